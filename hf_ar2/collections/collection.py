@@ -1,0 +1,182 @@
+"""A test collection: a corpus of passages, queries, and the judgments that connect them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+
+from hf_ar2.collections.judgments import Judgments
+from hf_ar2.collections.problems import CollectionError
+from hf_ar2.collections.tables import arrow_column, content_hash, hash_string_lists, hash_strings, rows_of
+
+_JOINED_ROWS = 65_536
+
+
+@dataclass(eq=False)
+class Collection:
+    """Corpus, queries and qrels of a test collection. String ids live here; everything inside works on rows.
+
+    Attributes:
+        name: What the collection is called in tables and run files.
+        corpus: Passages, columns `id`, `title` (may be empty), `text`, all strings.
+        queries: Queries of all splits, columns `id`, `text`, and optionally `answers` (list of strings).
+        qrels: Split -> judgments with columns `query_id`, `passage_id` (strings) and `relevance` (int32).
+        skipped: Cause -> how many entries the reader left out for it.
+        answer_splits: Split -> int64 rows of `queries`, for splits that have answers but no judgments (DPR's
+            `*.qa.csv`).
+
+    Raises:
+        CollectionError: A column is missing, or the corpus is empty.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> collection = Collection(
+        ...     name="tiny",
+        ...     corpus=Dataset.from_dict({"id": ["a", "b"], "title": ["Paris", ""], "text": ["A city.", "A dog."]}),
+        ...     queries=Dataset.from_dict({"id": ["q"], "text": ["which city"]}),
+        ...     qrels={"test": Dataset.from_dict({"query_id": ["q"], "passage_id": ["a"], "relevance": [1]})},
+        ... )
+        >>> collection
+        Collection 'tiny': 2 passages, 1 queries
+          test: 1 queries, 1 judgments (1 relevant)
+        >>> collection.judgments("test").passage_rows
+        array([0])
+        >>> collection.passage_texts()
+        ['Paris A city.', 'A dog.']
+    """
+
+    name: str
+    corpus: datasets.Dataset
+    queries: datasets.Dataset
+    qrels: dict[str, datasets.Dataset]
+    skipped: dict[str, int] = field(default_factory=dict)
+    answer_splits: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_columns("corpus", self.corpus, ("id", "title", "text"))
+        _check_columns("queries", self.queries, ("id", "text"))
+        for split, qrels in self.qrels.items():
+            _check_columns(f"qrels[{split!r}]", qrels, ("query_id", "passage_id", "relevance"))
+        if len(self.corpus) == 0:
+            raise CollectionError(f"collection {self.name!r}: found no passages; expected at least one")
+        self._judgments: dict[str, Judgments] = {}
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have judgments, in the order train, dev, test, then the others by name."""
+        usual = {"train": 0, "dev": 1, "test": 2}
+        return sorted(self.qrels, key=lambda split: (usual.get(split, 3), split))
+
+    def judgments(self, split: str) -> Judgments:
+        """The judgments of a split by row; ids are resolved once.
+
+        Raises:
+            CollectionError: There is no such split, or a judgment names an id that is not in the collection.
+        """
+        if split not in self.qrels:
+            raise CollectionError(f"collection {self.name!r} has no qrels for split {split!r}; it has {self.splits}")
+        if split not in self._judgments:
+            qrels = self.qrels[split]
+            query_rows = self._rows_of(split, "query_id", self.queries)
+            passage_rows = self._rows_of(split, "passage_id", self.corpus)
+            try:
+                self._judgments[split] = Judgments.from_triples(
+                    query_rows, passage_rows, arrow_column(qrels, "relevance").to_numpy()
+                )
+            except ValueError as error:
+                raise CollectionError(f"collection {self.name!r}, qrels[{split!r}]: {error}") from error
+        return self._judgments[split]
+
+    def _rows_of(self, split: str, column: str, table: datasets.Dataset) -> np.ndarray:
+        ids = arrow_column(self.qrels[split], column)
+        rows = rows_of(ids, arrow_column(table, "id"))
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            raise CollectionError(
+                f"collection {self.name!r}, qrels[{split!r}] row {unknown[0]}: found {column} "
+                f"{ids[int(unknown[0])].as_py()!r}, which is not among the {len(table)} ids of the "
+                f"{'queries' if column == 'query_id' else 'corpus'}; {len(unknown)} judgments point nowhere"
+            )
+        return rows
+
+    def passage_texts(self, separator: str = " ") -> list[str]:
+        """One string per passage: title, separator and text; the text alone where there is no title."""
+        titles, texts = arrow_column(self.corpus, "title"), arrow_column(self.corpus, "text")
+        joined: list[str] = []
+        for start in range(0, len(texts), _JOINED_ROWS):
+            title, text = titles.slice(start, _JOINED_ROWS), texts.slice(start, _JOINED_ROWS)
+            gap = pc.if_else(pc.or_(pc.equal(title, ""), pc.equal(text, "")), "", separator)
+            # The last argument is the separator put between the ones before it, here another for each row.
+            joined.extend(pc.binary_join_element_wise(title, text, gap).to_pylist())
+        return joined
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the collection as a BEIR folder, which `load_collection` reads back with an equal fingerprint.
+
+        Raises:
+            CollectionError: The folder holds something that is not a BEIR collection.
+        """
+        from hf_ar2.collections.beir import write_beir
+
+        write_beir(self, Path(folder))
+
+    @cached_property
+    def corpus_fingerprint(self) -> str:
+        """32 hex digits of the passages' ids, titles and texts, in their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for column in ("id", "title", "text"):
+            hash_strings(arrow_column(self.corpus, column), digest)
+        return digest.hexdigest()
+
+    @cached_property
+    def queries_fingerprint(self) -> str:
+        """32 hex digits of the queries' ids, texts and answers, in their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for column in ("id", "text"):
+            hash_strings(arrow_column(self.queries, column), digest)
+        if "answers" in self.queries.column_names:
+            hash_string_lists(arrow_column(self.queries, "answers"), digest)
+        return digest.hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of the content: passages, queries, and judgments by split, in whatever order these come.
+
+        It depends on neither the name, the path, nor the format the collection was read from.
+        """
+        parts: list[bytes | np.ndarray] = [self.corpus_fingerprint.encode(), self.queries_fingerprint.encode()]
+        for split in sorted(self.qrels):
+            judgments = self.judgments(split)
+            parts += [f"qrels {split}".encode(), judgments.query_rows, judgments.offsets]
+            parts += [judgments.passage_rows, judgments.relevance]
+        for split in sorted(self.answer_splits):
+            parts += [f"answers {split}".encode(), np.asarray(self.answer_splits[split], dtype=np.int64)]
+        return content_hash(*parts)
+
+    def __repr__(self) -> str:
+        lines = [f"Collection {self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries"]
+        for split in self.splits:
+            judgments = self.judgments(split)
+            relevant = int((judgments.relevance > 0).sum())
+            lines.append(
+                f"  {split}: {len(judgments):,} queries, {len(judgments.relevance):,} judgments ({relevant:,} relevant)"
+            )
+        for split, rows in self.answer_splits.items():
+            lines.append(f"  {split}: {len(rows):,} queries with answers, no judgments")
+        if self.skipped:
+            lines.append("  skipped: " + ", ".join(f"{count:,} {cause}" for cause, count in self.skipped.items()))
+        return "\n".join(lines)
+
+
+def _check_columns(table: str, dataset: datasets.Dataset, expected: tuple[str, ...]) -> None:
+    missing = [name for name in expected if name not in dataset.column_names]
+    if missing:
+        raise CollectionError(
+            f"{table}: found columns {dataset.column_names}; expected {list(expected)}, so {missing} is missing"
+        )

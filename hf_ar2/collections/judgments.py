@@ -1,0 +1,103 @@
+"""Relevance judgments by row number: which passages were judged for which query, and how relevant they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Judgments:
+    """Judged passages per query, as a sparse matrix in compressed rows (CSR).
+
+    Attributes:
+        query_rows: int64 `[Q]`, rows of the collection's queries, ascending, each with at least one judgment.
+        offsets: int64 `[Q + 1]`; the judgments of query `i` are entries `offsets[i]` to `offsets[i + 1]`.
+        passage_rows: int64 `[J]`, rows of the corpus, ascending within a query.
+        relevance: int32 `[J]`, the judged grade; above 0 is relevant.
+
+    Example:
+        >>> judgments = Judgments.from_triples([4, 0, 4], [7, 2, 1], [1, 1, 0])
+        >>> judgments.query_rows
+        array([0, 4])
+        >>> judgments.of(1)
+        (array([1, 7]), array([0, 1], dtype=int32))
+        >>> judgments.positives().of(1)
+        (array([7]), array([1], dtype=int32))
+    """
+
+    query_rows: np.ndarray
+    offsets: np.ndarray
+    passage_rows: np.ndarray
+    relevance: np.ndarray
+
+    @classmethod
+    def from_triples(cls, query_rows, passage_rows, relevance) -> Judgments:
+        """Builds the judgments from parallel arrays `[J]` of query row, passage row and relevance, in any order.
+
+        Raises:
+            ValueError: The arrays differ in length, or a passage is judged twice for one query.
+        """
+        queries = np.asarray(query_rows, dtype=np.int64)
+        passages = np.asarray(passage_rows, dtype=np.int64)
+        grades = np.asarray(relevance, dtype=np.int32)
+        if not queries.shape == passages.shape == grades.shape or queries.ndim != 1:
+            raise ValueError(
+                f"expected three arrays of one length, found shapes {queries.shape}, {passages.shape}, {grades.shape}"
+            )
+        order = np.lexsort((passages, queries))
+        queries, passages, grades = queries[order], passages[order], grades[order]
+        twice = np.flatnonzero((queries[1:] == queries[:-1]) & (passages[1:] == passages[:-1]))
+        if len(twice):
+            at = twice[0]
+            raise ValueError(f"passage row {passages[at]} is judged more than once for query row {queries[at]}")
+        rows, starts = np.unique(queries, return_index=True)
+        return cls(rows, np.append(starts, len(queries)).astype(np.int64), passages, grades)
+
+    def __len__(self) -> int:
+        """The number of judged queries, Q."""
+        return len(self.query_rows)
+
+    def of(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Passage rows and relevance of the i-th judged query (whose row is `query_rows[i]`)."""
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return self.passage_rows[part], self.relevance[part]
+
+    def positives(self) -> Judgments:
+        """The judgments above 0; queries that have none are left out."""
+        return self._keep(self.relevance > 0)
+
+    def take(self, indices) -> Judgments:
+        """The judgments of a subset of the judged queries.
+
+        Args:
+            indices: Positions in `query_rows` (not rows themselves), ascending and distinct, or a bool mask `[Q]`.
+
+        Raises:
+            ValueError: The positions do not ascend, so that `query_rows` would not.
+        """
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            if len(indices) != len(self):
+                raise ValueError(f"expected a mask of length {len(self)}, found {len(indices)}")
+            indices = np.flatnonzero(indices)
+        indices = indices.astype(np.int64)
+        if np.any(np.diff(indices) <= 0):
+            raise ValueError("expected ascending and distinct indices; sort them with numpy.unique")
+        lengths = np.diff(self.offsets)[indices]
+        offsets = np.append(0, np.cumsum(lengths))
+        # Entry j of the result belongs to one query; its place there, added to where that query started.
+        entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][indices] - offsets[:-1], lengths)
+        return Judgments(self.query_rows[indices], offsets, self.passage_rows[entries], self.relevance[entries])
+
+    def _keep(self, mask: np.ndarray) -> Judgments:
+        kept_before = np.append(0, np.cumsum(mask))
+        offsets = kept_before[self.offsets]
+        some = np.diff(offsets) > 0
+        return Judgments(
+            self.query_rows[some],
+            np.append(offsets[:-1][some], offsets[-1]),
+            self.passage_rows[mask],
+            self.relevance[mask],
+        )

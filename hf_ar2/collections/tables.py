@@ -1,0 +1,73 @@
+"""Arrow columns of datasets: look-up of ids, content hashes. Works on millions of rows without Python objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
+QUERY_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "text")})
+ANSWERED_QUERY_FEATURES = datasets.Features({**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string"))})
+QRELS_FEATURES = datasets.Features(
+    {"query_id": datasets.Value("string"), "passage_id": datasets.Value("string"), "relevance": datasets.Value("int32")}
+)
+_HASHED_ROWS = 65_536
+
+
+def arrow_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """The column as Arrow data, without a copy where the dataset has no indices mapping."""
+    column = dataset.select_columns([name]).with_format("arrow")[:][name]
+    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+
+
+def rows_of(ids: pa.ChunkedArray | Sequence[str], known_ids: pa.ChunkedArray) -> np.ndarray:
+    """The row of each id in `known_ids` as int64 `[N]`, -1 where it is not there."""
+    if not isinstance(ids, pa.ChunkedArray):
+        ids = pa.chunked_array([pa.array(ids, type=pa.string())])
+    if len(ids) == 0:
+        return np.empty(0, dtype=np.int64)
+    found = pc.index_in(ids, value_set=known_ids.cast(ids.type))
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
+    """A bool mask `[N]`: True where the id was not seen in an earlier row."""
+    if len(ids) == 0:
+        return np.empty(0, dtype=bool)
+    # Dictionary codes are given in the order of first occurrence, so a new id is one above all codes before it.
+    codes = pa.concat_arrays([chunk.indices for chunk in ids.dictionary_encode().unify_dictionaries().chunks]).to_numpy()
+    return np.append(True, codes[1:] > np.maximum.accumulate(codes)[:-1])
+
+
+def hash_strings(column: pa.ChunkedArray, digest) -> None:
+    """Feeds a string column to a hashlib digest; the same for equal content, however it is cut into chunks."""
+    digest.update(f"strings {len(column)};".encode())
+    for start in range(0, len(column), _HASHED_ROWS):
+        part = column.slice(start, _HASHED_ROWS).cast(pa.large_string())
+        digest.update(pc.binary_length(part).to_numpy().tobytes())
+        for chunk in part.chunks:
+            _, offsets, data = chunk.buffers()
+            ends = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+            if len(chunk) and ends[-1] > ends[0]:
+                digest.update(memoryview(data)[ends[0] : ends[-1]])
+
+
+def hash_string_lists(column: pa.ChunkedArray, digest) -> None:
+    """Feeds a column of lists of strings to a hashlib digest."""
+    digest.update(pc.list_value_length(column).to_numpy().astype(np.int64).tobytes())
+    hash_strings(pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=pa.string()), digest)
+
+
+def content_hash(*parts: bytes | np.ndarray) -> str:
+    """32 hex digits over byte strings and arrays, each with its length."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
+        digest.update(f"{len(data)};".encode())
+        digest.update(data)
+    return digest.hexdigest()
