@@ -1,0 +1,20 @@
+"""Losses on score tensors: one positive in column 0, negatives after it, an optional mask of real entries.
+
+All of them compute in float32 and in log space whatever the autocast state, and return a scalar averaged over
+the queries of the batch. They import torch alone.
+"""
+
+from __future__ import annotations
+
+from hf_ar2.losses.adversarial import adversarial_loss
+from hf_ar2.losses.contrastive import in_batch_contrastive_loss
+from hf_ar2.losses.gather import all_gather_with_gradient
+from hf_ar2.losses.listwise import distillation_loss, listwise_cross_entropy
+
+__all__ = [
+    "adversarial_loss",
+    "all_gather_with_gradient",
+    "distillation_loss",
+    "in_batch_contrastive_loss",
+    "listwise_cross_entropy",
+]

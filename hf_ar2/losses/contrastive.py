@@ -1,0 +1,149 @@
+"""Contrastive loss of a retriever over in-batch, hard and cross-process negatives."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_ar2.losses.gather import all_gather, all_gather_with_gradient, process_rank
+from hf_ar2.losses.listwise import check_mask
+
+
+def in_batch_contrastive_loss(
+    query_embeddings: Tensor,
+    passage_embeddings: Tensor,
+    *,
+    temperature: float = 1.0,
+    passage_rows: Tensor | None = None,
+    known_positives: Tensor | None = None,
+    mask: Tensor | None = None,
+    gather: bool = False,
+) -> Tensor:
+    """Cross-entropy of each query's positive over all passages of the batch, from all processes if asked.
+
+    .. math:: L = -\\frac{1}{B} \\sum_b \\log \\frac{\\exp(q_b \\cdot d_{b0} / T)}
+              {\\sum_{i \\in N_b} \\exp(q_b \\cdot d_i / T)}
+
+    where ``N_b`` are all ``W * B * L`` passages of ``W`` processes, without masked entries and without what
+    would be a false negative of query b: other copies of its positive and its known positives. They are told
+    by row number, never by text or embedding (with dropout, equal texts embed differently). A true negative
+    that stands in the batch twice counts twice.
+
+    Args:
+        query_embeddings: ``[B, d]``, any float dtype; scores are dot products, so normalise for cosine.
+        passage_embeddings: ``[B, L, d]``, ``L >= 1``. Column 0 is the query's positive, the rest are its hard
+            negatives.
+        temperature: scores are divided by it. 1 in the paper (raw dot products), about 0.05 when normalised.
+        passage_rows: ``[B, L]`` int64, the rows of the passages in the corpus. Without it nothing can be told
+            to be a copy or a known positive.
+        known_positives: ``[B, P]`` int64, rows of all judged positives of each query, padded with -1.
+        mask: ``[B, L]`` bool, True = real entry; column 0 must be real.
+        gather: also take the passages of all other processes as negatives, with gradient; every process must
+            hold the same B and L. The mean runs over the local queries: with the average over processes that
+            ``DistributedDataParallel`` takes, loss and gradients are those of the whole batch in one process.
+
+    Returns:
+        Scalar, float32 (float64 for float64 embeddings), the mean over the ``B`` local queries.
+
+    Raises:
+        ValueError: shapes do not fit, a positive is masked, ``temperature`` is not above 0, or
+            ``known_positives`` comes without ``passage_rows``.
+        TypeError: embeddings are not floating point, or ``mask`` is not bool.
+
+    Source: DPR (arXiv 2004.04906), equation 2, the objective of AR2's warmed-up retriever; cross-batch
+    negatives: RocketQA (arXiv 2010.08191).
+
+    Example:
+        >>> import torch
+        >>> queries = torch.eye(2)
+        >>> passages = torch.stack([torch.eye(2), torch.zeros(2, 2)], dim=1)        # a hard negative each
+        >>> round(in_batch_contrastive_loss(queries, passages, temperature=0.5).item(), 4)
+        0.3408
+        >>> rows = torch.tensor([[7, 3], [8, 7]])       # query 0's positive is also query 1's hard negative
+        >>> round(in_batch_contrastive_loss(queries, passages, temperature=0.5, passage_rows=rows).item(), 4)
+        0.2901
+    """
+    _check(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
+    dtype = torch.promote_types(query_embeddings.dtype, torch.float32)
+    with torch.autocast(query_embeddings.device.type, enabled=False):
+        passages = passage_embeddings.to(dtype)
+        if mask is not None:  # it may hold anything, and 0 times NaN would reach the query's gradient
+            passages = passages.masked_fill(~mask[:, :, None], 0.0)
+        rows = passage_rows
+        batch, list_size, dim = passages.shape
+        first = torch.arange(batch, device=passages.device)
+        if gather:
+            first = first + process_rank() * batch
+            passages = all_gather_with_gradient(passages)
+            rows = None if rows is None else all_gather(rows)
+            mask = None if mask is None else all_gather(mask)
+        positive = first * list_size  # where each query's own positive stands among all passages
+        scores = query_embeddings.to(dtype) @ passages.reshape(-1, dim).T / temperature
+        excluded = _false_negatives(positive, scores.shape, rows, known_positives, mask)
+        if excluded is not None:
+            scores = scores.masked_fill(excluded, float("-inf"))
+        return F.cross_entropy(scores, positive)
+
+
+def _false_negatives(
+    positive: Tensor,
+    shape: torch.Size,
+    rows: Tensor | None,
+    known_positives: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor | None:
+    """``[B, N]`` bool: what must not count as a negative; the query's own positive never is among it."""
+    if rows is None and mask is None:
+        return None
+    excluded = torch.zeros(shape, dtype=torch.bool, device=positive.device)
+    if mask is not None:
+        excluded |= ~mask.reshape(1, -1)
+    if rows is not None:
+        rows = rows.reshape(-1)
+        excluded |= rows == rows[positive][:, None]
+        if known_positives is not None and known_positives.shape[1] > 0:
+            # Membership by binary search: [B, N] at most in memory, however many positives are known.
+            known = known_positives.sort(dim=1).values.contiguous()
+            wanted = rows.expand(shape).contiguous()
+            place = torch.searchsorted(known, wanted).clamp(max=known.shape[1] - 1)
+            excluded |= (known.gather(1, place) == wanted) & (wanted >= 0)
+    return excluded.scatter(1, positive[:, None], False)
+
+
+def _check(
+    query_embeddings: Tensor,
+    passage_embeddings: Tensor,
+    temperature: float,
+    passage_rows: Tensor | None,
+    known_positives: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    for name, tensor in (("query_embeddings", query_embeddings), ("passage_embeddings", passage_embeddings)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} have dtype {tensor.dtype}, expected a floating-point dtype")
+    if query_embeddings.dim() != 2 or query_embeddings.shape[0] == 0:
+        raise ValueError(
+            f"query_embeddings have shape {tuple(query_embeddings.shape)}, expected [queries, dim]"
+        )
+    batch, dim = query_embeddings.shape
+    found = tuple(passage_embeddings.shape)
+    if len(found) != 3 or found[0] != batch or found[1] < 1 or found[2] != dim:
+        raise ValueError(
+            f"passage_embeddings have shape {found}, expected [{batch}, 1 + hard negatives, {dim}] "
+            f"to go with query_embeddings of shape {(batch, dim)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+    if passage_rows is not None and passage_rows.shape != passage_embeddings.shape[:2]:
+        raise ValueError(f"passage_rows have shape {tuple(passage_rows.shape)}, expected {found[:2]}")
+    if known_positives is not None:
+        if passage_rows is None:
+            raise ValueError("known_positives are compared to passage_rows, which are missing: pass both")
+        if known_positives.dim() != 2 or known_positives.shape[0] != batch:
+            shape = tuple(known_positives.shape)
+            raise ValueError(
+                f"known_positives have shape {shape}, expected [{batch}, positives], padded with -1"
+            )
+    if mask is not None:
+        check_mask(mask, passage_embeddings.shape[:2])

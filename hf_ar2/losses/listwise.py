@@ -1,0 +1,143 @@
+"""Listwise losses: cross-entropy to the positive, and to a teacher's distribution over the list."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def listwise_cross_entropy(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the positive over its list: what the ranker is trained with.
+
+    .. math:: L = -\\frac{1}{B} \\sum_b \\log \\frac{\\exp s_{b0}}{\\sum_i \\exp s_{bi}}
+
+    Args:
+        scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive, the rest its negatives.
+            Divided by the temperature already.
+        mask: ``[B, L]`` bool, True = real entry. A masked entry counts for nothing and gets a gradient of
+            exactly 0, whatever stands there. Column 0 must be real. A query whose negatives are all masked
+            contributes 0 and still counts in the mean, so that equal batches keep equal weights.
+
+    Returns:
+        Scalar, float32 (float64 for float64 scores), the mean over the ``B`` queries.
+
+    Raises:
+        ValueError: the shapes do not fit, or a positive is masked.
+        TypeError: ``scores`` are not floating point, or ``mask`` is not bool.
+
+    Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[2.0, 0.0, 0.0], [1.0, 1.0, 9.0]])
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> round(listwise_cross_entropy(scores, mask).item(), 4)
+        0.4663
+    """
+    scores, mask = checked_lists(scores, mask)
+    with torch.autocast(scores.device.type, enabled=False):
+        return -masked_log_softmax(scores, mask)[:, 0].mean()
+
+
+def distillation_loss(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of the student to the teacher's distribution over the list. The teacher is detached.
+
+    .. math:: L = -\\frac{1}{B} \\sum_b \\sum_i \\mathrm{softmax}(t_b / T_t)_i
+              \\log \\mathrm{softmax}(s_b / T_s)_i
+
+    Its gradient in the student is that of the forward KL divergence KL(teacher || student), and
+    ``(softmax(s / T_s) - softmax(t / T_t)) / (T_s B)``: there is no factor ``T^2``.
+
+    Args:
+        student_scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive.
+        teacher_scores: ``[B, L]``; no gradient flows into them.
+        student_temperature: the student's scores are divided by it. 1 in the paper, where scores are raw dot
+            products; normalised embeddings need about 0.05.
+        teacher_temperature: the teacher's scores are divided by it; above 1 flattens the target. 1 in the
+            paper.
+        mask: ``[B, L]`` bool, True = real entry, for both lists; as in :func:`listwise_cross_entropy`.
+
+    Returns:
+        Scalar, float32 (float64 for float64 scores), the mean over the ``B`` queries.
+
+    Raises:
+        ValueError: the shapes do not fit, a positive is masked, or a temperature is not above 0.
+        TypeError: scores are not floating point, or ``mask`` is not bool.
+
+    Source: AR2 (arXiv 2110.03611), equation 12, the regulariser ``J_R = H(p_phi, p_theta)``, teacher first.
+
+    Example:
+        >>> import torch
+        >>> teacher = torch.tensor([[3.0, 0.0, 0.0]])
+        >>> agreeing, opposed = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+        >>> distillation_loss(agreeing, teacher).item() < distillation_loss(opposed, teacher).item()
+        True
+    """
+    if not (student_temperature > 0 and teacher_temperature > 0):
+        found = f"student_temperature={student_temperature}, teacher_temperature={teacher_temperature}"
+        raise ValueError(f"{found}: expected numbers above 0")
+    student, mask = checked_lists(student_scores, mask, name="student_scores")
+    teacher, _ = checked_lists(teacher_scores.detach(), None, name="teacher_scores", like=student)
+    with torch.autocast(student.device.type, enabled=False):
+        target = masked_log_softmax(teacher / teacher_temperature, mask).exp()
+        cross_entropy = -(target * masked_log_softmax(student / student_temperature, mask))
+        if mask is not None:
+            cross_entropy = cross_entropy.masked_fill(~mask, 0.0)
+        return cross_entropy.sum(dim=1).mean()
+
+
+def masked_log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Log-softmax over the real entries of each row; 0 at masked ones, so sums may run over the whole row.
+
+    The filling value is finite: a row without a single real entry gives zeros and zero gradients, not NaN.
+
+    Example:
+        >>> import torch
+        >>> masked_log_softmax(torch.tensor([[1.0, 1.0, 8.0]]), torch.tensor([[True, True, False]]))
+        tensor([[-0.6931, -0.6931,  0.0000]])
+    """
+    if mask is None:
+        return torch.log_softmax(scores, dim=1)
+    filled = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return torch.log_softmax(filled, dim=1).masked_fill(~mask, 0.0)
+
+
+def checked_lists(
+    scores: Tensor, mask: Tensor | None, name: str = "scores", like: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The scores in float32 (float64 stays) and the mask, both checked.
+
+    Raises:
+        ValueError: the shapes do not fit, or a positive (column 0) is masked.
+        TypeError: ``scores`` are not floating point, or ``mask`` is not bool.
+    """
+    if not scores.is_floating_point():
+        raise TypeError(f"{name} have dtype {scores.dtype}, expected a floating-point dtype")
+    if scores.dim() != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
+        raise ValueError(
+            f"{name} have shape {tuple(scores.shape)}, expected [queries, 1 + negatives], "
+            "with at least one query and one negative"
+        )
+    if like is not None and scores.shape != like.shape:
+        found, expected = tuple(scores.shape), tuple(like.shape)
+        raise ValueError(f"{name} have shape {found}, expected {expected} as the other model's")
+    if mask is not None:
+        check_mask(mask, scores.shape)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)), mask
+
+
+def check_mask(mask: Tensor, shape: torch.Size) -> None:
+    """Refuses a mask of another shape or dtype, and one that masks a positive."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}, expected torch.bool (True = real entry)")
+    if mask.shape != shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {tuple(shape)} as the lists")
+    if not bool(mask[:, 0].all()):
+        row = int((~mask[:, 0]).nonzero()[0])
+        raise ValueError(f"mask is False in column 0 of row {row}: a list's positive must be a real entry")
