@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ar2.sampling import counter_uniform as counter_uniform
 from hf_ar2.sampling import sample_negatives as sample_negatives
 from hf_ar2.sampling import sample_positive_columns as sample_positive_columns
 from hf_ar2.sampling import sample_random_passages as sample_random_passages
@@ -357,9 +356,7 @@ def _text_groups(
     """Numbers the positives' texts; returns those of ``rows`` (-1: no positive's) and of the positives."""
     highest = int(max(rows.max(initial=-1), positive_rows.max(initial=-1)))
     if highest >= len(text_keys):
-        raise ValueError(
-            f"text_keys has {len(text_keys)} entries, but passage row {highest} occurs; give one per passage"
-        )
+        raise ValueError(f"text_keys has {len(text_keys)} entries, but passage row {highest} occurs")
     keys, numbers = np.unique(text_keys[positive_rows], return_inverse=True)
     group_of_row = np.searchsorted(keys, text_keys).astype(np.int32)
     group_of_row[keys[np.minimum(group_of_row, len(keys) - 1)] != text_keys] = -1
@@ -378,9 +375,7 @@ def _padded_scores(positive_scores: np.ndarray | None, positive_rows: np.ndarray
     unscored = np.argwhere(~np.isfinite(scores) & (positive_rows >= 0))
     if len(unscored):
         query, column = unscored[0]
-        raise ValueError(
-            f"positive_scores[{query}, {column}] is {scores[query, column]}; expected a finite score"
-        )
+        raise ValueError(f"positive_scores[{query}, {column}] is {scores[query, column]}; expected a number")
     return np.where(positive_rows >= 0, scores, np.float32(-np.inf))
 
 
@@ -388,18 +383,14 @@ def _check(
     scores: np.ndarray, rows: np.ndarray, positives: Judgments, depth: int, answer_hits: np.ndarray | None
 ) -> None:
     if rows.ndim != 2 or scores.shape != rows.shape:
-        raise ValueError(
-            f"retrieved_rows has shape {rows.shape}, retrieved_scores {scores.shape}; expected [Q, K'] both"
-        )
+        raise ValueError(f"retrieved_rows is {rows.shape}, retrieved_scores {scores.shape}; expected [Q, K']")
     if len(positives) != len(rows):
         raise ValueError(
             f"{len(positives)} queries have a positive, but {len(rows)} queries were searched; "
             "search the queries of judgments.positives()"
         )
     if not len(rows) or not rows.shape[1] or depth < 1:
-        raise ValueError(
-            f"{len(rows)} queries, {rows.shape[1]} retrieved, depth {depth}; expected at least 1 each"
-        )
+        raise ValueError(f"{len(rows)} queries, {rows.shape[1]} passages, depth {depth}; expected 1 or more")
     if answer_hits is not None and (answer_hits.shape != rows.shape or answer_hits.dtype != bool):
         raise ValueError(
             f"answer_hits is {answer_hits.dtype} {answer_hits.shape}; expected bool {rows.shape}"

@@ -11,7 +11,6 @@ import pytest
 from hf_ar2.candidates import (
     CandidatePool,
     build_pool,
-    counter_uniform,
     padded_positives,
     passage_text_keys,
     pool_statistics,
@@ -20,6 +19,7 @@ from hf_ar2.candidates import (
     sample_random_passages,
 )
 from hf_ar2.collections.judgments import Judgments
+from hf_ar2.sampling import counter_uniform
 
 
 def judge(*positives: list[int]) -> Judgments:
