@@ -92,7 +92,7 @@ class CandidatePool:
             (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
             temporary.chmod(0o755)
             # A folder cannot be renamed over one that holds files: the old one steps aside first.
-            aside = temporary.with_suffix(".old")
+            aside = temporary.with_name(temporary.name + ".old")
             if folder.exists():
                 os.replace(folder, aside)
             os.replace(temporary, folder)
@@ -131,8 +131,9 @@ class CandidatePool:
             )
         arrays = {}
         for name, dtype in _ARRAYS.items():
-            array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             shape = tuple(meta["shapes"][name])
+            mode = None if 0 in shape else "r"  # an empty file cannot be mapped
+            array = np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(
                     f"{folder / name}.npy: {array.dtype} {array.shape}, expected {dtype} {shape}; "
@@ -166,7 +167,7 @@ def build_pool(
         retrieved_scores: float ``[Q, K']``, best first.
         retrieved_rows: int ``[Q, K']``, rows in the corpus; -1 pads.
         judgments: of the same queries in the same order; those with relevance 0 are ignored.
-        depth: most candidates kept per query (AR2: 100).
+        depth: most candidates kept per query (AR2: 100); with 0 the pool holds positives alone.
         positive_scores: float ``[Q, P]``, the retriever's scores of :func:`padded_positives`; a positive need
             not be among what was retrieved. Needed by the SimANS sampler and the margin statistics.
         text_keys: int64 ``[N]``, :func:`passage_text_keys` of the corpus; turns the duplicate filter on.
@@ -389,11 +390,11 @@ def _check(
             f"{len(positives)} queries have a positive, but {len(rows)} queries were searched; "
             "search the queries of judgments.positives()"
         )
-    if not len(rows) or not rows.shape[1] or depth < 1:
-        raise ValueError(f"{len(rows)} queries, {rows.shape[1]} passages, depth {depth}; expected 1 or more")
+    if not len(rows) or depth < 0:
+        raise ValueError(f"{len(rows)} queries and depth {depth}; expected a query, and a depth of 0 or more")
     if answer_hits is not None and (answer_hits.shape != rows.shape or answer_hits.dtype != bool):
         raise ValueError(
             f"answer_hits is {answer_hits.dtype} {answer_hits.shape}; expected bool {rows.shape}"
         )
-    if rows.max() > np.iinfo(np.int32).max:
+    if rows.max(initial=-1) > np.iinfo(np.int32).max:
         raise ValueError(f"passage row {rows.max()} does not fit int32; a pool holds rows below 2^31")

@@ -172,6 +172,15 @@ class TestFolder:
         assert [path.name for path in tmp_path.iterdir()] == ["pool"]
         assert first.passage_rows[0].tolist() == [4, 2, -1]  # a map that is open stays readable
 
+    def test_depth_zero_holds_positives_alone(self, tmp_path):
+        pool = build_pool(np.zeros((2, 0)), np.zeros((2, 0), dtype=np.int64), judge([7], [4, 3]), depth=0)
+        pool.save(tmp_path / "pool")
+        pool = CandidatePool.open(tmp_path / "pool")
+        assert pool.positive_rows.tolist() == [[7, -1], [3, 4]]
+        assert pool_statistics(pool)["candidates"] == 0
+        rows, mask = sample_negatives(pool, np.arange(2), 3, seed=0, positions=np.arange(2))
+        assert rows.shape == (2, 3) and not mask.any()
+
     def test_another_fingerprint_is_refused(self, tmp_path):
         self.build(tmp_path / "pool")
         with pytest.raises(ValueError, match=r"made from abc, expected xyz.*build the pool again"):
