@@ -132,8 +132,8 @@ class CandidatePool:
         arrays = {}
         for name, dtype in _ARRAYS.items():
             shape = tuple(meta["shapes"][name])
-            mode = None if 0 in shape else "r"  # an empty file cannot be mapped
-            array = np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)
+            # An empty file cannot be mapped.
+            array = np.load(folder / f"{name}.npy", mmap_mode=None if 0 in shape else "r", allow_pickle=False)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(
                     f"{folder / name}.npy: {array.dtype} {array.shape}, expected {dtype} {shape}; "
@@ -262,8 +262,7 @@ def pool_statistics(pool: CandidatePool) -> dict[str, float]:
     """How large and how hard a pool is.
 
     Returns:
-        - ``queries``: number of queries.
-        - ``candidates``: mean number of candidates per query.
+        - ``queries``: their number; ``candidates``: mean number of candidates per query.
         - ``short_pools``, ``empty_pools``: queries with fewer candidates than the depth, and with none.
         - ``top_score``: mean score of the first candidate.
 
