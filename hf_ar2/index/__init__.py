@@ -1,0 +1,13 @@
+"""The tokenised corpus, its embeddings on disk, and the index over them."""
+
+from hf_ar2.index.encoding import encode_rows, token_budget_batches
+from hf_ar2.index.tokens import InputBuilder, TokenStore, tokenize, tokenizer_fingerprint
+
+__all__ = [
+    "InputBuilder",
+    "TokenStore",
+    "encode_rows",
+    "token_budget_batches",
+    "tokenize",
+    "tokenizer_fingerprint",
+]

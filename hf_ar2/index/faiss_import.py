@@ -1,0 +1,34 @@
+"""FAISS comes in two packages, so it is no hard dependency: it is imported where it is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def import_faiss() -> Any:
+    """The module `faiss`.
+
+    Raises:
+        ImportError: it is missing or cannot be loaded; the message names both extras that install it.
+
+    Example:
+        >>> import_faiss().__name__
+        'faiss'
+    """
+    try:
+        import faiss
+    except (ImportError, RuntimeError) as error:  # faiss-gpu raises RuntimeError without its CUDA libraries
+        raise ImportError(
+            f"FAISS cannot be imported ({error}). Install it for the processor with "
+            '`pip install "hf-ar2[cpu]"`, or for an NVIDIA GPU under Linux x86_64 with '
+            '`pip install "hf-ar2[gpu]"`; not both, they overwrite each other.'
+        ) from error
+    return faiss
+
+
+def faiss_has_gpu(faiss: Any) -> bool:
+    """Whether this build of FAISS can search on a GPU of this machine.
+
+    A build for GPUs imports and makes resources without a GPU and fails only later, hence the count.
+    """
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0

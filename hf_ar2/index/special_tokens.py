@@ -1,0 +1,45 @@
+"""Where a tokenizer puts its special tokens."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class SpecialTokens:
+    """The special tokens around one text, or around and between two, learned by tokenising probes.
+
+    Attributes:
+        specials: one list of (token id, segment id) before, between and after the texts.
+        segments: the segment id of each text.
+        added: the number of special tokens.
+
+    Raises:
+        ValueError: the tokenizer changes a text's own tokens when it adds special ones.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probes: list[str]) -> None:
+        encoding = tokenizer(*([probe] for probe in probes), return_token_type_ids=True)
+        ids, types = encoding["input_ids"][0], encoding["token_type_ids"][0]
+        owners = encoding.sequence_ids(0)  # 0 first text, 1 second text, None special
+        self.specials: list[list[tuple[int, int]]] = [[]]
+        self.segments: list[int] = []
+        own_tokens: list[int] = []
+        for token, segment, owner in zip(ids, types, owners, strict=True):
+            if owner is None:
+                self.specials[-1].append((token, segment))
+                continue
+            if owner == len(self.segments):  # the text's first token
+                self.specials.append([])
+                self.segments.append(segment)
+            own_tokens.append(token)
+        self.added = sum(map(len, self.specials))
+        plain = tokenizer(probes, add_special_tokens=False)["input_ids"]
+        if len(self.segments) != len(probes) or own_tokens != list(chain.from_iterable(plain)):
+            raise ValueError(
+                f"{type(tokenizer).__name__} encodes the texts {probes} as {ids}, but without special tokens "
+                f"as {plain}: stored tokens cannot be completed to its inputs"
+            )
