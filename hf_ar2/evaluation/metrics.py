@@ -1,0 +1,288 @@
+"""Retrieval metrics over arrays of row numbers, in numpy alone.
+
+A ranking is an int array `retrieved` `[Q, K]`: for query `i` of the judgments, passage rows, best first, with
+-1 where fewer than K passages were retrieved. `gains` looks the judged relevance of every hit up once; the
+measures are then small functions of that array and return one float64 per query, which is what a paired test
+needs.
+
+Conventions, those of trec_eval (and so of pytrec_eval and ir_measures):
+
+- A passage is relevant where its relevance is above 0; a passage that nobody judged counts as not relevant.
+- The rank is the column. Nothing is sorted here, so equal scores stay in the order they were given in
+  (trec_eval sorts by score, then by document id descending).
+- nDCG's gain is the relevance itself and its discount log2(rank + 1); negative relevance gains 0.
+- A query for which nothing was retrieved scores 0 and counts in a mean. So does a query without a relevant
+  passage; `judgments.positives()` leaves such queries out.
+
+A measure is named as in the field, with its cutoff: "mrr@10", "recall@100", "hit_rate@20", "ndcg@10",
+"map@100"; "map" alone uses the whole list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hf_ar2.collections.judgments import Judgments
+
+MEASURES = ("mrr", "recall", "hit_rate", "ndcg", "map")
+DEFAULT_METRICS = ("mrr@10", "ndcg@10", "recall@100")
+_CELLS_AT_ONCE = 1 << 24
+
+
+def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
+    """Judged relevance of every retrieved passage.
+
+    Args:
+        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of
+            `judgments`.
+        judgments: the judgments of the same Q queries.
+
+    Returns:
+        int32 `[Q, K]`; 0 where the passage is not judged or the list has ended.
+
+    Raises:
+        ValueError: `retrieved` is not a `[Q, K]` integer array for the queries of `judgments`, or it holds a
+            judged passage twice for one query.
+
+    Example:
+        >>> from hf_ar2.collections.judgments import Judgments
+        >>> judgments = Judgments.from_triples([0, 0, 1], [4, 7, 5], [1, 2, 1])
+        >>> gains(np.array([[7, 3, 4], [6, -1, -1]]), judgments)
+        array([[2, 0, 1],
+               [0, 0, 0]], dtype=int32)
+    """
+    retrieved = np.asarray(retrieved)
+    if retrieved.ndim != 2 or len(retrieved) != len(judgments) or retrieved.dtype.kind not in "iu":
+        raise ValueError(
+            f"retrieved must be an integer array [{len(judgments)}, K], one list of passage rows for each of "
+            f"the {len(judgments)} judged queries; found {retrieved.dtype} {list(retrieved.shape)}"
+        )
+    result = np.zeros(retrieved.shape, np.int32)
+    # Judgments are few and lists are long: comparing each judged passage with its query's list costs about a
+    # nanosecond a cell, looking every hit up among the judgments by binary search a hundred.
+    query_of = _query_of_judgment(judgments)
+    step = max(1, _CELLS_AT_ONCE // max(1, retrieved.shape[1]))
+    for start in range(0, len(query_of), step):
+        part = slice(start, start + step)
+        found, column = np.nonzero(retrieved[query_of[part]] == judgments.passage_rows[part, None])
+        repeated = np.flatnonzero(found[1:] == found[:-1])
+        if len(repeated):
+            judgment = start + int(found[repeated[0]])
+            raise ValueError(
+                f"passage row {judgments.passage_rows[judgment]} was retrieved twice for query row "
+                f"{judgments.query_rows[query_of[judgment]]}; a ranking must hold each passage once"
+            )
+        result[query_of[part][found], column] = judgments.relevance[part][found]
+    return result
+
+
+def num_relevant(judgments: Judgments) -> np.ndarray:
+    """Number of relevant passages of each query: int64 `[Q]`."""
+    relevant = _query_of_judgment(judgments)[judgments.relevance > 0]
+    return np.bincount(relevant, minlength=len(judgments))
+
+
+def mrr(gains: np.ndarray, k: int) -> np.ndarray:
+    """Reciprocal rank of the first relevant passage among the first k, 0 where there is none: float64 `[Q]`.
+
+    Its mean over queries is MRR@k, the measure of MS MARCO.
+
+    Example:
+        >>> mrr(np.array([[0, 1, 1], [0, 0, 1]]), k=2)
+        array([0.5, 0. ])
+    """
+    rank_of_first = np.argmax(_first(gains, k) > 0, axis=1) + 1
+    return hit_rate(gains, k) / rank_of_first
+
+
+def hit_rate(gains: np.ndarray, k: int) -> np.ndarray:
+    """1 where a relevant passage is among the first k, else 0: float64 `[Q]`.
+
+    Also known as success@k and, in DPR, top-k retrieval accuracy.
+
+    Example:
+        >>> hit_rate(np.array([[0, 1, 1], [0, 0, 1]]), k=2)
+        array([1., 0.])
+    """
+    return np.any(_first(gains, k) > 0, axis=1).astype(np.float64)
+
+
+def recall(gains: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
+    """Share of a query's relevant passages found among the first k: float64 `[Q]`.
+
+    Args:
+        gains: int `[Q, K]`, see `gains`.
+        num_relevant: int `[Q]`, all relevant passages of the query, retrieved or not, see `num_relevant`.
+        k: cutoff.
+
+    Example:
+        >>> recall(np.array([[0, 1, 1], [0, 0, 1]]), np.array([4, 1]), k=3)
+        array([0.5, 1. ])
+    """
+    found = np.count_nonzero(_first(gains, k) > 0, axis=1)
+    return found / np.maximum(num_relevant, 1)
+
+
+def ndcg(gains: np.ndarray, judgments: Judgments, k: int) -> np.ndarray:
+    """Normalised discounted cumulative gain of the first k, `ndcg_cut` of trec_eval: float64 `[Q]`.
+
+    DCG@k = sum over ranks r <= k of relevance_r / log2(r + 1), divided by the DCG@k of the judged passages in
+    order of relevance (Järvelin and Kekäläinen 2002, with the relevance itself as the gain, not 2^relevance -
+    1).
+
+    Example:
+        >>> from hf_ar2.collections.judgments import Judgments
+        >>> judgments = Judgments.from_triples([0, 0], [4, 7], [1, 2])
+        >>> ndcg(gains(np.array([[7, 3, 4]]), judgments), judgments, k=3).round(4)
+        array([0.9502])
+    """
+    discounts = 1.0 / np.log2(np.arange(2, k + 2))
+    rows, columns = np.nonzero(_first(gains, k) > 0)
+    dcg = np.bincount(rows, gains[rows, columns] * discounts[columns], minlength=len(gains))
+
+    query_of = _query_of_judgment(judgments)
+    relevance = np.maximum(judgments.relevance, 0)
+    best_first = np.lexsort((-relevance, query_of))
+    rank = np.arange(len(relevance)) - judgments.offsets[query_of]
+    ideal = relevance[best_first] * np.where(rank < k, discounts[np.minimum(rank, k - 1)], 0.0)
+    ideal_dcg = np.bincount(query_of, ideal, minlength=len(judgments))
+    return np.divide(dcg, ideal_dcg, out=np.zeros(len(gains)), where=ideal_dcg > 0)
+
+
+def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None = None) -> np.ndarray:
+    """Mean, over all relevant passages of a query, of the precision at their ranks: float64 `[Q]`.
+
+    A relevant passage that is not among the first k (None: the whole list) counts 0, as in trec_eval's `map`
+    and `map_cut`. The mean over queries is MAP.
+
+    Example:
+        >>> average_precision(np.array([[1, 0, 1]]), np.array([2])).round(4)
+        array([0.8333])
+    """
+    rows, columns = np.nonzero(_first(gains, gains.shape[1] if k is None else k) > 0)
+    nth_of_query = np.arange(len(rows)) - np.searchsorted(rows, rows) + 1
+    precision = np.bincount(rows, nth_of_query / (columns + 1), minlength=len(gains))
+    return precision / np.maximum(num_relevant, 1)
+
+
+def answer_hit_rate(hits: np.ndarray, k: int) -> np.ndarray:
+    """1 where one of the first k passages contains an answer string, else 0: float64 `[Q]`.
+
+    The "top-k retrieval accuracy" of DPR (Karpukhin et al. 2020).
+
+    Args:
+        hits: bool `[Q, K]` from `hf_ar2.evaluation.answer_hits`.
+        k: cutoff.
+
+    Example:
+        >>> answer_hit_rate(np.array([[False, True], [False, False]]), k=2)
+        array([1., 0.])
+    """
+    return hit_rate(hits, k)
+
+
+def parse_metric(name: str) -> tuple[str, int | None]:
+    """Split a metric's name into its measure and its cutoff.
+
+    Raises:
+        ValueError: no such metric; the message lists those that exist and suggests the nearest.
+
+    Example:
+        >>> parse_metric("recall@100")
+        ('recall', 100)
+    """
+    match = re.fullmatch(r"([a-z_]+)(?:@([1-9][0-9]*))?", name)
+    if match and match[1] in MEASURES and (match[2] or match[1] == "map"):
+        return match[1], int(match[2]) if match[2] else None
+    measure, _, cutoff = name.lower().replace("-", "_").partition("@")
+    aliases = {"rr": "mrr", "r": "recall", "success": "hit_rate", "accuracy": "hit_rate", "ap": "map"}
+    near = [aliases[measure]] if measure in aliases else difflib.get_close_matches(measure, MEASURES, n=1)
+    depth = cutoff if cutoff.isdigit() and int(cutoff) > 0 else "10"
+    hint = "".join(
+        f"did you mean {name if name == 'map' and not cutoff else f'{name}@{depth}'!r}? " for name in near
+    )
+    raise ValueError(
+        f"unknown metric {name!r}; {hint}Metrics are {', '.join(f'{measure}@k' for measure in MEASURES)} "
+        "with a cutoff k of at least 1, and map"
+    )
+
+
+def evaluate_rankings(
+    retrieved: np.ndarray,
+    judgments: Judgments,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    num_passages: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Several metrics of one set of rankings, per query.
+
+    Args:
+        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of
+            `judgments`.
+        judgments: the judgments of the same Q queries.
+        metrics: names, see `parse_metric`.
+        num_passages: size of the corpus. Only where the lists are as long as the corpus may a cutoff exceed
+            K.
+
+    Returns:
+        metric name -> float64 `[Q]`, in the order of `judgments`; take the mean for the figure of the field.
+
+    Raises:
+        ValueError: an unknown metric; a cutoff above K (Recall@100 of 20 hits would be a silently wrong
+            number); malformed `retrieved`, see `gains`.
+
+    Example:
+        >>> from hf_ar2.collections.judgments import Judgments
+        >>> judgments = Judgments.from_triples([0, 1], [4, 5], [1, 1])
+        >>> evaluate_rankings(np.array([[3, 4], [6, 7]]), judgments, ["mrr@2", "recall@1"])
+        {'mrr@2': array([0.5, 0. ]), 'recall@1': array([0., 0.])}
+    """
+    parsed = [(name, *parse_metric(name)) for name in metrics]
+    gain = gains(retrieved, judgments)
+    relevant = num_relevant(judgments)
+    exhaustive = num_passages is not None and gain.shape[1] >= num_passages
+    values = {}
+    for name, measure, k in parsed:
+        if k is not None and exhaustive:
+            gain = _padded(gain, k)
+        if measure == "map":
+            values[name] = average_precision(gain, relevant, k)
+            continue
+        assert k is not None
+        if measure == "mrr":
+            values[name] = mrr(gain, k)
+        elif measure == "recall":
+            values[name] = recall(gain, relevant, k)
+        elif measure == "hit_rate":
+            values[name] = hit_rate(gain, k)
+        else:
+            values[name] = ndcg(gain, judgments, k)
+    return values
+
+
+def _first(gains: np.ndarray, k: int) -> np.ndarray:
+    """The first k columns, refusing lists that are too short to have them."""
+    if k < 1:
+        raise ValueError(f"the cutoff k must be at least 1, found {k}")
+    if k > gains.shape[1]:
+        raise ValueError(
+            f"cutoff {k} asked of lists of {gains.shape[1]} passages; retrieve at least {k} passages per "
+            f"query, or choose a cutoff of at most {gains.shape[1]}"
+        )
+    return gains[:, :k]
+
+
+def _padded(gains: np.ndarray, k: int) -> np.ndarray:
+    missing = max(0, k - gains.shape[1])
+    return np.pad(gains, ((0, 0), (0, missing))) if missing else gains
+
+
+def _query_of_judgment(judgments: Judgments) -> np.ndarray:
+    """int64 `[J]`: position, among the judged queries, of the query that each judgment belongs to."""
+    return np.repeat(np.arange(len(judgments)), np.diff(judgments.offsets))

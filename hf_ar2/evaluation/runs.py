@@ -1,0 +1,353 @@
+"""Run files and qrels files, the formats that retrieval systems and trec_eval exchange.
+
+A run file has one retrieved passage a line, `query_id Q0 passage_id rank score tag`; MS MARCO's has three
+columns, `query_id passage_id rank`. A qrels file has `query_id 0 passage_id relevance`. Paths that end in .gz
+are compressed. Ids are strings in the files and rows of the corpus and of the queries everywhere else.
+
+Order: a run is written in the order it is given, rank 1 first, with its scores as they are, and read back in
+the order of its rank column. trec_eval ignores that column and sorts by score and then by document id, both
+descending: where scores are tied, or do not fall with the rank, its metrics differ from ours by those swaps.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hf_ar2.collections.judgments import Judgments
+
+# Blocks that stay in the processor's cache: with 16 MB ones reading takes twice as long.
+_BYTES_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one system retrieved.
+
+    Attributes:
+        query_rows: int64 `[Q]`, ascending.
+        passage_rows: int64 `[Q, K]`, best first, -1 padded.
+        scores: float32 `[Q, K]`, -inf under the padding.
+        tag: the system's name.
+    """
+
+    query_rows: np.ndarray
+    passage_rows: np.ndarray
+    scores: np.ndarray
+    tag: str = ""
+
+    def of_queries(self, query_rows: np.ndarray) -> Run:
+        """The run of these queries, in this order; one that the run does not hold gets an empty list.
+
+        `run.of_queries(judgments.query_rows).passage_rows` is what the metrics take.
+
+        Args:
+            query_rows: int64 `[Q']`.
+
+        Returns:
+            a Run over exactly `query_rows`.
+        """
+        query_rows = np.asarray(query_rows, np.int64)
+        passage_rows = np.full((len(query_rows), self.passage_rows.shape[1]), -1, np.int64)
+        scores = np.full(passage_rows.shape, -np.inf, np.float32)
+        if len(self.query_rows):
+            place = np.minimum(np.searchsorted(self.query_rows, query_rows), len(self.query_rows) - 1)
+            held = self.query_rows[place] == query_rows
+            passage_rows[held], scores[held] = self.passage_rows[place[held]], self.scores[place[held]]
+        return Run(query_rows, passage_rows, scores, self.tag)
+
+
+def write_run(
+    path: str | os.PathLike[str],
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    rows: np.ndarray,
+    scores: np.ndarray,
+    tag: str = "hf_ar2",
+    *,
+    format: Literal["trec", "ms-marco"] = "trec",
+) -> None:
+    """Write a run; the file appears complete or not at all.
+
+    Scores are written with nine significant digits, enough to read the same float32 back.
+
+    Args:
+        path: the file, compressed if it ends in .gz.
+        query_ids: Q ids, of the queries of the rankings.
+        passage_ids: id of every passage of the corpus, indexed by row.
+        rows: int `[Q, K]`, passage rows, best first, -1 padded; the padding is not written.
+        scores: float `[Q, K]`.
+        tag: the system's name.
+        format: `"trec"` (six columns) or `"ms-marco"` (three columns, tabs, no scores).
+
+    Raises:
+        ValueError: an id or the tag is empty or has white space, which the format cannot hold; arrays that do
+            not fit each other.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows, scores = np.array([[1, 0]]), np.array([[9.5, 7.0]])
+        ...     write_run(f"{folder}/test.trec", ["q1"], ["d1", "d2"], rows, scores, "bm25")
+        ...     print(Path(f"{folder}/test.trec").read_text(), end="")
+        q1 Q0 d2 1 9.5 bm25
+        q1 Q0 d1 2 7 bm25
+    """
+    rows, scores = np.asarray(rows), np.asarray(scores)
+    if format not in ("trec", "ms-marco"):
+        raise ValueError(f"unknown run format {format!r}; it is 'trec' or 'ms-marco'")
+    if rows.ndim != 2 or len(query_ids) != len(rows) or rows.shape != scores.shape:
+        raise ValueError(
+            f"a run of {len(query_ids)} queries needs rows and scores of one shape [{len(query_ids)}, K]; "
+            f"found {list(rows.shape)} and {list(scores.shape)}"
+        )
+    _check_ids("run tag", [tag])
+    _check_ids("query id", list(query_ids))
+    _check_ids("passage id", [passage_ids[row] for row in np.unique(rows[rows >= 0]).tolist()])
+    ranks = list(range(1, rows.shape[1] + 1))
+    with _replacing(path) as file:
+        for query_id, query_rows, query_scores in zip(query_ids, rows, scores, strict=True):
+            kept = query_rows >= 0
+            columns: list[list[Any]] = [[passage_ids[row] for row in query_rows[kept].tolist()], ranks]
+            escaped = query_id.replace("%", "%%")
+            if format == "trec":
+                columns.append(query_scores[kept].tolist())
+                line = f"{escaped} Q0 %s %d %.9g {tag.replace('%', '%%')}\n"
+            else:
+                line = f"{escaped}\t%s\t%d\n"
+            # One % over all lines of a query runs in C; a call per line takes several times as long.
+            file.write(line * len(columns[0]) % tuple(_interleaved(columns, len(columns[0]))))
+
+
+def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids: Sequence[str]) -> Run:
+    """Read a run in TREC's six columns or MS MARCO's three, whichever the first line has.
+
+    The rank column decides the order (equal ranks: the order of the lines). Without a score column the scores
+    are 1 / rank.
+
+    Args:
+        path: the file, compressed if it ends in .gz.
+        query_ids: id of every query, indexed by row.
+        passage_ids: id of every passage, indexed by row.
+
+    Raises:
+        ValueError: a line with another number of columns, a rank or score that is no number, an unknown id, a
+            passage listed twice for a query; the message names the file and the line.
+    """
+    with _opened(path) as file:
+        first = file.readline().split()
+    if len(first) not in (0, 3, 6):
+        raise ValueError(
+            f"{path}:1: found {len(first)} columns; expected 'query_id Q0 passage_id rank score tag' or "
+            "'query_id passage_id rank'"
+        )
+    trec = len(first) != 3
+    names = ("query", "Q0", "passage", "rank", "score", "tag") if trec else ("query", "passage", "rank")
+    columns = _read_columns(
+        path,
+        names,
+        {"query": _rows_of(query_ids), "passage": _rows_of(passage_ids), "rank": int, "score": float},
+    )
+    query, passage, rank = columns["query"], columns["passage"], columns["rank"]
+    _refuse_repeats(path, query, passage, "retrieved", query_ids, passage_ids)
+    score = columns["score"] if trec else 1.0 / np.maximum(rank, 1)
+
+    order = np.lexsort((rank, query))
+    query, passage, score = query[order], passage[order], score[order]
+    query_rows, starts, lengths = np.unique(query, return_index=True, return_counts=True)
+    place = np.repeat(np.arange(len(query_rows)), lengths)
+    column = np.arange(len(query)) - np.repeat(starts, lengths)
+    passage_rows = np.full((len(query_rows), int(lengths.max(initial=0))), -1, np.int64)
+    scores = np.full(passage_rows.shape, -np.inf, np.float32)
+    passage_rows[place, column] = passage
+    scores[place, column] = score
+    return Run(query_rows, passage_rows, scores, first[5] if trec and first else "")
+
+
+def write_qrels(
+    path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids: Sequence[str], judgments: Judgments
+) -> None:
+    """Write judgments as `query_id 0 passage_id relevance`, the qrels format of trec_eval.
+
+    Args:
+        path: the file, compressed if it ends in .gz.
+        query_ids: id of every query, indexed by row.
+        passage_ids: id of every passage, indexed by row.
+        judgments: the judgments.
+
+    Raises:
+        ValueError: an id is empty or has white space, which the format cannot hold.
+    """
+    queries = [query_ids[row] for row in np.repeat(judgments.query_rows, np.diff(judgments.offsets)).tolist()]
+    passages = [passage_ids[row] for row in judgments.passage_rows.tolist()]
+    _check_ids("query id", queries)
+    _check_ids("passage id", passages)
+    columns = (queries, passages, judgments.relevance.tolist())
+    with _replacing(path) as file:
+        file.write("%s 0 %s %d\n" * len(queries) % tuple(_interleaved(columns, len(queries))))
+
+
+def read_qrels(
+    path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids: Sequence[str]
+) -> Judgments:
+    """Read a qrels file of trec_eval, `query_id 0 passage_id relevance`.
+
+    Args:
+        path: the file, compressed if it ends in .gz.
+        query_ids: id of every query, indexed by row.
+        passage_ids: id of every passage, indexed by row.
+
+    Raises:
+        ValueError: a line with another number of columns, a relevance that is no integer, an unknown id, a
+            passage judged twice for a query; the message names the file and the line.
+    """
+    from hf_ar2.collections.judgments import Judgments  # here, so that metrics need nothing but numpy
+
+    kinds: dict[str, Any] = {"query": _rows_of(query_ids), "passage": _rows_of(passage_ids), "relevance": int}
+    columns = _read_columns(path, ("query", "0", "passage", "relevance"), kinds)
+    _refuse_repeats(path, columns["query"], columns["passage"], "judged", query_ids, passage_ids)
+    return Judgments.from_triples(columns["query"], columns["passage"], columns["relevance"])
+
+
+def _read_columns(
+    path: str | os.PathLike[str], names: tuple[str, ...], kinds: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """The columns in `kinds` as int64 or float64 arrays; a kind is int, float or a dict from id to row.
+
+    Works through blocks of lines with calls that loop in C. Only where a block fails is it gone through line
+    by line, to say which line it was.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names if name in kinds}
+    done = 0
+    with _opened(path) as file:
+        while lines := file.readlines(_BYTES_AT_ONCE):
+            fields = list(map(str.split, lines))
+            try:
+                for name, column in zip(names, zip(*fields, strict=True), strict=True):
+                    if name in kinds:
+                        kind = kinds[name]
+                        convert: Callable[[str], Any] = kind.__getitem__ if isinstance(kind, dict) else kind
+                        dtype = np.float64 if kind is float else np.int64
+                        parts[name].append(np.fromiter(map(convert, column), dtype, len(lines)))
+            except (ValueError, KeyError, OverflowError):
+                _raise_at_line(path, fields, done, names, kinds)
+                raise
+            done += len(lines)
+    return {
+        name: np.concatenate(blocks)
+        if blocks
+        else np.zeros(0, np.float64 if kinds[name] is float else np.int64)
+        for name, blocks in parts.items()
+    }
+
+
+def _raise_at_line(
+    path: str | os.PathLike[str],
+    fields: list[list[str]],
+    done: int,
+    names: tuple[str, ...],
+    kinds: dict[str, Any],
+) -> None:
+    for number, line in enumerate(fields, done + 1):
+        if len(line) != len(names):
+            raise ValueError(
+                f"{path}:{number}: found {len(line)} columns; expected {len(names)}: {' '.join(names)} "
+                "(ids must not have white space)"
+            )
+        for name, value in zip(names, line, strict=True):
+            kind = kinds.get(name)
+            if isinstance(kind, dict):
+                if value not in kind:
+                    raise ValueError(
+                        f"{path}:{number}: unknown {name} id {value!r}; the collection's {len(kind)} {name} "
+                        "ids do not have it. Is the file made for this collection and version?"
+                    )
+            elif kind is not None:
+                try:
+                    np.int64(kind(value)) if kind is int else kind(value)
+                except (ValueError, OverflowError):
+                    expected = "an integer" if kind is int else "a number"
+                    raise ValueError(f"{path}:{number}: {name} is {value!r}; expected {expected}") from None
+
+
+def _refuse_repeats(
+    path: str | os.PathLike[str],
+    query: np.ndarray,
+    passage: np.ndarray,
+    verb: str,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+) -> None:
+    key = query * len(passage_ids) + passage
+    order = np.argsort(key, kind="stable")
+    again = np.flatnonzero(key[order][1:] == key[order][:-1])
+    if len(again):
+        line = int(order[again + 1].min())
+        raise ValueError(
+            f"{path}:{line + 1}: passage {passage_ids[passage[line]]!r} is {verb} a second time for query "
+            f"{query_ids[query[line]]!r}; expected each pair once"
+        )
+
+
+def _rows_of(ids: Sequence[str]) -> dict[str, int]:
+    return dict(zip(ids, range(len(ids)), strict=True))
+
+
+def _check_ids(what: str, ids: list[str]) -> None:
+    # One split over all of them finds in C whether any is empty or has white space.
+    if len(" ".join(ids).split()) != len(ids):
+        wrong = next(name for name in ids if len(name.split()) != 1)
+        raise ValueError(
+            f"{what} {wrong!r} is empty or has white space; columns of run and qrels files are separated by "
+            "white space. Rename it, for example with '_' in place of spaces"
+        )
+
+
+def _interleaved(columns: Sequence[Sequence[Any]], length: int) -> list[Any]:
+    """[a1, b1, c1, a2, b2, c2, ...] of equally long beginnings of the columns."""
+    flat: list[Any] = [None] * (length * len(columns))
+    for place, column in enumerate(columns):
+        flat[place :: len(columns)] = column[:length]
+    return flat
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
+    compressed = str(path).endswith(".gz")
+    with gzip.open(path, "rt", encoding="utf-8") if compressed else open(path, encoding="utf-8") as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)"
+            ) from error
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
+    """A text file to write that takes the place of `path` only once it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as raw:
+            if path.suffix == ".gz":
+                # No name and time in the header: equal runs give equal files.
+                compressed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0)
+                with compressed, io.TextIOWrapper(compressed, encoding="utf-8") as file:
+                    yield file
+            else:
+                with io.TextIOWrapper(raw, encoding="utf-8") as file:
+                    yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
