@@ -1,16 +1,23 @@
 """Test collections (corpus, queries, qrels) as `datasets.Dataset`s, one reader per format."""
 
-from __future__ import annotations
-
+from hf_ar2.collections.beir import load_beir, load_beir_from_hub
 from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.dpr import load_dpr
 from hf_ar2.collections.judgments import Judgments
+from hf_ar2.collections.load import load_collection
+from hf_ar2.collections.ms_marco import load_ms_marco
 from hf_ar2.collections.problems import SKIPPABLE, CollectionError
 from hf_ar2.collections.python_packages import load_python_packages
 
-__all__ = ["SKIPPABLE", "Collection", "CollectionError", "Judgments", "load_collection", "load_python_packages"]
-
-
-def load_collection(source) -> Collection:
-    if str(source).startswith("python-packages:"):
-        return load_python_packages(str(source).removeprefix("python-packages:").split(","))
-    raise NotImplementedError
+__all__ = [
+    "SKIPPABLE",
+    "Collection",
+    "CollectionError",
+    "Judgments",
+    "load_beir",
+    "load_beir_from_hub",
+    "load_collection",
+    "load_dpr",
+    "load_ms_marco",
+    "load_python_packages",
+]

@@ -38,7 +38,7 @@ class Collection:
         >>> from datasets import Dataset
         >>> collection = Collection(
         ...     name="tiny",
-        ...     corpus=Dataset.from_dict({"id": ["a", "b"], "title": ["Paris", ""], "text": ["A city.", "A dog."]}),
+        ...     corpus=Dataset.from_dict({"id": ["a", "b"], "title": ["Paris", ""], "text": ["City.", "Dog."]}),
         ...     queries=Dataset.from_dict({"id": ["q"], "text": ["which city"]}),
         ...     qrels={"test": Dataset.from_dict({"query_id": ["q"], "passage_id": ["a"], "relevance": [1]})},
         ... )
@@ -48,7 +48,7 @@ class Collection:
         >>> collection.judgments("test").passage_rows
         array([0])
         >>> collection.passage_texts()
-        ['Paris A city.', 'A dog.']
+        ['Paris City.', 'Dog.']
     """
 
     name: str
@@ -80,7 +80,9 @@ class Collection:
             CollectionError: There is no such split, or a judgment names an id that is not in the collection.
         """
         if split not in self.qrels:
-            raise CollectionError(f"collection {self.name!r} has no qrels for split {split!r}; it has {self.splits}")
+            raise CollectionError(
+                f"collection {self.name!r} has no qrels for split {split!r}; it has {self.splits}"
+            )
         if split not in self._judgments:
             qrels = self.qrels[split]
             query_rows = self._rows_of(split, "query_id", self.queries)
@@ -117,7 +119,7 @@ class Collection:
         return joined
 
     def save(self, folder: str | Path) -> None:
-        """Writes the collection as a BEIR folder, which `load_collection` reads back with an equal fingerprint.
+        """Writes the collection as a BEIR folder; what `load_collection` reads from it has this fingerprint.
 
         Raises:
             CollectionError: The folder holds something that is not a BEIR collection.
@@ -146,11 +148,14 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits of the content: passages, queries, and judgments by split, in whatever order these come.
+        """32 hex digits of passages, queries, and the judgments of each split, whatever their order.
 
         It depends on neither the name, the path, nor the format the collection was read from.
         """
-        parts: list[bytes | np.ndarray] = [self.corpus_fingerprint.encode(), self.queries_fingerprint.encode()]
+        parts: list[bytes | np.ndarray] = [
+            self.corpus_fingerprint.encode(),
+            self.queries_fingerprint.encode(),
+        ]
         for split in sorted(self.qrels):
             judgments = self.judgments(split)
             parts += [f"qrels {split}".encode(), judgments.query_rows, judgments.offsets]
@@ -163,14 +168,15 @@ class Collection:
         lines = [f"Collection {self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries"]
         for split in self.splits:
             judgments = self.judgments(split)
-            relevant = int((judgments.relevance > 0).sum())
+            counted, relevant = len(judgments.relevance), int((judgments.relevance > 0).sum())
             lines.append(
-                f"  {split}: {len(judgments):,} queries, {len(judgments.relevance):,} judgments ({relevant:,} relevant)"
+                f"  {split}: {len(judgments):,} queries, {counted:,} judgments ({relevant:,} relevant)"
             )
         for split, rows in self.answer_splits.items():
-            lines.append(f"  {split}: {len(rows):,} queries with answers, no judgments")
+            lines.append(f"  {split}: {len(rows):,} queries with answers")
         if self.skipped:
-            lines.append("  skipped: " + ", ".join(f"{count:,} {cause}" for cause, count in self.skipped.items()))
+            counts = (f"{count:,} {cause}" for cause, count in self.skipped.items())
+            lines.append("  skipped: " + ", ".join(counts))
         return "\n".join(lines)
 
 
@@ -178,5 +184,5 @@ def _check_columns(table: str, dataset: datasets.Dataset, expected: tuple[str, .
     missing = [name for name in expected if name not in dataset.column_names]
     if missing:
         raise CollectionError(
-            f"{table}: found columns {dataset.column_names}; expected {list(expected)}, so {missing} is missing"
+            f"{table}: found columns {dataset.column_names}; expected {list(expected)}, {missing} is missing"
         )

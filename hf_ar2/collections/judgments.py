@@ -1,10 +1,11 @@
-"""Relevance judgments by row number: which passages were judged for which query, and how relevant they are."""
+"""Relevance judgments by row number: which passages were judged for which query, and with what grade."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +34,9 @@ class Judgments:
     relevance: np.ndarray
 
     @classmethod
-    def from_triples(cls, query_rows, passage_rows, relevance) -> Judgments:
-        """Builds the judgments from parallel arrays `[J]` of query row, passage row and relevance, in any order.
+    def from_triples(cls, query_rows: ArrayLike, passage_rows: ArrayLike, relevance: ArrayLike) -> Judgments:
+        """Builds the judgments from parallel arrays `[J]` of query row, passage row and relevance, in any
+        order.
 
         Raises:
             ValueError: The arrays differ in length, or a passage is judged twice for one query.
@@ -44,14 +46,17 @@ class Judgments:
         grades = np.asarray(relevance, dtype=np.int32)
         if not queries.shape == passages.shape == grades.shape or queries.ndim != 1:
             raise ValueError(
-                f"expected three arrays of one length, found shapes {queries.shape}, {passages.shape}, {grades.shape}"
+                "expected three arrays of one length, found shapes "
+                f"{queries.shape}, {passages.shape}, {grades.shape}"
             )
         order = np.lexsort((passages, queries))
         queries, passages, grades = queries[order], passages[order], grades[order]
         twice = np.flatnonzero((queries[1:] == queries[:-1]) & (passages[1:] == passages[:-1]))
         if len(twice):
             at = twice[0]
-            raise ValueError(f"passage row {passages[at]} is judged more than once for query row {queries[at]}")
+            raise ValueError(
+                f"passage row {passages[at]} is judged more than once for query row {queries[at]}"
+            )
         rows, starts = np.unique(queries, return_index=True)
         return cls(rows, np.append(starts, len(queries)).astype(np.int64), passages, grades)
 
@@ -68,28 +73,31 @@ class Judgments:
         """The judgments above 0; queries that have none are left out."""
         return self._keep(self.relevance > 0)
 
-    def take(self, indices) -> Judgments:
+    def take(self, indices: ArrayLike) -> Judgments:
         """The judgments of a subset of the judged queries.
 
         Args:
-            indices: Positions in `query_rows` (not rows themselves), ascending and distinct, or a bool mask `[Q]`.
+            indices: Positions in `query_rows` (not rows themselves), ascending and distinct, or a bool mask
+                `[Q]`.
 
         Raises:
             ValueError: The positions do not ascend, so that `query_rows` would not.
         """
-        indices = np.asarray(indices)
-        if indices.dtype == bool:
-            if len(indices) != len(self):
-                raise ValueError(f"expected a mask of length {len(self)}, found {len(indices)}")
-            indices = np.flatnonzero(indices)
-        indices = indices.astype(np.int64)
-        if np.any(np.diff(indices) <= 0):
+        places = np.asarray(indices)
+        if places.dtype == bool:
+            if places.shape != (len(self),):
+                raise ValueError(f"expected a mask of shape {(len(self),)}, found {places.shape}")
+            places = np.flatnonzero(places)
+        places = places.astype(np.int64)
+        if np.any(np.diff(places) <= 0):
             raise ValueError("expected ascending and distinct indices; sort them with numpy.unique")
-        lengths = np.diff(self.offsets)[indices]
+        lengths = np.diff(self.offsets)[places]
         offsets = np.append(0, np.cumsum(lengths))
         # Entry j of the result belongs to one query; its place there, added to where that query started.
-        entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][indices] - offsets[:-1], lengths)
-        return Judgments(self.query_rows[indices], offsets, self.passage_rows[entries], self.relevance[entries])
+        entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][places] - offsets[:-1], lengths)
+        return Judgments(
+            self.query_rows[places], offsets, self.passage_rows[entries], self.relevance[entries]
+        )
 
     def _keep(self, mask: np.ndarray) -> Judgments:
         kept_before = np.append(0, np.cumsum(mask))

@@ -1,4 +1,4 @@
-"""What can be wrong with a collection's files: one error type, and the list of what a reader may be told to skip."""
+"""What can be wrong with a collection's files: one error type, and what a reader may be told to skip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKIPPABLE = (
 
 
 class CollectionError(ValueError):
-    """A collection cannot be read or used as it is; the message names the place, the finding and the way out."""
+    """A collection cannot be used as it is; the message names the place, the finding and the way out."""
 
 
 class Problems:
@@ -51,19 +51,27 @@ class Problems:
             nearest = difflib.get_close_matches(cause, SKIPPABLE, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise CollectionError(
-                f"skip: {cause!r} is not a cause that can be skipped.{hint} Known causes: {', '.join(SKIPPABLE)}."
+                f"skip: {cause!r} is not a cause that can be skipped.{hint} Known causes: "
+                f"{', '.join(SKIPPABLE)}."
             )
 
     def meet(
         self, cause: str, file: str | Path, line: int | None, found: str, expected: str, advice: str = ""
     ) -> None:
-        """Counts one problem of a cause in `skip`; raises `CollectionError` naming file and line for any other."""
+        """Counts a problem of a cause in `skip`; raises `CollectionError` for any other."""
         if cause in self.skip:
             self.skipped[cause] = self.skipped.get(cause, 0) + 1
             return
         place = f"{file}:{line}" if line is not None else f"{file}"
         way_out = f"Correct the file, or pass skip=[{cause!r}] to leave such entries out; they are counted."
-        raise CollectionError(f"{place}: found {found}; expected {expected}. {advice + ' ' if advice else ''}{way_out}")
+        raise CollectionError(
+            f"{place}: found {found}; expected {expected}. {advice + ' ' if advice else ''}{way_out}"
+        )
+
+    def add(self, skipped: dict[str, int]) -> None:
+        """Adds the counts of another load."""
+        for cause, count in skipped.items():
+            self.skipped[cause] = self.skipped.get(cause, 0) + count
 
     def report(self, name: str) -> None:
         """Logs what was skipped, one warning per cause."""

@@ -42,25 +42,26 @@ _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<!\bcf)[
 
 
 class Pair(NamedTuple):
-    """A function: its qualified name, the first sentence of its docstring, and its source without the docstring."""
+    """A function: qualified name, first sentence of its docstring, and source without the docstring."""
 
     name: str
     sentence: str
     source: str
 
 
-def load_python_packages(packages: Iterable[str]) -> Collection:
+def load_python_packages(packages: Iterable[str], *, name: str | None = None) -> Collection:
     """Builds a collection from installed packages.
 
-    A passage is a function's or method's signature and body without docstring and decorators, as it is written,
-    shifted to the left margin; its title is empty. Its query is the docstring's first sentence. Left out, and
-    counted in `Collection.skipped`: sentences that do not have 5 to 30 words, are not ASCII, have code marks or name
-    the function; bodies under three lines; sentences and sources that occur more than once. Tests and vendored code
-    are not looked at. A hash of the qualified name puts 80 % of the pairs into train, 10 % into dev and 10 % into
-    test. The result depends on the installed versions and on nothing else.
+    A passage is a function's or method's signature and body without docstring and decorators, as it is
+    written, shifted to the left margin; its title is empty. Its query is the docstring's first sentence. Left
+    out, and counted in `Collection.skipped`: sentences that do not have 5 to 30 words, are not ASCII, have
+    code marks or name the function; bodies under three lines; sentences and sources that occur more than
+    once. Tests and vendored code are not looked at. A hash of the qualified name puts 80 % of the pairs into
+    train, 10 % into dev and 10 % into test. The result depends on the installed versions and on nothing else.
 
     Args:
         packages: Names of distributions (`scikit-learn`) or of what they install (`sklearn`).
+        name: The collection's name; by default `python-packages:` and the names.
 
     Returns:
         The collection; passage ids are qualified names, query ids the same after `q:`.
@@ -73,23 +74,26 @@ def load_python_packages(packages: Iterable[str]) -> Collection:
         >>> collection.corpus[0]["id"], collection.queries[0]["id"]
         ('json.dump', 'q:json.dump')
     """
-    names = [name.strip() for name in packages if name.strip()]
+    names = [package.strip() for package in packages if package.strip()]
     if not names:
-        raise CollectionError("python-packages: found no package name; expected one or more, as in numpy,pandas")
+        raise CollectionError(
+            "python-packages: found no package name; expected one or more, as in numpy,pandas"
+        )
     dropped: Counter[str] = Counter()
-    modules = sorted({item for name in names for item in _modules(name)})
+    modules = sorted({item for package in names for item in _modules(package)})
     with _without_garbage_collection():
         pairs = [pair for module, file in modules for pair in _pairs_of(module, file, dropped)]
     pairs = _without_repeats(pairs, dropped)
     if not pairs:
         raise CollectionError(
-            f"python-packages:{','.join(names)}: found no function with a usable docstring; dropped {dict(dropped)}"
+            f"python-packages:{','.join(names)}: found no function with a usable docstring; "
+            f"left out: {dict(dropped)}"
         )
     skipped = {cause: dropped[cause] for cause in sorted(dropped)}
     logger.info("python-packages:%s: kept %d pairs, left out %s", ",".join(names), len(pairs), skipped)
     ids = [pair.name for pair in pairs]
-    query_ids = [f"q:{name}" for name in ids]
-    splits = [_split_of(name) for name in ids]
+    query_ids = [f"q:{id}" for id in ids]
+    splits = [_split_of(id) for id in ids]
     qrels = {}
     for split in ("train", "dev", "test"):
         rows = [row for row, of_row in enumerate(splits) if of_row == split]
@@ -102,9 +106,10 @@ def load_python_packages(packages: Iterable[str]) -> Collection:
             features=QRELS_FEATURES,
         )
     return Collection(
-        name="python-packages:" + ",".join(names),
+        name=name or "python-packages:" + ",".join(names),
         corpus=datasets.Dataset.from_dict(
-            {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]}, features=PASSAGE_FEATURES
+            {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]},
+            features=PASSAGE_FEATURES,
         ),
         queries=datasets.Dataset.from_dict(
             {"id": query_ids, "text": [pair.sentence for pair in pairs]}, features=QUERY_FEATURES
@@ -116,7 +121,7 @@ def load_python_packages(packages: Iterable[str]) -> Collection:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Parsing makes millions of nodes without a cycle among them; looking for cycles takes longer than parsing."""
+    """Parsing makes millions of nodes without a cycle; looking for cycles takes longer than parsing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -133,7 +138,7 @@ def _split_of(name: str) -> str:
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
-    """Qualified name and file of every module of an installed package, without its tests and vendored code."""
+    """Qualified name and file of the modules of an installed package, without tests and vendored code."""
     for root in _import_names(package):
         spec = importlib.util.find_spec(root)  # of a top-level name: this runs no code of the package
         if spec is None:
@@ -151,7 +156,7 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _import_names(package: str) -> list[str]:
-    """The top-level names to look at: the package itself where it can be imported so, else what it installs."""
+    """The top-level names to look at: the package itself if it is a module, else what it installs."""
     if package.isidentifier() and importlib.util.find_spec(package) is not None:
         return [package]
     try:
@@ -165,7 +170,9 @@ def _import_names(package: str) -> list[str]:
     files = distribution.files or []
     shipped = {file.parts[0] for file in files if len(file.parts) == 2 and file.name == "__init__.py"}
     shipped |= {file.stem for file in files if len(file.parts) == 1 and file.suffix == ".py"}
-    names = sorted(name for name in shipped.union(listed) if name.isidentifier() and not _OTHER_CODE.fullmatch(name))
+    names = sorted(
+        name for name in shipped.union(listed) if name.isidentifier() and not _OTHER_CODE.fullmatch(name)
+    )
     if not names:
         names = [package.replace("-", "_")]
     return names
@@ -197,7 +204,7 @@ def _pairs_of(module: str, file: Path, dropped: Counter[str]) -> Iterator[Pair]:
 
 
 def _functions(prefix: str, parent: ast.AST) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Functions and methods with their qualified names; those inside of functions are part of their passage."""
+    """Functions and methods with their qualified names; those inside of functions are part of these."""
     for node in ast.iter_child_nodes(parent):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{prefix}.{node.name}", node
@@ -220,7 +227,9 @@ def _source_without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, line
     return "\n".join(line.removeprefix(margin).rstrip() for line in kept).strip("\n")
 
 
-def _fault(name: str, sentence: str, passage: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+def _fault(
+    name: str, sentence: str, passage: str, node: ast.FunctionDef | ast.AsyncFunctionDef
+) -> str | None:
     """Why a function is left out, or None."""
     docstring, rest = node.body[0], node.body[1:]
     if docstring.lineno == node.lineno or (rest and rest[0].lineno <= (docstring.end_lineno or 0)):
@@ -240,7 +249,7 @@ def _fault(name: str, sentence: str, passage: str, node: ast.FunctionDef | ast.A
 
 
 def _without_repeats(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
-    """Drops later definitions of a name, and all copies of a sentence or source that several functions share."""
+    """Drops later definitions of a name, and all copies of a sentence or source that several have."""
     by_name: dict[str, Pair] = {}
     for pair in pairs:
         by_name.setdefault(pair.name, pair)

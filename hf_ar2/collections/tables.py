@@ -1,4 +1,4 @@
-"""Arrow columns of datasets: look-up of ids, content hashes. Works on millions of rows without Python objects."""
+"""Arrow columns of datasets: look-up of ids and content hashes without a Python object per row."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import pyarrow.compute as pc
 
 PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
 QUERY_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "text")})
-ANSWERED_QUERY_FEATURES = datasets.Features({**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string"))})
+ANSWERED_QUERY_FEATURES = datasets.Features(
+    {**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string"))}
+)
 QRELS_FEATURES = datasets.Features(
-    {"query_id": datasets.Value("string"), "passage_id": datasets.Value("string"), "relevance": datasets.Value("int32")}
+    {
+        "query_id": datasets.Value("string"),
+        "passage_id": datasets.Value("string"),
+        "relevance": datasets.Value("int32"),
+    }
 )
 _HASHED_ROWS = 65_536
 
@@ -39,13 +45,15 @@ def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
     """A bool mask `[N]`: True where the id was not seen in an earlier row."""
     if len(ids) == 0:
         return np.empty(0, dtype=bool)
-    # Dictionary codes are given in the order of first occurrence, so a new id is one above all codes before it.
-    codes = pa.concat_arrays([chunk.indices for chunk in ids.dictionary_encode().unify_dictionaries().chunks]).to_numpy()
+    # Codes are given in the order of first occurrence, so that of a new id is above all codes before it.
+    codes = pa.concat_arrays(
+        [chunk.indices for chunk in ids.dictionary_encode().unify_dictionaries().chunks]
+    ).to_numpy()
     return np.append(True, codes[1:] > np.maximum.accumulate(codes)[:-1])
 
 
-def hash_strings(column: pa.ChunkedArray, digest) -> None:
-    """Feeds a string column to a hashlib digest; the same for equal content, however it is cut into chunks."""
+def hash_strings(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
+    """Feeds a string column to a hashlib digest; equal content gives equal digests, whatever its chunks."""
     digest.update(f"strings {len(column)};".encode())
     for start in range(0, len(column), _HASHED_ROWS):
         part = column.slice(start, _HASHED_ROWS).cast(pa.large_string())
@@ -57,7 +65,7 @@ def hash_strings(column: pa.ChunkedArray, digest) -> None:
                 digest.update(memoryview(data)[ends[0] : ends[-1]])
 
 
-def hash_string_lists(column: pa.ChunkedArray, digest) -> None:
+def hash_string_lists(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
     """Feeds a column of lists of strings to a hashlib digest."""
     digest.update(pc.list_value_length(column).to_numpy().astype(np.int64).tobytes())
     hash_strings(pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=pa.string()), digest)

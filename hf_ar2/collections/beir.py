@@ -1,0 +1,268 @@
+"""The BEIR layout (Thakur et al. 2021), as a folder and on the Hub.
+
+`corpus.jsonl`, `queries.jsonl`, and `qrels/<split>.tsv` for each split.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.exceptions import DatasetNotFoundError
+
+from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.entries import Qrels, Queries
+from hf_ar2.collections.lines import find_file, find_splits, json_lines, tab_separated
+from hf_ar2.collections.passages import PassageRows, check_passages, read_corpus
+from hf_ar2.collections.problems import CollectionError, Problems
+from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, rows_of
+
+QRELS_HEADER = ["query-id", "corpus-id", "score"]
+# The BEIR layout has no place for splits that have answers and no judgments; such queries are listed here.
+ANSWER_SPLITS, ANSWER_SPLIT_HEADER = "answer_splits", ["query-id"]
+
+_WRITTEN_ROWS = 10_000
+
+
+def load_beir(
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    cache_dir: str | Path | None = None,
+    skip: Iterable[str] = (),
+) -> Collection:
+    """Reads a BEIR folder, each file plain or gzipped.
+
+    `corpus.jsonl` has `_id`, `text` and maybe `title`; `queries.jsonl` has `_id`, `text` and maybe `answers`
+    (a list of strings); further fields are ignored. `qrels/<split>.tsv` has the header `query-id`,
+    `corpus-id`, `score`.
+
+    Args:
+        folder: The folder.
+        name: The collection's name; by default the folder's.
+        cache_dir: Where a large corpus is kept as an Arrow file, see `read_corpus`.
+        skip: Causes (`SKIPPABLE`) to leave out and count.
+
+    Raises:
+        CollectionError: A file is missing, or a line of it is wrong; the message names both.
+    """
+    folder = Path(folder)
+    problems = Problems(skip)
+    corpus_file, queries_file = find_file(folder, "corpus.jsonl"), find_file(folder, "queries.jsonl")
+    if corpus_file is None or queries_file is None:
+        missing = "corpus.jsonl" if corpus_file is None else "queries.jsonl"
+        raise CollectionError(f"{folder}: found no {missing} or {missing}.gz; expected a BEIR folder")
+    corpus = read_corpus(
+        lambda met: _passages(corpus_file, met),
+        [corpus_file],
+        problems,
+        Path(cache_dir) if cache_dir else None,
+    )
+    queries = _queries(queries_file, problems).dataset()
+    query_ids, passage_ids = arrow_column(queries, "id"), arrow_column(corpus, "id")
+    files, answered = find_splits(folder / "qrels", "*.tsv"), find_splits(folder / ANSWER_SPLITS, "*.tsv")
+    if not files and not answered:
+        raise CollectionError(
+            f"{folder / 'qrels'}: found no qrels; expected a file for each split, as in test.tsv"
+        )
+    qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
+    answer_splits = {split: _answered(file, query_ids, problems) for split, file in answered.items()}
+    problems.report(str(folder))
+    return Collection(name or folder.resolve().name, corpus, queries, qrels, problems.skipped, answer_splits)
+
+
+def _passages(file: Path, problems: Problems) -> PassageRows:
+    for line, entry in json_lines(file, problems):
+        entry["title"] = entry.get("title") or ""
+        if _has_strings(entry, ("_id", "title", "text"), file, line, problems):
+            yield line, entry["_id"], entry["title"], entry["text"]
+
+
+def _queries(file: Path, problems: Problems) -> Queries:
+    queries = Queries(problems)
+    for line, entry in json_lines(file, problems):
+        if not _has_strings(entry, ("_id", "text"), file, line, problems):
+            continue
+        answers = entry.get("answers")
+        if answers is None or (isinstance(answers, list) and all(isinstance(one, str) for one in answers)):
+            queries.add(entry["_id"], entry["text"], file, line, answers)
+        else:
+            problems.meet("malformed lines", file, line, f"answers {answers!r}", "a list of strings")
+    return queries
+
+
+def _has_strings(
+    entry: dict[str, Any], fields: Iterable[str], file: Path, line: int, problems: Problems
+) -> bool:
+    for field in fields:
+        if not isinstance(entry.get(field), str):
+            found = f"{field!r}: {entry[field]!r}" if field in entry else f"the fields {sorted(entry)}"
+            problems.meet("malformed lines", file, line, found, f"a field {field!r} with a string")
+            return False
+    return True
+
+
+def _qrels(file: Path, problems: Problems) -> Qrels:
+    qrels = Qrels(file, problems)
+    for line, (query_id, passage_id, relevance) in tab_separated(file, 3, problems, header=QRELS_HEADER):
+        qrels.add(query_id, passage_id, relevance, line)
+    return qrels
+
+
+def _answered(file: Path, query_ids: pa.ChunkedArray, problems: Problems) -> np.ndarray:
+    """The rows of the queries that a file of `answer_splits` lists."""
+    listed = list(tab_separated(file, 1, problems, header=ANSWER_SPLIT_HEADER))
+    rows = rows_of([fields[0] for _, fields in listed], query_ids)
+    for row in np.flatnonzero(rows < 0).tolist():
+        line, (id,) = listed[row]
+        problems.meet("unknown queries in qrels", file, line, f"query id {id!r}", "the id of a query")
+    return np.unique(rows[rows >= 0])
+
+
+def load_beir_from_hub(
+    dataset_id: str, *, name: str | None = None, cache_dir: str | Path | None = None, skip: Iterable[str] = ()
+) -> Collection:
+    """Reads a BEIR-style collection from the Hub, as `BeIR/scifact` with its judgments in `-qrels`.
+
+    The configurations `corpus` and `queries` of the first, and the splits of the second (`validation` becomes
+    `dev`), have the columns of the BEIR files. The corpus stays where `datasets` has mapped it.
+
+    Args:
+        dataset_id: The Hub id without `-qrels`.
+        name: The collection's name; by default the part of the id after the slash.
+        cache_dir: Where `datasets` keeps what it downloads; by default its own cache.
+        skip: Causes (`SKIPPABLE`) to leave out and count.
+
+    Raises:
+        CollectionError: There is no such data set or no way to the Hub; a column is missing; or an entry is
+            wrong, and the message names the row, counted from 1.
+    """
+    problems = Problems(skip)
+    try:
+        passages = datasets.load_dataset(dataset_id, "corpus", cache_dir=cache_dir)["corpus"]
+        table = datasets.load_dataset(dataset_id, "queries", cache_dir=cache_dir)["queries"]
+        judgments = datasets.load_dataset(f"{dataset_id}-qrels", cache_dir=cache_dir)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise CollectionError(
+            f"{dataset_id}: found no such folder here, and no collection on the Hub ({error}); expected a "
+            f"folder, or a Hub id whose judgments are in {dataset_id}-qrels"
+        ) from error
+    place = f"{dataset_id} (corpus)"
+    corpus = _hub_passages(passages, place)
+    keep = check_passages(corpus, lambda row: row + 1, place, problems)
+    if not keep.all():
+        corpus = corpus.select(np.flatnonzero(keep))
+    place = f"{dataset_id} (queries)"
+    queries = Queries(problems)
+    table = _with_columns(table, ["_id", "text"], place)
+    columns = [arrow_column(table, column).to_pylist() for column in ("_id", "text")]
+    for row, (id, text) in enumerate(zip(*columns, strict=True), 1):
+        queries.add(str(id), text or "", place, row)
+    found = queries.dataset()
+    query_ids, passage_ids = arrow_column(found, "id"), arrow_column(corpus, "id")
+    qrels = {}
+    for split, part in judgments.items():
+        place = f"{dataset_id}-qrels ({split})"
+        judged = Qrels(place, problems)
+        part = _with_columns(part, QRELS_HEADER, place)
+        columns = [arrow_column(part, column).to_pylist() for column in QRELS_HEADER]
+        for row, (query_id, passage_id, relevance) in enumerate(zip(*columns, strict=True), 1):
+            # Ids that look like numbers come back from the Hub's tables as integers.
+            judged.add(str(query_id), str(passage_id), relevance, row)
+        qrels["dev" if split == "validation" else split] = judged.dataset(query_ids, passage_ids)
+    problems.report(dataset_id)
+    return Collection(name or dataset_id.split("/")[-1], corpus, found, qrels, problems.skipped)
+
+
+def _hub_passages(corpus: datasets.Dataset, place: str) -> datasets.Dataset:
+    corpus = _with_columns(corpus, ["_id", "text"], place)
+    if "title" not in corpus.column_names:
+        corpus = corpus.add_column("title", [""] * len(corpus))
+    corpus = corpus.select_columns(["_id", "title", "text"]).rename_column("_id", "id").cast(PASSAGE_FEATURES)
+    if any(arrow_column(corpus, name).null_count for name in PASSAGE_FEATURES):
+        corpus = corpus.map(
+            lambda rows: {name: [value or "" for value in values] for name, values in rows.items()},
+            batched=True,
+        )
+    return corpus
+
+
+def _with_columns(table: datasets.Dataset, expected: list[str], place: str) -> datasets.Dataset:
+    missing = [column for column in expected if column not in table.column_names]
+    if missing:
+        raise CollectionError(
+            f"{place}: found columns {table.column_names}; expected {expected}, so {missing} is missing"
+        )
+    return table
+
+
+def write_beir(collection: Collection, folder: Path) -> None:
+    """Writes a collection as a BEIR folder; answers and splits known by answers alone are kept as well.
+
+    Each file is written beside its place and moved there whole. What an older collection has in the same
+    folder is replaced, splits that are no more included.
+
+    Raises:
+        CollectionError: The folder holds something that is not a BEIR collection, or an id has a tab or a
+            line break, which the qrels format has no way to write.
+    """
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not find_file(folder, "corpus.jsonl"))
+    ):
+        raise CollectionError(
+            f"{folder}: found something that is not a BEIR folder (it has no corpus.jsonl); expected an empty or "
+            "new folder, or an older collection to replace. Nothing was written; choose another folder"
+        )
+    for table, of in ((collection.corpus, "passage"), (collection.queries, "query")):
+        unwritable = pc.index(pc.match_substring_regex(arrow_column(table, "id"), r"[\t\r\n]"), True).as_py()
+        if unwritable >= 0:
+            raise CollectionError(
+                f"collection {collection.name!r}: found {of} id {table[unwritable]['id']!r}; expected ids "
+                "without tabs and line breaks, which qrels cannot hold"
+            )
+    lists = {
+        Path("qrels", f"{split}.tsv"): _lines(QRELS_HEADER, table, ["query_id", "passage_id", "relevance"])
+        for split, table in collection.qrels.items()
+    }
+    for split, rows in collection.answer_splits.items():
+        listed = collection.queries.select(rows)
+        lists[Path(ANSWER_SPLITS, f"{split}.tsv")] = _lines(ANSWER_SPLIT_HEADER, listed, ["id"])
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "corpus.jsonl", _json_lines(collection.corpus))
+    _write(folder / "queries.jsonl", _json_lines(collection.queries))
+    for path, lines in lists.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        _write(folder / path, lines)
+    old = [folder / "corpus.jsonl.gz", folder / "queries.jsonl.gz", *folder.glob("qrels/*.tsv*")]
+    for file in [*old, *folder.glob(f"{ANSWER_SPLITS}/*.tsv*")]:
+        if file.is_file() and file.relative_to(folder) not in lists:
+            file.unlink()
+
+
+def _json_lines(table: datasets.Dataset) -> Iterator[str]:
+    fields = {"_id" if name == "id" else name: name for name in ("id", "title", "text", "answers")}
+    fields = {field: name for field, name in fields.items() if name in table.column_names}
+    for rows in table.iter(_WRITTEN_ROWS):
+        for values in zip(*(rows[name] for name in fields.values()), strict=True):
+            yield json.dumps(dict(zip(fields, values, strict=True)), ensure_ascii=False)
+
+
+def _lines(header: list[str], table: datasets.Dataset, columns: list[str]) -> Iterator[str]:
+    yield "\t".join(header)
+    for rows in table.iter(_WRITTEN_ROWS):
+        for values in zip(*(rows[name] for name in columns), strict=True):
+            yield "\t".join(map(str, values))
+
+
+def _write(file: Path, lines: Iterable[str]) -> None:
+    partial = file.with_name(file.name + ".partial")
+    with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(line + "\n" for line in lines)
+    os.replace(partial, file)

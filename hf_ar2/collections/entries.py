@@ -1,0 +1,153 @@
+"""Collects queries and judgments while files are read, checks them, and makes datasets of them."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from hf_ar2.collections.problems import Problems
+from hf_ar2.collections.tables import ANSWERED_QUERY_FEATURES, QRELS_FEATURES, QUERY_FEATURES, rows_of
+
+
+class Queries:
+    """Collects the queries of one collection from any number of files.
+
+    Args:
+        problems: Meets empty texts and ids that occur twice.
+    """
+
+    def __init__(self, problems: Problems):
+        self.problems = problems
+        self.with_answers = False
+        self._found: dict[str, tuple[str, list[str], str | Path, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, id: str, text: str, file: str | Path, line: int, answers: list[str] | None = None) -> bool:
+        """Adds a query and says whether that was done; the same query in another file is the same query.
+
+        Raises:
+            CollectionError: The id or the text is empty, or the id was used before, unless skipped.
+        """
+        if not id:
+            self.problems.meet("malformed lines", file, line, "an empty query id", "an id")
+        elif not text.strip():
+            self.problems.meet("empty queries", file, line, f"query {id!r} without a text", "a text")
+        elif id in self._found:
+            other, _, where, at = self._found[id]
+            if other != text or where == file:
+                found = f"query id {id!r} a second time (first at {where}:{at})"
+                self.problems.meet("duplicate ids", file, line, found, "an id of its own for each query")
+        else:
+            self.with_answers |= answers is not None
+            self._found[id] = (text, answers or [], file, line)
+            return True
+        return False
+
+    def by_text(self, prefix: str) -> dict[str, str]:
+        """Text -> id of the queries whose ids begin with the prefix; of equal texts the first."""
+        ids: dict[str, str] = {}
+        for id, (text, *_) in self._found.items():
+            if id.startswith(prefix):
+                ids.setdefault(text, id)
+        return ids
+
+    def dataset(self) -> datasets.Dataset:
+        """The queries in the order they were added: `id`, `text`, and `answers` where there are any."""
+        columns: dict[str, list] = {
+            "id": list(self._found),
+            "text": [entry[0] for entry in self._found.values()],
+        }
+        if self.with_answers:
+            columns["answers"] = [entry[1] for entry in self._found.values()]
+        features = ANSWERED_QUERY_FEATURES if self.with_answers else QUERY_FEATURES
+        return datasets.Dataset.from_dict(columns, features=features)
+
+
+class Qrels:
+    """Collects the judgments of one split, with the line each came from, and checks them against the
+    collection.
+
+    Args:
+        file: The file the judgments come from.
+        problems: Meets grades that are no integers, ids that point nowhere, and repeated judgments.
+    """
+
+    def __init__(self, file: str | Path, problems: Problems):
+        self.file = file
+        self.problems = problems
+        self.query_ids: list[str] = []
+        self.passage_ids: list[str] = []
+        self.relevance = array("i")
+        self.lines = array("q")
+
+    def add(self, query_id: str, passage_id: str, relevance: str | int, line: int) -> None:
+        """Adds a judgment.
+
+        Raises:
+            CollectionError: The relevance is not an integer (of 32 bits), unless malformed lines are skipped.
+        """
+        try:
+            grade = int(relevance)
+            self.relevance.append(grade)
+        except (ValueError, OverflowError):
+            self.problems.meet(
+                "malformed lines",
+                self.file,
+                line,
+                f"relevance {relevance!r}",
+                "an integer, 0 for not relevant",
+            )
+            return
+        self.query_ids.append(query_id)
+        self.passage_ids.append(passage_id)
+        self.lines.append(line)
+
+    def dataset(self, known_queries: pa.ChunkedArray, known_passages: pa.ChunkedArray) -> datasets.Dataset:
+        """The judgments as a dataset, given the ids of the queries and of the passages.
+
+        Raises:
+            CollectionError: A judgment points nowhere or is made twice, unless skipped.
+        """
+        query_rows = rows_of(self.query_ids, known_queries)
+        passage_rows = rows_of(self.passage_ids, known_passages)
+        pairs = np.stack([query_rows, passage_rows], axis=1)
+        _, first_rows = np.unique(pairs, axis=0, return_index=True)
+        first = np.zeros(len(pairs), dtype=bool)
+        first[first_rows] = True
+        keep = (query_rows >= 0) & (passage_rows >= 0) & first
+        for row in np.flatnonzero(~keep).tolist():
+            query, passage = self.query_ids[row], self.passage_ids[row]
+            if query_rows[row] < 0:
+                cause, found, expected = (
+                    "unknown queries in qrels",
+                    f"query id {query!r}",
+                    "the id of a query",
+                )
+            elif passage_rows[row] < 0:
+                cause, found, expected = (
+                    "unknown passages in qrels",
+                    f"passage id {passage!r}",
+                    "the id of a passage",
+                )
+            else:
+                cause, found = (
+                    "duplicate judgments",
+                    f"a second judgment of passage {passage!r} for query {query!r}",
+                )
+                expected = "one judgment for each pair"
+            self.problems.meet(cause, self.file, self.lines[row], found, expected)
+        columns = {
+            "query_id": pa.array(self.query_ids, type=pa.string()),
+            "passage_id": pa.array(self.passage_ids, type=pa.string()),
+            "relevance": pa.array(
+                np.frombuffer(self.relevance, dtype=np.int32) if len(keep) else [], type=pa.int32()
+            ),
+        }
+        table = pa.table(columns).filter(pa.array(keep, type=pa.bool_()))
+        return datasets.Dataset(table.cast(QRELS_FEATURES.arrow_schema))

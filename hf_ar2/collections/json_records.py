@@ -1,0 +1,104 @@
+"""Streams the objects of one large JSON list, so that a file of gigabytes is never held whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from hf_ar2.collections.problems import CollectionError
+
+_CHUNK_CHARACTERS = 2**22
+# What a cut can leave of a literal or an escape: an error this close to the end of the buffer may be
+# the cut's.
+_CUT_CHARACTERS = 32
+
+
+def json_records(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yields the line each item of a JSON list begins in (from 1), and the item.
+
+    Args:
+        file: A UTF-8 file that holds one list, plain or gzipped, on one line or on many.
+
+    Raises:
+        CollectionError: The file does not hold a list or is not valid JSON; the message names the line.
+    """
+    with (
+        gzip.open(file, "rt", encoding="utf-8-sig")
+        if file.suffix == ".gz"
+        else open(file, encoding="utf-8-sig") as stream
+    ):
+        buffer = _Buffer(file, stream)
+        if buffer.next_character() != "[":
+            raise buffer.error(f"{buffer.next_character()!r}", "a list, which begins with '['")
+        buffer.advance(1)
+        if buffer.next_character() == "]":
+            return
+        while True:
+            buffer.next_character()
+            line = buffer.line
+            yield line, buffer.decode()
+            separator = buffer.next_character()
+            buffer.advance(1)
+            if separator == "]":
+                return
+            if separator != ",":
+                raise buffer.error(
+                    f"{separator!r} after an item" if separator else "the end of the file", "',' or ']'"
+                )
+
+
+class _Buffer:
+    """A window on the text: what was read and not yet decoded, and the line it begins in."""
+
+    def __init__(self, file: Path, stream: TextIO):
+        self.file, self.stream = file, stream
+        self.text, self.start, self.line = "", 0, 1
+        self.ended = False
+
+    def fill(self) -> None:
+        """Reads on, as much again as is left, so that an item far longer than a chunk takes few attempts."""
+        left = self.text[self.start :]
+        try:
+            more = self.stream.read(max(_CHUNK_CHARACTERS, len(left)))
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            raise self.error(f"undecodable data further on ({error})", "UTF-8 text") from error
+        self.text, self.start, self.ended = left + more, 0, not more
+
+    def advance(self, count: int) -> None:
+        self.line += self.text.count("\n", self.start, self.start + count)
+        self.start += count
+
+    def next_character(self) -> str:
+        """The next character that is no white space, which becomes the first of the window; "" at the end."""
+        while True:
+            rest = self.text[self.start : self.start + 4096]
+            blank = len(rest) - len(rest.lstrip(" \t\r\n"))
+            self.advance(blank)
+            if blank < len(rest):
+                return self.text[self.start]
+            if self.start == len(self.text):
+                if self.ended:
+                    return ""
+                self.fill()
+
+    def decode(self) -> Any:
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.text, self.start)
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(self.text) - _CUT_CHARACTERS or error.msg.startswith("Unterminated")
+                if cut and not self.ended:
+                    self.fill()
+                    continue
+                self.advance(error.pos - self.start)
+                raise self.error(f"invalid JSON ({error.msg})", "a list of objects") from error
+            self.advance(end - self.start)
+            return value
+
+    def error(self, found: str, expected: str) -> CollectionError:
+        return CollectionError(
+            f"{self.file}:{self.line}: found {found}; expected {expected}. Correct the file"
+        )

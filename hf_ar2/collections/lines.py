@@ -1,0 +1,109 @@
+"""Reads text files line by line, plain or gzipped, and keeps the line numbers for the messages."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hf_ar2.collections.problems import CollectionError, Problems
+
+
+def find_file(folder: Path, *names: str) -> Path | None:
+    """The first of the names that is in the folder, plain or with `.gz` after it."""
+    candidates = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
+    """Split -> file, for the files whose names are `pattern` with the split's name in place of `*`, plain or
+    gzipped.
+
+    Raises:
+        CollectionError: Two files are of one split.
+    """
+    before, after = pattern.split("*")
+    found: dict[str, Path] = {}
+    for ending in ("", ".gz"):
+        for file in sorted(folder.glob(pattern + ending)):
+            split = file.name[len(Path(before).name) if before else 0 : len(file.name) - len(after + ending)]
+            if split in found:
+                raise CollectionError(
+                    f"{file}: found a second file of split {split!r}, beside {found[split]}; keep one"
+                )
+            found[split] = file
+    return found
+
+
+def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The number (from 1) and the text of every line of a UTF-8 file, plain or gzipped, with its line ending.
+
+    Raises:
+        CollectionError: A line is not UTF-8, or the gzip data is damaged.
+    """
+    line = 0
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+            for line, raw in enumerate(stream, 1):
+                yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise CollectionError(
+            f"{file}:{line}: found bytes that are not UTF-8 ({error.reason} at byte {error.start} of the "
+            "line); expected UTF-8 text; convert the file, for example with iconv"
+        ) from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise CollectionError(
+            f"{file}:{line}: found damaged gzip data ({error}); expected a whole file"
+        ) from error
+
+
+def tab_separated(
+    file: Path, columns: int | Sequence[int], problems: Problems, header: list[str] | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line that is not blank and has (one of) the expected number of columns.
+
+    Raises:
+        CollectionError: The first line is not the header, where there has to be one; the number of columns is
+            wrong, unless malformed lines are skipped.
+    """
+    expected = (columns,) if isinstance(columns, int) else tuple(columns)
+    for line, text in numbered_lines(file):
+        fields = text.rstrip("\r\n").split("\t")
+        if line == 1 and header is not None:
+            if fields != header:
+                raise CollectionError(
+                    f"{file}:1: found the columns {fields}; expected the header {header}, separated by tabs"
+                )
+        elif len(fields) in expected:
+            yield line, fields
+        elif fields != [""]:
+            found, counts = f"{len(fields)} tab-separated columns", " or ".join(map(str, expected))
+            problems.meet("malformed lines", file, line, found, counts, _shown(text))
+
+
+def json_lines(file: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """Line number and object of each line that is not blank."""
+    for line, text in numbered_lines(file):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+            # An escaped half of a surrogate pair is valid JSON but no text; Arrow would not say where.
+            if "\\ud" in text.lower():
+                json.dumps(value, ensure_ascii=False).encode()
+        except ValueError as error:
+            problems.meet(
+                "malformed lines", file, line, f"invalid JSON ({error})", "one JSON object", _shown(text)
+            )
+            continue
+        if isinstance(value, dict):
+            yield line, value
+        else:
+            problems.meet("malformed lines", file, line, f"a JSON {type(value).__name__}", "one JSON object")
+
+
+def _shown(text: str) -> str:
+    """The beginning of a line, for a message."""
+    text = text.rstrip("\r\n")
+    return f"The line is {text[:80]!r}{' (cut)' if len(text) > 80 else ''}."

@@ -1,0 +1,141 @@
+"""Streams passages into an Arrow-backed dataset, in memory or memory-mapped, and checks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm.auto import tqdm
+
+from hf_ar2.collections.problems import Problems
+from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, content_hash, first_occurrences
+
+# Passages, each with the line of the file it was found in: (line, id, title, text).
+PassageRows = Iterator[tuple[int, str, str, str]]
+
+_BATCH_ROWS = 10_000
+_MAPPED_FROM_BYTES = 256 * 2**20
+
+
+def read_corpus(
+    rows: Callable[[Problems], PassageRows],
+    sources: Sequence[Path],
+    problems: Problems,
+    cache_dir: Path | None,
+) -> datasets.Dataset:
+    """Streams passages into a dataset and checks ids and texts.
+
+    Small corpora stay in memory. Larger ones (from 256 MiB of source), and all where `cache_dir` is given,
+    are written once as an Arrow file and memory-mapped, so that the processes of a machine share one copy.
+    The file is keyed by path, size and modification time of the sources and by what is skipped.
+
+    Args:
+        rows: Given the problems to report to, yields line, id, title and text of each passage, in order.
+        sources: The files that the rows come from; messages name the first.
+        problems: Meets what is wrong.
+        cache_dir: Folder for the Arrow file; by default `hf_ar2` in the cache of `datasets`.
+
+    Raises:
+        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless
+            skipped.
+    """
+    stats = [(source.resolve(), source.stat()) for source in sources]
+    if cache_dir is None and sum(stat.st_size for _, stat in stats) < _MAPPED_FROM_BYTES:
+        return _checked_passages(rows(problems), sources[0], problems, None)
+    folder = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_ar2"
+    folder.mkdir(parents=True, exist_ok=True)
+    made_from = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    key = content_hash(json.dumps(["corpus 1", made_from, sorted(problems.skip)]).encode())
+    table, counts = folder / f"corpus-{key}.arrow", folder / f"corpus-{key}.json"
+    if not table.is_file():
+        with tempfile.TemporaryDirectory(dir=folder, prefix="corpus-") as temporary:
+            own = Problems(problems.skip)
+            _checked_passages(rows(own), sources[0], own, Path(temporary))
+            (Path(temporary) / "skipped.json").write_text(json.dumps(own.skipped))
+            # The table comes last: where it is, its counts are.
+            os.replace(Path(temporary) / "skipped.json", counts)
+            os.replace(Path(temporary) / "checked.arrow", table)
+    problems.add(json.loads(counts.read_text()))
+    return datasets.Dataset.from_file(str(table))
+
+
+def _checked_passages(
+    rows: PassageRows, file: Path, problems: Problems, folder: Path | None
+) -> datasets.Dataset:
+    """The passages as a dataset, in memory or in the folder's `checked.arrow`."""
+    lines = array("q")
+    passages = _write(_batches(rows, lines, file), folder and folder / "all.arrow")
+    keep = check_passages(passages, lambda row: lines[row], file, problems)
+    if not keep.all():
+        table = passages.with_format("arrow")
+        parts = range(0, len(passages), _BATCH_ROWS)
+        kept = (
+            batch
+            for start in parts
+            for batch in table[start : start + _BATCH_ROWS]
+            .filter(pa.array(keep[start : start + _BATCH_ROWS]))
+            .to_batches()
+        )
+        passages = _write(kept, folder and folder / "kept.arrow")
+    if folder is not None:
+        os.replace(folder / ("all.arrow" if keep.all() else "kept.arrow"), folder / "checked.arrow")
+    return passages
+
+
+def _batches(rows: PassageRows, lines: array, file: Path) -> Iterator[pa.RecordBatch]:
+    rows = iter(tqdm(rows, desc=f"Reading {file.name}", unit=" passages", delay=3))
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        numbers, *columns = zip(*batch, strict=True)
+        lines.extend(numbers)
+        yield pa.record_batch(
+            [pa.array(column, type=pa.string()) for column in columns], schema=PASSAGE_FEATURES.arrow_schema
+        )
+
+
+def _write(batches: Iterable[pa.RecordBatch], file: Path | None) -> datasets.Dataset:
+    """Streams record batches to memory or, with a file, to disk, and opens them as a dataset."""
+    sink = pa.BufferOutputStream() if file is None else pa.OSFile(str(file), "wb")
+    with sink:
+        with pa.ipc.new_stream(sink, PASSAGE_FEATURES.arrow_schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        if file is None:
+            return datasets.Dataset.from_buffer(sink.getvalue())
+    return datasets.Dataset.from_file(str(file))
+
+
+def check_passages(
+    passages: datasets.Dataset, line_of: Callable[[int], int | None], file: str | Path, problems: Problems
+) -> np.ndarray:
+    """A bool mask `[N]` of the passages to keep; what is wrong with the others goes to `problems`.
+
+    Raises:
+        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless
+            skipped.
+    """
+    ids = arrow_column(passages, "id")
+    blank = pc.and_(
+        *(pc.equal(pc.utf8_trim_whitespace(arrow_column(passages, name)), "") for name in ("title", "text"))
+    )
+    empty, first = blank.to_numpy(), first_occurrences(ids)
+    no_id = pc.equal(ids, "").to_numpy()
+    for row in np.flatnonzero(no_id | empty | ~first).tolist():
+        line, shown = line_of(row), repr(ids[row].as_py())
+        if no_id[row]:
+            problems.meet("malformed lines", file, line, "an empty passage id", "an id")
+        elif empty[row]:
+            problems.meet("empty passages", file, line, f"passage {shown} without title and text", "a text")
+        else:
+            before = line_of(pc.index(ids, ids[row]).as_py())
+            found = f"passage id {shown} a second time (first in line {before})"
+            problems.meet("duplicate ids", file, line, found, "an id of its own for each passage")
+    return ~no_id & ~empty & first
