@@ -1,0 +1,69 @@
+# make quickstart   set up, train a retriever and a ranker against each other, show what was gained
+# make test         set up, run the tests
+# make install      set up alone: .venv, idempotent
+# make lint         ruff, and mypy on the package as it is installed
+# make format       let ruff rewrite what it can
+# make bench        the measured comparisons in tests/benchmarks
+# make clean        remove .venv and everything built
+#
+# Variables, for example `make test PYTHON=python3.13 VENV=.venv-313`:
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13 python3 python,$(call new-enough,$(python))))
+EXTRAS ?= cpu,quickstart,dev
+# Installed before everything else, so that nothing draws in another build: TORCH=torch for the newest one.
+TORCH ?= torch==2.13.0
+# A constraints file: CONSTRAINTS=tests/constraints-lowest.txt for the oldest supported versions.
+CONSTRAINTS ?=
+# accelerate gives a process one thread unless told otherwise.
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# Processes that run the tests.
+JOBS ?= 2
+
+new-enough = $(shell $(1) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(1))
+constrained = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+offline = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+launch = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
+
+.PHONY: help install quickstart test lint format bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+install: $(VENV)/installed
+
+# The editable install maps whole folders, so a new file is there at once; only new requirements, or a package
+# that pyproject.toml newly names, need another pass.
+$(VENV)/installed: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer with the venv module is needed and none was found:" \
+		"install it, or name it with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'." >&2; exit 1; fi
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check $(constrained) "$(TORCH)"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check $(constrained) -e ".[$(EXTRAS)]"
+	@touch $@
+
+quickstart: install
+	$(offline) $(launch) recipes/run.py recipes/quickstart.yaml --output_dir runs/quickstart
+
+test: install
+	$(offline) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# mypy reads no editable install whose folders lie elsewhere: it gets links laid out as the installed package is.
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@rm -rf build/mypy && mkdir -p build/mypy/hf_ar2
+	@ln -s $(CURDIR)/hf_ar2/* build/mypy/hf_ar2/
+	@ln -s $(CURDIR)/trainers $(CURDIR)/recipes build/mypy/hf_ar2/
+	cd build/mypy && $(abspath $(VENV))/bin/mypy --config-file ../../pyproject.toml -p hf_ar2
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: install
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(offline) $(VENV)/bin/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,86 @@
+"""What is installed is what is in the repository, and dependencies between the rooms point one way."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS = {
+    "hf_ar2": ROOT / "hf_ar2",
+    "hf_ar2.trainers": ROOT / "trainers",
+    "hf_ar2.recipes": ROOT / "recipes",
+}
+
+
+def modules_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names a module imports anywhere, outside `if TYPE_CHECKING:`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; name the package"
+            found.add(node.module)
+    return found
+
+
+def test_every_folder_with_code_is_named_in_pyproject() -> None:
+    found = set()
+    for package, folder in FOLDERS.items():
+        for path in modules_in(folder):
+            found.add(".".join([package, *path.parent.relative_to(folder).parts]))
+    assert found == set(SETTINGS["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_the_folders_at_the_top_are_importable_as_subpackages(package: str, tmp_path: Path) -> None:
+    code = f"import importlib; print(importlib.import_module({package!r}).__path__[0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert any(path.samefile(done.stdout.strip()) for path in FOLDERS.values())
+
+
+def test_losses_import_torch_alone_and_metrics_numpy_alone() -> None:
+    for path in modules_in(ROOT / "hf_ar2" / "losses"):
+        outside = {
+            name
+            for name in imports_of(path)
+            if name.split(".")[0] not in {"torch", *sys.stdlib_module_names} and name[:13] != "hf_ar2.losses"
+        }
+        assert not outside, f"{path} imports {outside}"
+    metrics = imports_of(ROOT / "hf_ar2" / "evaluation" / "metrics.py")
+    outside = {name.split(".")[0] for name in metrics} - {"numpy", "hf_ar2"} - sys.stdlib_module_names
+    assert not outside, f"metrics.py imports {outside}"
+
+
+def test_dependencies_point_one_way() -> None:
+    """recipes -> trainers -> hf_ar2; only hf_ar2's own __init__ hands on the trainers' names, lazily."""
+    for path in modules_in(ROOT / "hf_ar2"):
+        if path != ROOT / "hf_ar2" / "__init__.py":
+            upwards = {n for n in imports_of(path) if n.startswith(("hf_ar2.trainers", "hf_ar2.recipes"))}
+            assert not upwards, f"{path} imports {upwards}"
+    for path in modules_in(ROOT / "trainers"):
+        upwards = {name for name in imports_of(path) if name.startswith("hf_ar2.recipes")}
+        assert not upwards, f"{path} imports {upwards}"
+
+
+def test_the_package_imports_quickly_and_without_torch() -> None:
+    """Names are handed on lazily, so that `hf-ar2 --help` need not wait for torch."""
+    code = "import sys, hf_ar2; print([m for m in ('torch', 'transformers', 'faiss') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
