@@ -67,7 +67,7 @@ def encode_rows(
         budget: most tokens of a padded batch.
         rank, world_size: this process encodes every world_size-th batch, from `rank` on, and leaves the other
             rows of `out` alone. The batches do not depend on world_size.
-        description, show_progress: the label of the progress bar, which counts tokens, and whether to show it.
+        description, show_progress: the label of the progress bar (it counts tokens), and whether to show it.
 
     Raises:
         ValueError: embeddings of another shape than `out`, or not finite; the message names the row.

@@ -1,0 +1,366 @@
+"""The embeddings of a corpus on disk and the FAISS index over them, keyed by what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hf_ar2.index.encoding import Encode, encode_rows
+from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index, read_faiss_index, write_faiss_index
+from hf_ar2.index.faiss_import import faiss_has_gpu, import_faiss
+from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix
+from hf_ar2.index.tokens import InputBuilder, TokenStore
+
+if TYPE_CHECKING:
+    import datasets
+
+_FORMAT = 1
+_OUR_FILES = re.compile(r"(embeddings(-[0-9a-f]{16})?\.npy|index(-[0-9a-f]{16})?\.faiss)(\.tmp)?")
+
+
+class CorpusIndex:
+    """Passage embeddings and an inner-product index over them, shared by all processes through memory maps.
+
+    Made by `CorpusIndex.build`, opened again by `CorpusIndex.open`. The folder holds the embeddings
+    (`embeddings-*.npy`), the FAISS index (`index-*.faiss`) and `meta.json`, which names the two and is replaced
+    last: what is there is a whole index, or none. Building from other weights replaces the files by new ones;
+    maps of the old ones stay valid for who has them open. Needs disk for both until the new one is complete.
+
+    Attributes:
+        folder: where it is. fingerprint: what it was made from. factory: the FAISS factory string.
+        embeddings: float32 or float16 memory map [N, d], read-only.
+        faiss_index: the `faiss.Index` on the processor, mapped; do not add to it.
+        ntotal, dim: N and d.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from transformers import BertTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
+        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> store = TokenStore(np.array([5, 6, 6], np.int32), np.array([0, 2, 3]))
+        >>> def count_deep_and_nets(inputs):
+        ...     return (inputs["input_ids"][:, :, None] == torch.tensor([5, 6])).sum(1).float()
+        >>> with TemporaryDirectory() as folder:
+        ...     index = CorpusIndex.build(
+        ...         count_deep_and_nets, InputBuilder(tokenizer, 8), store, folder, fingerprint="counts", dim=2,
+        ...         show_progress=False,
+        ...     )
+        ...     scores, rows = index.search(np.array([[1.0, 0.5]]), k=2)
+        >>> scores.tolist(), rows.tolist()
+        ([[1.5, 0.5]], [[0, 1]])
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        meta: dict[str, Any],
+        embeddings: np.ndarray,
+        faiss_index: Any,
+        device: str | torch.device = "cpu",
+        search_parameters: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.meta = meta
+        self.fingerprint: str = meta["fingerprint"]
+        self.factory: str = meta["factory"]
+        self.embeddings = embeddings
+        self.faiss_index = faiss_index
+        self.ntotal, self.dim = embeddings.shape
+        self.device = torch.device(device)
+        self.search_parameters = search_parameters or meta["search_parameters"]
+        self._searcher: FaissSearcher | TorchSearcher | None = None
+
+    @classmethod
+    def build(
+        cls,
+        encode: Encode,
+        builder: InputBuilder,
+        store: TokenStore,
+        folder: str | Path,
+        *,
+        fingerprint: str,
+        dim: int,
+        factory: str = "Flat",
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        budget: int = 16384,
+        search_parameters: str | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        barrier: Callable[[], None] = lambda: None,
+        show_progress: bool = True,
+    ) -> CorpusIndex:
+        """Encode the corpus and index it; an index of the same fingerprint, factory and dtype is opened instead.
+
+        With several processes every rank calls this with the same arguments but `rank`. Each encodes its share
+        straight into the one file, which all must see (one machine, or a shared file system); rank 0 then makes
+        the FAISS index, of which it holds one copy in memory until it is written.
+
+        Args:
+            encode, builder, budget, show_progress: as in `encode_rows`.
+            store: the tokenised corpus, N passages.
+            folder: of the index; a former one in it is replaced.
+            fingerprint: names the weights, the pooling, the lengths and the data the embeddings come from.
+            dim: d of the embeddings.
+            factory: FAISS factory string, for instance "Flat" (exact), "IVF256,Flat", "HNSW32", "OPQ24,PQ24".
+                Where it needs training, it is trained on a seeded random sample of the passages.
+            dtype: of the stored embeddings, "float32" or "float16"; FAISS gets float32 values of them.
+            device: encodes, and searches later.
+            search_parameters: as in "nprobe=16" or "efSearch=128", kept with the index.
+            seed: of the training sample.
+            rank, world_size, barrier: this process, their number, and what waits for all of them.
+
+        Raises:
+            ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index,
+                embeddings that are not finite.
+        """
+        wanted: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "factory": factory}
+        wanted |= {"dtype": dtype, "dim": dim, "ntotal": len(store)}
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype must be 'float32' or 'float16', found {dtype!r}")
+        if len(store) == 0:
+            raise ValueError("the corpus is empty: there is nothing to index")
+        folder = Path(folder)
+        found = _whole_meta(folder)
+        if found is not None and all(found[name] == value for name, value in wanted.items()):
+            return cls.open(folder, fingerprint, device=device, search_parameters=search_parameters)
+        empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
+        names = _file_names(wanted)
+        barrier()  # every rank has looked at the folder before the first one changes it
+        if found is None or found["files"]["embeddings"] != names["embeddings"]:
+            path = folder / names["embeddings"]
+            if rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)  # of a build that was killed
+                np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (len(store), dim)).flush()
+            barrier()
+            embeddings = np.load(path, mmap_mode="r+")
+            options: dict[str, Any] = {
+                "budget": budget,
+                "device": device,
+                "rank": rank,
+                "world_size": world_size,
+            }
+            options |= {"description": "Encoding the corpus", "show_progress": show_progress and rank == 0}
+            encode_rows(encode, builder, store, np.arange(len(store)), embeddings, **options)
+            embeddings.flush()
+            barrier()
+        if rank == 0:
+            fill_faiss_index(empty, np.load(folder / names["embeddings"], mmap_mode="r"), seed)
+            write_faiss_index(empty, folder / names["index"])
+            _write_meta(folder, wanted | {"search_parameters": search_parameters, "files": names})
+            _remove_other_files(folder, names)
+        del empty  # what has been filled is mapped from disk from now on
+        barrier()
+        return cls.open(folder, fingerprint, device=device)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        fingerprint: str | None = None,
+        device: str | torch.device = "cpu",
+        search_parameters: str | None = None,
+    ) -> CorpusIndex:
+        """Map an index that was built before.
+
+        Args:
+            folder: what `build` or `save` wrote.
+            fingerprint: what the index must have been made from; None takes any.
+            device: searches. search_parameters: instead of those kept with the index.
+
+        Raises:
+            FileNotFoundError: no index there. ValueError: another fingerprint, or damaged files.
+        """
+        folder = Path(folder)
+        while True:
+            meta = _read_meta(folder)
+            if fingerprint is not None and meta["fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"the index in {folder} was made from other weights, another tokenizer or another corpus: "
+                    f"its fingerprint is {meta['fingerprint']}, expected {fingerprint}. Build it again with "
+                    "CorpusIndex.build, or open it with the model and corpus it was made from."
+                )
+            try:
+                _check_files(folder, meta)
+                embeddings = np.load(folder / meta["files"]["embeddings"], mmap_mode="r")
+                faiss_index = read_faiss_index(folder / meta["files"]["index"])
+            except (FileNotFoundError, ValueError):
+                if _read_meta(folder) == meta:
+                    raise
+                continue  # it was replaced while it was being opened
+            if embeddings.shape != (meta["ntotal"], meta["dim"]) or faiss_index.ntotal != meta["ntotal"]:
+                raise ValueError(
+                    f"the index in {folder} is damaged: embeddings of shape {embeddings.shape} and a FAISS index "
+                    f"of {faiss_index.ntotal} vectors, expected {meta['ntotal']} of {meta['dim']}. Build it again."
+                )
+            return cls(folder, meta, embeddings, faiss_index, device, search_parameters)
+
+    def __len__(self) -> int:
+        return self.ntotal
+
+    def __repr__(self) -> str:
+        return (
+            f"CorpusIndex({self.ntotal:,} passages, d={self.dim}, {self.embeddings.dtype}, "
+            f"factory={self.factory!r}, fingerprint={self.fingerprint!r})"
+        )
+
+    def search(self, queries: np.ndarray | torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k passages of highest inner product with each query.
+
+        On a GPU FAISS searches if it is built for it; else, for the factory "Flat", `TorchSearcher` does.
+
+        Args:
+            queries: [Q, d] of any float dtype. k: passages per query; may exceed N.
+
+        Returns:
+            scores float32 [Q, k] and passage rows int64 [Q, k], best first, of equal scores the lower row
+            first; padded with -inf and -1 where there are no more passages.
+
+        Raises:
+            ValueError: queries of another shape or not finite, k below 1, or above 2048 with FAISS on a GPU.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, found {k}")
+        matrix = query_matrix(queries, self.dim)
+        if self._searcher is None:
+            by_torch = (
+                self.device.type == "cuda" and self.factory == "Flat" and not faiss_has_gpu(import_faiss())
+            )
+            self._searcher = (
+                TorchSearcher(self.embeddings, self.device)
+                if by_torch
+                else FaissSearcher(self.faiss_index, self.device, self.search_parameters)
+            )
+        return self._searcher.search(matrix, k)
+
+    def release_device(self) -> None:
+        """Give back the memory that searching took on a GPU; the next search takes it again."""
+        self._searcher = None
+
+    def attach(self, corpus: datasets.Dataset, name: str = "embeddings") -> datasets.Dataset:
+        """Make `corpus.search_batch(name, ...)`, `get_nearest_examples_batch`, `save_faiss_index` work on this index.
+
+        Nothing is copied: the dataset refers to `faiss_index`. An index that it had under this name is replaced.
+        Attach last: `select`, `filter` and `shuffle` refuse a dataset with an index, `map` drops it, and
+        `remove_columns` or `with_format` copy it.
+
+        Returns:
+            the same dataset.
+
+        Raises:
+            ValueError: the corpus has another number of passages.
+        """
+        from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+        if len(corpus) != self.ntotal:
+            raise ValueError(
+                f"the index holds {self.ntotal} passages, but the corpus to attach it to has {len(corpus)}: "
+                "it was built from another corpus"
+            )
+        if name in corpus.list_indexes():
+            corpus.drop_index(name)
+        shown = not are_progress_bars_disabled()
+        disable_progress_bars()  # datasets would show one for adding no vectors
+        try:
+            # an empty array: the vectors are in the index, datasets would add them a second time
+            corpus.add_faiss_index_from_external_arrays(
+                np.empty((0, self.dim), np.float32), name, custom_index=self.faiss_index
+            )
+        finally:
+            if shown:
+                enable_progress_bars()
+        return corpus
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the index to another folder, as embeddings.npy, index.faiss and meta.json; `open` reads it."""
+        folder = Path(folder)
+        if folder.resolve() == self.folder.resolve():
+            raise ValueError(f"{folder} is where the index already is")
+        names = {"embeddings": "embeddings.npy", "index": "index.faiss"}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)  # until the copy is whole there is none
+        # from the open maps: a refresh may have removed the files they came from
+        temporary = folder / f"{names['embeddings']}.tmp"
+        with open(temporary, "wb") as file:
+            np.save(file, self.embeddings)
+        os.replace(temporary, folder / names["embeddings"])
+        write_faiss_index(self.faiss_index, folder / names["index"])
+        _write_meta(folder, self.meta | {"files": names})
+        _remove_other_files(folder, names)
+
+
+def _file_names(meta: dict[str, Any]) -> dict[str, str]:
+    """Names that differ where the contents do, so that a new index never overwrites one that is open."""
+
+    def digest(*fields: str) -> str:
+        return hashlib.sha256(json.dumps([meta[field] for field in fields]).encode("utf-8")).hexdigest()[:16]
+
+    encoded = ("format", "fingerprint", "dtype", "dim", "ntotal")
+    return {
+        "embeddings": f"embeddings-{digest(*encoded)}.npy",
+        "index": f"index-{digest(*encoded, 'factory')}.faiss",
+    }
+
+
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    sizes = {kind: (folder / name).stat().st_size for kind, name in meta["files"].items()}
+    temporary = folder / "meta.json.tmp"
+    temporary.write_text(json.dumps(meta | {"bytes": sizes}, indent=1), encoding="utf-8")
+    os.replace(temporary, folder / "meta.json")
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no index: meta.json is missing. None was built there, or the building was "
+            "interrupted; build it with CorpusIndex.build."
+        )
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete {folder} and build the index again") from error
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise ValueError(
+            f"{path} describes no index that this version reads: found format {found}, expected {_FORMAT}. "
+            f"Delete {folder} and build the index again."
+        )
+    return meta
+
+
+def _check_files(folder: Path, meta: dict[str, Any]) -> None:
+    for kind, name in meta["files"].items():
+        path = folder / name
+        found = path.stat().st_size if path.exists() else None
+        if found != meta["bytes"][kind]:
+            raise ValueError(
+                f"{path} is {'missing' if found is None else f'{found} bytes long'}, expected "
+                f"{meta['bytes'][kind]} bytes: the index is damaged. Build it again with CorpusIndex.build."
+            )
+
+
+def _whole_meta(folder: Path) -> dict[str, Any] | None:
+    """The description of the index in a folder, None where there is none or it is damaged."""
+    try:
+        meta = _read_meta(folder)
+        _check_files(folder, meta)
+    except (FileNotFoundError, ValueError):
+        return None
+    return meta
+
+
+def _remove_other_files(folder: Path, names: dict[str, str]) -> None:
+    for path in folder.iterdir():
+        if _OUR_FILES.fullmatch(path.name) and path.name not in names.values():
+            path.unlink()

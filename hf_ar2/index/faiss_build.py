@@ -1,0 +1,81 @@
+"""Making, writing and reading FAISS indexes over embeddings that stay on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_ar2.index.faiss_import import import_faiss
+
+_ROWS_PER_BLOCK = 65_536
+_POINTS_PER_CENTROID = 256  # FAISS's k-means uses no more
+
+
+def new_faiss_index(factory: str, dim: int) -> Any:
+    """An empty inner-product index of a FAISS factory string.
+
+    Raises:
+        ValueError: FAISS cannot make such an index of vectors of this dimension.
+    """
+    faiss = import_faiss()
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"FAISS cannot make an inner-product index {factory!r} of {dim}-dimensional vectors: {error}. "
+            "Common ones are 'Flat', 'IVF256,Flat', 'HNSW32', 'SQ8', 'PQ48'; a PQ's number must divide the dimension."
+        ) from error
+
+
+def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
+    """Train an empty index where its type needs it, and add embeddings [N, d] of any float dtype in blocks.
+
+    The training sample is drawn from all rows: a corpus is often ordered, its beginning is not like the rest.
+
+    Raises:
+        ValueError: too few embeddings to train on.
+    """
+    faiss = import_faiss()
+    if not index.is_trained:
+        inverted_lists = faiss.try_extract_index_ivf(index)
+        centroids = max(256, inverted_lists.nlist if inverted_lists is not None else 0)
+        size = min(len(embeddings), centroids * _POINTS_PER_CENTROID)
+        sample = np.sort(np.random.default_rng(seed).choice(len(embeddings), size, replace=False))
+        try:
+            index.train(np.ascontiguousarray(embeddings[sample], np.float32))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{len(embeddings)} passages do not suffice to train this {type(index).__name__}: {error}. "
+                "Use a factory with fewer lists or centroids, or 'Flat', which needs no training."
+            ) from error
+    for start in range(0, len(embeddings), _ROWS_PER_BLOCK):
+        index.add(np.ascontiguousarray(embeddings[start : start + _ROWS_PER_BLOCK], np.float32))
+
+
+def write_faiss_index(index: Any, path: Path) -> None:
+    """Write an index to `path`, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    import_faiss().write_index(index, str(temporary))
+    os.replace(temporary, path)
+
+
+def read_faiss_index(path: Path) -> Any:
+    """Open an index memory-mapped, so that processes share its pages; what FAISS cannot map it reads.
+
+    Raises:
+        ValueError: FAISS cannot read the file.
+    """
+    faiss = import_faiss()
+    try:
+        # the flag maps large arrays (Flat, codes, graphs); types without support for it are read into memory
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:
+        try:
+            return faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} is not a FAISS index that can be read: {error}. Build it again."
+            ) from error

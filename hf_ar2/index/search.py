@@ -1,0 +1,235 @@
+"""Searching: FAISS on the processor or a GPU, or exact search by chunked matrix products in torch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_ar2.index.faiss_import import faiss_has_gpu, import_faiss
+
+logger = logging.getLogger(__name__)
+
+_FAISS_GPU_MAX_K = 2048
+_OVER_FETCH = 32
+
+
+def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
+    """Queries [Q, dim] of any float dtype, numpy or torch, as a contiguous float32 array.
+
+    Raises:
+        ValueError: another shape, a dtype that is not a float, or values that are not finite.
+    """
+    if isinstance(queries, torch.Tensor):
+        if queries.is_floating_point():
+            queries = queries.float()  # numpy knows no bfloat16
+        queries = queries.detach().cpu().numpy()
+    queries = np.asarray(queries)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(
+            f"queries must be [Q, {dim}], one embedding per line; found shape {queries.shape}. "
+            "A single query is queries[None]."
+        )
+    if not np.issubdtype(queries.dtype, np.floating):
+        raise ValueError(f"queries must be embeddings of a float dtype, found {queries.dtype}")
+    queries = np.ascontiguousarray(queries, np.float32)
+    finite = np.isfinite(queries).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"query {int(np.argmin(finite))} has values that are not finite; check the weights for NaN"
+        )
+    return queries
+
+
+def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order equal scores by row, lower first; [Q, k] arrays that are already best first, changed in place.
+
+    Example:
+        >>> sort_ties(np.array([[2.0, 1.0, 1.0]]), np.array([[4, 9, 3]]))[1]
+        array([[4, 3, 9]])
+    """
+    unsorted = ((scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] < rows[:, :-1])).any(axis=1)
+    if unsorted.any():
+        order = np.lexsort((rows[unsorted], -scores[unsorted]), axis=1)
+        rows[unsorted] = np.take_along_axis(rows[unsorted], order, axis=1)
+        scores[unsorted] = np.take_along_axis(scores[unsorted], order, axis=1)
+    return scores, rows
+
+
+class FaissSearcher:
+    """A FAISS index behind the interface of `CorpusIndex.search`, on a GPU where FAISS can use one.
+
+    The GPU path has not been run: it needs the package faiss-gpu and a GPU.
+
+    Args:
+        index: a `faiss.Index` in memory or mapped.
+        device: "cuda" or "cuda:1" copies the index there if FAISS was built for GPUs. Types that FAISS cannot
+            copy to a GPU (HNSW, PQ without IVF) stay on the processor, with a warning.
+        search_parameters: as in "nprobe=16" or "efSearch=128"; None leaves the index's own.
+
+    Raises:
+        ValueError: search parameters that the index does not know.
+    """
+
+    def __init__(
+        self, index: Any, device: str | torch.device = "cpu", search_parameters: str | None = None
+    ) -> None:
+        faiss = import_faiss()
+        self.index = index
+        self.on_gpu = False
+        device = torch.device(device)
+        if device.type == "cuda" and faiss_has_gpu(faiss):
+            try:
+                self._resources = faiss.StandardGpuResources()  # must live as long as the copy
+                number = torch.cuda.current_device() if device.index is None else device.index
+                self.index = faiss.index_cpu_to_gpu(self._resources, number, index)
+                self.on_gpu = True
+            except RuntimeError as error:
+                logger.warning(
+                    "FAISS cannot copy this %s to %s, it is searched on the processor: %s",
+                    type(index).__name__,
+                    device,
+                    error,
+                )
+        if search_parameters:
+            space = faiss.GpuParameterSpace() if self.on_gpu else faiss.ParameterSpace()
+            try:
+                space.set_index_parameters(self.index, search_parameters)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"search_parameters {search_parameters!r} do not fit a {type(index).__name__}: {error}"
+                ) from error
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [Q, k] and rows int64 [Q, k], best first, -inf and -1 where there are no more.
+
+        Raises:
+            ValueError: k above 2048 on a GPU, FAISS's limit there.
+        """
+        if self.on_gpu and k > _FAISS_GPU_MAX_K:
+            raise ValueError(
+                f"k={k}: FAISS on a GPU returns at most {_FAISS_GPU_MAX_K} passages per query. "
+                "Ask for fewer, or open the index with device='cpu'."
+            )
+        scores, rows = self.index.search(queries, k)
+        scores[rows < 0] = -np.inf
+        return sort_ties(scores, rows)
+
+
+class TorchSearcher:
+    """Exact inner-product search with a half-precision copy of the embeddings on a device.
+
+    Candidates are found by matrix products of half-precision embeddings, accumulated in float32; k + 32 of them
+    are kept and scored again in float32 against the stored embeddings. The result is that of a float32 search as
+    long as no passage of the best k falls more than 32 places behind through rounding. That takes more than 32
+    passages within some 1e-5 (float16) or 1e-4 (bfloat16) of the k-th best score of unit vectors, so prefer
+    float16 unless embeddings exceed its range.
+
+    Args:
+        embeddings: float32 or float16 [N, d], an array or a memory map; read in blocks.
+        device: where the copy lives: N·d·2 bytes, and N·d·4 more for float32 embeddings where at most half of
+            the free memory of a GPU is needed; else those are read from `embeddings` when scoring again.
+        dtype: of the copy, torch.float16 or torch.bfloat16.
+        chunk_rows, chunk_queries: passages and queries of one matrix product; the product takes
+            chunk_rows·chunk_queries·4 bytes.
+
+    Raises:
+        ValueError: an embedding exceeds the range of float16.
+
+    Example:
+        >>> searcher = TorchSearcher(np.eye(3, dtype=np.float32), "cpu")
+        >>> searcher.search(np.array([[0.0, 2.0, 1.0]], np.float32), k=2)
+        (array([[2., 1.]], dtype=float32), array([[1, 2]]))
+    """
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        device: str | torch.device,
+        dtype: torch.dtype = torch.float16,
+        *,
+        chunk_rows: int = 262_144,
+        chunk_queries: int = 1024,
+    ) -> None:
+        self.embeddings = embeddings
+        self.device = torch.device(device)
+        self.chunk_rows = chunk_rows
+        self.chunk_queries = chunk_queries
+        self._half = torch.empty(embeddings.shape, dtype=dtype, device=self.device)
+        exact_copy = embeddings.dtype == np.float16 and dtype == torch.float16
+        self._stored = self._half if exact_copy else self._room_for_stored()
+        for start in range(0, len(embeddings), chunk_rows):
+            block = torch.from_numpy(np.array(embeddings[start : start + chunk_rows])).to(self.device)
+            half = self._half[start : start + chunk_rows]
+            half.copy_(block)
+            if not torch.isfinite(half).all():
+                raise ValueError(
+                    f"embeddings of rows {start} to {start + len(block) - 1} exceed the range of {dtype}; "
+                    "use dtype=torch.bfloat16"
+                )
+            if self._stored is not None and self._stored is not self._half:
+                self._stored[start : start + chunk_rows].copy_(block)
+
+    def _room_for_stored(self) -> torch.Tensor | None:
+        if self.device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if self.embeddings.nbytes > free // 2:
+            return None
+        dtype = torch.float16 if self.embeddings.dtype == np.float16 else torch.float32
+        return torch.empty(self.embeddings.shape, dtype=dtype, device=self.device)
+
+    @torch.no_grad()
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [Q, k] and rows int64 [Q, k] for float32 queries [Q, d], best first, -inf and -1 where
+        there are no more."""
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        found = min(k, len(self.embeddings))
+        for start in range(0, len(queries), self.chunk_queries):
+            block = torch.from_numpy(queries[start : start + self.chunk_queries]).to(self.device)
+            candidates = self._candidates(block, min(k + _OVER_FETCH, len(self.embeddings)))
+            # ascending rows and a stable sort: of equal scores the lower row comes first
+            candidates = candidates.sort(dim=1).values
+            exact = self._exact_scores(block, candidates)
+            order = exact.argsort(dim=1, descending=True, stable=True)[:, :found]
+            scores[start : start + len(block), :found] = exact.gather(1, order).cpu().numpy()
+            rows[start : start + len(block), :found] = candidates.gather(1, order).cpu().numpy()
+        return scores, rows
+
+    def _candidates(self, queries: torch.Tensor, k: int) -> torch.Tensor:
+        """Rows int64 [q, k] of the best half-precision scores, in no order that matters."""
+        half_queries = queries.to(self._half.dtype)
+        best_scores = best_rows = None
+        for start in range(0, len(self._half), self.chunk_rows):
+            chunk = self._half[start : start + self.chunk_rows]
+            if self.device.type == "cuda":
+                # half-precision sums would be rounded to 11 or 8 bits, too coarse to rank by
+                products = torch.mm(half_queries, chunk.T, out_dtype=torch.float32)
+            else:
+                products = half_queries.float() @ chunk.float().T
+            scores, rows = products.topk(min(k, len(chunk)), dim=1, sorted=False)
+            rows += start
+            if best_scores is not None and best_rows is not None:
+                scores, rows = torch.cat([best_scores, scores], 1), torch.cat([best_rows, rows], 1)
+                scores, kept = scores.topk(min(k, scores.shape[1]), dim=1, sorted=False)
+                rows = rows.gather(1, kept)
+            best_scores, best_rows = scores, rows
+        assert best_rows is not None
+        return best_rows
+
+    def _exact_scores(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """float32 [q, c] inner products with the stored embeddings, in blocks that bound the memory."""
+        scores = torch.empty(candidates.shape, dtype=torch.float32, device=self.device)
+        step = max(1, 2**26 // (candidates.shape[1] * self.embeddings.shape[1]))
+        for start in range(0, len(candidates), step):
+            rows = candidates[start : start + step]
+            if self._stored is not None:
+                vectors = self._stored[rows]
+            else:
+                vectors = torch.from_numpy(self.embeddings[rows.cpu().numpy()]).to(self.device)
+            # a sum of products, not a matrix product, which may run in reduced precision (TF32)
+            scores[start : start + step] = (vectors.float() * queries[start : start + step, None]).sum(-1)
+        return scores
