@@ -1,0 +1,228 @@
+"""The tables and the figure at the end of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from hf_ar2 import report
+from hf_ar2.evaluation.significance import PairedTest
+from hf_ar2.report import display_name, format_p, format_table, plot_report, stage_table
+
+METRICS = {
+    "zero-shot": {"test": {"retriever": {"mrr@10": 0.25, "ndcg@10": 0.312, "recall@100": 0.781}}},
+    "warm-up": {
+        "dev": {"retriever": {"mrr@10": 0.481}},
+        "test": {
+            "retriever": {"mrr@10": 0.494, "ndcg@10": 0.552, "recall@100": 0.93},
+            "pipeline": {"mrr@10": 0.537},
+        },
+    },
+    "ar2": {
+        "test": {
+            "retriever": {"mrr@10": 0.516, "ndcg@10": 0.571, "recall@100": 0.941},
+            "ranker": {"mrr@10": 0.551},
+            "pipeline": {"mrr@10": 0.551},
+        }
+    },
+}
+TESTS = {
+    "warm-up": {
+        "test": {
+            "retriever": PairedTest(0.244, 0.0001, 210, 35, 203),
+            "pipeline": PairedTest(0.043, 0.003, 110, 65, 273),
+        }
+    },
+    "ar2": {
+        "test": {
+            "retriever": PairedTest(0.022, 0.04, 80, 61, 307),
+            "pipeline": PairedTest(0.035, 0.06, 9, 7, 432),
+        }
+    },
+}
+
+
+def test_the_table_of_a_run():
+    assert stage_table(METRICS, TESTS).split("\n\n* p <")[0] == (
+        "test: 448 queries\n"
+        "\n"
+        "stage      retriever MRR@10  nDCG@10  Recall@100  pipeline MRR@10\n"
+        "─────────────────────────────────────────────────────────────────\n"
+        "zero-shot         0.250        0.312       0.781            –\n"
+        "warm-up           0.494 ***    0.552       0.930        0.537 **\n"
+        "ar2               0.516 *      0.571       0.941        0.551\n"
+        "\n"
+        "MRR@10 compared                    change  significance  better  worse  equal\n"
+        "─────────────────────────────────────────────────────────────────────────────\n"
+        "retriever: warm-up over zero-shot  +0.244  p < .001 ***     210     35    203\n"
+        "pipeline over retriever: warm-up   +0.043  p = .003 **      110     65    273\n"
+        "retriever: ar2 over warm-up        +0.022  p = .040 *        80     61    307\n"
+        "pipeline over retriever: ar2       +0.035  p = .060           9      7    432"
+    )
+
+
+def test_a_run_read_back_from_json_gives_the_same_table():
+    tests = {
+        stage: {
+            split: {k: dataclasses.asdict(test) for k, test in systems.items()}
+            for split, systems in splits.items()
+        }
+        for stage, splits in TESTS.items()
+    }
+    metrics, tests = json.loads(json.dumps([METRICS, tests]))
+    assert stage_table(metrics, tests) == stage_table(METRICS, TESTS)
+
+
+def test_a_table_keeps_to_the_terminal_and_explains_its_marks():
+    for width in (60, 80, 120):
+        table = stage_table(METRICS, TESTS, width=width)
+        assert max(map(len, table.splitlines())) <= max(width, 65)  # 65: the numbers' own width
+        assert "* p < .05" in table and "stage before" in " ".join(table.split())
+    assert "p <" not in stage_table(METRICS)  # no tests, no legend
+
+
+def test_a_worse_stage_is_shown_as_worse():
+    tests = {"ar2": {"test": {"retriever": PairedTest(-0.01, 0.02, 3, 20, 25)}}}
+    assert "-0.010  p = .020 *" in stage_table(METRICS, tests)
+
+
+def test_markdown():
+    lines = stage_table(METRICS, TESTS, markdown=True).splitlines()
+    assert lines[2:5] == [
+        "| stage | retriever MRR@10 | nDCG@10 | Recall@100 | pipeline MRR@10 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| zero-shot | 0.250 | 0.312 | 0.781 | – |",
+    ]
+    assert lines[-1].startswith(r"\* p < .05, \*\* p < .01")
+    assert format_table([["a|b", 1]], ["name", "n"], markdown=True).splitlines()[-1] == r"| a\|b | 1 |"
+
+
+def test_a_split_that_no_stage_has():
+    assert "zero-shot" not in stage_table(METRICS, split="dev")
+    with pytest.raises(ValueError, match="no stage has the split 'validation'; splits found: dev, test"):
+        stage_table(METRICS, split="validation")
+
+
+def test_cells_and_alignment():
+    table = format_table(
+        [["a", 0.12345, 12000, None], ["bb", float("nan"), 7, "x"]], ["name", "value", "count", "note"]
+    )
+    assert table.splitlines() == [
+        "name  value   count  note",
+        "─────────────────────────",
+        "a     0.123  12,000  –",
+        "bb        –       7  x",
+    ]
+    assert format_table([], ["a", "b"]).splitlines() == ["a  b", "────"]
+    with pytest.raises(ValueError, match="row 1 has 1 cells for the 2 columns"):
+        format_table([[1, 2], [3]], ["a", "b"])
+
+
+def test_long_text_is_wrapped_and_not_cut():
+    words = [f"word{i}" for i in range(30)]
+    table = format_table([[" ".join(words), 0.5], ["short", 0.25]], ["text", "score"], width=40)
+    assert max(map(len, table.splitlines())) <= 40
+    assert [word for word in table.split() if word.startswith("word")] == words
+
+
+def test_p_values_and_names():
+    values = [0.0004, 0.001, 0.0099, 0.012, 0.05, 0.16, 1.0]
+    assert [format_p(p) for p in values] == [
+        "p < .001 ***",
+        "p = .001 **",
+        "p = .010 **",
+        "p = .012 *",
+        "p = .050",
+        "p = .160",
+        "p = 1.000",
+    ]
+    assert [display_name(name) for name in ("map", "recall@100")] == ["MAP", "Recall@100"]
+
+
+def log_history(steps=90):
+    """What the trainers of three stages log, with an evaluation and pool statistics at each round's beginning."""
+    retriever = [{"step": s, "epoch": s / 30, "loss": 1.0, "loss/retriever": 3 / s} for s in range(1, steps)]
+    ranker = [
+        {"step": s, "epoch": s / 30, "loss/ranker": 2 / s, "ranker_accuracy": s / steps}
+        for s in range(1, steps)
+    ]
+    rounds = [
+        {
+            "step": 30 * i,
+            "epoch": i,
+            "eval_retriever_mrr@10": 0.5,
+            "eval_pipeline_mrr@10": 0.6,
+            "pool/outscored": 0.4,
+        }
+        for i in range(3)
+    ]
+    game = [
+        {"step": s, "epoch": s / 30, "loss/adversarial": 1.0, "loss/new": float("nan")}
+        for s in range(1, steps)
+    ]
+    return {"retriever warm-up": retriever, "ranker warm-up": ranker, "ar2": rounds + game}
+
+
+def drawn_figure(monkeypatch, *arguments, **options):
+    """The matplotlib figure that plot_report saves."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+    plot_report(*arguments, **options)
+    return figures[0]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_the_figure_has_a_series_for_all_that_was_logged(tmp_path, monkeypatch):
+    path = tmp_path / "run" / "report.png"
+    figure = drawn_figure(monkeypatch, log_history(), METRICS, path, title="quickstart")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    stages, dev, losses, pool = figure.axes
+    labels = [axes.get_legend_handles_labels()[1] for axes in figure.axes]
+    assert labels == [
+        ["retriever", "pipeline"],
+        ["retriever", "pipeline"],
+        ["retriever", "ranker", "adversarial"],  # a loss that was never finite has no line
+        ["lists the ranker gets right", "pools whose top beats the positive"],
+    ]
+    assert [bar.get_height() for bar in stages.patches] == [0.25, 0.494, 0.516, 0.537, 0.551]
+    assert dev.get_title(loc="left") == "MRR@10 per round, dev" and dev.get_xlabel() == "round"
+    adversarial = next(line for line in losses.lines if line.get_label() == "adversarial")
+    assert adversarial.get_xdata()[0] == 89 + 89 + 1  # stages follow each other
+    assert [text.get_text() for text in pool.texts] == ["ranker warm-up", "ar2"]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("history", "metrics"),
+    [
+        ({}, {}),
+        ({"ar2": []}, {"ar2": {"test": {}}}),
+        ({"ar2": [{"train_runtime": 1.0}]}, {"ar2": {"dev": {"retriever": {"mrr@10": 0.1}}}}),
+        ({"ar2": [{"eval_retriever_mrr@10": 0.4, "pool/mean_margin": None}]}, {}),
+        ({"ar2": [{"epoch": 1.0, "step": 3, "pool/mean_margin": -0.1}]}, METRICS),
+    ],
+)
+def test_what_was_not_logged_is_left_out(tmp_path, history, metrics):
+    plot_report(history, metrics, tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 1000
+
+
+def test_tables_need_no_matplotlib():
+    import subprocess
+
+    code = "import sys, hf_ar2.report; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False False"
+
+
+def test_the_running_mean():
+    values = np.array([1.0, 2.0, 6.0, 3.0])
+    assert report._running_mean(values, 1).tolist() == [1.5, 3.0, 11 / 3, 4.5]
+    assert report._running_mean(values, 0).tolist() == values.tolist()
