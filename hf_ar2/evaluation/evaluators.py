@@ -1,0 +1,193 @@
+"""Rankings by the retriever, by the ranker over the retriever's top k, and by the pipeline of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from tqdm.auto import tqdm
+
+from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.encoding import encode_rows, token_budget_batches
+from hf_ar2.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.models import embed, score_pairs
+from hf_ar2.processes import Processes
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """How models are run outside a training step: device, autocast, token budget, ranks.
+
+    Args:
+        device: where the models are.
+        bf16: encode under bf16 autocast.
+        budget: padded tokens of a batch.
+        processes: the ranks that share the work.
+        show_progress: progress bars, on rank 0.
+    """
+
+    device: torch.device
+    processes: Processes
+    bf16: bool = False
+    budget: int = 8192
+    show_progress: bool = True
+
+    def autocast(self) -> torch.autocast:
+        """bf16 autocast where it was asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def progress(self) -> bool:
+        """Whether this rank shows progress bars."""
+        return self.show_progress and self.processes.is_first
+
+    def embedder(self, retriever: SentenceTransformer, task) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+        """A function from features to float32 embeddings, without gradient, in evaluation mode."""
+
+        def encode(features: dict[str, torch.Tensor]) -> torch.Tensor:
+            with torch.inference_mode(), self.autocast():
+                return embed(retriever, features, task)
+
+        return encode
+
+    def embed_queries(
+        self, retriever: SentenceTransformer, inputs: RetrieverInputs, rows: np.ndarray, description: str = "Queries"
+    ) -> np.ndarray:
+        """Embeddings of query rows `[Q]`: float32 `[Q, d]`, on every rank; each rank encodes its share."""
+        training = retriever.training
+        retriever.eval()
+        dim = retriever.get_embedding_dimension()
+        assert dim is not None
+        out = np.zeros((len(rows), dim), np.float32)
+        share = self.processes.share(len(rows))
+        local = np.zeros((len(share), dim), np.float32)
+        encode_rows(
+            self.embedder(retriever, "query"),
+            inputs.query_builder,
+            inputs.query_store,
+            rows[share],
+            local,
+            budget=self.budget,
+            device=self.device,
+            description=description,
+            show_progress=self.progress,
+        )
+        out[share] = local
+        retriever.train(training)
+        return self.processes.combine(out)
+
+    def build_index(
+        self,
+        retriever: SentenceTransformer,
+        inputs: RetrieverInputs,
+        folder,
+        fingerprint: str,
+        factory: str = "Flat",
+        dtype: str = "float32",
+    ) -> CorpusIndex:
+        """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused."""
+        training = retriever.training
+        retriever.eval()
+        dim = retriever.get_embedding_dimension()
+        assert dim is not None
+        index = CorpusIndex.build(
+            self.embedder(retriever, "document"),
+            inputs.passage_builder,
+            inputs.passage_store,
+            folder,
+            fingerprint=fingerprint,
+            dim=dim,
+            factory=factory,
+            dtype=dtype,
+            device=self.device,
+            budget=self.budget,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            barrier=self.processes.barrier,
+            show_progress=self.progress,
+        )
+        retriever.train(training)
+        return index
+
+    def rank(
+        self,
+        ranker: CrossEncoder,
+        inputs: RankerInputs,
+        query_rows: np.ndarray,
+        passage_rows: np.ndarray,
+        description: str = "Ranking",
+    ) -> np.ndarray:
+        """Ranker scores of each query's candidates.
+
+        Args:
+            query_rows: int64 `[Q]`.
+            passage_rows: int64 `[Q, k]`, -1 where there is no candidate.
+
+        Returns:
+            float32 `[Q, k]` on every rank, -inf where there is no candidate.
+        """
+        training = ranker.training
+        ranker.eval()
+        scores = np.zeros(passage_rows.shape, np.float32)
+        cells = np.flatnonzero(passage_rows.reshape(-1) >= 0)
+        queries = np.repeat(query_rows, passage_rows.shape[1])[cells]
+        passages = passage_rows.reshape(-1)[cells]
+        lengths = inputs.pair_lengths(queries, passages)
+        batches = token_budget_batches(lengths, self.budget)[self.processes.rank :: self.processes.world_size]
+        flat = scores.reshape(-1)
+        total = int(sum(lengths[batch].sum() for batch in batches))
+        with (
+            torch.inference_mode(),
+            self.autocast(),
+            tqdm(total=total, desc=description, unit="tok", unit_scale=True, disable=not self.progress) as bar,
+        ):
+            for batch in batches:
+                features = {
+                    name: tensor.to(self.device, non_blocking=True)
+                    for name, tensor in inputs.pairs(queries[batch], passages[batch]).items()
+                }
+                flat[cells[batch]] = score_pairs(ranker, features).float().cpu().numpy()
+                bar.update(int(lengths[batch].sum()))
+        ranker.train(training)
+        scores = self.processes.combine(scores)
+        scores[passage_rows < 0] = -np.inf
+        return scores
+
+
+def rerank(retrieved: np.ndarray, ranker_scores: np.ndarray) -> np.ndarray:
+    """Reorder each query's candidates by ranker score; ties keep the retriever's order.
+
+    Args:
+        retrieved: int64 `[Q, k]`, best first, -1 padded.
+        ranker_scores: float32 `[Q, k]`.
+
+    Returns:
+        int64 `[Q, k]`.
+
+    Example:
+        >>> rerank(np.array([[7, 8, 9]]), np.array([[0.1, 0.9, 0.5]])).tolist()
+        [[8, 9, 7]]
+    """
+    order = np.argsort(-ranker_scores, axis=1, kind="stable")
+    return np.take_along_axis(retrieved, order, axis=1)
+
+
+def pipeline(retrieved: np.ndarray, ranker_scores: np.ndarray) -> np.ndarray:
+    """The retriever's ranking with its first k candidates reordered by the ranker.
+
+    Args:
+        retrieved: int64 `[Q, K]`.
+        ranker_scores: float32 `[Q, k]`, k ≤ K, of the first k candidates.
+
+    Returns:
+        int64 `[Q, K]`.
+
+    Example:
+        >>> pipeline(np.array([[7, 8, 9]]), np.array([[0.1, 0.9]])).tolist()
+        [[8, 7, 9]]
+    """
+    depth = ranker_scores.shape[1]
+    return np.concatenate([rerank(retrieved[:, :depth], ranker_scores), retrieved[:, depth:]], axis=1)

@@ -1,0 +1,172 @@
+"""Model inputs of a collection, by row: tokenised once, joined and padded on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor
+
+from hf_ar2.collections import Collection
+from hf_ar2.index.encoding import token_budget_batches
+from hf_ar2.index.tokens import InputBuilder, TokenStore, tokenize
+
+Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
+
+
+class RetrieverInputs:
+    """Queries and passages of a collection as a retriever reads them.
+
+    Args:
+        retriever: its tokenizer, prompts and `max_seq_length` are used.
+        collection: corpus and queries.
+        cache_dir: where token stores are kept, keyed by tokenizer, prompt, length and texts.
+        max_query_length: tokens a query is cut at, special tokens included; at most the retriever's own limit.
+        max_passage_length: the same for passages; None takes the retriever's `max_seq_length`.
+        title_separator: what stands between a passage's title and its text.
+    """
+
+    def __init__(
+        self,
+        retriever: SentenceTransformer,
+        collection: Collection,
+        cache_dir: str | Path,
+        *,
+        max_query_length: int = 32,
+        max_passage_length: int | None = None,
+        title_separator: str = " ",
+    ) -> None:
+        limit = retriever.max_seq_length or 512
+        self.max_passage_length = min(max_passage_length or limit, limit)
+        self.max_query_length = min(max_query_length, limit)
+        tokenizer = retriever.tokenizer
+        self.query_builder = InputBuilder(tokenizer, self.max_query_length)
+        self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
+        query_prompt, passage_prompt = retriever_prompts(retriever)
+        self.query_store = _tokenize_queries(collection, tokenizer, cache_dir, self.max_query_length, query_prompt)
+        self.passage_store = _tokenize_passages(
+            collection, tokenizer, cache_dir, self.max_passage_length, title_separator, passage_prompt
+        )
+        self.fingerprint = (
+            f"{self.query_store.fingerprint}:{self.passage_store.fingerprint}"
+            f":{self.max_query_length}:{self.max_passage_length}"
+        )
+
+    def queries(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of query rows `[B]`: int64 `[B, T]`."""
+        return self.query_builder.single(self.query_store, rows)
+
+    def passages(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of passage rows `[B]`: int64 `[B, T]`."""
+        return self.passage_builder.single(self.passage_store, rows)
+
+    def query_chunks(self, rows: np.ndarray, budget: int) -> Chunks:
+        """Query rows `[n]` (repeats allowed) in length-sorted chunks of at most `budget` padded tokens."""
+        unique, inverse = np.unique(rows, return_inverse=True)
+        lengths = self.query_builder.single_lengths(self.query_store, unique)
+        return in_chunks(lengths, inverse, budget, lambda i: self.queries(unique[i]))
+
+    def passage_chunks(self, rows: np.ndarray, budget: int) -> Chunks:
+        """Passage rows `[n]` (each encoded once, however often it occurs) in length-sorted chunks."""
+        unique, inverse = np.unique(rows, return_inverse=True)
+        lengths = self.passage_builder.single_lengths(self.passage_store, unique)
+        return in_chunks(lengths, inverse, budget, lambda i: self.passages(unique[i]))
+
+
+class RankerInputs:
+    """(query, passage) pairs of a collection as a ranker reads them, joined from stored token ids.
+
+    Args:
+        ranker: its tokenizer and `max_seq_length` are used.
+        max_query_length: tokens of a query that are kept, without special tokens.
+        max_pair_length: tokens a pair is cut at, special tokens included; None takes the ranker's own limit.
+    """
+
+    def __init__(
+        self,
+        ranker: CrossEncoder,
+        collection: Collection,
+        cache_dir: str | Path,
+        *,
+        max_query_length: int = 32,
+        max_pair_length: int | None = None,
+        title_separator: str = " ",
+    ) -> None:
+        limit = ranker.max_seq_length or 512
+        self.max_pair_length = min(max_pair_length or limit, limit)
+        self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
+        self.query_store = _tokenize_queries(collection, ranker.tokenizer, cache_dir, max_query_length, "")
+        self.passage_store = _tokenize_passages(
+            collection, ranker.tokenizer, cache_dir, self.max_pair_length, title_separator, ""
+        )
+
+    def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of pairs `[B]`: int64 `[B, T]`."""
+        return self.builder.pair(self.query_store, query_rows, self.passage_store, passage_rows)
+
+    def pair_lengths(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        """Tokens of each pair after truncation, int64 `[B]`."""
+        return self.builder.pair_lengths(self.query_store, query_rows, self.passage_store, passage_rows)
+
+    def pair_chunks(self, query_rows: np.ndarray, passage_rows: np.ndarray, budget: int) -> Chunks:
+        """Pairs `[n]` in length-sorted chunks of at most `budget` padded tokens."""
+        lengths = self.pair_lengths(query_rows, passage_rows)
+        return in_chunks(
+            lengths, np.arange(len(lengths)), budget, lambda i: self.pairs(query_rows[i], passage_rows[i])
+        )
+
+
+def in_chunks(lengths: np.ndarray, inverse: np.ndarray, budget: int, build) -> Chunks:
+    """Split rows by length so that little is spent on padding.
+
+    Args:
+        lengths: tokens of each distinct row, `[U]`.
+        inverse: which distinct row each wanted row is, `[n]`.
+        budget: padded tokens of a chunk at most.
+        build: from indices into `lengths` to features.
+
+    Returns:
+        `chunks`, features in length order, and `order`, int64 `[n]`: where each wanted row is among them.
+    """
+    batches = token_budget_batches(lengths, budget)
+    position = np.empty(len(lengths), np.int64)
+    position[np.concatenate(batches)] = np.arange(len(lengths))
+    return {
+        "chunks": [build(batch) for batch in batches],
+        "order": torch.from_numpy(position[inverse.reshape(-1)]),
+    }
+
+
+def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
+    """The prompts `encode_query` and `encode_document` put before a text."""
+    prompts = retriever.prompts or {}
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
+    return prompts.get("query") or "", passage
+
+
+def _tokenize_queries(collection: Collection, tokenizer, cache_dir, max_tokens: int, prompt: str) -> TokenStore:
+    return tokenize(
+        collection.queries["text"],
+        tokenizer,
+        cache_dir,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        text_fingerprint=collection.queries_fingerprint,
+        description="Tokenising queries",
+    )
+
+
+def _tokenize_passages(
+    collection: Collection, tokenizer, cache_dir, max_tokens: int, separator: str, prompt: str
+) -> TokenStore:
+    return tokenize(
+        collection.passage_texts(separator),
+        tokenizer,
+        cache_dir,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        text_fingerprint=f"{collection.corpus_fingerprint}:{separator}",
+        description="Tokenising passages",
+    )

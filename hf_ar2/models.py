@@ -1,0 +1,342 @@
+"""The two models: a retriever (`SentenceTransformer`), a ranker (`CrossEncoder`), and the module that holds both."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from torch import Tensor, nn
+
+Features = dict[str, Tensor]
+Task = Literal["query", "document"]
+SIMILARITIES = ("cosine", "dot")
+
+
+def resolve_model_name(name: str | Path) -> str:
+    """Turn `package:NAME/FOLDER` into the folder inside an installed Python package; leave other names alone.
+
+    Args:
+        name: a Hub id, a local folder, or `package:` followed by an import name and a folder inside it.
+
+    Raises:
+        ValueError: the package is not installed, or has no such folder.
+
+    Example:
+        >>> resolve_model_name("sentence-transformers/all-MiniLM-L6-v2")
+        'sentence-transformers/all-MiniLM-L6-v2'
+    """
+    text = str(name)
+    if not text.startswith("package:"):
+        return text
+    package, _, folder = text.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"model {text!r}: the Python package {package!r} is not installed. "
+            f"Install it (pip install {package.replace('_', '-')}) or name a Hub id or a folder."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / folder
+    if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+        raise ValueError(f"model {text!r}: {path} holds neither config.json nor modules.json")
+    return str(path)
+
+
+def keep_layers(model: nn.Module, layers: list[int]) -> None:
+    """Cut every transformer inside `model` down to the given encoder layers, in place.
+
+    Args:
+        layers: zero-based indices of the layers to keep, ascending, e.g. `[0, 1, 5]`.
+
+    Raises:
+        ValueError: an index outside the model, or a model in which no layer list is found.
+    """
+    found = False
+    for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
+        backbone = transformer.model
+        for module in list(backbone.modules()):
+            for name in ("layer", "layers"):
+                stack = getattr(module, name, None)
+                if not isinstance(stack, nn.ModuleList):
+                    continue
+                if layers != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= len(stack):
+                    raise ValueError(f"layers={layers}: expected ascending indices between 0 and {len(stack) - 1}")
+                setattr(module, name, nn.ModuleList(stack[i] for i in layers))
+                backbone.config.num_hidden_layers = len(layers)
+                found = True
+    if not found:
+        raise ValueError(f"layers={layers}: no list of encoder layers found in {type(model).__name__}")
+
+
+def load_retriever(
+    model: str | Path | SentenceTransformer,
+    *,
+    pooling: str | None = None,
+    similarity: str | None = None,
+    separate_towers: bool | None = None,
+    layers: list[int] | None = None,
+    max_length: int | None = None,
+    device: str | None = None,
+    **kwargs: Any,
+) -> SentenceTransformer:
+    """Load a dense retriever.
+
+    A folder without sentence-transformers files (a plain BERT, ERNIE, RoBERTa, ModernBERT, …) gets mean pooling and
+    cosine similarity unless told otherwise.
+
+    Args:
+        model: a Hub id, a local folder, `package:NAME/FOLDER`, or a model that is already loaded.
+        pooling: `"cls"` or `"mean"` replaces the model's pooling. AR2 and RocketQAv2 use CLS.
+        similarity: `"cosine"` or `"dot"`. AR2 and RocketQAv2 use the raw dot product. `"dot"` removes a final
+            normalisation layer. None keeps what the model says.
+        separate_towers: True gives queries and passages an encoder each (AR2's own setting), starting from the same
+            weights; None keeps what was saved.
+        layers: zero-based encoder layers to keep, for a lighter retriever.
+        max_length: tokens a text is cut at, special tokens included.
+        kwargs: handed to `SentenceTransformer`.
+
+    Returns:
+        A `SentenceTransformer`; `similarity_fn_name` is `"cosine"` or `"dot"`.
+
+    Raises:
+        ValueError: a similarity other than these two, an unknown pooling, a layer that does not exist.
+    """
+    if isinstance(model, SentenceTransformer):
+        retriever = model
+    else:
+        retriever = SentenceTransformer(resolve_model_name(model), device=device, **kwargs)
+    if layers is not None:
+        keep_layers(retriever, layers)
+    if pooling is not None:
+        _replace_pooling(retriever, pooling)
+    if similarity is not None:
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"similarity={similarity!r}: expected one of {', '.join(SIMILARITIES)}")
+        if similarity == "dot":
+            _drop_normalisation(retriever)
+        retriever.similarity_fn_name = similarity
+    if str(retriever.similarity_fn_name) not in SIMILARITIES:
+        raise ValueError(
+            f"the retriever compares embeddings by {retriever.similarity_fn_name!r}; "
+            f"pass similarity='cosine' or similarity='dot'"
+        )
+    if separate_towers and not has_separate_towers(retriever):
+        retriever = _split_towers(retriever)
+    if separate_towers is False and has_separate_towers(retriever):
+        raise ValueError("separate_towers=False, but the saved model has a tower for queries and one for passages")
+    if max_length is not None:
+        retriever.max_seq_length = max_length
+    return retriever
+
+
+def load_ranker(
+    model: str | Path | CrossEncoder,
+    *,
+    layers: list[int] | None = None,
+    max_length: int | None = None,
+    device: str | None = None,
+    **kwargs: Any,
+) -> CrossEncoder:
+    """Load a cross-encoder ranker with one logit and no activation on top of it.
+
+    An encoder without a classification head, a retriever that was warmed up contrastively among them, gets a fresh
+    head.
+
+    Args:
+        model: a Hub id, a local folder, `package:NAME/FOLDER`, or a model that is already loaded.
+        layers: zero-based encoder layers to keep.
+        max_length: tokens a pair is cut at, special tokens included.
+        kwargs: handed to `CrossEncoder`.
+
+    Raises:
+        ValueError: a loaded model with more than one label.
+    """
+    if isinstance(model, CrossEncoder):
+        ranker = model
+    else:
+        ranker = CrossEncoder(
+            resolve_model_name(model), num_labels=1, activation_fn=nn.Identity(), device=device, **kwargs
+        )
+    if ranker.num_labels != 1:
+        raise ValueError(f"the ranker has {ranker.num_labels} labels, expected 1 (one relevance logit)")
+    ranker.activation_fn = nn.Identity()
+    if layers is not None:
+        keep_layers(ranker, layers)
+    if max_length is not None:
+        ranker.max_seq_length = max_length
+    return ranker
+
+
+def has_separate_towers(retriever: SentenceTransformer) -> bool:
+    """Whether queries and passages go through different encoders (a `Router`)."""
+    return any(isinstance(module, Router) for module in retriever.children())
+
+
+def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Tensor:
+    """Embeddings whose inner product is the retriever's score.
+
+    Args:
+        features: `input_ids`, `attention_mask` and, for some models, `token_type_ids`; int64 `[B, T]`.
+        task: which tower, where there are two.
+
+    Returns:
+        float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
+    """
+    embeddings = retriever(dict(features), task=task)["sentence_embedding"].float()
+    if str(retriever.similarity_fn_name) == "cosine":
+        embeddings = nn.functional.normalize(embeddings, dim=-1)
+    return embeddings
+
+
+def score_pairs(ranker: CrossEncoder, features: Features) -> Tensor:
+    """Ranker logits, float32 `[B]`, of `[B, T]` token pairs."""
+    return ranker(dict(features))["scores"].float().reshape(-1)
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A content hash (32 hex digits) of all weights and buffers, independent of device.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = weights_fingerprint(layer)
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> before == weights_fingerprint(layer)
+        False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+class JointModel(nn.Module):
+    """Retriever and ranker as one module, so that one optimizer, one DDP wrapper and one checkpoint serve both.
+
+    `forward` does every encoding of a step. Inputs come in chunks sorted by length, with the index that puts the rows
+    back in order, because a chunk is padded to its own longest row only.
+
+    Args:
+        retriever: may be None in the ranker's warm-up.
+        ranker: may be None in the retriever's warm-up.
+    """
+
+    _keys_to_ignore_on_save = None
+    accepts_loss_kwargs = False
+
+    def __init__(self, retriever: SentenceTransformer | None = None, ranker: CrossEncoder | None = None) -> None:
+        super().__init__()
+        if retriever is None and ranker is None:
+            raise ValueError("JointModel needs a retriever, a ranker, or both")
+        self.retriever = retriever
+        self.ranker = ranker
+
+    @property
+    def config(self) -> Any:
+        """The transformers config of the retriever (of the ranker where there is no retriever)."""
+        model = self.retriever if self.retriever is not None else self.ranker
+        assert model is not None
+        return model.config
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute activations in the backward pass of both models, to save memory."""
+        for model in (self.retriever, self.ranker):
+            if model is not None:
+                for transformer in [m for m in model.modules() if isinstance(m, Transformer)]:
+                    transformer.model.activation_checkpointing_enable(
+                        activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
+                    )
+
+    def forward(
+        self,
+        queries: dict[str, Any] | None = None,
+        passages: dict[str, Any] | None = None,
+        pairs: dict[str, Any] | None = None,
+        teacher: Literal["ranker"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Encode what a step needs.
+
+        Args:
+            queries, passages, pairs: `{"chunks": [features, ...], "order": int64 [n]}`; row i of the output is row
+                `order[i]` of the concatenated chunks, so that a row may be used more than once.
+            teacher: `"ranker"` scores the pairs in evaluation mode and without gradient.
+
+        Returns:
+            `query_embeddings` float32 `[n, d]`, `passage_embeddings` float32 `[n, d]`, `pair_scores` float32 `[n]`,
+            those that were asked for.
+        """
+        outputs: dict[str, Tensor] = {}
+        if queries is not None:
+            outputs["query_embeddings"] = self._embed(queries, "query")
+        if passages is not None:
+            outputs["passage_embeddings"] = self._embed(passages, "document")
+        if pairs is not None:
+            assert self.ranker is not None
+            training = self.ranker.training
+            if teacher == "ranker":
+                self.ranker.eval()
+            with torch.set_grad_enabled(torch.is_grad_enabled() and teacher != "ranker"):
+                scores = torch.cat([score_pairs(self.ranker, features) for features in pairs["chunks"]])
+            self.ranker.train(training)
+            outputs["pair_scores"] = scores[pairs["order"]]
+        return outputs
+
+    def _embed(self, inputs: dict[str, Any], task: Task) -> Tensor:
+        assert self.retriever is not None
+        return torch.cat([embed(self.retriever, features, task) for features in inputs["chunks"]])[inputs["order"]]
+
+
+def save_models(model: JointModel, folder: str | Path) -> None:
+    """Write `folder/retriever` and `folder/ranker` as standard checkpoints (safetensors, no base model's card)."""
+    for name in ("retriever", "ranker"):
+        child = getattr(model, name)
+        if child is not None:
+            child.save_pretrained(str(Path(folder) / name), create_model_card=False)
+
+
+def bf16_pays(device: torch.device | str) -> bool:
+    """Whether bf16 autocast is expected to be faster than fp32 on this device.
+
+    True on GPUs with bf16 and on CPUs with AMX tiles. On other CPUs it is False: with AVX512-BF16 alone it was 2.5
+    times faster on one processor and 1.5 times slower on another, so there it is left to the user (`bf16=True`).
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.device(device).type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+
+
+def _replace_pooling(retriever: SentenceTransformer, pooling: str) -> None:
+    if pooling not in ("cls", "mean"):
+        raise ValueError(f"pooling={pooling!r}: expected 'cls' or 'mean'")
+    for parent in list(retriever.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Pooling):
+                setattr(parent, name, Pooling(child.get_embedding_dimension(), pooling_mode=pooling))
+
+
+def _drop_normalisation(retriever: SentenceTransformer) -> None:
+    names = [name for name, child in retriever.named_children() if isinstance(child, Normalize)]
+    for name in names:
+        delattr(retriever, name)
+    if any(isinstance(module, Normalize) for module in retriever.modules()):
+        raise ValueError("similarity='dot': the model normalises its embeddings inside a tower")
+
+
+def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:
+    towers = list(retriever.children())
+    router = Router.for_query_document(query_modules=towers, document_modules=copy.deepcopy(towers))
+    return SentenceTransformer(
+        modules=[router],
+        device=str(retriever.device),
+        prompts=retriever.prompts,
+        default_prompt_name=retriever.default_prompt_name,
+        similarity_fn_name=str(retriever.similarity_fn_name),
+    )

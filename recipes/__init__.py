@@ -1,0 +1,1 @@
+"""Recipes: a collection, models, and the stages that train them, in one YAML file."""

@@ -1,0 +1,183 @@
+"""The evaluation at the end of a recipe: run files, metrics, significance, table, plot, and what to type next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from hf_ar2.collections import Collection
+from hf_ar2.evaluation.evaluators import Encoders, pipeline, rerank
+from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
+from hf_ar2.evaluation.runs import read_run, write_run
+from hf_ar2.evaluation.significance import paired_test
+from hf_ar2.processes import Processes
+from hf_ar2.recipes.recipe import Recipe, source_name
+from hf_ar2.report import plot_report, stage_table
+from hf_ar2.trainers import RetrieverConfig
+from hf_ar2.trainers.retrieval import Retrieval
+
+SYSTEMS = ("retriever", "ranker", "pipeline")
+
+
+def evaluate_rows(
+    recipe: Recipe, run: Path, collection: Collection, load: Callable[[str, Any], Any]
+) -> dict[str, Any]:
+    """Evaluate every row that has not been, write its run files, and write `metrics.json` and `significance.json`."""
+    settings = recipe.evaluation
+    splits = settings.get("splits", ["dev", "test"])
+    for name, row in settings["rows"].items():
+        folder = run / "evaluation" / name
+        key = json.dumps([row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings], sort_keys=True)
+        if (folder / "key.json").is_file() and (folder / "key.json").read_text() == key:
+            continue
+        _evaluate_row(recipe, run, collection, name, row, splits, load)
+        PartialState().wait_for_everyone()
+        if PartialState().is_main_process:
+            (folder / "key.json").write_text(key)
+            shutil.rmtree(folder / "index", ignore_errors=True)
+    if PartialState().is_main_process:
+        return _measure(recipe, run, collection, splits)
+    return {}
+
+
+def _stages(recipe: Recipe, row: dict[str, Any]) -> list[str]:
+    names = [source_name(row[role]) for role in ("retriever", "ranker") if role in row]
+    return [name for name in names if name in recipe.stages]
+
+
+def _evaluate_row(recipe, run, collection, name, row, splits, load) -> None:
+    settings = recipe.evaluation
+    common = {key: value for key, value in recipe.args.items() if key in RetrieverConfig.__dataclass_fields__}
+    common |= {"cache_dir": str(run / "cache"), "eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+    args = RetrieverConfig(output_dir=str(run / "evaluation" / name), **common)
+    encoders = Encoders(
+        device=args.device,
+        processes=Processes.current(args.device),
+        bf16=bool(args.bf16),
+        budget=args.encode_tokens,
+        show_progress=not args.disable_tqdm,
+    )
+    retriever = load("retriever", row["retriever"]).to(args.device)
+    ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row else None
+    retrieval = Retrieval(retriever, ranker, collection, args, encoders)
+    rerank_depth = settings.get("rerank_depth", 20)
+    for split in splits:
+        judgments = collection.judgments(split)
+        index = retrieval.refresh()
+        queries = retrieval.embed_queries(judgments.query_rows, f"{name}, {split}: queries")
+        scores, rows = index.search(queries, min(settings.get("depth", 100), index.ntotal))
+        found = {"retriever": (rows, scores)}
+        if ranker is not None:
+            head = rows[:, :rerank_depth]
+            assert retrieval.ranker_inputs is not None
+            ranked = encoders.rank(
+                ranker, retrieval.ranker_inputs, judgments.query_rows, head, f"{name}, {split}: ranking"
+            )
+            ordered = -np.sort(-ranked, axis=1)
+            found["ranker"] = (rerank(head, ranked), ordered)
+            # Below the ranker's candidates the retriever's order goes on, with scores that say so.
+            tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - head.shape[1])
+            found["pipeline"] = (pipeline(rows, ranked), np.concatenate([ordered, tail], axis=1))
+        if encoders.processes.is_first:
+            ids = np.asarray(collection.queries["id"], object)[judgments.query_rows].tolist()
+            for system, (ranking, values) in found.items():
+                path = run_file(run, name, split, system)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_run(path, ids, collection.corpus["id"], ranking, values, tag=f"{recipe.name}-{name}-{system}")
+    del retriever, ranker, retrieval
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def run_file(run: Path, row: str, split: str, system: str) -> Path:
+    """Where a row's TREC run of a split is."""
+    return run / "runs" / row / f"{split}.{system}.trec"
+
+
+def per_query(run: Path, row: str, split: str, system: str, collection: Collection, metrics: list[str]):
+    """Per-query values of a stored run, by metric; None where there is no such run."""
+    path = run_file(run, row, split, system)
+    if not path.is_file():
+        return None
+    stored = read_run(path, collection.queries["id"], collection.corpus["id"])
+    judgments = collection.judgments(split)
+    ranking = stored.of_queries(judgments.query_rows).passage_rows
+    wanted = tuple(m for m in metrics if (parse_metric(m)[1] or 0) <= ranking.shape[1])
+    return evaluate_rankings(ranking, judgments, wanted)
+
+
+def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str]) -> dict[str, Any]:
+    """`metrics.json`: row → split → system → metric; `significance.json`: who beats whom, on the test metric."""
+    settings = recipe.evaluation
+    metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
+    chief = settings.get("test_metric", metrics[0])
+    means: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
+    for split in splits:
+        values = {
+            row: {
+                system: found
+                for system in SYSTEMS
+                if (found := per_query(run, row, split, system, collection, metrics)) is not None
+            }
+            for row in settings["rows"]
+        }
+        before = None
+        for row, systems in values.items():
+            means.setdefault(row, {})[split] = {
+                system: {metric: float(value.mean()) for metric, value in found.items()}
+                for system, found in systems.items()
+            }
+            compared = tests.setdefault(row, {}).setdefault(split, {})
+            if before is not None:
+                compared["retriever over the row before"] = _test(
+                    systems["retriever"][chief], values[before]["retriever"][chief]
+                )
+            if "pipeline" in systems:
+                compared["pipeline over retriever"] = _test(systems["pipeline"][chief], systems["retriever"][chief])
+            before = row
+    (run / "metrics.json").write_text(json.dumps(means, indent=1))
+    (run / "significance.json").write_text(json.dumps({"metric": chief, "tests": tests}, indent=1))
+    return means
+
+
+def _test(better: np.ndarray, than: np.ndarray) -> dict[str, float]:
+    result = paired_test(better, than)
+    return {
+        "difference": float(result.difference),
+        "p": float(result.p_value),
+        "wins": int(result.wins),
+        "losses": int(result.losses),
+        "ties": int(result.ties),
+    }
+
+
+def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
+    """The final models at the run's root, `report.png`, the table, and the next command."""
+    rows = recipe.evaluation.get("rows", {})
+    last = list(rows.values())[-1] if rows else {}
+    for role in ("retriever", "ranker"):
+        name = source_name(last[role]) if role in last else None
+        source = run / "stages" / str(name) / role
+        if source.is_dir():
+            shutil.rmtree(run / role, ignore_errors=True)
+            shutil.copytree(source, run / role)
+    histories = {}
+    for stage in recipe.stages:
+        state = run / "stages" / stage / "trainer_state.json"
+        if state.is_file():
+            histories[stage] = json.loads(state.read_text())["log_history"]
+    if rows:
+        metrics = json.loads((run / "metrics.json").read_text())
+        tests = json.loads((run / "significance.json").read_text())
+        print(stage_table(metrics, tests, recipe.evaluation.get("report_split", "test")))
+        plot_report(histories, metrics, run / "report.png")
+    print(f"\n{seconds / 60:.1f} minutes. In {run}: retriever/, ranker/, metrics.json, runs/, report.png")
+    print(f'Next: hf-ar2 search {run} "your query"')

@@ -1,0 +1,194 @@
+"""A recipe: one YAML file, checked field by field before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_ar2.trainers import AR2Config, RankerConfig, RetrieverConfig
+
+CONFIGS = {"retriever": RetrieverConfig, "ranker": RankerConfig, "ar2": AR2Config}
+MODEL_FIELDS = ("model", "layers", "max_length", "pooling", "similarity", "separate_towers")
+STAGE_FIELDS = ("trainer", "retriever", "ranker", "args")
+ROW_FIELDS = ("retriever", "ranker")
+EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
+# Set by the runner; a recipe that named them would break resuming.
+RESERVED = ("output_dir", "num_train_epochs_per_round")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the field, what was found and what was expected."""
+
+
+@dataclass
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        name: for reports.
+        collection: what `load_collection` takes.
+        seed: of every stage, of fresh heads, of samples.
+        models: name → fields of `load_retriever` / `load_ranker`.
+        args: settings of every stage.
+        stages: name → trainer, models it starts from, settings; in the order they run.
+        evaluation: rows of the final table (which models), splits, metrics, depths.
+    """
+
+    name: str
+    collection: str
+    seed: int = 42
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = ""
+
+    def stage_args(self, stage: str) -> dict[str, Any]:
+        """Settings of a stage: the recipe's common ones that its trainer has, then its own."""
+        body = self.stages[stage]
+        allowed = config_fields(body["trainer"])
+        common = {key: value for key, value in self.args.items() if key in allowed}
+        return {"seed": self.seed, **common, **body.get("args", {})}
+
+    def stage_key(self, stage: str) -> str:
+        """A hash of everything a stage's result depends on in the recipe, the stages before it included."""
+        body = self.stages[stage]
+        sources = {}
+        for role in ("retriever", "ranker"):
+            source = body.get(role)
+            if source is not None:
+                name = source_name(source)
+                sources[role] = [source, self.stage_key(name) if name in self.stages else self.models.get(name)]
+        content = [self.collection, self.stage_args(stage), body["trainer"], sources]
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `--key value` from the command line; a key is a field (`seed`), a setting of every stage
+            (`bf16`), or a path (`ar2.num_rounds`, `evaluation.depth`, `models.light.layers`).
+
+    Raises:
+        RecipeError: an unknown key (with the nearest known one), a stage that names a model that is not there, …
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping with the fields {', '.join(_fields())}")
+    content.setdefault("name", path.stem)
+    for key, text in (overrides or {}).items():
+        _override(content, key, text)
+    _known(str(path), content, _fields())
+    if "collection" not in content:
+        raise RecipeError(f"{path}: field 'collection' is missing")
+    recipe = Recipe(**content)
+    _check(recipe, str(path))
+    return recipe
+
+
+def config_fields(trainer: str) -> list[str]:
+    """Names of the settings a trainer takes."""
+    return [f.name for f in dataclasses.fields(CONFIGS[trainer]) if f.init and f.name not in RESERVED]
+
+
+def source_name(source: Any) -> str:
+    """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`."""
+    return source["from"] if isinstance(source, dict) else source
+
+
+def _fields() -> list[str]:
+    return [f.name for f in dataclasses.fields(Recipe)]
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    for name, body in recipe.models.items():
+        _known(f"{where}: models.{name}", body, MODEL_FIELDS)
+        if "model" not in body:
+            raise RecipeError(f"{where}: models.{name} does not say which model (field 'model')")
+    common = sorted({key for trainer in CONFIGS for key in config_fields(trainer)})
+    _known(f"{where}: args", recipe.args, common)
+    seen = list(recipe.models)
+    for name, body in recipe.stages.items():
+        place = f"{where}: stages.{name}"
+        if name in recipe.models:
+            raise RecipeError(f"{place}: a model has this name too")
+        _known(place, body, STAGE_FIELDS)
+        if body.get("trainer") not in CONFIGS:
+            raise RecipeError(f"{place}.trainer: found {body.get('trainer')!r}, expected one of {', '.join(CONFIGS)}")
+        _known(f"{place}.args", body.get("args", {}), config_fields(body["trainer"]))
+        roles = ("retriever",) if body["trainer"] == "retriever" else ("retriever", "ranker")
+        _check_roles(place, body, roles, seen)
+        seen.append(name)
+    evaluation = recipe.evaluation
+    _known(f"{where}: evaluation", evaluation, EVALUATION_FIELDS)
+    for name, row in evaluation.get("rows", {}).items():
+        _known(f"{where}: evaluation.rows.{name}", row, ROW_FIELDS)
+        _check_roles(f"{where}: evaluation.rows.{name}", row, ("retriever",), seen)
+
+
+def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], seen: list[str]) -> None:
+    for role in ("retriever", "ranker"):
+        if role in required and role not in body:
+            raise RecipeError(f"{place}: field {role!r} is missing: name a model or an earlier stage")
+        if role in body:
+            if isinstance(body[role], dict):
+                _known(f"{place}.{role}", body[role], ("from", *MODEL_FIELDS[1:]))
+            name = source_name(body[role])
+            if name not in seen:
+                raise RecipeError(f"{place}.{role}: {name!r} is no model or earlier stage{_nearest(name, seen)}")
+
+
+def _known(place: str, body: dict[str, Any], allowed: list[str] | tuple[str, ...]) -> None:
+    if not isinstance(body, dict):
+        raise RecipeError(f"{place}: expected a mapping, found {type(body).__name__}")
+    for key in body:
+        if key not in allowed:
+            raise RecipeError(f"{place}: unknown key {key!r}{_nearest(key, allowed)}")
+
+
+def _nearest(name: str, allowed: Any) -> str:
+    near = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(map(str, allowed))}"
+
+
+def _override(content: dict[str, Any], key: str, text: str) -> None:
+    value = yaml.safe_load(text)
+    head, _, rest = key.partition(".")
+    stages = content.get("stages") or {}
+    if not rest:
+        if key in _fields():
+            content[key] = value
+        elif any(key in config_fields(trainer) for trainer in CONFIGS):
+            content.setdefault("args", {})[key] = value
+            for body in stages.values():  # said on the command line, it wins over what a stage says
+                if key in body.get("args", {}):
+                    body["args"][key] = value
+        else:
+            settings = sorted({f for trainer in CONFIGS for f in config_fields(trainer)})
+            raise RecipeError(f"--{key}: unknown key{_nearest(key, [*_fields(), *settings, *stages])}")
+        return
+    if head in stages:
+        stages[head].setdefault("args", {})[rest] = value
+        return
+    if head not in ("models", "evaluation", "args"):
+        raise RecipeError(f"--{key}: {head!r} is no stage{_nearest(head, [*stages, 'models', 'evaluation', 'args'])}")
+    place = content.setdefault(head, {})
+    *path, last = rest.split(".")
+    for part in path:
+        place = place.setdefault(part, {})
+    place[last] = value

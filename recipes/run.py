@@ -1,0 +1,74 @@
+"""Run a recipe: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from hf_ar2.recipes.recipe import RecipeError, load_recipe
+
+USAGE = """usage: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]
+
+  --output_dir FOLDER           where the run goes (runs/<recipe> unless given)
+  --seed 7                      a field of the recipe
+  --bf16 true                   a setting of every stage that has it
+  --ar2.num_rounds 3            a setting of the stage `ar2`
+  --models.light.layers "[0]"   a model's field
+"""
+
+
+def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
+    """The recipe's path and its overrides.
+
+    Raises:
+        RecipeError: no recipe, a value without a key or a key without a value.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise RecipeError(f"which recipe?\n\n{USAGE}")
+    overrides: dict[str, str] = {}
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise RecipeError(f"{argument!r}: expected --key value\n\n{USAGE}")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            try:
+                value = next(rest)
+            except StopIteration:
+                raise RecipeError(f"{argument}: a value is missing\n\n{USAGE}") from None
+        overrides[key] = value
+    return arguments[0], overrides
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: reads the recipe, then loads what is slow to load."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return
+    try:
+        path, overrides = parse_arguments(arguments)
+        recipe = load_recipe(path, overrides)
+        recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
+        quiet()
+        from hf_ar2.recipes.runner import run_recipe
+
+        run_recipe(recipe, path)
+    except RecipeError as error:
+        sys.exit(f"recipe: {error}")
+
+
+def quiet() -> None:
+    """Leave the terminal to progress bars and results: no load reports, no per-module notices."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    for name in ("sentence_transformers", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+if __name__ == "__main__":
+    main()

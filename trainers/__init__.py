@@ -1,0 +1,18 @@
+"""Trainers: the two warm-ups and AR2."""
+
+from hf_ar2.trainers.ar2 import AR2Config, AR2Trainer
+from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.joint import JointTrainer
+from hf_ar2.trainers.ranker import RankerConfig, RankerTrainer
+from hf_ar2.trainers.retriever import RetrieverConfig, RetrieverTrainer
+
+__all__ = [
+    "AR2Config",
+    "AR2Trainer",
+    "JointConfig",
+    "JointTrainer",
+    "RankerConfig",
+    "RankerTrainer",
+    "RetrieverConfig",
+    "RetrieverTrainer",
+]

@@ -1,0 +1,160 @@
+"""AR2: a retriever and a ranker play a minimax game (Zhang et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_ar2.losses import adversarial_loss, distillation_loss, in_batch_contrastive_loss
+from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.trainers.joint import JointTrainer
+from hf_ar2.trainers.ranker import ranker_loss
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class AR2Config(JointConfig):
+    """Settings of `AR2Trainer`; `JointConfig` has the rest. Paper values are those of its table 8.
+
+    A round is a refresh of the index and the pool, `ranker_steps` steps of the ranker, then `retriever_steps` of the
+    retriever (the released code's order). The whole run has `num_rounds` rounds.
+    """
+
+    ranker_learning_rate: float | None = setting(1e-6, "Peak learning rate of the ranker. AR2: 1e-6 (5e-7 MS MARCO).")
+    num_rounds: int = setting(10, "Rounds. AR2: 10 in the paper, 16 in the code's README.")
+    retriever_steps: int = setting(1500, "Retriever steps per round. AR2: 1500.")
+    ranker_steps: int = setting(500, "Ranker steps per round. AR2: 500. 0: the ranker stays as it is.")
+    adversarial_weight: float = setting(
+        0.5,
+        "λ: the retriever's loss is λ · adversarial + (1 − λ) · distillation. AR2's README: 0.5 on a sum over the "
+        "per-device batch, so λB there is λ/(1 − λ) · B here; its author later advised 0.2 to 0.3.",
+    )
+    adversarial_form: str = setting("reference", "reference: as the released code computes it; paper: equations 9, 10.")
+    contrastive_weight: float = setting(
+        0.0, "Weight of an added in-batch contrastive term on the same lists. AR2: 0 (it has none)."
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_rounds < 1 or self.retriever_steps < 0 or self.ranker_steps < 0:
+            raise ValueError("num_rounds has to be at least 1, retriever_steps and ranker_steps at least 0")
+        if self.retriever_steps + self.ranker_steps == 0:
+            raise ValueError("retriever_steps and ranker_steps are both 0: nothing to train")
+        if not 0 <= self.adversarial_weight <= 1:
+            raise ValueError(f"adversarial_weight={self.adversarial_weight}: λ is between 0 and 1")
+        if self.num_negatives < 1:
+            raise ValueError("num_negatives=0: the game is played over lists with negatives")
+        self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
+        if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
+            raise ValueError(
+                "adversarial_form='paper' alone never raises the positive's score; "
+                "set adversarial_weight below 1 or contrastive_weight above 0"
+            )
+        self.num_train_epochs = self.num_rounds
+        super().__post_init__()
+
+
+class AR2Trainer(JointTrainer):
+    """Trains a retriever and a ranker against each other.
+
+    Args:
+        retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
+        ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
+        args: settings.
+        collection: a `Collection` or what `load_collection` takes.
+
+    Example:
+        ```python
+        trainer = AR2Trainer("runs/warm-up/retriever", "runs/warm-up/ranker", args=config, collection="BeIR/scifact")
+        trainer.train()
+        ```
+    """
+
+    trained = ("ranker", "retriever")
+
+    def __init__(self, retriever: Any, ranker: Any, args: AR2Config, collection: Any, **kwargs: Any) -> None:
+        self._warned = False
+        super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
+        self.args: AR2Config
+
+    @property
+    def steps_per_round(self) -> int:
+        """Ranker steps, then retriever steps."""
+        return self.args.ranker_steps + self.args.retriever_steps
+
+    def phase(self, step: int) -> str:
+        """The ranker's turn first, in every round."""
+        return "ranker" if step % self.steps_per_round < self.args.ranker_steps else "retriever"
+
+    def phase_steps(self, phase: str, step: int) -> int:
+        """Steps of the phase before `step`."""
+        rounds, rest = divmod(step, self.steps_per_round)
+        ranker = rounds * self.args.ranker_steps + min(rest, self.args.ranker_steps)
+        return ranker if phase == "ranker" else step - ranker
+
+    def needs(self, phase: str) -> tuple[str, ...]:
+        """The ranker's step reads pairs; the retriever's reads everything."""
+        return ("pairs",) if phase == "ranker" else ("queries", "passages", "pairs")
+
+    def teacher(self, phase: str) -> str | None:
+        """The ranker teaches in the retriever's phase."""
+        return "ranker" if phase == "retriever" else None
+
+    def phase_loss(
+        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ranker's listwise cross-entropy, or the retriever's λ · adversarial + (1 − λ) · distillation."""
+        if phase == "ranker":
+            return ranker_loss(self, outputs, batch)
+        args, mask = self.args, batch["mask"]
+        student = self.retriever_scores(outputs, mask)
+        teacher = self.ranker_scores(outputs, mask)
+        weight = args.adversarial_weight
+        loss = student.new_zeros(())
+        logs = {}
+        if weight > 0:
+            logs["loss/adversarial"] = adversarial_loss(
+                student, teacher / args.ranker_temperature, form=args.adversarial_form, mask=mask
+            )
+            loss = loss + weight * logs["loss/adversarial"]
+        if weight < 1:
+            logs["loss/distillation"] = distillation_loss(
+                student, teacher, teacher_temperature=args.ranker_temperature, mask=mask
+            )
+            loss = loss + (1 - weight) * logs["loss/distillation"]
+        if args.contrastive_weight > 0:
+            logs["loss/contrastive"] = in_batch_contrastive_loss(
+                outputs["query_embeddings"],
+                outputs["passage_embeddings"].view(*mask.shape, -1),
+                temperature=self.retriever_temperature,
+                passage_rows=batch["passage_rows"],
+                known_positives=batch["known_positives"],
+                mask=mask,
+                gather=self.encoders.processes.world_size > 1,
+            )
+            loss = loss + args.contrastive_weight * logs["loss/contrastive"]
+        with torch.no_grad():
+            masked = teacher.masked_fill(~mask, float("-inf"))
+            logs["teacher_accuracy"] = (masked.argmax(dim=1) == 0).float().mean()
+            logs["pool/deceived"] = ((teacher[:, 1:] > teacher[:, :1]) & mask[:, 1:]).float().sum() / mask[:, 1:].sum()
+        return loss, logs
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `JointTrainer`; says once when the ranker has nothing to teach."""
+        metrics = super().evaluate(*args, **kwargs)
+        metric = self.args.eval_metrics[0]
+        ranked = next((v for k, v in metrics.items() if k.endswith(f"pipeline_{metric}")), None)
+        retrieved = next((v for k, v in metrics.items() if k.endswith(f"retriever_{metric}")), None)
+        if ranked is not None and retrieved is not None and ranked <= retrieved and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"The ranker has nothing to teach: over the retriever's top {self.args.rerank_depth} on "
+                f"{self.args.eval_split!r} it reaches {metric} {ranked:.3f}, the retriever {retrieved:.3f}. What helps: "
+                "a longer ranker warm-up, lists that go from easy to hard (easy_share), starting the ranker from the "
+                "contrastively warmed-up encoder, or a larger ranker."
+            )
+        return metrics

@@ -1,0 +1,422 @@
+"""The base of every trainer here: a `transformers.Trainer` over a retriever and a ranker, in rounds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
+
+from hf_ar2.candidates import CandidatePool, pool_statistics
+from hf_ar2.collections import Collection, load_collection
+from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models
+from hf_ar2.processes import Processes
+from hf_ar2.trainers.checkpoints import TRAINER_STATE, fingerprints, last_complete_checkpoint, load_models
+from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
+from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.trainers.schedule import parameter_groups, schedule
+
+logger = logging.get_logger(__name__)
+
+_UNLIMITED = 1 << 30
+
+
+class JointTrainer(Trainer):
+    """Trains a retriever, a ranker, or both in turns, on lists drawn from candidate pools.
+
+    One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says which phase a step
+    belongs to (`phase`), what the phase encodes (`needs`) and what its loss is (`phase_loss`).
+
+    Args:
+        args: settings.
+        collection: a `Collection`, or what `load_collection` takes.
+        retriever: a name, folder or `SentenceTransformer`; trained unless the subclass freezes it.
+        ranker: a name, folder or `CrossEncoder`.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        NotImplementedError: DeepSpeed, FSDP or `DataParallel`, with the reason.
+        ValueError: a split that does not exist or has no relevant passages.
+    """
+
+    loss_is_scaled_for_ga = False
+    # Which children the optimizer updates.
+    trained: tuple[str, ...] = ("retriever", "ranker")
+
+    def __init__(
+        self,
+        args: JointConfig,
+        collection: Collection | str | os.PathLike[str],
+        retriever: str | SentenceTransformer | None = None,
+        ranker: str | CrossEncoder | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+    ) -> None:
+        # 1. Data and models
+        if not isinstance(collection, Collection):
+            collection = load_collection(collection)
+        self.collection = collection
+        model = JointModel(
+            None if retriever is None else load_retriever(retriever),
+            None if ranker is None else load_ranker(ranker),
+        )
+        for name in ("retriever", "ranker"):
+            child = getattr(model, name)
+            if child is not None and name not in self.trained:
+                child.requires_grad_(False)
+        # 2. transformers.Trainer: device, accelerator, callbacks, state
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Positions(0),
+            eval_dataset=collection.queries,
+            data_collator=lambda positions: self.collator(positions),
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._refuse_what_cannot_work()
+        self.args: JointConfig = args
+        self.model: JointModel = model
+        # 3. Tokens, index, pools
+        self.encoders = Encoders(
+            device=args.device,
+            processes=Processes.current(args.device),
+            bf16=bool(args.bf16),
+            budget=args.encode_tokens,
+            show_progress=not args.disable_tqdm,
+        )
+        self.retrieval = Retrieval(model.retriever, model.ranker, collection, args, self.encoders)
+        self.pool: CandidatePool | None = None
+        # 4. Lists
+        lists = ListSampler(
+            pool=self.retrieval.pool_without_candidates(),
+            corpus_size=len(collection.corpus),
+            num_negatives=args.num_negatives,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            sampler=args.sampler,
+            simans_a=args.simans_a,
+            simans_b=args.simans_b,
+            first_positive=args.first_positive,
+            hard_share=self.hard_share,
+        )
+        on_gpu = args.device.type != "cpu"
+        self.collator = ListCollator(
+            lists=lists,
+            phases=self.trained,
+            phase_positions=self._phase_positions,
+            needs=self.needs,
+            retriever_inputs=self.retrieval.retriever_inputs,
+            ranker_inputs=self.retrieval.ranker_inputs,
+            step_tokens=args.step_tokens or (_UNLIMITED if on_gpu else 2048),
+        )
+        self.train_dataset = Positions(self.lists_per_round)
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._resumed_log: dict[str, Any] | None = None
+        self.add_callback(_Rounds(self))
+
+    # ---- What a subclass decides ------------------------------------------------------------------------------
+
+    def phase(self, step: int) -> str:
+        """The phase of a global step: a pure function, so that all ranks and a resumed run agree."""
+        return self.trained[0]
+
+    def phase_steps(self, phase: str, step: int) -> int:
+        """How many of the steps before `step` belong to the phase."""
+        return step if phase == self.phase(0) else 0
+
+    def needs(self, phase: str) -> tuple[str, ...]:
+        """What a step of the phase encodes: some of "queries", "passages", "pairs"."""
+        raise NotImplementedError
+
+    def teacher(self, phase: str) -> str | None:
+        """The model that only teaches in this phase: run in evaluation mode, without gradient."""
+        return None
+
+    def phase_loss(self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The phase's loss (a scalar, mean over the local queries) and what to log beside it."""
+        raise NotImplementedError
+
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps of a round; one pass over the training queries unless a subclass says otherwise."""
+        return -(-len(self.retrieval.train_judgments) // self.global_batch)
+
+    @property
+    def mines(self) -> bool:
+        """Whether lists hold candidates of the retriever."""
+        return self.args.num_negatives > 0
+
+    def hard_share_of(self, progress: np.ndarray) -> np.ndarray:
+        """Share of negatives from the pool, by progress in [0, 1); the rest is random. All, unless overridden."""
+        return np.ones_like(progress)
+
+    # ---- Rounds -----------------------------------------------------------------------------------------------
+
+    @property
+    def global_batch(self) -> int:
+        """Lists of one optimizer step, over all processes."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+
+    @property
+    def lists_per_round(self) -> int:
+        """Lists of one round, over all processes."""
+        return self.steps_per_round * self.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return int(np.ceil(self.args.num_train_epochs * self.steps_per_round))
+
+    @property
+    def current_round(self) -> int:
+        """The round the next step belongs to."""
+        return self.state.global_step // self.steps_per_round
+
+    def begin_round(self) -> None:
+        """Refresh the index and mine, unless this round's pool is there already (a resumed run)."""
+        number = self.current_round
+        if not self.mines or self.state.global_step >= self.total_steps:
+            return
+        if self.pool is None or (self.pool.round != number and self.args.refresh):
+            self.pool = self.retrieval.mine(number)
+            self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})
+        self.collator.lists.pool = self.pool
+
+    def hard_share(self, positions: np.ndarray) -> np.ndarray:
+        """`hard_share_of` the progress these positions stand for."""
+        return self.hard_share_of(positions / (self.total_steps * self.global_batch))
+
+    def _phase_positions(self, positions: np.ndarray) -> tuple[str, np.ndarray]:
+        """The phase of a micro-batch, and its positions among the lists of that phase alone."""
+        step = int(positions[0]) // self.global_batch
+        phase = self.phase(step)
+        return phase, positions - (step - self.phase_steps(phase, step)) * self.global_batch
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RoundSampler:
+        return RoundSampler(self.lists_per_round, lambda: self.current_round)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = []
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator
+
+    # ---- Step -------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """One forward of everything the phase needs, then the phase's loss in fp32."""
+        phase = inputs["phase"]
+        outputs = model(
+            queries=inputs.get("queries"),
+            passages=inputs.get("passages"),
+            pairs=inputs.get("pairs"),
+            teacher=self.teacher(phase),
+        )
+        with torch.autocast(self.args.device.type, enabled=False):
+            loss, logs = self.phase_loss(phase, outputs, inputs)
+        self._count(f"loss/{phase}", loss)
+        for name, value in logs.items():
+            self._count(name, value)
+        return (loss, outputs) if return_outputs else loss
+
+    def retriever_scores(self, outputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """Inner products of each query with the passages of its list, over the temperature; float32 `[B, L]`."""
+        queries = outputs["query_embeddings"]
+        passages = outputs["passage_embeddings"].view(*mask.shape, -1)
+        return torch.einsum("bd,bld->bl", queries, passages) / self.retriever_temperature
+
+    def ranker_scores(self, outputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """Ranker logits of each list, float32 `[B, L]`, 0 under the mask."""
+        scores = outputs["pair_scores"].new_zeros(mask.shape)
+        return scores.masked_scatter(mask, outputs["pair_scores"])
+
+    @property
+    def retriever_temperature(self) -> float:
+        """What retriever scores are divided by in a softmax."""
+        if self.args.retriever_temperature is not None:
+            return self.args.retriever_temperature
+        assert self.model.retriever is not None
+        return 0.05 if str(self.model.retriever.similarity_fn_name) == "cosine" else 1.0
+
+    # ---- Optimizer --------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One AdamW with groups per model; it skips a model that has no gradient in a step, as two would."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.args, set(self.get_decay_parameter_names(self.model)))
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """A learning rate schedule per model, each counting its own model's steps."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                [
+                    schedule(
+                        self.args,
+                        lambda step, phase=group["phase"]: self.phase_steps(phase, step),
+                        self.phase_steps(group["phase"], num_training_steps),
+                    )
+                    for group in (optimizer or self.optimizer).param_groups
+                ],
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- Logs and evaluation ----------------------------------------------------------------------------------
+
+    def _count(self, name: str, value: Tensor) -> None:
+        total = self._sums[name]
+        total[0] += float(value.detach())
+        total[1] += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of what the steps counted since the last entry, over all processes."""
+        if "loss" in logs and self._sums:
+            names = sorted(self._sums)
+            sums = self.encoders.processes.combine(np.array([self._sums[name] for name in names], np.float64))
+            logs |= {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}
+            self._sums.clear()
+            for group in self.optimizer.param_groups if self.optimizer is not None else ():
+                logs[f"lr/{group['name'].split('/')[0]}"] = group["lr"]
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of retriever and pipeline on `eval_split`, with the index of the round.
+
+        Returns:
+            `eval_retriever_mrr@10`, `eval_pipeline_mrr@10`, …
+        """
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.retrieval.evaluate().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- Checkpoints ------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
+
+        Raises:
+            ValueError: there is no complete checkpoint to resume from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from")
+        eval_on_start = self.args.eval_on_start
+        if resume_from_checkpoint:
+            self.args.eval_on_start = False  # the interrupted run did that
+        try:
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = eval_on_start
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            save_models(self.model, output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / TRAINER_STATE).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The trainer's state, written next by the first rank, says that a checkpoint is complete.
+        self.encoders.processes.barrier()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        os.makedirs(output_dir, exist_ok=True)
+        window = {
+            "loss": float(self._tr_loss),
+            "since": self._globalstep_last_logged,
+            "sums": dict(self._sums),
+        }
+        rank = self.encoders.processes.rank
+        Path(output_dir, f"log_window_{rank}.json").write_text(json.dumps(window))
+        if self.args.should_save:
+            Path(output_dir, "weights.json").write_text(json.dumps(fingerprints(self.model), indent=1))
+            if self.pool is not None:
+                self.pool.save(Path(output_dir) / "pool")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if (Path(checkpoint) / "pool").is_dir():
+            self.pool = CandidatePool.open(Path(checkpoint) / "pool")
+        window = Path(checkpoint, f"log_window_{self.encoders.processes.rank}.json")
+        self._resumed_log = json.loads(window.read_text()) if window.is_file() else None
+
+    def restore_log_window(self) -> None:
+        """Continue the averages of the log entry that was open when the checkpoint was written."""
+        if self._resumed_log is not None:
+            self._tr_loss += self._resumed_log["loss"]
+            self._globalstep_last_logged = self._resumed_log["since"]
+            self._sums.update(self._resumed_log["sums"])
+            self._resumed_log = None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_models(self.model, resume_from_checkpoint)
+        expected = json.loads(Path(resume_from_checkpoint, "weights.json").read_text())
+        found = fingerprints(self.model)
+        if found != expected:
+            raise ValueError(
+                f"{resume_from_checkpoint}: the weights that were read are not those that were saved "
+                f"(found {found}, expected {expected}); the checkpoint is damaged"
+            )
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _refuse_what_cannot_work(self) -> None:
+        if self.is_deepspeed_enabled:
+            raise NotImplementedError(
+                "DeepSpeed: its optimizers treat a missing gradient as zero, so the model that rests in a phase would "
+                "move; launch with plain DDP (accelerate launch --multi_gpu)"
+            )
+        if self.is_fsdp_enabled:
+            raise NotImplementedError(
+                "FSDP: saving and loading two models from one sharded module is not written; launch with plain DDP"
+            )
+        if self.args.parallel_mode.value == "not_distributed" and self.args.n_gpu > 1:
+            raise NotImplementedError(
+                f"{self.args.n_gpu} GPUs in one process would run torch.nn.DataParallel, which cannot split lists; "
+                "use accelerate launch --multi_gpu, or show one GPU (CUDA_VISIBLE_DEVICES=0)"
+            )
+
+
+class _Rounds(TrainerCallback):
+    """Runs the refresh where no prefetched batch can be stale: before the epoch's data loader starts."""
+
+    def __init__(self, trainer: JointTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_log_window()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_round()

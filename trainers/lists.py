@@ -1,0 +1,194 @@
+"""Training lists: which queries a step sees, and which passages stand beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from hf_ar2.candidates import CandidatePool, sample_negatives, sample_positive_columns, sample_random_passages
+from hf_ar2.inputs import RankerInputs, RetrieverInputs
+
+
+_STREAM = 1_000_003
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of a batch.
+
+    Attributes:
+        query_rows: int64 `[B]`.
+        passage_rows: int64 `[B, L]`; column 0 is the positive; -1 under a False mask.
+        mask: bool `[B, L]`.
+        known_positives: int64 `[B, P]`, all judged positives of each query, -1 padded.
+    """
+
+    query_rows: np.ndarray
+    passage_rows: np.ndarray
+    mask: np.ndarray
+    known_positives: np.ndarray
+
+
+@dataclass
+class ListSampler:
+    """Draws lists as a pure function of seed and position, so that nothing has to be saved to resume.
+
+    Position p is the p-th list its phase trains on. Queries come in a new permutation every pass.
+
+    Args:
+        pool: candidates of the training queries; replaced at every refresh.
+        corpus_size: passages in the corpus, for random negatives.
+        num_negatives: negatives in a list.
+        seed: of the run.
+        sampler, simans_a, simans_b, first_positive: see `JointConfig`.
+        hard_share: from positions to the share of negatives taken from the pool; the rest is drawn from the whole
+            corpus. None: all from the pool.
+    """
+
+    pool: CandidatePool
+    corpus_size: int
+    num_negatives: int
+    seed: int
+    sampler: str = "uniform"
+    simans_a: float = 0.5
+    simans_b: float = 0.0
+    first_positive: bool = False
+    hard_share: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
+        """Which training queries (places in the pool) these positions fall on, int64 `[B]`."""
+        total = len(self.pool)
+        passes = positions // total
+        out = np.empty(len(positions), np.int64)
+        for number in np.unique(passes):
+            order = np.random.default_rng((self.seed, stream, int(number))).permutation(total)
+            chosen = passes == number
+            out[chosen] = order[positions[chosen] % total]
+        return out
+
+    def __call__(self, positions: np.ndarray, stream: int = 0) -> Lists:
+        """The lists at these positions `[B]`; each phase draws from a stream of its own."""
+        indices = self.indices(positions, stream)
+        seed = self.seed + _STREAM * stream
+        columns = sample_positive_columns(self.pool, indices, seed=seed, positions=positions, first=self.first_positive)
+        known = np.asarray(self.pool.positive_rows[indices], np.int64)
+        positives = known[np.arange(len(indices)), columns]
+        negatives, mask = self._negatives(indices, positions, columns, known, seed)
+        return Lists(
+            query_rows=np.asarray(self.pool.query_rows[indices], np.int64),
+            passage_rows=np.concatenate([positives[:, None], negatives], axis=1),
+            mask=np.concatenate([np.ones((len(indices), 1), bool), mask], axis=1),
+            known_positives=known,
+        )
+
+    def _negatives(self, indices, positions, columns, known, seed) -> tuple[np.ndarray, np.ndarray]:
+        hard, mask = sample_negatives(
+            self.pool,
+            indices,
+            self.num_negatives,
+            seed=seed,
+            positions=positions,
+            sampler=self.sampler,
+            simans_a=self.simans_a,
+            simans_b=self.simans_b,
+            positive_columns=columns,
+        )
+        if self.hard_share is None or self.num_negatives == 0:
+            return hard, mask
+        keep = np.rint(self.hard_share(positions) * self.num_negatives).astype(np.int64)
+        hard[np.arange(self.num_negatives) >= keep[:, None]] = -1
+        random = sample_random_passages(
+            self.corpus_size,
+            self.num_negatives,
+            seed=seed,
+            positions=positions,
+            exclude=np.concatenate([known, hard], axis=1),
+        )
+        negatives = np.where(hard >= 0, hard, random)
+        return negatives, negatives >= 0
+
+
+class Positions(Dataset):
+    """A data set whose items are positions; the collator turns a batch of them into lists."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> int:
+        return position
+
+
+class RoundSampler(Sampler[int]):
+    """Yields the positions of the current round, in order.
+
+    Args:
+        length: lists per round (a multiple of the global batch).
+        current_round: read when an epoch begins, so that a resumed run continues where it was.
+    """
+
+    def __init__(self, length: int, current_round: Callable[[], int]) -> None:
+        self.length = length
+        self.current_round = current_round
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.current_round() * self.length
+        return iter(range(start, start + self.length))
+
+
+@dataclass
+class ListCollator:
+    """Turns positions into what one forward pass needs.
+
+    Args:
+        lists: draws the lists.
+        phases: names of the phases.
+        phase_positions: from positions of the run to the phase of their step and positions within that phase.
+        needs: from a phase to which of "queries", "passages", "pairs" its step encodes.
+        step_tokens: padded tokens of a chunk.
+    """
+
+    lists: ListSampler
+    phases: tuple[str, ...]
+    phase_positions: Callable[[np.ndarray], tuple[str, np.ndarray]]
+    needs: Callable[[str], tuple[str, ...]]
+    retriever_inputs: RetrieverInputs | None
+    ranker_inputs: RankerInputs | None
+    step_tokens: int
+
+    def __call__(self, positions: list[int]) -> dict[str, Any]:
+        phase, own = self.phase_positions(np.asarray(positions, np.int64))
+        lists = self.lists(own, self.phases.index(phase))
+        batch: dict[str, Any] = {
+            "phase": phase,
+            "mask": torch.from_numpy(lists.mask),
+            "passage_rows": torch.from_numpy(lists.passage_rows),
+            "known_positives": torch.from_numpy(lists.known_positives),
+        }
+        needs = self.needs(phase)
+        # Under the mask stands the list's own positive: already encoded, so that it costs nothing.
+        rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
+        if "queries" in needs:
+            assert self.retriever_inputs is not None
+            batch["queries"] = self.retriever_inputs.query_chunks(lists.query_rows, self.step_tokens)
+        if "passages" in needs:
+            assert self.retriever_inputs is not None
+            batch["passages"] = self.retriever_inputs.passage_chunks(rows.reshape(-1), self.step_tokens)
+        if "pairs" in needs:
+            assert self.ranker_inputs is not None
+            cells = np.flatnonzero(lists.mask.reshape(-1))
+            queries = np.repeat(lists.query_rows, rows.shape[1])
+            batch["pairs"] = self.ranker_inputs.pair_chunks(
+                queries[cells], rows.reshape(-1)[cells], self.step_tokens
+            )
+        return batch

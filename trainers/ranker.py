@@ -1,0 +1,72 @@
+"""Listwise warm-up of a ranker on what a retriever finds, from easy lists to hard ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hf_ar2.losses import listwise_cross_entropy
+from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.trainers.joint import JointTrainer
+
+
+@dataclass
+class RankerConfig(JointConfig):
+    """Settings of `RankerTrainer`; `JointConfig` has the rest.
+
+    A fresh head on hard negatives alone may never leave the loss of guessing. So lists begin with random passages and
+    get hard ones over the first `easy_share` of the run, and the head learns faster than the encoder.
+    """
+
+    learning_rate: float = setting(1e-5, "Peak learning rate of the ranker. AR2: 1e-5; MiniLM: 1e-4.")
+    easy_share: float = setting(0.5, "Share of the run over which lists go from random to mined negatives; 0: none.")
+
+
+class RankerTrainer(JointTrainer):
+    """Trains a ranker by listwise cross-entropy over lists mined with a frozen retriever (AR2's D⁰).
+
+    Args:
+        ranker: a name, folder or `CrossEncoder`.
+        retriever: mines the lists and the dev candidates; it is not changed.
+        args: settings.
+        collection: a `Collection` or what `load_collection` takes.
+    """
+
+    trained = ("ranker",)
+
+    def __init__(self, ranker: Any, retriever: Any, args: RankerConfig, collection: Any, **kwargs: Any) -> None:
+        if args.num_negatives < 1:
+            raise ValueError("num_negatives=0: a list needs at least one negative to rank")
+        if not 0 <= args.easy_share <= 1:
+            raise ValueError(f"easy_share={args.easy_share}: expected a share between 0 and 1")
+        super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
+        self.args: RankerConfig
+
+    def needs(self, phase: str) -> tuple[str, ...]:
+        """Pairs alone."""
+        return ("pairs",)
+
+    def hard_share_of(self, progress: np.ndarray) -> np.ndarray:
+        """From none to all over the first `easy_share` of the run."""
+        if self.args.easy_share == 0:
+            return np.ones_like(progress)
+        return np.minimum(1.0, progress / self.args.easy_share)
+
+    def phase_loss(
+        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the positive in its list."""
+        return ranker_loss(self, outputs, batch)
+
+
+def ranker_loss(
+    trainer: JointTrainer, outputs: dict[str, Tensor], batch: dict[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_φ of AR2 (the ranker's side of equation 5) and the share of lists whose positive comes first."""
+    mask = batch["mask"]
+    scores = trainer.ranker_scores(outputs, mask)
+    first = scores.detach().masked_fill(~mask, float("-inf")).argmax(dim=1) == 0
+    return listwise_cross_entropy(scores, mask), {"ranker_accuracy": first.float().mean()}

@@ -1,0 +1,87 @@
+"""One optimizer for two models: parameter groups, and a learning rate schedule that counts each model's own steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from hf_ar2.models import JointModel
+from hf_ar2.trainers.config import JointConfig
+
+
+def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) -> list[dict[str, Any]]:
+    """AdamW groups: per model, its encoder and its ranking head, each with and without weight decay.
+
+    Args:
+        decayed: names of parameters that get weight decay.
+
+    Returns:
+        Groups with `name` ("ranker/head/decay"), `phase` (whose steps the schedule counts) and `lr`.
+    """
+    head = _head_names(model)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner = name.split(".", 1)[0]
+        part = "head" if name in head else "encoder"
+        decay = name in decayed
+        key = f"{owner}/{part}/{'decay' if decay else 'plain'}"
+        if key not in groups:
+            groups[key] = {
+                "name": key,
+                "phase": owner,
+                "params": [],
+                "lr": learning_rate(args, owner, part),
+                "weight_decay": args.weight_decay if decay else 0.0,
+            }
+        groups[key]["params"].append(parameter)
+    return list(groups.values())
+
+
+def learning_rate(args: JointConfig, owner: str, part: str) -> float:
+    """The peak learning rate of a part of a model."""
+    rate = args.learning_rate
+    if owner == "ranker" and args.ranker_learning_rate is not None:
+        rate = args.ranker_learning_rate
+    if part == "head" and args.head_learning_rate is not None:
+        rate = args.head_learning_rate
+    return rate
+
+
+def schedule(args: JointConfig, own_steps: Callable[[int], int], total: int) -> Callable[[int], float]:
+    """The factor on the peak learning rate, by global step.
+
+    Args:
+        own_steps: from a global step to the steps of this model before it.
+        total: this model's steps in the whole run.
+    """
+    kind = str(args.lr_scheduler_type).split(".")[-1].lower()
+    warmup = 0 if kind == "constant" else args.get_warmup_steps(total)
+
+    def factor(step: int) -> float:
+        done = own_steps(step)
+        if done < warmup:
+            return done / max(1, warmup)
+        if kind.startswith("constant"):
+            return 1.0
+        left = max(0.0, (total - done) / max(1, total - warmup))
+        return left if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+
+    return factor
+
+
+def _head_names(model: JointModel) -> set[str]:
+    """Parameters of the ranker outside its encoder."""
+    if model.ranker is None:
+        return set()
+    transformer: nn.Module = model.ranker.model
+    base = {id(p) for p in transformer.base_model.parameters()}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if name.startswith("ranker.") and id(parameter) not in base
+    }
