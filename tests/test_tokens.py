@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from functools import cache
 from pathlib import Path
@@ -201,6 +202,15 @@ def test_second_call_opens_the_first_ones_store(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
     assert second.fingerprint == first.fingerprint
     assert isinstance(second.ids, np.memmap) and np.array_equal(second.ids, first.ids)
+
+
+def test_a_pickled_store_refers_to_its_files(tmp_path):
+    store = make_store(random_texts(7), bert_tokenizer(), tmp_path)
+    assert len(pickle.dumps(store)) < 500
+    again = pickle.loads(pickle.dumps(store))
+    assert isinstance(again.ids, np.memmap) and np.array_equal(again.ids, store.ids)
+    in_memory = pickle.loads(pickle.dumps(TokenStore(np.array([5, 6], np.int32), np.array([0, 2]))))
+    assert in_memory[0].tolist() == [5, 6]
 
 
 def test_what_changes_the_tokens_changes_the_store(tmp_path):

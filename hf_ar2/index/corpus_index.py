@@ -144,14 +144,19 @@ class CorpusIndex:
                 np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (len(store), dim)).flush()
             barrier()
             embeddings = np.load(path, mmap_mode="r+")
-            options: dict[str, Any] = {
-                "budget": budget,
-                "device": device,
-                "rank": rank,
-                "world_size": world_size,
-            }
-            options |= {"description": "Encoding the corpus", "show_progress": show_progress and rank == 0}
-            encode_rows(encode, builder, store, np.arange(len(store)), embeddings, **options)
+            encode_rows(
+                encode,
+                builder,
+                store,
+                np.arange(len(store)),
+                embeddings,
+                budget=budget,
+                device=device,
+                rank=rank,
+                world_size=world_size,
+                description="Encoding the corpus",
+                show_progress=show_progress and rank == 0,
+            )
             embeddings.flush()
             barrier()
         if rank == 0:

@@ -39,6 +39,7 @@ class TokenStore:
         offsets: int64 [N+1]; text i has `ids[offsets[i]:offsets[i + 1]]`.
         fingerprint: what the ids were made from: tokenizer, prompt, cap and texts.
         max_tokens: the cap in tokens at which texts were cut when stored; None where nothing was cut.
+        folder: where it was opened from; None for arrays in memory. Pickling then refers to the folder.
 
     Example:
         >>> store = TokenStore(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
@@ -58,6 +59,12 @@ class TokenStore:
         self.offsets = offsets
         self.fingerprint = fingerprint
         self.max_tokens = max_tokens
+        self.folder: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.folder is None:
+            return TokenStore, (self.ids, self.offsets, self.fingerprint, self.max_tokens)
+        return TokenStore.open, (self.folder, self.fingerprint)  # a worker maps the files, it gets no copy
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -95,7 +102,9 @@ class TokenStore:
             )
         ids = _open_map(folder / "ids.bin", np.int32, meta["tokens"])
         offsets = _open_map(folder / "offsets.bin", np.int64, meta["texts"] + 1)
-        return cls(ids, offsets, meta["fingerprint"], meta["max_tokens"])
+        store = cls(ids, offsets, meta["fingerprint"], meta["max_tokens"])
+        store.folder = folder.absolute()
+        return store
 
 
 def _open_map(path: Path, dtype: type, count: int) -> np.ndarray:
@@ -238,14 +247,8 @@ def _write_store(
         backend.encode_special_tokens = split
     np.cumsum(offsets, out=offsets)
     offsets.tofile(folder / "offsets.bin")
-    meta = {
-        "format": _FORMAT,
-        "fingerprint": fingerprint,
-        "texts": len(texts),
-        "tokens": int(offsets[-1]),
-        "max_tokens": max_tokens,
-        "prompt": prompt,
-    }
+    meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
+    meta |= {"texts": len(texts), "tokens": int(offsets[-1])}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 

@@ -1,0 +1,525 @@
+"""The corpus index finds what brute force finds, and a folder holds a whole index or none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizer
+
+from hf_ar2.index import CorpusIndex, InputBuilder, TokenStore, TorchSearcher, corpus_index
+from hf_ar2.index.faiss_build import fill_faiss_index
+from hf_ar2.index.faiss_import import import_faiss
+from hf_ar2.index.search import FaissSearcher, query_matrix
+
+DIM = 16
+BUILDER = InputBuilder(
+    BertTokenizer(vocab={t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}), 8
+)
+
+
+def vectors(count: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+
+
+class Lookup:
+    """A retriever that knows the embedding of every passage: passage i is the single token i."""
+
+    def __init__(self, embeddings: np.ndarray, fail_after: int | None = None) -> None:
+        self.table = torch.from_numpy(embeddings)
+        self.fail_after = fail_after
+        self.calls = 0
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.calls += 1
+        if self.fail_after is not None and self.calls > self.fail_after:
+            raise KeyboardInterrupt
+        return self.table[inputs["input_ids"][:, 1]]
+
+
+def store_of(count: int) -> TokenStore:
+    return TokenStore(np.arange(count, dtype=np.int32), np.arange(count + 1))
+
+
+def build(embeddings, folder, encode=None, **options) -> CorpusIndex:
+    options = {
+        "fingerprint": "first",
+        "dim": embeddings.shape[1],
+        "budget": 60,
+        "show_progress": False,
+    } | options
+    return CorpusIndex.build(
+        encode or Lookup(embeddings), BUILDER, store_of(len(embeddings)), folder, **options
+    )
+
+
+def brute_force(queries, embeddings, k):
+    scores = queries.astype(np.float64) @ embeddings.astype(np.float64).T
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, axis=1), rows
+
+
+# Building and searching
+
+
+def test_flat_index_equals_brute_force(tmp_path):
+    embeddings, queries = vectors(500), vectors(40, seed=1)
+    index = build(embeddings, tmp_path)
+    assert np.array_equal(index.embeddings, embeddings) and isinstance(index.embeddings, np.memmap)
+    assert (len(index), index.ntotal, index.dim, index.factory) == (500, 500, DIM, "Flat")
+    scores, rows = index.search(queries, k=10)
+    expected_scores, expected_rows = brute_force(queries, embeddings, 10)
+    assert scores.dtype == np.float32 and rows.dtype == np.int64
+    assert np.array_equal(rows, expected_rows)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
+def test_half_precision_embeddings_are_stored_and_searched(tmp_path):
+    embeddings, queries = vectors(300), vectors(20, seed=1)
+    index = build(embeddings, tmp_path, dtype="float16")
+    assert index.embeddings.dtype == np.float16
+    assert np.array_equal(index.embeddings, embeddings.astype(np.float16))
+    assert np.array_equal(
+        index.search(queries, 5)[1], brute_force(queries, embeddings.astype(np.float16), 5)[1]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_queries_of_any_float_dtype(tmp_path, dtype):
+    embeddings = vectors(100)
+    index = build(embeddings, tmp_path)
+    queries = torch.from_numpy(vectors(7, seed=1)).to(dtype).requires_grad_()
+    expected = brute_force(queries.detach().float().numpy(), embeddings, 3)[1]
+    assert np.array_equal(index.search(queries, 3)[1], expected)
+    if dtype is not torch.bfloat16:
+        not_contiguous = np.asfortranarray(queries.detach().numpy())
+        assert np.array_equal(index.search(not_contiguous, 3)[1], expected)
+
+
+def test_wrong_queries_are_refused(tmp_path):
+    index = build(vectors(10), tmp_path)
+    queries = vectors(3)
+    with pytest.raises(ValueError, match=r"queries must be \[Q, 16\].*found shape \(16,\).*queries\[None\]"):
+        index.search(queries[0], 2)
+    with pytest.raises(ValueError, match=r"found shape \(3, 8\)"):
+        index.search(queries[:, :8], 2)
+    with pytest.raises(ValueError, match="a float dtype, found int64"):
+        index.search(queries.astype(int), 2)
+    queries[1, 4] = np.nan
+    with pytest.raises(ValueError, match="query 1 has values that are not finite"):
+        index.search(queries, 2)
+    with pytest.raises(ValueError, match="k must be at least 1, found 0"):
+        index.search(vectors(1), 0)
+    assert index.search(np.empty((0, DIM)), 2)[1].shape == (0, 2)
+
+
+def test_more_passages_than_there_are_is_padded(tmp_path):
+    embeddings, queries = vectors(4), vectors(3, seed=1)
+    index = build(embeddings, tmp_path)
+    for searcher in (index, TorchSearcher(embeddings, "cpu")):
+        scores, rows = searcher.search(queries, 6)
+        assert np.array_equal(rows[:, :4], brute_force(queries, embeddings, 4)[1])
+        assert (rows[:, 4:] == -1).all() and np.isneginf(scores[:, 4:]).all()
+
+
+def test_of_equal_scores_the_lower_row_comes_first(tmp_path):
+    embeddings = np.repeat(np.eye(DIM, dtype=np.float32), 5, axis=0)[np.random.default_rng(0).permutation(80)]
+    queries = np.eye(DIM, dtype=np.float32) * 3
+    index = build(embeddings, tmp_path)
+    for searcher in (index, TorchSearcher(embeddings, "cpu", chunk_rows=7)):
+        rows = searcher.search(queries, 5)[1]
+        assert np.array_equal(rows, [np.flatnonzero(embeddings[:, i]) for i in range(DIM)])
+
+
+FACTORIES = ["Flat", "IVF4,Flat", "HNSW8", "SQ8", "SQfp16", "PCA8,Flat", "PQ4x4", "IVF4,PQ4x4", "PQ4x4,RFlat"]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_every_factory_is_built_and_opened_alike(tmp_path, factory):
+    embeddings = vectors(640)
+    index = build(embeddings, tmp_path, factory=factory)
+    queries = embeddings[::7] + 0.1 * vectors(92, seed=1)
+    scores, rows = index.search(queries, 20)
+    again = CorpusIndex.open(tmp_path).search(queries, 20)
+    assert np.array_equal(rows, again[1]) and np.array_equal(scores, again[0])
+    found = (rows == np.arange(0, 640, 7)[:, None]).any(axis=1)
+    assert found.mean() > 0.6  # each query is a passage with noise; compressed indexes miss some
+    # as FAISS makes it in memory
+    faiss = import_faiss()
+    plain = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    fill_faiss_index(plain, embeddings, seed=0)
+    assert np.array_equal(np.sort(plain.search(queries, 20)[1]), np.sort(rows))
+
+
+def test_search_parameters_are_kept_and_can_be_replaced(tmp_path):
+    embeddings, queries = vectors(640), vectors(30, seed=1)
+    index = build(embeddings, tmp_path, factory="IVF16,Flat", search_parameters="nprobe=16")
+    exact = brute_force(queries, embeddings, 10)[1]
+    assert np.array_equal(index.search(queries, 10)[1], exact)
+    assert np.array_equal(CorpusIndex.open(tmp_path).search(queries, 10)[1], exact)
+    assert not np.array_equal(
+        CorpusIndex.open(tmp_path, search_parameters="nprobe=1").search(queries, 10)[1], exact
+    )
+    with pytest.raises(ValueError, match="search_parameters 'efSearch=4' do not fit a IndexIVFFlat"):
+        CorpusIndex.open(tmp_path, search_parameters="efSearch=4").search(queries, 10)
+
+
+def test_training_sample_is_random_and_seeded(monkeypatch):
+    monkeypatch.setattr("hf_ar2.index.faiss_build._POINTS_PER_CENTROID", 1)
+
+    class Recorder:
+        is_trained = False
+
+        def train(self, sample):
+            self.sample = sample[:, 0].astype(int)
+
+        def add(self, block):
+            pass
+
+    def sample(seed):
+        recorder = Recorder()
+        fill_faiss_index(recorder, np.arange(5000, dtype=np.float16)[:2000, None], seed)
+        return recorder.sample
+
+    monkeypatch.setattr(import_faiss(), "try_extract_index_ivf", lambda index: None)
+    assert len(sample(0)) == 256 == len(np.unique(sample(0)))
+    assert sample(0).max() > 1500  # not the beginning of the corpus
+    assert np.array_equal(sample(0), sample(0)) and not np.array_equal(sample(0), sample(1))
+
+
+def test_an_index_that_cannot_be_made_is_refused(tmp_path):
+    embeddings = vectors(30)
+    encode = Lookup(embeddings)
+    with pytest.raises(ValueError, match="FAISS cannot make an inner-product index 'Flatt'"):
+        build(embeddings, tmp_path, encode, factory="Flatt")
+    with pytest.raises(ValueError, match="dtype must be 'float32' or 'float16', found 'bfloat16'"):
+        build(embeddings, tmp_path, encode, dtype="bfloat16")
+    with pytest.raises(ValueError, match="the corpus is empty"):
+        build(embeddings[:0], tmp_path, encode)
+    assert encode.calls == 0
+    with pytest.raises(ValueError, match="30 passages do not suffice to train this IndexIVFFlat"):
+        build(embeddings, tmp_path, factory="IVF64,Flat")
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+def test_ranks_build_one_index_together(tmp_path, factory):
+    embeddings, queries = vectors(400), vectors(20, seed=1)
+    expected = build(embeddings, tmp_path / "alone", factory=factory).search(queries, 10)
+    barrier, indexes, encoders = threading.Barrier(3), [None] * 3, [Lookup(embeddings) for _ in range(3)]
+
+    def work(rank):
+        indexes[rank] = build(
+            embeddings,
+            tmp_path / "together",
+            encoders[rank],
+            factory=factory,
+            rank=rank,
+            world_size=3,
+            barrier=barrier.wait,
+        )
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    calls = [encode.calls for encode in encoders]
+    assert sum(calls) == 20 and max(calls) - min(calls) <= 1  # 400 passages of 3 tokens, 60 tokens a batch
+    for index in indexes:
+        assert np.array_equal(index.embeddings, embeddings)
+        for found, alone in zip(index.search(queries, 10), expected, strict=True):
+            assert np.array_equal(found, alone)
+    assert len(list((tmp_path / "together").iterdir())) == 3
+
+
+def test_another_process_opens_the_same_index(tmp_path):
+    embeddings, queries = vectors(50), vectors(5, seed=1)
+    index = build(embeddings, tmp_path / "index")
+    np.save(tmp_path / "queries.npy", queries)
+    program = (
+        "import sys, numpy as np\n"
+        "from hf_ar2.index import CorpusIndex\n"
+        "index = CorpusIndex.open(sys.argv[1], 'first')\n"
+        "print(index.search(np.load(sys.argv[2]), 4)[1].tolist())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "index"), str(tmp_path / "queries.npy")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(output) == index.search(queries, 4)[1].tolist()
+
+
+# Refreshing, opening, damage
+
+
+def test_an_index_that_is_there_is_opened(tmp_path):
+    embeddings = vectors(30)
+    build(embeddings, tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    encode = Lookup(embeddings)
+    build(embeddings, tmp_path, encode)
+    assert encode.calls == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
+
+
+def test_another_factory_takes_the_same_embeddings(tmp_path):
+    embeddings, queries = vectors(200), vectors(5, seed=1)
+    build(embeddings, tmp_path)
+    encode = Lookup(embeddings)
+    index = build(embeddings, tmp_path, encode, factory="IVF2,Flat", search_parameters="nprobe=2")
+    assert encode.calls == 0 and index.factory == "IVF2,Flat"
+    assert np.array_equal(index.search(queries, 3)[1], brute_force(queries, embeddings, 3)[1])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_refresh_replaces_the_files_but_not_open_maps(tmp_path):
+    old_embeddings, new_embeddings, queries = vectors(300), vectors(300, seed=5), vectors(9, seed=1)
+    old = build(old_embeddings, tmp_path)
+    new = build(new_embeddings, tmp_path, fingerprint="second")
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == [
+        "embeddings",
+        "index",
+        "meta.json",
+    ]
+    for index, embeddings in ((old, old_embeddings), (new, new_embeddings)):
+        assert np.array_equal(index.embeddings, embeddings)
+        assert np.array_equal(index.search(queries, 5)[1], brute_force(queries, embeddings, 5)[1])
+    assert CorpusIndex.open(tmp_path).fingerprint == "second"
+
+
+@pytest.mark.parametrize("stage", ["encoding", "indexing", "describing"])
+def test_an_interrupted_refresh_leaves_the_old_index(tmp_path, monkeypatch, stage):
+    embeddings, encode = vectors(300, seed=5), Lookup(vectors(300, seed=5))
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    def interrupted_build(fingerprint):
+        with monkeypatch.context() as patch:
+            if stage == "encoding":
+                encode.fail_after, encode.calls = 4, 0
+            else:
+                name = {"indexing": "write_faiss_index", "describing": "_write_meta"}[stage]
+                patch.setattr(corpus_index, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                build(embeddings, tmp_path, encode, fingerprint=fingerprint)
+
+    interrupted_build("first")
+    with pytest.raises(FileNotFoundError, match=r"holds no index: meta.json is missing.*interrupted"):
+        CorpusIndex.open(tmp_path)
+    build(vectors(300), tmp_path)
+    interrupted_build("second")
+    assert np.array_equal(CorpusIndex.open(tmp_path, "first").embeddings, vectors(300))
+    index = build(embeddings, tmp_path, fingerprint="second")
+    assert np.array_equal(index.embeddings, embeddings)
+    assert len(list(tmp_path.iterdir())) == 3  # what the interrupted build left is gone
+
+
+def test_another_fingerprint_is_refused(tmp_path):
+    build(vectors(5), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"its fingerprint is first, expected second\. Build it again"
+    ) as error:
+        CorpusIndex.open(tmp_path, "second")
+    assert str(tmp_path) in str(error.value)
+    assert CorpusIndex.open(tmp_path, "first").fingerprint == "first"
+
+
+def damage_embeddings(folder):
+    path = next(folder.glob("embeddings-*"))
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def damage_index(folder):
+    path = next(folder.glob("index-*"))
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+DAMAGES = {
+    r"embeddings-.*is 200 bytes long, expected \d+ bytes: the index is damaged": damage_embeddings,
+    r"index-.*is missing, expected \d+ bytes": lambda folder: next(folder.glob("index-*")).unlink(),
+    r"index-.*is not a FAISS index that can be read": damage_index,
+    r"meta\.json is damaged": lambda folder: (folder / "meta.json").write_text('{"fing'),
+    r"meta\.json describes no index.*found format None": lambda folder: (folder / "meta.json").write_text(
+        "{}"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_damaged_files_are_refused_and_built_again(tmp_path, message):
+    embeddings = vectors(100)
+    build(embeddings, tmp_path)
+    DAMAGES[message](tmp_path)
+    with pytest.raises(ValueError, match=message):
+        CorpusIndex.open(tmp_path)
+    if "not a FAISS index" in message:  # of the right length: seen only when it is opened
+        next(tmp_path.glob("index-*")).unlink()
+    assert np.array_equal(build(embeddings, tmp_path).embeddings, embeddings)
+
+
+def test_opening_while_a_refresh_replaces_the_files(tmp_path, monkeypatch):
+    build(vectors(20), tmp_path)
+    check, pending = corpus_index._check_files, ["second"]
+
+    def refreshed_meanwhile(folder, meta):
+        if pending:
+            build(vectors(20, seed=5), tmp_path, fingerprint=pending.pop())
+        check(folder, meta)
+
+    monkeypatch.setattr(corpus_index, "_check_files", refreshed_meanwhile)
+    assert CorpusIndex.open(tmp_path).fingerprint == "second"
+
+
+def test_saved_copy_is_whole_and_portable(tmp_path):
+    embeddings, queries = vectors(200), vectors(5, seed=1)
+    index = build(embeddings, tmp_path / "run", factory="IVF2,Flat", search_parameters="nprobe=2")
+    build(
+        vectors(200, seed=5), tmp_path / "run", fingerprint="second"
+    )  # its files are gone, its maps are not
+    for _ in range(2):
+        index.save(tmp_path / "copy")
+        names = sorted(path.name for path in (tmp_path / "copy").iterdir())
+        assert names == ["embeddings.npy", "index.faiss", "meta.json"]
+    (tmp_path / "copy").rename(tmp_path / "elsewhere")
+    copy = CorpusIndex.open(tmp_path / "elsewhere", "first")
+    assert np.array_equal(copy.embeddings, embeddings)
+    for found, expected in zip(copy.search(queries, 5), index.search(queries, 5), strict=True):
+        assert np.array_equal(found, expected)
+    with pytest.raises(ValueError, match="is where the index already is"):
+        copy.save(tmp_path / "elsewhere")
+
+
+# Datasets
+
+
+def corpus_of(count: int) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"text": [f"passage {i}" for i in range(count)]})
+
+
+def test_attached_index_serves_the_dataset_without_a_copy(tmp_path, capsys):
+    embeddings, queries = vectors(60), vectors(4, seed=1)
+    index, corpus = build(embeddings, tmp_path / "index"), corpus_of(60)
+    assert index.attach(corpus) is corpus
+    assert capsys.readouterr().err == ""
+    assert corpus.get_index("embeddings").faiss_index is index.faiss_index
+    expected_scores, expected_rows = index.search(queries, 5)
+    scores, rows = corpus.search_batch("embeddings", queries, k=5)
+    assert np.array_equal(rows, expected_rows) and np.array_equal(scores, expected_scores)
+    _, examples = corpus.get_nearest_examples_batch("embeddings", queries, k=5)
+    assert examples[2]["text"] == [f"passage {row}" for row in expected_rows[2]]
+    corpus.save_faiss_index("embeddings", tmp_path / "saved.faiss")
+    other = corpus_of(60)
+    other.load_faiss_index("embeddings", tmp_path / "saved.faiss")
+    assert np.array_equal(other.search_batch("embeddings", queries, k=5)[1], expected_rows)
+
+
+def test_attaching_again_replaces_the_index(tmp_path):
+    corpus = corpus_of(60)
+    build(vectors(60), tmp_path).attach(corpus)
+    new = build(vectors(60, seed=5), tmp_path, fingerprint="second", factory="HNSW8")
+    new.attach(corpus)
+    new.attach(corpus, "other name")
+    assert corpus.list_indexes() == ["embeddings", "other name"]
+    assert corpus.get_index("embeddings").faiss_index is new.faiss_index
+    with pytest.raises(
+        ValueError, match="the index holds 60 passages, but the corpus to attach it to has 59"
+    ):
+        new.attach(corpus_of(59))
+
+
+# Search in torch, and on a GPU
+
+
+@pytest.mark.parametrize("copy", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [np.float32, np.float16])
+@pytest.mark.parametrize("chunk_rows, chunk_queries", [(64, 9), (1000, 1000), (10_000, 7)])
+def test_torch_search_equals_exact_search(copy, stored, chunk_rows, chunk_queries):
+    # a narrow cone, as encoders make it: scores lie close together
+    embeddings = vectors(3000, dim=32) + 3
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings = embeddings.astype(stored)
+    queries = embeddings[:50].astype(np.float32) + 0.05 * vectors(50, seed=1, dim=32)
+    faiss = import_faiss()
+    exact = faiss.IndexFlatIP(32)
+    exact.add(embeddings.astype(np.float32))
+    expected_scores, expected_rows = exact.search(queries, 100)
+    searcher = TorchSearcher(embeddings, "cpu", copy, chunk_rows=chunk_rows, chunk_queries=chunk_queries)
+    scores, rows = searcher.search(queries, 100)
+    assert scores.dtype == np.float32 and rows.dtype == np.int64
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-6)
+    differ = rows != expected_rows  # only where float32 itself cannot tell two passages apart
+    assert differ.mean() < 0.01
+    exact_scores = np.einsum("qd,qkd->qk", queries.astype(np.float64), embeddings[rows].astype(np.float64))
+    np.testing.assert_allclose(exact_scores[differ], expected_scores[differ], rtol=1e-6)
+
+
+def test_torch_search_refuses_what_float16_cannot_hold():
+    embeddings = np.full((3, 2), 1e5, np.float32)
+    with pytest.raises(ValueError, match=r"rows 0 to 2 exceed the range of torch\.float16; use dtype="):
+        TorchSearcher(embeddings, "cpu")
+    scores, rows = TorchSearcher(embeddings, "cpu", torch.bfloat16).search(np.ones((1, 2), np.float32), 3)
+    assert scores.tolist() == [[2e5] * 3] and rows.tolist() == [[0, 1, 2]]
+
+
+def test_a_gpu_without_faiss_gpu_searches_in_torch(tmp_path, monkeypatch):
+    embeddings, queries = vectors(50), vectors(5, seed=1)
+    made = []
+
+    def on_the_processor(embeddings, device):
+        made.append(str(device))
+        return TorchSearcher(embeddings, "cpu")
+
+    monkeypatch.setattr(corpus_index, "TorchSearcher", on_the_processor)
+    index = build(embeddings, tmp_path)
+    expected = index.search(queries, 5)
+    assert made == []
+    on_gpu = CorpusIndex.open(tmp_path, device="cuda:0")
+    assert np.array_equal(on_gpu.search(queries, 5)[1], expected[1]) and made == ["cuda:0"]
+    on_gpu.search(queries, 5)
+    assert len(made) == 1  # copied once
+    on_gpu.release_device()
+    on_gpu.search(queries, 5)
+    assert len(made) == 2
+    hnsw = build(embeddings, tmp_path, factory="HNSW8", device="cuda:0")
+    assert hnsw.search(queries, 5)[1].shape == (5, 5) and len(made) == 2
+
+
+def test_faiss_limits_on_a_gpu_are_told(tmp_path):
+    searcher = FaissSearcher(build(vectors(5), tmp_path).faiss_index)
+    searcher.on_gpu = True
+    with pytest.raises(ValueError, match="k=2049: FAISS on a GPU returns at most 2048"):
+        searcher.search(query_matrix(vectors(1), DIM), 2049)
+
+
+@pytest.mark.parametrize("error", ["ImportError", "RuntimeError"])
+def test_missing_faiss_names_both_extras(tmp_path, monkeypatch, error):
+    (tmp_path / "faiss.py").write_text(f"raise {error}('libcublas is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faiss")
+    with pytest.raises(ImportError, match=r"libcublas is missing.*hf-ar2\[cpu\].*hf-ar2\[gpu\]"):
+        import_faiss()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_index_on_a_gpu_equals_the_processors(tmp_path, dtype):
+    embeddings, queries = vectors(20_000, dim=64), vectors(300, seed=1, dim=64)
+    expected = build(embeddings, tmp_path / "cpu", dtype=dtype).search(queries, 100)
+
+    class OnGPU(Lookup):
+        def __call__(self, inputs):
+            return self.table.cuda()[inputs["input_ids"][:, 1]]
+
+    index = build(embeddings, tmp_path / "gpu", OnGPU(embeddings), dtype=dtype, device="cuda")
+    assert np.array_equal(index.embeddings, embeddings.astype(dtype))
+    scores, rows = index.search(torch.from_numpy(queries).cuda(), 100)
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-5)
+    assert (rows != expected[1]).mean() < 0.001
