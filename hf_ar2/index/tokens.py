@@ -354,9 +354,8 @@ class InputBuilder:
         return room
 
     def _kept_of_pairs(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How many tokens "longest_first" keeps of each text, as the `tokenizers` library does it: the
-        shorter text stays whole where the longer can give way; else both get half, the longer one the odd
-        token."""
+        """How many tokens "longest_first" keeps of each text, as the `tokenizers` library does it: the shorter
+        stays whole where the longer can give way; else both get half, the longer the odd token."""
         room = self._room(self._pair, self.max_length)
         swapped = first > second
         shorter = np.where(swapped, second, first)
@@ -394,10 +393,8 @@ class InputBuilder:
                 types.ravel()[target] = template.segments[i]
                 position += kept
         mask = (columns >= start[:, None]) & (columns < (start + totals)[:, None])
-        inputs = {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
-        }
+        inputs = {"input_ids": torch.from_numpy(ids)}
+        inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         if self.with_types:
             inputs["token_type_ids"] = torch.from_numpy(types)
         return inputs
