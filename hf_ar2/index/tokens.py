@@ -263,8 +263,7 @@ class InputBuilder:
         max_length: longest input in tokens, special tokens counted.
 
     Raises:
-        TypeError: no fast tokenizer.
-        ValueError: no padding token, or no room for a token beside the special ones.
+        TypeError: no fast tokenizer. ValueError: no padding token, or max_length leaves no room for a token.
 
     Example:
         >>> from transformers import BertTokenizer
