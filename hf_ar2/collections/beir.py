@@ -217,8 +217,8 @@ def write_beir(collection: Collection, folder: Path) -> None:
         not folder.is_dir() or (any(folder.iterdir()) and not find_file(folder, "corpus.jsonl"))
     ):
         raise CollectionError(
-            f"{folder}: found something that is not a BEIR folder (it has no corpus.jsonl); expected an empty or "
-            "new folder, or an older collection to replace. Nothing was written; choose another folder"
+            f"{folder}: found something that is not a BEIR folder (it has no corpus.jsonl); expected an "
+            "empty or new folder, or an older collection to replace. Nothing was written; choose another one"
         )
     for table, of in ((collection.corpus, "passage"), (collection.queries, "query")):
         unwritable = pc.index(pc.match_substring_regex(arrow_column(table, "id"), r"[\t\r\n]"), True).as_py()

@@ -38,7 +38,7 @@ class Collection:
         >>> from datasets import Dataset
         >>> collection = Collection(
         ...     name="tiny",
-        ...     corpus=Dataset.from_dict({"id": ["a", "b"], "title": ["Paris", ""], "text": ["City.", "Dog."]}),
+        ...     corpus=Dataset.from_dict({"id": ["a", "b"], "title": ["Paris", ""], "text": ["City", "Dog"]}),
         ...     queries=Dataset.from_dict({"id": ["q"], "text": ["which city"]}),
         ...     qrels={"test": Dataset.from_dict({"query_id": ["q"], "passage_id": ["a"], "relevance": [1]})},
         ... )
@@ -48,7 +48,7 @@ class Collection:
         >>> collection.judgments("test").passage_rows
         array([0])
         >>> collection.passage_texts()
-        ['Paris City.', 'Dog.']
+        ['Paris City', 'Dog']
     """
 
     name: str

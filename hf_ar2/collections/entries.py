@@ -10,7 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from hf_ar2.collections.problems import Problems
-from hf_ar2.collections.tables import ANSWERED_QUERY_FEATURES, QRELS_FEATURES, QUERY_FEATURES, rows_of
+from hf_ar2.collections.tables import (
+    ANSWERED_QUERY_FEATURES,
+    QRELS_FEATURES,
+    QUERY_FEATURES,
+    dataset_of,
+    rows_of,
+)
 
 
 class Queries:
@@ -66,7 +72,7 @@ class Queries:
         if self.with_answers:
             columns["answers"] = [entry[1] for entry in self._found.values()]
         features = ANSWERED_QUERY_FEATURES if self.with_answers else QUERY_FEATURES
-        return datasets.Dataset.from_dict(columns, features=features)
+        return dataset_of(columns, features)
 
 
 class Qrels:
@@ -142,12 +148,10 @@ class Qrels:
                 )
                 expected = "one judgment for each pair"
             self.problems.meet(cause, self.file, self.lines[row], found, expected)
-        columns = {
-            "query_id": pa.array(self.query_ids, type=pa.string()),
-            "passage_id": pa.array(self.passage_ids, type=pa.string()),
-            "relevance": pa.array(
-                np.frombuffer(self.relevance, dtype=np.int32) if len(keep) else [], type=pa.int32()
-            ),
+        columns: dict[str, list[str] | np.ndarray] = {
+            "query_id": self.query_ids,
+            "passage_id": self.passage_ids,
+            "relevance": np.array(self.relevance, dtype=np.int32),
         }
-        table = pa.table(columns).filter(pa.array(keep, type=pa.bool_()))
-        return datasets.Dataset(table.cast(QRELS_FEATURES.arrow_schema))
+        judged = dataset_of(columns, QRELS_FEATURES)
+        return judged if keep.all() else judged.select(np.flatnonzero(keep))

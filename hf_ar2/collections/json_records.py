@@ -25,11 +25,8 @@ def json_records(file: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         CollectionError: The file does not hold a list or is not valid JSON; the message names the line.
     """
-    with (
-        gzip.open(file, "rt", encoding="utf-8-sig")
-        if file.suffix == ".gz"
-        else open(file, encoding="utf-8-sig") as stream
-    ):
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8-sig") as stream:
         buffer = _Buffer(file, stream)
         if buffer.next_character() != "[":
             raise buffer.error(f"{buffer.next_character()!r}", "a list, which begins with '['")

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from hf_ar2.collections.problems import Problems
-from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, content_hash, first_occurrences
+from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, content_hash, first_occurrences, rows_of
 
 # Passages, each with the line of the file it was found in: (line, id, title, text).
 PassageRows = Iterator[tuple[int, str, str, str]]
@@ -128,14 +128,15 @@ def check_passages(
     )
     empty, first = blank.to_numpy(), first_occurrences(ids)
     no_id = pc.equal(ids, "").to_numpy()
-    for row in np.flatnonzero(no_id | empty | ~first).tolist():
+    wrong = np.flatnonzero(no_id | empty | ~first)
+    earlier = rows_of(ids.take(wrong), ids)
+    for row, before in zip(wrong.tolist(), earlier.tolist(), strict=True):
         line, shown = line_of(row), repr(ids[row].as_py())
         if no_id[row]:
             problems.meet("malformed lines", file, line, "an empty passage id", "an id")
         elif empty[row]:
             problems.meet("empty passages", file, line, f"passage {shown} without title and text", "a text")
         else:
-            before = line_of(pc.index(ids, ids[row]).as_py())
-            found = f"passage id {shown} a second time (first in line {before})"
+            found = f"passage id {shown} a second time (first in line {line_of(before)})"
             problems.meet("duplicate ids", file, line, found, "an id of its own for each passage")
     return ~no_id & ~empty & first

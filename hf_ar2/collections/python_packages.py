@@ -20,11 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
-
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES
+from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +69,8 @@ def load_python_packages(packages: Iterable[str], *, name: str | None = None) ->
 
     Example:
         >>> collection = load_python_packages(["json"])
-        >>> collection.corpus[0]["id"], collection.queries[0]["id"]
-        ('json.dump', 'q:json.dump')
+        >>> collection.queries[0]["id"] == "q:" + collection.corpus[0]["id"]
+        True
     """
     names = [package.strip() for package in packages if package.strip()]
     if not names:
@@ -97,23 +95,20 @@ def load_python_packages(packages: Iterable[str], *, name: str | None = None) ->
     qrels = {}
     for split in ("train", "dev", "test"):
         rows = [row for row, of_row in enumerate(splits) if of_row == split]
-        qrels[split] = datasets.Dataset.from_dict(
+        qrels[split] = dataset_of(
             {
                 "query_id": [query_ids[row] for row in rows],
                 "passage_id": [ids[row] for row in rows],
                 "relevance": [1] * len(rows),
             },
-            features=QRELS_FEATURES,
+            QRELS_FEATURES,
         )
     return Collection(
         name=name or "python-packages:" + ",".join(names),
-        corpus=datasets.Dataset.from_dict(
-            {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]},
-            features=PASSAGE_FEATURES,
+        corpus=dataset_of(
+            {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]}, PASSAGE_FEATURES
         ),
-        queries=datasets.Dataset.from_dict(
-            {"id": query_ids, "text": [pair.sentence for pair in pairs]}, features=QUERY_FEATURES
-        ),
+        queries=dataset_of({"id": query_ids, "text": [pair.sentence for pair in pairs]}, QUERY_FEATURES),
         qrels=qrels,
         skipped=skipped,
     )
@@ -253,7 +248,8 @@ def _without_repeats(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
     by_name: dict[str, Pair] = {}
     for pair in pairs:
         by_name.setdefault(pair.name, pair)
-    dropped["names defined before"] += len(pairs) - len(by_name)
+    if len(by_name) < len(pairs):
+        dropped["names defined before"] += len(pairs) - len(by_name)
     sentences = Counter(pair.sentence.casefold() for pair in by_name.values())
     sources = Counter(pair.source for pair in by_name.values())
     kept = []

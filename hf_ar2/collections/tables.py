@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -23,6 +23,13 @@ QRELS_FEATURES = datasets.Features(
     }
 )
 _HASHED_ROWS = 65_536
+
+
+def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.Features) -> datasets.Dataset:
+    """A dataset from Python or numpy columns, without the encoding of each value that `from_dict` does."""
+    schema = features.arrow_schema
+    arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
+    return datasets.Dataset(pa.table(arrays, schema=schema))
 
 
 def arrow_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
@@ -46,9 +53,7 @@ def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
     if len(ids) == 0:
         return np.empty(0, dtype=bool)
     # Codes are given in the order of first occurrence, so that of a new id is above all codes before it.
-    codes = pa.concat_arrays(
-        [chunk.indices for chunk in ids.dictionary_encode().unify_dictionaries().chunks]
-    ).to_numpy()
+    codes = pa.concat_arrays(ids.chunks).dictionary_encode().indices.to_numpy()
     return np.append(True, codes[1:] > np.maximum.accumulate(codes)[:-1])
 
 
