@@ -84,7 +84,7 @@ class JointTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._refuse_what_cannot_work()
+        self.refuse_what_cannot_work()
         self.args: JointConfig = args
         self.model: JointModel = model
         # 3. Tokens, index, pools
@@ -121,6 +121,7 @@ class JointTrainer(Trainer):
         )
         self.train_dataset = Positions(self.lists_per_round)
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._learning_rates: dict[str, float] = {}
         self._resumed_log: dict[str, Any] | None = None
         self.add_callback(_Rounds(self))
 
@@ -294,9 +295,15 @@ class JointTrainer(Trainer):
             sums = self.encoders.processes.combine(np.array([self._sums[name] for name in names], np.float64))
             logs |= {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}
             self._sums.clear()
-            for group in self.optimizer.param_groups if self.optimizer is not None else ():
-                logs[f"lr/{group['name'].split('/')[0]}"] = group["lr"]
+            logs |= self._learning_rates
         super().log(logs, start_time)
+
+    def note_learning_rates(self) -> None:
+        """Keep the rates of the step that is being taken, for the log: `lr/retriever`, `lr/ranker`."""
+        assert self.optimizer is not None
+        for group in reversed(self.optimizer.param_groups):
+            if "/encoder/" in group["name"]:
+                self._learning_rates[f"lr/{group['phase']}"] = group["lr"]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -392,7 +399,8 @@ class JointTrainer(Trainer):
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-    def _refuse_what_cannot_work(self) -> None:
+    def refuse_what_cannot_work(self) -> None:
+        """Raise NotImplementedError, with the reason, for launches that would train something else in silence."""
         if self.is_deepspeed_enabled:
             raise NotImplementedError(
                 "DeepSpeed: its optimizers treat a missing gradient as zero, so the model that rests in a phase would "
@@ -420,3 +428,6 @@ class _Rounds(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_round()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.note_learning_rates()

@@ -1,0 +1,316 @@
+"""The trainers' promises: what moves and what does not, exact resuming, one process = two, standard checkpoints."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny_ranker, make_tiny_retriever
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from tiny_ar2 import SETTINGS, without_dropout
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.trainers import (
+    AR2Config,
+    AR2Trainer,
+    RankerConfig,
+    RankerTrainer,
+    RetrieverConfig,
+    RetrieverTrainer,
+)
+
+SCRIPT = Path(__file__).with_name("tiny_ar2.py")
+WARM_UP = {k: v for k, v in SETTINGS.items() if k not in ("num_rounds", "ranker_steps", "retriever_steps")}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with `tiny-retriever` and `tiny-ranker`, for scripts."""
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_retriever(folder / "tiny-retriever")
+    make_tiny_ranker(folder / "tiny-ranker")
+    return folder
+
+
+def ar2(models, output, collection, dropout=True, callbacks=None, **settings):
+    retriever = load_retriever(models / "tiny-retriever", device="cpu")
+    ranker = load_ranker(models / "tiny-ranker", device="cpu")
+    if not dropout:
+        retriever, ranker = without_dropout(retriever), without_dropout(ranker)
+    args = AR2Config(output_dir=str(output), **{**SETTINGS, **settings})
+    return AR2Trainer(retriever, ranker, args=args, collection=collection, callbacks=callbacks)
+
+
+def snapshot(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def moved(trainer, before):
+    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+
+
+def unused(name):
+    """Mean pooling never reads BERT's own pooler."""
+    return name.startswith("retriever.") and ".pooler." in name
+
+
+def losses(log):
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def test_ar2_moves_every_parameter_of_both_models(models, tmp_path, tiny_collection):
+    trainer = ar2(models, tmp_path, tiny_collection)
+    before = snapshot(trainer)
+    trainer.train()
+    assert moved(trainer, before) == {name for name in before if not unused(name)}
+
+
+def test_each_phase_moves_its_own_model_only(models, tmp_path, tiny_collection):
+    for phase, settings in {
+        "ranker": {"ranker_steps": 4, "retriever_steps": 0},
+        "retriever": {"ranker_steps": 0, "retriever_steps": 4},
+    }.items():
+        trainer = ar2(models, tmp_path / phase, tiny_collection, weight_decay=0.1, num_rounds=1, **settings)
+        before = snapshot(trainer)
+        trainer.train()
+        assert moved(trainer, before) == {n for n in before if n.startswith(phase) and not unused(n)}
+
+
+def test_the_schedule_of_each_model_counts_its_own_steps(models, tmp_path, tiny_collection):
+    trainer = ar2(models, tmp_path, tiny_collection, warmup_steps=0, eval_on_start=False, eval_strategy="no")
+    trainer.train()
+    rates = [(e["lr/retriever"], e["lr/ranker"]) for e in trainer.state.log_history if "lr/ranker" in e]
+    ranker = [rate for step, (_, rate) in enumerate(rates) if trainer.phase(step) == "ranker"]
+    retriever = [rate for step, (rate, _) in enumerate(rates) if trainer.phase(step) == "retriever"]
+    np.testing.assert_allclose(ranker, [1e-3 * (1 - i / 6) for i in range(6)])
+    np.testing.assert_allclose(retriever, [1e-3 * (1 - i / 8) for i in range(8)])
+
+
+def test_phases_walk_through_all_queries_and_lists_hold_what_they_should(models, tmp_path, tiny_collection):
+    trainer = ar2(models, tmp_path, tiny_collection, ranker_steps=6, retriever_steps=6, eval_on_start=False)
+    trainer.begin_round()
+    judgments = tiny_collection.judgments("train")
+    seen = {"ranker": [], "retriever": []}
+    for step in range(12):
+        batch = trainer.collator(list(range(step * 4, step * 4 + 4)))
+        lists = trainer.collator.lists(np.arange(4), 0)
+        assert lists.mask.all() and lists.passage_rows.shape == (4, 4)
+        positives, rows = batch["known_positives"][:, 0], batch["passage_rows"]
+        assert torch.equal(rows[:, 0], positives) and (rows[:, 1:] != positives[:, None]).all()
+        seen[batch["phase"]].extend(positives.tolist())
+    for rows in seen.values():
+        assert sorted(rows) == sorted(judgments.passage_rows.tolist())
+
+
+def test_warm_ups_learn_and_leave_the_other_model_alone(models, tmp_path, tiny_collection):
+    args = RetrieverConfig(output_dir=str(tmp_path / "g"), **{**WARM_UP, "num_negatives": 0, "num_train_epochs": 12})
+    retriever = RetrieverTrainer(load_retriever(models / "tiny-retriever"), args=args, collection=tiny_collection)
+    retriever.train()
+    curve = losses(retriever.state.log_history)
+    assert np.mean(curve[-6:]) < 0.8 * np.mean(curve[:6])
+
+    args = RankerConfig(output_dir=str(tmp_path / "d"), **{**WARM_UP, "num_train_epochs": 2})
+    ranker = RankerTrainer(models / "tiny-ranker", retriever.model.retriever, args=args, collection=tiny_collection)
+    before = snapshot(ranker)
+    ranker.train()
+    assert moved(ranker, before) == {name for name in before if name.startswith("ranker.")}
+    assert {"eval_retriever_mrr@10", "eval_pipeline_mrr@10"} <= set(ranker.evaluate())
+
+
+def test_ranker_lists_go_from_random_to_hard(models, tmp_path, tiny_collection):
+    args = RankerConfig(output_dir=str(tmp_path), **{**WARM_UP, "num_train_epochs": 10})
+    trainer = RankerTrainer(models / "tiny-ranker", models / "tiny-retriever", args=args, collection=tiny_collection)
+    trainer.begin_round()
+
+    def share_from_pool(step):
+        positions = np.arange(step * 4, step * 4 + 4)
+        lists = trainer.collator.lists(positions)
+        pool = trainer.pool.passage_rows[trainer.collator.lists.indices(positions)]
+        return (lists.passage_rows[:, 1:, None] == pool[:, None, :]).any(axis=2).mean()
+
+    assert share_from_pool(0) < 0.6  # a pool of 10 of 60 passages is hit by chance, too
+    assert share_from_pool(trainer.total_steps // 2) == 1
+
+
+def test_accumulated_steps_equal_one_large_batch(models, tmp_path, tiny_collection):
+    whole = ar2(models, tmp_path / "a", tiny_collection, dropout=False)
+    parts = ar2(
+        models,
+        tmp_path / "b",
+        tiny_collection,
+        dropout=False,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    whole.train()
+    parts.train()
+    np.testing.assert_allclose(losses(whole.state.log_history), losses(parts.state.log_history), rtol=1e-4)
+
+
+def test_a_run_that_was_killed_ends_where_the_uninterrupted_one_does(models, tmp_path):
+    settings = json.dumps({"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "save_total_limit": 3})
+
+    def run(name, *options):
+        command = [sys.executable, str(SCRIPT), str(models), str(tmp_path / name), "--settings", settings, *options]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    whole = run("whole")
+    assert whole.returncode == 0, whole.stderr
+    # In the middle of the second round, between two checkpoints and between two log entries.
+    assert run("killed", "--kill_after", "11").returncode == -signal.SIGKILL
+    # A checkpoint that was being written when the process died is passed over.
+    (tmp_path / "killed" / "checkpoint-11").mkdir()
+    resumed = run("killed", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+
+    expected, found = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    assert found["weights"] == expected["weights"]
+
+    def entries(result):  # the last entry holds times
+        return [entry for entry in result["log"] if "train_runtime" not in entry]
+
+    assert entries(found) == entries(expected)
+
+
+def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection):
+    settings = {"contrastive_weight": 0.5, "index_factory": "Flat"}
+    one = ar2(models, tmp_path / "one", tiny_collection, dropout=False, **settings)
+    one.train()
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", str(SCRIPT), str(models), str(tmp_path / "two"), "--no_dropout"]
+    command += ["--settings", json.dumps({**settings, "per_device_train_batch_size": 2})]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["world_size"] == 2
+    np.testing.assert_allclose(losses(two["log"]), losses(one.state.log_history), rtol=1e-4)
+    measured = [[e for e in log if "eval_retriever_mrr@10" in e] for log in (two["log"], one.state.log_history)]
+    assert len(measured[0]) == 3
+    for a, b in zip(*measured, strict=True):
+        assert a["eval_pipeline_mrr@10"] == pytest.approx(b["eval_pipeline_mrr@10"])
+
+
+def test_checkpoints_load_everywhere_with_equal_outputs(models, tmp_path, tiny_collection):
+    trainer = ar2(models, tmp_path, tiny_collection, num_rounds=1)
+    trainer.train()
+    trainer.save_model()
+    texts = ["where does the otter hide the drum ?", "the brave otter hides a drum in the attic"]
+    retriever, ranker = trainer.model.retriever.eval(), trainer.model.ranker.eval()
+
+    loaded = SentenceTransformer(str(tmp_path / "retriever"), device="cpu")
+    np.testing.assert_allclose(loaded.encode(texts), retriever.encode(texts), atol=1e-6)
+    encoder, report = AutoModel.from_pretrained(tmp_path / "retriever", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokens = loaded.tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        states = encoder.eval()(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][..., None]
+    mean = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    np.testing.assert_allclose(mean.numpy(), retriever.encode(texts), atol=1e-6)
+
+    pair = [(texts[0], texts[1])]
+    np.testing.assert_allclose(CrossEncoder(str(tmp_path / "ranker")).predict(pair), ranker.predict(pair), atol=1e-6)
+    classifier, report = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "ranker", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
+        logit = classifier.eval()(**loaded.tokenizer(*pair[0], return_tensors="pt")).logits[0, 0]
+    np.testing.assert_allclose(logit, ranker.predict(pair)[0], atol=1e-6)
+    assert not (tmp_path / "retriever" / "README.md").exists()
+
+
+def test_separate_towers_train_apart_and_are_saved(models, tmp_path, tiny_collection):
+    retriever = load_retriever(models / "tiny-retriever", separate_towers=True, device="cpu")
+    args = AR2Config(output_dir=str(tmp_path), **{**SETTINGS, "num_rounds": 1})
+    trainer = AR2Trainer(retriever, models / "tiny-ranker", args=args, collection=tiny_collection)
+    trainer.train()
+    trainer.save_model()
+    weights = dict(trainer.model.named_parameters())
+    pairs = [(name, name.replace("sub_modules.query", "sub_modules.document")) for name in weights]
+    pairs = [(a, b) for a, b in pairs if a != b and ".pooler." not in a]
+    assert pairs and not any(torch.equal(weights[a], weights[b]) for a, b in pairs)
+    loaded = load_retriever(tmp_path / "retriever", device="cpu")
+    text = ["the otter"]
+    assert not np.allclose(loaded.encode_query(text), loaded.encode_document(text))
+    np.testing.assert_allclose(loaded.encode_query(text), retriever.eval().encode_query(text), atol=1e-6)
+
+
+def test_best_checkpoint_by_a_retrieval_metric_is_loaded_at_the_end(models, tmp_path, tiny_collection):
+    trainer = ar2(
+        models,
+        tmp_path,
+        tiny_collection,
+        num_rounds=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="retriever_mrr@10",
+        greater_is_better=True,
+    )
+    trainer.train()
+    scores = [e["eval_retriever_mrr@10"] for e in trainer.state.log_history if "eval_retriever_mrr@10" in e]
+    assert trainer.state.best_metric == max(scores[1:])
+    assert trainer.evaluate()["eval_retriever_mrr@10"] == pytest.approx(trainer.state.best_metric)
+
+
+def test_activation_checkpointing_and_bf16_run(models, tmp_path, tiny_collection):
+    plain = ar2(models, tmp_path / "a", tiny_collection, dropout=False, num_rounds=1)
+    saving = ar2(models, tmp_path / "b", tiny_collection, dropout=False, num_rounds=1, activation_checkpointing=True)
+    half = ar2(models, tmp_path / "c", tiny_collection, dropout=False, num_rounds=1, bf16=True)
+    for trainer in (plain, saving, half):
+        trainer.train()
+    expected = losses(plain.state.log_history)
+    np.testing.assert_allclose(losses(saving.state.log_history), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(half.state.log_history), expected, atol=0.03)
+
+
+def test_a_ranker_with_nothing_to_teach_is_named_once(models, tmp_path, tiny_collection, caplog):
+    trainer = ar2(models, tmp_path, tiny_collection, num_rounds=2)
+    values = {"retriever_mrr@10": 0.5, "pipeline_mrr@10": 0.4}
+    trainer.retrieval.evaluate = lambda: dict(values)
+    import logging
+
+    logging.getLogger("transformers").propagate = True
+    logger = logging.getLogger("hf_ar2.trainers.ar2")
+    logger.addHandler(caplog.handler)
+    trainer.evaluate()
+    trainer.evaluate()
+    said = [r.message for r in caplog.records if "nothing to teach" in r.message]
+    assert len(set(said)) == 1 and "easy to hard" in said[0] and "0.400" in said[0]
+    logger.removeHandler(caplog.handler)
+
+
+def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_collection, monkeypatch):
+    with pytest.raises(ValueError, match="nothing to train"):
+        AR2Config(output_dir=str(tmp_path), ranker_steps=0, retriever_steps=0)
+    with pytest.raises(ValueError, match="never raises the positive"):
+        AR2Config(output_dir=str(tmp_path), adversarial_form="paper", adversarial_weight=1.0)
+    with pytest.raises(ValueError, match="expected one of uniform, top, simans"):
+        AR2Config(output_dir=str(tmp_path), sampler="hardest")
+    with pytest.raises(ValueError, match="persistent_workers"):
+        AR2Config(output_dir=str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
+    with pytest.raises(ValueError, match="linear, cosine"):
+        AR2Config(output_dir=str(tmp_path), lr_scheduler_type="polynomial")
+    with pytest.raises(ValueError, match="has the splits dev, test, train|has the splits train, dev, test"):
+        ar2(models, tmp_path, tiny_collection, eval_split="validation")
+    trainer = ar2(models, tmp_path, tiny_collection)
+    for attribute, name in (("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP")):
+        with monkeypatch.context() as patch, pytest.raises(NotImplementedError, match=name):
+            patch.setattr(trainer, attribute, True)
+            trainer.refuse_what_cannot_work()
+    trainer.args._n_gpu = 2
+    with pytest.raises(NotImplementedError, match="DataParallel"):
+        trainer.refuse_what_cannot_work()
+
+
+def test_resuming_without_a_complete_checkpoint_says_so(models, tmp_path, tiny_collection):
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        ar2(models, tmp_path, tiny_collection).train(resume_from_checkpoint=True)

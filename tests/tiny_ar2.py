@@ -1,0 +1,92 @@
+"""A small AR2 run as a script, for tests that need a process of their own (a kill, two ranks)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import make_tiny_collection
+from transformers import TrainerCallback
+
+from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.trainers import AR2Config, AR2Trainer
+from hf_ar2.trainers.checkpoints import fingerprints
+
+SETTINGS: dict[str, Any] = {
+    "num_rounds": 2,
+    "ranker_steps": 3,
+    "retriever_steps": 4,
+    "learning_rate": 1e-3,
+    "ranker_learning_rate": 1e-3,
+    "num_negatives": 3,
+    "pool_depth": 10,
+    "eval_depth": 20,
+    "rerank_depth": 5,
+    "eval_metrics": ["mrr@10"],
+    "max_passage_length": 32,
+    "max_pair_length": 48,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "bf16": False,
+}
+
+
+class KillAfter(TrainerCallback):
+    """Sends this process SIGKILL once a step is done, as a machine that is taken away does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def without_dropout(model: torch.nn.Module) -> Any:
+    """Turns dropout off, for comparisons in which generator states differ by design."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--settings", type=json.loads, default={})
+    parser.add_argument("--kill_after", type=int)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--no_dropout", action="store_true")
+    options = parser.parse_args()
+    retriever = load_retriever(options.models / "tiny-retriever", device="cpu")
+    ranker = load_ranker(options.models / "tiny-ranker", device="cpu")
+    if options.no_dropout:
+        retriever, ranker = without_dropout(retriever), without_dropout(ranker)
+    trainer = AR2Trainer(
+        retriever,
+        ranker,
+        args=AR2Config(output_dir=str(options.output), **{**SETTINGS, **options.settings}),
+        collection=make_tiny_collection(),
+        callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
+    )
+    trainer.train(resume_from_checkpoint=options.resume)
+    if trainer.is_world_process_zero():
+        result = {
+            "world_size": trainer.encoders.processes.world_size,
+            "log": trainer.state.log_history,
+            "weights": fingerprints(trainer.model),
+        }
+        (options.output / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
