@@ -101,7 +101,7 @@ def make_tiny_tokenizer() -> BertTokenizer:
 def make_tiny_retriever(folder: Path, seed: int = 0) -> Path:
     """Writes the retriever of the fixture to ``folder``."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import BertModel
 
     encoder = folder.with_name(folder.name + "-encoder")
