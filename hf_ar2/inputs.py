@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +47,9 @@ class RetrieverInputs:
         self.query_builder = InputBuilder(tokenizer, self.max_query_length)
         self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
         query_prompt, passage_prompt = retriever_prompts(retriever)
-        self.query_store = _tokenize_queries(collection, tokenizer, cache_dir, self.max_query_length, query_prompt)
+        self.query_store = _tokenize_queries(
+            collection, tokenizer, cache_dir, self.max_query_length, query_prompt
+        )
         self.passage_store = _tokenize_passages(
             collection, tokenizer, cache_dir, self.max_passage_length, title_separator, passage_prompt
         )
@@ -118,7 +122,9 @@ class RankerInputs:
         )
 
 
-def in_chunks(lengths: np.ndarray, inverse: np.ndarray, budget: int, build) -> Chunks:
+def in_chunks(
+    lengths: np.ndarray, inverse: np.ndarray, budget: int, build: Callable[[np.ndarray], dict[str, Tensor]]
+) -> Chunks:
     """Split rows by length so that little is spent on padding.
 
     Args:
@@ -142,11 +148,15 @@ def in_chunks(lengths: np.ndarray, inverse: np.ndarray, budget: int, build) -> C
 def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
     """The prompts `encode_query` and `encode_document` put before a text."""
     prompts = retriever.prompts or {}
-    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
+    passage = (
+        next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None) or ""
+    )
     return prompts.get("query") or "", passage
 
 
-def _tokenize_queries(collection: Collection, tokenizer, cache_dir, max_tokens: int, prompt: str) -> TokenStore:
+def _tokenize_queries(
+    collection: Collection, tokenizer: Any, cache_dir: str | Path, max_tokens: int, prompt: str
+) -> TokenStore:
     return tokenize(
         collection.queries["text"],
         tokenizer,
@@ -159,7 +169,12 @@ def _tokenize_queries(collection: Collection, tokenizer, cache_dir, max_tokens: 
 
 
 def _tokenize_passages(
-    collection: Collection, tokenizer, cache_dir, max_tokens: int, separator: str, prompt: str
+    collection: Collection,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    max_tokens: int,
+    separator: str,
+    prompt: str,
 ) -> TokenStore:
     return tokenize(
         collection.passage_texts(separator),

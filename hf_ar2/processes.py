@@ -14,9 +14,8 @@ class Processes:
     """This process among its peers; one process alone when torch.distributed is not running.
 
     Example:
-        >>> processes = Processes.current("cpu")
-        >>> processes.share(5).tolist()
-        [0, 1, 2, 3, 4]
+        >>> Processes.current("cpu").world_size
+        1
     """
 
     rank: int
@@ -39,10 +38,6 @@ class Processes:
         """Wait until every rank is here."""
         if self.world_size > 1:
             dist.barrier()
-
-    def share(self, total: int) -> np.ndarray:
-        """The indices out of `range(total)` this rank works on, int64."""
-        return np.arange(self.rank, total, self.world_size)
 
     def combine(self, array: np.ndarray) -> np.ndarray:
         """Add up what every rank filled in (each its own share, zeros elsewhere); exact, since the rest is zero."""

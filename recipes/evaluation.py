@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,23 @@ def _stages(recipe: Recipe, row: dict[str, Any]) -> list[str]:
     return [name for name in names if name in recipe.stages]
 
 
-def _evaluate_row(recipe, run, collection, name, row, splits, load) -> None:
+def _evaluate_row(
+    recipe: Recipe,
+    run: Path,
+    collection: Collection,
+    name: str,
+    row: dict[str, Any],
+    splits: list[str],
+    load: Callable[[str, Any], Any],
+) -> None:
     settings = recipe.evaluation
     common = {key: value for key, value in recipe.args.items() if key in RetrieverConfig.__dataclass_fields__}
-    common |= {"cache_dir": str(run / "cache"), "eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+    common |= {
+        "cache_dir": str(run / "cache"),
+        "eval_strategy": "no",
+        "eval_on_start": False,
+        "save_strategy": "no",
+    }
     args = RetrieverConfig(output_dir=str(run / "evaluation" / name), **common)
     encoders = Encoders(
         device=args.device,
@@ -90,7 +104,9 @@ def _evaluate_row(recipe, run, collection, name, row, splits, load) -> None:
             for system, (ranking, values) in found.items():
                 path = run_file(run, name, split, system)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_run(path, ids, collection.corpus["id"], ranking, values, tag=f"{recipe.name}-{name}-{system}")
+                write_run(
+                    path, ids, collection.corpus["id"], ranking, values, tag=f"{recipe.name}-{name}-{system}"
+                )
     del retriever, ranker, retrieval
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -101,7 +117,9 @@ def run_file(run: Path, row: str, split: str, system: str) -> Path:
     return run / "runs" / row / f"{split}.{system}.trec"
 
 
-def per_query(run: Path, row: str, split: str, system: str, collection: Collection, metrics: list[str]):
+def per_query(
+    run: Path, row: str, split: str, system: str, collection: Collection, metrics: list[str]
+) -> dict[str, np.ndarray] | None:
     """Per-query values of a stored run, by metric; None where there is no such run."""
     path = run_file(run, row, split, system)
     if not path.is_file():
@@ -137,26 +155,19 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
             }
             compared = tests.setdefault(row, {}).setdefault(split, {})
             if before is not None:
-                compared["retriever over the row before"] = _test(
-                    systems["retriever"][chief], values[before]["retriever"][chief]
+                # Against the row before.
+                compared["retriever"] = asdict(
+                    paired_test(systems["retriever"][chief], values[before]["retriever"][chief])
                 )
             if "pipeline" in systems:
-                compared["pipeline over retriever"] = _test(systems["pipeline"][chief], systems["retriever"][chief])
+                # Against the row's own retriever.
+                compared["pipeline"] = asdict(
+                    paired_test(systems["pipeline"][chief], systems["retriever"][chief])
+                )
             before = row
     (run / "metrics.json").write_text(json.dumps(means, indent=1))
     (run / "significance.json").write_text(json.dumps({"metric": chief, "tests": tests}, indent=1))
     return means
-
-
-def _test(better: np.ndarray, than: np.ndarray) -> dict[str, float]:
-    result = paired_test(better, than)
-    return {
-        "difference": float(result.difference),
-        "p": float(result.p_value),
-        "wins": int(result.wins),
-        "losses": int(result.losses),
-        "ties": int(result.ties),
-    }
 
 
 def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
@@ -177,7 +188,10 @@ def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
     if rows:
         metrics = json.loads((run / "metrics.json").read_text())
         tests = json.loads((run / "significance.json").read_text())
-        print(stage_table(metrics, tests, recipe.evaluation.get("report_split", "test")))
-        plot_report(histories, metrics, run / "report.png")
+        split = recipe.evaluation.get("report_split", "test")
+        print("\n" + stage_table(metrics, tests["tests"], split=split))
+        plot_report(
+            histories, metrics, run / "report.png", split=split, metric=tests["metric"], title=recipe.name
+        )
     print(f"\n{seconds / 60:.1f} minutes. In {run}: retriever/, ranker/, metrics.json, runs/, report.png")
     print(f'Next: hf-ar2 search {run} "your query"')

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from hf_ar2.trainers import AR2Config, RankerConfig, RetrieverConfig
 
 CONFIGS = {"retriever": RetrieverConfig, "ranker": RankerConfig, "ar2": AR2Config}
-MODEL_FIELDS = ("model", "layers", "max_length", "pooling", "similarity", "separate_towers")
+MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similarity", "separate_towers")
 STAGE_FIELDS = ("trainer", "retriever", "ranker", "args")
 ROW_FIELDS = ("retriever", "ranker")
 EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
@@ -65,7 +66,10 @@ class Recipe:
             source = body.get(role)
             if source is not None:
                 name = source_name(source)
-                sources[role] = [source, self.stage_key(name) if name in self.stages else self.models.get(name)]
+                sources[role] = [
+                    source,
+                    self.stage_key(name) if name in self.stages else self.models.get(name),
+                ]
         content = [self.collection, self.stage_args(stage), body["trainer"], sources]
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
@@ -93,6 +97,7 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
     content.setdefault("name", path.stem)
     for key, text in (overrides or {}).items():
         _override(content, key, text)
+    content = _numbers(content)
     _known(str(path), content, _fields())
     if "collection" not in content:
         raise RecipeError(f"{path}: field 'collection' is missing")
@@ -129,7 +134,9 @@ def _check(recipe: Recipe, where: str) -> None:
             raise RecipeError(f"{place}: a model has this name too")
         _known(place, body, STAGE_FIELDS)
         if body.get("trainer") not in CONFIGS:
-            raise RecipeError(f"{place}.trainer: found {body.get('trainer')!r}, expected one of {', '.join(CONFIGS)}")
+            raise RecipeError(
+                f"{place}.trainer: found {body.get('trainer')!r}, expected one of {', '.join(CONFIGS)}"
+            )
         _known(f"{place}.args", body.get("args", {}), config_fields(body["trainer"]))
         roles = ("retriever",) if body["trainer"] == "retriever" else ("retriever", "ranker")
         _check_roles(place, body, roles, seen)
@@ -150,7 +157,9 @@ def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], se
                 _known(f"{place}.{role}", body[role], ("from", *MODEL_FIELDS[1:]))
             name = source_name(body[role])
             if name not in seen:
-                raise RecipeError(f"{place}.{role}: {name!r} is no model or earlier stage{_nearest(name, seen)}")
+                raise RecipeError(
+                    f"{place}.{role}: {name!r} is no model or earlier stage{_nearest(name, seen)}"
+                )
 
 
 def _known(place: str, body: dict[str, Any], allowed: list[str] | tuple[str, ...]) -> None:
@@ -164,6 +173,17 @@ def _known(place: str, body: dict[str, Any], allowed: list[str] | tuple[str, ...
 def _nearest(name: str, allowed: Any) -> str:
     near = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(map(str, allowed))}"
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5 as text; here it is the number it looks like."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
 
 
 def _override(content: dict[str, Any], key: str, text: str) -> None:
@@ -186,7 +206,9 @@ def _override(content: dict[str, Any], key: str, text: str) -> None:
         stages[head].setdefault("args", {})[rest] = value
         return
     if head not in ("models", "evaluation", "args"):
-        raise RecipeError(f"--{key}: {head!r} is no stage{_nearest(head, [*stages, 'models', 'evaluation', 'args'])}")
+        raise RecipeError(
+            f"--{key}: {head!r} is no stage{_nearest(head, [*stages, 'models', 'evaluation', 'args'])}"
+        )
     place = content.setdefault(head, {})
     *path, last = rest.split(".")
     for part in path:

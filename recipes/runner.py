@@ -83,7 +83,9 @@ def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, tit
     trainer.save_model()
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        done.write_text(json.dumps({"key": key, "seconds": time.time() - started, "steps": trainer.state.global_step}))
+        done.write_text(
+            json.dumps({"key": key, "seconds": time.time() - started, "steps": trainer.state.global_step})
+        )
         for leftover in ("index", "pool"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
     PartialState().wait_for_everyone()
@@ -121,7 +123,7 @@ def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTra
     transformers.set_seed(recipe.seed)
     if role == "retriever":
         return load_retriever(model, **fields)
-    allowed = {key: value for key, value in fields.items() if key in ("layers", "max_length")}
+    allowed = {key: value for key, value in fields.items() if key in ("layers", "max_length", "dropout")}
     return load_ranker(model, **allowed)
 
 

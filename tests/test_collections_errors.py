@@ -57,7 +57,7 @@ ALWAYS_ERRORS = [
      "/qrels/test.tsv:1: found the columns ['query', 'corpus-id', 'score']; expected the header"),
     ("beir", "corpus.jsonl", b'{"_id": "1", "text": "one"}\n{"_id": "2", "text": "\xe9"}\n',
      "/corpus.jsonl:2: found bytes that are not UTF-8"),
-    ("beir", "qrels/test.tsv.gz", gzip.compress(b"query-id\tcorpus-id\tscore\na\t1\t1\n"),
+    ("beir", "qrels/test.tsv.gz", gzip.compress(b"query-id\tcorpus-id\tscore\na\t1\t1\n", mtime=0),
      "/qrels/test.tsv.gz: found a second file of split 'test'"),
     ("ms marco", "queries.test.tsv", None, ": found no queries.<split>.tsv"),
     ("ms marco", "qrels.test.tsv", None, ": found no qrels.<split>.tsv"),

@@ -110,14 +110,20 @@ def test_phases_walk_through_all_queries_and_lists_hold_what_they_should(models,
 
 
 def test_warm_ups_learn_and_leave_the_other_model_alone(models, tmp_path, tiny_collection):
-    args = RetrieverConfig(output_dir=str(tmp_path / "g"), **{**WARM_UP, "num_negatives": 0, "num_train_epochs": 12})
-    retriever = RetrieverTrainer(load_retriever(models / "tiny-retriever"), args=args, collection=tiny_collection)
+    args = RetrieverConfig(
+        output_dir=str(tmp_path / "g"), **{**WARM_UP, "num_negatives": 0, "num_train_epochs": 12}
+    )
+    retriever = RetrieverTrainer(
+        load_retriever(models / "tiny-retriever"), args=args, collection=tiny_collection
+    )
     retriever.train()
     curve = losses(retriever.state.log_history)
     assert np.mean(curve[-6:]) < 0.8 * np.mean(curve[:6])
 
     args = RankerConfig(output_dir=str(tmp_path / "d"), **{**WARM_UP, "num_train_epochs": 2})
-    ranker = RankerTrainer(models / "tiny-ranker", retriever.model.retriever, args=args, collection=tiny_collection)
+    ranker = RankerTrainer(
+        models / "tiny-ranker", retriever.model.retriever, args=args, collection=tiny_collection
+    )
     before = snapshot(ranker)
     ranker.train()
     assert moved(ranker, before) == {name for name in before if name.startswith("ranker.")}
@@ -126,7 +132,9 @@ def test_warm_ups_learn_and_leave_the_other_model_alone(models, tmp_path, tiny_c
 
 def test_ranker_lists_go_from_random_to_hard(models, tmp_path, tiny_collection):
     args = RankerConfig(output_dir=str(tmp_path), **{**WARM_UP, "num_train_epochs": 10})
-    trainer = RankerTrainer(models / "tiny-ranker", models / "tiny-retriever", args=args, collection=tiny_collection)
+    trainer = RankerTrainer(
+        models / "tiny-ranker", models / "tiny-retriever", args=args, collection=tiny_collection
+    )
     trainer.begin_round()
 
     def share_from_pool(step):
@@ -155,10 +163,20 @@ def test_accumulated_steps_equal_one_large_batch(models, tmp_path, tiny_collecti
 
 
 def test_a_run_that_was_killed_ends_where_the_uninterrupted_one_does(models, tmp_path):
-    settings = json.dumps({"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "save_total_limit": 3})
+    settings = json.dumps(
+        {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "save_total_limit": 3}
+    )
 
     def run(name, *options):
-        command = [sys.executable, str(SCRIPT), str(models), str(tmp_path / name), "--settings", settings, *options]
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            str(models),
+            str(tmp_path / name),
+            "--settings",
+            settings,
+            *options,
+        ]
         return subprocess.run(command, capture_output=True, text=True)
 
     whole = run("whole")
@@ -170,7 +188,9 @@ def test_a_run_that_was_killed_ends_where_the_uninterrupted_one_does(models, tmp
     resumed = run("killed", "--resume")
     assert resumed.returncode == 0, resumed.stderr
 
-    expected, found = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    expected, found = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
+    )
     assert found["weights"] == expected["weights"]
 
     def entries(result):  # the last entry holds times
@@ -192,7 +212,9 @@ def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["world_size"] == 2
     np.testing.assert_allclose(losses(two["log"]), losses(one.state.log_history), rtol=1e-4)
-    measured = [[e for e in log if "eval_retriever_mrr@10" in e] for log in (two["log"], one.state.log_history)]
+    measured = [
+        [e for e in log if "eval_retriever_mrr@10" in e] for log in (two["log"], one.state.log_history)
+    ]
     assert len(measured[0]) == 3
     for a, b in zip(*measured, strict=True):
         assert a["eval_pipeline_mrr@10"] == pytest.approx(b["eval_pipeline_mrr@10"])
@@ -217,7 +239,9 @@ def test_checkpoints_load_everywhere_with_equal_outputs(models, tmp_path, tiny_c
     np.testing.assert_allclose(mean.numpy(), retriever.encode(texts), atol=1e-6)
 
     pair = [(texts[0], texts[1])]
-    np.testing.assert_allclose(CrossEncoder(str(tmp_path / "ranker")).predict(pair), ranker.predict(pair), atol=1e-6)
+    np.testing.assert_allclose(
+        CrossEncoder(str(tmp_path / "ranker")).predict(pair), ranker.predict(pair), atol=1e-6
+    )
     classifier, report = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "ranker", output_loading_info=True
     )
@@ -262,7 +286,10 @@ def test_best_checkpoint_by_a_retrieval_metric_is_loaded_at_the_end(models, tmp_
 
 def test_activation_checkpointing_and_bf16_run(models, tmp_path, tiny_collection):
     plain = ar2(models, tmp_path / "a", tiny_collection, dropout=False, num_rounds=1)
-    saving = ar2(models, tmp_path / "b", tiny_collection, dropout=False, num_rounds=1, activation_checkpointing=True)
+    # Its name before transformers 5.23 was another.
+    new_name = "activation_checkpointing" in AR2Config.__dataclass_fields__
+    saving_memory = {"activation_checkpointing" if new_name else "gradient_checkpointing": True}
+    saving = ar2(models, tmp_path / "b", tiny_collection, dropout=False, num_rounds=1, **saving_memory)
     half = ar2(models, tmp_path / "c", tiny_collection, dropout=False, num_rounds=1, bf16=True)
     for trainer in (plain, saving, half):
         trainer.train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ class AR2Config(JointConfig):
     retriever (the released code's order). The whole run has `num_rounds` rounds.
     """
 
-    ranker_learning_rate: float | None = setting(1e-6, "Peak learning rate of the ranker. AR2: 1e-6 (5e-7 MS MARCO).")
+    ranker_learning_rate: float | None = setting(
+        1e-6, "Peak learning rate of the ranker. AR2: 1e-6 (5e-7 MS MARCO)."
+    )
     num_rounds: int = setting(10, "Rounds. AR2: 10 in the paper, 16 in the code's README.")
     retriever_steps: int = setting(1500, "Retriever steps per round. AR2: 1500.")
     ranker_steps: int = setting(500, "Ranker steps per round. AR2: 500. 0: the ranker stays as it is.")
@@ -34,7 +36,9 @@ class AR2Config(JointConfig):
         "λ: the retriever's loss is λ · adversarial + (1 − λ) · distillation. AR2's README: 0.5 on a sum over the "
         "per-device batch, so λB there is λ/(1 − λ) · B here; its author later advised 0.2 to 0.3.",
     )
-    adversarial_form: str = setting("reference", "reference: as the released code computes it; paper: equations 9, 10.")
+    adversarial_form: Literal["reference", "paper"] = setting(
+        "reference", "reference: as the released code computes it; paper: equations 9, 10."
+    )
     contrastive_weight: float = setting(
         0.0, "Weight of an added in-batch contrastive term on the same lists. AR2: 0 (it has none)."
     )
@@ -140,7 +144,9 @@ class AR2Trainer(JointTrainer):
         with torch.no_grad():
             masked = teacher.masked_fill(~mask, float("-inf"))
             logs["teacher_accuracy"] = (masked.argmax(dim=1) == 0).float().mean()
-            logs["pool/deceived"] = ((teacher[:, 1:] > teacher[:, :1]) & mask[:, 1:]).float().sum() / mask[:, 1:].sum()
+            logs["pool/deceived"] = ((teacher[:, 1:] > teacher[:, :1]) & mask[:, 1:]).float().sum() / mask[
+                :, 1:
+            ].sum()
         return loss, logs
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -153,8 +159,8 @@ class AR2Trainer(JointTrainer):
             self._warned = True
             logger.warning(
                 f"The ranker has nothing to teach: over the retriever's top {self.args.rerank_depth} on "
-                f"{self.args.eval_split!r} it reaches {metric} {ranked:.3f}, the retriever {retrieved:.3f}. What helps: "
-                "a longer ranker warm-up, lists that go from easy to hard (easy_share), starting the ranker from the "
-                "contrastively warmed-up encoder, or a larger ranker."
+                f"{self.args.eval_split!r} it reaches {metric} {ranked:.3f}, the retriever {retrieved:.3f}. "
+                "What helps: a longer ranker warm-up, lists that go from easy to hard (easy_share), starting the "
+                "ranker from the contrastively warmed-up encoder, or a larger ranker."
             )
         return metrics

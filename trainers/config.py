@@ -32,13 +32,18 @@ class JointConfig(transformers.TrainingArguments):
     Lengths are in tokens, special tokens included, except where said.
     """
 
-    learning_rate: float = setting(1e-5, "Peak learning rate (of the retriever, where two models train). AR2: 1e-5.")
-    warmup_steps: float = setting(0.1, "Warm-up: a share of the model's own steps if below 1, else steps. AR2: 0.1.")
+    learning_rate: float = setting(
+        1e-5, "Peak learning rate (of the retriever, where two models train). AR2: 1e-5."
+    )
+    warmup_steps: float = setting(
+        0.1, "Warm-up: a share of the model's own steps if below 1, else steps. AR2: 0.1."
+    )
     ranker_learning_rate: float | None = setting(
         None, "Peak learning rate of the ranker; None: learning_rate. AR2: 1e-6 (5e-7 on MS MARCO)."
     )
     head_learning_rate: float | None = setting(
-        None, "Peak learning rate of the ranker's head; None: the ranker's. A fresh head wants ten times as much."
+        None,
+        "Peak learning rate of the ranker's head; None: the ranker's. A fresh head wants ten times as much.",
     )
     weight_decay: float = setting(0.0, "AdamW's weight decay, not on biases and norms. AR2: 0.")
     logging_steps: float = setting(10, "Steps between two entries of the log.")
@@ -46,7 +51,9 @@ class JointConfig(transformers.TrainingArguments):
     save_strategy: str = setting("epoch", "When to write a checkpoint; an epoch is a round.")
     save_total_limit: int | None = setting(2, "Checkpoints kept.")
     eval_on_start: bool = setting(True, "Evaluate before the first step.")
-    bf16: bool | None = setting(None, "bf16 autocast; None: where it pays (GPUs with bf16, CPUs with AMX).")
+    bf16: bool | None = setting(  # type: ignore[assignment]
+        None, "bf16 autocast; None: where it pays (GPUs with bf16, CPUs with AMX)."
+    )
 
     train_split: str = setting("train", "Split of the qrels to train on.")
     eval_split: str = setting("dev", "Split of the qrels to evaluate on during training.")
@@ -57,34 +64,53 @@ class JointConfig(transformers.TrainingArguments):
     max_pair_length: int | None = setting(
         160, "Tokens a (query, passage) pair is cut at for the ranker; None: its own limit. RocketQAv2: 160."
     )
-    title_separator: str = setting(" ", "What stands between a passage's title and its text. AR2's inputs: ' [SEP] '.")
+    title_separator: str = setting(
+        " ", "What stands between a passage's title and its text. AR2's inputs: ' [SEP] '."
+    )
 
     refresh: bool = setting(True, "Encode, index and mine anew every round; False: once, before the first.")
     num_negatives: int = setting(15, "Negatives in a list, beside its one positive. AR2: 15.")
     pool_depth: int = setting(100, "Candidates kept per training query. AR2: 100 (200 on MS MARCO).")
     sampler: str = setting("uniform", "How negatives are drawn from the pool: uniform (AR2), top, or simans.")
     simans_a: float = setting(0.5, "SimANS: sharpness, per squared unit of score. SimANS: 0.5.")
-    simans_b: float = setting(0.0, "SimANS: preferred score over the positive's, in units of score. SimANS: 0 or 1.")
-    filter_answers: bool = setting(False, "Drop candidates that contain an answer string (needs queries with answers).")
+    simans_b: float = setting(
+        0.0, "SimANS: preferred score over the positive's, in units of score. SimANS: 0 or 1."
+    )
+    filter_answers: bool = setting(
+        False, "Drop candidates that contain an answer string (needs queries with answers)."
+    )
     filter_duplicates: bool = setting(True, "Drop candidates with the text of one of the query's positives.")
-    first_positive: bool = setting(False, "Always take a query's first positive instead of drawing one. AR2's code: True.")
+    first_positive: bool = setting(
+        False, "Always take a query's first positive instead of drawing one. AR2's code: True."
+    )
 
     retriever_temperature: float | None = setting(
-        None, "Divides retriever scores in every softmax; None: 0.05 for cosine, 1 for dot product. AR2: 1 (dot)."
+        None,
+        "Divides retriever scores in every softmax; None: 0.05 for cosine, 1 for dot product. AR2: 1 (dot).",
     )
     ranker_temperature: float = setting(1.0, "Divides ranker scores where the ranker teaches. AR2: 1.")
 
-    index_factory: str = setting("Flat", "FAISS factory string of the index; inner product. AR2: Flat (exact).")
+    index_factory: str = setting(
+        "Flat", "FAISS factory string of the index; inner product. AR2: Flat (exact)."
+    )
     index_dtype: str = setting("float32", "Stored embeddings: float32 or float16.")
     eval_metrics: list[str] = setting(["mrr@10", "ndcg@10", "recall@100"], "Metrics of the retriever.")
     eval_depth: int = setting(100, "Passages retrieved per evaluated query.")
-    rerank_depth: int = setting(20, "Passages of a query the ranker reorders; 0: the ranker is not evaluated.")
-    eval_queries: int | None = setting(None, "Evaluate on this many queries of the split (a seeded sample); None: on all.")
-    encode_tokens: int = setting(8192, "Padded tokens of a batch when the corpus is encoded or pairs are ranked.")
+    rerank_depth: int = setting(
+        20, "Passages of a query the ranker reorders; 0: the ranker is not evaluated."
+    )
+    eval_queries: int | None = setting(
+        None, "Evaluate on this many queries of the split (a seeded sample); None: on all."
+    )
+    encode_tokens: int = setting(
+        8192, "Padded tokens of a batch when the corpus is encoded or pairs are ranked."
+    )
     step_tokens: int | None = setting(
         None, "Padded tokens of a chunk within a step; None: 2048 on a CPU, no limit on a GPU."
     )
-    cache_dir: str | None = setting(None, "Where tokenised texts are kept; None: `cache` in the output folder.")
+    cache_dir: str | None = setting(
+        None, "Where tokenised texts are kept; None: `cache` in the output folder."
+    )
 
     def __post_init__(self) -> None:
         on_gpu = torch.cuda.is_available() and not self.use_cpu
@@ -92,6 +118,8 @@ class JointConfig(transformers.TrainingArguments):
             self.bf16 = not self.fp16 and bf16_pays("cuda" if on_gpu else "cpu")
         if self.bf16 and not on_gpu and not torch.backends.mps.is_available():
             self.use_cpu = True  # transformers accepts bf16 without a GPU only when told so
+        if not on_gpu:
+            self.dataloader_pin_memory = False
         super().__post_init__()
         self._check("sampler", self.sampler, SAMPLERS)
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
@@ -102,7 +130,9 @@ class JointConfig(transformers.TrainingArguments):
             raise ValueError("num_negatives and rerank_depth cannot be negative")
         if self.rerank_depth > self.eval_depth:
             raise ValueError(f"rerank_depth={self.rerank_depth} is more than eval_depth={self.eval_depth}")
-        if self.retriever_temperature is not None and self.retriever_temperature <= 0 or self.ranker_temperature <= 0:
+        if (
+            self.retriever_temperature is not None and self.retriever_temperature <= 0
+        ) or self.ranker_temperature <= 0:
             raise ValueError("temperatures have to be positive")
         if self.dataloader_persistent_workers:
             raise ValueError(

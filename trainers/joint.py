@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models
+from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models, similarity_of
 from hf_ar2.processes import Processes
 from hf_ar2.trainers.checkpoints import TRAINER_STATE, fingerprints, last_complete_checkpoint, load_models
 from hf_ar2.trainers.config import JointConfig
@@ -56,7 +57,7 @@ class JointTrainer(Trainer):
     def __init__(
         self,
         args: JointConfig,
-        collection: Collection | str | os.PathLike[str],
+        collection: Collection | str | Path,
         retriever: str | SentenceTransformer | None = None,
         ranker: str | CrossEncoder | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -143,7 +144,9 @@ class JointTrainer(Trainer):
         """The model that only teaches in this phase: run in evaluation mode, without gradient."""
         return None
 
-    def phase_loss(self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def phase_loss(
+        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The phase's loss (a scalar, mean over the local queries) and what to log beside it."""
         raise NotImplementedError
 
@@ -162,6 +165,10 @@ class JointTrainer(Trainer):
         return np.ones_like(progress)
 
     # ---- Rounds -----------------------------------------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(self.args.output_dir))
 
     @property
     def global_batch(self) -> int:
@@ -210,7 +217,7 @@ class JointTrainer(Trainer):
         return RoundSampler(self.lists_per_round, lambda: self.current_round)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = []
+        self._signature_columns = []  # type: ignore[assignment]
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
@@ -218,7 +225,11 @@ class JointTrainer(Trainer):
     # ---- Step -------------------------------------------------------------------------------------------------
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """One forward of everything the phase needs, then the phase's loss in fp32."""
         phase = inputs["phase"]
@@ -252,7 +263,7 @@ class JointTrainer(Trainer):
         if self.args.retriever_temperature is not None:
             return self.args.retriever_temperature
         assert self.model.retriever is not None
-        return 0.05 if str(self.model.retriever.similarity_fn_name) == "cosine" else 1.0
+        return 0.05 if similarity_of(self.model.retriever) == "cosine" else 1.0
 
     # ---- Optimizer --------------------------------------------------------------------------------------------
 
@@ -260,24 +271,22 @@ class JointTrainer(Trainer):
         """One AdamW with groups per model; it skips a model that has no gradient in a step, as two would."""
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.args, set(self.get_decay_parameter_names(self.model)))
-            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """A learning rate schedule per model, each counting its own model's steps."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer,
-                [
-                    schedule(
-                        self.args,
-                        lambda step, phase=group["phase"]: self.phase_steps(phase, step),
-                        self.phase_steps(group["phase"], num_training_steps),
-                    )
-                    for group in (optimizer or self.optimizer).param_groups
-                ],
-            )
+            optimizer = optimizer or self.optimizer
+            phases = [group["phase"] for group in optimizer.param_groups]
+            factors = [
+                schedule(
+                    self.args, partial(self.phase_steps, phase), self.phase_steps(phase, num_training_steps)
+                )
+                for phase in phases
+            ]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -327,7 +336,7 @@ class JointTrainer(Trainer):
             ValueError: there is no complete checkpoint to resume from.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(self._folder)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from")
         eval_on_start = self.args.eval_on_start
@@ -340,10 +349,10 @@ class JointTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
-            save_models(self.model, output_dir or self.args.output_dir)
+            save_models(self.model, output_dir or self._folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             (folder / TRAINER_STATE).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)

@@ -13,7 +13,6 @@ from torch.utils.data import Dataset, Sampler
 from hf_ar2.candidates import CandidatePool, sample_negatives, sample_positive_columns, sample_random_passages
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 
-
 _STREAM = 1_000_003
 
 
@@ -75,7 +74,9 @@ class ListSampler:
         """The lists at these positions `[B]`; each phase draws from a stream of its own."""
         indices = self.indices(positions, stream)
         seed = self.seed + _STREAM * stream
-        columns = sample_positive_columns(self.pool, indices, seed=seed, positions=positions, first=self.first_positive)
+        columns = sample_positive_columns(
+            self.pool, indices, seed=seed, positions=positions, first=self.first_positive
+        )
         known = np.asarray(self.pool.positive_rows[indices], np.int64)
         positives = known[np.arange(len(indices)), columns]
         negatives, mask = self._negatives(indices, positions, columns, known, seed)
@@ -86,7 +87,9 @@ class ListSampler:
             known_positives=known,
         )
 
-    def _negatives(self, indices, positions, columns, known, seed) -> tuple[np.ndarray, np.ndarray]:
+    def _negatives(
+        self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, known: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         hard, mask = sample_negatives(
             self.pool,
             indices,

@@ -22,7 +22,9 @@ class RankerConfig(JointConfig):
     """
 
     learning_rate: float = setting(1e-5, "Peak learning rate of the ranker. AR2: 1e-5; MiniLM: 1e-4.")
-    easy_share: float = setting(0.5, "Share of the run over which lists go from random to mined negatives; 0: none.")
+    easy_share: float = setting(
+        0.5, "Share of the run over which lists go from random to mined negatives; 0: none."
+    )
 
 
 class RankerTrainer(JointTrainer):
@@ -37,7 +39,9 @@ class RankerTrainer(JointTrainer):
 
     trained = ("ranker",)
 
-    def __init__(self, ranker: Any, retriever: Any, args: RankerConfig, collection: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, ranker: Any, retriever: Any, args: RankerConfig, collection: Any, **kwargs: Any
+    ) -> None:
         if args.num_negatives < 1:
             raise ValueError("num_negatives=0: a list needs at least one negative to rank")
         if not 0 <= args.easy_share <= 1:

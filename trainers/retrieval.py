@@ -17,7 +17,7 @@ from hf_ar2.evaluation.evaluators import Encoders, pipeline
 from hf_ar2.evaluation.metrics import evaluate_rankings
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.models import weights_fingerprint
+from hf_ar2.models import similarity_of, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
 
 logger = logging.get_logger(__name__)
@@ -50,19 +50,34 @@ class Retrieval:
         self.collection = collection
         self.args = args
         self.encoders = encoders
-        self.folder = Path(args.output_dir)
+        self.folder = Path(str(args.output_dir))
         cache = Path(args.cache_dir) if args.cache_dir else self.folder / "cache"
-        lengths = {"max_query_length": args.max_query_length, "title_separator": args.title_separator}
-        self.retriever_inputs = retriever and RetrieverInputs(
-            retriever, collection, cache, max_passage_length=args.max_passage_length, **lengths
-        )
-        self.ranker_inputs = ranker and RankerInputs(
-            ranker, collection, cache, max_pair_length=args.max_pair_length, **lengths
-        )
+        self.retriever_inputs: RetrieverInputs | None = None
+        if retriever is not None:
+            self.retriever_inputs = RetrieverInputs(
+                retriever,
+                collection,
+                cache,
+                max_query_length=args.max_query_length,
+                max_passage_length=args.max_passage_length,
+                title_separator=args.title_separator,
+            )
+        self.ranker_inputs: RankerInputs | None = None
+        if ranker is not None:
+            self.ranker_inputs = RankerInputs(
+                ranker,
+                collection,
+                cache,
+                max_query_length=args.max_query_length,
+                max_pair_length=args.max_pair_length,
+                title_separator=args.title_separator,
+            )
         judgments = collection.judgments(args.train_split)
         self.train_judgments = judgments.positives()
         if len(self.train_judgments) == 0:
-            raise ValueError(f"split {args.train_split!r} of {collection.name} has no query with a relevant passage")
+            raise ValueError(
+                f"split {args.train_split!r} of {collection.name} has no query with a relevant passage"
+            )
         self.without_positive = len(judgments) - len(self.train_judgments)
         if self.without_positive:
             logger.warning(
@@ -80,7 +95,7 @@ class Retrieval:
         digest = hashlib.blake2b(digest_size=16)
         for part in (
             weights_fingerprint(self.retriever),
-            str(self.retriever.similarity_fn_name),
+            similarity_of(self.retriever),
             self.retriever_inputs.passage_store.fingerprint,
             str(self.retriever_inputs.max_passage_length),
             str(self.encoders.bf16),
@@ -163,7 +178,9 @@ class Retrieval:
             assert self.ranker_inputs is not None
             head = retrieved[:, : self.args.rerank_depth]
             scores = self.encoders.rank(self.ranker, self.ranker_inputs, judgments.query_rows, head)
-            metrics |= mean_metrics("pipeline", pipeline(retrieved, scores), judgments, self.args.eval_metrics)
+            metrics |= mean_metrics(
+                "pipeline", pipeline(retrieved, scores), judgments, self.args.eval_metrics
+            )
         return metrics
 
     def _eval_judgments(self) -> Judgments:
@@ -193,7 +210,9 @@ class Retrieval:
 
         queries: Dataset = self.collection.queries
         if "answers" not in queries.column_names:
-            raise ValueError(f"filter_answers=True, but the queries of {self.collection.name} have no answers")
+            raise ValueError(
+                f"filter_answers=True, but the queries of {self.collection.name} have no answers"
+            )
         if self._passage_texts is None:
             self._passage_texts = list(self.collection.corpus["text"])
         answers = queries.select(judgments.query_rows)["answers"]

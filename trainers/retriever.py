@@ -22,7 +22,9 @@ class RetrieverConfig(JointConfig):
     """
 
     learning_rate: float = setting(2e-5, "Peak learning rate. AR2: 1e-5 (README 2e-5), 1e-4 on MS MARCO.")
-    num_negatives: int = setting(0, "Mined hard negatives per query beside the in-batch ones. AR2's warm-up: 1.")
+    num_negatives: int = setting(
+        0, "Mined hard negatives per query beside the in-batch ones. AR2's warm-up: 1."
+    )
     rerank_depth: int = setting(0, "No ranker is evaluated here.")
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from hf_ar2.models import JointModel
 from hf_ar2.trainers.config import JointConfig
 
@@ -78,7 +76,8 @@ def _head_names(model: JointModel) -> set[str]:
     """Parameters of the ranker outside its encoder."""
     if model.ranker is None:
         return set()
-    transformer: nn.Module = model.ranker.model
+    transformer = model.ranker.model
+    assert transformer is not None
     base = {id(p) for p in transformer.base_model.parameters()}
     return {
         name

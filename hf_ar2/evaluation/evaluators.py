@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoding import encode_rows, token_budget_batches
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.models import embed, score_pairs
+from hf_ar2.models import Task, embed, score_pairs
 from hf_ar2.processes import Processes
 
 
@@ -44,7 +45,9 @@ class Encoders:
         """Whether this rank shows progress bars."""
         return self.show_progress and self.processes.is_first
 
-    def embedder(self, retriever: SentenceTransformer, task) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    def embedder(
+        self, retriever: SentenceTransformer, task: Task
+    ) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
         """A function from features to float32 embeddings, without gradient, in evaluation mode."""
 
         def encode(features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -54,7 +57,11 @@ class Encoders:
         return encode
 
     def embed_queries(
-        self, retriever: SentenceTransformer, inputs: RetrieverInputs, rows: np.ndarray, description: str = "Queries"
+        self,
+        retriever: SentenceTransformer,
+        inputs: RetrieverInputs,
+        rows: np.ndarray,
+        description: str = "Queries",
     ) -> np.ndarray:
         """Embeddings of query rows `[Q]`: float32 `[Q, d]`, on every rank; each rank encodes its share."""
         training = retriever.training
@@ -62,20 +69,19 @@ class Encoders:
         dim = retriever.get_embedding_dimension()
         assert dim is not None
         out = np.zeros((len(rows), dim), np.float32)
-        share = self.processes.share(len(rows))
-        local = np.zeros((len(share), dim), np.float32)
         encode_rows(
             self.embedder(retriever, "query"),
             inputs.query_builder,
             inputs.query_store,
-            rows[share],
-            local,
+            rows,
+            out,
             budget=self.budget,
             device=self.device,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
             description=description,
             show_progress=self.progress,
         )
-        out[share] = local
         retriever.train(training)
         return self.processes.combine(out)
 
@@ -83,7 +89,7 @@ class Encoders:
         self,
         retriever: SentenceTransformer,
         inputs: RetrieverInputs,
-        folder,
+        folder: str | Path,
         fingerprint: str,
         factory: str = "Flat",
         dtype: str = "float32",
@@ -142,7 +148,9 @@ class Encoders:
         with (
             torch.inference_mode(),
             self.autocast(),
-            tqdm(total=total, desc=description, unit="tok", unit_scale=True, disable=not self.progress) as bar,
+            tqdm(
+                total=total, desc=description, unit="tok", unit_scale=True, disable=not self.progress
+            ) as bar,
         ):
             for batch in batches:
                 features = {
