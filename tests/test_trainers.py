@@ -317,8 +317,8 @@ def test_a_ranker_with_nothing_to_teach_is_named_once(models, tmp_path, tiny_col
 def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_collection, monkeypatch):
     with pytest.raises(ValueError, match="nothing to train"):
         AR2Config(output_dir=str(tmp_path), ranker_steps=0, retriever_steps=0)
-    with pytest.raises(ValueError, match="never raises the positive"):
-        AR2Config(output_dir=str(tmp_path), adversarial_form="paper", adversarial_weight=1.0)
+    with pytest.raises(ValueError, match="λ is between 0 and 1"):
+        AR2Config(output_dir=str(tmp_path), adversarial_weight=1.5)
     with pytest.raises(ValueError, match="expected one of uniform, top, simans"):
         AR2Config(output_dir=str(tmp_path), sampler="hardest")
     with pytest.raises(ValueError, match="persistent_workers"):

@@ -54,8 +54,8 @@ class AR2Config(JointConfig):
             raise ValueError("num_negatives=0: the game is played over lists with negatives")
         self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
-            raise ValueError(
-                "adversarial_form='paper' alone never raises the positive's score; "
+            logger.warning(
+                "adversarial_form='paper' alone never raises a positive's score, so the retriever will get worse; "
                 "set adversarial_weight below 1 or contrastive_weight above 0"
             )
         self.num_train_epochs = self.num_rounds

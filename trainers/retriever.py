@@ -25,6 +25,9 @@ class RetrieverConfig(JointConfig):
     num_negatives: int = setting(
         0, "Mined hard negatives per query beside the in-batch ones. AR2's warm-up: 1."
     )
+    steps_per_round: int | None = setting(
+        None, "Steps between two refreshes of index and negatives; None: one pass over the training queries."
+    )
     rerank_depth: int = setting(0, "No ranker is evaluated here.")
 
 
@@ -47,6 +50,12 @@ class RetrieverTrainer(JointTrainer):
 
     def __init__(self, retriever: Any, args: RetrieverConfig, collection: Any, **kwargs: Any) -> None:
         super().__init__(args=args, collection=collection, retriever=retriever, **kwargs)
+        self.args: RetrieverConfig
+
+    @property
+    def steps_per_round(self) -> int:
+        """`steps_per_round` of the settings, or one pass over the training queries."""
+        return self.args.steps_per_round or super().steps_per_round
 
     def needs(self, phase: str) -> tuple[str, ...]:
         """Queries and passages."""
