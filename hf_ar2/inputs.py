@@ -28,6 +28,7 @@ class RetrieverInputs:
         max_query_length: tokens a query is cut at, special tokens included; at most the retriever's own limit.
         max_passage_length: the same for passages; None takes the retriever's `max_seq_length`.
         title_separator: what stands between a passage's title and its text.
+        show_progress: a bar while texts are tokenised.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class RetrieverInputs:
         max_query_length: int = 32,
         max_passage_length: int | None = None,
         title_separator: str = " ",
+        show_progress: bool = True,
     ) -> None:
         limit = retriever.max_seq_length or 512
         self.max_passage_length = min(max_passage_length or limit, limit)
@@ -48,10 +50,16 @@ class RetrieverInputs:
         self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
         query_prompt, passage_prompt = retriever_prompts(retriever)
         self.query_store = _tokenize_queries(
-            collection, tokenizer, cache_dir, self.max_query_length, query_prompt
+            collection, tokenizer, cache_dir, self.max_query_length, query_prompt, show_progress
         )
         self.passage_store = _tokenize_passages(
-            collection, tokenizer, cache_dir, self.max_passage_length, title_separator, passage_prompt
+            collection,
+            tokenizer,
+            cache_dir,
+            self.max_passage_length,
+            title_separator,
+            passage_prompt,
+            show_progress,
         )
         self.fingerprint = (
             f"{self.query_store.fingerprint}:{self.passage_store.fingerprint}"
@@ -97,13 +105,16 @@ class RankerInputs:
         max_query_length: int = 32,
         max_pair_length: int | None = None,
         title_separator: str = " ",
+        show_progress: bool = True,
     ) -> None:
         limit = ranker.max_seq_length or 512
         self.max_pair_length = min(max_pair_length or limit, limit)
         self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
-        self.query_store = _tokenize_queries(collection, ranker.tokenizer, cache_dir, max_query_length, "")
+        self.query_store = _tokenize_queries(
+            collection, ranker.tokenizer, cache_dir, max_query_length, "", show_progress
+        )
         self.passage_store = _tokenize_passages(
-            collection, ranker.tokenizer, cache_dir, self.max_pair_length, title_separator, ""
+            collection, ranker.tokenizer, cache_dir, self.max_pair_length, title_separator, "", show_progress
         )
 
     def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:
@@ -155,7 +166,12 @@ def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
 
 
 def _tokenize_queries(
-    collection: Collection, tokenizer: Any, cache_dir: str | Path, max_tokens: int, prompt: str
+    collection: Collection,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    max_tokens: int,
+    prompt: str,
+    show_progress: bool,
 ) -> TokenStore:
     return tokenize(
         collection.queries["text"],
@@ -165,6 +181,7 @@ def _tokenize_queries(
         prompt=prompt,
         text_fingerprint=collection.queries_fingerprint,
         description="Tokenising queries",
+        show_progress=show_progress,
     )
 
 
@@ -175,6 +192,7 @@ def _tokenize_passages(
     max_tokens: int,
     separator: str,
     prompt: str,
+    show_progress: bool,
 ) -> TokenStore:
     return tokenize(
         collection.passage_texts(separator),
@@ -184,4 +202,5 @@ def _tokenize_passages(
         prompt=prompt,
         text_fingerprint=f"{collection.corpus_fingerprint}:{separator}",
         description="Tokenising passages",
+        show_progress=show_progress,
     )

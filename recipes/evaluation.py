@@ -76,7 +76,7 @@ def _evaluate_row(
         device=args.device,
         processes=Processes.current(args.device),
         bf16=bool(args.bf16),
-        budget=args.encode_tokens,
+        budget=args.encode_tokens or 2048,
         show_progress=not args.disable_tqdm,
     )
     retriever = load("retriever", row["retriever"]).to(args.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from pathlib import Path
 
 from hf_ar2.recipes.recipe import RecipeError, load_recipe
@@ -67,7 +66,15 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("sentence_transformers", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    noise = ("LOAD REPORT", "Converting SentenceTransformer", "mtime may not be reliable")
+    for name in (
+        "transformers.modeling_utils",
+        "transformers.trainer_utils",
+        "sentence_transformers.base.model",
+    ):
+        logging.getLogger(name).addFilter(
+            lambda record: not any(text in record.getMessage() for text in noise)
+        )
 
 
 if __name__ == "__main__":

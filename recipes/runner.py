@@ -96,7 +96,7 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, 
     body = recipe.stages[stage]
     settings = recipe.stage_args(stage)
     settings.setdefault("cache_dir", str(run / "cache"))
-    args = CONFIGS[body["trainer"]](output_dir=str(folder), **settings)
+    args: Any = CONFIGS[body["trainer"]](output_dir=str(folder), **settings)
     retriever = load_model(recipe, "retriever", body["retriever"], run)
     if body["trainer"] == "retriever":
         return RetrieverTrainer(retriever, args=args, collection=collection)
@@ -115,6 +115,7 @@ def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTra
         # A ranker may start from the encoder of a retriever that was warmed up.
         if not folder.is_dir() and role == "ranker":
             folder = run / "stages" / name / "retriever"
+            say(f"The ranker gets a fresh head on the encoder of stage {name!r}.")
         fields["model"] = str(folder)
     if isinstance(source, dict):
         fields |= {key: value for key, value in source.items() if key != "from"}

@@ -72,7 +72,10 @@ class JointConfig(transformers.TrainingArguments):
     num_negatives: int = setting(15, "Negatives in a list, beside its one positive. AR2: 15.")
     pool_depth: int = setting(100, "Candidates kept per training query. AR2: 100 (200 on MS MARCO).")
     sampler: str = setting("uniform", "How negatives are drawn from the pool: uniform (AR2), top, or simans.")
-    simans_a: float = setting(0.5, "SimANS: sharpness, per squared unit of score. SimANS: 0.5.")
+    simans_a: float = setting(
+        0.5,
+        "SimANS: sharpness, per squared unit of score. SimANS: 0.5 for raw dot products; cosine wants hundreds.",
+    )
     simans_b: float = setting(
         0.0, "SimANS: preferred score over the positive's, in units of score. SimANS: 0 or 1."
     )
@@ -102,8 +105,9 @@ class JointConfig(transformers.TrainingArguments):
     eval_queries: int | None = setting(
         None, "Evaluate on this many queries of the split (a seeded sample); None: on all."
     )
-    encode_tokens: int = setting(
-        8192, "Padded tokens of a batch when the corpus is encoded or pairs are ranked."
+    encode_tokens: int | None = setting(
+        None,
+        "Padded tokens of a batch when the corpus is encoded or pairs are ranked; None: 2048 on a CPU, 65536 on a GPU.",
     )
     step_tokens: int | None = setting(
         None, "Padded tokens of a chunk within a step; None: 2048 on a CPU, no limit on a GPU."
@@ -120,6 +124,8 @@ class JointConfig(transformers.TrainingArguments):
             self.use_cpu = True  # transformers accepts bf16 without a GPU only when told so
         if not on_gpu:
             self.dataloader_pin_memory = False
+        if self.encode_tokens is None:
+            self.encode_tokens = 65536 if on_gpu else 2048
         super().__post_init__()
         self._check("sampler", self.sampler, SAMPLERS)
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))

@@ -93,7 +93,7 @@ class JointTrainer(Trainer):
             device=args.device,
             processes=Processes.current(args.device),
             bf16=bool(args.bf16),
-            budget=args.encode_tokens,
+            budget=args.encode_tokens or 2048,
             show_progress=not args.disable_tqdm,
         )
         self.retrieval = Retrieval(model.retriever, model.ranker, collection, args, self.encoders)

@@ -61,6 +61,7 @@ class Retrieval:
                 max_query_length=args.max_query_length,
                 max_passage_length=args.max_passage_length,
                 title_separator=args.title_separator,
+                show_progress=encoders.progress,
             )
         self.ranker_inputs: RankerInputs | None = None
         if ranker is not None:
@@ -71,6 +72,7 @@ class Retrieval:
                 max_query_length=args.max_query_length,
                 max_pair_length=args.max_pair_length,
                 title_separator=args.title_separator,
+                show_progress=encoders.progress,
             )
         judgments = collection.judgments(args.train_split)
         self.train_judgments = judgments.positives()
