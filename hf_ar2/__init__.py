@@ -1,0 +1,70 @@
+"""Trains a retriever and a ranker together, on Hugging Face models (AR2: adversarial retriever-ranker).
+
+The names below are imported when they are first used, so that `import hf_ar2` stays quick and light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_ar2.collections import Collection, load_collection
+    from hf_ar2.index import CorpusIndex
+    from hf_ar2.models import JointModel, load_ranker, load_retriever
+    from hf_ar2.trainers import (
+        AR2Config,
+        AR2Trainer,
+        RankerConfig,
+        RankerTrainer,
+        RetrieverConfig,
+        RetrieverTrainer,
+    )
+
+__version__ = version("hf-ar2")
+
+__all__ = [
+    "AR2Config",
+    "AR2Trainer",
+    "Collection",
+    "CorpusIndex",
+    "JointModel",
+    "RankerConfig",
+    "RankerTrainer",
+    "RetrieverConfig",
+    "RetrieverTrainer",
+    "__version__",
+    "load_collection",
+    "load_ranker",
+    "load_retriever",
+]
+
+# Where each name lives. The trainers stand above this package, which itself never needs them: it only hands
+# their names on.
+_HOMES = {
+    "Collection": "hf_ar2.collections",
+    "load_collection": "hf_ar2.collections",
+    "CorpusIndex": "hf_ar2.index",
+    "JointModel": "hf_ar2.models",
+    "load_ranker": "hf_ar2.models",
+    "load_retriever": "hf_ar2.models",
+    "AR2Config": "hf_ar2.trainers",
+    "AR2Trainer": "hf_ar2.trainers",
+    "RankerConfig": "hf_ar2.trainers",
+    "RankerTrainer": "hf_ar2.trainers",
+    "RetrieverConfig": "hf_ar2.trainers",
+    "RetrieverTrainer": "hf_ar2.trainers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,361 @@
+"""The command line `hf-ar2`. What trains is started by `accelerate launch` in a process of its own.
+
+Only the standard library is imported here, so that help and usage errors are there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hf_ar2.launch import find_recipe, launch_command, run_to_end, shipped_recipes
+
+PROGRAM = "hf-ar2"
+USAGE_ERROR = 2
+TRAINING = ("quickstart", "train")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line that says where to look."""
+
+    does = ""  # the one line about a command
+
+    def __init__(self, *, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
+        super().__init__(prog, usage, description, epilog, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}\nSee: {self.prog} --help\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Leave with exit code 2 because of arguments nothing is known of."""
+        option = next((text.partition("=")[0] for text in unknown if text.startswith("-")), None)
+        if option is None:
+            self.error(f"{unknown[0]!r} is one argument too many")
+        known = [name for action in self._actions for name in action.option_strings]
+        self.error(f"there is no option {option!r}{nearest(option, known)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `hf-ar2`.
+
+    Returns:
+        0; 1 when something failed; 2 for a wrong command line; 130 when interrupted; for training the exit code
+        of the process that trained.
+
+    Example:
+        >>> main(["serach"])
+        Traceback (most recent call last):
+        SystemExit: 2
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser, commands = build_parsers()
+    if not given:
+        parser.print_help()
+        return USAGE_ERROR
+    name = given[0]
+    if name.startswith("-"):
+        parser.parse_known_args([name])  # --help and --version leave here
+        parser.refuse([name])
+    if name not in commands:
+        parser.error(f"there is no command {name!r}{nearest(name, commands)}")
+    command = commands[name]
+    if name in TRAINING:
+        return train(command, name, given[1:])
+    # options may stand before, between and after the others
+    options, unknown = command.parse_known_intermixed_args(given[1:])
+    if unknown:
+        command.refuse(unknown)
+    if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
+        command.error("what is to be evaluated? Name a run folder, or --retriever and --collection")
+    return _run(name, options)
+
+
+def _run(name: str, options: argparse.Namespace) -> int:
+    try:
+        from hf_ar2 import commands  # imports torch and all that
+
+        return int(getattr(commands, name)(options))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("HF_AR2_TRACEBACK"):
+            raise
+        print(f"{PROGRAM} {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
+    """Run a recipe through `accelerate launch`; what is shown and the exit code are those of its process."""
+    if name == "train" and not {"-h", "--help"} & set(arguments):
+        if not arguments or arguments[0].startswith("-"):
+            parser.error(
+                f"which recipe? It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
+            )
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and not overrides[0].startswith("--"):
+        parser.error(f"{overrides[0]!r}: expected --key value")
+    if options.config_file and not Path(options.config_file).is_file():
+        parser.error(f"--config_file {options.config_file}: no such file. Make one with: accelerate config")
+    environment = dict(os.environ)
+    if name == "quickstart":
+        environment.setdefault("HF_HUB_OFFLINE", "1")  # model and text come from installed packages
+        overrides = ["--output_dir", options.output_dir, *overrides]
+    try:
+        recipe = find_recipe("quickstart" if name == "quickstart" else options.recipe)
+    except ValueError as error:
+        parser.error(str(error))
+    return run_to_end(launch_command(recipe, overrides, options.config_file), environment)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or all there is where nothing is near.
+
+    Example:
+        >>> nearest("serach", ["train", "search"])
+        "; did you mean 'search'?"
+        >>> nearest("x", ["train", "search"])
+        '; there are: train, search'
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+
+
+def build_parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of `hf-ar2` itself, and one for each command."""
+    commands = {
+        "quickstart": _quickstart(),
+        "train": _train(),
+        "evaluate": _evaluate(),
+        "encode": _encode(),
+        "index": _index(),
+        "search": _search(),
+        "collection": _collection(),
+    }
+    lines = [f"  {name:<12}{parser.does}" for name, parser in commands.items()]
+    parser = Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND ...",
+        description="Train a retriever and a ranker together, evaluate them, and search with them.\n\n"
+        + "\n".join(["commands:", *lines]),
+        epilog=f"{PROGRAM} COMMAND --help says more about a command. Start with: {PROGRAM} quickstart\n"
+        "HF_AR2_TRACEBACK=1 in the environment shows where an error came from.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    return parser, commands
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version('hf-ar2')}")
+        parser.exit()
+
+
+RECIPE_KEYS = """\
+Any further --key value goes to the recipe: a field (--seed 7), a setting of
+every stage (--bf16 true), or one of a stage (--ar2.num_rounds 3). A run that
+was interrupted goes on where it was when the same command is given again."""
+ANY_COLLECTION = "a folder, a Hub id, or python-packages:NAME,NAME"
+ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
+
+
+def _command(name: str, does: str, more: str, example: str) -> Parser:
+    parser = Parser(
+        prog=f"{PROGRAM} {name}",
+        description=f"{does[0].upper()}{does[1:]}.\n\n{more}",
+        epilog=f"example:\n  {PROGRAM} {example}",
+    )
+    parser.does = does
+    return parser
+
+
+def _quickstart() -> Parser:
+    parser = _command(
+        "quickstart",
+        "train on text that is on this machine already, in minutes",
+        "Two small models learn to find Python functions by what their docstrings say.\n"
+        f"Nothing is downloaded.\n\n{RECIPE_KEYS}",
+        "quickstart --output_dir runs/quickstart",
+    )
+    parser.usage = f"{PROGRAM} quickstart [--output_dir FOLDER] [--key value ...]"
+    default = "runs/quickstart"
+    parser.add_argument(
+        "--output_dir", default=default, metavar="FOLDER", help="the run folder (%(default)s)"
+    )
+    _add_config_file(parser)
+    return parser
+
+
+def _train() -> Parser:
+    parser = _command(
+        "train",
+        "run a recipe: warm-up, joint training, evaluation",
+        RECIPE_KEYS,
+        "train ar2/scifact --output_dir runs/scifact",
+    )
+    parser.usage = f"{PROGRAM} train RECIPE [--config_file FILE] [--key value ...]"
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that is shipped"
+    )
+    _add_config_file(parser)
+    return parser
+
+
+def _add_config_file(parser: Parser) -> None:
+    parser.add_argument(
+        "--config_file",
+        metavar="FILE",
+        help="from `accelerate config`: machines and GPUs to use; without it, all GPUs of this machine",
+    )
+
+
+def _evaluate() -> Parser:
+    parser = _command(
+        "evaluate",
+        "measure retriever, ranker and pipeline on a split",
+        "RUN is the folder that training left. Models without one are named by\n"
+        "--retriever, --ranker and --collection; with one, these replace its own.",
+        "evaluate runs/scifact --split test --output results",
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
+    parser.add_argument("--retriever", metavar="MODEL", help=ANY_MODEL)
+    parser.add_argument("--ranker", metavar="MODEL", help="the same for the ranker")
+    parser.add_argument("--collection", metavar="SOURCE", help=ANY_COLLECTION)
+    parser.add_argument("--split", help="split of the qrels (the recipe's, or test)")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="METRIC", help="such as mrr@10 recall@100; the first is tested"
+    )
+    parser.add_argument(
+        "--depth", type=_positive, metavar="N", help="passages the retriever finds per query (100)"
+    )
+    parser.add_argument(
+        "--rerank_depth", type=_positive, metavar="N", help="how many of them the ranker reorders (20)"
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="write TREC run files, qrels and metrics.json there"
+    )
+    parser.add_argument(
+        "--index", metavar="FOLDER", help="an index made before, or where to keep the one made now"
+    )
+    _add_lengths(parser, ranker=True)
+    return parser
+
+
+def _encode() -> Parser:
+    parser = _command(
+        "encode",
+        "write the embedding of every passage of a collection",
+        "OUT gets embeddings.npy [passages, dimensions] and ids.json, in the same order.",
+        "encode runs/scifact/retriever BeIR/scifact embeddings/",
+    )
+    _add_encoding(parser)
+    return parser
+
+
+def _index() -> Parser:
+    parser = _command(
+        "index",
+        "build a FAISS index over a collection",
+        "MODEL may be a run folder: its retriever and its recipe's lengths are used then,\n"
+        f"and `{PROGRAM} search RUN --index OUT` finds with it.",
+        "index runs/scifact BeIR/scifact indexes/scifact --factory HNSW32",
+    )
+    _add_encoding(parser)
+    parser.add_argument(
+        "--factory",
+        dest="index_factory",
+        metavar="FACTORY",
+        help="FAISS factory string (Flat, which is exact)",
+    )
+    return parser
+
+
+def _add_encoding(parser: Parser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="the retriever: a run folder, a model's folder, or a Hub id"
+    )
+    parser.add_argument("collection", metavar="COLLECTION", help=ANY_COLLECTION)
+    parser.add_argument("out", metavar="OUT", help="the folder to write")
+    parser.add_argument(
+        "--dtype", dest="index_dtype", choices=("float32", "float16"), help="of what is stored (float32)"
+    )
+    _add_lengths(parser, ranker=False)
+
+
+def _search() -> Parser:
+    parser = _command(
+        "search",
+        "find passages; shows the scores of both models",
+        "The retriever finds passages and the ranker puts them in order. The index is\n"
+        "built once, into the run folder. Without a query, queries are asked for.",
+        'search runs/scifact "does vitamin D prevent colds" -k 5',
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("query", nargs="*", default=[], metavar="QUERY", help="what to search for")
+    parser.add_argument("-k", type=_positive, default=10, metavar="N", help="passages to show (%(default)s)")
+    parser.add_argument(
+        "--rerank_depth", type=_positive, metavar="N", help="passages the ranker chooses from (20)"
+    )
+    parser.add_argument("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
+    return parser
+
+
+def _collection() -> Parser:
+    parser = _command(
+        "collection",
+        "write any collection as a BEIR folder",
+        "From Python packages: a passage is a function without its docstring, its query\n"
+        "the docstring's first sentence. What is skipped is counted.",
+        "collection python-packages:numpy,pandas data/numpy-pandas",
+    )
+    forms = "python-packages:NAME,NAME, a BEIR, MS MARCO or DPR folder, or a Hub id like BeIR/scifact"
+    parser.add_argument("source", metavar="SOURCE", help=forms)
+    parser.add_argument("out", metavar="OUT", help="the folder to write")
+    parser.add_argument(
+        "--skip",
+        nargs="+",
+        default=[],
+        metavar="CAUSE",
+        help="leave out what would be an error; the error names it",
+    )
+    parser.add_argument(
+        "--max_passages", type=_positive, metavar="N", help="keep this many, all judged ones included"
+    )
+    return parser
+
+
+def _add_lengths(parser: Parser, *, ranker: bool) -> None:
+    group = parser.add_argument_group(
+        "how texts are read (as the run's recipe says, or up to the models' limits)"
+    )
+    if ranker:
+        group.add_argument("--max_query_length", type=_positive, metavar="N", help="tokens of a query")
+        group.add_argument("--max_pair_length", type=_positive, metavar="N", help="tokens the ranker reads")
+    group.add_argument("--max_passage_length", type=_positive, metavar="N", help="tokens of a passage")
+    group.add_argument(
+        "--title_separator", metavar="TEXT", help="between a passage's title and its text (a space)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""What `hf-ar2 evaluate`, `encode`, `index`, `search` and `collection` do once the command line is read."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers.utils import logging as transformers_logging
+
+from hf_ar2.collections import load_collection
+from hf_ar2.evaluation import paired_test, write_qrels, write_run
+from hf_ar2.evaluation.metrics import parse_metric
+from hf_ar2.index import encode_rows
+from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.report import display_name, format_p, format_table
+from hf_ar2.search_system import Hit, Ranking, SearchSystem, Settings, read_run
+
+Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Rank a split's queries, print the table, and write run files where asked to."""
+    for metric in arguments.metrics or ():
+        parse_metric(metric)  # a wrong name fails before anything is loaded
+    with opened_system(arguments) as system:
+        split = arguments.split or system.settings.report_split
+        queries, passages = len(system.query_rows(split)), len(system.collection.corpus)
+        print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages")
+        metrics = system.settings.metrics
+        rankings = system.rankings(split)
+        values = {name: system.measure(rows, split, metrics) for name, (rows, _) in rankings.items()}
+        means = {
+            name: {metric: float(value.mean()) for metric, value in found.items()}
+            for name, found in values.items()
+        }
+        table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
+        print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
+        chief = arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
+        if chief in values.get("pipeline", {}) and queries > 1:
+            test = paired_test(values["pipeline"][chief], values["retriever"][chief])
+            print(
+                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {format_p(test.p_value)} "
+                f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
+            )
+        if arguments.output:
+            write_results(Path(arguments.output), system, split, rankings, means)
+            print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
+    return 0
+
+
+def write_results(
+    folder: Path, system: SearchSystem, split: str, rankings: dict[str, Ranking], means: dict[str, Any]
+) -> None:
+    """Run files `SPLIT.SYSTEM.trec`, `SPLIT.qrels`, and `metrics.json` (split → system → metric)."""
+    collection = system.collection
+    query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
+    ids = [query_ids[row] for row in system.query_rows(split)]
+    for name, (rows, scores) in rankings.items():
+        write_run(folder / f"{split}.{name}.trec", ids, passage_ids, rows, scores, tag=name)
+    if split in collection.qrels:
+        write_qrels(folder / f"{split}.qrels", query_ids, passage_ids, collection.judgments(split))
+    path = folder / "metrics.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(known | {split: means}, indent=1), encoding="utf-8")
+
+
+def encode(arguments: argparse.Namespace) -> int:
+    """Write the retriever's embedding of every passage, and the passages' ids in the same order."""
+    out = Path(arguments.out)
+    with opened_system(arguments, ranker=False) as system:
+        dim, total = system.retriever.get_embedding_dimension(), len(system.collection.corpus)
+        assert dim is not None
+        inputs = system.retriever_inputs
+        out.mkdir(parents=True, exist_ok=True)
+        partial = out / "embeddings.npy.partial"
+        embeddings = np.lib.format.open_memmap(
+            partial, "w+", np.dtype(system.settings.index_dtype), (total, dim)
+        )
+        encode_rows(
+            system.encoders.embedder(system.retriever, "document"),
+            inputs.passage_builder,
+            inputs.passage_store,
+            np.arange(total),
+            embeddings,
+            budget=system.encoders.budget,
+            device=system.encoders.device,
+            description="Encoding passages",
+        )
+        embeddings.flush()
+        ids = json.dumps(list(system.collection.corpus["id"]), ensure_ascii=False)
+        (out / "ids.json").write_text(ids, encoding="utf-8")
+        os.replace(partial, out / "embeddings.npy")
+        print(
+            f"{out / 'embeddings.npy'}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {out / 'ids.json'}"
+        )
+    print(f"Next: numpy.load({str(out / 'embeddings.npy')!r}, mmap_mode='r')")
+    return 0
+
+
+def index(arguments: argparse.Namespace) -> int:
+    """Encode a collection and build its index in a folder."""
+    with opened_system(arguments, ranker=False) as system:
+        built = system.encoders.build_index(
+            system.retriever,
+            system.retriever_inputs,
+            arguments.out,
+            system.fingerprint,
+            system.settings.index_factory,
+            system.settings.index_dtype,
+        )
+        print(built)
+    if is_run(arguments.model):
+        print(f'Next: hf-ar2 search {arguments.model} --index {arguments.out} "your query"')
+    else:
+        print(f"Next: hf_ar2.CorpusIndex.open({str(arguments.out)!r}).search(query_embeddings, k=10)")
+    return 0
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Answer one query, or one after the other until the input ends."""
+    query = " ".join(arguments.query).strip()
+    with opened_system(arguments) as system:
+        found = system.index  # built before the first query, where it is not there yet
+        print(f"{system.collection.name}: {found.ntotal:,} passages, index in {found.folder}")
+        if query:
+            print_hits(system, query, arguments)
+            return 0
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (gives input() a history and keys to edit with)
+        print("Type a query; an empty line ends.")
+        while query := _asked():
+            print_hits(system, query, arguments)
+    return 0
+
+
+def _asked() -> str:
+    try:
+        return input("\nquery> ").strip()
+    except EOFError:
+        print()
+        return ""
+
+
+def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) -> None:
+    """Search and print what was found, as wide as the terminal."""
+    hits = system.search(query, arguments.k)
+    print(f"\n{hits_table(hits, shutil.get_terminal_size((100, 24)).columns)}")
+
+
+def hits_table(hits: Sequence[Hit], width: int) -> str:
+    """Hits for the terminal, both scores side by side, each with the beginning of its passage.
+
+    Args:
+        hits: in the order to show.
+        width: of the terminal, in columns. Ids are never cut.
+
+    Example:
+        >>> print(hits_table([Hit("d7", "Colds", "Vitamin D did not prevent colds.", 2, 0.61, 4.2)], 66))
+        rank   ranker  retriever         passage
+        ──────────────────────────────────────────────────────────────────
+           1    4.200      0.610  (2nd)  d7
+                                         Colds · Vitamin D did not preven…
+    """
+    ranked = any(hit.ranker_score is not None for hit in hits)
+    heading = f"rank{'   ranker  retriever         ' if ranked else '  retriever  '}passage"
+    lines = [heading, "─" * max(width, len(heading))]
+    for number, hit in enumerate(hits, 1):
+        if ranked:
+            place = f"({ordinal(hit.retriever_rank)})"
+            start = f"{number:>4}{hit.ranker_score:>9.3f}{hit.retriever_score:>11.3f}  {place:<7}"
+        else:
+            start = f"{number:>4}{hit.retriever_score:>11.3f}  "
+        first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
+        shown = " · ".join(" ".join(part.split()) for part in (hit.title, first_line) if part.strip())
+        lines += [f"{start}{hit.passage_id}", " " * len(start) + clip(shown, max(20, width - len(start)))]
+    return "\n".join(lines)
+
+
+def ordinal(number: int) -> str:
+    """`1st`, `2nd`, `3rd`, `4th`, …, `11th`, …
+
+    Example:
+        >>> [ordinal(number) for number in (1, 2, 11, 23)]
+        ['1st', '2nd', '11th', '23rd']
+    """
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def clip(text: str, width: int) -> str:
+    """The beginning of a text that fits into `width` columns of a terminal, with … where it was cut.
+
+    Chinese, Japanese and Korean characters take two columns.
+
+    Example:
+        >>> clip("vitamin", 5), clip("维生素", 5), clip("cold", 5)
+        ('vita…', '维生…', 'cold')
+    """
+    ends = np.cumsum([2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text])
+    if not len(ends) or ends[-1] <= width:
+        return text
+    return text[: int(np.searchsorted(ends, width - 1, side="right"))] + "…"
+
+
+def collection(arguments: argparse.Namespace) -> int:
+    """Read a collection of any form and write it as a BEIR folder."""
+    # what was skipped is in the summary below; not twice
+    logging.getLogger("hf_ar2.collections").setLevel(logging.ERROR)
+    read = load_collection(arguments.source, skip=arguments.skip, max_passages=arguments.max_passages)
+    read.save(arguments.out)
+    print(read)
+    print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
+    name = Path(arguments.out).name
+    print(f"Next: hf-ar2 train quickstart --collection {arguments.out} --output_dir runs/{name}")
+    return 0
+
+
+@contextlib.contextmanager
+def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iterator[SearchSystem]:
+    """Models, collection and settings as the command line names them: by a run folder, one by one, or both.
+
+    Tokens and the index are kept in the run folder. They go into a folder that is removed at the end where
+    there is none, or where another retriever or collection than the run's is used.
+    """
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
+    recipe: dict[str, Any] = {}
+    settings = Settings.of_models()
+    retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
+    source = given.get("collection")
+    kept = run is not None and given.get("retriever") is None and source is None
+    if run is not None:
+        recipe = read_run(run)
+        settings = Settings.of_recipe(recipe)
+        retriever_name = given.get("retriever") or str(Path(run) / "retriever")
+        if ranker_name is None and (Path(run) / "ranker").is_dir():
+            ranker_name = str(Path(run) / "ranker")
+        source = source or recipe["collection"]
+    assert retriever_name is not None and source is not None
+    with contextlib.ExitStack() as stack:
+        if not kept:
+            temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
+        work_folder = stack.enter_context(temporary) if not kept else str(run)
+        quiet()
+        yield SearchSystem(
+            _loaded("retriever", retriever_name, load_retriever),
+            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name else None,
+            load_collection(source),
+            settings.changed(given),
+            work_folder,
+            given.get("index"),
+        )
+
+
+def quiet() -> None:
+    """Leave the terminal to our own progress bars and to results; warnings stay."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def is_run(name: str | None) -> bool:
+    """Whether a model's name is a run folder: then its retriever is meant, with the lengths of its recipe."""
+    return name is not None and (Path(name) / "recipe.yaml").is_file()
+
+
+def _loaded(role: str, name: str, load: Callable[[str], Model]) -> Model:
+    try:
+        return load(name)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{role} {name!r} cannot be loaded: {reason} Name a folder with a model, a Hub id, or "
+            "package:NAME/FOLDER"
+        ) from error

@@ -1,0 +1,136 @@
+"""Training from the command line: a recipe, run by `accelerate launch` in a process of its own.
+
+Nothing of what trains is imported here; the script that runs recipes is found by its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def recipe_runner() -> Path:
+    """The script that `accelerate launch` is given.
+
+    Example:
+        >>> recipe_runner().name
+        'run.py'
+    """
+    spec = importlib.util.find_spec("hf_ar2.recipes.run")
+    if spec is None or spec.origin is None:
+        raise ImportError("hf_ar2.recipes is missing: install the package again with pip install hf-ar2")
+    return Path(spec.origin)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name → file of the recipes that come with the package, such as `quickstart` and `ar2/scifact`."""
+    folder = recipe_runner().parent
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file, by its path or by the name of one that comes with the package.
+
+    Raises:
+        ValueError: there is none; the message names the nearest one and lists them all.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_recipes()
+    found = shipped.get(name.removesuffix(".yaml"))
+    if found is None:
+        near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"there is no file and no recipe {name!r}{hint} Recipes: {', '.join(shipped)}")
+    return found
+
+
+def launch_command(recipe: Path, overrides: Sequence[str] = (), config_file: str | None = None) -> list[str]:
+    """The command that runs a recipe on what this machine has: on all of its GPUs, or in one process without.
+
+    Every value that `accelerate launch` would warn about having guessed is given. With a configuration file of
+    accelerate's, that file alone decides. `OMP_NUM_THREADS` is the number of threads where it is set.
+
+    Args:
+        recipe: the YAML file.
+        overrides: `--key value ...`, handed to the recipe.
+        config_file: what `accelerate config` wrote.
+
+    Example:
+        >>> launch_command(Path("my.yaml"), ["--seed", "7"])[-3:]
+        ['my.yaml', '--seed', '7']
+    """
+    if config_file is not None:
+        chosen = ["--config_file", config_file]
+    else:
+        gpus = number_of_gpus()
+        threads = os.environ.get("OMP_NUM_THREADS") or max(1, number_of_cores() // max(1, gpus))
+        chosen = ["--multi_gpu"] if gpus > 1 else []
+        chosen += f"--num_processes {max(1, gpus)} --num_machines 1 --mixed_precision no".split()
+        chosen += f"--dynamo_backend no --num_cpu_threads_per_process {threads}".split()
+    # Without --quiet the launcher's own traceback would follow a recipe's error.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *chosen, "--quiet"]
+    return [*launch, str(recipe_runner()), str(recipe), *overrides]
+
+
+def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command with this terminal and wait for it and all it has started, also after Ctrl-C.
+
+    Who terminates this process terminates the command, too.
+
+    Returns:
+        its exit code; 128 + n where signal n ended it, 130 after Ctrl-C.
+    """
+    import psutil  # comes with accelerate
+
+    interrupted = False
+    with subprocess.Popen(command, env=environment) as child:
+        started: set[psutil.Process] = set()
+
+        def find_started() -> None:
+            with contextlib.suppress(psutil.Error):  # the child has ended meanwhile
+                started.update(psutil.Process(child.pid).children(recursive=True))
+
+        def terminate(*_: object) -> None:
+            find_started()
+            for process in started:
+                with contextlib.suppress(psutil.Error):
+                    process.terminate()
+            child.terminate()
+
+        before = signal.signal(signal.SIGTERM, terminate)
+        while True:
+            try:
+                code = child.wait()
+                psutil.wait_procs(started)  # the launcher does not wait for what it launched
+                break
+            except KeyboardInterrupt:  # they got it too and end in their own time
+                interrupted = True
+                find_started()
+        signal.signal(signal.SIGTERM, before)
+    if interrupted:
+        print("\nInterrupted. The same command goes on where it was.", file=sys.stderr)
+        return 130
+    return code if code >= 0 else 128 - code
+
+
+def number_of_gpus() -> int:
+    """GPUs that training may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def number_of_cores() -> int:
+    """Processor cores this process may use."""
+    with contextlib.suppress(AttributeError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,366 @@
+"""Retriever, ranker and collection as they are used after training: to rank test queries, and to search."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from hf_ar2.collections import Collection
+from hf_ar2.evaluation.answers import answer_hits
+from hf_ar2.evaluation.evaluators import Encoders, pipeline, rerank
+from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
+from hf_ar2.index import CorpusIndex
+from hf_ar2.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.models import bf16_pays, similarity_of, weights_fingerprint
+from hf_ar2.processes import Processes
+
+# What the `evaluation` of a recipe says; all other settings are in its `args`.
+EVALUATION_FIELDS = ("depth", "rerank_depth", "metrics", "test_metric", "report_split")
+# One system's rankings: passage rows int64 [Q, K], best first, -1 padded, and scores float32 [Q, K].
+Ranking = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How texts are read and how deep is searched; lengths are in tokens.
+
+    The defaults are those of the trainers and of the evaluation at the end of a recipe, so that what a recipe
+    leaves unsaid means the same here.
+    """
+
+    max_query_length: int = 32
+    max_passage_length: int | None = 128
+    max_pair_length: int | None = 160
+    title_separator: str = " "
+    bf16: bool | None = None
+    index_factory: str = "Flat"
+    index_dtype: str = "float32"
+    depth: int = 100
+    rerank_depth: int = 20
+    metrics: Sequence[str] = ("mrr@10", "ndcg@10", "recall@100")
+    test_metric: str | None = None
+    report_split: str = "test"
+
+    @classmethod
+    def of_models(cls) -> Settings:
+        """For models that come without a recipe: what they read is limited by nothing but themselves."""
+        return cls(max_query_length=512, max_passage_length=None, max_pair_length=None)
+
+    @classmethod
+    def of_recipe(cls, recipe: dict[str, Any]) -> Settings:
+        """From the `args` and the `evaluation` of a recipe.
+
+        Example:
+            >>> Settings.of_recipe({"args": {"max_pair_length": 96, "seed": 1}}).max_pair_length
+            96
+        """
+        args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
+        # A trainer's own rerank_depth is for its evaluations on the way, not for the one at the end.
+        read = {name: value for name, value in args.items() if name not in EVALUATION_FIELDS}
+        return cls().changed(read | evaluation)
+
+    def changed(self, values: dict[str, Any]) -> Settings:
+        """With other values, those of them that are settings."""
+        names = {field.name for field in fields(self)}
+        return replace(self, **{name: value for name, value in values.items() if name in names})
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found.
+
+    Attributes:
+        passage_id, title, text: the passage.
+        retriever_rank: 1 is the retriever's first.
+        retriever_score: inner product of the embeddings.
+        ranker_score: the ranker's logit; None without a ranker.
+    """
+
+    passage_id: str
+    title: str
+    text: str
+    retriever_rank: int
+    retriever_score: float
+    ranker_score: float | None
+
+
+class SearchSystem:
+    """A retriever, a ranker and the collection they search.
+
+    Args:
+        retriever: what finds passages.
+        ranker: what reorders them; None where there is only a retriever.
+        collection: what is searched.
+        settings: lengths and depths.
+        work_folder: keeps tokens (`cache/`) and the index (`index/`) between one use and the next.
+        index_folder: an index somewhere else. It is used if it fits the retriever and the collection, refused if
+            it does not, and built if there is none.
+
+    Example:
+        >>> def first_hit(system: SearchSystem) -> str:
+        ...     return system.search("does vitamin D prevent colds", k=10)[0].passage_id
+    """
+
+    def __init__(
+        self,
+        retriever: SentenceTransformer,
+        ranker: CrossEncoder | None,
+        collection: Collection,
+        settings: Settings,
+        work_folder: str | Path,
+        index_folder: str | Path | None = None,
+    ) -> None:
+        self.retriever = retriever.eval()
+        self.ranker = ranker.eval() if ranker is not None else None
+        self.collection = collection
+        self.settings = settings
+        self.work_folder = Path(work_folder)
+        self.index_folder = Path(index_folder) if index_folder is not None else None
+        bf16 = bf16_pays(retriever.device) if settings.bf16 is None else settings.bf16
+        self.encoders = Encoders(
+            retriever.device,
+            Processes.current(retriever.device),
+            bf16=bf16,
+            # What a recipe says of this is meant for the machine that trained; it changes no result.
+            budget=65536 if retriever.device.type == "cuda" else 2048,
+        )
+
+    @cached_property
+    def retriever_inputs(self) -> RetrieverInputs:
+        """Queries and passages as the retriever reads them."""
+        return RetrieverInputs(
+            self.retriever,
+            self.collection,
+            self.work_folder / "cache",
+            max_query_length=self.settings.max_query_length,
+            max_passage_length=self.settings.max_passage_length,
+            title_separator=self.settings.title_separator,
+        )
+
+    @cached_property
+    def ranker_inputs(self) -> RankerInputs:
+        """Pairs as the ranker reads them."""
+        assert self.ranker is not None
+        return RankerInputs(
+            self.ranker,
+            self.collection,
+            self.work_folder / "cache",
+            max_query_length=self.settings.max_query_length,
+            max_pair_length=self.settings.max_pair_length,
+            title_separator=self.settings.title_separator,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """What the index is made from: weights, tokens, lengths, precision."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (
+            weights_fingerprint(self.retriever),
+            similarity_of(self.retriever),
+            self.retriever_inputs.passage_store.fingerprint,
+            str(self.retriever_inputs.max_passage_length),
+            str(self.encoders.bf16),
+        ):
+            digest.update(part.encode() + b"\0")
+        return digest.hexdigest()
+
+    @cached_property
+    def index(self) -> CorpusIndex:
+        """The index over the collection: opened where there is one that fits, else built.
+
+        Raises:
+            ValueError: `index_folder` holds an index of another retriever, other lengths, or another corpus.
+        """
+        fingerprint = self.fingerprint
+        if self.index_folder is not None and (self.index_folder / "meta.json").is_file():
+            return CorpusIndex.open(self.index_folder, fingerprint, device=self.encoders.device)
+        return self.encoders.build_index(
+            self.retriever,
+            self.retriever_inputs,
+            self.index_folder or self.work_folder / "index",
+            fingerprint,
+            self.settings.index_factory,
+            self.settings.index_dtype,
+        )
+
+    def rankings(self, split: str) -> dict[str, Ranking]:
+        """What each system makes of the queries of a split, in the order of `query_rows(split)`.
+
+        Returns:
+            `retriever`: its first `depth` passages. With a ranker also `ranker`: the first `rerank_depth` of
+            them in its order; and `pipeline`: those, then the retriever's others, with scores that go on falling.
+        """
+        query_rows = self.query_rows(split)
+        queries = self.encoders.embed_queries(
+            self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
+        )
+        scores, rows = self.index.search(queries, min(self.settings.depth, self.index.ntotal))
+        found = {"retriever": (rows, scores)}
+        if self.ranker is not None and self.settings.rerank_depth:
+            head = rows[:, : self.settings.rerank_depth]
+            ranked = self.encoders.rank(
+                self.ranker, self.ranker_inputs, query_rows, head, f"Ranking for {split}"
+            )
+            ordered = -np.sort(-ranked, axis=1)
+            tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - head.shape[1], dtype=np.float32)
+            found["ranker"] = (rerank(head, ranked), ordered)
+            found["pipeline"] = (pipeline(rows, ranked), np.concatenate([ordered, tail], axis=1))
+        return found
+
+    def query_rows(self, split: str) -> np.ndarray:
+        """Rows of a split's queries, int64 `[Q]`: those with judgments, or with answers where none are judged."""
+        if split not in self.collection.qrels and split in self.collection.answer_splits:
+            return np.asarray(self.collection.answer_splits[split], np.int64)
+        return self.collection.judgments(split).query_rows
+
+    def measure(self, rows: np.ndarray, split: str, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metrics of a ranking of a split, per query.
+
+        Where a split has answers but no judgments, a passage counts if it contains an answer (DPR's measure).
+
+        Args:
+            rows: int64 `[Q, K]`, in the order of `query_rows(split)`.
+            split: of the qrels, or of the answers.
+            metrics: names; those with a cutoff beyond K are left out.
+
+        Returns:
+            metric → float64 `[Q]`.
+
+        Raises:
+            ValueError: a metric that answers cannot give.
+        """
+        total = len(self.collection.corpus)
+        cutoffs = {metric: parse_metric(metric) for metric in metrics}
+        cutoffs = {
+            name: (measure, k)
+            for name, (measure, k) in cutoffs.items()
+            if min(k or 0, total) <= rows.shape[1]
+        }
+        if split in self.collection.qrels:
+            return evaluate_rankings(
+                rows, self.collection.judgments(split), list(cutoffs), num_passages=total
+            )
+        answers = list(self.collection.queries.select(self.query_rows(split))["answers"])
+        hits = answer_hits(rows, answers, self.collection.corpus["text"])
+        values = {}
+        for name, (measure, k) in cutoffs.items():
+            if measure not in ("hit_rate", "mrr") or k is None:
+                raise ValueError(
+                    f"split {split!r} is known by its answers alone, so {name} cannot be computed; hit_rate@k and "
+                    "mrr@k can: name them with --metrics"
+                )
+            values[name] = (
+                answer_hit_rate(hits, k) if measure == "hit_rate" else mrr(hits.astype(np.int32), k)
+            )
+        return values
+
+    def search(self, query: str, k: int = 10) -> list[Hit]:
+        """The best passages for a text: the retriever finds some, the ranker puts them in order.
+
+        Args:
+            query: any text; it is cut at `max_query_length`.
+            k: passages wanted. The ranker chooses them out of `rerank_depth`, or out of k where that is more.
+
+        Returns:
+            k hits, or the whole corpus where it is smaller; in the ranker's order, or the retriever's where
+            there is no ranker.
+        """
+        depth = max(k, self.settings.rerank_depth) if self.ranker is not None else k
+        with self.encoders.autocast():
+            embedding = self.retriever.encode_query(
+                [query],
+                normalize_embeddings=similarity_of(self.retriever) == "cosine",
+                show_progress_bar=False,
+                processing_kwargs=_cut_at(self.retriever_inputs.max_query_length),
+            )
+        scores, rows = self.index.search(embedding, min(depth, self.index.ntotal))
+        rows = rows[0][rows[0] >= 0]
+        found = self.collection.corpus[rows.tolist()]
+        ranked: list[float] | list[None] = [None] * len(rows)
+        if self.ranker is not None:
+            ranked = self._rank(query, found["title"], found["text"])
+        hits = [
+            Hit(passage_id, title, text, number, float(score), ranker_score)
+            for number, (passage_id, title, text, score, ranker_score) in enumerate(
+                zip(found["id"], found["title"], found["text"], scores[0], ranked, strict=False), 1
+            )
+        ]
+        if self.ranker is not None:
+            hits.sort(key=lambda hit: -(hit.ranker_score or 0.0))
+        return hits[:k]
+
+    def _rank(self, query: str, titles: list[str], texts: list[str]) -> list[float]:
+        assert self.ranker is not None
+        limit = self.ranker.max_seq_length or 512
+        query = _first_tokens(query, self.ranker.tokenizer, self.settings.max_query_length)
+        gap = self.settings.title_separator
+        passages = [
+            f"{title}{gap}{text}" if title and text else title or text
+            for title, text in zip(titles, texts, strict=True)
+        ]
+        with self.encoders.autocast():
+            scores = self.ranker.predict(
+                [(query, passage) for passage in passages],
+                show_progress_bar=False,
+                processing_kwargs=_cut_at(min(self.settings.max_pair_length or limit, limit)),
+            )
+        return [float(score) for score in scores]
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The recipe a run folder was made by.
+
+    Raises:
+        FileNotFoundError: no run folder, or no retriever in it yet; the message says what to do.
+        ValueError: a recipe.yaml that is no recipe.
+    """
+    folder = Path(folder)
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        runs = sorted(
+            str(found.parent)
+            for found in (folder.parent, Path("runs"))
+            for found in found.glob("*/recipe.yaml")
+        )
+        here = (
+            f"Run folders here: {', '.join(dict.fromkeys(runs))}"
+            if runs
+            else "Make one with: hf-ar2 quickstart"
+        )
+        what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"{folder} is no run folder: {what}. {here}")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(recipe, dict) or "collection" not in recipe:
+        raise ValueError(
+            f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
+        )
+    if not (folder / "retriever").is_dir():
+        raise FileNotFoundError(
+            f"{folder} has no retriever/ yet: its recipe has not come to its end. The command that started it "
+            "continues it"
+        )
+    return recipe
+
+
+def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:
+    """How sentence-transformers is told to cut texts at a length other than the model's own."""
+    return {"text": {"max_length": max_length, "truncation": True}}
+
+
+def _first_tokens(text: str, tokenizer: Any, count: int) -> str:
+    """The text up to the end of its `count`-th token."""
+    ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    return text if len(ends) <= count else text[: ends[count - 1][1]]
