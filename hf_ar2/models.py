@@ -213,6 +213,11 @@ def similarity_of(retriever: SentenceTransformer) -> str:
     return str(SimilarityFunction(retriever.similarity_fn_name).value)
 
 
+def default_temperature(retriever: SentenceTransformer) -> float:
+    """What a retriever's scores are divided by in a softmax, unless told otherwise: 0.05 for cosine, 1 for dot."""
+    return 0.05 if similarity_of(retriever) == "cosine" else 1.0
+
+
 def has_separate_towers(retriever: SentenceTransformer) -> bool:
     """Whether queries and passages go through different encoders (a `Router`)."""
     return any(isinstance(module, Router) for module in retriever.children())

@@ -85,21 +85,18 @@ def _evaluate_row(
     rerank_depth = settings.get("rerank_depth", 20)
     for split in splits:
         query_rows = queries_of(collection, split)
-        index = retrieval.refresh()
-        queries = retrieval.embed_queries(query_rows, f"{name}, {split}: queries")
-        scores, rows = index.search(queries, min(settings.get("depth", 100), index.ntotal))
+        scores, rows = retrieval.retrieve(query_rows, settings.get("depth", 100), f"{name}, {split}: queries")
         found = {"retriever": (rows, scores)}
         if ranker is not None:
             head = rows[:, :rerank_depth]
-            assert retrieval.ranker_inputs is not None
-            ranked = encoders.rank(
-                ranker, retrieval.ranker_inputs, query_rows, head, f"{name}, {split}: ranking"
+            ranked, both = retrieval.rank(
+                query_rows, scores[:, :rerank_depth], head, f"{name}, {split}: ranking"
             )
-            ordered = -np.sort(-ranked, axis=1)
-            found["ranker"] = (rerank(head, ranked), ordered)
+            found["ranker"] = (rerank(head, ranked), -np.sort(-ranked, axis=1))
+            ordered = -np.sort(-both, axis=1)
             # Below the ranker's candidates the retriever's order goes on, with scores that say so.
             tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - head.shape[1])
-            found["pipeline"] = (pipeline(rows, ranked), np.concatenate([ordered, tail], axis=1))
+            found["pipeline"] = (pipeline(rows, both), np.concatenate([ordered, tail], axis=1))
         if encoders.processes.is_first:
             ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
             for system, (ranking, values) in found.items():

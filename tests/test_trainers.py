@@ -300,7 +300,7 @@ def test_activation_checkpointing_and_bf16_run(models, tmp_path, tiny_collection
 
 def test_a_ranker_with_nothing_to_teach_is_named_once(models, tmp_path, tiny_collection, caplog):
     trainer = ar2(models, tmp_path, tiny_collection, num_rounds=2)
-    values = {"retriever_mrr@10": 0.5, "pipeline_mrr@10": 0.4}
+    values = {"retriever_mrr@10": 0.5, "ranker_mrr@10": 0.4}
     trainer.retrieval.evaluate = lambda: dict(values)
     import logging
 

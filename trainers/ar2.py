@@ -153,7 +153,7 @@ class AR2Trainer(JointTrainer):
         """As in `JointTrainer`; says once when the ranker has nothing to teach."""
         metrics = super().evaluate(*args, **kwargs)
         metric = self.args.eval_metrics[0]
-        ranked = next((v for k, v in metrics.items() if k.endswith(f"pipeline_{metric}")), None)
+        ranked = next((v for k, v in metrics.items() if k.endswith(f"ranker_{metric}")), None)
         retrieved = next((v for k, v in metrics.items() if k.endswith(f"retriever_{metric}")), None)
         if ranked is not None and retrieved is not None and ranked <= retrieved and not self._warned:
             self._warned = True

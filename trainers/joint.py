@@ -19,7 +19,7 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models, similarity_of
+from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models
 from hf_ar2.processes import Processes
 from hf_ar2.trainers.checkpoints import TRAINER_STATE, fingerprints, last_complete_checkpoint, load_models
 from hf_ar2.trainers.config import JointConfig
@@ -160,9 +160,9 @@ class JointTrainer(Trainer):
         """Whether lists hold candidates of the retriever."""
         return self.args.num_negatives > 0
 
-    def hard_share_of(self, progress: np.ndarray) -> np.ndarray:
-        """Share of negatives from the pool, by progress in [0, 1); the rest is random. All, unless overridden."""
-        return np.ones_like(progress)
+    def hard_share_of(self, progress: np.ndarray) -> np.ndarray | None:
+        """Share of negatives from the pool, by progress in [0, 1); the rest is random. None: all of them."""
+        return None
 
     # ---- Rounds -----------------------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ class JointTrainer(Trainer):
             self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})
         self.collator.lists.pool = self.pool
 
-    def hard_share(self, positions: np.ndarray) -> np.ndarray:
+    def hard_share(self, positions: np.ndarray) -> np.ndarray | None:
         """`hard_share_of` the progress these positions stand for."""
         return self.hard_share_of(positions / (self.total_steps * self.global_batch))
 
@@ -260,10 +260,7 @@ class JointTrainer(Trainer):
     @property
     def retriever_temperature(self) -> float:
         """What retriever scores are divided by in a softmax."""
-        if self.args.retriever_temperature is not None:
-            return self.args.retriever_temperature
-        assert self.model.retriever is not None
-        return 0.05 if similarity_of(self.model.retriever) == "cosine" else 1.0
+        return self.retrieval.retriever_temperature
 
     # ---- Optimizer --------------------------------------------------------------------------------------------
 
@@ -355,6 +352,8 @@ class JointTrainer(Trainer):
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             (folder / TRAINER_STATE).unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "weights.json").write_text(json.dumps(fingerprints(self.model), indent=1))
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -372,10 +371,8 @@ class JointTrainer(Trainer):
         }
         rank = self.encoders.processes.rank
         Path(output_dir, f"log_window_{rank}.json").write_text(json.dumps(window))
-        if self.args.should_save:
-            Path(output_dir, "weights.json").write_text(json.dumps(fingerprints(self.model), indent=1))
-            if self.pool is not None:
-                self.pool.save(Path(output_dir) / "pool")
+        if self.args.should_save and self.pool is not None:
+            self.pool.save(Path(output_dir) / "pool")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -414,6 +411,11 @@ class JointTrainer(Trainer):
             raise NotImplementedError(
                 "DeepSpeed: its optimizers treat a missing gradient as zero, so the model that rests in a phase would "
                 "move; launch with plain DDP (accelerate launch --multi_gpu)"
+            )
+        if self.args.push_to_hub:
+            raise NotImplementedError(
+                "push_to_hub=True: publishing two models during training is not written; push them afterwards with "
+                "SentenceTransformer(...).push_to_hub and CrossEncoder(...).push_to_hub"
             )
         if self.is_fsdp_enabled:
             raise NotImplementedError(

@@ -46,7 +46,7 @@ class ListSampler:
         seed: of the run.
         sampler, simans_a, simans_b, first_positive: see `JointConfig`.
         hard_share: from positions to the share of negatives taken from the pool; the rest is drawn from the whole
-            corpus. None: all from the pool.
+            corpus, as is what a short pool lacks. None: all from the pool, a short one under the mask.
     """
 
     pool: CandidatePool
@@ -57,7 +57,7 @@ class ListSampler:
     simans_a: float = 0.5
     simans_b: float = 0.0
     first_positive: bool = False
-    hard_share: Callable[[np.ndarray], np.ndarray] | None = None
+    hard_share: Callable[[np.ndarray], np.ndarray | None] | None = None
 
     def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
         """Which training queries (places in the pool) these positions fall on, int64 `[B]`."""
@@ -101,9 +101,10 @@ class ListSampler:
             simans_b=self.simans_b,
             positive_columns=columns,
         )
-        if self.hard_share is None or self.num_negatives == 0:
+        share = self.hard_share(positions) if self.hard_share is not None else None
+        if share is None or self.num_negatives == 0:
             return hard, mask
-        keep = np.rint(self.hard_share(positions) * self.num_negatives).astype(np.int64)
+        keep = np.rint(share * self.num_negatives).astype(np.int64)
         hard[np.arange(self.num_negatives) >= keep[:, None]] = -1
         random = sample_random_passages(
             self.corpus_size,

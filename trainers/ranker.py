@@ -53,10 +53,10 @@ class RankerTrainer(JointTrainer):
         """Pairs alone."""
         return ("pairs",)
 
-    def hard_share_of(self, progress: np.ndarray) -> np.ndarray:
+    def hard_share_of(self, progress: np.ndarray) -> np.ndarray | None:
         """From none to all over the first `easy_share` of the run."""
         if self.args.easy_share == 0:
-            return np.ones_like(progress)
+            return None
         return np.minimum(1.0, progress / self.args.easy_share)
 
     def phase_loss(

@@ -13,11 +13,11 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, build_pool, padded_positives, passage_text_keys
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.evaluation.evaluators import Encoders, pipeline
-from hf_ar2.evaluation.metrics import evaluate_rankings
+from hf_ar2.evaluation.evaluators import Encoders, pipeline, pipeline_scores, rerank
+from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.models import similarity_of, weights_fingerprint
+from hf_ar2.models import default_temperature, similarity_of, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
 
 logger = logging.get_logger(__name__)
@@ -97,6 +97,7 @@ class Retrieval:
         digest = hashlib.blake2b(digest_size=16)
         for part in (
             weights_fingerprint(self.retriever),
+            repr(self.retriever),  # pooling, normalisation, towers
             similarity_of(self.retriever),
             self.retriever_inputs.passage_store.fingerprint,
             str(self.retriever_inputs.max_passage_length),
@@ -133,7 +134,7 @@ class Retrieval:
         queries = self.embed_queries(judgments.query_rows, "Training queries")
         positives = padded_positives(judgments)
         depth = min(self.args.pool_depth + positives.shape[1] + _SLACK, index.ntotal)
-        scores, rows = index.search(queries, depth)
+        scores, rows = self.encoders.search(index, queries, depth)
         known = np.asarray(index.embeddings[np.maximum(positives, 0).reshape(-1)], np.float32)
         positive_scores = np.einsum("qd,qpd->qp", queries, known.reshape(*positives.shape, -1))
         folder = self.folder / "pool"
@@ -161,28 +162,49 @@ class Retrieval:
         nothing = np.zeros((len(judgments), 0))
         return build_pool(nothing, nothing.astype(np.int64), judgments, depth=0)
 
-    def retrieve(self, judgments: Judgments, depth: int, description: str) -> np.ndarray:
-        """The retriever's ranking of the judged queries, int64 `[Q, depth]`."""
+    @property
+    def retriever_temperature(self) -> float:
+        """What retriever scores are divided by in a softmax."""
+        if self.args.retriever_temperature is not None:
+            return self.args.retriever_temperature
+        assert self.retriever is not None
+        return default_temperature(self.retriever)
+
+    def retrieve(self, query_rows: np.ndarray, depth: int, description: str) -> tuple[np.ndarray, np.ndarray]:
+        """The retriever's scores float32 `[Q, depth]` and passage rows int64 `[Q, depth]`, best first."""
         index = self.refresh()
-        queries = self.embed_queries(judgments.query_rows, description)
-        return index.search(queries, min(depth, index.ntotal))[1]
+        queries = self.embed_queries(query_rows, description)
+        return self.encoders.search(index, queries, min(depth, index.ntotal))
+
+    def rank(
+        self, query_rows: np.ndarray, scores: np.ndarray, rows: np.ndarray, description: str = "Ranking"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ranker's scores of candidates `[Q, k]`, and those of both models together; float32 `[Q, k]` each."""
+        assert self.ranker is not None and self.ranker_inputs is not None
+        ranked = self.encoders.rank(self.ranker, self.ranker_inputs, query_rows, rows, description)
+        return ranked, pipeline_scores(
+            scores, ranked, self.retriever_temperature, self.args.ranker_temperature
+        )
 
     def evaluate(self, judgments: Judgments | None = None) -> dict[str, float]:
         """Mean metrics of the retriever, of the ranker over its first `rerank_depth`, and of the pipeline.
 
         Returns:
-            `retriever_mrr@10`, …, and where there is a ranker `pipeline_mrr@10`, ….
+            `retriever_mrr@10`, …, and where there is a ranker `ranker_mrr@10`, …, `pipeline_mrr@10`, …; the ranker's
+            metrics are those with a cutoff within `rerank_depth`.
         """
         judgments = judgments if judgments is not None else self.eval_judgments
-        retrieved = self.retrieve(judgments, self.args.eval_depth, "Evaluation queries")
+        scores, retrieved = self.retrieve(judgments.query_rows, self.args.eval_depth, "Evaluation queries")
         metrics = mean_metrics("retriever", retrieved, judgments, self.args.eval_metrics)
         if self.ranker is not None and self.args.rerank_depth:
-            assert self.ranker_inputs is not None
-            head = retrieved[:, : self.args.rerank_depth]
-            scores = self.encoders.rank(self.ranker, self.ranker_inputs, judgments.query_rows, head)
-            metrics |= mean_metrics(
-                "pipeline", pipeline(retrieved, scores), judgments, self.args.eval_metrics
-            )
+            depth = self.args.rerank_depth
+            head = retrieved[:, :depth]
+            ranked, both = self.rank(judgments.query_rows, scores[:, :depth], head)
+            within = [
+                metric for metric in self.args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth
+            ]
+            metrics |= mean_metrics("ranker", rerank(head, ranked), judgments, within)
+            metrics |= mean_metrics("pipeline", pipeline(retrieved, both), judgments, self.args.eval_metrics)
         return metrics
 
     def _eval_judgments(self) -> Judgments:

@@ -17,6 +17,9 @@ from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import Task, embed, score_pairs
 from hf_ar2.processes import Processes
 
+# Bounds what ranks exchange at a time.
+_QUERIES_AT_ONCE = 65536
+
 
 @dataclass(frozen=True)
 class Encoders:
@@ -118,6 +121,21 @@ class Encoders:
         retriever.train(training)
         return index
 
+    def search(self, index: CorpusIndex, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `index.search`, each rank searching its share of the queries `[Q, d]`; the results are on every rank."""
+        if self.processes.world_size == 1:
+            return index.search(queries, k)
+        scores, rows = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            part = slice(start, start + _QUERIES_AT_ONCE)
+            share = np.arange(len(queries[part]))[self.processes.rank :: self.processes.world_size] + start
+            scores[share], rows[share] = index.search(queries[share], k)
+            scores[part], rows[part] = (
+                self.processes.combine(scores[part]),
+                self.processes.combine(rows[part]),
+            )
+        return scores, rows
+
     def rank(
         self,
         ranker: CrossEncoder,
@@ -165,12 +183,12 @@ class Encoders:
         return scores
 
 
-def rerank(retrieved: np.ndarray, ranker_scores: np.ndarray) -> np.ndarray:
-    """Reorder each query's candidates by ranker score; ties keep the retriever's order.
+def rerank(retrieved: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Reorder each query's candidates by score; ties keep the retriever's order.
 
     Args:
         retrieved: int64 `[Q, k]`, best first, -1 padded.
-        ranker_scores: float32 `[Q, k]`.
+        scores: float32 `[Q, k]`.
 
     Returns:
         int64 `[Q, k]`.
@@ -179,16 +197,40 @@ def rerank(retrieved: np.ndarray, ranker_scores: np.ndarray) -> np.ndarray:
         >>> rerank(np.array([[7, 8, 9]]), np.array([[0.1, 0.9, 0.5]])).tolist()
         [[8, 9, 7]]
     """
-    order = np.argsort(-ranker_scores, axis=1, kind="stable")
+    order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(retrieved, order, axis=1)
 
 
-def pipeline(retrieved: np.ndarray, ranker_scores: np.ndarray) -> np.ndarray:
-    """The retriever's ranking with its first k candidates reordered by the ranker.
+def pipeline_scores(
+    retriever_scores: np.ndarray,
+    ranker_scores: np.ndarray,
+    retriever_temperature: float,
+    ranker_temperature: float = 1.0,
+) -> np.ndarray:
+    """Scores of the two models together: log p_retriever(d|q) + log p_ranker(d|q), up to a constant per query.
+
+    Each model was trained as a softmax over its scores at its temperature. Their product asks both, and has nothing
+    to tune.
+
+    Args:
+        retriever_scores, ranker_scores: float32 `[Q, k]` of the same candidates; -inf where there is none.
+
+    Returns:
+        float32 `[Q, k]`.
+
+    Example:
+        >>> pipeline_scores(np.array([[0.5, 0.4]]), np.array([[1.0, 2.5]]), retriever_temperature=0.05).tolist()
+        [[11.0, 10.5]]
+    """
+    return retriever_scores / retriever_temperature + ranker_scores / ranker_temperature
+
+
+def pipeline(retrieved: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The retriever's ranking with its first k candidates reordered by the scores of both models.
 
     Args:
         retrieved: int64 `[Q, K]`.
-        ranker_scores: float32 `[Q, k]`, k ≤ K, of the first k candidates.
+        scores: float32 `[Q, k]`, k ≤ K, of the first k candidates, see `pipeline_scores`.
 
     Returns:
         int64 `[Q, K]`.
@@ -197,5 +239,5 @@ def pipeline(retrieved: np.ndarray, ranker_scores: np.ndarray) -> np.ndarray:
         >>> pipeline(np.array([[7, 8, 9]]), np.array([[0.1, 0.9]])).tolist()
         [[8, 7, 9]]
     """
-    depth = ranker_scores.shape[1]
-    return np.concatenate([rerank(retrieved[:, :depth], ranker_scores), retrieved[:, depth:]], axis=1)
+    depth = scores.shape[1]
+    return np.concatenate([rerank(retrieved[:, :depth], scores), retrieved[:, depth:]], axis=1)
