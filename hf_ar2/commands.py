@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from hf_ar2.collections import load_collection
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
+from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import encode_rows
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.report import display_name, format_p, format_table
@@ -35,11 +36,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
         parse_metric(metric)  # a wrong name fails before anything is loaded
     with opened_system(arguments) as system:
         split = arguments.split or system.settings.report_split
-        queries, passages = len(system.query_rows(split)), len(system.collection.corpus)
+        queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
         print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages")
         metrics = system.settings.metrics
         rankings = system.rankings(split)
-        values = {name: system.measure(rows, split, metrics) for name, (rows, _) in rankings.items()}
+        values = {
+            name: measure(system.collection, split, rows, metrics) for name, (rows, _) in rankings.items()
+        }
         means = {
             name: {metric: float(value.mean()) for metric, value in found.items()}
             for name, found in values.items()
@@ -65,7 +68,7 @@ def write_results(
     """Run files `SPLIT.SYSTEM.trec`, `SPLIT.qrels`, and `metrics.json` (split → system → metric)."""
     collection = system.collection
     query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
-    ids = [query_ids[row] for row in system.query_rows(split)]
+    ids = [query_ids[row] for row in evaluated_queries(system.collection, split)]
     for name, (rows, scores) in rankings.items():
         write_run(folder / f"{split}.{name}.trec", ids, passage_ids, rows, scores, tag=name)
     if split in collection.qrels:

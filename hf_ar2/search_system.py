@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.evaluators import Encoders, pipeline, rerank
-from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
+from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.evaluation.systems import Ranking, evaluated_queries, index_fingerprint, rankings_of_systems
 from hf_ar2.index import CorpusIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.models import bf16_pays, similarity_of, weights_fingerprint
+from hf_ar2.models import bf16_pays, default_temperature, similarity_of
 from hf_ar2.processes import Processes
 
 # What the `evaluation` of a recipe says; all other settings are in its `args`.
 EVALUATION_FIELDS = ("depth", "rerank_depth", "metrics", "test_metric", "report_split")
-# One system's rankings: passage rows int64 [Q, K], best first, -1 padded, and scores float32 [Q, K].
-Ranking = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,8 @@ class Settings:
     bf16: bool | None = None
     index_factory: str = "Flat"
     index_dtype: str = "float32"
+    retriever_temperature: float | None = None
+    ranker_temperature: float = 1.0
     depth: int = 100
     rerank_depth: int = 20
     metrics: Sequence[str] = ("mrr@10", "ndcg@10", "recall@100")
@@ -161,16 +158,7 @@ class SearchSystem:
     @property
     def fingerprint(self) -> str:
         """What the index is made from: weights, tokens, lengths, precision."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (
-            weights_fingerprint(self.retriever),
-            similarity_of(self.retriever),
-            self.retriever_inputs.passage_store.fingerprint,
-            str(self.retriever_inputs.max_passage_length),
-            str(self.encoders.bf16),
-        ):
-            digest.update(part.encode() + b"\0")
-        return digest.hexdigest()
+        return index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
 
     @cached_property
     def index(self) -> CorpusIndex:
@@ -192,86 +180,43 @@ class SearchSystem:
         )
 
     def rankings(self, split: str) -> dict[str, Ranking]:
-        """What each system makes of the queries of a split, in the order of `query_rows(split)`.
+        """What each system makes of the queries of a split, in the order of `evaluated_queries`.
 
         Returns:
-            `retriever`: its first `depth` passages. With a ranker also `ranker`: the first `rerank_depth` of
-            them in its order; and `pipeline`: those, then the retriever's others, with scores that go on falling.
+            As `rankings_of_systems` has them.
         """
-        query_rows = self.query_rows(split)
+        query_rows = evaluated_queries(self.collection, split)
         queries = self.encoders.embed_queries(
             self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
         )
         scores, rows = self.index.search(queries, min(self.settings.depth, self.index.ntotal))
-        found = {"retriever": (rows, scores)}
+        ranked = None
         if self.ranker is not None and self.settings.rerank_depth:
             head = rows[:, : self.settings.rerank_depth]
             ranked = self.encoders.rank(
                 self.ranker, self.ranker_inputs, query_rows, head, f"Ranking for {split}"
             )
-            ordered = -np.sort(-ranked, axis=1)
-            tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - head.shape[1], dtype=np.float32)
-            found["ranker"] = (rerank(head, ranked), ordered)
-            found["pipeline"] = (pipeline(rows, ranked), np.concatenate([ordered, tail], axis=1))
-        return found
+        return rankings_of_systems(
+            scores, rows, ranked, self.retriever_temperature, self.settings.ranker_temperature
+        )
 
-    def query_rows(self, split: str) -> np.ndarray:
-        """Rows of a split's queries, int64 `[Q]`: those with judgments, or with answers where none are judged."""
-        if split not in self.collection.qrels and split in self.collection.answer_splits:
-            return np.asarray(self.collection.answer_splits[split], np.int64)
-        return self.collection.judgments(split).query_rows
-
-    def measure(self, rows: np.ndarray, split: str, metrics: Sequence[str]) -> dict[str, np.ndarray]:
-        """Metrics of a ranking of a split, per query.
-
-        Where a split has answers but no judgments, a passage counts if it contains an answer (DPR's measure).
-
-        Args:
-            rows: int64 `[Q, K]`, in the order of `query_rows(split)`.
-            split: of the qrels, or of the answers.
-            metrics: names; those with a cutoff beyond K are left out.
-
-        Returns:
-            metric → float64 `[Q]`.
-
-        Raises:
-            ValueError: a metric that answers cannot give.
-        """
-        total = len(self.collection.corpus)
-        cutoffs = {metric: parse_metric(metric) for metric in metrics}
-        cutoffs = {
-            name: (measure, k)
-            for name, (measure, k) in cutoffs.items()
-            if min(k or 0, total) <= rows.shape[1]
-        }
-        if split in self.collection.qrels:
-            return evaluate_rankings(
-                rows, self.collection.judgments(split), list(cutoffs), num_passages=total
-            )
-        answers = list(self.collection.queries.select(self.query_rows(split))["answers"])
-        hits = answer_hits(rows, answers, self.collection.corpus["text"])
-        values = {}
-        for name, (measure, k) in cutoffs.items():
-            if measure not in ("hit_rate", "mrr") or k is None:
-                raise ValueError(
-                    f"split {split!r} is known by its answers alone, so {name} cannot be computed; hit_rate@k and "
-                    "mrr@k can: name them with --metrics"
-                )
-            values[name] = (
-                answer_hit_rate(hits, k) if measure == "hit_rate" else mrr(hits.astype(np.int32), k)
-            )
-        return values
+    @property
+    def retriever_temperature(self) -> float:
+        """What retriever scores are divided by when both models are asked together."""
+        if self.settings.retriever_temperature is not None:
+            return self.settings.retriever_temperature
+        return default_temperature(self.retriever)
 
     def search(self, query: str, k: int = 10) -> list[Hit]:
         """The best passages for a text: the retriever finds some, the ranker puts them in order.
 
         Args:
             query: any text; it is cut at `max_query_length`.
-            k: passages wanted. The ranker chooses them out of `rerank_depth`, or out of k where that is more.
+            k: passages wanted. They are chosen out of `rerank_depth`, or out of k where that is more.
 
         Returns:
-            k hits, or the whole corpus where it is smaller; in the ranker's order, or the retriever's where
-            there is no ranker.
+            k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), or the
+            retriever's where there is no ranker.
         """
         depth = max(k, self.settings.rerank_depth) if self.ranker is not None else k
         with self.encoders.autocast():
@@ -294,7 +239,12 @@ class SearchSystem:
             )
         ]
         if self.ranker is not None:
-            hits.sort(key=lambda hit: -(hit.ranker_score or 0.0))
+            temperatures = self.retriever_temperature, self.settings.ranker_temperature
+            hits.sort(
+                key=lambda hit: (
+                    -hit.retriever_score / temperatures[0] - (hit.ranker_score or 0.0) / temperatures[1]
+                )
+            )
         return hits[:k]
 
     def _rank(self, query: str, titles: list[str], texts: list[str]) -> list[float]:

@@ -14,13 +14,12 @@ import torch
 from accelerate import PartialState
 
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.evaluators import Encoders, pipeline, rerank
-from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
+from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.runs import read_run, write_run
 from hf_ar2.evaluation.significance import paired_test
+from hf_ar2.evaluation.systems import evaluated_queries, measure, rankings_of_systems
 from hf_ar2.processes import Processes
-from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.recipe import Recipe, source_name
 from hf_ar2.report import plot_report, stage_table
 from hf_ar2.trainers import RetrieverConfig
 from hf_ar2.trainers.retrieval import Retrieval
@@ -84,19 +83,16 @@ def _evaluate_row(
     retrieval = Retrieval(retriever, ranker, collection, args, encoders)
     rerank_depth = settings.get("rerank_depth", 20)
     for split in splits:
-        query_rows = queries_of(collection, split)
+        query_rows = evaluated_queries(collection, split)
         scores, rows = retrieval.retrieve(query_rows, settings.get("depth", 100), f"{name}, {split}: queries")
-        found = {"retriever": (rows, scores)}
+        ranked = None
         if ranker is not None:
-            head = rows[:, :rerank_depth]
-            ranked, both = retrieval.rank(
-                query_rows, scores[:, :rerank_depth], head, f"{name}, {split}: ranking"
+            ranked, _ = retrieval.rank(
+                query_rows, scores[:, :rerank_depth], rows[:, :rerank_depth], f"{name}, {split}: ranking"
             )
-            found["ranker"] = (rerank(head, ranked), -np.sort(-ranked, axis=1))
-            ordered = -np.sort(-both, axis=1)
-            # Below the ranker's candidates the retriever's order goes on, with scores that say so.
-            tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - head.shape[1])
-            found["pipeline"] = (pipeline(rows, both), np.concatenate([ordered, tail], axis=1))
+        found = rankings_of_systems(
+            scores, rows, ranked, retrieval.retriever_temperature, args.ranker_temperature
+        )
         if encoders.processes.is_first:
             ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
             for system, (ranking, values) in found.items():
@@ -123,42 +119,8 @@ def per_query(
     if not path.is_file():
         return None
     stored = read_run(path, collection.queries["id"], collection.corpus["id"])
-    ranking = stored.of_queries(queries_of(collection, split)).passage_rows
-    wanted = [metric for metric in metrics if (parse_metric(metric)[1] or 0) <= ranking.shape[1]]
-    if split in collection.qrels:
-        return evaluate_rankings(ranking, collection.judgments(split), wanted)
-    return _by_answers(collection, split, ranking, wanted)
-
-
-def queries_of(collection: Collection, split: str) -> np.ndarray:
-    """Rows of the queries a split evaluates, int64 `[Q]`: judged ones, or ones known by their answers."""
-    if split in collection.qrels:
-        return collection.judgments(split).query_rows
-    if split in collection.answer_splits:
-        return np.asarray(collection.answer_splits[split], np.int64)
-    known = [*collection.splits, *collection.answer_splits]
-    raise RecipeError(
-        f"evaluation.splits: {split!r} is not in {collection.name}, which has {', '.join(known)}"
-    )
-
-
-def _by_answers(
-    collection: Collection, split: str, ranking: np.ndarray, metrics: list[str]
-) -> dict[str, np.ndarray]:
-    """DPR's measure: a passage counts when it contains an answer string."""
-    measured = {metric: parse_metric(metric) for metric in metrics}
-    wrong = [metric for metric, (measure, _) in measured.items() if measure not in ("hit_rate", "mrr")]
-    if wrong:
-        raise RecipeError(
-            f"evaluation.metrics: split {split!r} is known by its answers alone, so {', '.join(wrong)} cannot be "
-            "computed; hit_rate@k and mrr@k can"
-        )
-    answers = list(collection.queries.select(queries_of(collection, split))["answers"])
-    hits = answer_hits(ranking, answers, collection.corpus["text"])
-    return {
-        metric: answer_hit_rate(hits, k or 1) if measure == "hit_rate" else mrr(hits.astype(np.int32), k or 1)
-        for metric, (measure, k) in measured.items()
-    }
+    ranking = stored.of_queries(evaluated_queries(collection, split)).passage_rows
+    return measure(collection, split, ranking, metrics)
 
 
 def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.evaluators import Encoders, pipeline, pipeline_scores, rerank
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
+from hf_ar2.evaluation.systems import index_fingerprint
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.models import default_temperature, similarity_of, weights_fingerprint
+from hf_ar2.models import default_temperature
 from hf_ar2.trainers.config import JointConfig
 
 logger = logging.get_logger(__name__)
@@ -91,25 +91,10 @@ class Retrieval:
         self._passage_texts: list[str] | None = None
         self._index: CorpusIndex | None = None
 
-    def index_fingerprint(self) -> str:
-        """What the index is made from: weights, tokens, lengths, precision."""
-        assert self.retriever is not None and self.retriever_inputs is not None
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (
-            weights_fingerprint(self.retriever),
-            repr(self.retriever),  # pooling, normalisation, towers
-            similarity_of(self.retriever),
-            self.retriever_inputs.passage_store.fingerprint,
-            str(self.retriever_inputs.max_passage_length),
-            str(self.encoders.bf16),
-        ):
-            digest.update(part.encode() + b"\0")
-        return digest.hexdigest()
-
     def refresh(self) -> CorpusIndex:
         """The index of the retriever as it is now; encoded only when the weights have moved."""
         assert self.retriever is not None and self.retriever_inputs is not None
-        fingerprint = self.index_fingerprint()
+        fingerprint = index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
         if self._index is None or self._index.fingerprint != fingerprint:
             self._index = self.encoders.build_index(
                 self.retriever,

@@ -1,0 +1,120 @@
+"""What is compared at the end: the retriever, the ranker over its first candidates, and the pipeline of both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.collections import Collection
+from hf_ar2.evaluation.answers import answer_hits
+from hf_ar2.evaluation.evaluators import pipeline, pipeline_scores, rerank
+from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
+from hf_ar2.inputs import RetrieverInputs
+from hf_ar2.models import similarity_of, weights_fingerprint
+
+# One system's rankings: passage rows int64 [Q, K], best first, -1 padded, and scores float32 [Q, K].
+Ranking = tuple[np.ndarray, np.ndarray]
+
+
+def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, bf16: bool) -> str:
+    """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (
+        weights_fingerprint(retriever),
+        repr(retriever),  # pooling, normalisation, towers
+        similarity_of(retriever),
+        inputs.passage_store.fingerprint,
+        str(inputs.max_passage_length),
+        str(bf16),
+    ):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def rankings_of_systems(
+    scores: np.ndarray,
+    rows: np.ndarray,
+    ranker_scores: np.ndarray | None,
+    retriever_temperature: float,
+    ranker_temperature: float = 1.0,
+) -> dict[str, Ranking]:
+    """The rankings of the three systems, as (passage rows, falling scores).
+
+    Args:
+        scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
+        ranker_scores: float32 `[Q, k]` of its first k; None without a ranker.
+
+    Returns:
+        `retriever` `[Q, K]`, and with a ranker also `ranker` `[Q, k]` and `pipeline` `[Q, K]`.
+
+    Example:
+        >>> found = rankings_of_systems(
+        ...     np.array([[0.5, 0.45, 0.2]]), np.array([[7, 8, 9]]), np.array([[1.0, 3.0]]), retriever_temperature=0.05
+        ... )
+        >>> found["pipeline"][0].tolist(), found["pipeline"][1].tolist()
+        ([[8, 7, 9]], [[12.0, 11.0, 10.0]])
+    """
+    found = {"retriever": (rows, scores)}
+    if ranker_scores is not None:
+        depth = ranker_scores.shape[1]
+        head = rows[:, :depth]
+        both = pipeline_scores(scores[:, :depth], ranker_scores, retriever_temperature, ranker_temperature)
+        ordered = -np.sort(-both, axis=1)
+        # Below the ranker's candidates the retriever's order goes on, with scores that say so.
+        tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - depth, dtype=ordered.dtype)
+        found["ranker"] = (rerank(head, ranker_scores), -np.sort(-ranker_scores, axis=1))
+        found["pipeline"] = (pipeline(rows, both), np.concatenate([ordered, tail], axis=1))
+    return found
+
+
+def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
+    """Rows of a split's queries, int64 `[Q]`: the judged ones, or those known by their answers.
+
+    Raises:
+        ValueError: the collection has no such split.
+    """
+    if split in collection.qrels:
+        return collection.judgments(split).query_rows
+    if split in collection.answer_splits:
+        return np.asarray(collection.answer_splits[split], np.int64)
+    known = ", ".join([*collection.splits, *collection.answer_splits])
+    raise ValueError(f"{collection.name} has no split {split!r}; it has {known}")
+
+
+def measure(
+    collection: Collection, split: str, rows: np.ndarray, metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Metrics of a ranking of a split, per query.
+
+    Where a split has answers but no judgments, a passage counts if it contains an answer (DPR's measure).
+
+    Args:
+        rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
+        metrics: names; those with a cutoff beyond K are left out, unless K is the whole corpus.
+
+    Returns:
+        metric → float64 `[Q]`.
+
+    Raises:
+        ValueError: a metric that answers cannot give.
+    """
+    total = len(collection.corpus)
+    parsed = {metric: parse_metric(metric) for metric in metrics}
+    parsed = {name: cut for name, cut in parsed.items() if min(cut[1] or 0, total) <= rows.shape[1]}
+    if split in collection.qrels:
+        return evaluate_rankings(rows, collection.judgments(split), list(parsed), num_passages=total)
+    wrong = [name for name, (kind, k) in parsed.items() if kind not in ("hit_rate", "mrr") or k is None]
+    if wrong:
+        raise ValueError(
+            f"split {split!r} is known by its answers alone, so {', '.join(wrong)} cannot be computed; hit_rate@k and "
+            "mrr@k can"
+        )
+    answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
+    hits = answer_hits(rows, answers, collection.corpus["text"])
+    return {
+        name: answer_hit_rate(hits, k or 1) if kind == "hit_rate" else mrr(hits.astype(np.int32), k or 1)
+        for name, (kind, k) in parsed.items()
+    }
