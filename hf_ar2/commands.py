@@ -219,8 +219,13 @@ def clip(text: str, width: int) -> str:
 def collection(arguments: argparse.Namespace) -> int:
     """Read a collection of any form and write it as a BEIR folder."""
     # what was skipped is in the summary below; not twice
-    logging.getLogger("hf_ar2.collections").setLevel(logging.ERROR)
-    read = load_collection(arguments.source, skip=arguments.skip, max_passages=arguments.max_passages)
+    reader = logging.getLogger("hf_ar2.collections")
+    level = reader.level
+    reader.setLevel(logging.ERROR)
+    try:
+        read = load_collection(arguments.source, skip=arguments.skip, max_passages=arguments.max_passages)
+    finally:
+        reader.setLevel(level)
     read.save(arguments.out)
     print(read)
     print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
