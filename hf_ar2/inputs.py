@@ -61,10 +61,6 @@ class RetrieverInputs:
             passage_prompt,
             show_progress,
         )
-        self.fingerprint = (
-            f"{self.query_store.fingerprint}:{self.passage_store.fingerprint}"
-            f":{self.max_query_length}:{self.max_passage_length}"
-        )
 
     def queries(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Features of query rows `[B]`: int64 `[B, T]`."""

@@ -17,7 +17,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.runs import read_run, write_run
 from hf_ar2.evaluation.significance import paired_test
-from hf_ar2.evaluation.systems import evaluated_queries, measure, rankings_of_systems
+from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.recipe import Recipe, source_name
 from hf_ar2.report import plot_report, stage_table
@@ -85,14 +85,7 @@ def _evaluate_row(
     for split in splits:
         query_rows = evaluated_queries(collection, split)
         scores, rows = retrieval.retrieve(query_rows, settings.get("depth", 100), f"{name}, {split}: queries")
-        ranked = None
-        if ranker is not None:
-            ranked, _ = retrieval.rank(
-                query_rows, scores[:, :rerank_depth], rows[:, :rerank_depth], f"{name}, {split}: ranking"
-            )
-        found = rankings_of_systems(
-            scores, rows, ranked, retrieval.retriever_temperature, args.ranker_temperature
-        )
+        found = retrieval.rankings(query_rows, scores, rows, rerank_depth, f"{name}, {split}: ranking")
         if encoders.processes.is_first:
             ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
             for system, (ranking, values) in found.items():

@@ -21,7 +21,7 @@ STAGE_FIELDS = ("trainer", "retriever", "ranker", "args")
 ROW_FIELDS = ("retriever", "ranker")
 EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
 # Set by the runner; a recipe that named them would break resuming.
-RESERVED = ("output_dir", "num_train_epochs_per_round")
+RESERVED = ("output_dir",)
 
 
 class RecipeError(ValueError):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_ar2.losses import adversarial_loss, distillation_loss, in_batch_contrastive_loss
+from hf_ar2.losses import adversarial_loss, distillation_loss
 from hf_ar2.trainers.config import JointConfig, setting
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ranker import ranker_loss
+from hf_ar2.trainers.retriever import contrastive_loss
 
 logger = logging.get_logger(__name__)
 
@@ -131,15 +132,7 @@ class AR2Trainer(JointTrainer):
             )
             loss = loss + (1 - weight) * logs["loss/distillation"]
         if args.contrastive_weight > 0:
-            logs["loss/contrastive"] = in_batch_contrastive_loss(
-                outputs["query_embeddings"],
-                outputs["passage_embeddings"].view(*mask.shape, -1),
-                temperature=self.retriever_temperature,
-                passage_rows=batch["passage_rows"],
-                known_positives=batch["known_positives"],
-                mask=mask,
-                gather=self.encoders.processes.world_size > 1,
-            )
+            logs["loss/contrastive"] = contrastive_loss(self, outputs, batch)
             loss = loss + args.contrastive_weight * logs["loss/contrastive"]
         with torch.no_grad():
             masked = teacher.masked_fill(~mask, float("-inf"))

@@ -12,9 +12,9 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, build_pool, padded_positives, passage_text_keys
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.evaluation.evaluators import Encoders, pipeline, pipeline_scores, rerank
+from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
-from hf_ar2.evaluation.systems import index_fingerprint
+from hf_ar2.evaluation.systems import Ranking, index_fingerprint, rankings_of_systems
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import default_temperature
@@ -161,14 +161,28 @@ class Retrieval:
         queries = self.embed_queries(query_rows, description)
         return self.encoders.search(index, queries, min(depth, index.ntotal))
 
-    def rank(
-        self, query_rows: np.ndarray, scores: np.ndarray, rows: np.ndarray, description: str = "Ranking"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The ranker's scores of candidates `[Q, k]`, and those of both models together; float32 `[Q, k]` each."""
-        assert self.ranker is not None and self.ranker_inputs is not None
-        ranked = self.encoders.rank(self.ranker, self.ranker_inputs, query_rows, rows, description)
-        return ranked, pipeline_scores(
-            scores, ranked, self.retriever_temperature, self.args.ranker_temperature
+    def rankings(
+        self,
+        query_rows: np.ndarray,
+        scores: np.ndarray,
+        rows: np.ndarray,
+        depth: int,
+        description: str = "Ranking",
+    ) -> dict[str, Ranking]:
+        """The rankings of retriever, ranker (where there is one) and pipeline, see `rankings_of_systems`.
+
+        Args:
+            scores, rows: `[Q, K]`, as `retrieve` returns them.
+            depth: candidates of a query the ranker scores; 0: none, and the retriever's ranking alone.
+        """
+        ranked = None
+        if self.ranker is not None and depth:
+            assert self.ranker_inputs is not None
+            ranked = self.encoders.rank(
+                self.ranker, self.ranker_inputs, query_rows, rows[:, :depth], description
+            )
+        return rankings_of_systems(
+            scores, rows, ranked, self.retriever_temperature, self.args.ranker_temperature
         )
 
     def evaluate(self, judgments: Judgments | None = None) -> dict[str, float]:
@@ -179,17 +193,13 @@ class Retrieval:
             metrics are those with a cutoff within `rerank_depth`.
         """
         judgments = judgments if judgments is not None else self.eval_judgments
-        scores, retrieved = self.retrieve(judgments.query_rows, self.args.eval_depth, "Evaluation queries")
-        metrics = mean_metrics("retriever", retrieved, judgments, self.args.eval_metrics)
-        if self.ranker is not None and self.args.rerank_depth:
-            depth = self.args.rerank_depth
-            head = retrieved[:, :depth]
-            ranked, both = self.rank(judgments.query_rows, scores[:, :depth], head)
-            within = [
-                metric for metric in self.args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth
-            ]
-            metrics |= mean_metrics("ranker", rerank(head, ranked), judgments, within)
-            metrics |= mean_metrics("pipeline", pipeline(retrieved, both), judgments, self.args.eval_metrics)
+        scores, rows = self.retrieve(judgments.query_rows, self.args.eval_depth, "Evaluation queries")
+        depth = self.args.rerank_depth
+        within = [metric for metric in self.args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth]
+        metrics: dict[str, float] = {}
+        for system, (ranking, _) in self.rankings(judgments.query_rows, scores, rows, depth).items():
+            wanted = within if system == "ranker" else self.args.eval_metrics
+            metrics |= mean_metrics(system, ranking, judgments, wanted)
         return metrics
 
     def _eval_judgments(self) -> Judgments:

@@ -65,14 +65,18 @@ class RetrieverTrainer(JointTrainer):
         self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the positive among all passages of the batch, on all processes."""
-        mask = batch["mask"]
-        loss = in_batch_contrastive_loss(
-            outputs["query_embeddings"],
-            outputs["passage_embeddings"].view(*mask.shape, -1),
-            temperature=self.retriever_temperature,
-            passage_rows=batch["passage_rows"],
-            known_positives=batch["known_positives"],
-            mask=mask,
-            gather=self.encoders.processes.world_size > 1,
-        )
-        return loss, {}
+        return contrastive_loss(self, outputs, batch), {}
+
+
+def contrastive_loss(trainer: JointTrainer, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+    """DPR's in-batch loss over a batch of lists, with the passages of all processes; a scalar."""
+    mask = batch["mask"]
+    return in_batch_contrastive_loss(
+        outputs["query_embeddings"],
+        outputs["passage_embeddings"].view(*mask.shape, -1),
+        temperature=trainer.retriever_temperature,
+        passage_rows=batch["passage_rows"],
+        known_positives=batch["known_positives"],
+        mask=mask,
+        gather=trainer.encoders.processes.world_size > 1,
+    )
