@@ -1,4 +1,4 @@
-"""Trains a retriever and a ranker together, on Hugging Face models (AR2: adversarial retriever-ranker).
+"""Trains a retriever and a ranker together, on Hugging Face models (AR2, RocketQAv2).
 
 The names below are imported when they are first used, so that `import hf_ar2` stays quick and light.
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         RankerTrainer,
         RetrieverConfig,
         RetrieverTrainer,
+        RocketQAv2Config,
+        RocketQAv2Trainer,
     )
 
 __version__ = version("hf-ar2")
@@ -34,6 +36,8 @@ __all__ = [
     "RankerTrainer",
     "RetrieverConfig",
     "RetrieverTrainer",
+    "RocketQAv2Config",
+    "RocketQAv2Trainer",
     "__version__",
     "load_collection",
     "load_ranker",
@@ -55,6 +59,8 @@ _HOMES = {
     "RankerTrainer": "hf_ar2.trainers",
     "RetrieverConfig": "hf_ar2.trainers",
     "RetrieverTrainer": "hf_ar2.trainers",
+    "RocketQAv2Config": "hf_ar2.trainers",
+    "RocketQAv2Trainer": "hf_ar2.trainers",
 }
 
 

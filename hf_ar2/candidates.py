@@ -11,13 +11,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_ar2.candidate_filters import drop_known, text_groups
+from hf_ar2.sampling import sample_more_positive_columns as sample_more_positive_columns
 from hf_ar2.sampling import sample_negatives as sample_negatives
 from hf_ar2.sampling import sample_positive_columns as sample_positive_columns
 from hf_ar2.sampling import sample_random_passages as sample_random_passages
@@ -33,8 +35,6 @@ _ARRAYS = {
     "positive_scores": np.dtype(np.float32),
 }
 _FORMAT = 1
-# Queries filtered at a time: bounds the temporary arrays, whatever the size of the training set.
-_CHUNK = 16384
 
 
 @dataclass(eq=False)
@@ -195,8 +195,8 @@ def build_pool(
     positive_rows = padded_positives(positives)
     known = {"positive": (rows, positives.passage_rows)}
     if text_keys is not None:
-        known["duplicate_of_positive"] = _text_groups(text_keys, rows, positives.passage_rows)
-    kept_scores, kept_rows, dropped = _filtered(scores, rows, known, positives.offsets, answer_hits, depth)
+        known["duplicate_of_positive"] = text_groups(text_keys, rows, positives.passage_rows)
+    kept_scores, kept_rows, dropped = drop_known(scores, rows, known, positives.offsets, answer_hits, depth)
     pool = CandidatePool(
         query_rows=np.asarray(positives.query_rows, dtype=np.int64),
         passage_rows=kept_rows,
@@ -211,6 +211,52 @@ def build_pool(
         return pool
     pool.save(folder)
     return CandidatePool.open(folder, fingerprint)
+
+
+def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
+    """One pool with the entries of all, in their order; candidates and positives are padded to the widest.
+
+    A query may have several entries. Scores are kept as they are: where the pools' scores come from different
+    models they are not comparable between entries, which no sampler asks of them.
+
+    Args:
+        pools: at least one; over one collection.
+
+    Returns:
+        The pool, in memory; ``dropped`` is summed, ``round`` the highest, the fingerprint that of all in order.
+
+    Raises:
+        ValueError: no pool.
+
+    Example:
+        >>> def pool_of(query, candidates):
+        ...     return CandidatePool(
+        ...         query_rows=np.array([query]), passage_rows=np.array([candidates], dtype=np.int32),
+        ...         scores=np.zeros((1, len(candidates)), dtype=np.float32),
+        ...         positive_rows=np.array([[8]], dtype=np.int32),
+        ...         positive_scores=np.array([[0.7]], dtype=np.float32), fingerprint=f"of {query}")
+        >>> both = concatenate_pools([pool_of(0, [5, 2]), pool_of(0, [4])])
+        >>> both.query_rows.tolist(), both.passage_rows.tolist()
+        ([0, 0], [[5, 2], [4, -1]])
+    """
+    if not pools:
+        raise ValueError("concatenate_pools: found no pool; expected at least one")
+    dropped: dict[str, int] = {}
+    for pool in pools:
+        for cause, count in pool.dropped.items():
+            dropped[cause] = dropped.get(cause, 0) + count
+    return CandidatePool(
+        query_rows=np.concatenate([np.asarray(pool.query_rows) for pool in pools]),
+        passage_rows=_side_by_side([pool.passage_rows for pool in pools], np.int32(-1)),
+        scores=_side_by_side([pool.scores for pool in pools], np.float32(-np.inf)),
+        positive_rows=_side_by_side([pool.positive_rows for pool in pools], np.int32(-1)),
+        positive_scores=_side_by_side([pool.positive_scores for pool in pools], np.float32(-np.inf)),
+        dropped=dropped,
+        round=max(pool.round for pool in pools),
+        fingerprint=hashlib.blake2b(
+            "\0".join(pool.fingerprint for pool in pools).encode(), digest_size=16
+        ).hexdigest(),
+    )
 
 
 def padded_positives(judgments: Judgments) -> np.ndarray:
@@ -304,63 +350,15 @@ def pool_statistics(pool: CandidatePool) -> dict[str, float]:
     return statistics
 
 
-def _filtered(
-    scores: np.ndarray,
-    rows: np.ndarray,
-    known: dict[str, tuple[np.ndarray, np.ndarray]],
-    offsets: np.ndarray,
-    answer_hits: np.ndarray | None,
-    depth: int,
-) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Scores and rows that no filter takes, moved to the left and cut at ``depth``; counts of what was taken.
-
-    ``known`` is cause -> (values ``[Q, K']``, values to drop, per query as in the CSR ``offsets``).
-    """
-    dropped: dict[str, int] = {}
-    kept_rows = np.full((len(rows), depth), -1, dtype=np.int32)
-    kept_scores = np.full((len(rows), depth), -np.inf, dtype=np.float32)
-    for start in range(0, len(rows), _CHUNK):
-        chunk = slice(start, min(start + _CHUNK, len(rows)))
-        keep = rows[chunk] >= 0
-        bounds = offsets[chunk.start : chunk.stop + 1]
-        hits = {cause: _among(values[chunk], of, bounds) for cause, (values, of) in known.items()}
-        if answer_hits is not None:
-            hits["contains_answer"] = answer_hits[chunk]
-        for cause, hit in hits.items():
-            dropped[cause] = dropped.get(cause, 0) + int((keep & hit).sum())
-            keep &= ~hit
-        places = np.cumsum(keep, axis=1) - 1
-        query, column = np.nonzero(keep & (places < depth))
-        kept_rows[start + query, places[query, column]] = rows[chunk][query, column]
-        kept_scores[start + query, places[query, column]] = scores[chunk][query, column]
-    return kept_scores, kept_rows, dropped
-
-
-def _among(values: np.ndarray, known: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Whether ``values[i, j]`` is one of ``known[offsets[i]:offsets[i + 1]]``; bool, the shape of values.
-
-    Query and value become one integer, so that all queries are looked up in one sorted array.
-    """
-    known = known[offsets[0] : offsets[-1]]
-    width = int(max(values.max(initial=0), known.max())) + 1
-    pairs = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * width + known.astype(np.int64)
-    pairs.sort()
-    wanted = np.arange(len(values))[:, None] * width + values.astype(np.int64)
-    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    return (pairs[place] == wanted) & (values >= 0)
-
-
-def _text_groups(
-    text_keys: np.ndarray, rows: np.ndarray, positive_rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the positives' texts; returns those of ``rows`` (-1: no positive's) and of the positives."""
-    highest = int(max(rows.max(initial=-1), positive_rows.max(initial=-1)))
-    if highest >= len(text_keys):
-        raise ValueError(f"text_keys has {len(text_keys)} entries, but passage row {highest} occurs")
-    keys, numbers = np.unique(text_keys[positive_rows], return_inverse=True)
-    group_of_row = np.searchsorted(keys, text_keys).astype(np.int32)
-    group_of_row[keys[np.minimum(group_of_row, len(keys) - 1)] != text_keys] = -1
-    return np.where(rows >= 0, group_of_row[rows], -1), numbers
+def _side_by_side(arrays: Sequence[np.ndarray], padding: np.generic) -> np.ndarray:
+    """Arrays ``[Q_i, K_i]`` under each other, padded on the right to the widest."""
+    width = max(array.shape[1] for array in arrays)
+    stacked = np.full((sum(map(len, arrays)), width), padding, dtype=padding.dtype)
+    start = 0
+    for array in arrays:
+        stacked[start : start + len(array), : array.shape[1]] = array
+        start += len(array)
+    return stacked
 
 
 def _padded_scores(positive_scores: np.ndarray | None, positive_rows: np.ndarray) -> np.ndarray:

@@ -6,44 +6,17 @@ Only the standard library is imported here, so that help and usage errors are th
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from hf_ar2.cli_parser import USAGE_ERROR, Parser, nearest, positive
 from hf_ar2.launch import find_recipe, launch_command, run_to_end, shipped_recipes
 
 PROGRAM = "hf-ar2"
-USAGE_ERROR = 2
 TRAINING = ("quickstart", "train")
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line that says where to look."""
-
-    does = ""  # the one line about a command
-
-    def __init__(self, *, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
-        super().__init__(prog, usage, description, epilog, formatter_class=_HelpFormatter, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2."""
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}\nSee: {self.prog} --help\n")
-
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Leave with exit code 2 because of arguments nothing is known of."""
-        option = next((text.partition("=")[0] for text in unknown if text.startswith("-")), None)
-        if option is None:
-            self.error(f"{unknown[0]!r} is one argument too many")
-        known = [name for action in self._actions for name in action.option_strings]
-        self.error(f"there is no option {option!r}{nearest(option, known)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.refuse(unknown)
     if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
         command.error("what is to be evaluated? Name a run folder, or --retriever and --collection")
+    if (
+        name == "augment"
+        and not options.run
+        and not (options.retriever and options.ranker and options.collection)
+    ):
+        command.error("with which models? Name a run folder, or --retriever, --ranker and --collection")
     return _run(name, options)
 
 
@@ -119,20 +98,6 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
     return run_to_end(launch_command(recipe, overrides, options.config_file), environment)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or all there is where nothing is near.
-
-    Example:
-        >>> nearest("serach", ["train", "search"])
-        "; did you mean 'search'?"
-        >>> nearest("x", ["train", "search"])
-        '; there are: train, search'
-    """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
-
-
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of `hf-ar2` itself, and one for each command."""
     commands = {
@@ -142,6 +107,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "encode": _encode(),
         "index": _index(),
         "search": _search(),
+        "augment": _augment(),
         "collection": _collection(),
     }
     lines = [f"  {name:<12}{parser.does}" for name, parser in commands.items()]
@@ -231,19 +197,16 @@ def _evaluate() -> Parser:
         "--retriever, --ranker and --collection; with one, these replace its own.",
         "evaluate runs/scifact --split test --output results",
     )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
-    parser.add_argument("--retriever", metavar="MODEL", help=ANY_MODEL)
-    parser.add_argument("--ranker", metavar="MODEL", help="the same for the ranker")
-    parser.add_argument("--collection", metavar="SOURCE", help=ANY_COLLECTION)
+    _add_models(parser)
     parser.add_argument("--split", help="split of the qrels (the recipe's, or test)")
     parser.add_argument(
         "--metrics", nargs="+", metavar="METRIC", help="such as mrr@10 recall@100; the first is tested"
     )
     parser.add_argument(
-        "--depth", type=_positive, metavar="N", help="passages the retriever finds per query (100)"
+        "--depth", type=positive, metavar="N", help="passages the retriever finds per query (100)"
     )
     parser.add_argument(
-        "--rerank_depth", type=_positive, metavar="N", help="how many of them the ranker reorders (20)"
+        "--rerank_depth", type=positive, metavar="N", help="how many of them the ranker reorders (20)"
     )
     parser.add_argument(
         "--output", metavar="FOLDER", help="write TREC run files, qrels and metrics.json there"
@@ -253,6 +216,54 @@ def _evaluate() -> Parser:
     )
     _add_lengths(parser, ranker=True)
     return parser
+
+
+def _augment() -> Parser:
+    parser = _command(
+        "augment",
+        "write training lists, denoised by the ranker",
+        "The retriever finds passages, the ranker scores them; a trainer takes the lists\n"
+        "by train_lists. What was scored is kept: another threshold takes seconds.",
+        "augment runs/scifact --output lists/scifact --calibrate dev --audit",
+    )
+    _add_models(parser)
+    add = parser.add_argument
+    add("--output", required=True, metavar="FOLDER", help="the folder to write")
+    add("--split", dest="train_split", help="split that gets undenoised and denoised lists (train)")
+    add("--unlabelled", metavar="FILE", help="queries for pseudo lists: JSON lines with _id and text")
+    add("--kinds", nargs="+", metavar="KIND", help="of undenoised, denoised and pseudo (all there can be)")
+    add("--depth", type=positive, metavar="N", help="passages retrieved per query (50)")
+    add("--thresholds", metavar="KIND", help="absolute (the default), quantile or margin")
+    add("--relevant", type=float, metavar="X", help="above it a passage is a positive (.9, .99 or 2)")
+    add("--irrelevant", type=float, metavar="X", help="below it a passage is a negative (.1, .5 or 2)")
+    add("--calibrate", metavar="SPLIT", help="held-out split that makes probabilities of the ranker's logits")
+    add(
+        "--pointwise",
+        action="store_true",
+        default=None,
+        help="the ranker was trained pointwise: its logits are log-odds",
+    )
+    add("--added_positives", type=int, metavar="N", help="passages the ranker adds to the labelled (1)")
+    add("--stored_negatives", type=positive, metavar="N", help="negatives kept per list, at random (all)")
+    add("--seed", type=int, metavar="N", help="of that draw (42)")
+    add(
+        "--audit",
+        nargs="?",
+        type=positive,
+        const=20,
+        metavar="N",
+        help="print the likeliest false negatives of N queries (20)",
+    )
+    add("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (FOLDER/work/index)")
+    _add_lengths(parser, ranker=True)
+    return parser
+
+
+def _add_models(parser: Parser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
+    parser.add_argument("--retriever", metavar="MODEL", help=ANY_MODEL)
+    parser.add_argument("--ranker", metavar="MODEL", help="the same for the ranker")
+    parser.add_argument("--collection", metavar="SOURCE", help=ANY_COLLECTION)
 
 
 def _encode() -> Parser:
@@ -306,9 +317,9 @@ def _search() -> Parser:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("query", nargs="*", default=[], metavar="QUERY", help="what to search for")
-    parser.add_argument("-k", type=_positive, default=10, metavar="N", help="passages to show (%(default)s)")
+    parser.add_argument("-k", type=positive, default=10, metavar="N", help="passages to show (%(default)s)")
     parser.add_argument(
-        "--rerank_depth", type=_positive, metavar="N", help="passages the ranker chooses from (20)"
+        "--rerank_depth", type=positive, metavar="N", help="passages the ranker chooses from (20)"
     )
     parser.add_argument("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
     return parser
@@ -333,7 +344,7 @@ def _collection() -> Parser:
         help="leave out what would be an error; the error names it",
     )
     parser.add_argument(
-        "--max_passages", type=_positive, metavar="N", help="keep this many, all judged ones included"
+        "--max_passages", type=positive, metavar="N", help="keep this many, all judged ones included"
     )
     return parser
 
@@ -343,18 +354,12 @@ def _add_lengths(parser: Parser, *, ranker: bool) -> None:
         "how texts are read (as the run's recipe says, or up to the models' limits)"
     )
     if ranker:
-        group.add_argument("--max_query_length", type=_positive, metavar="N", help="tokens of a query")
-        group.add_argument("--max_pair_length", type=_positive, metavar="N", help="tokens the ranker reads")
-    group.add_argument("--max_passage_length", type=_positive, metavar="N", help="tokens of a passage")
+        group.add_argument("--max_query_length", type=positive, metavar="N", help="tokens of a query")
+        group.add_argument("--max_pair_length", type=positive, metavar="N", help="tokens the ranker reads")
+    group.add_argument("--max_passage_length", type=positive, metavar="N", help="tokens of a passage")
     group.add_argument(
         "--title_separator", metavar="TEXT", help="between a passage's title and its text (a space)"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

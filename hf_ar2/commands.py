@@ -1,4 +1,4 @@
-"""What `hf-ar2 evaluate`, `encode`, `index`, `search` and `collection` do once the command line is read."""
+"""What `hf-ar2 evaluate`, `encode`, `index`, `search`, `augment` and `collection` do once the command line is read."""
 
 from __future__ import annotations
 
@@ -214,6 +214,14 @@ def clip(text: str, width: int) -> str:
     if not len(ends) or ends[-1] <= width:
         return text
     return text[: int(np.searchsorted(ends, width - 1, side="right"))] + "…"
+
+
+def augment(arguments: argparse.Namespace) -> int:
+    """Write training lists, and print what was kept, what was dropped, and where the labels may be wrong."""
+    from hf_ar2.augment_command import augment_with
+
+    with opened_system(arguments) as system:
+        return augment_with(system, arguments)
 
 
 def collection(arguments: argparse.Namespace) -> int:

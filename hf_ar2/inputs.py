@@ -70,17 +70,17 @@ class RetrieverInputs:
         """Features of passage rows `[B]`: int64 `[B, T]`."""
         return self.passage_builder.single(self.passage_store, rows)
 
-    def query_chunks(self, rows: np.ndarray, budget: int) -> Chunks:
-        """Query rows `[n]` (repeats allowed) in length-sorted chunks of at most `budget` padded tokens."""
+    def query_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
+        """Query rows `[n]` (each encoded once, however often it occurs) in length-sorted chunks; see `in_chunks`."""
         unique, inverse = np.unique(rows, return_inverse=True)
         lengths = self.query_builder.single_lengths(self.query_store, unique)
-        return in_chunks(lengths, inverse, budget, lambda i: self.queries(unique[i]))
+        return in_chunks(lengths, inverse, budget, lambda i: self.queries(unique[i]), max_rows)
 
-    def passage_chunks(self, rows: np.ndarray, budget: int) -> Chunks:
-        """Passage rows `[n]` (each encoded once, however often it occurs) in length-sorted chunks."""
+    def passage_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
+        """Passage rows `[n]` in chunks, as `query_chunks`."""
         unique, inverse = np.unique(rows, return_inverse=True)
         lengths = self.passage_builder.single_lengths(self.passage_store, unique)
-        return in_chunks(lengths, inverse, budget, lambda i: self.passages(unique[i]))
+        return in_chunks(lengths, inverse, budget, lambda i: self.passages(unique[i]), max_rows)
 
 
 class RankerInputs:
@@ -121,16 +121,26 @@ class RankerInputs:
         """Tokens of each pair after truncation, int64 `[B]`."""
         return self.builder.pair_lengths(self.query_store, query_rows, self.passage_store, passage_rows)
 
-    def pair_chunks(self, query_rows: np.ndarray, passage_rows: np.ndarray, budget: int) -> Chunks:
-        """Pairs `[n]` in length-sorted chunks of at most `budget` padded tokens."""
+    def pair_chunks(
+        self, query_rows: np.ndarray, passage_rows: np.ndarray, budget: int, max_rows: int | None = None
+    ) -> Chunks:
+        """Pairs `[n]` in length-sorted chunks; see `in_chunks`."""
         lengths = self.pair_lengths(query_rows, passage_rows)
         return in_chunks(
-            lengths, np.arange(len(lengths)), budget, lambda i: self.pairs(query_rows[i], passage_rows[i])
+            lengths,
+            np.arange(len(lengths)),
+            budget,
+            lambda i: self.pairs(query_rows[i], passage_rows[i]),
+            max_rows,
         )
 
 
 def in_chunks(
-    lengths: np.ndarray, inverse: np.ndarray, budget: int, build: Callable[[np.ndarray], dict[str, Tensor]]
+    lengths: np.ndarray,
+    inverse: np.ndarray,
+    budget: int,
+    build: Callable[[np.ndarray], dict[str, Tensor]],
+    max_rows: int | None = None,
 ) -> Chunks:
     """Split rows by length so that little is spent on padding.
 
@@ -139,11 +149,12 @@ def in_chunks(
         inverse: which distinct row each wanted row is, `[n]`.
         budget: padded tokens of a chunk at most.
         build: from indices into `lengths` to features.
+        max_rows: rows of a chunk at most; None: as many as the budget allows.
 
     Returns:
         `chunks`, features in length order, and `order`, int64 `[n]`: where each wanted row is among them.
     """
-    batches = token_budget_batches(lengths, budget)
+    batches = token_budget_batches(lengths, budget, max_rows)
     position = np.empty(len(lengths), np.int64)
     position[np.concatenate(batches)] = np.arange(len(lengths))
     return {

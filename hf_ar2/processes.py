@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +47,14 @@ class Processes:
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
         dist.all_reduce(tensor)
         return tensor.cpu().numpy()
+
+
+def end_processes() -> None:
+    """Leave the process group, where there is one, at the end of a script.
+
+    A process that exits with the group's threads running may abort, and one that holds a wrapped model longer than the
+    group may wait forever: so trainers, which refer to themselves, are collected first.
+    """
+    gc.collect()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

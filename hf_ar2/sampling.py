@@ -14,12 +14,18 @@ import numpy as np
 if TYPE_CHECKING:
     from hf_ar2.candidates import CandidatePool
 
-__all__ = ["counter_uniform", "sample_negatives", "sample_positive_columns", "sample_random_passages"]
+__all__ = [
+    "counter_uniform",
+    "sample_more_positive_columns",
+    "sample_negatives",
+    "sample_positive_columns",
+    "sample_random_passages",
+]
 
 SAMPLERS = ("uniform", "top", "simans")
 
-# Each kind of draw reads a stream of its own, so that the three draws of one list are independent.
-_NEGATIVES, _POSITIVES, _RANDOM = 1, 2, 3
+# Each kind of draw reads a stream of its own, so that the draws of one list are independent.
+_NEGATIVES, _POSITIVES, _RANDOM, _MORE_POSITIVES = 1, 2, 3, 4
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _NO_ROW = np.iinfo(np.int64).max // 2
@@ -157,6 +163,51 @@ def sample_positive_columns(
     counts = (pool.positive_rows[indices] >= 0).sum(axis=1)
     uniform = counter_uniform(seed, positions, 1, stream=_POSITIVES)[:, 0]
     return np.floor(uniform * counts).astype(np.int64)
+
+
+def sample_more_positive_columns(
+    pool: CandidatePool,
+    indices: np.ndarray,
+    columns: np.ndarray,
+    n: int,
+    *,
+    seed: int,
+    positions: np.ndarray,
+    first: bool = False,
+) -> np.ndarray:
+    """Draws up to ``n`` further positives of each list, without replacement.
+
+    Args:
+        pool: the candidates.
+        indices: integers ``[B]``, places in the pool.
+        columns: integers ``[B]``, the positive each list has already, from :func:`sample_positive_columns`.
+        n: further positives per list.
+        seed, positions: integer and integers ``[B]``; they alone decide the draw.
+        first: take them in the pool's order instead.
+
+    Returns:
+        int64 ``[B, n]``: columns of ``pool.positive_rows``; -1 where a query has no more positives.
+
+    Example:
+        >>> from hf_ar2.candidates import CandidatePool
+        >>> pool = CandidatePool(
+        ...     query_rows=np.array([0]), passage_rows=np.array([[5]], dtype=np.int32),
+        ...     scores=np.array([[0.9]], dtype=np.float32),
+        ...     positive_rows=np.array([[8, 2, -1]], dtype=np.int32),
+        ...     positive_scores=np.array([[0.7, 0.6, -np.inf]]))
+        >>> sample_more_positive_columns(pool, np.array([0]), np.array([1]), 2, seed=0, positions=np.array([0]))
+        array([[ 0, -1]])
+    """
+    indices, positions = _aligned(indices, positions)
+    there = np.asarray(pool.positive_rows[indices]) >= 0
+    there[np.arange(len(indices)), columns] = False
+    keys = counter_uniform(seed, positions, there.shape[1], stream=_MORE_POSITIVES)
+    if first:
+        keys = np.broadcast_to(np.arange(there.shape[1], dtype=np.float64), there.shape)
+    order = np.argsort(np.where(there, keys, np.inf), axis=1, kind="stable")[:, :n]
+    chosen = np.full((len(indices), n), -1, dtype=np.int64)
+    chosen[:, : order.shape[1]] = np.where(np.take_along_axis(there, order, axis=1), order, -1)
+    return chosen
 
 
 def sample_random_passages(

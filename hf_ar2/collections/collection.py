@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,16 @@ import pyarrow.compute as pc
 
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.tables import arrow_column, content_hash, hash_string_lists, hash_strings, rows_of
+from hf_ar2.collections.tables import (
+    ANSWERED_QUERY_FEATURES,
+    QUERY_FEATURES,
+    arrow_column,
+    content_hash,
+    dataset_of,
+    hash_string_lists,
+    hash_strings,
+    rows_of,
+)
 
 _JOINED_ROWS = 65_536
 
@@ -117,6 +126,59 @@ class Collection:
             # The last argument is the separator put between the ones before it, here another for each row.
             joined.extend(pc.binary_join_element_wise(title, text, gap).to_pylist())
         return joined
+
+    def with_queries(self, extra: datasets.Dataset) -> Collection:
+        """The collection with further queries, after its own, so that rows keep their meaning.
+
+        The corpus is not copied. A query whose id is there already, with the same text, is the same query.
+
+        Args:
+            extra: Columns `id`, `text`; further columns are ignored.
+
+        Raises:
+            CollectionError: A column is missing, an id or a text is empty, or an id has two texts.
+
+        Example:
+            >>> from datasets import Dataset
+            >>> collection = Collection(
+            ...     name="tiny",
+            ...     corpus=Dataset.from_dict({"id": ["a"], "title": ["Paris"], "text": ["City"]}),
+            ...     queries=Dataset.from_dict({"id": ["q"], "text": ["which city"]}),
+            ...     qrels={},
+            ... )
+            >>> more = Dataset.from_dict({"id": ["q", "r"], "text": ["which city", "which river"]})
+            >>> list(collection.with_queries(more).queries["id"])
+            ['q', 'r']
+        """
+        _check_columns("queries to add", extra, ("id", "text"))
+        known = dict(zip(self.queries["id"], self.queries["text"], strict=True))
+        new: dict[str, str] = {}
+        for row, (id, text) in enumerate(zip(extra["id"], extra["text"], strict=True)):
+            if not id or not text or not text.strip():
+                raise CollectionError(
+                    f"queries to add, row {row}: found id {id!r} with text {text!r}; expected both to be there"
+                )
+            if known.get(id, text) != text or new.get(id, text) != text:
+                raise CollectionError(
+                    f"queries to add, row {row}: found query id {id!r} with text {text!r}, which has the text "
+                    f"{known.get(id, new.get(id))!r} already; expected an id of its own for each query"
+                )
+            if id not in known:
+                new[id] = text
+        if not new:
+            return self
+        columns: dict[str, list] = {"id": list(new), "text": list(new.values())}
+        features = QUERY_FEATURES
+        if "answers" in self.queries.column_names:
+            columns["answers"], features = [[] for _ in new], ANSWERED_QUERY_FEATURES
+        own = self.queries.select_columns(list(features))
+        own = own if own.features == features else own.cast(features)
+        queries = datasets.concatenate_datasets([own, dataset_of(columns, features)])
+        extended = replace(self, queries=queries)
+        extended._judgments = self._judgments  # by row, and no row has changed
+        if "corpus_fingerprint" in self.__dict__:  # hashing a large corpus again would take minutes
+            extended.__dict__["corpus_fingerprint"] = self.corpus_fingerprint
+        return extended
 
     def save(self, folder: str | Path) -> None:
         """Writes the collection as a BEIR folder; what `load_collection` reads from it has this fingerprint.

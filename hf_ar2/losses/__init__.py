@@ -1,20 +1,27 @@
-"""Losses on score tensors: one positive in column 0, negatives after it, an optional mask of real entries.
+"""Losses on score tensors: a positive in column 0, negatives after it, an optional mask of real entries.
 
-All of them compute in float32 and in log space whatever the autocast state, and return a scalar averaged over
-the queries of the batch. They import torch alone.
+All of them compute in float32 and in log space whatever the autocast state, and return a scalar, averaged over
+the queries of the batch unless asked for otherwise. They import torch alone.
 """
 
 from __future__ import annotations
 
 from hf_ar2.losses.adversarial import adversarial_loss
 from hf_ar2.losses.contrastive import in_batch_contrastive_loss
+from hf_ar2.losses.dynamic import dynamic_listwise_distillation
 from hf_ar2.losses.gather import all_gather_with_gradient
-from hf_ar2.losses.listwise import distillation_loss, listwise_cross_entropy
+from hf_ar2.losses.listwise import distillation_loss, listwise_cross_entropy, pointwise_cross_entropy
+from hf_ar2.losses.pairwise import pairwise_contrastive_loss
+from hf_ar2.losses.passage_centric import passage_centric_loss
 
 __all__ = [
     "adversarial_loss",
     "all_gather_with_gradient",
     "distillation_loss",
+    "dynamic_listwise_distillation",
     "in_batch_contrastive_loss",
     "listwise_cross_entropy",
+    "pairwise_contrastive_loss",
+    "passage_centric_loss",
+    "pointwise_cross_entropy",
 ]

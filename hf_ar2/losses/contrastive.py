@@ -64,7 +64,43 @@ def in_batch_contrastive_loss(
         >>> round(in_batch_contrastive_loss(queries, passages, temperature=0.5, passage_rows=rows).item(), 4)
         0.2901
     """
-    _check(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
+    scores, positive, excluded = batch_scores(
+        query_embeddings,
+        passage_embeddings,
+        temperature=temperature,
+        passage_rows=passage_rows,
+        known_positives=known_positives,
+        mask=mask,
+        gather=gather,
+    )
+    with torch.autocast(scores.device.type, enabled=False):
+        if excluded is not None:
+            scores = scores.masked_fill(excluded, float("-inf"))
+        return F.cross_entropy(scores, positive)
+
+
+def batch_scores(
+    query_embeddings: Tensor,
+    passage_embeddings: Tensor,
+    *,
+    temperature: float,
+    passage_rows: Tensor | None,
+    known_positives: Tensor | None,
+    mask: Tensor | None,
+    gather: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores of each query with all ``N = W * B * L`` passages of the batch: what contrastive losses are made of.
+
+    Args:
+        query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask, gather: as in
+            :func:`in_batch_contrastive_loss`.
+
+    Returns:
+        Scores over the temperature, float ``[B, N]``; where each query's own positive stands among them, int64
+        ``[B]``; and what must not count as a negative, bool ``[B, N]``, or None if everything may. The own positive
+        is never excluded.
+    """
+    check_embeddings(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
     dtype = torch.promote_types(query_embeddings.dtype, torch.float32)
     with torch.autocast(query_embeddings.device.type, enabled=False):
         passages = passage_embeddings.to(dtype)
@@ -80,10 +116,7 @@ def in_batch_contrastive_loss(
             mask = None if mask is None else all_gather(mask)
         positive = first * list_size  # where each query's own positive stands among all passages
         scores = query_embeddings.to(dtype) @ passages.reshape(-1, dim).T / temperature
-        excluded = _false_negatives(positive, scores.shape, rows, known_positives, mask)
-        if excluded is not None:
-            scores = scores.masked_fill(excluded, float("-inf"))
-        return F.cross_entropy(scores, positive)
+        return scores, positive, _false_negatives(positive, scores.shape, rows, known_positives, mask)
 
 
 def _false_negatives(
@@ -102,16 +135,29 @@ def _false_negatives(
     if rows is not None:
         rows = rows.reshape(-1)
         excluded |= rows == rows[positive][:, None]
-        if known_positives is not None and known_positives.shape[1] > 0:
-            # Membership by binary search: [B, N] at most in memory, however many positives are known.
-            known = known_positives.sort(dim=1).values.contiguous()
-            wanted = rows.expand(shape).contiguous()
-            place = torch.searchsorted(known, wanted).clamp(max=known.shape[1] - 1)
-            excluded |= (known.gather(1, place) == wanted) & (wanted >= 0)
+        if known_positives is not None:
+            excluded |= among(rows.expand(shape), known_positives)
     return excluded.scatter(1, positive[:, None], False)
 
 
-def _check(
+def among(rows: Tensor, known: Tensor) -> Tensor:
+    """Which of ``rows``, int64 ``[B, N]``, are in the same line of ``known``, int64 ``[B, P]`` padded with -1.
+
+    Example:
+        >>> import torch
+        >>> among(torch.tensor([[7, 8, -1], [7, 8, 9]]), torch.tensor([[8, -1], [9, 7]]))
+        tensor([[False,  True, False],
+                [ True, False,  True]])
+    """
+    if known.shape[1] == 0:
+        return torch.zeros_like(rows, dtype=torch.bool)
+    # By binary search: [B, N] at most in memory, however many rows are known.
+    known, rows = known.sort(dim=1).values.contiguous(), rows.contiguous()
+    place = torch.searchsorted(known, rows).clamp(max=known.shape[1] - 1)
+    return (known.gather(1, place) == rows) & (rows >= 0)
+
+
+def check_embeddings(
     query_embeddings: Tensor,
     passage_embeddings: Tensor,
     temperature: float,
@@ -119,6 +165,7 @@ def _check(
     known_positives: Tensor | None,
     mask: Tensor | None,
 ) -> None:
+    """Refuses embeddings, rows and masks that do not fit together; as :func:`in_batch_contrastive_loss` says."""
     for name, tensor in (("query_embeddings", query_embeddings), ("passage_embeddings", passage_embeddings)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} have dtype {tensor.dtype}, expected a floating-point dtype")

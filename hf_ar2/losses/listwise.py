@@ -1,31 +1,41 @@
-"""Listwise losses: cross-entropy to the positive, and to a teacher's distribution over the list."""
+"""Losses over lists: cross-entropy to the positives, listwise and pointwise, and to a teacher's distribution."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def listwise_cross_entropy(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+def listwise_cross_entropy(
+    scores: Tensor, mask: Tensor | None = None, positives: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the positive over its list: what the ranker is trained with.
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\log \\frac{\\exp s_{b0}}{\\sum_i \\exp s_{bi}}
 
+    With several positives ``P_b`` in a list, each is ranked against the negatives ``N_b`` alone, the other positives
+    left out, and the list's loss is the mean over its positives:
+
+    .. math:: L = -\\frac{1}{B} \\sum_b \\frac{1}{|P_b|} \\sum_{i \\in P_b}
+              \\log \\frac{\\exp s_{bi}}{\\exp s_{bi} + \\sum_{j \\in N_b} \\exp s_{bj}}
+
     Args:
-        scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive, the rest its negatives.
-            Divided by the temperature already.
+        scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is a positive. Divided by the temperature already.
         mask: ``[B, L]`` bool, True = real entry. A masked entry counts for nothing and gets a gradient of
             exactly 0, whatever stands there. Column 0 must be real. A query whose negatives are all masked
             contributes 0 and still counts in the mean, so that equal batches keep equal weights.
+        positives: ``[B, L]`` bool, True = positive; column 0 must be one. None: column 0 alone.
 
     Returns:
         Scalar, float32 (float64 for float64 scores), the mean over the ``B`` queries.
 
     Raises:
-        ValueError: the shapes do not fit, or a positive is masked.
-        TypeError: ``scores`` are not floating point, or ``mask`` is not bool.
+        ValueError: the shapes do not fit, a positive is masked, or column 0 is no positive.
+        TypeError: ``scores`` are not floating point, or ``mask`` or ``positives`` are not bool.
 
-    Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5.
+    Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5. RocketQAv2
+    (arXiv 2110.07367), equation 5, with denoised positives beside the labelled one.
 
     Example:
         >>> import torch
@@ -33,10 +43,63 @@ def listwise_cross_entropy(scores: Tensor, mask: Tensor | None = None) -> Tensor
         >>> mask = torch.tensor([[True, True, True], [True, True, False]])
         >>> round(listwise_cross_entropy(scores, mask).item(), 4)
         0.4663
+        >>> positives = torch.tensor([[True, True, False]])
+        >>> round(listwise_cross_entropy(scores[:1], positives=positives).item(), 4)    # 2 against 0, 0 against 0
+        0.41
     """
     scores, mask = checked_lists(scores, mask)
     with torch.autocast(scores.device.type, enabled=False):
-        return -masked_log_softmax(scores, mask)[:, 0].mean()
+        if positives is None:
+            return -masked_log_softmax(scores, mask)[:, 0].mean()
+        positives = checked_positives(positives, mask, scores.shape)
+        negatives = ~positives if mask is None else ~positives & mask
+        # A finite filling value: without a single negative the loss and its gradient are 0, not NaN.
+        against = scores.masked_fill(~negatives, torch.finfo(scores.dtype).min).logsumexp(dim=1, keepdim=True)
+        margins = (scores - against).masked_fill(~positives, 0.0)
+        losses = -F.logsigmoid(margins).masked_fill(~positives, 0.0)
+        return (losses.sum(dim=1) / positives.sum(dim=1)).mean()
+
+
+def pointwise_cross_entropy(
+    scores: Tensor, mask: Tensor | None = None, positives: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy of every entry by itself: the pointwise way to train a ranker.
+
+    .. math:: L = -\\frac{1}{B} \\sum_b \\frac{1}{L_b} \\sum_i
+              \\left[ y_{bi} \\log \\sigma(s_{bi}) + (1 - y_{bi}) \\log \\sigma(-s_{bi}) \\right]
+
+    Unlike a listwise ranker's, the scores are logits of relevance: their sigmoid may be compared across queries. Its
+    level follows the share of positives in the lists.
+
+    Args:
+        scores: ``[B, L]``, ``L >= 2``, any float dtype.
+        mask, positives: as in :func:`listwise_cross_entropy`; ``L_b`` are the real entries of a list.
+
+    Returns:
+        Scalar, float32 (float64 for float64 scores), the mean over the ``B`` queries.
+
+    Raises:
+        ValueError, TypeError: as :func:`listwise_cross_entropy`.
+
+    Source: the ranker of RocketQA (arXiv 2010.08191), whose two-class softmax this is with one logit, and the
+    pointwise ranker of RocketQAv2's ablation (arXiv 2110.07367).
+
+    Example:
+        >>> import torch
+        >>> round(pointwise_cross_entropy(torch.tensor([[2.0, -1.0]])).item(), 4)
+        0.2201
+    """
+    scores, mask = checked_lists(scores, mask)
+    with torch.autocast(scores.device.type, enabled=False):
+        if positives is None:
+            positives = torch.zeros_like(scores, dtype=torch.bool)
+            positives[:, 0] = True
+        positives = checked_positives(positives, mask, scores.shape)
+        if mask is None:
+            mask = torch.ones_like(positives)
+        scores = scores.masked_fill(~mask, 0.0)
+        losses = -F.logsigmoid(torch.where(positives, scores, -scores)).masked_fill(~mask, 0.0)
+        return (losses.sum(dim=1) / mask.sum(dim=1)).mean()
 
 
 def distillation_loss(
@@ -141,3 +204,17 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
     if not bool(mask[:, 0].all()):
         row = int((~mask[:, 0]).nonzero()[0])
         raise ValueError(f"mask is False in column 0 of row {row}: a list's positive must be a real entry")
+
+
+def checked_positives(positives: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
+    """The real positives; refuses another shape or dtype, and lists whose column 0 is no positive."""
+    if positives.dtype != torch.bool:
+        raise TypeError(f"positives have dtype {positives.dtype}, expected torch.bool (True = positive)")
+    if positives.shape != shape:
+        raise ValueError(
+            f"positives have shape {tuple(positives.shape)}, expected {tuple(shape)} as the lists"
+        )
+    if not bool(positives[:, 0].all()):
+        row = int((~positives[:, 0]).nonzero()[0])
+        raise ValueError(f"positives are False in column 0 of row {row}: a list begins with a positive")
+    return positives if mask is None else positives & mask

@@ -1,0 +1,155 @@
+"""What `hf-ar2 augment` does and prints."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_ar2.augmentation import AugmentConfig, Suspect, augment, read_false_negatives
+from hf_ar2.collections import Collection
+from hf_ar2.collections.tables import arrow_column, rows_of
+from hf_ar2.commands import ordinal
+from hf_ar2.report import format_table
+from hf_ar2.search_system import SearchSystem
+from hf_ar2.training_lists import TrainingLists
+
+# What a run's recipe says about how texts are read and searched.
+_OF_THE_RUN = (
+    "max_query_length",
+    "max_passage_length",
+    "max_pair_length",
+    "title_separator",
+    "bf16",
+    "index_factory",
+    "index_dtype",
+)
+_SUSPECTS_SHOWN = 3
+_CHARACTERS = 400  # of a passage
+
+
+def augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
+    """Write the lists with the models and the collection the command line named, and say what came out."""
+    settings = {name: getattr(system.settings, name) for name in _OF_THE_RUN}
+    for field in dataclasses.fields(AugmentConfig):
+        if getattr(arguments, field.name, None) is not None:
+            settings[field.name] = getattr(arguments, field.name)
+    args = AugmentConfig(**settings)
+    if system.ranker is None:
+        raise ValueError(f"{arguments.run} has no ranker, which scores the passages; name one with --ranker")
+    out = Path(arguments.output)
+    names = {
+        role: getattr(arguments, role) or str(Path(arguments.run) / role) for role in ("retriever", "ranker")
+    }
+    lists = augment(
+        system.collection,
+        system.retriever,
+        system.ranker,
+        out,
+        args,
+        names=names,
+        index_folder=arguments.index,
+    )
+    print(summary(lists))
+    audited = "false_negatives" in lists.manifest
+    if arguments.audit and audited:
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(f"\n{audit(lists, system.collection, arguments.audit, width)}")
+    further = ", false_negatives.jsonl" if audited else ""
+    print(f"\nIn {out}: {len(lists):,} training lists, manifest.json{further}")
+    print(f"Next: a trainer takes them by train_lists=[{str(out)!r}]")
+    return 0
+
+
+def summary(lists: TrainingLists) -> str:
+    """The counts of a manifest as text: lists and passages of each kind, kept and dropped."""
+    manifest = lists.manifest
+    parts = [_thresholds_line(manifest)]
+    if manifest["unlabelled_queries"]:
+        counts = [f"{count:,} {cause}" for cause, count in manifest["unlabelled_queries"].items()]
+        parts.append("unlabelled queries: " + ", ".join(counts))
+    kinds = manifest["lists"]
+    rows: list[list[Any]] = [["lists", *(of["lists"] for of in kinds.values())]]
+    for cause in next(iter(kinds.values()))["dropped_lists"]:
+        rows.append([f"  dropped: {cause}", *(of["dropped_lists"][cause] for of in kinds.values())])
+    for name in ("retrieved", "negatives", "added_positives"):
+        rows.append([name.replace("_", " "), *(of[name] for of in kinds.values())])
+    for cause in dict.fromkeys(cause for of in kinds.values() for cause in of["dropped_passages"]):
+        rows.append([f"  dropped: {cause}", *(of["dropped_passages"].get(cause) for of in kinds.values())])
+    parts.append(format_table(rows, ["", *kinds]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _thresholds_line(manifest: dict[str, Any]) -> str:
+    lines, fitted = manifest["thresholds"], manifest["calibration"]
+    if lines is None:
+        return ""
+    said = f"{lines['kind']} thresholds: irrelevant {lines['irrelevant']:g}, relevant {lines['relevant']:g}"
+    if fitted is None:
+        return said
+    report = fitted["report"]
+    return (
+        f"{said}; calibrated on {report['pairs']:,} pairs ({report['relevant']:,} labelled relevant): temperature "
+        f"{fitted['temperature']:.3g}, bias {fitted['bias']:.3g}, log loss {report['log_loss_before']:.3f} → "
+        f"{report['log_loss']:.3f}\nof those pairs {report['above']:,} are above, {report['relevant_above']:.1%} of "
+        f"them labelled relevant; {report['below']:,} are below, {report['relevant_below']:.2%} of them so"
+    )
+
+
+def audit(lists: TrainingLists, collection: Collection, count: int, width: int) -> str:
+    """The likeliest false negatives, for a person to read: unlabelled passages scored above what is labelled.
+
+    Args:
+        lists: as they were written; `false_negatives.jsonl` is beside them.
+        collection: gives the texts.
+        count: queries to show, those with the largest shares; of each at most three passages.
+        width: of the terminal, in columns.
+    """
+    total = lists.manifest["false_negatives"]
+    heading = textwrap.fill(
+        f"False negatives? {total['passages']:,} unlabelled passages of {total['queries']:,} of "
+        f"{total['of_queries']:,} queries score above every labelled one.",
+        width,
+    )
+    by_query: dict[str, list[Suspect]] = {}
+    for suspect in read_false_negatives(lists.folder / "false_negatives.jsonl"):
+        by_query.setdefault(suspect.query_id, []).append(suspect)
+    shown = dict(list(by_query.items())[:count])
+    queries = _texts(collection.queries, list(shown))
+    blocks = [heading]
+    for query_id, of_query in shown.items():
+        chosen, first = of_query[:_SUSPECTS_SHOWN], of_query[0]
+        ids = [first.positive_id, *(suspect.passage_id for suspect in chosen)]
+        passages = _texts(collection.corpus, ids)
+        scores = [first.positive_score, *(suspect.score for suspect in chosen)]
+        places = [
+            "labelled",
+            *(
+                f"share {suspect.share:.0%}, retrieved {ordinal(suspect.retriever_rank)}"
+                for suspect in chosen
+            ),
+        ]
+        number = f"{len(of_query)} such passage{'s' if len(of_query) > 1 else ''}"
+        lines = [textwrap.fill(f"{query_id} ({number}): {queries[query_id]}", width)]
+        for id, score, place in zip(ids, scores, places, strict=True):
+            text = textwrap.shorten(
+                f"{score:.2f}, {place}, {id}: {passages[id]}", _CHARACTERS, placeholder=" …"
+            )
+            lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _texts(table: datasets.Dataset, ids: list[str]) -> dict[str, str]:
+    """Id → text of these rows, a title before it where there is one."""
+    found = table[rows_of(ids, arrow_column(table, "id")).tolist()]
+    titles = found.get("title", [""] * len(ids))
+    return {
+        id: " · ".join(part for part in (title, text) if part)
+        for id, title, text in zip(ids, titles, found["text"], strict=True)
+    }

@@ -1,0 +1,82 @@
+"""Scored candidates of labelled queries, and what their labels say of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hf_ar2.augmentation.scored import ScoredCandidates, score_candidates
+from hf_ar2.candidate_filters import among, text_groups
+from hf_ar2.candidates import padded_positives
+from hf_ar2.collections.judgments import Judgments
+from hf_ar2.search_system import SearchSystem
+
+
+@dataclass(frozen=True)
+class Known:
+    """Scored candidates of some queries, and what is known of them before the ranker is asked.
+
+    Attributes:
+        scored: of Q queries.
+        positive: bool `[Q, n]`, labelled relevant.
+        duplicate: bool `[Q, n]`, the text of a labelled positive, without being one.
+        judged_irrelevant: bool `[Q, n]`, labelled with grade 0.
+    """
+
+    scored: ScoredCandidates
+    positive: np.ndarray
+    duplicate: np.ndarray
+    judged_irrelevant: np.ndarray
+
+    @cached_property
+    def free(self) -> np.ndarray:
+        """Passages that are there and neither positives nor copies of one, bool `[Q, n]`."""
+        return (self.scored.rows >= 0) & ~self.positive & ~self.duplicate
+
+    @cached_property
+    def unlabelled(self) -> np.ndarray:
+        """Of the free ones those nobody judged, bool `[Q, n]`."""
+        return self.free & ~self.judged_irrelevant
+
+
+def labelled_candidates(
+    system: SearchSystem, split: str, depth: int, folder: Path, text_keys: np.ndarray
+) -> Known:
+    """The first passages of a split's queries that have a relevant one, ranked.
+
+    Args:
+        depth: passages retrieved per query.
+        folder: where scores are kept.
+        text_keys: int64 `[N]`, `passage_text_keys` of the corpus.
+
+    Raises:
+        ValueError: no query of the split has a relevant passage.
+    """
+    judgments = system.collection.judgments(split)
+    positives = judgments.positives()
+    if len(positives) == 0:
+        raise ValueError(f"split {split!r} of {system.collection.name} has no query with a relevant passage")
+    scored = score_candidates(
+        system,
+        positives.query_rows,
+        padded_positives(positives),
+        depth,
+        folder,
+        f"Queries of {split}",
+    )
+    positive = among(scored.rows, positives.passage_rows, positives.offsets)
+    groups, of_positives = text_groups(text_keys, scored.rows, positives.passage_rows)
+    duplicate = among(groups, of_positives, positives.offsets) & ~positive
+    return Known(scored, positive, duplicate, _judged_irrelevant(scored, judgments))
+
+
+def _judged_irrelevant(scored: ScoredCandidates, judgments: Judgments) -> np.ndarray:
+    judged = judgments.take(np.searchsorted(judgments.query_rows, scored.query_rows))
+    zero = judged.relevance <= 0
+    if not zero.any():
+        return np.zeros(scored.rows.shape, dtype=bool)
+    offsets = np.append(0, np.cumsum(zero))[judged.offsets]
+    return among(scored.rows, judged.passage_rows[zero], offsets)

@@ -1,0 +1,153 @@
+"""Training lists from scored candidates: which passages a list gets, and what became of the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from hf_ar2.augmentation.confidence import Sure
+from hf_ar2.augmentation.known import Known
+from hf_ar2.collections import Collection
+from hf_ar2.collections.tables import arrow_column
+from hf_ar2.sampling import counter_uniform
+from hf_ar2.training_lists import KINDS, LIST_FEATURES
+
+# Lists turned into a table at a time: their ids, as text, stay far below what one Arrow array can hold.
+_LISTS_AT_ONCE = 8192
+
+
+def build_lists(
+    kind: str,
+    collection: Collection,
+    known: Known,
+    sure: Sure | None,
+    text_keys: np.ndarray,
+    added_positives: int,
+    stored_negatives: int | None,
+    seed: int,
+) -> tuple[datasets.Dataset, dict[str, Any]]:
+    """The lists of one kind.
+
+    Args:
+        kind: `undenoised`, `denoised` or `pseudo`.
+        collection: gives the ids.
+        known: scored candidates of the Q queries, with what is known of them.
+        sure: where the ranker is sure of irrelevance and of relevance; not looked at for undenoised lists.
+        text_keys: int64 `[N]` of the corpus: what has the text of an added positive is no negative.
+        added_positives, stored_negatives, seed: see `AugmentConfig`.
+
+    Returns:
+        A dataset with the columns of training lists, and counts: `lists`; `dropped_lists`, cause → queries without
+        one; `retrieved`, passages of all queries, which is the sum of `negatives`, `added_positives` and
+        `dropped_passages`, cause → passages left out.
+    """
+    scored = known.scored
+    counts: dict[str, int] = {}
+
+    def left_out(cause: str, mask: np.ndarray) -> None:
+        counts[cause] = counts.get(cause, 0) + int(mask.sum())
+
+    there = scored.rows >= 0
+    left_out("positive", known.positive)
+    left_out("duplicate of a positive", known.duplicate)
+    negative: np.ndarray = known.free
+    added = np.full((len(scored), 0), -1, dtype=np.int64)
+    if kind != "undenoised":
+        assert sure is not None
+        irrelevant, relevant = sure
+        negative = known.free & irrelevant
+        relevant = known.free & relevant & ~irrelevant
+        added = _best(scored.scores, relevant, added_positives)
+        copies = negative & _has_text_of(scored.rows, added, text_keys)
+        negative &= ~copies
+        chosen = np.zeros(there.shape, dtype=bool)
+        chosen[np.nonzero(added >= 0)[0], added[added >= 0]] = True
+        left_out("relevant, beyond added_positives", relevant & ~chosen)
+        left_out("unsure", known.free & ~relevant & ~irrelevant)
+        left_out("duplicate of a positive", copies)
+    if stored_negatives is not None:
+        drawn = _draw(negative, scored.query_rows, stored_negatives, seed + KINDS.index(kind))
+        left_out("beyond stored_negatives", negative & ~drawn)
+        negative = drawn
+    has_positive = np.concatenate([scored.positive_rows, added], axis=1).max(axis=1, initial=-1) >= 0
+    has_negative = negative.any(axis=1)
+    keep = has_positive & has_negative
+    left_out("of a list that was dropped", negative & ~keep[:, None])
+    counts["of a list that was dropped"] += int(np.sum(added[~keep] >= 0))
+    tables = [
+        _table(kind, collection, known, negative, added, entries)
+        for entries in np.array_split(np.flatnonzero(keep), max(1, -(-int(keep.sum()) // _LISTS_AT_ONCE)))
+    ]
+    return datasets.Dataset(pa.concat_tables(tables)), {
+        "lists": int(keep.sum()),
+        "dropped_lists": {
+            "no relevant passage": int((~has_positive).sum()),
+            "no negative": int((has_positive & ~has_negative).sum()),
+        },
+        "retrieved": int(there.sum()),
+        "negatives": int(negative[keep].sum()),
+        "added_positives": int((added[keep] >= 0).sum()),
+        "dropped_passages": counts,
+    }
+
+
+def _best(scores: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
+    """Columns of the `count` highest scores of each row, int64 `[Q, count]`, -1 padded; ties keep their order."""
+    count = min(count, scores.shape[1])
+    order = np.argsort(np.where(among, -scores, np.inf), axis=1, kind="stable")[:, :count]
+    return np.where(np.take_along_axis(among, order, axis=1), order, -1)
+
+
+def _has_text_of(rows: np.ndarray, columns: np.ndarray, text_keys: np.ndarray) -> np.ndarray:
+    """Which passages `[Q, n]` have the text of one in the given columns `[Q, A]` of their query; bool `[Q, n]`."""
+    keys = text_keys[np.maximum(rows, 0)]
+    found = np.zeros(rows.shape, dtype=bool)
+    for column in columns.T:
+        own = np.take_along_axis(keys, np.maximum(column, 0)[:, None], axis=1)
+        found |= (keys == own) & (column >= 0)[:, None]
+    return found
+
+
+def _draw(mask: np.ndarray, query_rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` places of each row's True ones, drawn evenly; a query's draw depends on its row and the seed alone."""
+    keys = np.where(mask, counter_uniform(seed, query_rows, mask.shape[1]), np.inf)
+    ranks = np.argsort(np.argsort(keys, axis=1, kind="stable"), axis=1, kind="stable")
+    return mask & (ranks < count)
+
+
+def _table(
+    kind: str,
+    collection: Collection,
+    known: Known,
+    negative: np.ndarray,
+    added: np.ndarray,
+    entries: np.ndarray,
+) -> pa.Table:
+    """The lists of these queries (places in `known`) as an Arrow table."""
+    scored, schema = known.scored, LIST_FEATURES.arrow_schema
+    passage_ids = arrow_column(collection.corpus, "id")
+    query_ids = arrow_column(collection.queries, "id").take(pa.array(scored.query_rows[entries]))
+    rows, scores, places = scored.rows[entries], scored.scores[entries], added[entries]
+    new = np.maximum(places, 0)
+    positive_rows = np.concatenate(
+        [scored.positive_rows[entries], np.where(places >= 0, np.take_along_axis(rows, new, 1), -1)], axis=1
+    )
+    positive_scores = np.concatenate(
+        [scored.positive_scores[entries], np.take_along_axis(scores, new, 1)], axis=1
+    )
+    columns: dict[str, Any] = {"query_id": query_ids, "kind": pa.array([kind] * len(entries))}
+    for role, values, weights, mask in (
+        ("positive", positive_rows, positive_scores, positive_rows >= 0),
+        ("negative", rows, scores, negative[entries]),
+    ):
+        offsets = np.append(0, np.cumsum(mask.sum(axis=1))).astype(np.int32)
+        ids = passage_ids.take(pa.array(values[mask].astype(np.int64))).combine_chunks()
+        ids = pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
+        columns[f"{role}_ids"] = pa.ListArray.from_arrays(offsets, ids)
+        columns[f"{role}_scores"] = pa.ListArray.from_arrays(
+            offsets, pa.array(weights[mask], type=pa.float32())
+        )
+    return pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)

@@ -1,0 +1,137 @@
+"""What a retriever finds for queries and what a ranker makes of it: computed in blocks that are kept on disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from hf_ar2.collections.tables import content_hash
+from hf_ar2.models import weights_fingerprint
+from hf_ar2.search_system import SearchSystem
+
+# Queries of a block: what a killed run has to do again at most.
+_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class ScoredCandidates:
+    """The first n passages of Q queries, with the ranker's scores.
+
+    Attributes:
+        query_rows: int64 `[Q]`.
+        rows: int32 `[Q, n]`, the retriever's best first, -1 padded; labelled positives may be among them.
+        scores: float32 `[Q, n]`, the ranker's; -inf under the padding.
+        positive_rows: int32 `[Q, P]`, labelled positives, retrieved or not; -1 padded.
+        positive_scores: float32 `[Q, P]`, the ranker's; -inf under the padding.
+    """
+
+    query_rows: np.ndarray
+    rows: np.ndarray
+    scores: np.ndarray
+    positive_rows: np.ndarray
+    positive_scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+
+def scores_fingerprint(system: SearchSystem, depth: int) -> str:
+    """What scores depend on beside the queries: both models, the passages, lengths, index, depth; 32 hex digits."""
+    assert system.ranker is not None
+    retriever, ranker = system.retriever_inputs, system.ranker_inputs
+    lengths = (retriever.max_query_length, system.settings.max_query_length, ranker.max_pair_length, depth)
+    parts = [
+        system.fingerprint,
+        f"{system.index.factory} {system.index.search_parameters} {system.index.embeddings.dtype}",
+        weights_fingerprint(system.ranker),
+        ranker.passage_store.fingerprint,
+        repr((lengths, system.retriever.prompts, system.encoders.bf16)),
+    ]
+    return content_hash(*(part.encode() for part in parts))
+
+
+def score_candidates(
+    system: SearchSystem,
+    query_rows: np.ndarray,
+    positive_rows: np.ndarray,
+    depth: int,
+    folder: str | Path,
+    description: str = "Retrieving and ranking",
+) -> ScoredCandidates:
+    """Retrieves and ranks, block by block; a block that is on disk already is read instead.
+
+    A block's file is named by what it was made from (models, passages, settings, the texts of its queries), so that
+    a killed run goes on where it was, and other settings do not get old scores. With several processes every rank
+    calls this; all must see the folder.
+
+    Args:
+        system: a retriever and a ranker over a collection.
+        query_rows: int64 `[Q]`.
+        positive_rows: int `[Q, P]`, labelled positives, which are scored even where they are not retrieved; -1 pads.
+        depth: n, passages retrieved per query; the whole corpus where it is smaller.
+        folder: where blocks are kept.
+        description: of the progress bar, which counts queries.
+
+    Returns:
+        The candidates of all queries, in their order.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    depth = min(depth, len(system.collection.corpus))
+    fingerprint = scores_fingerprint(system, depth)
+    texts = system.collection.queries["text"]
+    processes = system.encoders.processes
+    blocks = []
+    with tqdm(
+        total=len(query_rows), desc=description, unit="query", disable=not system.encoders.progress
+    ) as bar:
+        for start in range(0, len(query_rows), _BLOCK):
+            queries, positives = query_rows[start : start + _BLOCK], positive_rows[start : start + _BLOCK]
+            asked = "\0".join(texts[int(row)] for row in queries)
+            name = content_hash(fingerprint.encode(), asked.encode(), positives.astype(np.int32))
+            path = folder / f"{name}.npz"
+            if not path.is_file():
+                rows, scores = _score_block(system, queries, positives, depth)
+                if processes.is_first:
+                    partial = path.with_name(f".{name}.partial.npz")
+                    np.savez(partial, rows=rows, scores=scores)
+                    os.replace(partial, path)
+                processes.barrier()
+            with np.load(path) as block:
+                blocks.append((block["rows"], block["scores"]))
+            bar.update(len(queries))
+    width = depth + positive_rows.shape[1]
+    rows = np.concatenate([block[0] for block in blocks] or [np.zeros((0, width), np.int32)])
+    scores = np.concatenate([block[1] for block in blocks] or [np.zeros((0, width), np.float32)])
+    return ScoredCandidates(
+        query_rows=np.asarray(query_rows, np.int64),
+        rows=rows[:, :depth],
+        scores=scores[:, :depth],
+        positive_rows=rows[:, depth:],
+        positive_scores=scores[:, depth:],
+    )
+
+
+def _score_block(
+    system: SearchSystem, query_rows: np.ndarray, positive_rows: np.ndarray, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Retrieved passages and positives side by side, int32 `[B, depth + P]`, and their scores, float32."""
+    assert system.ranker is not None
+    encoders = replace(system.encoders, show_progress=False)
+    queries = encoders.embed_queries(system.retriever, system.retriever_inputs, query_rows)
+    _, retrieved = encoders.search(system.index, queries, depth)
+    rows = np.concatenate([retrieved, positive_rows], axis=1).astype(np.int32)
+    # A positive that was retrieved is scored once, so that it has one score.
+    again = np.zeros(rows.shape, dtype=bool)
+    for column in range(depth, rows.shape[1]):
+        wanted = rows[:, column]
+        again[:, column] = (retrieved == wanted[:, None]).any(axis=1) & (wanted >= 0)
+    scores = encoders.rank(system.ranker, system.ranker_inputs, query_rows, np.where(again, -1, rows))
+    for entry, column in np.argwhere(again):
+        place = int(np.flatnonzero(retrieved[entry] == rows[entry, column])[0])
+        scores[entry, column] = scores[entry, place]
+    return rows, scores

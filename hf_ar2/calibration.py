@@ -1,0 +1,175 @@
+"""From a ranker's logits to probabilities of relevance: a temperature and a bias, fitted on held-out judgments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_FORMAT = "hf-ar2 calibration 1"
+_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`p(relevant) = sigmoid(score / temperature + bias)` (Platt 1999).
+
+    The identity, temperature 1 and bias 0, is what a ranker trained pointwise (binary cross-entropy) means by its
+    logits. A ranker trained on lists knows its scores only up to a constant per query, so that they mean nothing
+    absolute before they are calibrated; a constant that differs much between queries no calibration takes away, which
+    `report` shows as a high log loss.
+
+    Attributes:
+        temperature: in logits, above 0.
+        bias: in log-odds.
+        fingerprint: of what it was fitted on: ranker, queries, passages.
+        report: how it fits, see `fit_calibration`.
+
+    Example:
+        >>> Calibration(temperature=2.0, bias=-1.0).probabilities(np.array([2.0, 6.0])).round(3).tolist()
+        [0.5, 0.881]
+    """
+
+    temperature: float = 1.0
+    bias: float = 0.0
+    fingerprint: str = ""
+    report: dict[str, float] = field(default_factory=dict)
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities of relevance, float64, in the shape of the scores; 0 for a score of -inf."""
+        odds = np.asarray(scores, dtype=np.float64) / self.temperature + self.bias
+        return _sigmoid(odds)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON file."""
+        content = {"format": _FORMAT, **asdict(self)}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, fingerprint: str | None = None) -> Calibration:
+        """Reads what `save` wrote.
+
+        Args:
+            path: the file.
+            fingerprint: what it has to be fitted on; None takes any.
+
+        Raises:
+            ValueError: another format, or fitted on something else.
+        """
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content.pop("format", None) != _FORMAT:
+            raise ValueError(f"{path}: no calibration of the format {_FORMAT!r}; fit it again")
+        if fingerprint is not None and content["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{path}: fitted on {content['fingerprint']}, expected {fingerprint}: its ranker or judgments are "
+                "others; fit it again"
+            )
+        return cls(**content)
+
+
+def fit_calibration(
+    scores: np.ndarray,
+    relevant: np.ndarray,
+    *,
+    irrelevant_below: float = 0.1,
+    relevant_above: float = 0.9,
+    fingerprint: str = "",
+) -> Calibration:
+    """Fits temperature and bias by the likelihood of held-out judgments, with Newton's method.
+
+    Platt's targets, (N₊+1)/(N₊+2) for the relevant and 1/(N₋+2) for the others, keep the fit finite where the scores
+    separate the two. Passages that nobody judged count as irrelevant here, so that with sparse judgments the
+    probabilities are too low rather than too high.
+
+    Args:
+        scores: float `[N]`, the ranker's logits of pairs it was not trained on.
+        relevant: bool `[N]`.
+        irrelevant_below, relevant_above: probabilities the report counts at.
+        fingerprint: kept with the result.
+
+    Returns:
+        The calibration. Its report: `pairs`, `relevant` (how many), `log_loss_before` and `log_loss` (mean, in nats,
+        of the raw logits and of the calibrated ones), `above` (pairs above `relevant_above`) and `relevant_above`
+        (the share of them that is relevant), `below` and `relevant_below` for the other end.
+
+    Raises:
+        ValueError: no relevant or no irrelevant pair, a score that is no number, or scores that do not rise with
+            relevance.
+
+    Example:
+        >>> logits = np.linspace(-8, 8, 20_000)
+        >>> relevant = np.random.default_rng(0).random(20_000) < 1 / (1 + np.exp(-(logits / 2 - 1)))
+        >>> fitted = fit_calibration(logits, relevant)
+        >>> round(fitted.temperature, 1), round(fitted.bias, 1)
+        (2.0, -1.0)
+    """
+    scores, relevant = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
+    if scores.shape != relevant.shape or scores.ndim != 1:
+        raise ValueError(f"scores is {scores.shape}, relevant {relevant.shape}; expected [N] for both")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores[{int(np.flatnonzero(~np.isfinite(scores))[0])}] is no finite number")
+    count = int(relevant.sum())
+    if count == 0 or count == len(relevant):
+        raise ValueError(
+            f"{count} of {len(relevant)} held-out pairs are relevant; expected some of each kind. Retrieve deeper, or "
+            "calibrate on another split"
+        )
+    slope, bias = _newton(scores, relevant)
+    if slope <= 0:
+        raise ValueError(
+            f"the ranker's scores do not rise with relevance on the held-out pairs (slope {slope:.3g}), so that no "
+            "calibration can make probabilities of them; train the ranker first"
+        )
+    fitted = Calibration(float(1 / slope), float(bias), fingerprint)
+    probabilities = fitted.probabilities(scores)
+    above, below = probabilities > relevant_above, probabilities < irrelevant_below
+    report = {
+        "pairs": len(scores),
+        "relevant": count,
+        "log_loss_before": _log_loss(scores, relevant),
+        "log_loss": _log_loss(slope * scores + bias, relevant),
+        "above": int(above.sum()),
+        "relevant_above": float(relevant[above].mean()) if above.any() else 0.0,
+        "below": int(below.sum()),
+        "relevant_below": float(relevant[below].mean()) if below.any() else 0.0,
+    }
+    return Calibration(fitted.temperature, fitted.bias, fingerprint, report)
+
+
+def _newton(scores: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
+    """Slope and bias of the logistic regression; on standardised scores, so that the Hessian is well conditioned."""
+    count = int(relevant.sum())
+    targets = np.where(relevant, (count + 1) / (count + 2), 1 / (len(scores) - count + 2))
+    centre, scale = scores.mean(), scores.std() or 1.0
+    inputs = np.stack([(scores - centre) / scale, np.ones_like(scores)], axis=1)
+
+    def loss(weights: np.ndarray) -> float:
+        return _log_loss(inputs @ weights, targets)
+
+    weights = np.array([0.0, np.log(targets.mean() / (1 - targets.mean()))])
+    for _ in range(_STEPS):
+        probabilities = _sigmoid(inputs @ weights)
+        gradient = inputs.T @ (probabilities - targets) / len(scores)
+        curvature = probabilities * (1 - probabilities)
+        hessian = (inputs * curvature[:, None]).T @ inputs / len(scores) + 1e-12 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        share = 1.0
+        while share > 1e-8 and loss(weights - share * step) > loss(weights):
+            share /= 2
+        weights = weights - share * step
+        if np.abs(gradient).max() < 1e-10:
+            break
+    return weights[0] / scale, weights[1] - weights[0] * centre / scale
+
+
+def _sigmoid(odds: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(odds))
+    return np.where(odds >= 0, 1, small) / (1 + small)
+
+
+def _log_loss(odds: np.ndarray, targets: np.ndarray) -> float:
+    """Mean cross-entropy of probabilities sigmoid(odds) with targets in [0, 1]."""
+    return float(np.mean(np.logaddexp(0, odds) - np.asarray(targets, dtype=np.float64) * odds))

@@ -1,0 +1,67 @@
+"""What may not be a negative: passages that are known to be relevant, or that have the text of one that is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Queries filtered at a time: bounds the temporary arrays, whatever the size of the training set.
+_CHUNK = 16384
+
+
+def drop_known(
+    scores: np.ndarray,
+    rows: np.ndarray,
+    known: dict[str, tuple[np.ndarray, np.ndarray]],
+    offsets: np.ndarray,
+    answer_hits: np.ndarray | None,
+    depth: int,
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Scores and rows that no filter takes, moved to the left and cut at ``depth``; counts of what was taken.
+
+    ``known`` is cause -> (values ``[Q, K']``, values to drop, per query as in the CSR ``offsets``).
+    """
+    dropped: dict[str, int] = {}
+    kept_rows = np.full((len(rows), depth), -1, dtype=np.int32)
+    kept_scores = np.full((len(rows), depth), -np.inf, dtype=np.float32)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = slice(start, min(start + _CHUNK, len(rows)))
+        keep = rows[chunk] >= 0
+        bounds = offsets[chunk.start : chunk.stop + 1]
+        hits = {cause: among(values[chunk], of, bounds) for cause, (values, of) in known.items()}
+        if answer_hits is not None:
+            hits["contains_answer"] = answer_hits[chunk]
+        for cause, hit in hits.items():
+            dropped[cause] = dropped.get(cause, 0) + int((keep & hit).sum())
+            keep &= ~hit
+        places = np.cumsum(keep, axis=1) - 1
+        query, column = np.nonzero(keep & (places < depth))
+        kept_rows[start + query, places[query, column]] = rows[chunk][query, column]
+        kept_scores[start + query, places[query, column]] = scores[chunk][query, column]
+    return kept_scores, kept_rows, dropped
+
+
+def among(values: np.ndarray, known: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Whether ``values[i, j]`` is one of ``known[offsets[i]:offsets[i + 1]]``; bool, the shape of values.
+
+    Query and value become one integer, so that all queries are looked up in one sorted array.
+    """
+    known = known[offsets[0] : offsets[-1]]
+    width = int(max(values.max(initial=0), known.max())) + 1
+    pairs = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * width + known.astype(np.int64)
+    pairs.sort()
+    wanted = np.arange(len(values))[:, None] * width + values.astype(np.int64)
+    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    return (pairs[place] == wanted) & (values >= 0)
+
+
+def text_groups(
+    text_keys: np.ndarray, rows: np.ndarray, positive_rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the positives' texts; returns those of ``rows`` (-1: no positive's) and of the positives."""
+    highest = int(max(rows.max(initial=-1), positive_rows.max(initial=-1)))
+    if highest >= len(text_keys):
+        raise ValueError(f"text_keys has {len(text_keys)} entries, but passage row {highest} occurs")
+    keys, numbers = np.unique(text_keys[positive_rows], return_inverse=True)
+    group_of_row = np.searchsorted(keys, text_keys).astype(np.int32)
+    group_of_row[keys[np.minimum(group_of_row, len(keys) - 1)] != text_keys] = -1
+    return np.where(rows >= 0, group_of_row[rows], -1), numbers

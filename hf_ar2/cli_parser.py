@@ -1,0 +1,62 @@
+"""An argument parser that says what is wrong in one line, and what might have been meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+USAGE_ERROR = 2
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line that says where to look."""
+
+    does = ""  # the one line about a command
+
+    def __init__(self, *, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
+        super().__init__(prog, usage, description, epilog, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}\nSee: {self.prog} --help\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Leave with exit code 2 because of arguments nothing is known of."""
+        option = next((text.partition("=")[0] for text in unknown if text.startswith("-")), None)
+        if option is None:
+            self.error(f"{unknown[0]!r} is one argument too many")
+        known = [name for action in self._actions for name in action.option_strings]
+        self.error(f"there is no option {option!r}{nearest(option, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or all there is where nothing is near.
+
+    Example:
+        >>> nearest("serach", ["train", "search"])
+        "; did you mean 'search'?"
+        >>> nearest("x", ["train", "search"])
+        '; there are: train, search'
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for `type=`.
+
+    Example:
+        >>> positive("20")
+        20
+    """
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
