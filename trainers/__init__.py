@@ -1,10 +1,11 @@
-"""Trainers: the two warm-ups and AR2."""
+"""Trainers: the two warm-ups, AR2 and RocketQAv2."""
 
 from hf_ar2.trainers.ar2 import AR2Config, AR2Trainer
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ranker import RankerConfig, RankerTrainer
 from hf_ar2.trainers.retriever import RetrieverConfig, RetrieverTrainer
+from hf_ar2.trainers.rocketqa_v2 import RocketQAv2Config, RocketQAv2Trainer
 
 __all__ = [
     "AR2Config",
@@ -15,4 +16,6 @@ __all__ = [
     "RankerTrainer",
     "RetrieverConfig",
     "RetrieverTrainer",
+    "RocketQAv2Config",
+    "RocketQAv2Trainer",
 ]

@@ -53,6 +53,8 @@ class AR2Config(JointConfig):
             raise ValueError(f"adversarial_weight={self.adversarial_weight}: λ is between 0 and 1")
         if self.num_negatives < 1:
             raise ValueError("num_negatives=0: the game is played over lists with negatives")
+        if self.num_positives > 1:
+            raise ValueError(f"num_positives={self.num_positives}: AR2's losses know one positive in a list")
         self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
             logger.warning(

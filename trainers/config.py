@@ -45,6 +45,12 @@ class JointConfig(transformers.TrainingArguments):
         None,
         "Peak learning rate of the ranker's head; None: the ranker's. A fresh head wants ten times as much.",
     )
+    ranker_warmup_steps: float | None = setting(
+        None, "Warm-up of the ranker, in its own steps as warmup_steps; None: warmup_steps."
+    )
+    ranker_lr_scheduler_type: str | None = setting(
+        None, "The ranker's schedule (linear, cosine, constant, …); None: lr_scheduler_type."
+    )
     weight_decay: float = setting(0.0, "AdamW's weight decay, not on biases and norms. AR2: 0.")
     logging_steps: float = setting(10, "Steps between two entries of the log.")
     eval_strategy: str = setting("epoch", "When to evaluate; an epoch is a round.")
@@ -68,8 +74,20 @@ class JointConfig(transformers.TrainingArguments):
         " ", "What stands between a passage's title and its text. AR2's inputs: ' [SEP] '."
     )
 
+    train_lists: list[str] | None = setting(
+        None, "Folders of training lists (written by `hf-ar2 augment`); None: all lists are mined."
+    )
+    train_list_kinds: list[str] | None = setting(
+        None, "Which lists of those folders: some of undenoised, denoised, pseudo; None: all."
+    )
+    mine: bool = setting(
+        True, "With train_lists: whether mined lists of the training queries stand beside the stored ones."
+    )
     refresh: bool = setting(True, "Encode, index and mine anew every round; False: once, before the first.")
-    num_negatives: int = setting(15, "Negatives in a list, beside its one positive. AR2: 15.")
+    num_positives: int = setting(
+        1, "Positives in a list at most; a query with fewer leaves the rest under the mask."
+    )
+    num_negatives: int = setting(15, "Negatives in a list, beside its positives. AR2: 15.")
     pool_depth: int = setting(100, "Candidates kept per training query. AR2: 100 (200 on MS MARCO).")
     sampler: str = setting("uniform", "How negatives are drawn from the pool: uniform (AR2), top, or simans.")
     simans_a: float = setting(
@@ -109,6 +127,11 @@ class JointConfig(transformers.TrainingArguments):
         None,
         "Padded tokens of a batch when the corpus is encoded or pairs are ranked; None: 2048 on a CPU, 65536 on a GPU.",
     )
+    mini_batch_size: int | None = setting(
+        None,
+        "Gradient caching: rows (queries, passages or pairs) encoded at a time, so that a step's memory does not grow "
+        "with its lists; None: everything at once.",
+    )
     step_tokens: int | None = setting(
         None, "Padded tokens of a chunk within a step; None: 2048 on a CPU, no limit on a GPU."
     )
@@ -129,9 +152,15 @@ class JointConfig(transformers.TrainingArguments):
         super().__post_init__()
         self._check("sampler", self.sampler, SAMPLERS)
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
-        for name in ("pool_depth", "eval_depth", "encode_tokens", "max_query_length"):
+        for name in ("pool_depth", "eval_depth", "encode_tokens", "max_query_length", "num_positives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size={self.mini_batch_size}: expected at least 1, or None")
+        if not self.train_lists and (not self.mine or self.train_list_kinds):
+            raise ValueError(
+                "mine=False and train_list_kinds choose among stored lists: name them in train_lists"
+            )
         if self.num_negatives < 0 or self.rerank_depth < 0:
             raise ValueError("num_negatives and rerank_depth cannot be negative")
         if self.rerank_depth > self.eval_depth:
@@ -145,11 +174,12 @@ class JointConfig(transformers.TrainingArguments):
                 "dataloader_persistent_workers=True would keep the workers' old candidate pool after a refresh; "
                 "leave it False"
             )
-        if str(self.lr_scheduler_type).split(".")[-1].lower() not in SCHEDULES:
-            raise ValueError(
-                f"lr_scheduler_type={self.lr_scheduler_type!r}: with two models in one optimizer these work: "
-                f"{', '.join(SCHEDULES)}"
-            )
+        for name in ("lr_scheduler_type", "ranker_lr_scheduler_type"):
+            value = getattr(self, name)
+            if value is not None and str(value).split(".")[-1].lower() not in SCHEDULES:
+                raise ValueError(
+                    f"{name}={value!r}: with two models in one optimizer these work: {', '.join(SCHEDULES)}"
+                )
 
     @staticmethod
     def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:

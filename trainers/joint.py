@@ -19,13 +19,20 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models
+from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models, use_fast_attention
 from hf_ar2.processes import Processes
 from hf_ar2.trainers.checkpoints import TRAINER_STATE, fingerprints, last_complete_checkpoint, load_models
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
 from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.trainers.schedule import parameter_groups, schedule
+from hf_ar2.trainers.stored_lists import (
+    note_stored_lists,
+    read_stored_lists,
+    refuse_other_lists,
+    with_stored_lists,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -33,10 +40,11 @@ _UNLIMITED = 1 << 30
 
 
 class JointTrainer(Trainer):
-    """Trains a retriever, a ranker, or both in turns, on lists drawn from candidate pools.
+    """Trains a retriever, a ranker, or both, in turns or together, on lists drawn from candidate pools.
 
     One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says which phase a step
-    belongs to (`phase`), what the phase encodes (`needs`) and what its loss is (`phase_loss`).
+    belongs to (`phase`), which models the phase trains (`learners`), what it encodes (`needs`) and what its loss is
+    (`phase_loss`).
 
     Args:
         args: settings.
@@ -64,9 +72,8 @@ class JointTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ) -> None:
         # 1. Data and models
-        if not isinstance(collection, Collection):
-            collection = load_collection(collection)
-        self.collection = collection
+        loaded = collection if isinstance(collection, Collection) else load_collection(collection)
+        self.collection, self.stored = read_stored_lists(loaded, args)
         model = JointModel(
             None if retriever is None else load_retriever(retriever),
             None if ranker is None else load_ranker(ranker),
@@ -80,7 +87,7 @@ class JointTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=Positions(0),
-            eval_dataset=collection.queries,
+            eval_dataset=self.collection.queries,
             data_collator=lambda positions: self.collator(positions),
             callbacks=callbacks,
             optimizers=optimizers,
@@ -88,6 +95,8 @@ class JointTrainer(Trainer):
         self.refuse_what_cannot_work()
         self.args: JointConfig = args
         self.model: JointModel = model
+        if args.bf16 and args.device.type == "cpu":
+            use_fast_attention(model)
         # 3. Tokens, index, pools
         self.encoders = Encoders(
             device=args.device,
@@ -96,13 +105,16 @@ class JointTrainer(Trainer):
             budget=args.encode_tokens or 2048,
             show_progress=not args.disable_tqdm,
         )
-        self.retrieval = Retrieval(model.retriever, model.ranker, collection, args, self.encoders)
+        self.retrieval = Retrieval(model.retriever, model.ranker, self.collection, args, self.encoders)
         self.pool: CandidatePool | None = None
         # 4. Lists
+        pool, known = self._pools(None)
         lists = ListSampler(
-            pool=self.retrieval.pool_without_candidates(),
-            corpus_size=len(collection.corpus),
+            pool=pool,
+            known_positives=known,
+            corpus_size=len(self.collection.corpus),
             num_negatives=args.num_negatives,
+            num_positives=args.num_positives,
             seed=args.seed if args.data_seed is None else args.data_seed,
             sampler=args.sampler,
             simans_a=args.simans_a,
@@ -113,12 +125,13 @@ class JointTrainer(Trainer):
         on_gpu = args.device.type != "cpu"
         self.collator = ListCollator(
             lists=lists,
-            phases=self.trained,
+            phases=self.phases,
             phase_positions=self._phase_positions,
             needs=self.needs,
             retriever_inputs=self.retrieval.retriever_inputs,
             ranker_inputs=self.retrieval.ranker_inputs,
             step_tokens=args.step_tokens or (_UNLIMITED if on_gpu else 2048),
+            mini_batch_size=args.mini_batch_size,
         )
         self.train_dataset = Positions(self.lists_per_round)
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -128,13 +141,26 @@ class JointTrainer(Trainer):
 
     # ---- What a subclass decides ------------------------------------------------------------------------------
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases; unless a subclass says otherwise one for each trained model, of its name."""
+        return self.trained
+
+    def learners(self, phase: str) -> tuple[str, ...]:
+        """The models a step of the phase trains."""
+        return (phase,)
+
     def phase(self, step: int) -> str:
         """The phase of a global step: a pure function, so that all ranks and a resumed run agree."""
-        return self.trained[0]
+        return self.phases[0]
 
     def phase_steps(self, phase: str, step: int) -> int:
         """How many of the steps before `step` belong to the phase."""
         return step if phase == self.phase(0) else 0
+
+    def model_steps(self, model: str, step: int) -> int:
+        """How many of the steps before `step` train the model."""
+        return sum(self.phase_steps(phase, step) for phase in self.phases if model in self.learners(phase))
 
     def needs(self, phase: str) -> tuple[str, ...]:
         """What a step of the phase encodes: some of "queries", "passages", "pairs"."""
@@ -152,13 +178,13 @@ class JointTrainer(Trainer):
 
     @property
     def steps_per_round(self) -> int:
-        """Optimizer steps of a round; one pass over the training queries unless a subclass says otherwise."""
-        return -(-len(self.retrieval.train_judgments) // self.global_batch)
+        """Optimizer steps of a round; one pass over the training lists unless a subclass says otherwise."""
+        return -(-len(self.collator.lists.pool) // self.global_batch)
 
     @property
     def mines(self) -> bool:
         """Whether lists hold candidates of the retriever."""
-        return self.args.num_negatives > 0
+        return self.args.num_negatives > 0 and self.args.mine
 
     def hard_share_of(self, progress: np.ndarray) -> np.ndarray | None:
         """Share of negatives from the pool, by progress in [0, 1); the rest is random. None: all of them."""
@@ -201,7 +227,13 @@ class JointTrainer(Trainer):
         if self.pool is None or (self.pool.round != number and self.args.refresh):
             self.pool = self.retrieval.mine(number)
             self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})
-        self.collator.lists.pool = self.pool
+        self.collator.lists.pool, self.collator.lists.known_positives = self._pools(self.pool)
+
+    def _pools(self, mined: CandidatePool | None) -> tuple[CandidatePool, np.ndarray | None]:
+        """What lists are drawn from: mined candidates (without any: positives alone), and the stored lists beside."""
+        if mined is None and self.args.mine:
+            mined = self.retrieval.pool_without_candidates()
+        return with_stored_lists(mined, self.stored, self.retrieval.train_judgments)
 
     def hard_share(self, positions: np.ndarray) -> np.ndarray | None:
         """`hard_share_of` the progress these positions stand for."""
@@ -223,6 +255,19 @@ class JointTrainer(Trainer):
         return data_collator
 
     # ---- Step -------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """As in `transformers.Trainer`; with `mini_batch_size` through a gradient cache, to the same gradients."""
+        if self.args.mini_batch_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        cache = GradientCache(self.accelerator.unwrap_model(model))
+        loss = super().training_step(cache, inputs, num_items_in_batch)
+        cache.backward()
+        if self.accelerator.sync_gradients:
+            average_gradients(list(cache.parameters()))
+        return loss
 
     def compute_loss(
         self,
@@ -276,12 +321,15 @@ class JointTrainer(Trainer):
         """A learning rate schedule per model, each counting its own model's steps."""
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
-            phases = [group["phase"] for group in optimizer.param_groups]
+            models = [group["model"] for group in optimizer.param_groups]
             factors = [
                 schedule(
-                    self.args, partial(self.phase_steps, phase), self.phase_steps(phase, num_training_steps)
+                    self.args,
+                    model,
+                    partial(self.model_steps, model),
+                    self.model_steps(model, num_training_steps),
                 )
-                for phase in phases
+                for model in models
             ]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
             self._created_lr_scheduler = True
@@ -309,7 +357,7 @@ class JointTrainer(Trainer):
         assert self.optimizer is not None
         for group in reversed(self.optimizer.param_groups):
             if "/encoder/" in group["name"]:
-                self._learning_rates[f"lr/{group['phase']}"] = group["lr"]
+                self._learning_rates[f"lr/{group['model']}"] = group["lr"]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -354,6 +402,7 @@ class JointTrainer(Trainer):
             (folder / TRAINER_STATE).unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "weights.json").write_text(json.dumps(fingerprints(self.model), indent=1))
+            note_stored_lists(folder, self.stored)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -392,6 +441,7 @@ class JointTrainer(Trainer):
             self._resumed_log = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        refuse_other_lists(Path(resume_from_checkpoint), self.stored)
         load_models(self.model, resume_from_checkpoint)
         expected = json.loads(Path(resume_from_checkpoint, "weights.json").read_text())
         found = fingerprints(self.model)

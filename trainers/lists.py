@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from hf_ar2.candidates import CandidatePool, sample_negatives, sample_positive_columns, sample_random_passages
+from hf_ar2.candidates import (
+    CandidatePool,
+    sample_more_positive_columns,
+    sample_negatives,
+    sample_positive_columns,
+    sample_random_passages,
+)
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 
 _STREAM = 1_000_003
@@ -22,14 +28,16 @@ class Lists:
 
     Attributes:
         query_rows: int64 `[B]`.
-        passage_rows: int64 `[B, L]`; column 0 is the positive; -1 under a False mask.
+        passage_rows: int64 `[B, L]`; positives, then negatives; column 0 is a positive; -1 under a False mask.
         mask: bool `[B, L]`.
-        known_positives: int64 `[B, P]`, all judged positives of each query, -1 padded.
+        positives: bool `[B, L]`.
+        known_positives: int64 `[B, P]`, all known positives of each query, -1 padded.
     """
 
     query_rows: np.ndarray
     passage_rows: np.ndarray
     mask: np.ndarray
+    positives: np.ndarray
     known_positives: np.ndarray
 
 
@@ -40,13 +48,16 @@ class ListSampler:
     Position p is the p-th list its phase trains on. Queries come in a new permutation every pass.
 
     Args:
-        pool: candidates of the training queries; replaced at every refresh.
+        pool: candidates of the training queries; replaced at every refresh. A query may have several entries.
         corpus_size: passages in the corpus, for random negatives.
         num_negatives: negatives in a list.
         seed: of the run.
         sampler, simans_a, simans_b, first_positive: see `JointConfig`.
         hard_share: from positions to the share of negatives taken from the pool; the rest is drawn from the whole
             corpus, as is what a short pool lacks. None: all from the pool, a short one under the mask.
+        num_positives: positives in a list at most; a query with fewer leaves the rest under the mask.
+        known_positives: int `[Q, P]`, of each entry of the pool all passages known to be relevant, -1 padded; None: the
+            positives of the pool.
     """
 
     pool: CandidatePool
@@ -58,6 +69,8 @@ class ListSampler:
     simans_b: float = 0.0
     first_positive: bool = False
     hard_share: Callable[[np.ndarray], np.ndarray | None] | None = None
+    num_positives: int = 1
+    known_positives: np.ndarray | None = None
 
     def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
         """Which training queries (places in the pool) these positions fall on, int64 `[B]`."""
@@ -77,15 +90,34 @@ class ListSampler:
         columns = sample_positive_columns(
             self.pool, indices, seed=seed, positions=positions, first=self.first_positive
         )
-        known = np.asarray(self.pool.positive_rows[indices], np.int64)
-        positives = known[np.arange(len(indices)), columns]
+        known = self.pool.positive_rows if self.known_positives is None else self.known_positives
+        known = np.asarray(known[indices], np.int64)
+        positives = self._positives(indices, positions, columns, seed)
         negatives, mask = self._negatives(indices, positions, columns, known, seed)
         return Lists(
             query_rows=np.asarray(self.pool.query_rows[indices], np.int64),
-            passage_rows=np.concatenate([positives[:, None], negatives], axis=1),
-            mask=np.concatenate([np.ones((len(indices), 1), bool), mask], axis=1),
+            passage_rows=np.concatenate([positives, negatives], axis=1),
+            mask=np.concatenate([positives >= 0, mask], axis=1),
+            positives=np.concatenate([positives >= 0, np.zeros_like(mask)], axis=1),
             known_positives=known,
         )
+
+    def _positives(
+        self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, seed: int
+    ) -> np.ndarray:
+        """Rows int64 `[B, num_positives]`, the one in `columns` first; -1 where a query has no more."""
+        more = sample_more_positive_columns(
+            self.pool,
+            indices,
+            columns,
+            self.num_positives - 1,
+            seed=seed,
+            positions=positions,
+            first=self.first_positive,
+        )
+        chosen = np.concatenate([columns[:, None], more], axis=1)
+        own = np.asarray(self.pool.positive_rows[indices], np.int64)
+        return np.where(chosen >= 0, np.take_along_axis(own, np.maximum(chosen, 0), axis=1), -1)
 
     def _negatives(
         self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, known: np.ndarray, seed: int
@@ -160,6 +192,7 @@ class ListCollator:
         phase_positions: from positions of the run to the phase of their step and positions within that phase.
         needs: from a phase to which of "queries", "passages", "pairs" its step encodes.
         step_tokens: padded tokens of a chunk.
+        mini_batch_size: rows of a chunk; None: as many as the tokens allow.
     """
 
     lists: ListSampler
@@ -169,6 +202,7 @@ class ListCollator:
     retriever_inputs: RetrieverInputs | None
     ranker_inputs: RankerInputs | None
     step_tokens: int
+    mini_batch_size: int | None = None
 
     def __call__(self, positions: list[int]) -> dict[str, Any]:
         phase, own = self.phase_positions(np.asarray(positions, np.int64))
@@ -176,23 +210,24 @@ class ListCollator:
         batch: dict[str, Any] = {
             "phase": phase,
             "mask": torch.from_numpy(lists.mask),
+            "positives": torch.from_numpy(lists.positives),
             "passage_rows": torch.from_numpy(lists.passage_rows),
             "known_positives": torch.from_numpy(lists.known_positives),
+            "query_rows": torch.from_numpy(lists.query_rows),
         }
         needs = self.needs(phase)
-        # Under the mask stands the list's own positive: already encoded, so that it costs nothing.
+        limits = (self.step_tokens, self.mini_batch_size)
+        # Under the mask stands the list's first positive: already encoded, so that it costs nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
         if "queries" in needs:
             assert self.retriever_inputs is not None
-            batch["queries"] = self.retriever_inputs.query_chunks(lists.query_rows, self.step_tokens)
+            batch["queries"] = self.retriever_inputs.query_chunks(lists.query_rows, *limits)
         if "passages" in needs:
             assert self.retriever_inputs is not None
-            batch["passages"] = self.retriever_inputs.passage_chunks(rows.reshape(-1), self.step_tokens)
+            batch["passages"] = self.retriever_inputs.passage_chunks(rows.reshape(-1), *limits)
         if "pairs" in needs:
             assert self.ranker_inputs is not None
             cells = np.flatnonzero(lists.mask.reshape(-1))
             queries = np.repeat(lists.query_rows, rows.shape[1])
-            batch["pairs"] = self.ranker_inputs.pair_chunks(
-                queries[cells], rows.reshape(-1)[cells], self.step_tokens
-            )
+            batch["pairs"] = self.ranker_inputs.pair_chunks(queries[cells], rows.reshape(-1)[cells], *limits)
         return batch

@@ -1,16 +1,22 @@
-"""Listwise warm-up of a ranker on what a retriever finds, from easy lists to hard ones."""
+"""Warm-up of a ranker on what a retriever finds, from easy lists to hard ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
-from hf_ar2.losses import listwise_cross_entropy
+from hf_ar2.losses import listwise_cross_entropy, pointwise_cross_entropy
 from hf_ar2.trainers.config import JointConfig, setting
 from hf_ar2.trainers.joint import JointTrainer
+
+RANKER_LOSSES = {"listwise": listwise_cross_entropy, "pointwise": pointwise_cross_entropy}
+RANKER_LOSS_HELP = (
+    "The ranker's loss: listwise cross-entropy (AR2, RocketQAv2), or pointwise binary cross-entropy (RocketQA), whose "
+    "scores may be compared across queries."
+)
 
 
 @dataclass
@@ -25,10 +31,15 @@ class RankerConfig(JointConfig):
     easy_share: float = setting(
         0.5, "Share of the run over which lists go from random to mined negatives; 0: none."
     )
+    ranker_loss: Literal["listwise", "pointwise"] = setting("listwise", RANKER_LOSS_HELP)
+
+    def __post_init__(self) -> None:
+        self._check("ranker_loss", self.ranker_loss, tuple(RANKER_LOSSES))
+        super().__post_init__()
 
 
 class RankerTrainer(JointTrainer):
-    """Trains a ranker by listwise cross-entropy over lists mined with a frozen retriever (AR2's D⁰).
+    """Trains a ranker by cross-entropy over lists mined with a frozen retriever (AR2's D⁰), or over stored ones.
 
     Args:
         ranker: a name, folder or `CrossEncoder`.
@@ -62,15 +73,22 @@ class RankerTrainer(JointTrainer):
     def phase_loss(
         self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the positive in its list."""
-        return ranker_loss(self, outputs, batch)
+        """Cross-entropy of the positives in their list."""
+        return ranker_loss(self, outputs, batch, self.args.ranker_loss)
 
 
 def ranker_loss(
-    trainer: JointTrainer, outputs: dict[str, Tensor], batch: dict[str, Any]
+    trainer: JointTrainer,
+    outputs: dict[str, Tensor],
+    batch: dict[str, Any],
+    form: Literal["listwise", "pointwise"] = "listwise",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L_φ of AR2 (the ranker's side of equation 5) and the share of lists whose positive comes first."""
-    mask = batch["mask"]
+    """The ranker's loss on labels (listwise: L_φ of AR2, the ranker's side of equation 5; L_sup of RocketQAv2), and the
+    share of lists that a positive leads."""
+    mask, positives = batch["mask"], batch["positives"]
     scores = trainer.ranker_scores(outputs, mask)
-    first = scores.detach().masked_fill(~mask, float("-inf")).argmax(dim=1) == 0
-    return listwise_cross_entropy(scores, mask), {"ranker_accuracy": first.float().mean()}
+    best = scores.detach().masked_fill(~mask, float("-inf")).argmax(dim=1, keepdim=True)
+    accuracy = positives.gather(1, best).float().mean()
+    # One positive per list takes the plainer sum, which ranks it against every other entry just the same.
+    several = positives if trainer.args.num_positives > 1 else None
+    return RANKER_LOSSES[form](scores, mask, several), {"ranker_accuracy": accuracy}

@@ -17,7 +17,7 @@ def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) ->
         decayed: names of parameters that get weight decay.
 
     Returns:
-        Groups with `name` ("ranker/head/decay"), `phase` (whose steps the schedule counts) and `lr`.
+        Groups with `name` ("ranker/head/decay"), `model` (whose steps the schedule counts) and `lr`.
     """
     head = _head_names(model)
     groups: dict[str, dict[str, Any]] = {}
@@ -31,7 +31,7 @@ def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) ->
         if key not in groups:
             groups[key] = {
                 "name": key,
-                "phase": owner,
+                "model": owner,
                 "params": [],
                 "lr": learning_rate(args, owner, part),
                 "weight_decay": args.weight_decay if decay else 0.0,
@@ -50,15 +50,22 @@ def learning_rate(args: JointConfig, owner: str, part: str) -> float:
     return rate
 
 
-def schedule(args: JointConfig, own_steps: Callable[[int], int], total: int) -> Callable[[int], float]:
-    """The factor on the peak learning rate, by global step.
+def schedule(
+    args: JointConfig, model: str, own_steps: Callable[[int], int], total: int
+) -> Callable[[int], float]:
+    """The factor on a model's peak learning rate, by global step.
 
     Args:
+        model: "retriever" or "ranker", which may have a schedule and a warm-up of its own.
         own_steps: from a global step to the steps of this model before it.
         total: this model's steps in the whole run.
     """
-    kind = str(args.lr_scheduler_type).split(".")[-1].lower()
-    warmup = 0 if kind == "constant" else args.get_warmup_steps(total)
+    chosen, share = args.lr_scheduler_type, args.warmup_steps
+    if model == "ranker":
+        chosen = args.ranker_lr_scheduler_type or chosen
+        share = share if args.ranker_warmup_steps is None else args.ranker_warmup_steps
+    kind = str(chosen).split(".")[-1].lower()
+    warmup = 0 if kind == "constant" else int(share) if share >= 1 else math.ceil(total * share)
 
     def factor(step: int) -> float:
         done = own_steps(step)

@@ -1,0 +1,204 @@
+"""RocketQAv2: retriever and ranker train together on the same lists (Ren et al., EMNLP 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_ar2.losses import dynamic_listwise_distillation
+from hf_ar2.losses.dynamic import PRESETS, entropy, kl_divergence
+from hf_ar2.losses.listwise import masked_log_softmax
+from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.trainers.joint import JointTrainer
+from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_loss
+
+logger = logging.get_logger(__name__)
+
+# Nats: about the entropy of a list with .999 of its mass on one passage.
+_COLLAPSED = 0.01
+# Below this a divergence of float32 distributions is rounding.
+_NO_DIVERGENCE = 1e-6
+
+
+@dataclass
+class RocketQAv2Config(JointConfig):
+    """Settings of `RocketQAv2Trainer`; `JointConfig` has the rest. Values are those of the paper and its code.
+
+    A round is a pass over all lists: of mined ones, drawn anew in every pass from each query's candidates, and of
+    those of `train_lists`. Without `refresh` the candidates are mined once, before the first step, as in the paper.
+    """
+
+    learning_rate: float = setting(
+        1e-5, "Learning rate of the retriever, and of the ranker without its own. RocketQAv2: 1e-5."
+    )
+    lr_scheduler_type: str = setting(
+        "constant", "Schedule of the learning rate. RocketQAv2's code: constant."
+    )
+    weight_decay: float = setting(
+        0.01, "AdamW's weight decay, not on biases and norms. RocketQAv2's code: 0.01."
+    )
+    refresh: bool = setting(
+        False, "Encode, index and mine anew every round; False: once, before the first. RocketQAv2: False."
+    )
+    num_negatives: int = setting(
+        31, "Negatives in a list. RocketQAv2: 127 on MS MARCO, 31 on Natural Questions, 7 in its ablations."
+    )
+    preset: Literal["reference", "paper"] = setting(
+        "reference",
+        "reference: KL of ranker to retriever, over the list's length, no gradient to the ranker, as the released code "
+        "computes it; paper: KL of retriever to ranker, with gradient to both, mean over queries.",
+    )
+    distillation_weight: float = setting(
+        1.0,
+        "Weight of the distillation beside the ranker's own loss. RocketQAv2: 1. Under `reference` no parameter gets "
+        "both, so that under AdamW it hardly matters; under `paper` the ranker gets both.",
+    )
+    ranker_loss: Literal["listwise", "pointwise"] = setting("listwise", RANKER_LOSS_HELP)
+    ranker_frozen: bool = setting(
+        False, "The ranker teaches as it came and is not trained: static distillation. RocketQAv2: False."
+    )
+
+    def __post_init__(self) -> None:
+        self._check("preset", self.preset, tuple(PRESETS))
+        self._check("ranker_loss", self.ranker_loss, tuple(RANKER_LOSSES))
+        if self.distillation_weight <= 0:
+            raise ValueError(
+                f"distillation_weight={self.distillation_weight}: it is the retriever's only loss; expected above 0"
+            )
+        if self.num_negatives < 1:
+            raise ValueError("num_negatives=0: a distribution over one passage has nothing to distil")
+        super().__post_init__()
+
+
+class RocketQAv2Trainer(JointTrainer):
+    """Trains a retriever and a ranker together: labels train the ranker, the ranker as it is now the retriever.
+
+    Args:
+        retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
+        ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
+        args: settings.
+        collection: a `Collection` or what `load_collection` takes.
+
+    Example:
+        ```python
+        args = RocketQAv2Config(output_dir="runs/joint", train_lists=["runs/lists"], num_negatives=31)
+        trainer = RocketQAv2Trainer("runs/retriever", "runs/ranker", args=args, collection="BeIR/scifact")
+        trainer.train()
+        ```
+    """
+
+    def __init__(
+        self, retriever: Any, ranker: Any, args: RocketQAv2Config, collection: Any, **kwargs: Any
+    ) -> None:
+        self._warned: set[str] = set()
+        self.trained = ("retriever",) if args.ranker_frozen else ("ranker", "retriever")
+        super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
+        self.args: RocketQAv2Config
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """One: every step is a step of both."""
+        return ("joint",)
+
+    def learners(self, phase: str) -> tuple[str, ...]:
+        """Both models, or the retriever alone."""
+        return self.trained
+
+    def needs(self, phase: str) -> tuple[str, ...]:
+        """Everything."""
+        return ("queries", "passages", "pairs")
+
+    def teacher(self, phase: str) -> str | None:
+        """The ranker where it is frozen; a ranker that learns teaches from the very scores it learns on."""
+        return "ranker" if self.args.ranker_frozen else None
+
+    def phase_loss(
+        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distillation, times its weight, and the ranker's cross-entropy to the labels."""
+        args, mask = self.args, batch["mask"]
+        retriever = self.retriever_scores(outputs, mask)
+        ranker = self.ranker_scores(outputs, mask)
+        distillation = dynamic_listwise_distillation(
+            retriever, ranker, ranker_temperature=args.ranker_temperature, mask=mask, **PRESETS[args.preset]
+        )
+        supervised, logs = ranker_loss(self, outputs, batch, args.ranker_loss)
+        logs["loss/distillation"] = distillation
+        loss = args.distillation_weight * distillation
+        if not args.ranker_frozen:
+            logs["loss/ranker"] = supervised
+            loss = loss + supervised
+        return loss, logs | compared(retriever, ranker / args.ranker_temperature, mask)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `JointTrainer`; says once each when the ranker teaches nothing or the models have broken."""
+        super().log(logs, start_time)
+        entry = self.state.log_history[-1]
+        if "kl_ranker_to_retriever" not in entry:
+            return
+        for name, message in (("kl", self._kl_problem(entry)), ("collapse", self._collapse(entry))):
+            if message and name not in self._warned:
+                self._warned.add(name)
+                logger.warning(message)
+
+    def _kl_problem(self, entry: dict[str, float]) -> str | None:
+        values = (entry["kl_ranker_to_retriever"], entry["kl_retriever_to_ranker"])
+        if not all(map(math.isfinite, values)):
+            who = "retriever" if not math.isfinite(entry["entropy/retriever"]) else "ranker"
+            return (
+                f"The KL divergence of the two models is not a number (step {entry['step']}): the {who}'s scores are "
+                "not finite. Likely causes: fp16 that overflows (bf16 does not), or a learning rate that is too high."
+            )
+        if max(values) > _NO_DIVERGENCE:
+            return None
+        if entry["list_length"] < 2:
+            cause = f"lists hold {entry['list_length']:.1f} passages in the mean, so they have no negatives"
+        elif entry["entropy/retriever"] > 0.999 * math.log(entry["list_length"]):
+            cause = "both softmaxes are flat; a temperature is far too high for the scores, or a head gives a constant"
+        else:
+            cause = "both models give the same scores"
+        return f"The KL divergence of the two models is 0 (step {entry['step']}), so nothing is distilled: {cause}."
+
+    def _collapse(self, entry: dict[str, float]) -> str | None:
+        if not entry["entropy/ranker"] < _COLLAPSED or entry["list_length"] < 2:
+            return None
+        solved = entry["ranker_accuracy"] > 0.99
+        cause = (
+            "its lists are too easy (it puts a positive first in nearly all): mine harder negatives, from a better "
+            "retriever or with refresh=True"
+            if solved
+            else "its logits are too large for its temperature: raise ranker_temperature, or lower its learning rate"
+        )
+        return (
+            f"The ranker's softmax has collapsed (step {entry['step']}): entropy {entry['entropy/ranker']:.4f} nats "
+            f"over lists of {entry['list_length']:.0f}, so it teaches one passage as a hard label would. Likely cause: "
+            f"{cause}."
+        )
+
+
+@torch.no_grad()
+def compared(retriever: Tensor, ranker: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """How far two models' distributions over lists are apart: KL divergences, entropies (nats), top-1 agreement.
+
+    Args:
+        retriever, ranker: scores `[B, L]` over their temperatures.
+        mask: bool `[B, L]`, True = real entry.
+
+    Returns:
+        Scalars, means over the lists, by the name they are logged under.
+    """
+    p, r = masked_log_softmax(retriever, mask), masked_log_softmax(ranker, mask)
+    best = [scores.masked_fill(~mask, float("-inf")).argmax(dim=1) for scores in (retriever, ranker)]
+    return {
+        "kl_ranker_to_retriever": kl_divergence(r, p).mean(),
+        "kl_retriever_to_ranker": kl_divergence(p, r).mean(),
+        "entropy/retriever": entropy(p).mean(),
+        "entropy/ranker": entropy(r).mean(),
+        "agreement": (best[0] == best[1]).float().mean(),
+        "list_length": mask.sum(dim=1).float().mean(),
+    }
