@@ -159,12 +159,14 @@ def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
     """The final models at the run's root, `report.png`, the table, and the next command."""
     rows = recipe.evaluation.get("rows", {})
     last = list(rows.values())[-1] if rows else {}
+    written = []
     for role in ("retriever", "ranker"):
         name = source_name(last[role]) if role in last else None
         source = run / "stages" / str(name) / role
         if source.is_dir():
             shutil.rmtree(run / role, ignore_errors=True)
             shutil.copytree(source, run / role)
+            written.append(f"{role}/")
     histories = {}
     for stage in recipe.stages:
         state = run / "stages" / stage / "trainer_state.json"
@@ -178,5 +180,7 @@ def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
         plot_report(
             histories, metrics, run / "report.png", split=split, metric=tests["metric"], title=recipe.name
         )
-    print(f"\n{seconds / 60:.1f} minutes. In {run}: retriever/, ranker/, metrics.json, runs/, report.png")
-    print(f'Next: hf-ar2 search {run} "your query"')
+    written += ["metrics.json", "runs/", "report.png"] if rows else ["stages/"]
+    print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
+    if "retriever/" in written:
+        print(f'Next: hf-ar2 search {run} "your query"')

@@ -13,11 +13,19 @@ from typing import Any
 
 import yaml
 
-from hf_ar2.trainers import AR2Config, RankerConfig, RetrieverConfig
+from hf_ar2.augmentation import AugmentConfig
+from hf_ar2.trainers import AR2Config, RankerConfig, RetrieverConfig, RocketQAv2Config
 
-CONFIGS = {"retriever": RetrieverConfig, "ranker": RankerConfig, "ar2": AR2Config}
+# What a stage may be, and its settings. `augment` trains nothing: it writes training lists for later stages.
+CONFIGS: dict[str, Any] = {
+    "retriever": RetrieverConfig,
+    "ranker": RankerConfig,
+    "ar2": AR2Config,
+    "rocketqa-v2": RocketQAv2Config,
+    "augment": AugmentConfig,
+}
 MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similarity", "separate_towers")
-STAGE_FIELDS = ("trainer", "retriever", "ranker", "args")
+STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args")
 ROW_FIELDS = ("retriever", "ranker")
 EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
 # Set by the runner; a recipe that named them would break resuming.
@@ -38,7 +46,8 @@ class Recipe:
         seed: of every stage, of fresh heads, of samples.
         models: name → fields of `load_retriever` / `load_ranker`.
         args: settings of every stage.
-        stages: name → trainer, models it starts from, settings; in the order they run.
+        stages: name → trainer, models it starts from, stages whose training lists it takes, settings; in the order
+            they run.
         evaluation: rows of the final table (which models), splits, metrics, depths.
     """
 
@@ -71,6 +80,8 @@ class Recipe:
                     self.stage_key(name) if name in self.stages else self.models.get(name),
                 ]
         content = [self.collection, self.stage_args(stage), body["trainer"], sources]
+        if body.get("lists"):
+            content.append([self.stage_key(name) for name in body["lists"]])
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -127,7 +138,7 @@ def _check(recipe: Recipe, where: str) -> None:
             raise RecipeError(f"{where}: models.{name} does not say which model (field 'model')")
     common = sorted({key for trainer in CONFIGS for key in config_fields(trainer)})
     _known(f"{where}: args", recipe.args, common)
-    seen = list(recipe.models)
+    seen, writers = list(recipe.models), list[str]()
     for name, body in recipe.stages.items():
         place = f"{where}: stages.{name}"
         if name in recipe.models:
@@ -140,12 +151,41 @@ def _check(recipe: Recipe, where: str) -> None:
         _known(f"{place}.args", body.get("args", {}), config_fields(body["trainer"]))
         roles = ("retriever",) if body["trainer"] == "retriever" else ("retriever", "ranker")
         _check_roles(place, body, roles, seen)
-        seen.append(name)
+        _check_lists(place, body, writers)
+        if body["trainer"] == "augment":
+            _check_augmentation(f"{place}.args", recipe.stage_args(name))
+        (writers if body["trainer"] == "augment" else seen).append(name)
     evaluation = recipe.evaluation
     _known(f"{where}: evaluation", evaluation, EVALUATION_FIELDS)
     for name, row in evaluation.get("rows", {}).items():
+        if re.search(r"\s", f"{recipe.name}{name}"):
+            raise RecipeError(
+                f"{where}: evaluation.rows.{name}: white space in the row's or the recipe's name would split the "
+                "columns of run files; write it with '-'"
+            )
         _known(f"{where}: evaluation.rows.{name}", row, ROW_FIELDS)
         _check_roles(f"{where}: evaluation.rows.{name}", row, ("retriever",), seen)
+
+
+def _check_lists(place: str, body: dict[str, Any], writers: list[str]) -> None:
+    """`lists` names stages before this one that write training lists."""
+    given = body.get("lists", [])
+    if not isinstance(given, list):
+        raise RecipeError(f"{place}.lists: found {given!r}, expected a list of earlier stages that augment")
+    if given and body["trainer"] == "augment":
+        raise RecipeError(f"{place}.lists: a stage that augments writes lists and takes none")
+    for name in given:
+        if name not in writers:
+            known = _nearest(name, writers) if writers else "; there is none"
+            raise RecipeError(f"{place}.lists: {name!r} is no earlier stage that augments{known}")
+
+
+def _check_augmentation(place: str, settings: dict[str, Any]) -> None:
+    """Settings that would be refused once the stages before have run are refused now."""
+    try:
+        AugmentConfig(**settings)
+    except ValueError as error:
+        raise RecipeError(f"{place}: {error}") from None
 
 
 def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], seen: list[str]) -> None:

@@ -52,9 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = load_recipe(path, overrides)
         recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
         quiet()
+        from hf_ar2.processes import end_processes
         from hf_ar2.recipes.runner import run_recipe
 
         run_recipe(recipe, path)
+        end_processes()
     except RecipeError as error:
         sys.exit(f"recipe: {error}")
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import yaml
 from accelerate import PartialState
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from hf_ar2.augmentation import AugmentConfig, augment
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.recipes.evaluation import evaluate_rows, finish
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, source_name
-from hf_ar2.trainers import AR2Trainer, JointTrainer, RankerTrainer, RetrieverTrainer
+from hf_ar2.trainers import AR2Trainer, JointTrainer, RankerTrainer, RetrieverTrainer, RocketQAv2Trainer
 from hf_ar2.trainers.checkpoints import last_complete_checkpoint
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "faiss-cpu")
@@ -40,6 +42,7 @@ def run_recipe(recipe: Recipe, recipe_path: str) -> Path:
     if state.is_main_process:
         write_run_header(run, recipe)
     say(f"{recipe.name}: {recipe.collection} → {run}")
+    check_files(recipe)
     collection = load_collection(recipe.collection)
     say(repr(collection))
     for number, stage in enumerate(recipe.stages, 1):
@@ -53,8 +56,19 @@ def run_recipe(recipe: Recipe, recipe_path: str) -> Path:
     return run
 
 
+def check_files(recipe: Recipe) -> None:
+    """Refuse before anything is trained what a later stage would not find."""
+    for stage in recipe.stages:
+        unlabelled = recipe.stage_args(stage).get("unlabelled")
+        if unlabelled is not None and not Path(unlabelled).is_file():
+            raise RecipeError(
+                f"stages.{stage}.args.unlabelled: {unlabelled}: no such file; expected queries as JSON lines with _id "
+                f"and text, named on the command line for example: --{stage}.unlabelled queries.jsonl"
+            )
+
+
 def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, title: str) -> None:
-    """Train one stage, from its last complete checkpoint if there is one; nothing if it is done."""
+    """Run one stage, from its last complete checkpoint or block of scores; nothing if it is done."""
     folder = run / "stages" / stage
     key = recipe.stage_key(stage)
     done = folder / "done.json"
@@ -73,9 +87,24 @@ def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, tit
     if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         started_key.write_text(key)
+    started = time.time()
+    if recipe.stages[stage]["trainer"] == "augment":
+        report = write_lists(recipe, stage, run, collection, folder)
+    else:
+        report = train(recipe, stage, run, collection, folder, title)
+    if PartialState().is_main_process:
+        done.write_text(json.dumps({"key": key, "seconds": time.time() - started, **report}))
+        for leftover in ("index", "pool"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+    PartialState().wait_for_everyone()
+
+
+def train(
+    recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path, title: str
+) -> dict[str, Any]:
+    """Train a stage's models, and leave them in its folder."""
     transformers.set_seed(recipe.seed)
     trainer = make_trainer(recipe, stage, run, collection, folder)
-    started = time.time()
     checkpoint = last_complete_checkpoint(folder)
     if checkpoint:
         say(f"{title}: continues from {Path(checkpoint).name}")
@@ -83,12 +112,7 @@ def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, tit
     trainer.save_model()
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        done.write_text(
-            json.dumps({"key": key, "seconds": time.time() - started, "steps": trainer.state.global_step})
-        )
-        for leftover in ("index", "pool"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
-    PartialState().wait_for_everyone()
+    return {"steps": trainer.state.global_step}
 
 
 def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path) -> JointTrainer:
@@ -96,6 +120,9 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, 
     body = recipe.stages[stage]
     settings = recipe.stage_args(stage)
     settings.setdefault("cache_dir", str(run / "cache"))
+    if body.get("lists"):
+        written = [str(lists_folder(run, name)) for name in body["lists"]]
+        settings["train_lists"] = written + (settings.get("train_lists") or [])
     args: Any = CONFIGS[body["trainer"]](output_dir=str(folder), **settings)
     retriever = load_model(recipe, "retriever", body["retriever"], run)
     if body["trainer"] == "retriever":
@@ -103,7 +130,37 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, 
     ranker = load_model(recipe, "ranker", body["ranker"], run)
     if body["trainer"] == "ranker":
         return RankerTrainer(ranker, retriever, args=args, collection=collection)
-    return AR2Trainer(retriever, ranker, args=args, collection=collection)
+    joint = AR2Trainer if body["trainer"] == "ar2" else RocketQAv2Trainer
+    return joint(retriever, ranker, args=args, collection=collection)
+
+
+def write_lists(
+    recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path
+) -> dict[str, Any]:
+    """Write an augmenting stage's training lists; tokens and scores are shared by the stages of the run."""
+    body = recipe.stages[stage]
+    models: dict[str, Any] = {
+        role: load_model(recipe, role, body[role], run).to(PartialState().device)
+        for role in ("retriever", "ranker")
+    }
+    lists = augment(
+        collection,
+        models["retriever"],
+        models["ranker"],
+        lists_folder(run, stage),
+        AugmentConfig(**recipe.stage_args(stage)),
+        names={role: source_name(body[role]) for role in models},
+        work_folder=run,
+        index_folder=folder / "index",
+    )
+    kinds = Counter(lists.dataset["kind"])
+    say(f"{stage}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + " lists")
+    return {"lists": dict(kinds)}
+
+
+def lists_folder(run: Path, stage: str) -> Path:
+    """Where an augmenting stage leaves its training lists."""
+    return run / "stages" / stage / "lists"
 
 
 def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTransformer | CrossEncoder:
