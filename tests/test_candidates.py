@@ -104,7 +104,7 @@ class TestBuild:
         assert pool.scores[0, 1] == -np.inf
 
     def test_equals_a_loop_over_queries(self, monkeypatch):
-        monkeypatch.setattr("hf_ar2.candidates._CHUNK", 7)  # several chunks, the last one short
+        monkeypatch.setattr("hf_ar2.candidate_filters._CHUNK", 7)  # several chunks, the last one short
         random = np.random.default_rng(0)
         rows = np.stack([random.permutation(60)[:20] for _ in range(50)])
         rows[random.random(rows.shape) < 0.1] = -1

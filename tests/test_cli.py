@@ -29,7 +29,7 @@ from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import CorpusIndex
 from hf_ar2.search_system import EVALUATION_FIELDS, Hit, SearchSystem, Settings
 
-COMMANDS = ["quickstart", "train", "evaluate", "encode", "index", "search", "collection"]
+COMMANDS = ["quickstart", "train", "evaluate", "encode", "index", "search", "augment", "collection"]
 # So short that queries and passages are cut: whoever ignores a recipe's lengths gets other scores.
 LENGTHS = {"max_query_length": 7, "max_passage_length": 11, "max_pair_length": 16, "title_separator": " : "}
 
@@ -349,8 +349,14 @@ def test_evaluate_prints_a_table_and_writes_run_files(
     np.testing.assert_allclose(runs["retriever"].scores, expected, atol=1e-5)
 
 
+@pytest.fixture
+def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is encoded without a recipe takes bf16 where that pays, so that another processor gives other digits."""
+    monkeypatch.setattr("hf_ar2.search_system.bf16_pays", lambda device: False)
+
+
 def test_evaluate_takes_models_without_a_run_folder(
-    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_fp32: None
 ) -> None:
     """With the run's lengths they reach what the run folder reaches; nothing is written but what was asked for."""
     lengths = [text for name, value in LENGTHS.items() for text in (f"--{name}", str(value))]
@@ -457,7 +463,7 @@ def test_search_asks_for_queries_and_does_without_a_ranker(
 
 
 def test_encode_writes_what_sentence_transformers_would(
-    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_fp32: None
 ) -> None:
     assert cli.main(["encode", str(run / "retriever"), str(data), str(tmp_path)]) == 0
     assert "60 passages × 32, float32" in capsys.readouterr().out

@@ -10,9 +10,11 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes import runner
+from hf_ar2.recipes.recipe import CONFIGS, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
+from hf_ar2.training_lists import load_training_lists
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 QUICK = {
@@ -93,10 +95,17 @@ def changed(body: dict, path: str, value: object) -> dict:
     return copy
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_sound(path):
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_is_sound(path, tmp_path):
     recipe = load_recipe(path)
     assert recipe.stages and recipe.evaluation["rows"]
+    for stage, body in recipe.stages.items():
+        settings = recipe.stage_args(stage)
+        if body["trainer"] != "augment":
+            settings |= {"output_dir": str(tmp_path), "use_cpu": True}
+        if body.get("lists"):
+            settings["train_lists"] = body["lists"]
+        CONFIGS[body["trainer"]](**settings)  # refuses what does not fit together
 
 
 def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys):
@@ -136,10 +145,11 @@ def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
         "colection": ("x", "unknown key 'colection'; did you mean 'collection'"),
         "args.max_pasage_length": (3, "did you mean 'max_passage_length'"),
         "stages.ar2.args.num_negative": (3, "did you mean 'num_negatives'"),
-        "stages.ar2.trainer": ("ar3", "expected one of retriever, ranker, ar2"),
+        "stages.ar2.trainer": ("ar3", "expected one of retriever, ranker, ar2, rocketqa-v2, augment"),
         "stages.ar2.ranker": ("rankr", "no model or earlier stage; did you mean 'ranker'"),
         "models.light.layer": ([0], "did you mean 'layers'"),
         "evaluation.rerank": (3, "did you mean 'rerank_depth'"),
+        "evaluation.rows": ({"warm up": {"retriever": "light"}}, "white space in the row's"),
     }
     for path, (value, message) in cases.items():
         with pytest.raises(RecipeError, match=message):
@@ -172,3 +182,147 @@ def test_command_line_values_override_fields_settings_and_stages(body, tmp_path)
         parse_arguments([str(path), "--seed"])
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+# ---- Stages that write training lists ------------------------------------------------------------------------------
+
+
+def rocketqa_recipe(folder: Path, collection) -> dict:
+    """RocketQA's four steps over tiny models, the tiny collection, a third of it as queries without labels."""
+    body = tiny_recipe(folder, collection)
+    with open(folder / "unlabelled.jsonl", "w") as stream:
+        for number, text in enumerate(collection.corpus["text"][:60:3]):
+            print(json.dumps({"_id": f"u{number}", "text": text.replace("the ", "which ", 1)}), file=stream)
+    lists = {"depth": 10, "thresholds": "quantile", "irrelevant": 0.7, "relevant": 0.8}
+    start = {"trainer": "retriever", "retriever": "light"}
+    augment = {"trainer": "augment", "ranker": "ranker"}
+    args = {"max_steps": 4, "mine": False, "num_negatives": 2}
+    body["stages"] = {
+        "retriever-0": {**start, "args": {"max_steps": 4}},
+        "ranker": {
+            "trainer": "ranker",
+            "retriever": "retriever-0",
+            "ranker": {"from": "retriever-0", "max_length": 48},
+            "args": {"max_steps": 3, "num_negatives": 3, "pool_depth": 8, "ranker_loss": "pointwise"},
+        },
+        "denoised": {**augment, "retriever": "retriever-0", "args": {**lists, "kinds": ["denoised"]}},
+        "retriever-1": {**start, "lists": ["denoised"], "args": args},
+        "pseudo": {
+            **augment,
+            "retriever": "retriever-1",
+            "args": {**lists, "kinds": ["pseudo"], "unlabelled": str(folder / "unlabelled.jsonl")},
+        },
+        "retriever-2": {**start, "lists": ["denoised", "pseudo"], "args": args},
+    }
+    body["evaluation"]["splits"] = ["test"]
+    body["evaluation"]["rows"] = {
+        "step-1": {"retriever": "retriever-0", "ranker": "ranker"},
+        "step-3": {"retriever": "retriever-1", "ranker": "ranker"},
+        "step-4": {"retriever": "retriever-2", "ranker": "ranker"},
+    }
+    return body
+
+
+@pytest.fixture(scope="module")
+def rocketqa(tmp_path_factory, tiny_collection):
+    return rocketqa_recipe(tmp_path_factory.mktemp("rocketqa"), tiny_collection)
+
+
+def weights(run: Path, stage: str) -> dict:
+    return dict(
+        SentenceTransformer(str(run / "stages" / stage / "retriever"), device="cpu").named_parameters()
+    )
+
+
+def test_four_steps_of_rocketqa_run_and_continue_where_they_stopped(rocketqa, tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "rocketqa.yaml", rocketqa)
+    whole, stopped = (
+        load_recipe(path, {"output_dir": str(tmp_path / name)}) for name in ("whole", "stopped")
+    )
+    run_recipe(whole, str(path))
+    assert "step-4 over step-3" in capsys.readouterr().out
+    run = tmp_path / "whole"
+    denoised, pseudo = (
+        load_training_lists(run / "stages" / name / "lists") for name in ("denoised", "pseudo")
+    )
+    assert set(denoised.dataset["kind"]) == {"denoised"} and set(pseudo.dataset["kind"]) == {"pseudo"}
+    assert all(id.startswith("u") for id in pseudo.dataset["query_id"])
+    assert pseudo.manifest["models"]["retriever"]["name"] == "retriever-1"
+    # The fourth step sees what the third does not.
+    assert any(
+        not other.equal(weight)
+        for other, weight in zip(
+            weights(run, "retriever-1").values(), weights(run, "retriever-2").values(), strict=True
+        )
+    )
+
+    train = runner.train
+
+    def stop_at_the_last(recipe, stage, *rest):
+        if stage == "retriever-2":
+            raise KeyboardInterrupt
+        return train(recipe, stage, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "train", stop_at_the_last)
+        run_recipe(stopped, str(path))
+    capsys.readouterr()
+    run_recipe(stopped, str(path))
+    printed = capsys.readouterr().out
+    assert printed.count("done before") == 5
+    for name, weight in weights(run, "retriever-2").items():
+        assert weights(tmp_path / "stopped", "retriever-2")[name].equal(weight), name
+
+
+def test_lists_are_taken_from_earlier_stages_that_write_them(rocketqa, tmp_path):
+    cases = {
+        "stages.retriever-1.lists": (["denoisd"], "no earlier stage that augments; did you mean 'denoised'"),
+        "stages.retriever-0.lists": (
+            ["denoised"],
+            "'denoised' is no earlier stage that augments; there is none",
+        ),
+        "stages.pseudo.lists": (["denoised"], "writes lists and takes none"),
+        "stages.retriever-2.lists": ("denoised", "expected a list"),
+        "stages.retriever-1.retriever": ("denoised", "'denoised' is no model or earlier stage"),
+        "stages.denoised.args.thresholds": ("absolute", "need probabilities of relevance"),
+        "stages.denoised.args.deep": (5, "did you mean 'depth'"),
+    }
+    for path, (value, message) in cases.items():
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(write(tmp_path / "wrong.yaml", changed(rocketqa, path, value)))
+
+
+def test_other_lists_make_another_stage(rocketqa, tmp_path):
+    path = write(tmp_path / "rocketqa.yaml", rocketqa)
+    before, after = load_recipe(path), load_recipe(path, {"denoised.depth": "11"})
+    differ = [stage for stage in rocketqa["stages"] if before.stage_key(stage) != after.stage_key(stage)]
+    assert differ == ["denoised", "retriever-1", "pseudo", "retriever-2"]
+
+
+def test_a_missing_file_of_queries_is_found_before_anything_is_trained(rocketqa, tmp_path):
+    path = write(tmp_path / "rocketqa.yaml", rocketqa)
+    recipe = load_recipe(path, {"output_dir": str(tmp_path / "run"), "pseudo.unlabelled": "absent.jsonl"})
+    with pytest.raises(RecipeError, match=r"stages.pseudo.args.unlabelled: absent.jsonl: no such file"):
+        run_recipe(recipe, str(path))
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_rocketqa_v2_trains_both_models_on_the_lists_of_a_stage(rocketqa, tmp_path, capsys):
+    body = json.loads(json.dumps(rocketqa))
+    steps = {name: body["stages"][name] for name in ("retriever-0", "ranker", "denoised")}
+    steps["denoised"]["args"]["kinds"] = ["undenoised", "denoised"]
+    steps["joint"] = {
+        "trainer": "rocketqa-v2",
+        "retriever": "retriever-0",
+        "ranker": "ranker",
+        "lists": ["denoised"],
+        "args": {"mine": False, "max_steps": 3, "num_negatives": 3, "mini_batch_size": 4},
+    }
+    rows = {"RocketQAv2": {"retriever": "joint", "ranker": "joint"}}
+    body |= {"stages": steps, "evaluation": body["evaluation"] | {"rows": rows}}
+    path = write(tmp_path / "v2.yaml", body)
+    run_recipe(load_recipe(path, {"output_dir": str(tmp_path / "run")}), str(path))
+    assert "RocketQAv2" in capsys.readouterr().out
+    log = json.loads((tmp_path / "run" / "stages" / "joint" / "trainer_state.json").read_text())
+    assert log["global_step"] == 3
+    CrossEncoder(str(tmp_path / "run" / "ranker"))

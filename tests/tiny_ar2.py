@@ -1,8 +1,9 @@
-"""A small AR2 run as a script, for tests that need a process of their own (a kill, two ranks)."""
+"""A small run as a script, for tests that need a process of their own (a kill, two ranks)."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -14,8 +15,22 @@ from conftest import make_tiny_collection
 from transformers import TrainerCallback
 
 from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.trainers import AR2Config, AR2Trainer
+from hf_ar2.processes import end_processes
+from hf_ar2.trainers import (
+    AR2Config,
+    AR2Trainer,
+    RetrieverConfig,
+    RetrieverTrainer,
+    RocketQAv2Config,
+    RocketQAv2Trainer,
+)
 from hf_ar2.trainers.checkpoints import fingerprints
+
+TRAINERS: dict[str, Any] = {
+    "ar2": (AR2Trainer, AR2Config),
+    "rocketqa-v2": (RocketQAv2Trainer, RocketQAv2Config),
+    "retriever": (lambda retriever, _, **given: RetrieverTrainer(retriever, **given), RetrieverConfig),
+}
 
 SETTINGS: dict[str, Any] = {
     "num_rounds": 2,
@@ -58,23 +73,36 @@ def without_dropout(model: torch.nn.Module) -> Any:
     return model
 
 
+def settings_of(config: type) -> dict[str, Any]:
+    """Those of the settings above that a trainer's configuration has."""
+    fields = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in SETTINGS.items() if name in fields}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--trainer", choices=TRAINERS, default="ar2")
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--kill_after", type=int)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--no_dropout", action="store_true")
-    options = parser.parse_args()
+    train(parser.parse_args())
+    end_processes()
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train, and write what the first process ended with."""
     retriever = load_retriever(options.models / "tiny-retriever", device="cpu")
     ranker = load_ranker(options.models / "tiny-ranker", device="cpu")
     if options.no_dropout:
         retriever, ranker = without_dropout(retriever), without_dropout(ranker)
-    trainer = AR2Trainer(
+    trainer_class, config = TRAINERS[options.trainer]
+    trainer = trainer_class(
         retriever,
         ranker,
-        args=AR2Config(output_dir=str(options.output), **{**SETTINGS, **options.settings}),
+        args=config(output_dir=str(options.output), **{**settings_of(config), **options.settings}),
         collection=make_tiny_collection(),
         callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
     )
