@@ -15,6 +15,7 @@ import yaml
 from conftest import make_tiny_retriever
 from datasets import Dataset, concatenate_datasets
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from two_processes import in_two_processes
 
 from hf_ar2 import cli, load_collection, load_ranker, load_retriever
 from hf_ar2.augmentation import AugmentConfig, augment, read_false_negatives
@@ -340,24 +341,18 @@ def test_another_ranker_gets_no_old_scores(collection: Collection, models: Model
 
 
 def augmented_by_one_of_two(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    try:
-        scoring._BLOCK = 10
-        run = Path(folder) / "run"
-        models = load_retriever(run / "retriever", device="cpu"), load_ranker(run / "ranker", device="cpu")
-        lists = augment(load_collection(str(run / "data")), *models, f"{folder}/two", AugmentConfig(**MARGIN))
-        assert len(lists) > 24
-    finally:
-        torch.distributed.destroy_process_group()
+    scoring._BLOCK = 10
+    run = Path(folder) / "run"
+    models = load_retriever(run / "retriever", device="cpu"), load_ranker(run / "ranker", device="cpu")
+    lists = augment(load_collection(str(run / "data")), *models, f"{folder}/two", AugmentConfig(**MARGIN))
+    assert len(lists) > 24
 
 
 def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for name, path in (("data", run.parent), ("retriever", run), ("ranker", run)):
         (tmp_path / "run" / name).symlink_to(path / name)
-    torch.multiprocessing.spawn(augmented_by_one_of_two, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(augmented_by_one_of_two, tmp_path)
     one = augment(
         load_collection(str(run.parent / "data")), *models, tmp_path / "one", AugmentConfig(**MARGIN)
     )

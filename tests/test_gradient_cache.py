@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from accelerate.utils import AutocastKwargs
 from conftest import make_tiny_ranker, make_tiny_retriever
 from tiny_ar2 import TRAINERS, settings_of, without_dropout
 from transformers import TrainerCallback
+from two_processes import in_two_processes
 
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.trainers import RankerConfig, RankerTrainer
@@ -276,23 +276,19 @@ def test_two_processes_take_the_steps_of_one(models, tmp_path, make, kind, setti
 
 
 def one_of_two_ranks(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        everywhere, here_or_there, nowhere = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
-        double = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-        everywhere.grad = torch.arange(6.0).view(3, 2).t() * (1 + 2 * rank)  # not contiguous
-        double.grad = torch.full((2,), 1.0 + rank, dtype=torch.float64)
-        if rank == 0:
-            here_or_there.grad = torch.ones(2, 3)
-        average_gradients([everywhere, here_or_there, frozen, nowhere, double], bucket_bytes=30)
-        torch.testing.assert_close(everywhere.grad, 2 * torch.arange(6.0).view(3, 2).t())
-        torch.testing.assert_close(here_or_there.grad, torch.full((2, 3), 0.5))
-        torch.testing.assert_close(double.grad, torch.full((2,), 1.5, dtype=torch.float64))
-        assert nowhere.grad is None and frozen.grad is None
-    finally:
-        dist.destroy_process_group()
+    everywhere, here_or_there, nowhere = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
+    double = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    everywhere.grad = torch.arange(6.0).view(3, 2).t() * (1 + 2 * rank)  # not contiguous
+    double.grad = torch.full((2,), 1.0 + rank, dtype=torch.float64)
+    if rank == 0:
+        here_or_there.grad = torch.ones(2, 3)
+    average_gradients([everywhere, here_or_there, frozen, nowhere, double], bucket_bytes=30)
+    torch.testing.assert_close(everywhere.grad, 2 * torch.arange(6.0).view(3, 2).t())
+    torch.testing.assert_close(here_or_there.grad, torch.full((2, 3), 0.5))
+    torch.testing.assert_close(double.grad, torch.full((2,), 1.5, dtype=torch.float64))
+    assert nowhere.grad is None and frozen.grad is None
 
 
 def test_averages_count_a_missing_gradient_as_zero_and_leave_out_what_has_none_anywhere(tmp_path):
-    torch.multiprocessing.spawn(one_of_two_ranks, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(one_of_two_ranks, tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from two_processes import in_two_processes
 
 from hf_ar2.losses import (
     adversarial_loss,
@@ -404,24 +405,20 @@ def loss_and_gradient(
 
 
 def one_of_two_processes(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        assert dist.get_world_size() == 2
-        model = torch.nn.parallel.DistributedDataParallel(Encoder())
-        half = {name: tensor[2 * rank : 2 * rank + 2] for name, tensor in contrastive_batch().items()}
-        loss, gradient = loss_and_gradient(model, half, gather=True)
-        del model  # what outlives its process group may wait for it forever
-        dist.all_reduce(loss)
-        np.savez(f"{folder}/{rank}.npz", loss=loss.numpy() / 2, gradient=gradient.numpy())
-        with pytest.raises(ValueError, match=r"rank 0 \[1, 3\], rank 1 \[2, 3\]"):
-            all_gather_with_gradient(torch.zeros(1 + rank, 3))
-    finally:
-        dist.destroy_process_group()
+    assert dist.get_world_size() == 2
+    model = torch.nn.parallel.DistributedDataParallel(Encoder())
+    half = {name: tensor[2 * rank : 2 * rank + 2] for name, tensor in contrastive_batch().items()}
+    loss, gradient = loss_and_gradient(model, half, gather=True)
+    del model  # what outlives its process group may wait for it forever
+    dist.all_reduce(loss)
+    np.savez(f"{folder}/{rank}.npz", loss=loss.numpy() / 2, gradient=gradient.numpy())
+    with pytest.raises(ValueError, match=r"rank 0 \[1, 3\], rank 1 \[2, 3\]"):
+        all_gather_with_gradient(torch.zeros(1 + rank, 3))
 
 
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
     """Hard negatives, a mask, and a shared positive whose copies lie in different processes."""
-    torch.multiprocessing.spawn(one_of_two_processes, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(one_of_two_processes, tmp_path)
     loss, gradient = loss_and_gradient(Encoder(), contrastive_batch(), gather=True)
     for rank in range(2):
         found = np.load(tmp_path / f"{rank}.npz")

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from conftest import make_tiny_ranker, make_tiny_retriever
 from tiny_ar2 import settings_of, without_dropout
 from torch import Tensor
+from two_processes import in_two_processes
 
 from hf_ar2.losses import in_batch_contrastive_loss, pairwise_contrastive_loss, passage_centric_loss
 from hf_ar2.models import load_retriever
@@ -197,22 +198,18 @@ def loss_and_gradient(name: str, given: dict[str, Tensor]) -> list[Tensor]:
 
 
 def one_of_two_processes(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        found = {}
-        half = {key: tensor[2 * rank : 2 * rank + 2] for key, tensor in batch().items()}
-        for name in LOSSES:
-            for key, tensor in zip(("loss", "gradient"), loss_and_gradient(name, half), strict=True):
-                dist.all_reduce(tensor)
-                found[f"{name}-{key}"] = tensor.numpy() / 2  # the average that DistributedDataParallel takes
-        np.savez(f"{folder}/{rank}.npz", **found)
-    finally:
-        dist.destroy_process_group()
+    found = {}
+    half = {key: tensor[2 * rank : 2 * rank + 2] for key, tensor in batch().items()}
+    for name in LOSSES:
+        for key, tensor in zip(("loss", "gradient"), loss_and_gradient(name, half), strict=True):
+            dist.all_reduce(tensor)
+            found[f"{name}-{key}"] = tensor.numpy() / 2  # the average that DistributedDataParallel takes
+    np.savez(f"{folder}/{rank}.npz", **found)
 
 
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     """The processes hold unequally many pairs, so that a mean of their means would be another number."""
-    torch.multiprocessing.spawn(one_of_two_processes, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(one_of_two_processes, tmp_path)
     for name in LOSSES:
         loss, gradient = loss_and_gradient(name, batch())
         for rank in range(2):

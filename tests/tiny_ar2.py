@@ -7,15 +7,16 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import make_tiny_collection
 from transformers import TrainerCallback
+from two_processes import leave
 
 from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.processes import end_processes
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,
@@ -89,7 +90,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--no_dropout", action="store_true")
     train(parser.parse_args())
-    end_processes()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    leave()
 
 
 def train(options: argparse.Namespace) -> None:

@@ -1,0 +1,34 @@
+"""Runs a function as two gloo processes on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hf_ar2.processes import end_processes
+
+
+def in_two_processes(function: Callable[[int, str], None], folder: Path) -> None:
+    """Call `function(rank, folder)` in two processes that share a group; what either raises is raised here."""
+    torch.multiprocessing.spawn(_one_of_two, args=(function, str(folder)), nprocs=2)
+
+
+def _one_of_two(rank: int, function: Callable[[int, str], None], folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    function(rank, folder)
+    leave()
+
+
+def leave() -> None:
+    """End this process as a success, once both are done.
+
+    Without the interpreter's own shutdown: there, torch's threads have aborted a process whose work was done.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+    end_processes()
+    os._exit(0)
