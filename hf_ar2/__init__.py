@@ -1,4 +1,4 @@
-"""Trains a retriever and a ranker together, on Hugging Face models (AR2, RocketQAv2).
+"""Trains a retriever and a ranker together, on Hugging Face models (AR2, RocketQAv2, LTRe).
 
 The names below are imported when they are first used, so that `import hf_ar2` stays quick and light.
 """
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hf_ar2.trainers import (
         AR2Config,
         AR2Trainer,
+        LTReConfig,
+        LTReTrainer,
         RankerConfig,
         RankerTrainer,
         RetrieverConfig,
@@ -32,6 +34,8 @@ __all__ = [
     "Collection",
     "CorpusIndex",
     "JointModel",
+    "LTReConfig",
+    "LTReTrainer",
     "RankerConfig",
     "RankerTrainer",
     "RetrieverConfig",
@@ -55,6 +59,8 @@ _HOMES = {
     "load_retriever": "hf_ar2.models",
     "AR2Config": "hf_ar2.trainers",
     "AR2Trainer": "hf_ar2.trainers",
+    "LTReConfig": "hf_ar2.trainers",
+    "LTReTrainer": "hf_ar2.trainers",
     "RankerConfig": "hf_ar2.trainers",
     "RankerTrainer": "hf_ar2.trainers",
     "RetrieverConfig": "hf_ar2.trainers",

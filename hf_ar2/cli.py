@@ -16,7 +16,7 @@ from hf_ar2.cli_parser import USAGE_ERROR, Parser, nearest, positive
 from hf_ar2.launch import find_recipe, launch_command, run_to_end, shipped_recipes
 
 PROGRAM = "hf-ar2"
-TRAINING = ("quickstart", "train")
+TRAINING = ("quickstart", "train", "tune-queries")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,11 +91,66 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
     if name == "quickstart":
         environment.setdefault("HF_HUB_OFFLINE", "1")  # model and text come from installed packages
         overrides = ["--output_dir", options.output_dir, *overrides]
+    shipped = {"quickstart": "quickstart", "tune-queries": "ltre/tune"}
+    if name == "tune-queries":
+        try:
+            overrides = [*tuning_overrides(options), *overrides]
+        except ValueError as error:
+            parser.error(str(error))
     try:
-        recipe = find_recipe("quickstart" if name == "quickstart" else options.recipe)
+        recipe = find_recipe(shipped[name] if name in shipped else options.recipe)
     except ValueError as error:
         parser.error(str(error))
     return run_to_end(launch_command(recipe, overrides, options.config_file), environment)
+
+
+def tuning_overrides(options: argparse.Namespace) -> list[str]:
+    """What `tune-queries` was told, as keys of the recipe `ltre/tune`.
+
+    Raises:
+        ValueError: options that contradict each other.
+
+    Example:
+        >>> options = build_parsers()[1]["tune-queries"].parse_args(["me/model", "data/mine", "--steps", "50"])
+        >>> tuning_overrides(options)[-2:]
+        ['--ltre.max_steps', '50']
+    """
+    keys = {
+        "output_dir": options.output_dir,
+        "collection": options.collection,
+        "models.published.model": options.model,
+    }
+    if options.index and options.factory:
+        raise ValueError("--index is an index that is there, --factory one to be built: give one of them")
+    if options.ids and not options.index:
+        raise ValueError("--ids belongs to --index: it names the passages of that file")
+    if options.centroids and options.factory is None and options.index is None:
+        raise ValueError("--centroids trains those of a product quantiser: --factory OPQ48,PQ48 for example")
+    if options.index:
+        keys |= {"ltre.index": options.index, "ltre.vectors": "index"}
+        for row in ("before", "after"):
+            keys[f"evaluation.rows.{row}.index"] = options.index
+        if options.ids:
+            keys["ltre.index_ids"] = options.ids
+            for row in ("before", "after"):
+                keys[f"evaluation.rows.{row}.index_ids"] = options.ids
+    if options.factory:
+        keys |= {"ltre.index_factory": options.factory, "ltre.vectors": "index"}
+        keys |= {
+            "evaluation.rows.before.index_factory": options.factory,
+            "evaluation.rows.after.index": "ltre",
+        }
+    if options.centroids:
+        keys |= {"ltre.train_centroids": "true", "evaluation.rows.after.index": "ltre"}
+        keys.pop("evaluation.rows.after.index_ids", None)  # the index that is saved has its own
+    if options.search:
+        for place in ("ltre", "evaluation.rows.before", "evaluation.rows.after"):
+            keys[f"{place}.search_parameters"] = options.search
+    if options.split:
+        keys |= {"evaluation.splits": f"[{options.split}]", "evaluation.report_split": options.split}
+    if options.steps:
+        keys["ltre.max_steps"] = str(options.steps)
+    return [part for key, value in keys.items() for part in (f"--{key}", value)]
 
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
@@ -108,9 +163,10 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "index": _index(),
         "search": _search(),
         "augment": _augment(),
+        "tune-queries": _tune_queries(),
         "collection": _collection(),
     }
-    lines = [f"  {name:<12}{parser.does}" for name, parser in commands.items()]
+    lines = [f"  {name:<14}{parser.does}" for name, parser in commands.items()]
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
@@ -177,6 +233,34 @@ def _train() -> Parser:
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that is shipped"
     )
+    _add_config_file(parser)
+    return parser
+
+
+def _tune_queries() -> Parser:
+    parser = _command(
+        "tune-queries",
+        "train a model's query side against an index that stays",
+        "Every step searches the whole index with the batch's queries as they are now\n"
+        "and trains on what comes back (LTRe). No passage is encoded again: an index of\n"
+        "millions serves as it is. Ends with before and after, and their significance.\n\n"
+        "Any further --key value goes to the recipe ltre/tune (--ltre.learning_rate 1e-5,\n"
+        "--max_passage_length 128).",
+        "tune-queries sentence-transformers/all-MiniLM-L6-v2 BeIR/scifact \\\n"
+        "      --index passages.faiss --ids ids.json",
+    )
+    parser.usage = f"{PROGRAM} tune-queries MODEL COLLECTION [options] [--key value ...]"
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=ANY_MODEL)
+    add("collection", metavar="COLLECTION", help=f"{ANY_COLLECTION}; its split train is trained on")
+    add("--output_dir", default="runs/tuned", metavar="FOLDER", help="the run folder (%(default)s)")
+    add("--index", metavar="FILE", help="a FAISS file of the model's passage vectors (else one is built)")
+    add("--ids", metavar="FILE", help="its passage ids in order: JSON, or one a line (ids.json beside it)")
+    add("--factory", metavar="FACTORY", help="build a FAISS index of this kind (Flat, which is exact)")
+    add("--centroids", action="store_true", help="train a PQ index's centroids too (JPQ)")
+    add("--search", metavar="TEXT", help="how the index is searched: nprobe=16, efSearch=256")
+    add("--split", help="split to report on (test)")
+    add("--steps", type=positive, metavar="N", help="steps of 32 queries (300)")
     _add_config_file(parser)
     return parser
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
@@ -14,6 +14,9 @@ from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from hf_ar2.index.codebook import Codebook
 
 Features = dict[str, Tensor]
 Task = Literal["query", "document"]
@@ -224,6 +227,35 @@ def has_separate_towers(retriever: SentenceTransformer) -> bool:
     return any(isinstance(module, Router) for module in retriever.children())
 
 
+def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
+    """What encodes queries, or documents: a route's modules, or the whole retriever where there is one tower."""
+    if not has_separate_towers(retriever):
+        return retriever
+    modules: list[nn.Module] = []
+    for module in retriever.children():
+        modules += module.sub_modules[task] if isinstance(module, Router) else [module]
+    return nn.Sequential(*modules)
+
+
+def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer:
+    """The tower of one task as a retriever of its own, sharing the weights.
+
+    Example:
+        ```python
+        one_tower(load_retriever("me/model", separate_towers=True), "query").save_pretrained("query-encoder")
+        ```
+    """
+    modules: list[Any] = list(tower(retriever, task).children())
+    prompt = retriever.prompts.get(task)
+    return SentenceTransformer(
+        modules=modules,
+        device=str(retriever.device),
+        prompts=None if prompt is None else {task: prompt},
+        default_prompt_name=None if not prompt else task,
+        similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
+    )
+
+
 def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Tensor:
     """Embeddings whose inner product is the retriever's score.
 
@@ -273,6 +305,9 @@ class JointModel(nn.Module):
     Args:
         retriever: may be None in the ranker's warm-up.
         ranker: may be None in the retriever's warm-up.
+
+    Attributes:
+        codebook: the centroids of the retriever's index, where they are trained too (JPQ).
     """
 
     _keys_to_ignore_on_save = None
@@ -286,6 +321,7 @@ class JointModel(nn.Module):
             raise ValueError("JointModel needs a retriever, a ranker, or both")
         self.retriever: SentenceTransformer | None = retriever
         self.ranker: CrossEncoder | None = ranker
+        self.codebook: Codebook | None = None
 
     @property
     def config(self) -> Any:
@@ -329,9 +365,11 @@ class JointModel(nn.Module):
 
         Returns:
             `query_embeddings` float32 `[n, d]`, `passage_embeddings` float32 `[n, d]`, `pair_scores` float32 `[n]`,
-            those that were asked for.
+            those that were asked for; `centroids` of a codebook, which `DistributedDataParallel` has to see leave here.
         """
         outputs: dict[str, Tensor] = {}
+        if self.codebook is not None:
+            outputs["centroids"] = self.codebook.centroids.view_as(self.codebook.centroids)
         if queries is not None:
             outputs["query_embeddings"] = self._embed(queries, "query")
         if passages is not None:

@@ -21,10 +21,13 @@ from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.recipe import Recipe, source_name
 from hf_ar2.report import plot_report, stage_table
-from hf_ar2.trainers import RetrieverConfig
+from hf_ar2.trainers import LTReConfig, RetrieverConfig
+from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
 
 SYSTEMS = ("retriever", "ranker", "pipeline")
+# Where an LTRe stage leaves the index it trained against, if that is no exact one.
+SEARCHED_INDEX = "searched_index"
 
 
 def evaluate_rows(
@@ -41,6 +44,7 @@ def evaluate_rows(
         _evaluate_row(recipe, run, collection, name, row, splits, load)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "key.json").write_text(key)
             shutil.rmtree(folder / "index", ignore_errors=True)
     if PartialState().is_main_process:
@@ -49,7 +53,7 @@ def evaluate_rows(
 
 
 def _stages(recipe: Recipe, row: dict[str, Any]) -> list[str]:
-    names = [source_name(row[role]) for role in ("retriever", "ranker") if role in row]
+    names = [source_name(row[role]) for role in ("retriever", "ranker", "index") if role in row]
     return [name for name in names if name in recipe.stages]
 
 
@@ -64,13 +68,22 @@ def _evaluate_row(
 ) -> None:
     settings = recipe.evaluation
     common = {key: value for key, value in recipe.args.items() if key in RetrieverConfig.__dataclass_fields__}
+    common = {key: value for key, value in common.items() if key not in row}
     common |= {
         "cache_dir": str(run / "cache"),
         "eval_strategy": "no",
         "eval_on_start": False,
         "save_strategy": "no",
     }
-    args = RetrieverConfig(output_dir=str(run / "evaluation" / name), **common)
+    searched = {
+        key: row[key] for key in ("index_factory", "index", "index_ids", "search_parameters") if key in row
+    }
+    if searched.get("index") in recipe.stages:
+        searched["index"] = str(run / "stages" / row["index"] / SEARCHED_INDEX)
+    config = RetrieverConfig
+    if "index" in searched or "search_parameters" in searched:
+        config, searched["vectors"] = LTReConfig, "index"
+    args = config(output_dir=str(run / "evaluation" / name), **common, **searched)
     encoders = Encoders(
         device=args.device,
         processes=Processes.current(args.device),
@@ -80,7 +93,8 @@ def _evaluate_row(
     )
     retriever = load("retriever", row["retriever"]).to(args.device)
     ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row else None
-    retrieval = Retrieval(retriever, ranker, collection, args, encoders)
+    retrieve_with = Retrieval if config is RetrieverConfig else FrozenRetrieval
+    retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
     rerank_depth = settings.get("rerank_depth", 20)
     for split in splits:
         query_rows = evaluated_queries(collection, split)
@@ -160,13 +174,18 @@ def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
     rows = recipe.evaluation.get("rows", {})
     last = list(rows.values())[-1] if rows else {}
     written = []
-    for role in ("retriever", "ranker"):
-        name = source_name(last[role]) if role in last else None
-        source = run / "stages" / str(name) / role
+    # An LTRe stage leaves more than a retriever.
+    for role, part in (
+        ("retriever", "retriever"),
+        ("retriever", "query_encoder"),
+        ("retriever", SEARCHED_INDEX),
+        ("ranker", "ranker"),
+    ):
+        source = run / "stages" / str(source_name(last[role]) if role in last else None) / part
         if source.is_dir():
-            shutil.rmtree(run / role, ignore_errors=True)
-            shutil.copytree(source, run / role)
-            written.append(f"{role}/")
+            shutil.rmtree(run / part, ignore_errors=True)
+            shutil.copytree(source, run / part)
+            written.append(f"{part}/")
     histories = {}
     for stage in recipe.stages:
         state = run / "stages" / stage / "trainer_state.json"

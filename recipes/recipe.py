@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hf_ar2.augmentation import AugmentConfig
-from hf_ar2.trainers import AR2Config, RankerConfig, RetrieverConfig, RocketQAv2Config
+from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
 # What a stage may be, and its settings. `augment` trains nothing: it writes training lists for later stages.
 CONFIGS: dict[str, Any] = {
@@ -22,11 +22,13 @@ CONFIGS: dict[str, Any] = {
     "ranker": RankerConfig,
     "ar2": AR2Config,
     "rocketqa-v2": RocketQAv2Config,
+    "ltre": LTReConfig,
     "augment": AugmentConfig,
 }
 MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similarity", "separate_towers")
 STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args")
-ROW_FIELDS = ("retriever", "ranker")
+# A row is searched exactly, or with an index of a factory string, a file's, or the one that a stage trained.
+ROW_FIELDS = ("retriever", "ranker", "index_factory", "index", "index_ids", "search_parameters")
 EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
 # Set by the runner; a recipe that named them would break resuming.
 RESERVED = ("output_dir",)
@@ -149,7 +151,7 @@ def _check(recipe: Recipe, where: str) -> None:
                 f"{place}.trainer: found {body.get('trainer')!r}, expected one of {', '.join(CONFIGS)}"
             )
         _known(f"{place}.args", body.get("args", {}), config_fields(body["trainer"]))
-        roles = ("retriever",) if body["trainer"] == "retriever" else ("retriever", "ranker")
+        roles = ("retriever",) if body["trainer"] in ("retriever", "ltre") else ("retriever", "ranker")
         _check_roles(place, body, roles, seen)
         _check_lists(place, body, writers)
         if body["trainer"] == "augment":

@@ -22,9 +22,16 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from hf_ar2.augmentation import AugmentConfig, augment
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.recipes.evaluation import evaluate_rows, finish
+from hf_ar2.recipes.evaluation import SEARCHED_INDEX, evaluate_rows, finish
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, source_name
-from hf_ar2.trainers import AR2Trainer, JointTrainer, RankerTrainer, RetrieverTrainer, RocketQAv2Trainer
+from hf_ar2.trainers import (
+    AR2Trainer,
+    JointTrainer,
+    LTReTrainer,
+    RankerTrainer,
+    RetrieverTrainer,
+    RocketQAv2Trainer,
+)
 from hf_ar2.trainers.checkpoints import last_complete_checkpoint
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "faiss-cpu")
@@ -110,6 +117,8 @@ def train(
         say(f"{title}: continues from {Path(checkpoint).name}")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    if isinstance(trainer, LTReTrainer) and trainer.index_is_its_own and PartialState().is_main_process:
+        trainer.save_index(folder / SEARCHED_INDEX)
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
     return {"steps": trainer.state.global_step}
@@ -127,6 +136,10 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, 
     retriever = load_model(recipe, "retriever", body["retriever"], run)
     if body["trainer"] == "retriever":
         return RetrieverTrainer(retriever, args=args, collection=collection)
+    if body["trainer"] == "ltre":
+        return LTReTrainer(
+            retriever, args=args, collection=collection, source=source_of(recipe, body["retriever"])
+        )
     ranker = load_model(recipe, "ranker", body["ranker"], run)
     if body["trainer"] == "ranker":
         return RankerTrainer(ranker, retriever, args=args, collection=collection)
@@ -156,6 +169,12 @@ def write_lists(
     kinds = Counter(lists.dataset["kind"])
     say(f"{stage}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + " lists")
     return {"lists": dict(kinds)}
+
+
+def source_of(recipe: Recipe, source: Any) -> str:
+    """What a card calls the model a stage starts from: its name or folder, or the stage that trained it."""
+    name = source_name(source)
+    return str(recipe.models[name]["model"]) if name in recipe.models else f"stage {name} of {recipe.name}"
 
 
 def lists_folder(run: Path, stage: str) -> Path:

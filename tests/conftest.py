@@ -86,6 +86,21 @@ def make_tiny_collection(seed: int = 0) -> Collection:
     return Collection(name="tiny", corpus=corpus, queries=Dataset.from_list(queries), qrels=qrels, skipped={})
 
 
+def with_passages(collection: Collection, count: int, seed: int = 7) -> Collection:
+    """The collection with unjudged passages added until there are `count`, enough for 256 centroids."""
+    import dataclasses
+
+    from datasets import Dataset
+
+    rng = np.random.default_rng(seed)
+    rows = list(collection.corpus)
+    rows += [
+        {"id": f"x{number}", "title": "", "text": " ".join(rng.choice([*ANIMALS, *VERBS, *OBJECTS], 8))}
+        for number in range(count - len(rows))
+    ]
+    return dataclasses.replace(collection, corpus=Dataset.from_list(rows))
+
+
 def make_tiny_tokenizer() -> BertTokenizer:
     """A WordPiece tokenizer that knows the words above whole and spells every other word out."""
     from transformers import BertTokenizer

@@ -145,7 +145,7 @@ def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
         "colection": ("x", "unknown key 'colection'; did you mean 'collection'"),
         "args.max_pasage_length": (3, "did you mean 'max_passage_length'"),
         "stages.ar2.args.num_negative": (3, "did you mean 'num_negatives'"),
-        "stages.ar2.trainer": ("ar3", "expected one of retriever, ranker, ar2, rocketqa-v2, augment"),
+        "stages.ar2.trainer": ("ar3", "expected one of retriever, ranker, ar2, rocketqa-v2, ltre, augment"),
         "stages.ar2.ranker": ("rankr", "no model or earlier stage; did you mean 'ranker'"),
         "models.light.layer": ([0], "did you mean 'layers'"),
         "evaluation.rerank": (3, "did you mean 'rerank_depth'"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import make_tiny_collection
+from conftest import make_tiny_collection, with_passages
 from transformers import TrainerCallback
 from two_processes import leave
 
@@ -20,6 +20,8 @@ from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,
+    LTReConfig,
+    LTReTrainer,
     RetrieverConfig,
     RetrieverTrainer,
     RocketQAv2Config,
@@ -30,6 +32,7 @@ from hf_ar2.trainers.checkpoints import fingerprints
 TRAINERS: dict[str, Any] = {
     "ar2": (AR2Trainer, AR2Config),
     "rocketqa-v2": (RocketQAv2Trainer, RocketQAv2Config),
+    "ltre": (lambda retriever, _, **given: LTReTrainer(retriever, **given), LTReConfig),
     "retriever": (lambda retriever, _, **given: RetrieverTrainer(retriever, **given), RetrieverConfig),
 }
 
@@ -88,6 +91,7 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--kill_after", type=int)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--passages", type=int, default=60)
     parser.add_argument("--no_dropout", action="store_true")
     train(parser.parse_args())
     sys.stdout.flush()
@@ -106,12 +110,14 @@ def train(options: argparse.Namespace) -> None:
         retriever,
         ranker,
         args=config(output_dir=str(options.output), **{**settings_of(config), **options.settings}),
-        collection=make_tiny_collection(),
+        collection=with_passages(make_tiny_collection(), options.passages),
         callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
     )
     trainer.train(resume_from_checkpoint=options.resume)
     if trainer.is_world_process_zero():
+        codebook = trainer.model.codebook
         result = {
+            "centroids": None if codebook is None else codebook.centroids.tolist(),
             "world_size": trainer.encoders.processes.world_size,
             "log": trainer.state.log_history,
             "weights": fingerprints(trainer.model),

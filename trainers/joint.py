@@ -105,7 +105,7 @@ class JointTrainer(Trainer):
             budget=args.encode_tokens or 2048,
             show_progress=not args.disable_tqdm,
         )
-        self.retrieval = Retrieval(model.retriever, model.ranker, self.collection, args, self.encoders)
+        self.retrieval = self.make_retrieval()
         self.pool: CandidatePool | None = None
         # 4. Lists
         pool, known = self._pools(None)
@@ -138,6 +138,10 @@ class JointTrainer(Trainer):
         self._learning_rates: dict[str, float] = {}
         self._resumed_log: dict[str, Any] | None = None
         self.add_callback(_Rounds(self))
+
+    def make_retrieval(self) -> Retrieval:
+        """What the trainer retrieves and evaluates with."""
+        return Retrieval(self.model.retriever, self.model.ranker, self.collection, self.args, self.encoders)
 
     # ---- What a subclass decides ------------------------------------------------------------------------------
 
@@ -352,6 +356,9 @@ class JointTrainer(Trainer):
             logs |= self._learning_rates
         super().log(logs, start_time)
 
+    def after_step(self) -> None:
+        """Called when the optimizer has moved the weights."""
+
     def note_learning_rates(self) -> None:
         """Keep the rates of the step that is being taken, for the log: `lr/retriever`, `lr/ranker`."""
         assert self.optimizer is not None
@@ -492,3 +499,6 @@ class _Rounds(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.note_learning_rates()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_step()

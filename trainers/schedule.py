@@ -26,7 +26,9 @@ def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) ->
             continue
         owner = name.split(".", 1)[0]
         part = "head" if name in head else "encoder"
-        decay = name in decayed
+        if owner == "codebook":  # the retriever's index: on its schedule, at a rate of its own
+            owner, part = "retriever", "centroids"
+        decay = name in decayed and part != "centroids"
         key = f"{owner}/{part}/{'decay' if decay else 'plain'}"
         if key not in groups:
             groups[key] = {
@@ -47,6 +49,8 @@ def learning_rate(args: JointConfig, owner: str, part: str) -> float:
         rate = args.ranker_learning_rate
     if part == "head" and args.head_learning_rate is not None:
         rate = args.head_learning_rate
+    if part == "centroids":
+        rate = getattr(args, "centroid_learning_rate", rate)
     return rate
 
 

@@ -88,6 +88,28 @@ class Encoders:
         retriever.train(training)
         return self.processes.combine(out)
 
+    def embed_passages(
+        self, retriever: SentenceTransformer, inputs: RetrieverInputs, rows: np.ndarray
+    ) -> np.ndarray:
+        """Embeddings of passage rows `[P]`, a few of the corpus: float32 `[P, d]`, on every rank."""
+        training = retriever.training
+        retriever.eval()
+        dim = retriever.get_embedding_dimension()
+        assert dim is not None
+        out = np.zeros((len(rows), dim), np.float32)
+        encode_rows(
+            self.embedder(retriever, "document"),
+            inputs.passage_builder,
+            inputs.passage_store,
+            rows,
+            out,
+            budget=self.budget,
+            device=self.device,
+            show_progress=False,
+        )
+        retriever.train(training)
+        return out
+
     def build_index(
         self,
         retriever: SentenceTransformer,

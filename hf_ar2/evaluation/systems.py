@@ -13,18 +13,22 @@ from hf_ar2.evaluation.answers import answer_hits
 from hf_ar2.evaluation.evaluators import pipeline, pipeline_scores, rerank
 from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
 from hf_ar2.inputs import RetrieverInputs
-from hf_ar2.models import similarity_of, weights_fingerprint
+from hf_ar2.models import similarity_of, tower, weights_fingerprint
 
 # One system's rankings: passage rows int64 [Q, K], best first, -1 padded, and scores float32 [Q, K].
 Ranking = tuple[np.ndarray, np.ndarray]
 
 
 def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, bf16: bool) -> str:
-    """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits."""
+    """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits.
+
+    Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    encoder = tower(retriever, "document")
     for part in (
-        weights_fingerprint(retriever),
-        repr(retriever),  # pooling, normalisation, towers
+        weights_fingerprint(encoder),
+        repr(encoder),  # pooling, normalisation
         similarity_of(retriever),
         inputs.passage_store.fingerprint,
         str(inputs.max_passage_length),

@@ -43,6 +43,7 @@ def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
         inverted_lists = faiss.try_extract_index_ivf(index)
         centroids = max(256, inverted_lists.nlist if inverted_lists is not None else 0)
         size = min(len(embeddings), centroids * _POINTS_PER_CENTROID)
+        _accept_few_points(index)
         sample = np.sort(np.random.default_rng(seed).choice(len(embeddings), size, replace=False))
         try:
             index.train(np.ascontiguousarray(embeddings[sample], np.float32))
@@ -53,6 +54,22 @@ def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
             ) from error
     for start in range(0, len(embeddings), _ROWS_PER_BLOCK):
         index.add(np.ascontiguousarray(embeddings[start : start + _ROWS_PER_BLOCK], np.float32))
+
+
+def _accept_few_points(index: Any) -> None:
+    """Keep FAISS from printing, hundreds of times, that 256 centroids would like 9,984 passages."""
+    faiss = import_faiss()
+    if isinstance(index, faiss.IndexPreTransform):
+        for number in range(index.chain.size()):
+            transform = faiss.downcast_VectorTransform(index.chain.at(number))
+            if isinstance(transform, faiss.OPQMatrix) and transform.pq is None:
+                transform.pq = faiss.ProductQuantizer(transform.d_out, transform.M, 8)
+                transform.pq.this.disown()  # the index holds the bare pointer for as long as it lives
+                transform.pq.cp.min_points_per_centroid = 1
+        index = faiss.downcast_index(index.index)
+    for holder in (index, getattr(index, "pq", None)):
+        if getattr(holder, "cp", None) is not None:
+            holder.cp.min_points_per_centroid = 1
 
 
 def write_faiss_index(index: Any, path: Path) -> None:

@@ -159,7 +159,7 @@ class TorchSearcher:
         self.chunk_queries = chunk_queries
         self._half = torch.empty(embeddings.shape, dtype=dtype, device=self.device)
         exact_copy = embeddings.dtype == np.float16 and dtype == torch.float16
-        self._stored = self._half if exact_copy else self._room_for_stored()
+        self.stored = self._half if exact_copy else self._room_for_stored()
         for start in range(0, len(embeddings), chunk_rows):
             block = torch.from_numpy(np.array(embeddings[start : start + chunk_rows])).to(self.device)
             half = self._half[start : start + chunk_rows]
@@ -169,8 +169,8 @@ class TorchSearcher:
                     f"embeddings of rows {start} to {start + len(block) - 1} exceed the range of {dtype}; "
                     "use dtype=torch.bfloat16"
                 )
-            if self._stored is not None and self._stored is not self._half:
-                self._stored[start : start + chunk_rows].copy_(block)
+            if self.stored is not None and self.stored is not self._half:
+                self.stored[start : start + chunk_rows].copy_(block)
 
     def _room_for_stored(self) -> torch.Tensor | None:
         if self.device.type != "cuda":
@@ -226,8 +226,8 @@ class TorchSearcher:
         step = max(1, 2**26 // (candidates.shape[1] * self.embeddings.shape[1]))
         for start in range(0, len(candidates), step):
             rows = candidates[start : start + step]
-            if self._stored is not None:
-                vectors = self._stored[rows]
+            if self.stored is not None:
+                vectors = self.stored[rows]
             else:
                 vectors = torch.from_numpy(self.embeddings[rows.cpu().numpy()]).to(self.device)
             # a sum of products, not a matrix product, which may run in reduced precision (TF32)

@@ -13,6 +13,7 @@ from hf_ar2.losses.gather import all_gather_with_gradient
 from hf_ar2.losses.listwise import distillation_loss, listwise_cross_entropy, pointwise_cross_entropy
 from hf_ar2.losses.pairwise import pairwise_contrastive_loss
 from hf_ar2.losses.passage_centric import passage_centric_loss
+from hf_ar2.losses.retrieval import retrieval_pairwise_loss
 
 __all__ = [
     "adversarial_loss",
@@ -24,4 +25,5 @@ __all__ = [
     "pairwise_contrastive_loss",
     "passage_centric_loss",
     "pointwise_cross_entropy",
+    "retrieval_pairwise_loss",
 ]

@@ -1,0 +1,99 @@
+"""Product quantisation whose centroids are trained (JPQ): codes and rotation stay, the index follows the centroids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_ar2.index.faiss_import import import_faiss
+
+
+class Codebook(nn.Module):
+    """The centroids of a FAISS product quantiser as a parameter, with scores that are differentiable in them.
+
+    Passage n is the concatenation of M centroids, one per subspace, named by its code; before, a rotation was applied
+    to it, as it is to a query. Its inner product with a query q is
+
+    .. math:: s(q, n) = \\sum_m (A q)_m \\cdot C_{m, code(n, m)}
+
+    Codes stay in the FAISS index as they are, uint8; they are no buffer, so that neither checkpoints nor
+    `DistributedDataParallel` copy them.
+
+    Args:
+        index: a `faiss.IndexPQ` of 8 bits with inner products, in memory (not mapped), or one behind linear transforms
+            (`OPQ48,PQ48`). It is changed by `write_back`.
+
+    Attributes:
+        centroids: parameter float32 `[M, 256, d/M]`. codes: uint8 `[N, M]`.
+
+    Raises:
+        ValueError: another type of index.
+
+    Source: JPQ (arXiv 2108.00644); jingtaozhan/JPQ.
+    """
+
+    def __init__(self, index: Any) -> None:
+        super().__init__()
+        faiss = import_faiss()
+        rotation, inner = None, index
+        if isinstance(index, faiss.IndexPreTransform):
+            rotation = _rotation(index)
+            inner = faiss.downcast_index(index.index)
+        if not isinstance(inner, faiss.IndexPQ) or inner.pq.nbits != 8:
+            raise ValueError(
+                f"centroids can be trained of a product quantiser of 8 bits alone, found {type(inner).__name__}; use "
+                f"an index like 'PQ48' or 'OPQ48,PQ48', where 48 bytes are kept of each passage"
+            )
+        if inner.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError("the index compares by L2 distance, expected inner products")
+        self._inner = inner
+        self._index = index  # owns what `_inner` points to
+        pq = inner.pq
+        self.codes = torch.from_numpy(faiss.vector_to_array(inner.codes).reshape(inner.ntotal, pq.M))
+        values = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
+        self.centroids = nn.Parameter(torch.from_numpy(values.copy()))
+        self.rotation: Tensor | None
+        self.register_buffer("rotation", rotation, persistent=False)
+
+    def forward(self, queries: Tensor, positions: Tensor, centroids: Tensor | None = None) -> Tensor:
+        """Scores of passages for queries.
+
+        Args:
+            queries: float32 `[B, d]`. positions: int64 `[B, L]`, in the index.
+            centroids: those that went through the joint model's forward; None: the parameter itself.
+
+        Returns:
+            float32 `[B, L]`, what the index gives after `write_back`.
+        """
+        centroids = self.centroids if centroids is None else centroids
+        rotated = queries if self.rotation is None else queries @ self.rotation.T
+        subspaces, _, width = centroids.shape
+        # [B, M, 256]: each query against every centroid of its subspace
+        table = torch.einsum("bmd,mkd->bmk", rotated.view(len(queries), subspaces, width), centroids)
+        codes = self.codes[positions.cpu()].to(positions.device).long()
+        return table.gather(2, codes.transpose(1, 2)).sum(dim=1)
+
+    def write_back(self) -> None:
+        """Give the index the centroids as they are now."""
+        values = self.centroids.detach().float().cpu().numpy()
+        import_faiss().copy_array_to_vector(
+            np.ascontiguousarray(values).reshape(-1), self._inner.pq.centroids
+        )
+
+
+def _rotation(index: Any) -> Tensor:
+    """The linear transforms before an index as one matrix, float32 `[d_out, d_in]`."""
+    faiss = import_faiss()
+    matrix = np.eye(index.d, dtype=np.float32)
+    for number in range(index.chain.size()):
+        transform = faiss.downcast_VectorTransform(index.chain.at(number))
+        if not isinstance(transform, faiss.LinearTransform) or transform.have_bias:
+            raise ValueError(
+                f"a {type(transform).__name__} stands before the product quantiser, expected rotations (OPQ) alone"
+            )
+        step = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in)
+        matrix = step @ matrix
+    return torch.from_numpy(np.ascontiguousarray(matrix))

@@ -1,0 +1,261 @@
+"""An index that does not move: searched at every step, with the passage vectors that a loss takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
+from hf_ar2.index.faiss_import import import_faiss
+from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix
+
+Vectors = Literal["exact", "index"]
+INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
+_HASHED_AT_ONCE = 1 << 24
+
+
+class FrozenIndex:
+    """Search over a whole corpus by corpus row, and the vectors of what was found.
+
+    It is no `nn.Module`: checkpoints hold its fingerprint, not its passages.
+
+    Args:
+        faiss_index: inner products.
+        fingerprint: names what the index is: passages, encoder, factory.
+        embeddings: float32 or float16 `[N, d]`, what was indexed, in corpus order; None where only the index is
+            there, which then decodes its own vectors.
+        corpus_rows: int64 `[N]`, the corpus row of each position of the index; None where they are the same.
+        vectors: "exact" are `embeddings`; "index" are those the index decodes, which its scores come from.
+        device: searches, and gets the vectors.
+        search_parameters: as in "nprobe=16" or "efSearch=128".
+        by_torch: search exactly with a half-precision copy of `embeddings` on the device instead (`TorchSearcher`).
+
+    Attributes:
+        ntotal, dim: N and d.
+
+    Raises:
+        ValueError: an index of L2 distances or of ids of its own, exact vectors without embeddings, or of a
+            compressed index.
+    """
+
+    def __init__(
+        self,
+        faiss_index: Any,
+        fingerprint: str,
+        embeddings: np.ndarray | None = None,
+        corpus_rows: np.ndarray | None = None,
+        vectors: Vectors = "exact",
+        device: str | torch.device = "cpu",
+        search_parameters: str | None = None,
+        by_torch: bool = False,
+    ) -> None:
+        faiss = import_faiss()
+        if faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(
+                "the index compares by L2 distance, expected inner products (METRIC_INNER_PRODUCT)"
+            )
+        if isinstance(faiss_index, faiss.IndexIDMap):
+            raise ValueError(
+                "the index gives passages numbers of its own (IndexIDMap), expected positions, with a file of ids in "
+                "that order"
+            )
+        self.faiss_index = faiss_index
+        self.fingerprint = fingerprint
+        self.embeddings = embeddings
+        self.corpus_rows = corpus_rows
+        self.vectors_are = vectors
+        self.device = torch.device(device)
+        self.ntotal, self.dim = faiss_index.ntotal, faiss_index.d
+        if vectors == "exact" and embeddings is None and not _keeps_vectors(faiss_index):
+            raise ValueError(
+                f"vectors='exact': a {type(faiss_index).__name__} keeps compressed vectors alone; use "
+                "vectors='index', which are also what serving will see"
+            )
+        self._positions: np.ndarray | None = None
+        if corpus_rows is not None:
+            self._positions = np.empty(len(corpus_rows), np.int64)
+            self._positions[corpus_rows] = np.arange(len(corpus_rows))
+        self._searcher: FaissSearcher | TorchSearcher
+        if by_torch and embeddings is not None:
+            self._searcher = TorchSearcher(embeddings, device)
+        else:
+            self._searcher = FaissSearcher(faiss_index, device, search_parameters)
+        if self._decodes:
+            lists = faiss.try_extract_index_ivf(faiss_index)
+            if lists is not None:
+                lists.make_direct_map()  # without it an inverted file does not find a passage by its number
+
+    @classmethod
+    def of_corpus(
+        cls,
+        index: CorpusIndex,
+        vectors: Vectors = "exact",
+        device: str | torch.device = "cpu",
+        search_parameters: str | None = None,
+        writable: bool = False,
+    ) -> FrozenIndex:
+        """From an index that this library built.
+
+        Args:
+            writable: read the FAISS index into memory, for centroids that will change.
+        """
+        faiss = import_faiss()
+        loaded = index.faiss_index
+        if writable:
+            loaded = faiss.read_index(str(index.folder / index.meta["files"]["index"]))
+        on_gpu = torch.device(device).type == "cuda"
+        return cls(
+            loaded,
+            f"{index.fingerprint}:{index.factory}:{index.embeddings.dtype}",
+            index.embeddings,
+            vectors=vectors,
+            device=device,
+            search_parameters=search_parameters,
+            by_torch=on_gpu and index.factory == "Flat" and not hasattr(faiss, "StandardGpuResources"),
+        )
+
+    @classmethod
+    def of_files(
+        cls,
+        path: str | Path,
+        corpus_ids: Sequence[str],
+        ids: str | Path | None = None,
+        vectors: Vectors = "index",
+        device: str | torch.device = "cpu",
+        search_parameters: str | None = None,
+        writable: bool = False,
+    ) -> FrozenIndex:
+        """From a FAISS file that somebody made, and the ids of its passages in the order they were added.
+
+        Args:
+            path: the FAISS file, or a folder with `index.faiss` and `ids.json`.
+            corpus_ids: the ids of the corpus, by row.
+            ids: a JSON list of ids, or a text file with one per line; None: `ids.json` beside the FAISS file.
+
+        Raises:
+            FileNotFoundError: a file that is missing. ValueError: ids that are not those of the corpus, one for one.
+        """
+        path = Path(path)
+        path = path / INDEX_FILE if path.is_dir() else path
+        ids = Path(ids) if ids is not None else path.with_name(IDS_FILE)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such FAISS index")
+        if not ids.is_file():
+            raise FileNotFoundError(
+                f"{ids}: not there; expected the ids of the index's passages in its order, as a JSON list or one a line"
+            )
+        faiss_index = import_faiss().read_index(str(path)) if writable else read_faiss_index(path)
+        rows = _rows_of_ids(_read_ids(ids), corpus_ids, ids, faiss_index.ntotal, path)
+        unmoved = bool((rows == np.arange(len(rows))).all())
+        return cls(
+            faiss_index,
+            _hash_of(path, ids),
+            corpus_rows=None if unmoved else rows,
+            vectors=vectors,
+            device=device,
+            search_parameters=search_parameters,
+        )
+
+    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best passages of each query `[Q, d]`.
+
+        Returns:
+            scores float32 `[Q, k]` and corpus rows int64 `[Q, k]`, best first; -inf and -1 where there are no more.
+        """
+        scores, positions = self._searcher.search(query_matrix(queries, self.dim), k)
+        if self.corpus_rows is None:
+            return scores, positions
+        return scores, np.where(positions >= 0, self.corpus_rows[positions], -1)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Where corpus rows (none below 0) stand in the index."""
+        return rows if self._positions is None else self._positions[rows]
+
+    def vectors(self, rows: np.ndarray) -> Tensor:
+        """Vectors float32 `[..., d]` of corpus rows int64 `[...]`, on the device; row 0's in the place of -1."""
+        wanted = np.maximum(rows, 0)
+        if not self._decodes:
+            assert self.embeddings is not None
+            if isinstance(self._searcher, TorchSearcher) and self._searcher.stored is not None:
+                return self._searcher.stored[torch.from_numpy(wanted).to(self.device)].float()
+            return torch.from_numpy(np.asarray(self.embeddings[wanted], np.float32)).to(self.device)
+        unique, places = np.unique(self.positions(wanted), return_inverse=True)
+        decoded = self.faiss_index.reconstruct_batch(unique)
+        return torch.from_numpy(decoded[places].reshape(*rows.shape, -1)).to(self.device)
+
+    def save(
+        self, folder: str | Path, corpus_ids: Sequence[str], about: dict[str, Any] | None = None
+    ) -> None:
+        """Write `index.faiss`, which plain FAISS reads, `ids.json` in its order, and `index.json` about it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_faiss_index(self.faiss_index, folder / INDEX_FILE)
+        ids = list(corpus_ids)
+        if self.corpus_rows is not None:
+            ids = [ids[row] for row in self.corpus_rows]
+        _write_json(folder / IDS_FILE, ids)
+        described = {"passages": self.ntotal, "dimension": self.dim, "type": type(self.faiss_index).__name__}
+        _write_json(folder / ABOUT_FILE, described | {"made_from": self.fingerprint} | (about or {}))
+
+    @property
+    def _decodes(self) -> bool:
+        return self.vectors_are == "index" or self.embeddings is None
+
+
+def _keeps_vectors(index: Any) -> bool:
+    faiss = import_faiss()
+    return isinstance(index, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
+
+
+def _read_ids(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return text.splitlines()
+    try:
+        ids = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        raise ValueError(f"{path}: expected a JSON list of passage ids, which are strings")
+    return ids
+
+
+def _rows_of_ids(
+    ids: list[str], corpus_ids: Sequence[str], ids_path: Path, ntotal: int, index_path: Path
+) -> np.ndarray:
+    """The corpus row of each position of the index, int64 `[N]`."""
+    if len(ids) != ntotal:
+        raise ValueError(f"{ids_path}: {len(ids):,} ids, but {index_path} holds {ntotal:,} passages")
+    known = {id: row for row, id in enumerate(corpus_ids)}
+    strangers = [id for id in ids if id not in known]
+    if strangers or len(ids) != len(known) or len(set(ids)) != len(ids):
+        what = f"the id {strangers[0]!r} is none of the corpus" if strangers else ""
+        what = what or (f"{len(ids):,} ids ({len(set(ids)):,} of them different)")
+        raise ValueError(
+            f"{ids_path}: {what}; expected each of the corpus's {len(known):,} ids once, in the order of the index"
+        )
+    return np.array([known[id] for id in ids], np.int64)
+
+
+def _hash_of(*paths: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(_HASHED_AT_ONCE):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(temporary, path)

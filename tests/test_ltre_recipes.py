@@ -1,0 +1,100 @@
+"""LTRe through recipes and `hf-ar2 tune-queries`: compressed indexes as rows, an index that was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import faiss
+import pytest
+import yaml
+from conftest import make_tiny_collection, make_tiny_retriever, with_passages
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2 import cli
+from hf_ar2.recipes.recipe import RecipeError, load_recipe
+
+SHORT = ["--max_passage_length", "32", "--bf16", "false", "--disable_tqdm", "true", "--ltre.list_depth", "10"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """`data/`, a BEIR folder of 300 passages, and `tiny-retriever/`."""
+    folder = tmp_path_factory.mktemp("home")
+    make_tiny_retriever(folder / "tiny-retriever")
+    with_passages(make_tiny_collection(), 300).save(folder / "data")
+    return folder
+
+
+def tune(home, *options):
+    command = [sys.executable, "-m", "hf_ar2.cli", "tune-queries", "tiny-retriever", "data", "--steps", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *options, *SHORT], cwd=home, capture_output=True, text=True, env=environment
+    )
+
+
+def test_tuning_builds_an_index_and_reports_before_and_after(home):
+    done = tune(home, "--output_dir", "plain")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "retriever: after over before" in done.stdout and "query_encoder/" in done.stdout
+    assert SentenceTransformer(str(home / "plain" / "retriever")).encode_query(["otter"]).shape == (1, 32)
+
+
+def test_tuning_takes_an_index_that_is_there(home, tmp_path):
+    """Encoded by hand with sentence-transformers alone, as somebody else would have."""
+    model = SentenceTransformer(str(home / "tiny-retriever"), device="cpu")
+    rows = [json.loads(line) for line in (home / "data" / "corpus.jsonl").read_text().splitlines()][::-1]
+    vectors = model.encode([f"{row['title']} {row['text']}".strip() for row in rows])
+    index = faiss.index_factory(32, "SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "theirs.faiss"))
+    (tmp_path / "ids.json").write_text(json.dumps([row["_id"] for row in rows]))
+    done = tune(home, "--output_dir", "theirs", "--index", str(tmp_path / "theirs.faiss"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Encoding the corpus" not in done.stderr
+    (tmp_path / "ids.json").write_text(json.dumps([row["_id"] for row in rows[::-1]]))
+    done = tune(home, "--output_dir", "wrong", "--index", str(tmp_path / "theirs.faiss"))
+    assert done.returncode != 0 and "its ids are in another order" in done.stderr.replace("\n", " ")
+
+
+def test_tuning_trains_centroids_and_leaves_an_index_for_plain_faiss(home):
+    done = tune(home, "--output_dir", "jpq", "--factory", "PQ8", "--centroids")
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = faiss.read_index(str(home / "jpq" / "searched_index" / "index.faiss"))
+    assert saved.ntotal == 300
+    metrics = json.loads((home / "jpq" / "metrics.json").read_text())
+    assert set(metrics) == {"before", "after"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--index", "a", "--factory", "PQ8"], "give one of them"),
+        (["--ids", "a"], "--ids belongs to --index"),
+        (["--centroids"], "--factory OPQ48,PQ48 for example"),
+    ],
+)
+def test_options_that_contradict_each_other(capsys, options, message):
+    with pytest.raises(SystemExit):
+        cli.main(["tune-queries", "model", "data", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_an_ltre_stage_needs_no_ranker_and_a_row_names_a_stages_index(tmp_path):
+    recipe = {
+        "collection": "data",
+        "models": {"tiny": {"model": "tiny-retriever"}},
+        "stages": {"ltre": {"trainer": "ltre", "retriever": "tiny"}},
+        "evaluation": {"rows": {"a": {"retriever": "ltre", "index": "ltre"}}},
+    }
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert load_recipe(path).stage_args("ltre") == {"seed": 42}
+    recipe["evaluation"]["rows"]["a"]["indx"] = "PQ8"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RecipeError, match="unknown key 'indx'; did you mean 'index'"):
+        load_recipe(path)

@@ -1,0 +1,289 @@
+"""LTRe: every step retrieves from the whole corpus, and the query encoder alone is trained."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from hf_ar2.index.codebook import Codebook
+from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.losses import retrieval_pairwise_loss
+from hf_ar2.losses.retrieval import WEIGHTINGS
+from hf_ar2.models import load_retriever, one_tower, tower
+from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.trainers.joint import JointTrainer
+from hf_ar2.trainers.ltre_index import FrozenRetrieval, ltre_card, with_missed
+
+_INDEX_NOTE, _CODEBOOK = "frozen_index.json", "codebook.safetensors"
+
+
+@dataclass
+class LTReConfig(JointConfig):
+    """Settings of `LTReTrainer`; of `JointConfig`'s those about queries, passages, index and evaluation count."""
+
+    learning_rate: float = setting(5e-6, "Peak learning rate of the query encoder. ADORE, JPQ: 5e-6.")
+    weight_decay: float = setting(
+        0.01, "AdamW's weight decay, not on biases, norms and centroids. ADORE: 0.01."
+    )
+    per_device_train_batch_size: int = setting(32, "Queries of a step and process. LTRe, ADORE, JPQ: 32.")
+    num_negatives: int = setting(0, "None is sampled: they are what the search finds.")
+    rerank_depth: int = setting(0, "No ranker is evaluated here.")
+    list_depth: int = setting(
+        200, "Passages retrieved per query and step, from the whole corpus. ADORE, JPQ: 200."
+    )
+    weighting: Literal["lambda_mrr", "lambda_ndcg", "ranknet"] = setting(
+        "lambda_mrr",
+        "How a pair of passages counts: by the change of MRR (ADORE), of DCG, or all alike (RankNet).",
+    )
+    cut: int | None = setting(None, "Ranks that have a value in that; None: list_depth. ADORE: 200.")
+    missed: Literal["all", "if_none"] = setting(
+        "all",
+        "Relevant passages that were not retrieved are appended: all of them (JPQ), or only where none was retrieved "
+        "(ADORE).",
+    )
+    vectors: Literal["exact", "index"] = setting(
+        "exact",
+        "Passage vectors of the loss: as they were encoded, or as the index decodes them, as in serving.",
+    )
+    train_centroids: bool = setting(
+        False, "JPQ: train the centroids of a product-quantised index ('OPQ48,PQ48') too; codes stay."
+    )
+    centroid_learning_rate: float = setting(
+        1e-4, "Peak learning rate of the centroids. JPQ: 1e-4 for 48 bytes and more, 2e-5 for 32, 5e-6 below."
+    )
+    index: str | None = setting(
+        None,
+        "A FAISS file to train against, or a folder with index.faiss and ids.json; None: the corpus is encoded.",
+    )
+    index_ids: str | None = setting(None, "The ids of its passages, in its order; None: ids.json beside it.")
+    search_parameters: str | None = setting(None, "How the index is searched: 'nprobe=16', 'efSearch=256'.")
+    steps_per_round: int | None = setting(None, "Steps between evaluations; None: one pass over the queries.")
+
+    def __post_init__(self) -> None:
+        self._check("weighting", self.weighting, WEIGHTINGS)
+        self._check("missed", self.missed, ("all", "if_none"))
+        self._check("vectors", self.vectors, ("exact", "index"))
+        if self.list_depth < 1:
+            raise ValueError(f"list_depth={self.list_depth}: expected at least 1")
+        if self.cut is not None and self.cut < 1:
+            raise ValueError(f"cut={self.cut}: expected at least 1, or None")
+        if self.num_negatives:
+            raise ValueError(
+                f"num_negatives={self.num_negatives}: LTRe samples none; list_depth is how many passages it retrieves"
+            )
+        if self.train_lists:
+            raise ValueError("train_lists: LTRe takes its lists from the search of each step, not from files")
+        if self.train_centroids:
+            self.vectors = "index"  # scores are those of the codes and the centroids as they are
+        super().__post_init__()
+
+
+class LTReTrainer(JointTrainer):
+    """Trains the query encoder on what it retrieves, at every step, from an index that stays as it is.
+
+    A step encodes a batch of queries, searches the whole index with them, appends relevant passages that were missed,
+    and lowers `retrieval_pairwise_loss` over the lists. The passage encoder is a copy of what the retriever came with,
+    and is frozen. With `train_centroids` the centroids of a product-quantised index are trained as well (JPQ), and the
+    search of the next step already uses them.
+
+    Saved are `retriever/`, both towers as one `SentenceTransformer` (`encode_query`, `encode_document`),
+    `query_encoder/`, the trained one by itself, and by `save_index` the index.
+
+    Args:
+        retriever: a name, folder or `SentenceTransformer`.
+        args: settings.
+        collection: a `Collection` or what `load_collection` takes.
+        source: what the cards call the retriever; None: its name or folder.
+
+    Raises:
+        ValueError: an index that this retriever cannot have made; a checkpoint that belongs to another index.
+
+    Source: LTRe (arXiv 2010.10469); ADORE (arXiv 2104.08051); JPQ (arXiv 2108.00644). The released code of ADORE is the
+    one LTRe's loss is taken from.
+
+    Example:
+        ```python
+        args = LTReConfig(output_dir="runs/ltre", learning_rate=2e-5, num_train_epochs=2)
+        trainer = LTReTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    trained = ("retriever",)
+
+    def __init__(
+        self,
+        retriever: str | Path | SentenceTransformer,
+        args: LTReConfig,
+        collection: Any,
+        source: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        towers = load_retriever(retriever, separate_towers=True)
+        tower(towers, "document").requires_grad_(False)
+        super().__init__(args=args, collection=collection, retriever=towers, **kwargs)
+        self.args: LTReConfig
+        self.retrieval: FrozenRetrieval
+        named = str(retriever) if isinstance(retriever, str | Path) else "the model that was given"
+        self.source = source or named
+        self._search_seconds = 0.0
+
+    def make_retrieval(self) -> FrozenRetrieval:
+        """Retrieval from an index that stays."""
+        assert isinstance(self.args, LTReConfig)
+        return FrozenRetrieval(self.model.retriever, None, self.collection, self.args, self.encoders)
+
+    @property
+    def index(self) -> FrozenIndex:
+        """The index, opened or built on first use."""
+        return self.retrieval.refresh()
+
+    @property
+    def index_is_its_own(self) -> bool:
+        """Whether the index is none that could be had again as it is: compressed here, or trained."""
+        return self.args.train_centroids or (self.args.index is None and self.args.index_factory != "Flat")
+
+    @property
+    def codebook(self) -> Codebook | None:
+        """The centroids that are trained; None without `train_centroids`."""
+        return self.model.codebook
+
+    @property
+    def steps_per_round(self) -> int:
+        """`steps_per_round` of the settings, or one pass over the training queries."""
+        return self.args.steps_per_round or super().steps_per_round
+
+    def needs(self, phase: str) -> tuple[str, ...]:
+        """Queries alone; passages are in the index."""
+        return ("queries",)
+
+    # ---- Step -------------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the index comes first, because its centroids may be among what is trained."""
+        self.prepare()
+        return super().train(*args, **kwargs)
+
+    def prepare(self) -> None:
+        """Build or open the index, and with `train_centroids` make its centroids a part of the model."""
+        index = self.index
+        if self.args.train_centroids and self.model.codebook is None:
+            self.model.codebook = Codebook(index.faiss_index).to(self.args.device)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """As the base's; counts its time, and what of it the search took."""
+        started = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        sums = self._sums["search_share"]
+        sums[0] += self._search_seconds
+        sums[1] += time.perf_counter() - started
+        self._search_seconds = 0.0
+        return loss
+
+    def phase_loss(
+        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pairwise loss over what the queries retrieve now, with MRR@10 and the share of positives missed."""
+        queries = outputs["query_embeddings"]
+        known = batch["known_positives"].cpu().numpy()
+        started = time.perf_counter()
+        _, found = self.index.search(queries, self.args.list_depth)
+        self._search_seconds += time.perf_counter() - started
+        rows, relevant = with_missed(found, known, only_if_none=self.args.missed == "if_none")
+        mask = (rows >= 0) & ~self.retrieval.duplicates(rows, known, relevant)
+        scores = self.scores(queries, rows, outputs.get("centroids")) / self.retriever_temperature
+        device = queries.device
+        loss = retrieval_pairwise_loss(
+            scores,
+            torch.from_numpy(relevant).to(device),
+            self.args.weighting,
+            self.args.cut or self.args.list_depth,
+            torch.from_numpy(mask).to(device),
+        )
+        retrieved = relevant[:, : found.shape[1]]
+        first = np.where(retrieved[:, :10].any(axis=1), 1 / (1.0 + retrieved[:, :10].argmax(axis=1)), 0.0)
+        logs = {
+            "train_mrr@10": torch.tensor(first.mean()),
+            "missed_positives": torch.tensor(1 - retrieved.sum() / (known >= 0).sum()),
+        }
+        return loss, logs
+
+    def scores(self, queries: Tensor, rows: np.ndarray, centroids: Tensor | None = None) -> Tensor:
+        """Scores float32 `[B, L]` of passages at corpus rows `[B, L]`, differentiable; -1 gives any number."""
+        if self.codebook is not None:
+            positions = self.index.positions(np.maximum(rows, 0))
+            return self.codebook(queries, torch.from_numpy(positions).to(queries.device), centroids)
+        return torch.einsum("bd,bld->bl", queries, self.index.vectors(rows))
+
+    def after_step(self) -> None:
+        """After an optimizer step: the index that the next step searches has the new centroids."""
+        if self.codebook is not None:
+            self.codebook.write_back()
+
+    # ---- Saved ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Metrics of the query encoder on `eval_split`, against the index."""
+        self.prepare()
+        return super().evaluate(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        assert self.model.retriever is not None
+        query_encoder = one_tower(self.model.retriever, "query")
+        query_encoder.save_pretrained(str(folder / "query_encoder"), create_model_card=False)
+        for name in ("retriever", "query_encoder"):
+            card = ltre_card(
+                self.source, self.collection.name, self.index, self.args, alone=name != "retriever"
+            )
+            (folder / name / "README.md").write_text(card, encoding="utf-8")
+
+    def save_index(self, folder: str | Path) -> None:
+        """Write the index that was searched, trained centroids included: `index.faiss`, `ids.json`, `index.json`."""
+        about = {
+            "collection": self.collection.name,
+            "retriever": self.source,
+            "search": self.args.search_parameters,
+        }
+        self.index.save(folder, self.collection.corpus["id"], about)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            note = {"fingerprint": self.index.fingerprint, "passages": self.index.ntotal}
+            (folder / _INDEX_NOTE).write_text(json.dumps(note))
+            if self.codebook is not None:
+                centroids = self.codebook.centroids.detach().cpu().contiguous()
+                save_file({"centroids": centroids}, folder / _CODEBOOK)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        note = json.loads((folder / _INDEX_NOTE).read_text())
+        if note["fingerprint"] != self.index.fingerprint:
+            raise ValueError(
+                f"{folder}: trained against another index ({note['passages']:,} passages, {note['fingerprint']}) than "
+                f"this one ({self.index.ntotal:,}, {self.index.fingerprint}); resume with the index, the passage "
+                "encoder and the index settings it was begun with"
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.codebook is not None:
+            with torch.no_grad():
+                self.codebook.centroids.copy_(load_file(folder / _CODEBOOK)["centroids"])
+            self.codebook.write_back()

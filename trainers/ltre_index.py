@@ -1,0 +1,135 @@
+"""What LTRe needs around its step: the index that stays, lists with missed positives, and the words on the card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.trainers.retrieval import Retrieval
+
+_PROBES = 64
+# Of vectors that the model encodes and the index decodes; of unrelated ones it is about 0, of PQ24's above 0.8.
+_LEAST_COSINE = 0.5
+
+
+def with_missed(
+    found: np.ndarray, known: np.ndarray, only_if_none: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Retrieved lists with the relevant passages they lack behind them.
+
+    Args:
+        found: int64 `[B, k]`, best first, -1 where there was no more.
+        known: int64 `[B, P]`, the relevant passages of each query, -1 padded.
+        only_if_none: append them only where no relevant passage was found.
+
+    Returns:
+        rows int64 `[B, k + P]`, -1 where nothing was appended, and relevant bool `[B, k + P]`.
+
+    Example:
+        >>> rows, relevant = with_missed(np.array([[4, 7], [3, 2]]), np.array([[7, 9], [8, -1]]))
+        >>> rows.tolist(), relevant.tolist()
+        ([[4, 7, 9, -1], [3, 2, 8, -1]], [[False, True, True, False], [False, False, True, False]])
+    """
+    same = (found[:, :, None] == known[:, None, :]) & (known >= 0)[:, None, :]
+    missed = np.where(same.any(axis=1), -1, known)
+    if only_if_none:
+        missed[same.any(axis=(1, 2))] = -1
+    # to the front, in their order, so that ranks are as small as they can be
+    missed = np.take_along_axis(missed, np.argsort(missed < 0, axis=1, kind="stable"), axis=1)
+    rows = np.concatenate([found, missed], axis=1)
+    return rows, np.concatenate([same.any(axis=2), missed >= 0], axis=1)
+
+
+class FrozenRetrieval(Retrieval):
+    """Retrieval from one index, built or opened once."""
+
+    _frozen: FrozenIndex | None = None
+
+    def refresh(self) -> Any:
+        """The index; encoded and built, or opened and checked, on first use."""
+        if self._frozen is None:
+            args: Any = self.args
+            common: dict[str, Any] = {
+                "vectors": args.vectors,
+                "device": self.encoders.device,
+                "search_parameters": args.search_parameters,
+                "writable": args.train_centroids,
+            }
+            if args.index is None:
+                built = super().refresh()
+                assert isinstance(built, CorpusIndex)
+                self._frozen = FrozenIndex.of_corpus(built, **common)
+            else:
+                ids = list(self.collection.corpus["id"])
+                self._frozen = FrozenIndex.of_files(args.index, ids, args.index_ids, **common)
+                self._check_fit(self._frozen, args.index)
+        return self._frozen
+
+    def duplicates(self, rows: np.ndarray, known: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+        """Which passages, not judged relevant, have the text of one that is; bool, as `rows` `[B, L]`."""
+        keys = self._duplicate_keys()
+        if keys is None:
+            return np.zeros_like(relevant)
+        same = keys[rows][:, :, None] == keys[known][:, None, :]
+        return (same & (known >= 0)[:, None, :]).any(axis=2) & ~relevant
+
+    def _check_fit(self, index: FrozenIndex, name: str) -> None:
+        """Refuse an index that the passage encoder has not made: what it decodes is compared with what is encoded."""
+        assert self.retriever is not None and self.retriever_inputs is not None
+        dim = self.retriever.get_embedding_dimension()
+        if index.dim != dim:
+            raise ValueError(f"{name}: vectors of {index.dim} dimensions, but the retriever's have {dim}")
+        rows = np.sort(
+            np.random.default_rng(0).choice(index.ntotal, min(_PROBES, index.ntotal), replace=False)
+        )
+        encoded = self.encoders.embed_passages(self.retriever, self.retriever_inputs, rows)
+        decoded = index.vectors(rows).cpu().numpy()
+        norms = np.linalg.norm(encoded, axis=1) * np.linalg.norm(decoded, axis=1)
+        cosine = float(((encoded * decoded).sum(axis=1) / np.maximum(norms, 1e-12)).mean())
+        if cosine < _LEAST_COSINE:
+            raise ValueError(
+                f"{name}: {len(rows)} of its passages, decoded, have a mean cosine of {cosine:.2f} with what this "
+                "retriever makes of their texts; the index was made by another model, of other texts, or its ids are "
+                "in another order"
+            )
+
+
+def ltre_card(source: str, collection: str, index: FrozenIndex, args: Any, alone: bool) -> str:
+    """What a saved query encoder says about itself: above all, which passages it belongs to."""
+    load = (
+        'model = SentenceTransformer("this folder")\nquery = model.encode(["a query"])'
+        if alone
+        else 'model = SentenceTransformer("this folder")\nquery = model.encode_query(["a query"])\n'
+        'passage = model.encode_document(["a passage"])'
+    )
+    kind = type(index.faiss_index).__name__
+    what = "The query encoder alone" if alone else "Query and passage encoder (a `Router`)"
+    return f"""---
+library_name: sentence-transformers
+tags: [sentence-transformers, hf-ar2, ltre]
+---
+# {what}, trained by LTRe
+
+Trained on {collection} with hf_ar2: the query encoder learned from what it retrieved, at every step, out of the whole
+corpus. **It belongs to the passages of one encoder**, that of `{source}`, which did not change; with passages that
+another model encoded it finds nothing of use.
+
+- passage encoder: `{source}`
+- index: {kind}, {index.ntotal:,} passages of {index.dim} dimensions, fingerprint `{index.fingerprint}`
+- settings: lists of {args.list_depth}, {args.weighting}, vectors {args.vectors}, learning rate {args.learning_rate:g}
+
+```python
+from sentence_transformers import SentenceTransformer
+
+{load}
+```
+
+Method: [LTRe](https://arxiv.org/abs/2010.10469), [ADORE](https://arxiv.org/abs/2104.08051){_jpq(args)}.
+"""
+
+
+def _jpq(args: Any) -> str:
+    return ", [JPQ](https://arxiv.org/abs/2108.00644)" if args.train_centroids else ""
