@@ -233,7 +233,7 @@ def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
         return retriever
     modules: list[nn.Module] = []
     for module in retriever.children():
-        modules += module.sub_modules[task] if isinstance(module, Router) else [module]
+        modules += module.sub_modules[task].children() if isinstance(module, Router) else [module]
     return nn.Sequential(*modules)
 
 

@@ -21,7 +21,7 @@ from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.recipe import Recipe, source_name
 from hf_ar2.report import plot_report, stage_table
-from hf_ar2.trainers import LTReConfig, RetrieverConfig
+from hf_ar2.trainers import JointConfig, LTReConfig, RetrieverConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
 
@@ -75,12 +75,12 @@ def _evaluate_row(
         "eval_on_start": False,
         "save_strategy": "no",
     }
-    searched = {
+    searched: dict[str, Any] = {
         key: row[key] for key in ("index_factory", "index", "index_ids", "search_parameters") if key in row
     }
     if searched.get("index") in recipe.stages:
         searched["index"] = str(run / "stages" / row["index"] / SEARCHED_INDEX)
-    config = RetrieverConfig
+    config: type[JointConfig] = RetrieverConfig
     if "index" in searched or "search_parameters" in searched:
         config, searched["vectors"] = LTReConfig, "index"
     args = config(output_dir=str(run / "evaluation" / name), **common, **searched)

@@ -137,6 +137,7 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, 
     if body["trainer"] == "retriever":
         return RetrieverTrainer(retriever, args=args, collection=collection)
     if body["trainer"] == "ltre":
+        assert isinstance(retriever, SentenceTransformer)
         return LTReTrainer(
             retriever, args=args, collection=collection, source=source_of(recipe, body["retriever"])
         )

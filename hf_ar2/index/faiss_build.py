@@ -67,7 +67,8 @@ def _accept_few_points(index: Any) -> None:
                 transform.pq.this.disown()  # the index holds the bare pointer for as long as it lives
                 transform.pq.cp.min_points_per_centroid = 1
         index = faiss.downcast_index(index.index)
-    for holder in (index, getattr(index, "pq", None)):
+    holders: list[Any] = [index, getattr(index, "pq", None)]
+    for holder in holders:
         if getattr(holder, "cp", None) is not None:
             holder.cp.min_points_per_centroid = 1
 
