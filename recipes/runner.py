@@ -46,6 +46,8 @@ def run_recipe(recipe: Recipe, recipe_path: str) -> Path:
     started = time.time()
     run = Path(recipe.output_dir)
     state = PartialState()
+    refuse_other_settings(recipe, run)
+    state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
         write_run_header(run, recipe)
     say(f"{recipe.name}: {recipe.collection} → {run}")
@@ -61,6 +63,17 @@ def run_recipe(recipe: Recipe, recipe_path: str) -> Path:
         finish(recipe, run, recipe_path, time.time() - started)
     state.wait_for_everyone()
     return run
+
+
+def refuse_other_settings(recipe: Recipe, run: Path) -> None:
+    """Refuse a run folder whose stages were run with other settings, before anything in it is touched."""
+    for stage in recipe.stages:
+        started = run / "stages" / stage / "key.txt"
+        if started.is_file() and started.read_text() != recipe.stage_key(stage):
+            raise RecipeError(
+                f"{started.parent}: this stage was run with other settings. Choose another --output_dir, or delete the "
+                "folder to run it again"
+            )
 
 
 def check_files(recipe: Recipe) -> None:
@@ -79,12 +92,6 @@ def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, tit
     folder = run / "stages" / stage
     key = recipe.stage_key(stage)
     done = folder / "done.json"
-    started_key = folder / "key.txt"
-    if started_key.is_file() and started_key.read_text() != key:
-        raise RecipeError(
-            f"{folder}: this stage was run with other settings. Choose another --output_dir, or delete the folder to "
-            "run it again"
-        )
     if done.is_file():
         say(f"{title}: done before, {json.loads(done.read_text())['seconds']:.0f} s")
         return
@@ -93,7 +100,7 @@ def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, tit
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        started_key.write_text(key)
+        (folder / "key.txt").write_text(key)
     started = time.time()
     if recipe.stages[stage]["trainer"] == "augment":
         report = write_lists(recipe, stage, run, collection, folder)

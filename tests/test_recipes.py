@@ -136,8 +136,10 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     assert (run / "stages" / "ar2" / "done.json").stat().st_mtime_ns == before
     assert "done before" in capsys.readouterr().out
 
+    header = (run / "recipe.yaml").read_text()
     with pytest.raises(RecipeError, match="other settings"):
         run_recipe(load_recipe(path, {"output_dir": str(run), "retriever.max_steps": "5"}), str(path))
+    assert (run / "recipe.yaml").read_text() == header  # what is there still says how it was made
 
 
 def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):

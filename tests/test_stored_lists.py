@@ -192,3 +192,15 @@ def test_a_run_resumes_with_the_lists_it_began_with(models, tmp_path, tiny_colle
         run("b", resume=True, train_lists=[write(tmp_path / "other", LISTS[:2])])
     with pytest.raises(ValueError, match="trained on other lists"):
         run("b", resume=True, train_lists=None)
+
+
+def test_simans_does_not_weigh_two_models_scores_by_one_scale(tmp_path):
+    with pytest.raises(ValueError, match="mined lists hold the retriever's and stored ones the ranker's"):
+        RetrieverConfig(
+            output_dir=str(tmp_path),
+            train_lists=["lists"],
+            sampler="simans",
+            num_negatives=1,
+            use_cpu=True,
+            bf16=False,
+        )

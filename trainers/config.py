@@ -161,6 +161,11 @@ class JointConfig(transformers.TrainingArguments):
             raise ValueError(
                 "mine=False and train_list_kinds choose among stored lists: name them in train_lists"
             )
+        if self.sampler == "simans" and self.train_lists and self.mine:
+            raise ValueError(
+                "sampler='simans' weighs differences of scores, but mined lists hold the retriever's and stored ones "
+                "the ranker's: use mine=False, or another sampler"
+            )
         if self.num_negatives < 0 or self.rerank_depth < 0:
             raise ValueError("num_negatives and rerank_depth cannot be negative")
         if self.rerank_depth > self.eval_depth:

@@ -31,7 +31,7 @@ def passage_centric_loss(
 
     ``form="paper"``: ``X_b`` are the negative passages of query b, as `in_batch_contrastive_loss` has them: other
     queries' positives and all hard negatives. Passages are told apart from passages, which the query-centric loss never
-    does.
+    does. The paper prints the loss for one list; that a batch's other passages count as well is our reading.
 
     ``form="reference"``, the released code: ``X_b`` are the other *queries* and all hard negatives, but no positive
     passage of another query.
