@@ -250,8 +250,10 @@ def test_a_frozen_tower_gets_no_gradient(make, models):
         ("retriever", {"max_steps": 6}, 1),
         # One model at a time; gradients are averaged once the micro-batches are added up.
         ("ar2", {**AR2_STEPS, "num_rounds": 2, "ranker_learning_rate": 1e-3, "max_steps": -1}, 2),
+        # Both models in every step.
+        ("rocketqa-v2", {"ranker_learning_rate": 1e-3, "max_steps": 4}, 1),
     ],
-    ids=["retriever", "ar2-accumulated"],
+    ids=["retriever", "ar2-accumulated", "rocketqa-v2"],
 )
 def test_two_processes_take_the_steps_of_one(models, tmp_path, make, kind, settings, parts):
     # With a learning rate, so that a wrong step shows in those after it.
