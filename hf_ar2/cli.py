@@ -62,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, options: argparse.Namespace) -> int:
     try:
+        if name == "import":
+            from hf_ar2.import_command import import_published
+
+            return import_published(options)
         from hf_ar2 import commands  # imports torch and all that
 
         return int(getattr(commands, name)(options))
@@ -165,6 +169,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "augment": _augment(),
         "tune-queries": _tune_queries(),
         "collection": _collection(),
+        "import": _import(),
     }
     lines = [f"  {name:<14}{parser.does}" for name, parser in commands.items()]
     parser = Parser(
@@ -417,7 +422,7 @@ def _collection() -> Parser:
         "the docstring's first sentence. What is skipped is counted.",
         "collection python-packages:numpy,pandas data/numpy-pandas",
     )
-    forms = "python-packages:NAME,NAME, a BEIR, MS MARCO or DPR folder, or a Hub id like BeIR/scifact"
+    forms = "python-packages:NAME,NAME, text:FOLDER, a BEIR, MS MARCO or DPR folder, or a Hub id like BeIR/scifact"
     parser.add_argument("source", metavar="SOURCE", help=forms)
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument(
@@ -430,6 +435,31 @@ def _collection() -> Parser:
     parser.add_argument(
         "--max_passages", type=positive, metavar="N", help="keep this many, all judged ones included"
     )
+    questions = "for text:FOLDER: lines of a question, a tab, and the file that answers it"
+    parser.add_argument("--queries", metavar="FILE", help=f"{questions} (the files' headings)")
+    return parser
+
+
+def _import() -> Parser:
+    parser = _command(
+        "import",
+        "make a standard checkpoint of one that a paper published",
+        "Every parameter is accounted for: a missing or unexpected one is an error. What\n"
+        "could run code when it is read (a pickle of Paddle's, say) is refused.",
+        "import dpr bert-base-encoder.cp models/dpr --base bert-base-uncased",
+    )
+    add = parser.add_argument
+    formats = ("ar2", "ar2-ranker", "dpr", "rocketqa", "rocketqa-ranker")
+    add("format", metavar="FORMAT", choices=formats, help=", ".join(formats))
+    add("file", metavar="FILE", help="the published file; of Paddle, its folder of parameters or an .npz")
+    add("out", metavar="OUT", help="the folder to write")
+    add(
+        "--base",
+        required=True,
+        metavar="MODEL",
+        help="gives configuration and tokenizer: the model it began as",
+    )
+    add("--max_length", type=positive, metavar="N", help="tokens a text or pair is cut at (the tokenizer's)")
     return parser
 
 

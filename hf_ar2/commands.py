@@ -231,7 +231,12 @@ def collection(arguments: argparse.Namespace) -> int:
     level = reader.level
     reader.setLevel(logging.ERROR)
     try:
-        read = load_collection(arguments.source, skip=arguments.skip, max_passages=arguments.max_passages)
+        read = load_collection(
+            arguments.source,
+            skip=arguments.skip,
+            max_passages=arguments.max_passages,
+            queries=arguments.queries,
+        )
     finally:
         reader.setLevel(level)
     read.save(arguments.out)

@@ -15,8 +15,10 @@ from hf_ar2.collections.lines import find_file
 from hf_ar2.collections.ms_marco import CORPUS_FILES, load_ms_marco
 from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.python_packages import load_python_packages
+from hf_ar2.collections.text_folder import load_text_folder
 
 PYTHON_PACKAGES = "python-packages:"
+TEXT_FOLDER = "text:"
 
 
 def load_collection(
@@ -29,6 +31,7 @@ def load_collection(
     titles: str | Path | None = None,
     positives: str | None = None,
     hard_negatives: bool | None = None,
+    queries: str | Path | None = None,
 ) -> Collection:
     """Opens a collection; the form of `source` decides which reader does it.
 
@@ -36,6 +39,7 @@ def load_collection(
     source                                                reader
     ====================================================  ===============================================
     `python-packages:numpy,pandas`                        `load_python_packages`: installed Python packages
+    `text:notes`                                          `load_text_folder`: a folder of .md and .txt files
     a folder with `corpus.jsonl`                          `load_beir`
     a folder with `collection.tsv` (or `para.txt`)        `load_ms_marco`
     a folder with `psgs_w100.tsv`                         `load_dpr`: Natural Questions, TriviaQA
@@ -53,6 +57,7 @@ def load_collection(
         titles: MS MARCO only, see `load_ms_marco`.
         positives: DPR only, `"gold"` (default) or `"all"`, see `load_dpr`.
         hard_negatives: DPR only, see `load_dpr`.
+        queries: Text files only, see `load_text_folder`.
 
     Returns:
         The collection.
@@ -67,12 +72,16 @@ def load_collection(
         ['train', 'dev', 'test']
     """
     options: dict[str, Any] = {"titles": titles, "positives": positives, "hard_negatives": hard_negatives}
+    options["queries"] = queries
     options = {option: value for option, value in options.items() if value is not None}
     skip = Problems(skip).skip
     folder = Path(source)
     if str(source).startswith(PYTHON_PACKAGES):
         _refuse(options, (), source, "Python packages")
         collection = load_python_packages(str(source).removeprefix(PYTHON_PACKAGES).split(","), name=name)
+    elif str(source).startswith(TEXT_FOLDER):
+        _refuse(options, ("queries",), source, "a folder of text")
+        collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
     elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
         _refuse(options, (), source, "a BEIR folder")
         collection = load_beir(folder, name=name, cache_dir=cache_dir, skip=skip)

@@ -1,0 +1,123 @@
+"""The `evaluate` metric: loads offline from a checkout and from the installed path, equals the numpy functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import yaml
+
+from hf_ar2.collections.judgments import Judgments
+from hf_ar2.evaluation.metrics import evaluate_rankings
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(str(files("hf_ar2") / "evaluation" / "ir_metrics"))
+METRICS = ["mrr@5", "recall@20", "hit_rate@3", "ndcg@10", "map@7", "map"]
+
+
+@pytest.fixture(scope="module")
+def metric(tmp_path_factory: pytest.TempPathFactory) -> evaluate.Metric:
+    return evaluate.load(str(FOLDER), cache_dir=str(tmp_path_factory.mktemp("evaluate")))
+
+
+def test_it_loads_from_a_checkout_without_a_network(tmp_path: Path) -> None:
+    code = (
+        "import evaluate, json\n"
+        "metric = evaluate.load('hf_ar2/evaluation/ir_metrics')\n"
+        "print(json.dumps(metric.compute(predictions=[['d7', 'd3', 'd4'], ['d6', 'd1', 'd5']], references=["
+        "{'passage_ids': ['d4', 'd7'], 'relevance': [1, 2]}, {'passage_ids': ['d5'], 'relevance': [1]}],"
+        " metrics=['mrr@3', 'recall@2'])))\n"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_EVALUATE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"mrr@3": pytest.approx(2 / 3), "recall@2": 0.25}
+
+
+def test_it_equals_the_numpy_functions(metric: evaluate.Metric) -> None:
+    rng = np.random.default_rng(3)
+    retrieved = np.stack([rng.permutation(60)[:20] for _ in range(30)])
+    retrieved[4, 12:] = -1  # lists may differ in length
+    judged = [(query, passage) for query in range(30) for passage in rng.permutation(60)[:6]]
+    grades = rng.integers(-1, 4, len(judged))
+    judgments = Judgments.from_triples([q for q, _ in judged], [p for _, p in judged], grades)
+    expected = evaluate_rankings(retrieved, judgments, METRICS)
+
+    predictions = [[f"p{row}" for row in ranked if row >= 0] for ranked in retrieved]
+    references = [
+        {"passage_ids": [f"p{row}" for row in rows], "relevance": relevance.tolist()}
+        for rows, relevance in map(judgments.of, range(30))
+    ]
+    found = metric.compute(predictions=predictions, references=references, metrics=METRICS, per_query=True)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found["per_query"][name], values, rtol=0, atol=0)
+        assert found[name] == values.mean()
+
+    half = 15  # in batches, as a loop over a data loader adds them
+    metric.add_batch(predictions=predictions[:half], references=references[:half])
+    metric.add_batch(predictions=predictions[half:], references=references[half:])
+    assert metric.compute(metrics=METRICS) == {name: found[name] for name in METRICS}
+
+
+@pytest.mark.parametrize(
+    ("ranked", "judged", "options", "message"),
+    [
+        (["a"], {"passage_ids": [], "relevance": []}, {}, "references[0]: found no judged passage"),
+        (["a"], {"passage_ids": ["a"], "relevance": [1, 2]}, {}, "found 2 grades for 1 judged passages"),
+        (
+            ["a", "b", "a"],
+            {"passage_ids": ["a"], "relevance": [1]},
+            {},
+            "predictions[0]: found passage 'a' twice",
+        ),
+        (
+            ["a"],
+            {"passage_ids": ["a", "a"], "relevance": [1, 1]},
+            {},
+            "references[0]: found passage 'a' twice",
+        ),
+        (["a"], {"passage_ids": ["a"], "relevance": [1]}, {"metrics": ["mr@1"]}, "did you mean 'mrr@1'"),
+        (
+            ["a"],
+            {"passage_ids": ["a"], "relevance": [1]},
+            {"metrics": ["mrr@10"]},
+            "cutoff 10 asked of lists of 1",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(
+    metric: evaluate.Metric, ranked: list, judged: dict, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        metric.compute(predictions=[ranked], references=[judged], **({"metrics": ["mrr@1"]} | options))
+    assert message in str(error.value)
+
+
+def test_short_lists_are_whole_where_the_corpus_is_small(metric: evaluate.Metric) -> None:
+    found = metric.compute(
+        predictions=[["a", "b"]],
+        references=[{"passage_ids": ["b"], "relevance": [1]}],
+        metrics=["mrr@10"],
+        num_passages=2,
+    )
+    assert found == {"mrr@10": 0.5}
+
+
+def test_the_folder_is_a_space() -> None:
+    head = (FOLDER / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    metadata = yaml.safe_load(head)
+    assert metadata["sdk"] == "gradio" and metadata["app_file"] == "app.py"
+    assert {"evaluate", "metric"} <= set(metadata["tags"])
+    needed = (FOLDER / "requirements.txt").read_text().splitlines()
+    assert any(line.startswith("hf-ar2") for line in needed)
+    compile((FOLDER / "app.py").read_text(), "app.py", "exec")
