@@ -122,6 +122,8 @@ def run(
         "eval_depth": 20,
         "seed": 1,
     }
+    # Made before the trainer: new arguments reset what accelerate shares with trainers that are there.
+    beside = RetrieverConfig(**{**common, "output_dir": str(folder / f"{name}-evaluation")})
     retriever = load_retriever(options.retriever, dropout=0.0)
     hard = {"per_device_train_batch_size": 16, "num_negatives": 3, "pool_depth": 30, "learning_rate": 5e-5}
     trainer: Any
@@ -139,7 +141,6 @@ def run(
         args = AR2Config(**common, **hard, **game, rerank_depth=0)
         ranker = load_ranker(options.ranker, dropout=0.0)
         trainer = AR2Trainer(retriever, ranker, args=args, collection=collection)
-    beside = RetrieverConfig(**{**common, "output_dir": str(folder / f"{name}-evaluation")})
     retrieval = Retrieval(trainer.model.retriever, None, collection, beside, trainer.encoders)
     every = options.round if name != "LTRe" else max(1, options.ltre_steps // 8)
     curve = Curve(every, lambda: retrieval.evaluate()["retriever_mrr@10"])
