@@ -302,10 +302,14 @@ def _collection(
             "relevance": [1] * len(pairs),
         }
         qrels[split] = dataset_of(columns, QRELS_FEATURES)
-    ids, titles, texts = (list(column) for column in zip(*passages, strict=True))
+    corpus = {
+        "id": [id for id, _, _ in passages],
+        "title": [title for _, title, _ in passages],
+        "text": [text for _, _, text in passages],
+    }
     return Collection(
         name=name,
-        corpus=dataset_of({"id": ids, "title": titles, "text": texts}, PASSAGE_FEATURES),
+        corpus=dataset_of(corpus, PASSAGE_FEATURES),
         queries=dataset_of(
             {"id": list(judged), "text": [text for text, _ in judged.values()]}, QUERY_FEATURES
         ),
