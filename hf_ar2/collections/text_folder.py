@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.lines import numbered_lines
@@ -296,7 +297,7 @@ def _collection(
         if not pairs:
             logger.warning("%s: none of the %d queries fell into split %s", name, len(judged), split)
             continue
-        columns = {
+        columns: dict[str, list[Any]] = {
             "query_id": [query for query, _ in pairs],
             "passage_id": [passage for _, passage in pairs],
             "relevance": [1] * len(pairs),
