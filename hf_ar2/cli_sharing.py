@@ -1,0 +1,51 @@
+"""The arguments of the commands that show and hand on what was trained: one parser each, standard library alone."""
+
+from __future__ import annotations
+
+from hf_ar2.cli_commands import ANY_COLLECTION, PROGRAM, command
+from hf_ar2.cli_parser import Parser, positive
+
+
+def compare_parser() -> Parser:
+    """The arguments of `compare`."""
+    parser = command(
+        "compare",
+        "put runs and TREC files into one table, with significance",
+        "A run folder gives a row for its every retriever and pipeline; a TREC run file\n"
+        "is one system, judged by --qrels or --collection (else by the runs' collection).\n"
+        "Every system is tested against one of them on the first metric: a two-sided\n"
+        "paired randomisation test over the queries, p-values corrected by Holm.",
+        "compare runs/scifact bm25.trec --against bm25 --latex --output table.tex",
+    )
+    add = parser.add_argument
+    add("systems", nargs="+", metavar="SYSTEM", help="a run folder, or a TREC run file (maybe .gz)")
+    add("--metrics", nargs="+", metavar="METRIC", help="such as mrr@10 recall@100 (the run's, or three)")
+    add("--split", help="split of run folders and of the collection (the run's, or test)")
+    judged = parser.add_mutually_exclusive_group()
+    judged.add_argument("--qrels", metavar="FILE", help="TREC qrels: query_id 0 passage_id relevance")
+    judged.add_argument("--collection", metavar="SOURCE", help=ANY_COLLECTION)
+    add("--against", metavar="NAME", help="the system the others are tested against (the first)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="a Markdown table")
+    form.add_argument("--latex", action="store_true", help="a LaTeX table (needs the package booktabs)")
+    add("--output", metavar="FILE", help="write the table there too")
+    return parser
+
+
+def serve_parser() -> Parser:
+    """The arguments of `serve`."""
+    parser = command(
+        "serve",
+        "answer searches in a browser and over HTTP",
+        "GET / is a search page, GET /search?q=TEXT&k=10 answers in JSON with the scores\n"
+        "of both models, GET /health says that it runs. Ctrl-C ends it.\n"
+        "For a trusted network: whoever reaches the port can search, without a password.",
+        "serve runs/scifact --port 8080",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run folder")
+    add("--port", type=int, default=8000, metavar="N", help="to listen on; 0 takes a free one (%(default)s)")
+    add("--host", default="127.0.0.1", metavar="HOST", help="0.0.0.0 for other machines too (%(default)s)")
+    add("--rerank_depth", type=positive, metavar="N", help="passages the ranker chooses from (20)")
+    add("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
+    return parser
