@@ -49,3 +49,49 @@ def serve_parser() -> Parser:
     add("--rerank_depth", type=positive, metavar="N", help="passages the ranker chooses from (20)")
     add("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
     return parser
+
+
+def push_parser() -> Parser:
+    """The arguments of `push`."""
+    parser = command(
+        "push",
+        "publish a run's models on the Hugging Face Hub",
+        "The retriever goes to NAME-retriever, the ranker to NAME-ranker, the index to\n"
+        "the dataset NAME-index, each in one commit, with a card written from the run\n"
+        f"(see it before: {PROGRAM} card RUN). Log in once with: hf auth login",
+        "push runs/scifact me/scifact-ar2 --private",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run folder")
+    add("name", metavar="NAME", help="user or organisation, a slash, and a name: me/scifact-ar2")
+    add("--private", action="store_true", help="visible to you alone, where the repository is new")
+    add(
+        "--what",
+        choices=("retriever", "ranker", "index", "all"),
+        help="one of the parts, or all three (both models, or the one there is)",
+    )
+    _add_licences(parser)
+    return parser
+
+
+def card_parser() -> Parser:
+    """The arguments of `card`."""
+    parser = command(
+        "card",
+        "show the card a run's models are published with",
+        "What the models are for, how they were trained, what they reach, how they are\n"
+        "used. The same text is in RUN/retriever/README.md and RUN/ranker/README.md.",
+        "card runs/scifact --what ranker",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run folder")
+    add("--what", choices=("retriever", "ranker"), help="which card (both, or the one there is)")
+    _add_licences(parser)
+    return parser
+
+
+def _add_licences(parser: Parser) -> None:
+    parser.add_argument(
+        "--license", metavar="ID", help="of the models, such as apache-2.0 (the base model's, where known)"
+    )
+    parser.add_argument("--data_license", metavar="TEXT", help="of the training data (not known)")
