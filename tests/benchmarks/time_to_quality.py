@@ -1,10 +1,11 @@
 """Quality on dev against processor seconds: LTRe, refreshed hard negatives (ANCE-like), and AR2, from one warm-up.
 
     python tests/benchmarks/time_to_quality.py --collection data/squad --retriever RUN/stages/warm-up/retriever \\
-        --ranker RUN/stages/ranker/ranker --plot curves.png
+        --ranker RUN/stages/ranker/ranker --bf16 --plot curves.png
 
-The clock counts processor time of everything training needs: encoding the corpus, indexing, mining, steps. Evaluation
-(on its own index of the weights as they are) is left out.
+RUN is a run of recipes/ar2/squad.yaml, whose settings the methods have here too. The clock counts processor time of
+everything training needs: encoding the corpus, indexing, mining, steps. Evaluation (on its own index of the weights as
+they are) is left out, and so is what the warm-ups cost, AR2's ranker among them.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ def main() -> None:
     add("--ranker", help="warmed up too; without one AR2 is left out")
     add("--bf16", action="store_true")
     add("--eval_queries", type=int, default=1000)
-    add("--ltre_steps", type=int, default=400)
-    add("--ltre_rate", type=float, default=5e-5)
+    add("--ltre_steps", type=int, default=600)
+    add("--ltre_batch", type=int, default=64)
+    add("--ltre_rate", type=float, default=1e-4)
     add("--steps", type=int, default=240, help="of the two others")
     add("--round", type=int, default=80, help="steps between two refreshes")
     add("--max_query_length", type=int, default=24)
@@ -129,6 +131,7 @@ def run(
     trainer: Any
     if name == "LTRe":
         settings = {"learning_rate": options.ltre_rate, "list_depth": 50, "max_steps": options.ltre_steps}
+        settings["per_device_train_batch_size"] = options.ltre_batch
         args: Any = LTReConfig(**common, **settings, steps_per_round=options.ltre_steps)
         trainer = LTReTrainer(retriever, args=args, collection=collection)
     elif name == "refreshed":
@@ -142,7 +145,7 @@ def run(
         ranker = load_ranker(options.ranker, dropout=0.0)
         trainer = AR2Trainer(retriever, ranker, args=args, collection=collection)
     retrieval = Retrieval(trainer.model.retriever, None, collection, beside, trainer.encoders)
-    every = options.round if name != "LTRe" else max(1, options.ltre_steps // 8)
+    every = options.round if name != "LTRe" else max(1, options.ltre_steps // 12)
     curve = Curve(every, lambda: retrieval.evaluate()["retriever_mrr@10"])
     trainer.add_callback(curve)
     curve.begin()
