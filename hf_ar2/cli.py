@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hf_ar2 import cli_commands
+from hf_ar2 import cli_commands, cli_sharing
 from hf_ar2.cli_commands import PROGRAM
 from hf_ar2.cli_parser import USAGE_ERROR, Parser, nearest
 from hf_ar2.launch import find_recipe, launch_command, run_to_end, shipped_recipes
@@ -28,6 +28,7 @@ HANDLERS = {
     "augment": "hf_ar2.commands:augment",
     "collection": "hf_ar2.commands:collection",
     "import": "hf_ar2.import_command:import_published",
+    "compare": "hf_ar2.compare_command:compare",
 }
 
 
@@ -177,6 +178,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "tune-queries": cli_commands.tune_queries_parser(),
         "collection": cli_commands.collection_parser(),
         "import": cli_commands.import_parser(),
+        "compare": cli_sharing.compare_parser(),
     }
     lines = [f"  {name:<14}{parser.does}" for name, parser in commands.items()]
     parser = Parser(

@@ -266,10 +266,26 @@ class SearchSystem:
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
-    """The recipe a run folder was made by.
+    """The recipe of a run folder that has come to its end.
 
     Raises:
         FileNotFoundError: no run folder, or no retriever in it yet; the message says what to do.
+        ValueError: a recipe.yaml that is no recipe.
+    """
+    recipe = read_recipe(folder)
+    if not (Path(folder) / "retriever").is_dir():
+        raise FileNotFoundError(
+            f"{folder} has no retriever/ yet: its recipe has not come to its end. The command that started it "
+            "continues it"
+        )
+    return recipe
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """The recipe a run folder was made by, whether it has come to its end or not.
+
+    Raises:
+        FileNotFoundError: no run folder; the message names those that are near.
         ValueError: a recipe.yaml that is no recipe.
     """
     folder = Path(folder)
@@ -294,11 +310,6 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not isinstance(recipe, dict) or "collection" not in recipe:
         raise ValueError(
             f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
-        )
-    if not (folder / "retriever").is_dir():
-        raise FileNotFoundError(
-            f"{folder} has no retriever/ yet: its recipe has not come to its end. The command that started it "
-            "continues it"
         )
     return recipe
 

@@ -1,0 +1,365 @@
+"""What `hf-ar2 compare` does: systems out of run folders and TREC files, in one table with paired tests."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_ar2.cli_parser import nearest
+from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.lines import numbered_lines
+from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
+from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_run
+from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
+from hf_ar2.evaluation.systems import evaluated_queries, measure
+from hf_ar2.report import display_name, format_p, format_table
+from hf_ar2.search_system import read_recipe
+
+# The split of a collection that is made of a qrels file.
+JUDGED = "judged"
+NONE = "–"
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", NONE: "--"}
+
+
+@dataclass
+class Systems:
+    """What is compared, as the command line names it.
+
+    Attributes:
+        files: system -> TREC run file, in the order of the table.
+        recipes: of the run folders among them.
+        split: which split of the run folders and of the collection.
+        notes: what a reader has to know about the table.
+    """
+
+    files: dict[str, Path]
+    recipes: list[dict[str, Any]]
+    split: str
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Print the table, and write it to a file where asked to."""
+    for metric in arguments.metrics or ():
+        parse_metric(metric)  # a wrong name fails before anything is loaded
+    systems = find_systems(arguments.systems, arguments.split)
+    collection = judged_collection(arguments, systems)
+    split = JUDGED if arguments.qrels else systems.split
+    metrics = arguments.metrics or metrics_of(systems.recipes)
+    against = arguments.against or next(iter(systems.files))
+    if against not in systems.files:
+        raise ValueError(f"--against {against}: no such system{nearest(against, systems.files)}")
+    values = values_of(systems, collection, split, metrics)
+    tests = tested(values, against, metrics[0])
+    queries = len(evaluated_queries(collection, split))
+    title = f"{collection.name}{'' if arguments.qrels else f', {split}'}: {queries:,} queries"
+    form = "latex" if arguments.latex else "markdown" if arguments.markdown else "text"
+    text = table_text(title, values, tests, against, metrics, systems.notes, form)
+    print(text)
+    if arguments.output:
+        path = Path(arguments.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+        print(f"\nIn {path}: this table")
+    return 0
+
+
+def find_systems(given: Sequence[str], split: str | None) -> Systems:
+    """The run files of the systems: of a run folder the retriever and the pipeline of every row.
+
+    A name is the row's, `ROW pipeline`, or the file's; where there are several run folders, the folder's stands
+    before it.
+
+    Raises:
+        FileNotFoundError: neither a run folder nor a file.
+        ValueError: a run folder without runs of the split, or a system that is given twice.
+    """
+    folders = {}
+    for name in filter(lambda name: Path(name).is_dir(), given):
+        _refuse_results(Path(name))
+        folders[name] = read_recipe(name)
+    recipes = list(folders.values())
+    if split is None:
+        split = str((recipes[0].get("evaluation") or {}).get("report_split", "test")) if recipes else "test"
+    found = Systems({}, recipes, split)
+    named: list[tuple[str, Path]] = []
+    for name in given:
+        path = Path(name)
+        if name in folders:
+            before = f"{path.resolve().name}/" if len(folders) > 1 else ""
+            rows = (folders[name].get("evaluation") or {}).get("rows") or {}
+            named += [(before + row, file) for row, file in _row_files(path, rows, split, found.notes)]
+        elif path.is_file():
+            named.append((re.sub(r"(\.(trec|run|txt|tsv))?(\.gz)?$", "", path.name), path))
+        else:
+            raise FileNotFoundError(f"{name}: no such run folder or TREC run file; name one that is there")
+    counts = Counter(name for name, _ in named)
+    for name, path in named:
+        name = name if counts[name] == 1 else str(path)
+        if name in found.files:
+            raise ValueError(f"{name} is given twice; expected each system once")
+        found.files[name] = path
+    return found
+
+
+def _refuse_results(folder: Path) -> None:
+    """Refuse what `hf-ar2 evaluate --output` wrote, which is no run folder but has run files to name."""
+    files = sorted(folder.glob("*.trec"))
+    if files and not (folder / "recipe.yaml").is_file():
+        qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")
+        raise ValueError(f"{folder} is no run folder; name its run files: {files[0]} ... --qrels {qrels}")
+
+
+def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
+    """System and run file of every row, as a recipe's evaluation leaves them."""
+    files = []
+    for row in rows:
+        of_row = [
+            (label, path)
+            for system, label in (("retriever", row), ("pipeline", f"{row} pipeline"))
+            if (path := run / "runs" / row / f"{split}.{system}.trec").is_file()
+        ]
+        if not of_row:
+            notes.append(f"{run}: row {row} has not been evaluated on {split} and is left out.")
+        files += of_row
+    if not files:
+        splits = sorted({path.name.split(".")[0] for path in run.glob("runs/*/*.trec")})
+        advice = (
+            f"it has {', '.join(splits)}; choose with --split"
+            if splits
+            else "the command that started the run evaluates it at its end"
+        )
+        raise ValueError(f"{run} has no run files of split {split!r}; {advice}")
+    return files
+
+
+def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collection:
+    """What the systems are judged by: --qrels, --collection, or the collection of the run folders.
+
+    Raises:
+        ValueError: nothing says which, or run folders of several collections.
+    """
+    if arguments.qrels:
+        if arguments.split and not systems.recipes:
+            raise ValueError(
+                "--split chooses among a collection's splits; --qrels is one already: leave it out"
+            )
+        return collection_of_qrels(Path(arguments.qrels), list(systems.files.values()))
+    sources = list(dict.fromkeys(str(recipe["collection"]) for recipe in systems.recipes))
+    if arguments.collection:
+        sources = [arguments.collection]
+    if not sources:
+        raise ValueError(
+            "TREC files alone do not say what is relevant: add --qrels FILE or --collection SOURCE"
+        )
+    if len(sources) > 1:
+        raise ValueError(
+            f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
+            "with --collection"
+        )
+    return load_collection(sources[0])
+
+
+def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
+    """A collection of nothing but ids: those of a qrels file and of the run files it judges, in split `judged`.
+
+    Raises:
+        FileNotFoundError: there is no such qrels file.
+        ValueError: a line that is no judgment, or no judgment at all.
+    """
+    if not qrels.is_file():
+        raise FileNotFoundError(
+            f"--qrels {qrels}: no such file; expected lines of query_id 0 passage_id relevance"
+        )
+    ids: tuple[dict[str, None], dict[str, None]] = ({}, {})  # dicts keep the order
+    for path in (qrels, *runs):
+        for _, line in numbered_lines(path):
+            fields = line.split()
+            if len(fields) >= 3:  # what has fewer is met by the reader of the file
+                ids[0][fields[0]] = ids[1][fields[1 if len(fields) == 3 else 2]] = None
+    query_ids, passage_ids = list(ids[0]), list(ids[1])
+    judgments = read_qrels(qrels, query_ids, passage_ids)
+    if not len(judgments):
+        raise ValueError(f"{qrels}: found no judgment; expected lines of query_id 0 passage_id relevance")
+    queries = np.repeat(judgments.query_rows, np.diff(judgments.offsets))
+    columns: dict[str, list[Any]] = {
+        "query_id": [query_ids[row] for row in queries],
+        "passage_id": [passage_ids[row] for row in judgments.passage_rows],
+        "relevance": judgments.relevance.tolist(),
+    }
+    empty = [""] * len(passage_ids)
+    return Collection(
+        name=qrels.name,
+        corpus=dataset_of({"id": passage_ids, "title": empty, "text": empty}, PASSAGE_FEATURES),
+        queries=dataset_of({"id": query_ids, "text": query_ids}, QUERY_FEATURES),
+        qrels={JUDGED: dataset_of(columns, QRELS_FEATURES)},
+    )
+
+
+def metrics_of(recipes: Sequence[dict[str, Any]]) -> list[str]:
+    """The metrics of the first run folder's recipe, the one it tests first; without a run folder the usual three."""
+    evaluation = (recipes[0].get("evaluation") or {}) if recipes else {}
+    metrics = list(evaluation.get("metrics") or DEFAULT_METRICS)
+    chief = evaluation.get("test_metric")
+    return list(dict.fromkeys([chief, *metrics])) if chief else metrics
+
+
+def values_of(
+    systems: Systems, collection: Collection, split: str, metrics: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """System -> metric -> float64 `[Q]`; queries that a file lacks count 0, and are noted.
+
+    Raises:
+        ValueError: a file with ids that the collection does not have, or without any query of the split.
+    """
+    rows = evaluated_queries(collection, split)
+    ids = list(collection.queries["id"]), list(collection.corpus["id"])
+    values = {}
+    for name, path in systems.files.items():
+        run = read_run(path, *ids)
+        held = int(np.isin(rows, run.query_rows).sum())
+        other = len(run.query_rows) - held
+        if not held:
+            raise ValueError(
+                f"{path}: none of its {len(run.query_rows):,} queries is among the {len(rows):,} judged ones of "
+                f"{collection.name}, such as {ids[0][int(rows[0])]!r}. Give the run of that split, or other judgments"
+            )
+        if held < len(rows):
+            systems.notes.append(f"{name}: queries without a list, which count 0: {len(rows) - held:,}.")
+        if other:
+            systems.notes.append(f"{name}: queries without judgments, which are left out: {other:,}.")
+        values[name] = measure(collection, split, run.of_queries(rows).passage_rows, metrics)
+    return values
+
+
+def tested(
+    values: dict[str, dict[str, np.ndarray]], against: str, metric: str
+) -> dict[str, tuple[PairedTest, float]]:
+    """System -> its paired test against one of them, and p corrected for all of these comparisons (Holm).
+
+    Systems whose lists are too short for the metric are left out.
+
+    Raises:
+        ValueError: the lists of `against` itself are too short.
+
+    Example:
+        >>> new, old = {"mrr@1": np.array([1.0, 1, 1, 1, 1, 0])}, {"mrr@1": np.array([0.0, 0, 0, 0, 0, 0])}
+        >>> test, p = tested({"old": old, "new": new}, "old", "mrr@1")["new"]
+        >>> test.wins, test.ties, p
+        (5, 1, 0.0625)
+    """
+    if metric not in values[against]:
+        raise ValueError(
+            f"the lists of {against} are too short for {metric}; put a metric first that all systems have: --metrics"
+        )
+    base = values[against][metric]
+    if len(base) < 2:
+        return {}
+    tests = {
+        name: paired_test(found[metric], base)
+        for name, found in values.items()
+        if name != against and metric in found
+    }
+    corrected = holm([test.p_value for test in tests.values()]).tolist()
+    return dict(zip(tests, zip(tests.values(), corrected, strict=True), strict=True))
+
+
+def table_text(
+    title: str,
+    values: dict[str, dict[str, np.ndarray]],
+    tests: dict[str, tuple[PairedTest, float]],
+    against: str,
+    metrics: Sequence[str],
+    notes: Sequence[str],
+    form: str = "text",
+) -> str:
+    """The table with what has to be known to read it; `form` is text, markdown or latex."""
+    columns = ["system", *map(display_name, metrics)]
+    if tests:
+        columns += [f"Δ {display_name(metrics[0])}", "p", "better/worse/equal"]
+    rows = []
+    for name, found in values.items():
+        row = [name, *(f"{found[metric].mean():.3f}" if metric in found else NONE for metric in metrics)]
+        if name in tests:
+            test, p = tests[name]
+            row += [f"{test.difference:+.3f}", re.sub(r"^p (= )?", "", format_p(p))]
+            row.append(f"{test.wins}/{test.losses}/{test.ties}")
+        elif tests:
+            row += [NONE, NONE, NONE]
+        rows.append(row)
+    remarks = list(notes)
+    if any(metric not in found for found in values.values() for metric in metrics):
+        remarks.append(f"{NONE}: the system's lists are shorter than the cutoff.")
+    if tests:
+        corrected = f", p corrected for {len(tests)} comparisons (Holm)" if len(tests) > 1 else ""
+        remarks.insert(
+            0,
+            f"Δ, p and queries better/worse/equal: {display_name(metrics[0])} against {against}; two-sided paired "
+            f"randomisation test over the queries{corrected}; * p < .05, ** p < .01, *** p < .001.",
+        )
+    if form == "latex":
+        return latex_table(rows, columns, " ".join([f"{title}.", *remarks]))
+    if form == "markdown":
+        rows = [[_markdown(row[0]), *row[1:]] for row in rows]
+        table = format_table(rows, columns, markdown=True)
+        return "\n\n".join([_markdown(title), table, *(map(_markdown, remarks))])
+    width = shutil.get_terminal_size((80, 24)).columns
+    wrapped = "\n".join(textwrap.fill(remark, width, break_on_hyphens=False) for remark in remarks)
+    return f"{title}\n\n{format_table(rows, columns, width=width)}" + (f"\n\n{wrapped}" if remarks else "")
+
+
+def latex_table(rows: Sequence[Sequence[str]], columns: Sequence[str], caption: str) -> str:
+    r"""A LaTeX table in the style of the package booktabs, every text escaped.
+
+    The first column is aligned on the left, the others on the right.
+
+    Example:
+        >>> print(latex_table([["bm_25", "0.5", "-0.1"]], ["system", "MRR@10", "change"], "5 % of all"))
+        \begin{table}
+        \centering
+        \begin{tabular}{lrr}
+        \toprule
+        system & MRR@10 & change \\
+        \midrule
+        bm\_25 & 0.5 & $-$0.1 \\
+        \bottomrule
+        \end{tabular}
+        \caption{5 \% of all}
+        \end{table}
+    """
+    lines = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in [columns, *rows]]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{_latex(caption)}}}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"^-(?=\d)", "$-$", escaped).replace("Δ", r"$\Delta$")
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_<>\[\]])", r"\\\1", text)
