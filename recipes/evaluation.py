@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.evaluation.runs import read_run, write_run
+from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.processes import Processes
@@ -111,11 +111,6 @@ def _evaluate_row(
     del retriever, ranker, retrieval
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def run_file(run: Path, row: str, split: str, system: str) -> Path:
-    """Where a row's TREC run of a split is."""
-    return run / "runs" / row / f"{split}.{system}.trec"
 
 
 def per_query(

@@ -66,6 +66,22 @@ class Run:
         return Run(query_rows, passage_rows, scores, self.tag)
 
 
+def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) -> Path:
+    """Where a run folder keeps the TREC run of a row of its table.
+
+    Args:
+        folder: the run folder.
+        row: of the recipe's evaluation.
+        split: of the collection.
+        system: `"retriever"`, `"ranker"` or `"pipeline"`.
+
+    Example:
+        >>> run_file("runs/quickstart", "AR2", "test", "pipeline").as_posix()
+        'runs/quickstart/runs/AR2/test.pipeline.trec'
+    """
+    return Path(folder) / "runs" / row / f"{split}.{system}.trec"
+
+
 def write_run(
     path: str | os.PathLike[str],
     query_ids: Sequence[str],
