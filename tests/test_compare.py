@@ -1,0 +1,214 @@
+"""`hf-ar2 compare`: small run files whose numbers can be checked by eye, in all three forms, and what it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_ar2 import cli
+from hf_ar2.collections import Collection
+
+QUERIES = [f"q{number}" for number in range(1, 7)]
+
+
+def run_file(path: Path, ranks: dict[str, int], depth: int = 4) -> Path:
+    """A run file in which the relevant passage of each query stands at this rank; 0: nowhere."""
+    lines = []
+    for query, rank in ranks.items():
+        passages = [f"x{number}" for number in range(1, depth + 1)]
+        if rank:
+            passages[rank - 1] = query.replace("q", "d")
+        lines += [f"{query} Q0 {passage} {i} {9 - i} t\n" for i, passage in enumerate(passages, 1)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") if path.suffix == ".gz" else open(path, "w") as file:
+        file.writelines(lines)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six queries with one relevant passage each, and three systems."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "test.qrels").write_text("".join(f"{q} 0 {q.replace('q', 'd')} 1\n" for q in QUERIES))
+    run_file(tmp_path / "bm_25.trec", dict.fromkeys(QUERIES, 2))  # MRR .5
+    run_file(tmp_path / "dense.run.gz", dict.fromkeys(QUERIES, 1))  # MRR 1
+    run_file(tmp_path / "mixed.txt", {"q1": 1, "q2": 4, "q3": 2, "q4": 2, "q5": 2, "q6": 2})  # MRR 3.25 / 6
+    return tmp_path
+
+
+COMMAND = ["compare", "bm_25.trec", "dense.run.gz", "mixed.txt", "--metrics", "mrr@4", "recall@1"]
+
+
+def test_the_table_has_the_numbers_that_the_files_say(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*COMMAND, "--qrels", "test.qrels"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == "test.qrels: 6 queries"
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines()[2:7]}
+    assert rows["bm_25"] == ["0.500", "0.000", "–", "–", "–"]
+    # Six of six better: exact p = 2 / 2^6 = .03125, times two comparisons.
+    assert rows["dense"] == ["1.000", "1.000", "+0.500", ".062", "6/0/0"]
+    # (1 + 1/4 + 4/2) / 6; one better, one worse.
+    assert rows["mixed"] == ["0.542", "0.167", "+0.042", "1.000", "1/1/4"]
+    assert "MRR@4 against bm_25" in shown and "corrected for 2 comparisons (Holm)" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_one_comparison_is_not_corrected(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "bm_25.trec", "dense.run.gz", "--metrics", "mrr@4", "--qrels", "test.qrels"]
+    assert cli.main([*arguments, "--against", "dense"]) == 0
+    shown = capsys.readouterr().out
+    bm25 = next(line for line in shown.splitlines() if line.startswith("bm_25"))
+    assert bm25.split() == ["bm_25", "0.500", "-0.500", ".031", "*", "0/6/0"]
+    assert "Holm" not in shown
+
+
+def test_markdown_and_latex_hold_the_same_values_escaped(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy("mixed.txt", "50%_<b>.trec")
+    arguments = ["compare", "50%_<b>.trec", *COMMAND[1:], "--qrels", "test.qrels", "--against", "bm_25"]
+    assert cli.main([*arguments, "--markdown", "--output", "out/table.md"]) == 0
+    markdown = (files / "out" / "table.md").read_text()
+    assert capsys.readouterr().out == f"{markdown}\nIn out/table.md: this table\n"
+    assert r"| bm\_25 | 0.500 | 0.000 | – | – | – |" in markdown
+    assert r"| 50%\_\<b\> | 0.542 |" in markdown and r"\*\* p \< .01" in markdown
+
+    assert cli.main([*arguments[:-1], "mixed", "--latex"]) == 0
+    latex = capsys.readouterr().out
+    assert r"bm\_25 & 0.500 & 0.000 & $-$0.042 & 1.000 & 1/1/4 \\" in latex
+    assert r"50\%\_$<$b$>$ & 0.542" in latex and r"mixed & 0.542 & 0.167 & -- & -- & -- \\" in latex
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert latex.count(rf"\{rule}") == 1
+    assert not re.search(r"(?<!\\)[%_#]", latex), "what LaTeX would read as a command"
+
+
+def test_queries_that_are_missing_or_unjudged_are_told(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_file(files / "part.trec", {"q1": 1, "q2": 1, "q3": 1, "q99": 1})
+    assert cli.main(["compare", "part.trec", "--qrels", "test.qrels", "--metrics", "mrr@4", "map"]) == 0
+    shown = capsys.readouterr().out
+    assert "part    0.500  0.500" in shown, "three of six queries have a list"
+    assert "part: queries without a list, which count 0: 3." in shown
+    assert "part: queries without judgments, which are left out: 1." in shown
+
+
+# --- run folders
+
+
+def run_folder(folder: Path, collection: Path, rows: dict[str, list[int]]) -> Path:
+    """What a recipe leaves: the first number is the retriever's rank of every relevant passage, then the pipeline's."""
+    names = {row: {"retriever": "light"} for row in rows}
+    evaluation = {"rows": names, "metrics": ["mrr@4", "recall@1"], "test_metric": "recall@1"}
+    folder.mkdir()
+    recipe = {"name": folder.name, "collection": str(collection), "evaluation": evaluation}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    for row, ranks in rows.items():
+        for system, rank in zip(("retriever", "pipeline"), ranks, strict=False):
+            run_file(folder / "runs" / row / f"test.{system}.trec", dict.fromkeys(QUERIES, rank))
+    return folder
+
+
+@pytest.fixture
+def collection(files: Path) -> Path:
+    from datasets import Dataset
+
+    passages = [f"d{number}" for number in range(1, 7)] + [f"x{number}" for number in range(1, 15)]
+    qrels = {"query_id": QUERIES, "passage_id": passages[:6], "relevance": [1] * 6}
+    text = {"id": passages, "title": passages, "text": passages}
+    made = Collection(
+        "letters",
+        Dataset.from_dict(text),
+        Dataset.from_dict({"id": QUERIES, "text": QUERIES}),
+        {"test": Dataset.from_dict(qrels)},
+    )
+    made.save(files / "letters")
+    return files / "letters"
+
+
+def test_run_folders_give_their_rows_and_stand_beside_files(
+    files: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(files / "one", collection, {"zero-shot": [3], "AR2": [2, 1]})
+    assert cli.main(["compare", "one", "bm_25.trec"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("letters, test: 6 queries\n")
+    heading = shown.splitlines()[2]
+    assert heading.split()[:3] == ["system", "Recall@1", "MRR@4"], "the recipe's test metric is the first"
+    names = [re.split(r"  +", line)[0] for line in shown.splitlines()[4:8]]
+    assert names == ["zero-shot", "AR2", "AR2 pipeline", "bm_25"]
+
+    run_folder(files / "two", collection, {"AR2": [4]})
+    assert cli.main(["compare", "one", "two", "--against", "two/AR2"]) == 0
+    shown = capsys.readouterr().out
+    assert "one/AR2 pipeline" in shown and "against two/AR2;" in " ".join(shown.split())
+
+
+def test_a_row_that_is_not_there_yet_is_told(
+    files: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(files / "one", collection, {"zero-shot": [3], "AR2": [2]})
+    shutil.rmtree(run / "runs" / "AR2")
+    assert cli.main(["compare", "one"]) == 0
+    assert "one: row AR2 has not been evaluated on test and is left out." in capsys.readouterr().out
+
+
+# --- what it refuses
+
+
+def test_bad_input_is_answered_with_what_to_do(
+    files: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(files / "one", collection, {"AR2": [2]})
+    run_folder(files / "other", files / "elsewhere", {"AR2": [2]})
+    run_file(files / "foreign.trec", {"z1": 1, "z2": 1})
+    (files / "broken.trec").write_text("q1 Q0 d1 1 0.5 t\nq1 Q0 d2 second 0.4 t\n")
+    (files / "empty.qrels").write_text("")
+    shutil.copytree(files / "one" / "runs" / "AR2", files / "results")
+    cases: list[tuple[list[str], str]] = [
+        (["bm_25.trec"], "add --qrels FILE or --collection SOURCE"),
+        (["bm25.trec", "--qrels", "test.qrels"], "bm25.trec: no such run folder or TREC run file"),
+        (["bm_25.trec", "--qrels", "absent"], "--qrels absent: no such file; expected lines of"),
+        (["bm_25.trec", "--qrels", "empty.qrels"], "empty.qrels: found no judgment"),
+        (["bm_25.trec", "bm_25.trec", "--qrels", "test.qrels"], "bm_25.trec is given twice"),
+        (
+            ["foreign.trec", "--qrels", "test.qrels"],
+            "foreign.trec: none of its 2 queries is among the 6 judged ones of test.qrels, such as 'q1'",
+        ),
+        (["foreign.trec", "--collection", "letters"], "foreign.trec:1: unknown query id 'z1'"),
+        (
+            ["broken.trec", "--qrels", "test.qrels"],
+            "broken.trec:2: rank is 'second'; expected an integer",
+        ),
+        (
+            ["one", "--split", "tset"],
+            "one has no run files of split 'tset'; it has test; choose with --split",
+        ),
+        (["bm_25.trec", "--collection", "letters", "--split", "dev"], "has no split 'dev'; it has test"),
+        (["one", "other"], "the runs are of 2 collections"),
+        (["results"], f"results is no run folder; name its run files: {Path('results/test.retriever.trec')}"),
+        (["letters"], "letters is no run folder: it has no recipe.yaml."),
+        (["one", "--metrics", "mr@10"], "did you mean 'mrr@10'?"),
+        (["one", "--metrics", "mrr@10"], "the lists of AR2 are too short for mrr@10"),
+        (["one", "--against", "AR3"], "--against AR3: no such system; did you mean 'AR2'?"),
+        (["bm_25.trec", "--qrels", "test.qrels", "--split", "dev"], "leave it out"),
+    ]
+    for arguments, message in cases:
+        assert cli.main(["compare", *arguments]) == 1, arguments
+        assert message in capsys.readouterr().err, arguments
+    for arguments, message in [
+        (["one", "--markdown", "--latex"], "not allowed with argument --markdown"),
+        (["one", "--qrels", "test.qrels", "--collection", "letters"], "not allowed with argument --qrels"),
+        ([], "the following arguments are required: SYSTEM"),
+    ]:
+        with pytest.raises(SystemExit):
+            cli.main(["compare", *arguments])
+        assert message in capsys.readouterr().err
