@@ -29,6 +29,7 @@ HANDLERS = {
     "collection": "hf_ar2.commands:collection",
     "import": "hf_ar2.import_command:import_published",
     "compare": "hf_ar2.compare_command:compare",
+    "serve": "hf_ar2.serve_command:serve",
 }
 
 
@@ -179,6 +180,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "collection": cli_commands.collection_parser(),
         "import": cli_commands.import_parser(),
         "compare": cli_sharing.compare_parser(),
+        "serve": cli_sharing.serve_parser(),
     }
     lines = [f"  {name:<14}{parser.does}" for name, parser in commands.items()]
     parser = Parser(
