@@ -52,6 +52,17 @@ def load_beir(
 
     Raises:
         CollectionError: A file is missing, or a line of it is wrong; the message names both.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "corpus.jsonl").write_text('{"_id": "d1", "title": "Paris", "text": "A city."}')
+        ...     _ = Path(folder, "queries.jsonl").write_text('{"_id": "q1", "text": "which city"}')
+        ...     Path(folder, "qrels").mkdir()
+        ...     _ = Path(folder, "qrels/test.tsv").write_text("query-id\\tcorpus-id\\tscore\\nq1\\td1\\t1")
+        ...     load_beir(folder, name="tiny")
+        Collection 'tiny': 1 passages, 1 queries
+          test: 1 queries, 1 judgments (1 relevant)
     """
     folder = Path(folder)
     problems = Problems(skip)
@@ -143,6 +154,14 @@ def load_beir_from_hub(
     Raises:
         CollectionError: There is no such data set or no way to the Hub; a column is missing; or an entry is
             wrong, and the message names the row, counted from 1.
+
+    Example:
+        ```python
+        from hf_ar2.collections import load_beir_from_hub
+
+        collection = load_beir_from_hub("BeIR/scifact")  # judgments: BeIR/scifact-qrels
+        print(collection)
+        ```
     """
     problems = Problems(skip)
     try:
@@ -212,6 +231,14 @@ def write_beir(collection: Collection, folder: Path) -> None:
     Raises:
         CollectionError: The folder holds something that is not a BEIR collection, or an id has a tab or a
             line break, which the qrels format has no way to write.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2.collections import load_collection
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_beir(load_collection("python-packages:json"), Path(folder, "json"))
+        ...     load_beir(Path(folder, "json")).splits
+        ['train', 'dev', 'test']
     """
     if folder.exists() and (
         not folder.is_dir() or (any(folder.iterdir()) and not find_file(folder, "corpus.jsonl"))

@@ -56,6 +56,16 @@ def load_dpr(
 
     Raises:
         CollectionError: A file is missing, or a line of it is wrong; the message names both.
+
+    Example:
+        >>> import json, tempfile
+        >>> question = {"question": "who sang", "answers": ["Ann"], "positive_ctxs": [{"passage_id": "7"}]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "psgs_w100.tsv").write_text("id\\ttext\\ttitle\\n7\\tAnn sang.\\tAnn")
+        ...     _ = Path(folder, "nq-dev.json").write_text(json.dumps([question]))
+        ...     collection = load_dpr(folder, name="tiny")
+        >>> collection.queries[0]
+        {'id': 'dev-0', 'text': 'who sang', 'answers': ['Ann']}
     """
     if positives not in ("gold", "all"):
         raise CollectionError(f"positives: found {positives!r}; expected 'gold' or 'all'")

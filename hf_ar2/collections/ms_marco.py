@@ -43,6 +43,16 @@ def load_ms_marco(
 
     Raises:
         CollectionError: A file is missing, or a line of it is wrong; the message names both.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "collection.tsv").write_text("7\\tAnn sang.")
+        ...     _ = Path(folder, "queries.dev.tsv").write_text("1\\twho sang")
+        ...     _ = Path(folder, "qrels.dev.tsv").write_text("1\\t0\\t7\\t1")
+        ...     load_ms_marco(folder, name="tiny")
+        Collection 'tiny': 1 passages, 1 queries
+          dev: 1 queries, 1 judgments (1 relevant)
     """
     folder = Path(folder)
     problems = Problems(skip)

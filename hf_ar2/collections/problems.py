@@ -22,7 +22,14 @@ SKIPPABLE = (
 
 
 class CollectionError(ValueError):
-    """A collection cannot be used as it is; the message names the place, the finding and the way out."""
+    """A collection cannot be used as it is; the message names the place, the finding and the way out.
+
+    Example:
+        >>> from hf_ar2.collections import load_collection
+        >>> load_collection("./no-such-folder")
+        Traceback (most recent call last):
+        hf_ar2.collections.problems.CollectionError: ./no-such-folder: found no such folder; expected a folder with ...
+    """
 
 
 class Problems:
