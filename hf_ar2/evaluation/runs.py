@@ -38,6 +38,11 @@ class Run:
         passage_rows: int64 `[Q, K]`, best first, -1 padded.
         scores: float32 `[Q, K]`, -inf under the padding.
         tag: the system's name.
+
+    Example:
+        >>> run = Run(np.array([0, 2]), np.array([[5, 3], [4, -1]]), np.array([[2, 1], [0.5, -np.inf]]), "bm25")
+        >>> run.of_queries([2, 1]).passage_rows.tolist()  # the run holds nothing of query 1
+        [[4, -1], [-1, -1]]
     """
 
     query_rows: np.ndarray
@@ -158,6 +163,14 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
     Raises:
         ValueError: a line with another number of columns, a rank or score that is no number, an unknown id, a
             passage listed twice for a query; the message names the file and the line.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "bm25.trec").write_text("q1 Q0 d2 1 9.5 bm25\\nq1 Q0 d1 2 7 bm25")
+        ...     run = read_run(f"{folder}/bm25.trec", query_ids=["q0", "q1"], passage_ids=["d1", "d2"])
+        >>> run.tag, run.query_rows.tolist(), run.passage_rows.tolist(), run.scores.tolist()
+        ('bm25', [1], [[1, 0]], [[9.5, 7.0]])
     """
     with _opened(path) as file:
         first = file.readline().split()
@@ -202,6 +215,16 @@ def write_qrels(
 
     Raises:
         ValueError: an id is empty or has white space, which the format cannot hold.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2.collections import Judgments
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     judgments = Judgments.from_triples([0, 0], [1, 0], [1, 0])
+        ...     write_qrels(f"{folder}/qrels", ["q1"], ["d1", "d2"], judgments)
+        ...     print(Path(f"{folder}/qrels").read_text(), end="")
+        q1 0 d1 0
+        q1 0 d2 1
     """
     queries = [query_ids[row] for row in np.repeat(judgments.query_rows, np.diff(judgments.offsets)).tolist()]
     passages = [passage_ids[row] for row in judgments.passage_rows.tolist()]
@@ -225,6 +248,14 @@ def read_qrels(
     Raises:
         ValueError: a line with another number of columns, a relevance that is no integer, an unknown id, a
             passage judged twice for a query; the message names the file and the line.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "qrels").write_text("q1 0 d2 1")
+        ...     judgments = read_qrels(f"{folder}/qrels", query_ids=["q0", "q1"], passage_ids=["d1", "d2"])
+        >>> judgments.query_rows, judgments.of(0)
+        (array([1]), (array([1]), array([1], dtype=int32)))
     """
     from hf_ar2.collections.judgments import Judgments  # here, so that metrics need nothing but numpy
 

@@ -23,6 +23,11 @@ class PairedTest:
         wins: queries on which a is better.
         losses: queries on which b is better.
         ties: queries on which both have the same value.
+
+    Example:
+        >>> test = PairedTest(difference=0.04, p_value=0.012, wins=80, losses=20, ties=339)
+        >>> f"{test.difference:+.3f} (p = {test.p_value:.3f}), better on {test.wins}, worse on {test.losses}"
+        '+0.040 (p = 0.012), better on 80, worse on 20'
     """
 
     difference: float
