@@ -30,5 +30,9 @@ def faiss_has_gpu(faiss: Any) -> bool:
     """Whether this build of FAISS can search on a GPU of this machine.
 
     A build for GPUs imports and makes resources without a GPU and fails only later, hence the count.
+
+    Example:
+        >>> faiss_has_gpu(import_faiss()) in (True, False)  # True with the package faiss-gpu
+        True
     """
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0

@@ -45,6 +45,14 @@ class FrozenIndex:
     Raises:
         ValueError: an index of L2 distances or of ids of its own, exact vectors without embeddings, or of a
             compressed index.
+
+    Example:
+        >>> index = import_faiss().IndexFlatIP(2)
+        >>> index.add(np.eye(2, dtype=np.float32))
+        >>> frozen = FrozenIndex(index, "unit vectors", np.eye(2, dtype=np.float32))
+        >>> scores, rows = frozen.search(np.array([[0.5, 2.0]]), k=2)
+        >>> scores.tolist(), rows.tolist(), frozen.vectors(rows[:, :1]).tolist()
+        ([[2.0, 0.5]], [[1, 0]], [[[0.0, 1.0]]])
     """
 
     def __init__(

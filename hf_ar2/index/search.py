@@ -21,6 +21,10 @@ def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
 
     Raises:
         ValueError: another shape, a dtype that is not a float, or values that are not finite.
+
+    Example:
+        >>> query_matrix(torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16), dim=2)
+        array([[1., 2.]], dtype=float32)
     """
     if isinstance(queries, torch.Tensor):
         if queries.is_floating_point():
@@ -71,6 +75,13 @@ class FaissSearcher:
 
     Raises:
         ValueError: search parameters that the index does not know.
+
+    Example:
+        >>> index = import_faiss().IndexFlatIP(2)
+        >>> index.add(np.eye(2, dtype=np.float32))
+        >>> scores, rows = FaissSearcher(index).search(np.array([[0.5, 2.0]], np.float32), k=3)
+        >>> scores.tolist(), rows.tolist()
+        ([[2.0, 0.5, -inf]], [[1, 0, -1]])
     """
 
     def __init__(

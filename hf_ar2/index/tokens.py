@@ -127,6 +127,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
     Raises:
         TypeError: a tokenizer without a `tokenizers` backend.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
+        >>> tokenizer, same, other = (
+        ...     BertTokenizer(vocab={word: i for i, word in enumerate(known)}) for known in (words, words, words[:-1])
+        ... )
+        >>> same.model_max_length = 32
+        >>> [tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(another) for another in (same, other)]
+        [True, False]
     """
     state = json.loads(_backend(tokenizer).to_str())
     state["truncation"] = state["padding"] = None
@@ -174,6 +184,18 @@ def tokenize(
 
     Raises:
         TypeError: no fast tokenizer. ValueError: max_tokens below 1, or a cached store of another length.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
+        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = tokenize(
+        ...         ["deep nets", "nets"], tokenizer, folder, max_tokens=8, text_fingerprint="two texts",
+        ...         show_progress=False,
+        ...     )
+        >>> store, store[0].tolist()
+        (TokenStore(2 texts, 3 tokens, max_tokens=8), [5, 6])
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, found {max_tokens}")
