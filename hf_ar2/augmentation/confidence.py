@@ -84,7 +84,15 @@ def quantile_lines(
 
 
 def sure_by_share(scores: np.ndarray, low: float, high: float) -> Sure:
-    """Log-shares below `low`, and above `high`; the lines are from `quantile_lines`."""
+    """Log-shares below `low`, and above `high`; the lines are from `quantile_lines`.
+
+    Example:
+        >>> scores = np.array([[4.0, 1.0, 0.0]])
+        >>> np.exp(log_shares(scores)).round(2).tolist()
+        [[0.94, 0.05, 0.02]]
+        >>> sure_by_share(scores, low=np.log(0.03), high=np.log(0.9))
+        (array([[False, False,  True]]), array([[ True, False, False]]))
+    """
     shares = log_shares(scores)
     return shares < low, shares > high
 

@@ -32,6 +32,14 @@ class AugmentConfig:
 
     Raises:
         ValueError: settings that do not fit each other.
+
+    Example:
+        >>> args = AugmentConfig(calibrate="dev", depth=20)
+        >>> args.list_kinds, args.lines
+        (('undenoised', 'denoised'), (0.1, 0.9))
+        >>> AugmentConfig()
+        Traceback (most recent call last):
+        ValueError: thresholds='absolute' (0.1, 0.9) need probabilities of relevance. ...
     """
 
     train_split: str = "train"

@@ -25,6 +25,11 @@ class Suspect:
             on this passage.
         retriever_rank: 1 is the retriever's first.
         positive_id, positive_score: the labelled passage of the query that the ranker likes best.
+
+    Example:
+        >>> suspect = Suspect("q1", "d7", 4.5, 0.93, retriever_rank=2, positive_id="d3", positive_score=1.5)
+        >>> suspect.score - suspect.positive_score
+        3.0
     """
 
     query_id: str
@@ -77,6 +82,15 @@ def write_false_negatives(path: str | Path, collection: Collection, known: Known
 
 
 def read_false_negatives(path: str | Path) -> list[Suspect]:
-    """Reads what `write_false_negatives` wrote."""
+    """Reads what `write_false_negatives` wrote.
+
+    Example:
+        >>> import tempfile
+        >>> suspect = Suspect("q1", "d7", 4.5, 0.93, retriever_rank=2, positive_id="d3", positive_score=1.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "false_negatives.jsonl").write_text(json.dumps(vars(suspect)))
+        ...     read_false_negatives(Path(folder, "false_negatives.jsonl")) == [suspect]
+        True
+    """
     with open(path, encoding="utf-8") as stream:
         return [Suspect(**json.loads(line)) for line in stream]

@@ -65,6 +65,22 @@ def augment(
 
     Raises:
         ValueError: a split without positives, nothing left to write, a ranker that cannot be calibrated.
+
+    Example:
+        ```python
+        from hf_ar2 import load_collection, load_ranker, load_retriever
+        from hf_ar2.augmentation import AugmentConfig, augment, read_false_negatives
+
+        lists = augment(
+            load_collection("BeIR/scifact"),
+            load_retriever("sentence-transformers/all-MiniLM-L6-v2"),
+            load_ranker("cross-encoder/ms-marco-MiniLM-L6-v2"),
+            "lists/scifact",
+            AugmentConfig(thresholds="margin", depth=20),
+        )
+        print(len(lists), lists.manifest["lists"])
+        print(read_false_negatives("lists/scifact/false_negatives.jsonl")[:3])
+        ```
     """
     folder = Path(folder)
     work = Path(work_folder) if work_folder is not None else folder / "work"
