@@ -24,6 +24,11 @@ class AR2Config(JointConfig):
 
     A round is a refresh of the index and the pool, `ranker_steps` steps of the ranker, then `retriever_steps` of the
     retriever (the released code's order). The whole run has `num_rounds` rounds.
+
+    Example:
+        >>> args = AR2Config(output_dir="runs/ar2", num_rounds=4, ranker_steps=50, retriever_steps=150)
+        >>> args.num_train_epochs, args.adversarial_weight, args.ranker_learning_rate
+        (4, 0.5, 1e-06)
     """
 
     ranker_learning_rate: float | None = setting(
@@ -76,8 +81,16 @@ class AR2Trainer(JointTrainer):
 
     Example:
         ```python
-        trainer = AR2Trainer("runs/warm-up/retriever", "runs/warm-up/ranker", args=config, collection="BeIR/scifact")
-        trainer.train()
+        from hf_ar2 import AR2Config, AR2Trainer
+
+        trainer = AR2Trainer(
+            "sentence-transformers/all-MiniLM-L6-v2",
+            "cross-encoder/ms-marco-MiniLM-L6-v2",
+            args=AR2Config(output_dir="runs/ar2", num_rounds=4, ranker_steps=50, retriever_steps=150),
+            collection="BeIR/scifact",
+        )
+        trainer.train()  # resume_from_checkpoint=True continues exactly where it was
+        trainer.save_model()  # runs/ar2/retriever and runs/ar2/ranker
         ```
     """
 

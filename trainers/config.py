@@ -13,7 +13,12 @@ from hf_ar2.sampling import SAMPLERS
 
 
 def setting(default: Any, text: str) -> Any:
-    """A config field with its help text; the text names the unit and the paper's value."""
+    """A config field with its help text; the text names the unit and the paper's value.
+
+    Example:
+        >>> setting(0.05, "Divides scores in a softmax.").metadata["help"]
+        'Divides scores in a softmax.'
+    """
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -30,6 +35,14 @@ class JointConfig(transformers.TrainingArguments):
     bf16, CPUs with AMX).
 
     Lengths are in tokens, special tokens included, except where said.
+
+    Example:
+        >>> args = JointConfig(output_dir="runs/mine", num_negatives=7, eval_metrics=["mrr@10"])
+        >>> args.pool_depth, args.eval_split, args.sampler
+        (100, 'dev', 'uniform')
+        >>> JointConfig(output_dir="runs/mine", sampler="best")
+        Traceback (most recent call last):
+        ValueError: sampler='best': expected one of uniform, top, simans
     """
 
     learning_rate: float = setting(

@@ -28,7 +28,13 @@ _INDEX_NOTE, _CODEBOOK = "frozen_index.json", "codebook.safetensors"
 
 @dataclass
 class LTReConfig(JointConfig):
-    """Settings of `LTReTrainer`; of `JointConfig`'s those about queries, passages, index and evaluation count."""
+    """Settings of `LTReTrainer`; of `JointConfig`'s those about queries, passages, index and evaluation count.
+
+    Example:
+        >>> args = LTReConfig(output_dir="runs/ltre", index_factory="OPQ48,PQ48", train_centroids=True)
+        >>> args.list_depth, args.weighting, args.vectors
+        (200, 'lambda_mrr', 'index')
+    """
 
     learning_rate: float = setting(5e-6, "Peak learning rate of the query encoder. ADORE, JPQ: 5e-6.")
     weight_decay: float = setting(
@@ -112,10 +118,16 @@ class LTReTrainer(JointTrainer):
 
     Example:
         ```python
-        args = LTReConfig(output_dir="runs/ltre", learning_rate=2e-5, num_train_epochs=2)
-        trainer = LTReTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
+        from hf_ar2 import LTReConfig, LTReTrainer
+
+        trainer = LTReTrainer(
+            "sentence-transformers/all-MiniLM-L6-v2",
+            args=LTReConfig(output_dir="runs/ltre", learning_rate=2e-5, num_train_epochs=2),
+            collection="BeIR/scifact",
+        )
         trainer.train()
-        trainer.save_model()
+        trainer.save_model()  # runs/ltre/retriever (both towers) and runs/ltre/query_encoder
+        trainer.save_index("runs/ltre/index")
         ```
     """
 

@@ -25,6 +25,11 @@ class RankerConfig(JointConfig):
 
     A fresh head on hard negatives alone may never leave the loss of guessing. So lists begin with random passages and
     get hard ones over the first `easy_share` of the run, and the head learns faster than the encoder.
+
+    Example:
+        >>> args = RankerConfig(output_dir="runs/ranker", learning_rate=1e-4, head_learning_rate=1e-3)
+        >>> args.easy_share, args.ranker_loss
+        (0.5, 'listwise')
     """
 
     learning_rate: float = setting(1e-5, "Peak learning rate of the ranker. AR2: 1e-5; MiniLM: 1e-4.")
@@ -46,6 +51,20 @@ class RankerTrainer(JointTrainer):
         retriever: mines the lists and the dev candidates; it is not changed.
         args: settings.
         collection: a `Collection` or what `load_collection` takes.
+
+    Example:
+        ```python
+        from hf_ar2 import RankerConfig, RankerTrainer
+
+        trainer = RankerTrainer(
+            "sentence-transformers/all-MiniLM-L6-v2",  # gets a fresh head
+            "sentence-transformers/all-MiniLM-L6-v2",  # finds the lists
+            args=RankerConfig(output_dir="runs/ranker", learning_rate=1e-4, head_learning_rate=1e-3, num_negatives=7),
+            collection="BeIR/scifact",
+        )
+        trainer.train()
+        trainer.save_model()  # runs/ranker/ranker
+        ```
     """
 
     trained = ("ranker",)

@@ -21,6 +21,11 @@ class RetrieverConfig(JointConfig):
     With `num_negatives=0` (the default) a query's negatives are the other queries' passages, of all processes. With
     more, hard negatives stand beside them: those of `train_lists` (RocketQA's denoised ones), and with `mine` those the
     retriever finds itself; `refresh` says whether they are mined once (static, as in STAR) or every round, as in ANCE.
+
+    Example:
+        >>> args = RetrieverConfig(output_dir="runs/retriever", per_device_train_batch_size=32)
+        >>> args.num_negatives, args.contrast
+        (0, 'softmax')
     """
 
     learning_rate: float = setting(2e-5, "Peak learning rate. AR2: 1e-5 (README 2e-5), 1e-4 on MS MARCO.")
@@ -74,8 +79,15 @@ class RetrieverTrainer(JointTrainer):
 
     Example:
         ```python
-        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=config, collection="BeIR/scifact")
+        from hf_ar2 import RetrieverConfig, RetrieverTrainer
+
+        trainer = RetrieverTrainer(
+            "sentence-transformers/all-MiniLM-L6-v2",
+            args=RetrieverConfig(output_dir="runs/retriever", per_device_train_batch_size=32),
+            collection="BeIR/scifact",
+        )
         trainer.train()
+        trainer.save_model()  # runs/retriever/retriever
         ```
     """
 

@@ -31,6 +31,11 @@ class RocketQAv2Config(JointConfig):
 
     A round is a pass over all lists: of mined ones, drawn anew in every pass from each query's candidates, and of
     those of `train_lists`. Without `refresh` the candidates are mined once, before the first step, as in the paper.
+
+    Example:
+        >>> args = RocketQAv2Config(output_dir="runs/joint", num_negatives=7, mini_batch_size=16)
+        >>> args.preset, args.refresh, args.distillation_weight
+        ('reference', False, 1.0)
     """
 
     learning_rate: float = setting(
@@ -86,9 +91,16 @@ class RocketQAv2Trainer(JointTrainer):
 
     Example:
         ```python
-        args = RocketQAv2Config(output_dir="runs/joint", train_lists=["runs/lists"], num_negatives=31)
-        trainer = RocketQAv2Trainer("runs/retriever", "runs/ranker", args=args, collection="BeIR/scifact")
+        from hf_ar2 import RocketQAv2Config, RocketQAv2Trainer
+
+        trainer = RocketQAv2Trainer(
+            "sentence-transformers/all-MiniLM-L6-v2",
+            "cross-encoder/ms-marco-MiniLM-L6-v2",
+            args=RocketQAv2Config(output_dir="runs/joint", num_negatives=7, per_device_train_batch_size=4),
+            collection="BeIR/scifact",
+        )
         trainer.train()
+        trainer.save_model()  # runs/joint/retriever and runs/joint/ranker
         ```
     """
 
@@ -191,6 +203,12 @@ def compared(retriever: Tensor, ranker: Tensor, mask: Tensor) -> dict[str, Tenso
 
     Returns:
         Scalars, means over the lists, by the name they are logged under.
+
+    Example:
+        >>> scores, mask = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[True, True, True]])
+        >>> found = compared(scores, 2 * scores, mask)
+        >>> round(found["kl_ranker_to_retriever"].item(), 3), found["agreement"].item(), found["list_length"].item()
+        (0.116, 1.0, 3.0)
     """
     p, r = masked_log_softmax(retriever, mask), masked_log_softmax(ranker, mask)
     best = [scores.masked_fill(~mask, float("-inf")).argmax(dim=1) for scores in (retriever, ranker)]
