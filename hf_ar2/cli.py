@@ -30,6 +30,7 @@ HANDLERS = {
     "import": "hf_ar2.import_command:import_published",
     "compare": "hf_ar2.compare_command:compare",
     "serve": "hf_ar2.serve_command:serve",
+    "report": "hf_ar2.report_page.command:report",
 }
 
 
@@ -181,6 +182,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "import": cli_commands.import_parser(),
         "compare": cli_sharing.compare_parser(),
         "serve": cli_sharing.serve_parser(),
+        "report": cli_sharing.report_parser(),
     }
     lines = [f"  {name:<14}{parser.does}" for name, parser in commands.items()]
     parser = Parser(

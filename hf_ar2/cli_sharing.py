@@ -32,6 +32,21 @@ def compare_parser() -> Parser:
     return parser
 
 
+def report_parser() -> Parser:
+    """The arguments of `report`."""
+    parser = command(
+        "report",
+        "make one HTML page of a run, or of several to compare",
+        "Results and their significance, losses and times, and for every query the top 10\n"
+        "before and after, with both models' scores. The page is one file and needs no\n"
+        "network. Runs that are compared must share a collection.",
+        "report runs/scifact --output report.html",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder whose recipe has come to its end")
+    parser.add_argument("--output", metavar="FILE", help="the page to write (report.html in the first RUN)")
+    return parser
+
+
 def serve_parser() -> Parser:
     """The arguments of `serve`."""
     parser = command(
