@@ -1,0 +1,163 @@
+"""What a card says of the training: data, stages, settings, machine, papers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from hf_ar2.card_results import short_name, wrapped
+from hf_ar2.papers import Paper, papers_of
+from hf_ar2.report import format_table
+from hf_ar2.training_facts import Stage, Training
+
+# What a stage does, for the table of stages.
+_DOES = {
+    "retriever": "the retriever, contrastively",
+    "ranker": "the ranker, by cross-entropy over lists",
+    "ar2": "retriever and ranker against each other",
+    "rocketqa-v2": "retriever and ranker together",
+    "ltre": "the query encoder against the whole corpus",
+    "augment": "training lists, denoised by the ranker",
+}
+# Settings that leave the model as it is begin so.
+_NO_BEARING = (
+    "output_dir",
+    "cache_dir",
+    "report_to",
+    "logging_",
+    "disable_tqdm",
+    "run_name",
+    "hub_",
+    "push_to_hub",
+    "save_",
+)
+
+
+def training_section(training: Training) -> list[str]:
+    """Paragraphs: the data, a table of the stages, all settings, hardware, time and versions."""
+    corpus = next((stage for stage in reversed(training.stages) if stage.passages is not None), None)
+    sizes = f": {corpus.passages:,} passages, {corpus.queries:,} training queries" if corpus else ""
+    rows = []
+    for stage in training.stages:
+        links = listed([paper.link for paper in papers_of(stage.trainer, stage.settings)])
+        begun = "; ".join(f"{role}: {short_name(source)}" for role, source in stage.sources.items())
+        time = None if stage.seconds is None else _duration(stage.seconds)
+        rows.append(
+            [stage.name, f"{_DOES[stage.trainer]}{f' ({links})' if links else ''}", begun, stage.steps, time]
+        )
+    table = format_table(rows, ["stage", "what", "begun from", "steps", "time"], markdown=True)
+    return [
+        wrapped(f"Data: {collection_told(training)}{sizes}."),
+        table,
+        wrapped("Every setting that bears on the result; what is not named is unset. Lengths are in tokens."),
+        f"```yaml\n{settings_text(training.stages)}```",
+        _environment(training),
+    ]
+
+
+def settings_text(stages: Sequence[Stage]) -> str:
+    """The settings of stages as YAML: once what all share, then what each has to itself.
+
+    Example:
+        >>> settings = {"seed": 1, "learning_rate": 0.1}
+        >>> stages = [Stage("a", "ranker", {}, settings), Stage("b", "ranker", {}, settings | {"learning_rate": 0.2})]
+        >>> print(settings_text(stages), end="")
+        all:
+          {seed: 1}
+        a:
+          {learning_rate: 0.1}
+        b:
+          {learning_rate: 0.2}
+    """
+    told = {
+        stage.name: {
+            key: _without_folders(value)
+            for key, value in stage.settings.items()
+            if value is not None and not key.startswith(_NO_BEARING)
+        }
+        for stage in stages
+    }
+    first = next(iter(told.values()))
+    shared = {
+        key: value
+        for key, value in first.items()
+        if len(told) > 1 and all(key in settings and settings[key] == value for settings in told.values())
+    }
+    blocks = {"all": shared} if shared else {}
+    for name, settings in told.items():
+        blocks[name] = {key: value for key, value in settings.items() if key not in shared}
+    return "".join(f"{name}:\n{_flowing(body)}" for name, body in blocks.items())
+
+
+def _flowing(settings: Mapping[str, Any]) -> str:
+    text = yaml.safe_dump(
+        dict(settings), default_flow_style=True, sort_keys=True, width=76, allow_unicode=True
+    )
+    return textwrap.indent(text, "  ")
+
+
+def _environment(training: Training) -> str:
+    known = training.environment
+    if not known:
+        return ""
+    processes = known.get("processes") or 1
+    hardware = (
+        known.get("gpu") or f"{known['processor']}, {known['cores']} cores, threads used: {known['threads']}"
+    )
+    packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
+    time = (
+        ""
+        if training.seconds is None
+        else f"- time: {_duration(training.seconds)} in all; energy was not measured\n"
+    )
+    return f"- hardware: {f'{processes} × ' if processes > 1 else ''}{hardware}\n{time}" + wrapped(
+        f"- versions: Python {known['python']}, {packages}", "  "
+    )
+
+
+def bibliography(training: Training) -> list[str]:
+    """Heading and BibTeX of the papers that the stages follow; empty where they follow none."""
+    papers: dict[Paper, None] = {}
+    for stage in reversed(training.stages):  # the method before its warm-ups
+        papers |= dict.fromkeys(papers_of(stage.trainer, stage.settings))
+    if not papers:
+        return []
+    entries = "\n\n".join(paper.bibtex for paper in papers)
+    return ["## Papers", f"```bibtex\n{entries}\n```"]
+
+
+def collection_told(training: Training) -> str:
+    """What was trained on, in words: a link where it is on the Hub."""
+    name = training.collection
+    if name in training.on_the_hub:
+        return f"[{name}](https://huggingface.co/datasets/{name})"
+    kind, _, rest = name.partition(":")
+    if kind == "python-packages":
+        packages = listed(rest.split(","))
+        return f"the code of {packages} (functions as passages, their docstrings' first sentences as queries)"
+    return f"`{short_name(name)}`"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts as a sentence has them.
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed(["a"])
+        ('a, b and c', 'a')
+    """
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, str):
+        return short_name(value)
+    return [_without_folders(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

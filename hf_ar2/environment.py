@@ -1,0 +1,62 @@
+"""What a run was made with: Python, packages, processor, graphics processor."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "hf-ar2",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "faiss-cpu",
+    "faiss-gpu",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware, as a run's environment.json has them.
+
+    Returns:
+        `python`, `packages` (name → version, those that are installed), `processor`, `cores`, `threads`, and `gpu`,
+        None where there is none.
+
+    Example:
+        >>> sorted(describe_environment())
+        ['cores', 'gpu', 'packages', 'processor', 'python', 'threads']
+    """
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def processor_name() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,149 @@
+"""What a saved retriever or ranker says of itself, read from its files, and whether it is complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+@dataclass(frozen=True)
+class SavedRetriever:
+    """How a saved retriever makes and compares embeddings.
+
+    Attributes:
+        pooling: `"cls"`, `"mean"`, …
+        similarity: `"cosine"` or `"dot"`.
+        normalised: whether its embeddings have unit length.
+        dimension: of an embedding.
+        max_length: tokens a text is cut at; None where the tokenizer does not say.
+        towers: task → subfolder of the transformer, where queries and passages have one each; else empty.
+        prompts: task → what is put before its texts; those that are not empty.
+        plain: whether transformer, pooling and normalisation are all there is, so that `AutoModel` can do the same.
+    """
+
+    pooling: str
+    similarity: str
+    normalised: bool
+    dimension: int
+    max_length: int | None
+    towers: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    plain: bool = True
+
+
+@dataclass(frozen=True)
+class SavedRanker:
+    """How a saved ranker reads pairs.
+
+    Attributes:
+        max_length: tokens a pair is cut at; None where the tokenizer does not say.
+    """
+
+    max_length: int | None
+
+
+def read_retriever(folder: str | Path) -> SavedRetriever:
+    """What the files of a saved `SentenceTransformer` say.
+
+    Raises:
+        ValueError: files are missing: without them others would load it with another pooling or similarity.
+    """
+    folder = Path(folder)
+    _require(folder, "retriever", "modules.json", "config_sentence_transformers.json")
+    settings = _read(folder / "config_sentence_transformers.json")
+    similarity = settings.get("similarity_fn_name")
+    if similarity not in ("cosine", "dot"):
+        raise ValueError(
+            f"{folder / 'config_sentence_transformers.json'}: similarity_fn_name is {similarity!r}, expected 'cosine' "
+            "or 'dot'; save the retriever with load_retriever(..., similarity=...).save_pretrained(folder)"
+        )
+    towers = {}
+    modules = [(module["path"], module["type"]) for module in _read(folder / "modules.json")]
+    if any(kind.endswith(".Router") for _, kind in modules):
+        _require(folder, "retriever", "router_config.json")
+        router = _read(folder / "router_config.json")
+        kinds = router["types"]
+        for task, paths in router["structure"].items():
+            towers[task] = next(path for path in paths if kinds[path].endswith(".Transformer"))
+        modules += [(path, kinds[path]) for path in router["structure"]["document"]]
+    names = [kind.rsplit(".", 1)[-1] for _, kind in modules]
+    pooling = [path for path, kind in modules if kind.endswith(".Pooling")]
+    if not pooling:
+        raise ValueError(
+            f"{folder / 'modules.json'}: no pooling among {', '.join(names)}; save it with load_retriever"
+        )
+    for place in towers.values() or [next(path for path, kind in modules if kind.endswith(".Transformer"))]:
+        _require_transformer(folder, place, "retriever")
+    pooled = _read(folder / pooling[0] / "config.json")
+    return SavedRetriever(
+        pooling=str(pooled.get("pooling_mode")),
+        similarity=similarity,
+        normalised="Normalize" in names,
+        dimension=int(pooled.get("embedding_dimension", pooled.get("word_embedding_dimension", 0))),
+        max_length=_max_length(folder / next(iter(towers.values()), "")),
+        towers=towers,
+        prompts={task: text for task, text in (settings.get("prompts") or {}).items() if text},
+        plain=set(names) <= {"Transformer", "Pooling", "Normalize", "Router"}
+        and pooled.get("pooling_mode") in ("cls", "mean"),
+    )
+
+
+def read_ranker(folder: str | Path) -> SavedRanker:
+    """What the files of a saved `CrossEncoder` say.
+
+    Raises:
+        ValueError: files are missing, or something other than one logit comes out.
+    """
+    folder = Path(folder)
+    _require_transformer(folder, "", "ranker")
+    config = _read(folder / "config.json")
+    if len(config.get("id2label", [0])) != 1:
+        raise ValueError(
+            f"{folder / 'config.json'}: {len(config['id2label'])} labels, expected 1 (one relevance logit)"
+        )
+    _require(folder, "ranker", "config_sentence_transformers.json")
+    said = _read(folder / "config_sentence_transformers.json").get("activation_fn")
+    if said != _IDENTITY:
+        raise ValueError(
+            f"{folder / 'config_sentence_transformers.json'}: activation_fn is {said!r}, expected {_IDENTITY!r}, "
+            "without which CrossEncoder puts a sigmoid on the logit; save it with load_ranker(...).save_pretrained(...)"
+        )
+    return SavedRanker(_max_length(folder))
+
+
+def _require_transformer(folder: Path, place: str, role: str) -> None:
+    _require(
+        folder, role, *(f"{place}/{name}".lstrip("/") for name in ("config.json", "tokenizer_config.json"))
+    )
+    if not any((folder / place / name).is_file() for name in _WEIGHTS):
+        raise ValueError(
+            f"{folder / place}: no {' or '.join(_WEIGHTS)}; a {role} is published with its weights in safetensors. "
+            "Save it anew with save_pretrained"
+        )
+
+
+def _require(folder: Path, role: str, *names: str) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder}: no saved {role}: {', '.join(missing)} missing. Name a folder that save_model or "
+            "save_pretrained wrote"
+        )
+
+
+def _max_length(folder: Path) -> int | None:
+    limit = _read(folder / "tokenizer_config.json").get("model_max_length")
+    return int(limit) if limit and limit < 10**6 else None  # tokenizers write 10**30 for "no limit"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}. Save the model anew") from None

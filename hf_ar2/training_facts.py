@@ -1,0 +1,251 @@
+"""What is known of how models were trained: read from a run folder, or told by a trainer; plain data for the card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_ar2.environment import describe_environment
+
+ROLES = ("retriever", "ranker")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of training.
+
+    Attributes:
+        name: as the recipe has it.
+        trainer: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"` or `"augment"`.
+        sources: role → the model it began with: an earlier stage, or a name, and what was changed in it.
+        settings: every setting that bears on the result.
+        steps, seconds: optimizer steps and duration, where known.
+        passages, queries: in the corpus, and trained on, where known.
+        index: what LTRe trained against: `type`, `passages`, `dimension`, `fingerprint`, and `retriever`, the name of
+            the passage encoder.
+    """
+
+    name: str
+    trainer: str
+    sources: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    seconds: float | None = None
+    passages: int | None = None
+    queries: int | None = None
+    index: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a retriever or a ranker came about.
+
+    Attributes:
+        role: `"retriever"` or `"ranker"`.
+        name: of the run.
+        collection: what was trained on, as `load_collection` takes it.
+        stages: those the model came from, in the order they ran; the last one trained it last.
+        base: the model that training began with, by the name it was given.
+        environment: as `describe_environment` has it.
+        metrics: row → split → system → metric → value, rows from before to after; the last row is what is published.
+        tests: row → split → `"retriever"` (against the row before) or `"pipeline"` (against the row's retriever) →
+            fields of `PairedTest`.
+        test_metric: what the tests are about.
+        rerank_depth: how many passages of a query the ranker reordered.
+        on_the_hub: those names among collection and base model that are ids on the Hub.
+    """
+
+    role: str
+    name: str
+    collection: str
+    stages: Sequence[Stage]
+    base: str
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    tests: Mapping[str, Any] = field(default_factory=dict)
+    test_metric: str = "mrr@10"
+    rerank_depth: int | None = None
+    on_the_hub: Sequence[str] = ()
+
+    @property
+    def last(self) -> Stage:
+        """The stage that trained the model last."""
+        return self.stages[-1]
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration of all stages, None where one is not known."""
+        known = [stage.seconds for stage in self.stages]
+        return None if None in known else sum(second for second in known if second is not None)
+
+
+def hub_id(name: str | Path) -> str | None:
+    """The name, where it can be nothing but an id on the Hub: two plain words, and no folder here; else None.
+
+    Example:
+        >>> hub_id("BeIR/scifact"), hub_id("package:minilm/model"), hub_id("../models/a")
+        ('BeIR/scifact', None, None)
+    """
+    words = r"[A-Za-z0-9][\w.-]*"
+    return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
+
+
+def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) -> Training:
+    """What a run folder says of its retriever or its ranker: the models of the last row of its evaluation.
+
+    Args:
+        folder: with `environment.json`, `stages/*/done.json`, and after an evaluation `metrics.json` and
+            `significance.json`.
+        recipe: the folder's recipe.yaml.
+        role: `"retriever"` or `"ranker"`.
+
+    Raises:
+        ValueError: a file that is no valid JSON; a last row that names no stage for the role.
+    """
+    folder = Path(folder)
+    evaluation = recipe.get("evaluation") or {}
+    rows = evaluation.get("rows") or {}
+    stages, models = recipe.get("stages") or {}, recipe.get("models") or {}
+    last = list(rows.values())[-1] if rows else {}
+    chosen = _source(last[role]) if role in last else None
+    if chosen not in stages:
+        raise ValueError(
+            f"{folder / 'recipe.yaml'}: the last of evaluation.rows names {chosen!r} as {role}, expected a stage that "
+            f"trained it; the stages are {', '.join(stages) or 'none'}"
+        )
+    wanted = set(_ancestors(str(chosen), stages))
+    environment = read_json(folder / "environment.json")
+    significance = read_json(folder / "significance.json")
+    return Training(
+        role=role,
+        name=str(recipe.get("name", folder.name)),
+        collection=str(recipe["collection"]),
+        stages=[_stage_of_run(folder, recipe, name) for name in stages if name in wanted],
+        base=_base(role, str(chosen), stages, models),
+        environment=environment,
+        metrics=read_json(folder / "metrics.json"),
+        tests=significance.get("tests", {}),
+        test_metric=significance.get("metric", "mrr@10"),
+        rerank_depth=evaluation.get("rerank_depth", 20),
+        on_the_hub=environment.get("on_the_hub", ()),
+    )
+
+
+def training_of_trainer(
+    told: Mapping[str, Any],
+    role: str,
+    log_history: Sequence[Mapping[str, Any]],
+    split: str,
+    rerank_depth: int,
+) -> Training:
+    """What a trainer knows by itself; its evaluations on the way are the results, without tests of significance.
+
+    Args:
+        told: `collection` and the fields of `Stage`.
+        role: `"retriever"` or `"ranker"`.
+        log_history: entries of `trainer.state.log_history`; the first and the last evaluation are before and after.
+        split: what was evaluated on.
+        rerank_depth: how many passages of a query the ranker reordered.
+
+    Example:
+        >>> told = {"name": "mine", "collection": "BeIR/scifact", "trainer": "ranker", "sources": {"ranker": "a/b"}}
+        >>> log = [{"eval_pipeline_mrr@10": 0.5, "step": 0}, {"eval_pipeline_mrr@10": 0.6, "step": 9}]
+        >>> training_of_trainer(told, "ranker", log, "dev", 20).metrics["after 9 steps"]
+        {'dev': {'pipeline': {'mrr@10': 0.6}}}
+    """
+    stage = {name: value for name, value in told.items() if name in Stage.__dataclass_fields__}
+    entries = [entry for entry in log_history if any(key.startswith("eval_") for key in entry)]
+    metrics: dict[str, Any] = {}
+    for entry in dict.fromkeys([0, len(entries) - 1]) if entries else ():
+        step = entries[entry].get("step", 0)
+        row = "before" if step == 0 else f"after {step:,} steps"
+        metrics[row] = {split: _by_system(entries[entry])}
+    base = told["sources"][role]
+    return Training(
+        role=role,
+        name=told["name"],
+        collection=told["collection"],
+        stages=[Stage(**stage)],
+        base=base,
+        environment=describe_environment(),
+        metrics=metrics,
+        rerank_depth=rerank_depth,
+        on_the_hub=[name for name in (told["collection"], base) if hub_id(name)],
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file.
+
+    Raises:
+        ValueError: the file is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not valid JSON: {error}. The command that made the run writes it anew"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _source(source: Any) -> str:
+    return str(source["from"]) if isinstance(source, dict) else str(source)
+
+
+def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
+    """The stage and all stages that what it trains comes from."""
+    if name in stages:
+        yield name
+        body = stages[name]
+        for source in [_source(body[role]) for role in ROLES if role in body] + body.get("lists", []):
+            yield from _ancestors(source, stages)
+
+
+def _base(role: str, name: str, stages: Mapping[str, Any], models: Mapping[str, Any]) -> str:
+    """The model at the beginning; a ranker may have begun as a retriever."""
+    while name in stages:
+        name = _source(stages[name].get(role, stages[name].get("retriever")))
+    return str(models.get(name, {}).get("model", name))
+
+
+def _stage_of_run(folder: Path, recipe: Mapping[str, Any], name: str) -> Stage:
+    body, done = recipe["stages"][name], read_json(folder / "stages" / name / "done.json")
+    said = {"seed": recipe.get("seed"), **(recipe.get("args") or {}), **(body.get("args") or {})}
+    models = recipe.get("models") or {}
+    return Stage(
+        name=name,
+        trainer=body["trainer"],
+        sources={role: _told_source(body[role], models) for role in ROLES if role in body},
+        settings=done.get("settings", said),
+        **{key: done.get(key) for key in ("steps", "seconds", "passages", "queries", "index")},
+    )
+
+
+def _told_source(source: Any, models: Mapping[str, Any]) -> str:
+    """Where a role begins, with what is changed in it: `stage warm-up, dropout 0.0`."""
+    name = _source(source)
+    fields = dict(models.get(name, {}))
+    named = str(fields.pop("model")) if fields else f"stage {name}"
+    fields |= (
+        {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
+    )
+    return ", ".join([named, *(f"{key} {value}" for key, value in fields.items())])
+
+
+def _by_system(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """`eval_retriever_mrr@10: 0.5` and its like, as system → metric → value."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in entry.items():
+        match = re.fullmatch(r"eval_(retriever|ranker|pipeline)_(.+)", key)
+        if match:
+            found.setdefault(match[1], {})[match[2]] = float(value)
+    return found
