@@ -23,7 +23,7 @@ import yaml
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS
 from hf_ar2.report import LEGEND, display_name
-from hf_ar2.report_page.queries import NO_PASSAGE, TOP, query_browser
+from hf_ar2.report_page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, TOP, query_browser
 from hf_ar2.report_page.run_folder import RunFolder
 from hf_ar2.report_page.training import stage_times, training_charts
 
@@ -70,6 +70,7 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
         "before": before,
         "after": after,
         "top": TOP,
+        "characters": PASSAGE_CHARACTERS,
         "none": NO_PASSAGE,
         "runs": [
             {
