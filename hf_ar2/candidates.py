@@ -52,6 +52,21 @@ class CandidatePool:
         dropped: cause -> number of retrieved passages left out.
         round: number of the round whose retriever searched.
         fingerprint: of what the pool was made from.
+
+    Example:
+        >>> pool = CandidatePool(
+        ...     query_rows=np.array([4, 9]),
+        ...     passage_rows=np.array([[7, 2], [5, -1]], np.int32),
+        ...     scores=np.array([[0.8, 0.5], [0.4, -np.inf]], np.float32),
+        ...     positive_rows=np.array([[1], [3]], np.int32),
+        ...     positive_scores=np.array([[0.9], [0.3]], np.float32),
+        ... )
+        >>> len(pool), pool.depth
+        (2, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pool.save(Path(folder, "pool"))
+        ...     CandidatePool.open(Path(folder, "pool")).passage_rows.tolist()
+        [[7, 2], [5, -1]]
     """
 
     query_rows: np.ndarray

@@ -30,7 +30,12 @@ def recipe_runner() -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name → file of the recipes that come with the package, such as `quickstart` and `ar2/scifact`."""
+    """Name → file of the recipes that come with the package, such as `quickstart` and `ar2/scifact`.
+
+    Example:
+        >>> "ar2/scifact" in shipped_recipes()
+        True
+    """
     folder = recipe_runner().parent
     paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
@@ -41,6 +46,13 @@ def find_recipe(name: str) -> Path:
 
     Raises:
         ValueError: there is none; the message names the nearest one and lists them all.
+
+    Example:
+        >>> find_recipe("quickstart").name
+        'quickstart.yaml'
+        >>> find_recipe("quikstart")
+        Traceback (most recent call last):
+        ValueError: there is no file and no recipe 'quikstart'; did you mean 'quickstart'? ...
     """
     if Path(name).is_file():
         return Path(name)
@@ -88,6 +100,10 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     Returns:
         its exit code; 128 + n where signal n ended it, 130 after Ctrl-C.
+
+    Example:
+        >>> run_to_end([sys.executable, "-c", "raise SystemExit(3)"], os.environ)
+        3
     """
     import psutil  # comes with accelerate
 
@@ -123,14 +139,24 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def number_of_gpus() -> int:
-    """GPUs that training may use."""
+    """GPUs that training may use.
+
+    Example:
+        >>> number_of_gpus() >= 0
+        True
+    """
     import torch
 
     return torch.cuda.device_count()
 
 
 def number_of_cores() -> int:
-    """Processor cores this process may use."""
+    """Processor cores this process may use.
+
+    Example:
+        >>> number_of_cores() >= 1
+        True
+    """
     with contextlib.suppress(AttributeError):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -54,6 +54,9 @@ def end_processes() -> None:
 
     A process that exits with the group's threads running may abort, and one that holds a wrapped model longer than the
     group may wait forever: so trainers, which refer to themselves, are collected first.
+
+    Example:
+        >>> end_processes()  # in a single process there is no group to leave
     """
     gc.collect()
     if dist.is_available() and dist.is_initialized():

@@ -99,6 +99,16 @@ def batch_scores(
         Scores over the temperature, float ``[B, N]``; where each query's own positive stands among them, int64
         ``[B]``; and what must not count as a negative, bool ``[B, N]``, or None if everything may. The own positive
         is never excluded.
+
+    Example:
+        >>> import torch
+        >>> passages = torch.eye(2)[:, None]  # one passage a query, its positive
+        >>> scores, positive, excluded = batch_scores(
+        ...     torch.eye(2), passages, temperature=0.5,
+        ...     passage_rows=None, known_positives=None, mask=None, gather=False,
+        ... )
+        >>> scores.tolist(), positive.tolist(), excluded
+        ([[2.0, 0.0], [0.0, 2.0]], [0, 1], None)
     """
     check_embeddings(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
     dtype = torch.promote_types(query_embeddings.dtype, torch.float32)
@@ -165,7 +175,14 @@ def check_embeddings(
     known_positives: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    """Refuses embeddings, rows and masks that do not fit together; as :func:`in_batch_contrastive_loss` says."""
+    """Refuses embeddings, rows and masks that do not fit together; as :func:`in_batch_contrastive_loss` says.
+
+    Example:
+        >>> import torch
+        >>> check_embeddings(torch.eye(2), torch.eye(2), 1.0, None, None, None)
+        Traceback (most recent call last):
+        ValueError: passage_embeddings have shape (2, 2), expected [2, 1 + hard negatives, 2] to go with ...
+    """
     for name, tensor in (("query_embeddings", query_embeddings), ("passage_embeddings", passage_embeddings)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} have dtype {tensor.dtype}, expected a floating-point dtype")

@@ -179,6 +179,12 @@ def checked_lists(
     Raises:
         ValueError: the shapes do not fit, or a positive (column 0) is masked.
         TypeError: ``scores`` are not floating point, or ``mask`` is not bool.
+
+    Example:
+        >>> import torch
+        >>> scores, mask = checked_lists(torch.ones(2, 3, dtype=torch.bfloat16), None)
+        >>> scores.dtype, mask
+        (torch.float32, None)
     """
     if not scores.is_floating_point():
         raise TypeError(f"{name} have dtype {scores.dtype}, expected a floating-point dtype")
@@ -196,7 +202,14 @@ def checked_lists(
 
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:
-    """Refuses a mask of another shape or dtype, and one that masks a positive."""
+    """Refuses a mask of another shape or dtype, and one that masks a positive.
+
+    Example:
+        >>> import torch
+        >>> check_mask(torch.tensor([[False, True]]), torch.Size([1, 2]))
+        Traceback (most recent call last):
+        ValueError: mask is False in column 0 of row 0: a list's positive must be a real entry
+    """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}, expected torch.bool (True = real entry)")
     if mask.shape != shape:
@@ -207,7 +220,14 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
 
 
 def checked_positives(positives: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
-    """The real positives; refuses another shape or dtype, and lists whose column 0 is no positive."""
+    """The real positives; refuses another shape or dtype, and lists whose column 0 is no positive.
+
+    Example:
+        >>> import torch
+        >>> positives, mask = torch.tensor([[True, True, False]]), torch.tensor([[True, False, True]])
+        >>> checked_positives(positives, mask, positives.shape)
+        tensor([[ True, False, False]])
+    """
     if positives.dtype != torch.bool:
         raise TypeError(f"positives have dtype {positives.dtype}, expected torch.bool (True = positive)")
     if positives.shape != shape:
