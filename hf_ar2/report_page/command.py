@@ -46,7 +46,7 @@ def common_collection(runs: Sequence[RunFolder]) -> Collection:
     collections = [load_collection(source) for source in sources]
     if len({collection.fingerprint for collection in collections}) > 1:
         raise ValueError(
-            f"the runs were made on different collections ({', '.join(sources)}), so they share no queries; make a page "
-            "of each"
+            f"the runs were made on different collections ({', '.join(sources)}), so they share no queries; make a "
+            "page of each"
         )
     return collections[0]

@@ -1,7 +1,7 @@
 """The page as one file: template, style and script joined, and the data packed beside them.
 
-The data is compressed and written in base64, so no text of a collection stands in the markup; the script puts every text
-into the page as text. A content security policy lets this script run, no other, and lets nothing be fetched.
+The data is compressed and written in base64, so no text of a collection stands in the markup; the script puts every
+text into the page as text. A content security policy lets this script run, no other, and lets nothing be fetched.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def page_of(data: dict[str, Any]) -> str:
 def pack(data: Any) -> bytes:
     """JSON and the arrays in it as one compressed block.
 
-    It holds the length of the JSON (uint32, little endian), the JSON, and after it the arrays, each at a multiple of four
-    bytes. In the JSON an array is `{"$": [type, offset among the arrays, length]}`, flat.
+    It holds the length of the JSON (uint32, little endian), the JSON, and after it the arrays, each at a multiple of
+    four bytes. In the JSON an array is `{"$": [type, offset among the arrays, length]}`, flat.
 
     Raises:
         ValueError: a number that JSON has no word for, nan or infinite.

@@ -56,19 +56,19 @@ def query_browser(
     for number, run in enumerate(runs):
         for row in run.metrics:
             stored = {
-                system: read_run(path, query_ids, passage_ids).of_queries(query_rows)
-                for system in ("retriever", "ranker", "pipeline")
-                if (path := run_file(run.folder, row, split, system)).is_file()
+                name: read_run(path, query_ids, passage_ids).of_queries(query_rows)
+                for name in ("retriever", "ranker", "pipeline")
+                if (path := run_file(run.folder, row, split, name)).is_file()
             }
-            for system in SYSTEMS:
-                if system in stored:
-                    found = _system(stored, system, collection, split, metrics, offsets, positives)
-                    systems.append({"run": number, "row": row, "system": system, **found})
+            for name in SYSTEMS:
+                if name in stored:
+                    found = _system(stored, name, collection, split, metrics, offsets, positives)
+                    systems.append({"run": number, "row": row, "system": name, **found})
     if not systems:
         folders = ", ".join(str(run.folder) for run in runs)
         raise ValueError(
-            f"{folders}: no TREC runs of split {split!r} in runs/; the recipe's evaluation writes them. Give the command "
-            "that made the run again"
+            f"{folders}: no TREC runs of split {split!r} in runs/; the recipe's evaluation writes them. Give the "
+            "command that made the run again"
         )
     shown = np.unique(np.concatenate([positives, *(system["top"].ravel() for system in systems)]))
     shown = shown[shown >= 0]
@@ -92,14 +92,14 @@ def query_browser(
 
 def _system(
     stored: dict[str, Run],
-    system: str,
+    name: str,
     collection: Collection,
     split: str,
     metrics: Sequence[str],
     offsets: np.ndarray,
     positives: np.ndarray,
 ) -> dict[str, Any]:
-    ranking = stored[system].passage_rows
+    ranking = stored[name].passage_rows
     top = np.full((len(ranking), TOP), -1, np.int64)
     top[:, : ranking.shape[1]] = ranking[:, :TOP]
     if split in collection.qrels:

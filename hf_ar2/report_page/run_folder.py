@@ -105,5 +105,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path}: not valid JSON: {error}. Delete it and give the command that made the run"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and run again")
+        raise ValueError(
+            f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and run again"
+        )
     return content

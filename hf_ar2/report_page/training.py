@@ -24,7 +24,14 @@ from hf_ar2.report import (
 from hf_ar2.report_page.run_folder import RunFolder
 
 # The page has its own shades of them for light and for dark.
-COLOURS = {BLUE: "blue", VERMILION: "vermilion", GREEN: "green", PURPLE: "purple", ORANGE: "orange", SKY: "sky"}
+COLOURS = {
+    BLUE: "blue",
+    VERMILION: "vermilion",
+    GREEN: "green",
+    PURPLE: "purple",
+    ORANGE: "orange",
+    SKY: "sky",
+}
 MOST_POINTS = 200
 
 
@@ -92,8 +99,8 @@ def _chart(
             if len(points):
                 most = max(most, len(points))
                 line = {"label": label, "colour": COLOURS[colour], "marker": marker, "lines": []}
-                points = _thinned(points) + [offset, 0.0]
-                series.setdefault(label, line)["lines"].append(points.round(6).tolist())
+                moved = _thinned(points) + np.array([offset, 0.0])
+                series.setdefault(label, line)["lines"].append(moved.round(6).tolist())
         end = offset + max(float(entry.get(along, 0.0)) for entry in entries)
         stages.append({"name": stage, "start": offset, "end": end})
         offset = end
