@@ -35,7 +35,14 @@ RESERVED = ("output_dir",)
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names the field, what was found and what was expected."""
+    """A recipe that cannot be run; the message names the field, what was found and what was expected.
+
+    Example:
+        >>> from hf_ar2.launch import find_recipe
+        >>> load_recipe(find_recipe("quickstart"), {"ar2.num_round": "3"})
+        Traceback (most recent call last):
+        hf_ar2.recipes.recipe.RecipeError: ... unknown key 'num_round'; did you mean 'num_rounds'?
+    """
 
 
 @dataclass
@@ -51,6 +58,12 @@ class Recipe:
         stages: name → trainer, models it starts from, stages whose training lists it takes, settings; in the order
             they run.
         evaluation: rows of the final table (which models), splits, metrics, depths.
+
+    Example:
+        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_train_epochs": 2}}}
+        >>> recipe = Recipe("mine", "BeIR/scifact", seed=7, models={"light": {"model": "some/model"}}, stages=stages)
+        >>> recipe.stage_args("g0")
+        {'seed': 7, 'num_train_epochs': 2}
     """
 
     name: str
@@ -97,6 +110,12 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
 
     Raises:
         RecipeError: an unknown key (with the nearest known one), a stage that names a model that is not there, …
+
+    Example:
+        >>> from hf_ar2.launch import find_recipe
+        >>> recipe = load_recipe(find_recipe("ar2/scifact"), {"seed": "7", "ar2.num_rounds": "3"})
+        >>> recipe.collection, recipe.seed, recipe.stage_args("ar2")["num_rounds"]
+        ('BeIR/scifact', 7, 3)
     """
     path = Path(path)
     if not path.is_file():
@@ -120,12 +139,22 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
 
 
 def config_fields(trainer: str) -> list[str]:
-    """Names of the settings a trainer takes."""
+    """Names of the settings a trainer takes.
+
+    Example:
+        >>> "num_rounds" in config_fields("ar2"), "num_rounds" in config_fields("ranker")
+        (True, False)
+    """
     return [f.name for f in dataclasses.fields(CONFIGS[trainer]) if f.init and f.name not in RESERVED]
 
 
 def source_name(source: Any) -> str:
-    """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`."""
+    """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`.
+
+    Example:
+        >>> source_name("light"), source_name({"from": "light", "max_length": 96})
+        ('light', 'light')
+    """
     return source["from"] if isinstance(source, dict) else source
 
 

@@ -23,6 +23,10 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
     Raises:
         RecipeError: no recipe, a value without a key or a key without a value.
+
+    Example:
+        >>> parse_arguments(["recipes/quickstart.yaml", "--seed", "7", "--ar2.num_rounds=3"])
+        ('recipes/quickstart.yaml', {'seed': '7', 'ar2.num_rounds': '3'})
     """
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError(f"which recipe?\n\n{USAGE}")

@@ -180,13 +180,24 @@ def write_lists(
 
 
 def source_of(recipe: Recipe, source: Any) -> str:
-    """What a card calls the model a stage starts from: its name or folder, or the stage that trained it."""
+    """What a card calls the model a stage starts from: its name or folder, or the stage that trained it.
+
+    Example:
+        >>> recipe = Recipe("mine", "BeIR/scifact", models={"light": {"model": "some/model"}}, stages={"g0": {}})
+        >>> source_of(recipe, "light"), source_of(recipe, {"from": "g0", "dropout": 0.0})
+        ('some/model', 'stage g0 of mine')
+    """
     name = source_name(source)
     return str(recipe.models[name]["model"]) if name in recipe.models else f"stage {name} of {recipe.name}"
 
 
 def lists_folder(run: Path, stage: str) -> Path:
-    """Where an augmenting stage leaves its training lists."""
+    """Where an augmenting stage leaves its training lists.
+
+    Example:
+        >>> lists_folder(Path("runs/mine"), "augment").as_posix()
+        'runs/mine/stages/augment/lists'
+    """
     return run / "stages" / stage / "lists"
 
 
@@ -242,7 +253,12 @@ def processor_name() -> str:
 
 
 def say(text: str) -> None:
-    """Print on the first process."""
+    """Print on the first process.
+
+    Example:
+        >>> say("[1/3] g0")
+        [1/3] g0
+    """
     if PartialState().is_main_process:
         print(text, flush=True)
 
