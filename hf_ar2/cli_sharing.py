@@ -42,7 +42,9 @@ def report_parser() -> Parser:
         "network. Runs that are compared must share a collection.",
         "report runs/scifact --output report.html",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder whose recipe has come to its end")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run folder whose recipe has come to its end"
+    )
     parser.add_argument("--output", metavar="FILE", help="the page to write (report.html in the first RUN)")
     return parser
 
