@@ -4,8 +4,10 @@ const PARTS = ["results", "queries", "training", "setup"];
 
 async function start() {
   const status = document.getElementById("status"), data = document.getElementById("data");
+  const size = document.documentElement.outerHTML.length;
   try {
     const report = new Report(await unpack(data.textContent));
+    report.size = size;
     choosePair(report);
     const where = `${report.collection.name} · ${count(report.collection.passages)} passages · ${report.browser.split}, ${queries(report.collection.queries)}`;
     document.getElementById("where").textContent = where;

@@ -64,7 +64,7 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
             "passages": len(collection.corpus),
             "queries": len(browser["queries"]["id"]),
         },
-        "chief": browser["metrics"][0] if browser["metrics"] else chief,
+        "chief": browser["metrics"][0],
         "names": {metric: display_name(metric) for metric in metrics},
         "legend": LEGEND,
         "before": before,

@@ -26,6 +26,7 @@ class QueryBrowser {
     this.words = [];
     this.selected = null;
     this.side = 1;
+    this.whole = false;
     this.lower = report.browser.queries.text.map((text, i) => `${text}\n${report.browser.queries.id[i]}`.toLowerCase());
     this.build();
     report.listeners.push(() => this.update());
@@ -160,21 +161,28 @@ class QueryBrowser {
           element("span", {}, `${report.names[this.metric]} ${three(entry.before)} → ${three(entry.after)} `, element("b", { class: entry.kind }, signed(entry.delta))),
           element("span", {}, `first positive: ${rankWord(report.systems[pair[0]].first[number])} → ${rankWord(report.systems[pair[1]].first[number])}`))),
       ...this.positivesOf(number, pair),
-      this.sides(),
-      element("div", { class: "lists", "data-side": this.side }, this.lists[0], this.links, this.lists[1]));
+      this.switches(),
+      element("div", { class: this.whole ? "lists whole" : "lists", "data-side": this.side }, this.lists[0], this.links, this.lists[1]));
     this.detail.scrollTop = 0;
     this.drawLinks();
   }
 
-  // A narrow window shows one ranking at a time.
-  sides() {
-    const group = element("div", { class: "sides", role: "group", "aria-label": "Which ranking" }, ["Before", "After"].map((text, side) =>
+  // Passages in full or in two lines; and in a narrow window, which of the rankings is shown.
+  switches() {
+    const lists = () => this.detail.querySelector(".lists");
+    const group = element("span", { class: "sides", role: "group", "aria-label": "Which ranking" }, ["Before", "After"].map((text, side) =>
       element("button", { type: "button", class: "chip", "aria-pressed": String(side === this.side), onclick: () => {
         this.side = side;
-        this.detail.querySelector(".lists").dataset.side = side;
+        lists().dataset.side = side;
         [...group.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === side)));
       } }, text)));
-    return group;
+    const whole = element("button", { type: "button", class: "chip", id: "whole", "aria-pressed": String(this.whole), onclick: () => {
+      this.whole = !this.whole;
+      lists().classList.toggle("whole", this.whole);
+      whole.setAttribute("aria-pressed", String(this.whole));
+      this.drawLinks();
+    } }, "Passages in full");
+    return element("p", { class: "switches" }, group, whole);
   }
 
   // The judged positives, above all those that neither top 10 shows.
@@ -218,7 +226,7 @@ class QueryBrowser {
       element("div", { class: "rank" }, element("b", {}, i + 1), moved && (side || theirs < 0) && element("span", { class: `moved ${moved[0] === "▲" || moved === "new" ? "up" : moved[0] === "▼" || moved === "out" ? "down" : ""}`, title: why }, moved)),
       element("div", { class: "body" },
         element("p", { class: "title" }, relevance > 0 && element("span", { class: "badge" }, relevance > 1 ? `✓ positive, grade ${relevance}` : "✓ positive"),
-          passages.title[passage] && element("b", { dir: "auto" }, passages.title[passage]), element("code", {}, passages.id[passage])),
+          passages.title[passage] && element("b", { dir: "auto" }, passages.title[passage]), element("code", { title: passages.id[passage] }, passages.id[passage])),
         text),
       element("dl", { class: "scores" }, scores.map(([name, value, [low, high]]) => element("div", { class: name }, element("dt", {}, name), element("dd", {}, score(value)),
         Number.isFinite(value) && element("span", { class: "meter" }, bar("", high > low ? (value - low) / (high - low) : 1))))));

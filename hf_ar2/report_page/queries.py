@@ -47,7 +47,7 @@ def query_browser(
         - `tests`: for systems i < j `"i-j"` -> difference, p, wins, losses and ties of j over i on the first metric.
 
     Raises:
-        ValueError: no run has runs of the split, or a run file that does not fit the collection.
+        ValueError: no run has runs of the split, or a run file that does not fit the collection, or lists too short.
     """
     query_rows = evaluated_queries(collection, split)
     query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
@@ -62,7 +62,7 @@ def query_browser(
             }
             for name in SYSTEMS:
                 if name in stored:
-                    found = _system(stored, name, collection, split, metrics, offsets, positives)
+                    found = _system(stored, row, name, collection, split, metrics, offsets, positives)
                     systems.append({"run": number, "row": row, "system": name, **found})
     if not systems:
         folders = ", ".join(str(run.folder) for run in runs)
@@ -75,7 +75,7 @@ def query_browser(
     for system in systems:
         system["top"] = _places(shown, system["top"])
     common = [metric for metric in metrics if all(metric in system["values"] for system in systems)]
-    tests = _tests(systems, common[0]) if common and len(query_rows) > 1 else {}
+    tests = _tests(systems, common[0]) if len(query_rows) > 1 else {}
     for system in systems:
         system["values"] = {metric: system["values"][metric].astype(np.float32) for metric in common}
     texts = [_clipped(text, QUERY_CHARACTERS) for text in collection.queries.select(query_rows)["text"]]
@@ -92,6 +92,7 @@ def query_browser(
 
 def _system(
     stored: dict[str, Run],
+    row: str,
     name: str,
     collection: Collection,
     split: str,
@@ -113,6 +114,11 @@ def _system(
     marks[:, : ranking.shape[1]] = np.clip(relevance[:, :TOP], 0, 255)
     same = ranking[np.repeat(np.arange(len(ranking)), np.diff(offsets))] == positives[:, None]
     values = measure(collection, split, ranking, metrics)
+    if not values:
+        raise ValueError(
+            f"{row}, {name}: lists of {ranking.shape[1]} passages are too short for {', '.join(metrics)}; evaluate the "
+            "recipe with a greater evaluation.depth, or with metrics of a smaller cutoff"
+        )
     return {
         "top": top,
         "retriever": _scores_of(top, stored.get("retriever")),

@@ -170,7 +170,7 @@ function timesChart(run) {
 function showSetup(report, section) {
   section.append(element("div", { class: "card" }, element("h2", {}, "What this report was made from"),
     definitions({ collection: `${report.collection.name}: ${count(report.collection.passages)} passages`, split: `${report.browser.split}: ${queries(report.collection.queries)}`,
-      "this page": `${(document.documentElement.outerHTML.length / 1e6).toFixed(1)} MB, ${count(report.browser.passages.id.length)} passages with their texts cut at ${report.characters} characters`, "hf-ar2": report.version })));
+      "this page": `${(report.size / 1e6).toFixed(1)} MB, ${count(report.browser.passages.id.length)} passages with their texts cut at ${report.characters} characters`, "hf-ar2": report.version })));
   for (const run of report.runs) {
     const { packages, ...machine } = run.environment;
     section.append(element("div", { class: "card" }, element("h2", {}, run.label), definitions({ folder: run.folder, ...machine }),
