@@ -95,7 +95,8 @@ def load_collection(
         found = "a folder without any of these files" if folder.is_dir() else "no such folder"
         raise CollectionError(
             f"{source}: found {found}; expected a folder with corpus.jsonl (BEIR), "
-            f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped"
+            f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped; a folder of .md and "
+            f".txt files is named {TEXT_FOLDER}{source}"
         )
     else:
         _refuse(options, (), source, "a Hub id")
