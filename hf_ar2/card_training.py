@@ -10,16 +10,15 @@ import yaml
 
 from hf_ar2.card_results import short_name, wrapped
 from hf_ar2.papers import Paper, papers_of
-from hf_ar2.report import format_table
 from hf_ar2.training_facts import Stage, Training
 
 # What a stage does, for the table of stages.
 _DOES = {
-    "retriever": "the retriever, contrastively",
-    "ranker": "the ranker, by cross-entropy over lists",
-    "ar2": "retriever and ranker against each other",
-    "rocketqa-v2": "retriever and ranker together",
-    "ltre": "the query encoder against the whole corpus",
+    "retriever": "a retriever, contrastively",
+    "ranker": "a ranker, by cross-entropy over lists",
+    "ar2": "a retriever and a ranker against each other",
+    "rocketqa-v2": "a retriever and a ranker together",
+    "ltre": "a query encoder against the whole corpus",
     "augment": "training lists, denoised by the ranker",
 }
 # Settings that leave the model as it is begin so.
@@ -40,22 +39,26 @@ def training_section(training: Training) -> list[str]:
     """Paragraphs: the data, a table of the stages, all settings, hardware, time and versions."""
     corpus = next((stage for stage in reversed(training.stages) if stage.passages is not None), None)
     sizes = f": {corpus.passages:,} passages, {corpus.queries:,} training queries" if corpus else ""
-    rows = []
-    for stage in training.stages:
-        links = listed([paper.link for paper in papers_of(stage.trainer, stage.settings)])
-        begun = "; ".join(f"{role}: {short_name(source)}" for role, source in stage.sources.items())
-        time = None if stage.seconds is None else _duration(stage.seconds)
-        rows.append(
-            [stage.name, f"{_DOES[stage.trainer]}{f' ({links})' if links else ''}", begun, stage.steps, time]
-        )
-    table = format_table(rows, ["stage", "what", "begun from", "steps", "time"], markdown=True)
+    stages = [f"{number}. {_stage_told(stage)}" for number, stage in enumerate(training.stages, 1)]
     return [
         wrapped(f"Data: {collection_told(training)}{sizes}."),
-        table,
-        wrapped("Every setting that bears on the result; what is not named is unset. Lengths are in tokens."),
+        "\n".join(wrapped(line, "   ") for line in stages),
+        wrapped(
+            "The settings that bear on the result; what is not named has its default in the version of hf-ar2 that is "
+            "named below. Lengths are in tokens."
+        ),
         f"```yaml\n{settings_text(training.stages)}```",
         _environment(training),
     ]
+
+
+def _stage_told(stage: Stage) -> str:
+    links = listed([paper.link for paper in papers_of(stage.trainer, stage.settings)])
+    begun = "; ".join(f"{role} from {short_name(source)}" for role, source in stage.sources.items())
+    steps = [f"{stage.steps:,} steps"] if stage.steps is not None else []
+    time = [_duration(stage.seconds)] if stage.seconds is not None else []
+    does = f"{_DOES.get(stage.trainer, stage.trainer)}{f' ({links})' if links else ''}"
+    return f"**{stage.name}**: {'; '.join([does, begun, *steps, *time])}"
 
 
 def settings_text(stages: Sequence[Stage]) -> str:
@@ -94,7 +97,7 @@ def settings_text(stages: Sequence[Stage]) -> str:
 
 def _flowing(settings: Mapping[str, Any]) -> str:
     text = yaml.safe_dump(
-        dict(settings), default_flow_style=True, sort_keys=True, width=76, allow_unicode=True
+        dict(settings), default_flow_style=True, sort_keys=True, width=60, allow_unicode=True
     )
     return textwrap.indent(text, "  ")
 

@@ -23,7 +23,8 @@ from sentence_transformers import SentenceTransformer
 
 {_TEXTS}
 model = SentenceTransformer("{name}")
-scores = model.similarity(model.encode_query(queries), {passages}.encode_document(passages))
+vectors = {passages}.encode_document(passages)
+scores = model.similarity(model.encode_query(queries), vectors)
 ```""",
     ]
     if saved.plain and not query_side_of:
@@ -36,7 +37,8 @@ from hf_ar2 import load_retriever
 
 {_TEXTS}
 model = load_retriever("{name}")
-scores = model.similarity(model.encode_query(queries), model.encode_document(passages))
+vectors = model.encode_document(passages)
+scores = model.similarity(model.encode_query(queries), vectors)
 ```""",
         ]
     return "\n\n".join(blocks)
@@ -114,7 +116,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 {texts}
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForSequenceClassification.from_pretrained("{name}")
-batch = tokenizer([query] * len(passages), passages, padding=True, truncation=True, return_tensors="pt")
+pairs = [query] * len(passages), passages
+batch = tokenizer(*pairs, padding=True, truncation=True, return_tensors="pt")
 with torch.no_grad():
     scores = model(**batch).logits[:, 0]
 ```

@@ -5,6 +5,7 @@ Never the base model's card. Everything comes from the run (`Training`) and from
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,6 @@ def model_card(
 
     Raises:
         ValueError: the folder holds no complete model.
-
-    Example:
-        ```python
-        card = model_card(training_of_run("runs/a", read_run("runs/a"), "retriever"), "runs/a/retriever")
-        Path("runs/a/retriever/README.md").write_text(card, encoding="utf-8")
-        ```
     """
     saved = read_ranker(folder) if training.role == "ranker" else read_retriever(folder)
     name = name or str(folder)
@@ -129,6 +124,7 @@ To train a query encoder against it: `hf-ar2 tune-queries MODEL COLLECTION --ind
 """
 
 
+@functools.cache
 def license_of(base: str) -> str | None:
     """The licence that a base model's own README states in its metadata; None where there is none to be had.
 

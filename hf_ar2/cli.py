@@ -31,6 +31,8 @@ HANDLERS = {
     "compare": "hf_ar2.compare_command:compare",
     "serve": "hf_ar2.serve_command:serve",
     "report": "hf_ar2.report_page.command:report",
+    "push": "hf_ar2.push_command:push",
+    "card": "hf_ar2.push_command:card",
 }
 
 
@@ -183,6 +185,8 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "compare": cli_sharing.compare_parser(),
         "serve": cli_sharing.serve_parser(),
         "report": cli_sharing.report_parser(),
+        "push": cli_sharing.push_parser(),
+        "card": cli_sharing.card_parser(),
     }
     lines = [f"  {name:<14}{parser.does}" for name, parser in commands.items()]
     parser = Parser(

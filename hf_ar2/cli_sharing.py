@@ -74,19 +74,16 @@ def push_parser() -> Parser:
         "push",
         "publish a run's models on the Hugging Face Hub",
         "The retriever goes to NAME-retriever, the ranker to NAME-ranker, the index to\n"
-        "the dataset NAME-index, each in one commit, with a card written from the run\n"
-        f"(see it before: {PROGRAM} card RUN). Log in once with: hf auth login",
+        "the dataset NAME-index, each in one commit, with a card that is written anew\n"
+        f"from the run (`{PROGRAM} card RUN` shows it). Log in once with: hf auth login",
         "push runs/scifact me/scifact-ar2 --private",
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="a run folder")
     add("name", metavar="NAME", help="user or organisation, a slash, and a name: me/scifact-ar2")
-    add("--private", action="store_true", help="visible to you alone, where the repository is new")
-    add(
-        "--what",
-        choices=("retriever", "ranker", "index", "all"),
-        help="one of the parts, or all three (both models, or the one there is)",
-    )
+    add("--private", action="store_true", help="visible to you alone")
+    parts = ("retriever", "ranker", "index", "all")
+    add("--what", choices=parts, help="a part, or all with the index (the models there are)")
     _add_licences(parser)
     return parser
 
@@ -96,13 +93,14 @@ def card_parser() -> Parser:
     parser = command(
         "card",
         "show the card a run's models are published with",
-        "What the models are for, how they were trained, what they reach, how they are\n"
-        "used. The same text is in RUN/retriever/README.md and RUN/ranker/README.md.",
+        "What a model is for, how it is used, what it reaches, how it was trained. The\n"
+        "same is in README.md of RUN/retriever and RUN/ranker.",
         "card runs/scifact --what ranker",
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="a run folder")
-    add("--what", choices=("retriever", "ranker"), help="which card (both, or the one there is)")
+    add("--what", choices=("retriever", "ranker"), help="which card (those there are)")
+    add("--markdown", action="store_true", help="the text that is published, metadata included")
     _add_licences(parser)
     return parser
 

@@ -9,7 +9,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,17 +79,14 @@ def publish(
         ConnectionError: the connection broke off again and again, or the Hub cannot be reached.
 
     Example:
-        ```python
-        publish({"ranker": Path("runs/a/ranker")}, "me/a", lambda what, ids: "# My ranker", private=True)
-        ```
+        >>> publish({"ranker": Path("no/such/folder")}, "me/mine", lambda what, ids: "# My ranker")
+        Traceback (most recent call last):
+        ValueError: no/such/folder: no saved ranker: config.json, tokenizer_config.json missing. ...
     """
-    ids = {what: f"{name}-{what}" for what in folders}
     for what, folder in folders.items():
-        validate_repo_id(ids[what])
         check_complete(what, folder)
-    api = HfApi(token=_token(token))
-    for what in folders:
-        ids[what] = _attempt(ids[what], lambda what=what: _repository(api, ids[what], what, private))
+    ids = make_repositories(folders, name, private=private, token=token)
+    api = HfApi(token=hub_token(token))
     commits: dict[str, CommitInfo] = {}
     for number, (what, folder) in enumerate(folders.items()):
         files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
@@ -97,15 +95,41 @@ def publish(
         text = card(what, ids)
         try:
             commits[what] = _attempt(
-                ids[what],
-                lambda what=what, files=files, text=text: _commit(
-                    api, ids[what], what, files, text, message, revision
-                ),
+                ids[what], partial(_commit, api, ids[what], what, files, text, message, revision)
             )
         except OSError as error:
             done = ", ".join(ids[other] for other in commits)
             raise type(error)(f"{error}{f'. Published before that: {done}' if done else ''}") from error
     return commits
+
+
+def make_repositories(
+    parts: Iterable[str], name: str, *, private: bool | None = None, token: str | None = None
+) -> dict[str, str]:
+    """Make the repositories that are not there yet, so that what cannot be published fails before any work.
+
+    Args:
+        parts: some of `"retriever"`, `"ranker"`, `"index"`.
+        name, private, token: as in `publish`.
+
+    Returns:
+        part → id of its repository, with its owner.
+
+    Raises:
+        ValueError, PermissionError, ConnectionError: as `publish`.
+
+    Example:
+        >>> make_repositories(["ranker"], "me/mine/too")
+        Traceback (most recent call last):
+        huggingface_hub.errors.HFValidationError: ...'me/mine/too-ranker'...
+    """
+    ids = {what: f"{name}-{what}" for what in parts}
+    for id in ids.values():
+        validate_repo_id(id)
+    api = HfApi(token=hub_token(token))
+    for what, id in ids.items():
+        ids[what] = _attempt(id, partial(_repository, api, id, what, private))
+    return ids
 
 
 def check_complete(what: str, folder: Path) -> None:
@@ -160,7 +184,12 @@ def check_loads(what: str, folder: Path) -> None:
         raise ValueError(f"{folder}: the {what} gives numbers that are not finite; its training went wrong")
 
 
-def _token(given: str | None) -> str:
+def hub_token(given: str | None = None) -> str:
+    """The token to publish with: the one given, that of HF_TOKEN, or that of `hf auth login`.
+
+    Raises:
+        PermissionError: there is none. ConnectionError: HF_HUB_OFFLINE is set.
+    """
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set, so that nothing can be published; unset it")
     token = given or get_token()

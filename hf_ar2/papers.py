@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,14 +35,24 @@ class Paper:
         """The entry for a bibliography."""
         return (
             f"@misc{{{self.key},\n"
-            f"  title = {{{self.title}}},\n"
-            f"  author = {{{self.authors}}},\n"
+            f"{_field('title', self.title)}\n"
+            f"{_field('author', self.authors)}\n"
             f"  year = {{{self.year}}},\n"
             f"  eprint = {{{self.arxiv}}},\n"
             "  archivePrefix = {arXiv},\n"
             f"  note = {{{self.venue}}}\n"
             "}"
         )
+
+
+def _field(name: str, value: str) -> str:
+    return textwrap.fill(
+        f"  {name} = {{{value}}},",
+        76,
+        subsequent_indent=" " * 6,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 AR2 = Paper(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from hf_ar2.cards import model_card
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
@@ -24,6 +25,7 @@ from hf_ar2.report import plot_report, stage_table
 from hf_ar2.trainers import JointConfig, LTReConfig, RetrieverConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.training_facts import training_of_run
 
 SYSTEMS = ("retriever", "ranker", "pipeline")
 # Where an LTRe stage leaves the index it trained against, if that is no exact one.
@@ -181,6 +183,7 @@ def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
             shutil.rmtree(run / part, ignore_errors=True)
             shutil.copytree(source, run / part)
             written.append(f"{part}/")
+    write_cards(recipe, run, written)
     histories = {}
     for stage in recipe.stages:
         state = run / "stages" / stage / "trainer_state.json"
@@ -198,3 +201,24 @@ def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
     print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
     if "retriever/" in written:
         print(f'Next: hf-ar2 search {run} "your query"')
+
+
+def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
+    """A README.md in each of the run's models that are at its root: what its stages were and what came out.
+
+    Args:
+        written: folders at the run's root, such as `"retriever/"`; those that hold no model are passed over.
+    """
+    for part, role, other in (
+        ("retriever", "retriever", "ranker"),
+        ("query_encoder", "retriever", "ranker"),
+        ("ranker", "ranker", "retriever"),
+    ):
+        if f"{part}/" in written:
+            card = model_card(
+                training_of_run(run, vars(recipe), role),
+                run / part,
+                partner=str(run / other) if f"{other}/" in written else None,
+                query_side=part == "query_encoder",
+            )
+            (run / part / "README.md").write_text(card, encoding="utf-8")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import sys
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 import yaml
 from accelerate import PartialState
@@ -21,6 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.augmentation import AugmentConfig, augment
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.recipes.evaluation import SEARCHED_INDEX, evaluate_rows, finish
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, source_name
@@ -33,8 +30,7 @@ from hf_ar2.trainers import (
     RocketQAv2Trainer,
 )
 from hf_ar2.trainers.checkpoints import last_complete_checkpoint
-
-PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "faiss-cpu")
+from hf_ar2.training_facts import hub_id
 
 
 def run_recipe(recipe: Recipe, recipe_path: str) -> Path:
@@ -107,7 +103,7 @@ def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, tit
     else:
         report = train(recipe, stage, run, collection, folder, title)
     if PartialState().is_main_process:
-        done.write_text(json.dumps({"key": key, "seconds": time.time() - started, **report}))
+        done.write_text(json.dumps({**report, "key": key, "seconds": time.time() - started}))
         for leftover in ("index", "pool"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
     PartialState().wait_for_everyone()
@@ -128,7 +124,7 @@ def train(
         trainer.save_index(folder / SEARCHED_INDEX)
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    return {"steps": trainer.state.global_step}
+    return {**trainer.told(), "steps": trainer.state.global_step}
 
 
 def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path) -> JointTrainer:
@@ -176,7 +172,7 @@ def write_lists(
     )
     kinds = Counter(lists.dataset["kind"])
     say(f"{stage}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + " lists")
-    return {"lists": dict(kinds)}
+    return {"lists": dict(kinds), "settings": recipe.stage_args(stage)}
 
 
 def source_of(recipe: Recipe, source: Any) -> str:
@@ -228,28 +224,14 @@ def write_run_header(run: Path, recipe: Recipe) -> None:
     run.mkdir(parents=True, exist_ok=True)
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+    names = [recipe.collection, *(body["model"] for body in recipe.models.values())]
     environment = {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES if _installed(name)},
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        **describe_environment(),
         "processes": PartialState().num_processes,
         "command": " ".join(sys.argv),
+        "on_the_hub": [name for name in names if hub_id(name)],
     }
     (run / "environment.json").write_text(json.dumps(environment, indent=1))
-
-
-def processor_name() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def say(text: str) -> None:
@@ -261,11 +243,3 @@ def say(text: str) -> None:
     """
     if PartialState().is_main_process:
         print(text, flush=True)
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except ImportError:
-        return False
-    return True

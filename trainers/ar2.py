@@ -95,6 +95,7 @@ class AR2Trainer(JointTrainer):
     """
 
     trained = ("ranker", "retriever")
+    method = "ar2"
 
     def __init__(self, retriever: Any, ranker: Any, args: AR2Config, collection: Any, **kwargs: Any) -> None:
         self._warned = False

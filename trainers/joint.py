@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_ar2.candidates import CandidatePool, pool_statistics
@@ -25,7 +25,10 @@ from hf_ar2.trainers.checkpoints import TRAINER_STATE, fingerprints, last_comple
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
+from hf_ar2.trainers.publishing import PublishingTrainer, name_of
+from hf_ar2.trainers.refusals import refuse_what_cannot_work
 from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.trainers.rounds import Rounds
 from hf_ar2.trainers.schedule import parameter_groups, schedule
 from hf_ar2.trainers.stored_lists import (
     note_stored_lists,
@@ -39,7 +42,7 @@ logger = logging.get_logger(__name__)
 _UNLIMITED = 1 << 30
 
 
-class JointTrainer(Trainer):
+class JointTrainer(PublishingTrainer):
     """Trains a retriever, a ranker, or both, in turns or together, on lists drawn from candidate pools.
 
     One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says which phase a step
@@ -74,6 +77,9 @@ class JointTrainer(Trainer):
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
         self.collection, self.stored = read_stored_lists(loaded, args)
+        self.collection_source = loaded.name if isinstance(collection, Collection) else str(collection)
+        given = {"retriever": retriever, "ranker": ranker}
+        self.sources = {role: name_of(model) for role, model in given.items() if model is not None}
         model = JointModel(
             None if retriever is None else load_retriever(retriever),
             None if ranker is None else load_ranker(ranker),
@@ -92,7 +98,7 @@ class JointTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.refuse_what_cannot_work()
+        refuse_what_cannot_work(self)
         self.args: JointConfig = args
         self.model: JointModel = model
         if args.bf16 and args.device.type == "cpu":
@@ -137,7 +143,7 @@ class JointTrainer(Trainer):
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._learning_rates: dict[str, float] = {}
         self._resumed_log: dict[str, Any] | None = None
-        self.add_callback(_Rounds(self))
+        self.add_callback(Rounds(self))
 
     def make_retrieval(self) -> Retrieval:
         """What the trainer retrieves and evaluates with."""
@@ -395,13 +401,17 @@ class JointTrainer(Trainer):
         if resume_from_checkpoint:
             self.args.eval_on_start = False  # the interrupted run did that
         try:
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+            result = super().train(resume_from_checkpoint or None, *args, **kwargs)
         finally:
             self.args.eval_on_start = eval_on_start
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return result
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             save_models(self.model, output_dir or self._folder)
+            self.write_cards(output_dir or self._folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self._folder / f"checkpoint-{self.state.global_step}"
@@ -461,44 +471,3 @@ class JointTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def refuse_what_cannot_work(self) -> None:
-        """Raise NotImplementedError, with the reason, for launches that would train something else in silence."""
-        if self.is_deepspeed_enabled:
-            raise NotImplementedError(
-                "DeepSpeed: its optimizers treat a missing gradient as zero, so the model that rests in a phase would "
-                "move; launch with plain DDP (accelerate launch --multi_gpu)"
-            )
-        if self.args.push_to_hub:
-            raise NotImplementedError(
-                "push_to_hub=True: publishing two models during training is not written; push them afterwards with "
-                "SentenceTransformer(...).push_to_hub and CrossEncoder(...).push_to_hub"
-            )
-        if self.is_fsdp_enabled:
-            raise NotImplementedError(
-                "FSDP: saving and loading two models from one sharded module is not written; launch with plain DDP"
-            )
-        if self.args.parallel_mode.value == "not_distributed" and self.args.n_gpu > 1:
-            raise NotImplementedError(
-                f"{self.args.n_gpu} GPUs in one process would run torch.nn.DataParallel, which cannot split lists; "
-                "use accelerate launch --multi_gpu, or show one GPU (CUDA_VISIBLE_DEVICES=0)"
-            )
-
-
-class _Rounds(TrainerCallback):
-    """Runs the refresh where no prefetched batch can be stale: before the epoch's data loader starts."""
-
-    def __init__(self, trainer: JointTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.restore_log_window()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_round()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.note_learning_rates()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_step()

@@ -14,14 +14,16 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from hf_ar2.cards import model_card
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.retrieval import WEIGHTINGS
-from hf_ar2.models import load_retriever, one_tower, tower
+from hf_ar2.models import load_retriever, one_tower, similarity_of, tower
 from hf_ar2.trainers.config import JointConfig, setting
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.ltre_index import FrozenRetrieval, ltre_card, with_missed
+from hf_ar2.trainers.ltre_index import FrozenRetrieval, with_missed
+from hf_ar2.trainers.publishing import name_of
 
 _INDEX_NOTE, _CODEBOOK = "frozen_index.json", "codebook.safetensors"
 
@@ -132,6 +134,7 @@ class LTReTrainer(JointTrainer):
     """
 
     trained = ("retriever",)
+    method = "ltre"
 
     def __init__(
         self,
@@ -146,8 +149,7 @@ class LTReTrainer(JointTrainer):
         super().__init__(args=args, collection=collection, retriever=towers, **kwargs)
         self.args: LTReConfig
         self.retrieval: FrozenRetrieval
-        named = str(retriever) if isinstance(retriever, str | Path) else "the model that was given"
-        self.source = source or named
+        self.sources = {"retriever": source or name_of(retriever)}
         self._search_seconds = 0.0
 
     def make_retrieval(self) -> FrozenRetrieval:
@@ -259,18 +261,29 @@ class LTReTrainer(JointTrainer):
         assert self.model.retriever is not None
         query_encoder = one_tower(self.model.retriever, "query")
         query_encoder.save_pretrained(str(folder / "query_encoder"), create_model_card=False)
-        for name in ("retriever", "query_encoder"):
-            card = ltre_card(
-                self.source, self.collection.name, self.index, self.args, alone=name != "retriever"
-            )
-            (folder / name / "README.md").write_text(card, encoding="utf-8")
+        card = model_card(self.training("retriever"), folder / "query_encoder", query_side=True)
+        (folder / "query_encoder" / "README.md").write_text(card, encoding="utf-8")
+
+    def told(self) -> dict[str, Any]:
+        """As the base's, with the index, which the query encoder belongs to."""
+        index = self.index
+        about = {
+            "type": type(index.faiss_index).__name__,
+            "passages": index.ntotal,
+            "dimension": index.dim,
+            "fingerprint": index.fingerprint,
+            "retriever": self.sources["retriever"],
+        }
+        return {**super().told(), "index": about}
 
     def save_index(self, folder: str | Path) -> None:
         """Write the index that was searched, trained centroids included: `index.faiss`, `ids.json`, `index.json`."""
+        assert self.model.retriever is not None
         about = {
             "collection": self.collection.name,
-            "retriever": self.source,
+            "retriever": self.sources["retriever"],
             "search": self.args.search_parameters,
+            "similarity": similarity_of(self.model.retriever),
         }
         self.index.save(folder, self.collection.corpus["id"], about)
 

@@ -1,4 +1,4 @@
-"""What LTRe needs around its step: the index that stays, lists with missed positives, and the words on the card."""
+"""What LTRe needs around its step: the index that stays, and lists with missed positives."""
 
 from __future__ import annotations
 
@@ -95,41 +95,3 @@ class FrozenRetrieval(Retrieval):
                 "own vectors in the index; it was made by another model, of other texts, or its ids are in another "
                 "order"
             )
-
-
-def ltre_card(source: str, collection: str, index: FrozenIndex, args: Any, alone: bool) -> str:
-    """What a saved query encoder says about itself: above all, which passages it belongs to."""
-    load = (
-        'model = SentenceTransformer("this folder")\nquery = model.encode(["a query"])'
-        if alone
-        else 'model = SentenceTransformer("this folder")\nquery = model.encode_query(["a query"])\n'
-        'passage = model.encode_document(["a passage"])'
-    )
-    kind = type(index.faiss_index).__name__
-    what = "The query encoder alone" if alone else "Query and passage encoder (a `Router`)"
-    return f"""---
-library_name: sentence-transformers
-tags: [sentence-transformers, hf-ar2, ltre]
----
-# {what}, trained by LTRe
-
-Trained on {collection} with hf_ar2: the query encoder learned from what it retrieved, at every step, out of the whole
-corpus. **It belongs to the passages of one encoder**, that of `{source}`, which did not change; with passages that
-another model encoded it finds nothing of use.
-
-- passage encoder: `{source}`
-- index: {kind}, {index.ntotal:,} passages of {index.dim} dimensions, fingerprint `{index.fingerprint}`
-- settings: lists of {args.list_depth}, {args.weighting}, vectors {args.vectors}, learning rate {args.learning_rate:g}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-{load}
-```
-
-Method: [LTRe](https://arxiv.org/abs/2010.10469), [ADORE](https://arxiv.org/abs/2104.08051){_jpq(args)}.
-"""
-
-
-def _jpq(args: Any) -> str:
-    return ", [JPQ](https://arxiv.org/abs/2108.00644)" if args.train_centroids else ""

@@ -104,6 +104,8 @@ class RocketQAv2Trainer(JointTrainer):
         ```
     """
 
+    method = "rocketqa-v2"
+
     def __init__(
         self, retriever: Any, ranker: Any, args: RocketQAv2Config, collection: Any, **kwargs: Any
     ) -> None:

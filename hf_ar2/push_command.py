@@ -1,0 +1,103 @@
+"""What `hf-ar2 push` and `hf-ar2 card` do."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_ar2.card_view import terminal_text
+from hf_ar2.cards import index_card, model_card
+from hf_ar2.hub import INDEX_FILES, check_loads, hub_token, publish
+from hf_ar2.search_system import read_run
+from hf_ar2.training_facts import ROLES, read_json, training_of_run
+
+# Where a run keeps the index that LTRe trained against, in the form that is published.
+_SEARCHED_INDEX = "searched_index"
+
+
+def card(arguments: argparse.Namespace) -> int:
+    """Print the cards of a run's models."""
+    run = Path(arguments.run)
+    recipe = read_run(run)
+    wanted = [arguments.what] if arguments.what else _models_of(run)
+    cards = []
+    for role in wanted:
+        text = model_card(
+            training_of_run(run, recipe, role),
+            run / role,
+            license=arguments.license,
+            data_license=arguments.data_license,
+        )
+        width = min(100, shutil.get_terminal_size((80, 24)).columns)
+        cards.append(text if arguments.markdown else terminal_text(text, width))
+    print("\n\n".join(cards))
+    return 0
+
+
+def push(arguments: argparse.Namespace) -> int:
+    """Publish a run's models, and its index where asked to."""
+    run = Path(arguments.run)
+    recipe = read_run(run)
+    parts = [arguments.what] if arguments.what else _models_of(run)
+    if arguments.what == "all":
+        parts = [*_models_of(run), "index"]
+    folders = {part: run / part for part in parts}
+    trainings = {role: training_of_run(run, recipe, role) for role in {*parts, "retriever"} - {"index"}}
+    hub_token()  # a missing one is told of before anything is loaded
+    with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
+        if "index" in folders:
+            folders["index"] = _index_of(arguments, run, Path(temporary))
+        for part, folder in folders.items():
+            check_loads(part, folder)
+
+        def card_of(what: str, ids: Mapping[str, str]) -> str:
+            if what == "index":
+                retriever = ids.get("retriever", f"{arguments.name}-retriever")
+                about = read_json(folders["index"] / "index.json")
+                return index_card(trainings["retriever"], about, ids["index"], retriever)
+            return model_card(
+                trainings[what],
+                folders[what],
+                name=ids[what],
+                partner=ids.get("ranker" if what == "retriever" else "retriever"),
+                license=arguments.license,
+                data_license=arguments.data_license,
+            )
+
+        commits = publish(folders, arguments.name, card_of, private=arguments.private or None)
+    for part, commit in commits.items():
+        print(f"{part:<10} {commit.repo_url}")
+    loader = {"retriever": "SentenceTransformer", "ranker": "CrossEncoder"}
+    loaded = [
+        f'{loader[part]}("{commit.repo_url.repo_id}")' for part, commit in commits.items() if part in loader
+    ]
+    if loaded:
+        print(f"Next: {' and '.join(loaded)}; the cards say how else")
+    return 0
+
+
+def _models_of(run: Path) -> list[str]:
+    return [role for role in ROLES if (run / role).is_dir()]
+
+
+def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path:
+    """The folder of the run's index as it is published: LTRe's own, or one made of the index of `hf-ar2 search`."""
+    kept = run / _SEARCHED_INDEX
+    if all((kept / name).is_file() for name in INDEX_FILES):
+        return kept
+    from hf_ar2.commands import opened_system
+    from hf_ar2.index.frozen import FrozenIndex
+    from hf_ar2.models import similarity_of
+
+    options = argparse.Namespace(run=arguments.run)
+    with opened_system(options, ranker=False) as system:
+        about: dict[str, Any] = {
+            "collection": system.collection.name,
+            "similarity": similarity_of(system.retriever),
+        }
+        FrozenIndex.of_corpus(system.index).save(temporary, system.collection.corpus["id"], about)
+    return temporary

@@ -1,0 +1,309 @@
+"""The half of every trainer that says how its models came about, and publishes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
+
+from hf_ar2.cards import index_card, model_card
+from hf_ar2.hub import check_loads, make_repositories, publish
+from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
+from hf_ar2.models import JointModel, similarity_of
+from hf_ar2.training_facts import ROLES, Training, read_json, training_of_trainer
+
+logger = logging.get_logger(__name__)
+
+# Of transformers' own settings, those that a result depends on; the others are told where they are not the default.
+_ALWAYS_TOLD = {
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+}
+_UPLOADED = "_uploaded"
+
+
+class PublishingTrainer(Trainer):
+    """A `transformers.Trainer` over two models that writes their cards and publishes each in its own repository."""
+
+    model: JointModel
+    trained: tuple[str, ...]
+    collection: Any
+    retrieval: Any
+    # Role → what the model was called that training begins with; and what was called so as the collection.
+    sources: dict[str, str]
+    collection_source: str
+    # What a recipe calls the trainer, for the card.
+    method: str = ""
+
+    # ---- How the models came about ----------------------------------------------------------------------------
+
+    def told(self) -> dict[str, Any]:
+        """What a card has to know of this training, as plain data (see `hf_ar2.training_facts.Stage`)."""
+        seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
+        return {
+            "name": self._folder_name,
+            "collection": self.collection_source,
+            "trainer": self.method or type(self).__name__,
+            "settings": settings_of(self.args),
+            "sources": dict(self.sources),
+            "steps": self.state.global_step,
+            "seconds": sum(seconds) if seconds else None,
+            "passages": len(self.collection.corpus),
+            "queries": len(self.retrieval.train_judgments),
+        }
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The models that were trained, which are those to publish."""
+        return tuple(role for role in ROLES if role in self.trained and getattr(self.model, role) is not None)
+
+    def training(self, role: str) -> Training:
+        """How the retriever or the ranker came about, for its card."""
+        args: Any = self.args
+        history = self.state.log_history
+        if args.load_best_model_at_end and self.state.best_global_step is not None:
+            history = [entry for entry in history if entry["step"] <= self.state.best_global_step]
+        return training_of_trainer(self.told(), role, history, args.eval_split, args.rerank_depth)
+
+    def write_cards(self, folder: str | Path) -> None:
+        """Write README.md beside each trained model in a folder that `save_models` wrote."""
+        for role in self.published:
+            card = model_card(self.training(role), Path(folder) / role)
+            (Path(folder) / role / "README.md").write_text(card, encoding="utf-8")
+
+    # ---- To the Hub -------------------------------------------------------------------------------------------
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        name: str | None = None,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        data_license: str | None = None,
+        index: bool = False,
+        token: str | None = None,
+        commit_message: str = "End of training",
+        revision: str | None = None,
+    ) -> dict[str, CommitInfo]:
+        """Save what was trained, and publish it as `NAME-retriever` and `NAME-ranker`, standard checkpoints with cards.
+
+        To be called on all processes; the first one publishes.
+
+        Args:
+            name: user or organisation, a slash, and a name; None: `hub_model_id`, or the name of the output folder.
+            private: visible to you alone, where a repository is new; None: `hub_private_repo`.
+            license: of the models, such as `"apache-2.0"`; None: the base model's, where its own card says it.
+            data_license: of the training data, in words.
+            index: publish the index of the collection as the dataset `NAME-index` too.
+            token: with write access; None: `hub_token`, or that of `hf auth login`.
+            commit_message: of the commits.
+            revision: the branch; None: `hub_revision`, or main.
+
+        Returns:
+            `"retriever"`, `"ranker"`, `"index"` → the commit (`.repo_url`, `.commit_url`); empty but on the first
+            process.
+
+        Raises:
+            ValueError, PermissionError, ConnectionError: as `hf_ar2.hub.publish`.
+        """
+        self.save_model(_internal_call=True)
+        searched = self.retrieval.refresh() if index else None  # encodes on all processes
+        if not self.is_world_process_zero():
+            return {}
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        output = Path(str(self.args.output_dir))
+        folders = {role: output / role for role in self.published}
+        with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
+            if searched is not None:
+                folders["index"] = Path(temporary)
+                save_index(searched, folders["index"], self)
+            for what, folder in folders.items():
+                check_loads(what, folder)
+            return publish(
+                folders,
+                name or self._name,
+                partial(self._card, self._trainings(), folders, license, data_license),
+                private=self.args.hub_private_repo if private is None else private,
+                token=token or self.args.hub_token,
+                message=commit_message,
+                revision=revision or self.args.hub_revision,
+            )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repositories before the first step, so that a name or a token that cannot serve fails at once."""
+        if self.is_world_process_zero():
+            make_repositories(
+                self.published,
+                self._name,
+                private=self.args.hub_private_repo if private is None else private,
+                token=token or self.args.hub_token,
+            )
+        self.hub_model_id = self._name
+        self.push_in_progress = None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publish a checkpoint while training goes on; a failure is a warning, for the end publishes again."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not self.args.hub_always_push:
+                return
+        self._finish_current_push()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # A copy, for the checkpoint may be deleted before it is uploaded.
+        copy = Path(str(self.args.output_dir)) / _UPLOADED
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(checkpoint_folder, copy, copy_function=_linked_or_copied)
+        folders = {role: copy / role for role in self.published}
+        place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+        job = self._in_background(
+            publish,
+            folders,
+            self._name,
+            partial(self._card, self._trainings(), folders, None, None),
+            private=self.args.hub_private_repo,
+            token=self.args.hub_token,
+            message=f"Training in progress, step {self.state.global_step}",
+            revision=self.args.hub_revision,
+            beside={place: copy}
+            if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+            else None,
+        )
+        self.push_in_progress = PushInProgress([job])
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        jobs = getattr(self, "push_in_progress", None)
+        for job in jobs.jobs if jobs is not None else ():
+            if job.exception() is not None:
+                logger.warning(f"A push during training failed: {job.exception()}")
+        self.push_in_progress = None
+        shutil.rmtree(Path(str(self.args.output_dir)) / _UPLOADED, ignore_errors=True)
+
+    @staticmethod
+    def _in_background(function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
+        executor = ThreadPoolExecutor(1, thread_name_prefix="push")
+        job = executor.submit(function, *args, **kwargs)
+        executor.shutdown(wait=False)
+        return job
+
+    @property
+    def _name(self) -> str:
+        return self.args.hub_model_id or self._folder_name
+
+    @property
+    def _folder_name(self) -> str:
+        return Path(str(self.args.output_dir)).absolute().name
+
+    def _trainings(self) -> dict[str, Training]:
+        return {role: self.training(role) for role in self.published}
+
+    @staticmethod
+    def _card(
+        trainings: Mapping[str, Training],
+        folders: Mapping[str, Path],
+        license: str | None,
+        data_license: str | None,
+        what: str,
+        ids: Mapping[str, str],
+    ) -> str:
+        if what == "index":
+            about = read_json(folders["index"] / ABOUT_FILE)
+            return index_card(trainings["retriever"], about, ids["index"], ids["retriever"])
+        other = {"retriever": "ranker", "ranker": "retriever"}[what]
+        return model_card(
+            trainings[what],
+            folders[what],
+            name=ids[what],
+            partner=ids.get(other),
+            license=license,
+            data_license=data_license,
+        )
+
+
+def save_index(searched: Any, folder: Path, trainer: PublishingTrainer) -> None:
+    """Write the index of a trainer's collection: `index.faiss`, `ids.json`, `index.json`."""
+    index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.of_corpus(searched)
+    assert trainer.model.retriever is not None
+    about = {"collection": trainer.collection.name, "similarity": similarity_of(trainer.model.retriever)}
+    index.save(folder, trainer.collection.corpus["id"], about)
+
+
+def settings_of(args: TrainingArguments) -> dict[str, Any]:
+    """The settings a result may depend on, as plain data: this library's own, and transformers' that differ.
+
+    Example:
+        >>> from hf_ar2.trainers import RetrieverConfig
+        >>> told = settings_of(RetrieverConfig(output_dir="runs/a", weight_decay=0.1, use_cpu=True, bf16=False))
+        >>> told["weight_decay"], told["contrast"], "dataloader_num_workers" in told
+        (0.1, 'softmax', False)
+    """
+    theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    told = {}
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        known = theirs.get(field.name)
+        declared = any(
+            field.name in inspect.get_annotations(cls)
+            for cls in type(args).__mro__
+            if cls not in TrainingArguments.__mro__
+        )
+        if declared or known is None or field.name in _ALWAYS_TOLD or value != _default(known):
+            value = value.value if isinstance(value, enum.Enum) else value
+            if isinstance(value, str | int | float | list) or value is None:
+                told[field.name] = value
+    return told
+
+
+def name_of(model: Any) -> str:
+    """What a model is called that training begins with: what it was loaded from, as far as it says.
+
+    Example:
+        >>> name_of("BAAI/bge-base-en"), name_of(None)
+        ('BAAI/bge-base-en', 'a model of no name')
+    """
+    if isinstance(model, SentenceTransformer | CrossEncoder):
+        transformers = [module for module in model.modules() if isinstance(module, Transformer)]
+        named = getattr(transformers[0].model.config, "name_or_path", "") if transformers else ""
+        return named or "a model of no name"
+    return "a model of no name" if model is None else str(model)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _linked_or_copied(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
