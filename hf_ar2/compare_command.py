@@ -20,6 +20,7 @@ from hf_ar2.collections.lines import numbered_lines
 from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
 from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_run
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
+from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.report import display_name, format_p, format_table
 from hf_ar2.search_system import read_recipe
@@ -128,7 +129,7 @@ def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) ->
         of_row = [
             (label, path)
             for system, label in (("retriever", row), ("pipeline", f"{row} pipeline"))
-            if (path := run / "runs" / row / f"{split}.{system}.trec").is_file()
+            if (path := run_file(run, row, split, system)).is_file()
         ]
         if not of_row:
             notes.append(f"{run}: row {row} has not been evaluated on {split} and is left out.")
@@ -287,7 +288,7 @@ def table_text(
     """The table with what has to be known to read it; `form` is text, markdown or latex."""
     columns = ["system", *map(display_name, metrics)]
     if tests:
-        columns += [f"Δ {display_name(metrics[0])}", "p", "better/worse/equal"]
+        columns += [f"Δ {display_name(metrics[0])}", "p", "W/L/T"]
     rows = []
     for name, found in values.items():
         row = [name, *(f"{found[metric].mean():.3f}" if metric in found else NONE for metric in metrics)]
@@ -305,7 +306,7 @@ def table_text(
         corrected = f", p corrected for {len(tests)} comparisons (Holm)" if len(tests) > 1 else ""
         remarks.insert(
             0,
-            f"Δ, p and queries better/worse/equal: {display_name(metrics[0])} against {against}; two-sided paired "
+            f"Δ, p and queries won/lost/tied: {display_name(metrics[0])} against {against}; two-sided paired "
             f"randomisation test over the queries{corrected}; * p < .05, ** p < .01, *** p < .001.",
         )
     if form == "latex":
