@@ -30,6 +30,11 @@ class Section:
         above: the headings that it stands under, outermost first.
         line: the heading's line, from 1.
         paragraphs: their texts, each on one line.
+
+    Example:
+        >>> section = Section("How bees dance", above=("Bees",), line=7, paragraphs=["In circles."])
+        >>> " > ".join([*section.above, section.heading])
+        'Bees > How bees dance'
     """
 
     heading: str = ""
