@@ -243,7 +243,7 @@ def collection(arguments: argparse.Namespace) -> int:
     print(read)
     print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
     name = Path(arguments.out).name
-    print(f"Next: hf-ar2 train quickstart --collection {arguments.out} --output_dir runs/{name}")
+    print(f"Next: hf-ar2 train own-corpus --collection {arguments.out} --output_dir runs/{name}")
     return 0
 
 

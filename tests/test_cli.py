@@ -286,7 +286,7 @@ def test_collection_writes_the_functions_of_a_package_as_a_beir_folder(
     assert cli.main(["collection", "python-packages:orchard", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "3 passages, 3 queries" in shown and "skipped: " in shown
-    assert f"Next: hf-ar2 train quickstart --collection {out}" in shown
+    assert f"Next: hf-ar2 train own-corpus --collection {out}" in shown
     assert load_collection(out).queries["text"][0].startswith("Counts how many")
 
 
