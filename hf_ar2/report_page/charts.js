@@ -47,9 +47,13 @@ function figure(title, legend, note, draw) {
   return node;
 }
 
+function emptyChart(title, why) {
+  return element("figure", { class: "card chart" }, element("figcaption", {}, title), element("p", { class: "empty" }, why));
+}
+
 function lineChart(chart) {
   if (!chart.series.length) {
-    return element("figure", { class: "card chart" }, element("figcaption", {}, chart.title), element("p", { class: "empty" }, "Not logged in this run."));
+    return emptyChart(chart.title, "Not logged in this run.");
   }
   return figure(chart.title, legendOf(chart.series), chart.note, (width) => drawLines(chart, width, 230));
 }
@@ -115,7 +119,9 @@ function tooltipOver(svg, chart, x, box, width) {
 }
 
 // A line for every row, a dot for each of its systems.
-function dotChart(title, rows, looks) {
+function dotChart(title, given, looks) {
+  const rows = given.filter((row) => Object.values(row.values).some(known));
+  if (!rows.length) return emptyChart(title, "Not measured in these runs.");
   const legend = legendOf(looks.filter((look) => rows.some((row) => known(row.values[look.label]))));
   return figure(title, legend, null, (width) => {
     const height = 26 + 38 * rows.length, labels = Math.min(width * 0.38, 14 + 7.2 * Math.max(...rows.map((row) => row.label.length)));

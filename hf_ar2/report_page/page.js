@@ -58,10 +58,7 @@ function follow(report) {
     const link = event.target.closest("[data-filter]");
     if (!link) return;
     if (!drawn.queries) drawn.queries = draw.queries();
-    drawn.queries.kind = link.dataset.filter;
-    drawn.queries.order = link.dataset.filter === "loss" ? "loss" : "gain";
-    drawn.queries.orderSelect.value = drawn.queries.order;
-    drawn.queries.choose();
+    drawn.queries.only(link.dataset.filter);
   });
   addEventListener("keydown", (event) => {
     const busy = event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey;

@@ -45,6 +45,13 @@ def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
 
     Raises:
         ValueError: a split that the collection does not have, or run files that do not fit it.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> from hf_ar2.report_page import read_runs
+        >>> def page_of_quickstart() -> str:
+        ...     runs = read_runs(["runs/quickstart"])
+        ...     return render_page(runs, load_collection(runs[0].recipe["collection"]))
     """
     return page_of(page_data(runs, collection))
 
@@ -140,7 +147,7 @@ def pack(data: Any) -> bytes:
     Example:
         >>> block = gzip.decompress(pack({"ranks": np.array([1, 2], np.uint16)}))
         >>> block[4:-4], block[-4:]
-        (b'{"ranks":{"$":["u16",0,2]}}', b'\\x01\\x00\\x02\\x00')
+        (b'{"ranks":{"$":["u16",0,2]}} ', b'\\x01\\x00\\x02\\x00')
     """
     arrays: list[bytes] = []
     size = 0
@@ -165,4 +172,4 @@ def pack(data: Any) -> bytes:
     written = text.encode("utf-8", "replace")
     written += b" " * (-(len(written) + 4) % _ALIGNED)
     # No time in the header: equal runs give equal files.
-    return gzip.compress(len(written).to_bytes(4, "little") + written + b"".join(arrays), 9, mtime=0)
+    return gzip.compress(len(written).to_bytes(4, "little") + written + b"".join(arrays), 6, mtime=0)

@@ -70,38 +70,46 @@ class QueryBrowser {
       const found = [before.first[number], after.first[number]].some((rank) => rank > 0 && rank <= top);
       return { number, before: value, after: b[number], delta, kind: direction(delta), found };
     });
-    this.largest = Math.max(...this.entries.map((entry) => Math.abs(entry.delta))) || 1;
-    this.choose();
+    this.largest = this.entries.reduce((most, entry) => Math.max(most, Math.abs(entry.delta)), 0) || 1;
+    this.choose(this.scroller.clientHeight > 0);
   }
 
-  // The queries that are listed, in their order.
-  choose() {
+  // The queries that are listed, in their order; from the top, unless the one that is shown is to stay.
+  choose(stay) {
     const said = this.entries.filter(({ number }) => this.words.every((word) => this.lower[number].includes(word)));
     this.chips.replaceChildren(...Object.entries(KINDS).map(([kind, [text, belongs]]) =>
       element("button", { type: "button", class: `chip ${kind}`, "data-kind": kind, "aria-pressed": String(kind === this.kind),
         title: kind === "missed" ? "no positive in the top 10 of either" : null,
-        onclick: () => { this.kind = kind; this.choose(); } }, `${text} `, element("b", {}, count(said.filter(belongs).length)))));
+        onclick: () => this.only(kind) }, `${text} `, element("b", {}, count(said.filter(belongs).length)))));
     const by = ORDERS[this.order][1];
     this.shown = said.filter(KINDS[this.kind][1]).sort((x, y) => by(x) - by(y) || x.number - y.number);
     this.summary.textContent = this.shown.length === this.entries.length ? queries(this.shown.length) : `${count(this.shown.length)} of ${queries(this.entries.length)}`;
     this.space.style.height = `${Math.max(1, this.shown.length) * ROW}px`;
-    let place = this.shown.findIndex((entry) => entry.number === this.selected);
-    if (place < 0) { place = 0; this.scroller.scrollTop = 0; }
-    this.select(place, false);
+    if (!stay) this.scroller.scrollTop = 0;
+    this.select(stay ? this.shown.findIndex((entry) => entry.number === this.selected) : 0);
   }
 
-  select(place, follow = true) {
+  // The queries of one kind; the better and the worse ones from the largest change on.
+  only(kind) {
+    this.kind = kind;
+    if (kind === "gain" || kind === "loss") this.orderSelect.value = this.order = kind;
+    this.choose();
+  }
+
+  select(place) {
     this.place = Math.max(0, Math.min(this.shown.length - 1, place));
-    const entry = this.shown[this.place];
+    const entry = this.shown[this.place], top = this.place * ROW, { scrollTop, clientHeight } = this.scroller;
     this.selected = entry ? entry.number : null;
-    if (entry && follow) {
-      const top = this.place * ROW, { scrollTop, clientHeight } = this.scroller;
-      if (top < scrollTop) this.scroller.scrollTop = top;
-      else if (top + ROW > scrollTop + clientHeight) this.scroller.scrollTop = top + ROW - clientHeight;
-    }
+    if (top < scrollTop) this.scroller.scrollTop = top;
+    else if (top + ROW > scrollTop + clientHeight) this.scroller.scrollTop = top + ROW - clientHeight;
     this.drawRows();
     this.drawDetail(entry);
-    if (follow && entry) history.replaceState(null, "", `#queries/${encodeURIComponent(this.report.browser.queries.id[entry.number])}`);
+  }
+
+  // Select, and put the query into the address.
+  go(place) {
+    this.select(place);
+    if (this.selected !== null) history.replaceState(null, "", `#queries/${encodeURIComponent(this.report.browser.queries.id[this.selected])}`);
   }
 
   find(id) {
@@ -117,7 +125,7 @@ class QueryBrowser {
     if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in moves)) return;
     event.preventDefault();
     event.stopPropagation();
-    this.select(this.place + moves[event.key]);
+    this.go(this.place + moves[event.key]);
   }
 
   // Only what is in sight, and a little more, is in the page.
@@ -137,7 +145,7 @@ class QueryBrowser {
   row(entry, place) {
     const { report } = this, a = report.systems[report.before].first[entry.number], b = report.systems[report.after].first[entry.number];
     const node = element("div", { class: "row", id: `q-${place}`, role: "option", "aria-selected": String(place === this.place), "aria-setsize": this.shown.length, "aria-posinset": place + 1,
-      onclick: () => { this.select(place); if (getComputedStyle(this.section).display === "block") this.detail.scrollIntoView(); } },
+      onclick: () => { this.go(place); if (getComputedStyle(this.section).display === "block") this.detail.scrollIntoView(); } },
       element("p", { class: "text", dir: "auto" }, report.browser.queries.text[entry.number]),
       element("p", { class: "move" },
         element("span", { class: "ranks" }, rankText(a), " → ", rankText(b)),
