@@ -205,6 +205,18 @@ def test_the_list_is_worked_by_keyboard(open_page, html: str) -> None:
     assert page.locator("#detail h2").inner_text() == shown
 
 
+def test_a_run_of_one_row_is_shown_without_a_comparison(
+    open_page, tiny_collection: Collection, tmp_path: Path
+) -> None:
+    run = make_tiny_run(tmp_path / "run", "unused", tiny_collection, lifts={"only": (0.5, False)})
+    opened = open_page(render_page(read_runs([run]), tiny_collection))
+    shown = opened.page.locator("main").inner_text()
+    assert "only · retriever" in shown
+    assert not any(word in shown for word in ("→", "null", "NaN", "undefined", "What each stage changed"))
+    assert not opened.page.locator("#pair").is_visible()
+    assert opened.part("queries").locator("#list .row").count() == 8
+
+
 def test_training_and_setup_are_drawn(open_page, html: str) -> None:
     opened = open_page(html)
     page = opened.part("training")

@@ -40,12 +40,19 @@ LOGS = {
 
 
 def make_tiny_run(
-    folder: Path, source: str, collection: Collection, *, name: str = "tiny", seed: int = 0, depth: int = 20
+    folder: Path,
+    source: str,
+    collection: Collection,
+    *,
+    name: str = "tiny",
+    seed: int = 0,
+    depth: int = 20,
+    lifts: dict[str, tuple[float, bool]] = ROWS,
 ) -> Path:
     """Write the run's files; `source` is what its recipe calls the collection."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {row: {"retriever": "light"} for row in ROWS}
+    rows = {row: {"retriever": "light"} for row in lifts}
     stages = {"retriever": {"trainer": "retriever"}, "ar2": {"trainer": "ar2"}}
     recipe = {
         "name": name,
@@ -67,7 +74,7 @@ def make_tiny_run(
     means: dict[str, dict] = {}
     tests: dict[str, dict] = {}
     before: np.ndarray | None = None
-    for row, (lift, ranked) in ROWS.items():
+    for row, (lift, ranked) in lifts.items():
         scores, found = _rankings(collection, rng, lift, depth)
         ranker = rng.normal(0, 2, (len(query_rows), 5)).astype(np.float32) if ranked else None
         systems = rankings_of_systems(scores, found, ranker, retriever_temperature=1.0)

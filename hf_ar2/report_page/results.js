@@ -16,11 +16,11 @@ function showResults(report, section) {
   };
   report.listeners.push(draw);
   draw();
-  section.append(hero,
+  section.append(...[hero,
     element("div", { class: "grid two" }, rowsChart(report), ranksChart(report)),
     ...splitsOf(report).map((split) => metricsTable(report, split)),
     stageTests(report), matrix,
-    element("p", { class: "note legend-text" }, `${report.legend} Values of p are those of single comparisons; they are not corrected for how many were made.`));
+    element("p", { class: "note legend-text" }, `${report.legend} Values of p are those of single comparisons; they are not corrected for how many were made.`)].filter(Boolean));
 }
 
 function heroOf(report) {
@@ -28,15 +28,15 @@ function heroOf(report) {
   const test = report.test(before, after);
   const change = report.mean(after, chief) - report.mean(before, chief);
   const others = report.metrics.filter((metric) => metric !== chief);
+  const alone = report.systems.length < 2;
   return [
     element("div", { class: "headline" },
       element("p", { class: "eyebrow" }, `${name} on ${report.browser.split}, ${queries(report.collection.queries)}`),
       element("p", { class: "figures" },
-        element("span", { class: "number before" }, three(report.mean(before, chief))),
-        element("span", { class: "arrow", "aria-label": "to" }, "→"),
+        !alone && [element("span", { class: "number before" }, three(report.mean(before, chief))), element("span", { class: "arrow" }, "→")],
         element("span", { class: "number" }, three(report.mean(after, chief))),
-        element("span", { class: `change ${direction(change)}` }, signed(change))),
-      element("p", { class: "names" }, report.name(before), element("span", { class: "quiet" }, " → "), report.name(after))),
+        !alone && element("span", { class: `change ${direction(change)}` }, signed(change))),
+      element("p", { class: "names" }, !alone && [report.name(before), element("span", { class: "quiet" }, " → ")], report.name(after))),
     test && element("div", { class: "verdict" },
       element("p", {}, element("b", {}, `${probability(test.p_value)} ${stars(test.p_value)}`.trim()),
         element("span", { class: "quiet" }, test.p_value < 0.05 ? " – more than luck" : " – may be luck")),
@@ -48,7 +48,7 @@ function heroOf(report) {
     others.length > 0 && element("dl", { class: "others" }, others.map((metric) => {
       const delta = report.mean(after, metric) - report.mean(before, metric);
       return element("div", {}, element("dt", {}, report.names[metric]),
-        element("dd", {}, `${three(report.mean(before, metric))} → ${three(report.mean(after, metric))} `, element("span", { class: direction(delta) }, signed(delta))));
+        element("dd", {}, !alone && `${three(report.mean(before, metric))} → `, three(report.mean(after, metric)), " ", !alone && element("span", { class: direction(delta) }, signed(delta))));
     })),
   ].filter(Boolean);
 }
