@@ -10,7 +10,7 @@ import yaml
 
 from hf_ar2.card_results import short_name, wrapped
 from hf_ar2.papers import Paper, papers_of
-from hf_ar2.training_facts import Stage, Training
+from hf_ar2.training_facts import Stage, Training, bears_on_the_result
 
 # What a stage does, for the table of stages.
 _DOES = {
@@ -21,18 +21,6 @@ _DOES = {
     "ltre": "a query encoder against the whole corpus",
     "augment": "training lists, denoised by the ranker",
 }
-# Settings that leave the model as it is begin so.
-_NO_BEARING = (
-    "output_dir",
-    "cache_dir",
-    "report_to",
-    "logging_",
-    "disable_tqdm",
-    "run_name",
-    "hub_",
-    "push_to_hub",
-    "save_",
-)
 
 
 def training_section(training: Training) -> list[str]:
@@ -79,7 +67,7 @@ def settings_text(stages: Sequence[Stage]) -> str:
         stage.name: {
             key: _without_folders(value)
             for key, value in stage.settings.items()
-            if value is not None and not key.startswith(_NO_BEARING)
+            if value is not None and bears_on_the_result(key)
         }
         for stage in stages
     }

@@ -155,6 +155,7 @@ def _metadata(training: Training, license: str | None, name: str) -> ModelCardDa
     methods = dict.fromkeys(stage.trainer for stage in training.stages)
     dense = ["sentence-transformers", "feature-extraction", "dense-retrieval"]
     ranks = training.role == "ranker"
+    results = model_index(training)
     kinds = ["sentence-transformers", "cross-encoder", "reranker"] if ranks else dense
     return ModelCardData(
         license=license,
@@ -167,8 +168,8 @@ def _metadata(training: Training, license: str | None, name: str) -> ModelCardDa
         ],
         base_model=training.base if training.base in training.on_the_hub else None,
         datasets=[training.collection] if training.collection in training.on_the_hub else None,
-        model_name=name.rsplit("/", 1)[-1],
-        eval_results=model_index(training) or None,
+        model_name=name.rsplit("/", 1)[-1] if results else None,
+        eval_results=results or None,
     )
 
 
@@ -205,9 +206,10 @@ def _belonging(training: Training) -> str:
     index = training.last.index
     if index is None or training.role == "ranker":
         return ""
+    encoder = short_name(str(index["retriever"]))
     return wrapped(
-        f"**It belongs to the passages of one encoder**, that of `{index['retriever']}`, which did not change; with "
-        "passages that another model encoded its queries find nothing of use. It was trained against this index: "
+        f"**It belongs to the passages of one encoder**, that of `{encoder}`, which did not change; with passages that "
+        "another model encoded its queries find nothing of use. It was trained against this index: "
         f"{index['type']}, {index['passages']:,} passages of {index['dimension']} dimensions, fingerprint "
         f"`{index['fingerprint']}`."
     )
@@ -231,13 +233,14 @@ def _limits(training: Training, saved: SavedRetriever | SavedRanker) -> str:
         "passages": None if ranks else settings.get("max_passage_length"),
         "query and passage together": settings.get("max_pair_length") if ranks else None,
     }
+    separator = settings.get("title_separator", " ")
     cut = listed([f"{what} at {limit}" for what, limit in lengths.items() if limit])
     own = f" (the model's own limit is {saved.max_length})" if saved.max_length else ""
     lines = [
         f"Trained and measured on one collection, `{short_name(training.collection)}`. How it does on other texts, or "
         "in other languages than the collection's, was not measured.",
         f"In training, texts were cut, in tokens: {cut}{own}." if cut else "",
-        f"A passage with a title was read as its title, {settings.get('title_separator', ' ')!r}, and its text.",
+        f"Titles were put before their passages, with {separator!r} between.",
     ]
     if ranks and settings.get("ranker_loss") == "pointwise":
         lines.append(

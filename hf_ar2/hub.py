@@ -37,8 +37,9 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 _BUSY = (408, 429, 500, 502, 503, 504)
 # Files a checkpoint consists of; of these, what an earlier commit left and this one has not is deleted.
 _OF_A_CHECKPOINT = re.compile(
-    r"([^/]*\.safetensors(\.index\.json)?|config\.json|modules\.json|router_config\.json"
-    r"|config_sentence_transformers\.json|sentence_bert_config\.json|((query|document)_)?\d+_[^/]+/.+)"
+    r"([^/]*\.safetensors(\.index\.json)?|((query|document)_)?\d+_[^/]+/.+|(config|modules|router_config)\.json"
+    r"|(config_sentence_transformers|sentence_bert_config)\.json|tokenizer[^/]*|vocab\.[^/]+|merges\.txt|[^/]+\.model"
+    r"|(special_tokens_map|added_tokens)\.json)"
 )
 # Left to the machine that trained.
 _KEPT_BACK = {"README.md", "training_args.bin"}

@@ -116,7 +116,8 @@ class Hub(BaseHTTPRequestHandler):
         elif (kind, id) in self.repositories:
             self.answer({"error": "exists", "url": f"{self.url}/{place}{id}"}, 409)
         else:
-            self.repositories[kind, id] = Repository(bool(asked.get("private")))
+            private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.repositories[kind, id] = Repository(private)
             self.answer({"url": f"{self.url}/{place}{id}", "id": id, "name": id})
 
     def commit(self, kind: str, id: str, body: bytes) -> None:

@@ -25,6 +25,7 @@ from hf_ar2.trainers import (
     RetrieverConfig,
     RetrieverTrainer,
 )
+from hf_ar2.trainers.refusals import refuse_what_cannot_work
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 WARM_UP = {k: v for k, v in SETTINGS.items() if k not in ("num_rounds", "ranker_steps", "retriever_steps")}
@@ -249,7 +250,8 @@ def test_checkpoints_load_everywhere_with_equal_outputs(models, tmp_path, tiny_c
     with torch.no_grad():
         logit = classifier.eval()(**loaded.tokenizer(*pair[0], return_tensors="pt")).logits[0, 0]
     np.testing.assert_allclose(logit, ranker.predict(pair)[0], atol=1e-6)
-    assert not (tmp_path / "retriever" / "README.md").exists()
+    card = (tmp_path / "retriever" / "README.md").read_text(encoding="utf-8")
+    assert "by [AR2](https://arxiv.org/abs/2110.03611) on `tiny`" in card  # ours, not the base model's
 
 
 def test_separate_towers_train_apart_and_are_saved(models, tmp_path, tiny_collection):
@@ -325,10 +327,10 @@ def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_coll
     for attribute, name in (("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP")):
         with monkeypatch.context() as patch, pytest.raises(NotImplementedError, match=name):
             patch.setattr(trainer, attribute, True)
-            trainer.refuse_what_cannot_work()
+            refuse_what_cannot_work(trainer)
     trainer.args._n_gpu = 2
     with pytest.raises(NotImplementedError, match="DataParallel"):
-        trainer.refuse_what_cannot_work()
+        refuse_what_cannot_work(trainer)
 
 
 def test_resuming_without_a_complete_checkpoint_says_so(models, tmp_path, tiny_collection):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -19,21 +17,19 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.models import JointModel, load_ranker, load_retriever, save_models, use_fast_attention
+from hf_ar2.models import JointModel, load_ranker, load_retriever, use_fast_attention
 from hf_ar2.processes import Processes
-from hf_ar2.trainers.checkpoints import TRAINER_STATE, fingerprints, last_complete_checkpoint, load_models
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
-from hf_ar2.trainers.publishing import PublishingTrainer, name_of
+from hf_ar2.trainers.publishing import name_of
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
+from hf_ar2.trainers.resuming import ResumableTrainer
 from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.trainers.rounds import Rounds
 from hf_ar2.trainers.schedule import parameter_groups, schedule
 from hf_ar2.trainers.stored_lists import (
-    note_stored_lists,
     read_stored_lists,
-    refuse_other_lists,
     with_stored_lists,
 )
 
@@ -42,7 +38,7 @@ logger = logging.get_logger(__name__)
 _UNLIMITED = 1 << 30
 
 
-class JointTrainer(PublishingTrainer):
+class JointTrainer(ResumableTrainer):
     """Trains a retriever, a ranker, or both, in turns or together, on lists drawn from candidate pools.
 
     One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says which phase a step
@@ -201,10 +197,6 @@ class JointTrainer(PublishingTrainer):
         return None
 
     # ---- Rounds -----------------------------------------------------------------------------------------------
-
-    @property
-    def _folder(self) -> Path:
-        return Path(str(self.args.output_dir))
 
     @property
     def global_batch(self) -> int:
@@ -384,90 +376,3 @@ class JointTrainer(PublishingTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    # ---- Checkpoints ------------------------------------------------------------------------------------------
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
-
-        Raises:
-            ValueError: there is no complete checkpoint to resume from.
-        """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self._folder)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from")
-        eval_on_start = self.args.eval_on_start
-        if resume_from_checkpoint:
-            self.args.eval_on_start = False  # the interrupted run did that
-        try:
-            result = super().train(resume_from_checkpoint or None, *args, **kwargs)
-        finally:
-            self.args.eval_on_start = eval_on_start
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        return result
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
-            save_models(self.model, output_dir or self._folder)
-            self.write_cards(output_dir or self._folder)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = self._folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            (folder / TRAINER_STATE).unlink(missing_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "weights.json").write_text(json.dumps(fingerprints(self.model), indent=1))
-            note_stored_lists(folder, self.stored)
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The trainer's state, written next by the first rank, says that a checkpoint is complete.
-        self.encoders.processes.barrier()
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        os.makedirs(output_dir, exist_ok=True)
-        window = {
-            "loss": float(self._tr_loss),
-            "since": self._globalstep_last_logged,
-            "sums": dict(self._sums),
-        }
-        rank = self.encoders.processes.rank
-        Path(output_dir, f"log_window_{rank}.json").write_text(json.dumps(window))
-        if self.args.should_save and self.pool is not None:
-            self.pool.save(Path(output_dir) / "pool")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        if (Path(checkpoint) / "pool").is_dir():
-            self.pool = CandidatePool.open(Path(checkpoint) / "pool")
-        window = Path(checkpoint, f"log_window_{self.encoders.processes.rank}.json")
-        self._resumed_log = json.loads(window.read_text()) if window.is_file() else None
-
-    def restore_log_window(self) -> None:
-        """Continue the averages of the log entry that was open when the checkpoint was written."""
-        if self._resumed_log is not None:
-            self._tr_loss += self._resumed_log["loss"]
-            self._globalstep_last_logged = self._resumed_log["since"]
-            self._sums.update(self._resumed_log["sums"])
-            self._resumed_log = None
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        refuse_other_lists(Path(resume_from_checkpoint), self.stored)
-        load_models(self.model, resume_from_checkpoint)
-        expected = json.loads(Path(resume_from_checkpoint, "weights.json").read_text())
-        found = fingerprints(self.model)
-        if found != expected:
-            raise ValueError(
-                f"{resume_from_checkpoint}: the weights that were read are not those that were saved "
-                f"(found {found}, expected {expected}); the checkpoint is damaged"
-            )
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -26,7 +26,7 @@ from hf_ar2.cards import index_card, model_card
 from hf_ar2.hub import check_loads, make_repositories, publish
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models import JointModel, similarity_of
-from hf_ar2.training_facts import ROLES, Training, read_json, training_of_trainer
+from hf_ar2.training_facts import ROLES, Training, bears_on_the_result, read_json, training_of_trainer
 
 logger = logging.get_logger(__name__)
 
@@ -164,7 +164,7 @@ class PublishingTrainer(Trainer):
                 private=self.args.hub_private_repo if private is None else private,
                 token=token or self.args.hub_token,
             )
-        self.hub_model_id = self._name
+        self.hub_model_id = self._name  # type: ignore[assignment]
         self.push_in_progress = None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -196,7 +196,7 @@ class PublishingTrainer(Trainer):
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
             else None,
         )
-        self.push_in_progress = PushInProgress([job])
+        self.push_in_progress = PushInProgress([job])  # type: ignore[assignment,arg-type]
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
@@ -268,6 +268,8 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     told = {}
     for field in dataclasses.fields(args):
+        if not bears_on_the_result(field.name):
+            continue
         value = getattr(args, field.name)
         known = theirs.get(field.name)
         declared = any(

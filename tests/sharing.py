@@ -1,0 +1,235 @@
+"""The steps of test_hub.py that talk to the stub: a script, for huggingface_hub reads HF_ENDPOINT when it is imported.
+
+Writes results.json: step → what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+# before conftest, which takes it offline
+from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
+
+# isort: split
+import torch
+from conftest import make_tiny_collection, with_passages
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from tiny_ar2 import SETTINGS, settings_of
+from transformers import AutoModel, AutoModelForSequenceClassification
+from two_processes import leave
+
+from hf_ar2 import cli, hub
+from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.trainers import AR2Config, AR2Trainer, LTReConfig, LTReTrainer
+
+hub.WAITS = (0.01, 0.01)
+TEXTS = ["where does the otter hide the drum ?", "the calm lynx builds a candle"]
+
+
+def stub(path: str, content: Any = None) -> Any:
+    """Ask the stub itself: what was committed, or to break off."""
+    data = None if content is None else json.dumps(content).encode()
+    with urllib.request.urlopen(os.environ["HF_ENDPOINT"] + path, data=data) as answer:
+        return json.load(answer)
+
+
+def said(action: Any, *arguments: Any, **options: Any) -> str:
+    """What an error says, after its kind."""
+    try:
+        action(*arguments, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def run_blocks(card: str) -> list[list[float]]:
+    """The scores that each block of Python on a card comes to."""
+    found = []
+    for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        names: dict[str, Any] = {}
+        exec(code, names)
+        found.append(torch.as_tensor(names["scores"]).flatten().tolist())
+    return found
+
+
+def missing_keys(loader: Any, *arguments: Any, **options: Any) -> list[str]:
+    report = loader.from_pretrained(*arguments, output_loading_info=True, **options)[1]
+    return sorted([*report["missing_keys"], *report["unexpected_keys"]])
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """`hf-ar2` in this process: exit code, output, errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(list(arguments))
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+
+def push_a_run(run: Path) -> dict[str, Any]:
+    """Push, load back by every loader, push again."""
+    first = command(
+        "push", str(run), "tester/mine", "--private", "--what", "all", "--data_license", "our own"
+    )
+    assert first["code"] == 0, first["err"]
+    retriever, ranker = "tester/mine-retriever", "tester/mine-ranker"
+    saved, saved_ranker = SentenceTransformer(str(run / "retriever")), CrossEncoder(str(run / "ranker"))
+    pairs = [(TEXTS[0], text) for text in TEXTS]
+    cards = {name: ModelCard.load(name) for name in (retriever, ranker)}
+    differences = {
+        "SentenceTransformer": saved.encode(TEXTS) - SentenceTransformer(retriever).encode(TEXTS),
+        "load_retriever": saved.encode(TEXTS) - load_retriever(retriever).encode(TEXTS),
+        "CrossEncoder": saved_ranker.predict(pairs) - CrossEncoder(ranker).predict(pairs),
+        "load_ranker": saved_ranker.predict(pairs) - load_ranker(ranker).predict(pairs),
+    }
+    folder = Path(snapshot_download("tester/mine-index", repo_type="dataset"))
+    collection = make_tiny_collection()
+    index = FrozenIndex.of_files(folder, list(collection.corpus["id"]))
+    query = saved.encode_query([collection.queries["text"][0]], normalize_embeddings=True)
+    best = int(index.search(query, 1)[1][0, 0])
+    passages = [f"{row['title']} {row['text']}".strip() for row in collection.corpus]
+    exact = saved.encode_document(passages, normalize_embeddings=True) @ query[0]
+    before = stub("/_commits")
+    again = command("push", str(run), "tester/mine", "--private", "--data_license", "our own")
+    return {
+        "first": first,
+        "again": again,
+        "differences": {name: float(abs(value).max()) for name, value in differences.items()},
+        "missing": missing_keys(AutoModel, retriever)
+        + missing_keys(AutoModelForSequenceClassification, ranker),
+        "blocks": {name: run_blocks(card.content) for name, card in cards.items()},
+        "cards": {name: card.content for name, card in cards.items()},
+        "files": {name: sorted(HfApi().list_repo_files(name)) for name in (retriever, ranker)},
+        "index_files": sorted(path.name for path in folder.iterdir() if path.is_file()),
+        "index_finds_the_best": best == int(exact.argmax()),
+        "commits": [before, stub("/_commits")],
+        "public_now": command("push", str(run), "tester/open"),
+        "private_later": command("push", str(run), "tester/open", "--private"),
+    }
+
+
+def push_what_cannot_be(run: Path) -> dict[str, Any]:
+    """Without permission, without a token, over a broken connection, and a folder that is not whole."""
+    found = {
+        "another's name": command("push", str(run), "someone/mine"),
+        "another's repository": command("push", str(run), "readonly/mine"),
+        "a wrong token": said(hub.publish, {"ranker": run / "ranker"}, "tester/x", str, token="hf_wrong"),
+    }
+    stub("/_break", {"times": 2})
+    found["a break that heals"] = command("push", str(run), "tester/healed", "--what", "ranker")
+    stub("/_break", {"times": 3})
+    found["a break that stays"] = command("push", str(run), "tester/broken", "--what", "ranker")
+    stub("/_break", {"times": 0})
+    torn = run.with_name("torn")
+    shutil.copytree(run, torn)
+    (torn / "ranker" / "model.safetensors").unlink()
+    found["a ranker without weights"] = command("push", str(torn), "tester/torn")
+    found["commits"] = stub("/_commits")
+    return found
+
+
+def push_two_towers(models: Path, output: Path) -> dict[str, Any]:
+    """LTRe's two towers over what was one, by the trainer's own method, and its index."""
+    settings = settings_of(LTReConfig) | {
+        "num_negatives": 0,
+        "rerank_depth": 0,
+        "list_depth": 10,
+        "max_steps": 2,
+    }
+    trainer = LTReTrainer(
+        models / "tiny-retriever",
+        args=LTReConfig(output_dir=str(output), save_strategy="no", **settings),
+        collection=with_passages(make_tiny_collection(), 60),
+    )
+    trainer.train()
+    commits = trainer.push_to_hub("tester/mine", license="mit", index=True, commit_message="Two towers")
+    id = commits["retriever"].repo_url.repo_id
+    loaded = SentenceTransformer(id)
+    towers = [loaded.encode_query(TEXTS), loaded.encode_document(TEXTS)]
+    retriever = trainer.model.retriever
+    assert retriever is not None
+    own = [retriever.encode_query(TEXTS), retriever.encode_document(TEXTS)]
+    card = ModelCard.load(id)
+    return {
+        "ids": {what: commit.repo_url.repo_id for what, commit in commits.items()},
+        "difference": max(float(abs(a - b).max()) for a, b in zip(towers, own, strict=True)),
+        "apart": float(abs(own[0] - own[1]).max()),
+        "missing": [
+            key
+            for tower in ("query_0_Transformer", "document_0_Transformer")
+            for key in missing_keys(AutoModel, id, subfolder=tower)
+        ],
+        "files": sorted(HfApi().list_repo_files(id)),
+        "blocks": run_blocks(card.content),
+        "card": card.content,
+        "license": card.data.license,
+        "local_card": (output / "query_encoder" / "README.md").read_text(encoding="utf-8"),
+        "commits": stub("/_commits")["models/tester/mine-retriever"],
+        "index_card": Path(
+            hf_hub_download(commits["index"].repo_url.repo_id, "README.md", repo_type="dataset")
+        ).read_text(),
+    }
+
+
+def push_while_training(models: Path, output: Path) -> dict[str, Any]:
+    """`push_to_hub=True`: at every save, the checkpoint too, and at the end; then with one push that fails."""
+    settings = {**SETTINGS, "push_to_hub": True, "hub_always_push": True, "eval_on_start": False}
+
+    def trainer(name: str, **more: Any) -> AR2Trainer:
+        return AR2Trainer(
+            models / "tiny-retriever",
+            models / "tiny-ranker",
+            args=AR2Config(output_dir=str(output / name), **{**settings, **more}),
+            collection=make_tiny_collection(),
+        )
+
+    every = trainer("every", hub_model_id="tester/every", hub_strategy="checkpoint", hub_private_repo=True)
+    every.train()
+    ranker = every.model.ranker
+    assert ranker is not None
+    pair = [(TEXTS[0], TEXTS[1])]
+    difference = ranker.predict(pair) - CrossEncoder("tester/every-ranker").predict(pair)
+    at_end = trainer("at-end", hub_strategy="end")
+    at_end.train()
+    at_end.save_model()
+    stub("/_break", {"times": 3})
+    failing = trainer("failing", hub_model_id="tester/failing")
+    failing.train()
+    return {
+        "commits": stub("/_commits"),
+        "difference": float(abs(difference).max()),
+        "files": sorted(HfApi().list_repo_files("tester/every-retriever")),
+        "private": HfApi().repo_info("tester/every-ranker").private,
+        "refused": said(trainer, "refused", hub_model_id="someone/mine"),
+        "left_behind": (output / "every" / "_uploaded").exists(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("output", type=Path)
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    with contextlib.redirect_stdout(sys.stderr):
+        results["run"] = push_a_run(options.run)
+        results["refused"] = push_what_cannot_be(options.run)
+        results["towers"] = push_two_towers(options.models, options.output / "ltre")
+        results["training"] = push_while_training(options.models, options.output)
+    (options.output / "results.json").write_text(json.dumps(results))
+    leave()
+
+
+if __name__ == "__main__":
+    main()
