@@ -2,8 +2,8 @@
 
 Proven here: transformers' own callbacks for the three, chosen by `report_to`, run through AR2 training; what
 TensorBoard wrote is read back from its event files. In place of `wandb` and `trackio`, which start processes of
-their own, stand modules that keep what they are sent: that the real ones store and show it is not proven here. (Once, by
-hand, the same training was logged by wandb 0.31.0 offline and trackio 0.43.0, and both held these names.)
+their own, stand modules that keep what they are sent: that the real ones store and show it is not proven here. (Once,
+by hand, the same training was logged by wandb 0.31.0 offline and trackio 0.43.0, and both held these names.)
 """
 
 from __future__ import annotations
