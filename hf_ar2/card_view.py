@@ -41,7 +41,9 @@ def _shown(block: str, width: int) -> str:
     if lines[0].startswith("| "):
         cells = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines]
         # no addresses here: they would make the table wide, and the papers stand below
-        rows = [[re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", cell.strip()) for cell in row] for row in cells]
+        rows = [
+            [_plain(re.sub(r"\]\([^)]+\)|\[|\\(?=\|)", "", cell.strip())) for cell in row] for row in cells
+        ]
         return format_table(rows[2:], rows[0], width=width)
     if re.match(r"- |\d+\. ", block):
         items = re.split(r"\n(?=- |\d+\. )", block)

@@ -30,6 +30,7 @@ from hf_ar2.index import CorpusIndex
 from hf_ar2.search_system import EVALUATION_FIELDS, Hit, SearchSystem, Settings
 
 COMMANDS = ["quickstart", "train", "evaluate", "encode", "index", "search", "augment", "collection"]
+COMMANDS += ["push", "card"]
 # So short that queries and passages are cut: whoever ignores a recipe's lengths gets other scores.
 LENGTHS = {"max_query_length": 7, "max_passage_length": 11, "max_pair_length": 16, "title_separator": " : "}
 

@@ -1,0 +1,279 @@
+"""Cards: what they say, where they have it from, and how they read in a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import make_tiny_ranker, make_tiny_retriever
+from huggingface_hub import ModelCard
+
+from hf_ar2 import cli
+from hf_ar2.card_view import terminal_text
+from hf_ar2.cards import index_card, license_of, model_card
+from hf_ar2.collections import Collection
+from hf_ar2.models import load_retriever
+from hf_ar2.trainers import RankerConfig, RankerTrainer, RetrieverConfig
+from hf_ar2.trainers.publishing import settings_of
+from hf_ar2.training_facts import Stage, Training, training_of_run
+
+BASE_CARD = "---\nlicense: mit\ntags: [base]\n---\n# The base model's own words\n"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_retriever(folder / "retriever")
+    make_tiny_ranker(folder / "ranker")
+    for name in ("retriever", "ranker"):
+        (folder / name / "README.md").write_text(BASE_CARD)
+    return folder
+
+
+@pytest.fixture
+def run(models: Path, tmp_path: Path) -> Path:
+    """A run folder with a warm-up, AR2, and a stage that neither model comes from."""
+    folder = tmp_path / "runs" / "mine"
+    for name in ("retriever", "ranker"):
+        shutil.copytree(models / name, folder / name)
+    stage = {"retriever": {"from": "light", "layers": [0]}, "args": {"max_steps": 60}}
+    recipe = {
+        "name": "mine",
+        "collection": "BeIR/scifact",
+        "seed": 7,
+        "models": {"light": {"model": str(models / "retriever"), "max_length": 48}},
+        "args": {
+            "max_query_length": 24,
+            "max_passage_length": 40,
+            "cache_dir": "somewhere",
+            "hub_token": "hf_secret",
+        },
+        "stages": {
+            "warm-up": {"trainer": "retriever", **stage},
+            "elsewhere": {"trainer": "retriever", **stage},
+            "d0": {"trainer": "ranker", "retriever": "warm-up", "ranker": "warm-up"},
+            "ar2": {"trainer": "ar2", "retriever": "warm-up", "ranker": "d0", "args": {"num_rounds": 2}},
+        },
+        "evaluation": {
+            "rerank_depth": 10,
+            "rows": {
+                "zero-shot": {"retriever": "light"},
+                "warm-up": {"retriever": "warm-up", "ranker": "d0"},
+                "AR2": {"retriever": "ar2", "ranker": "ar2"},
+            },
+        },
+    }
+    test = {"difference": 0.25, "p_value": 0.012, "wins": 30, "losses": 10, "ties": 8}
+    values = {
+        "zero-shot": {"retriever": {"mrr@10": 0.25}},
+        "warm-up": {"retriever": {"mrr@10": 0.5}, "ranker": {"mrr@10": 0.5}, "pipeline": {"mrr@10": 0.55}},
+        "AR2": {"retriever": {"mrr@10": 0.75}, "ranker": {"mrr@10": 0.7}, "pipeline": {"mrr@10": 0.8}},
+    }
+    outcomes = {"zero-shot": {}, "warm-up": {"retriever": test}, "AR2": {"retriever": test, "pipeline": test}}
+    files = {
+        "recipe.yaml": yaml.safe_dump(recipe, sort_keys=False),
+        "environment.json": {
+            "python": "3.11.7",
+            "packages": {"torch": "2.13.0"},
+            "processor": "Some CPU",
+            "cores": 2,
+            "threads": 1,
+            "gpu": None,
+            "on_the_hub": ["BeIR/scifact"],
+        },
+        "metrics.json": {row: {"test": found} for row, found in values.items()},
+        "significance.json": {
+            "metric": "mrr@10",
+            "tests": {row: {"test": found} for row, found in outcomes.items()},
+        },
+        "stages/ar2/done.json": {
+            "seconds": 400,
+            "steps": 130,
+            "passages": 5183,
+            "queries": 648,
+            "settings": {
+                "learning_rate": 1e-5,
+                "num_rounds": 2,
+                "max_query_length": 24,
+                "max_pair_length": 64,
+            },
+        },
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def card_of(run: Path, role: str, **options: Any) -> str:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    return model_card(training_of_run(run, recipe, role), run / role, name=f"me/mine-{role}", **options)
+
+
+def test_the_metadata_is_what_the_hub_reads(run: Path) -> None:
+    card = ModelCard(card_of(run, "retriever"))
+    data = card.data
+    assert data.library_name == "sentence-transformers" and data.pipeline_tag == "sentence-similarity"
+    assert {"sentence-transformers", "feature-extraction", "hf-ar2", "ar2"} <= set(data.tags)
+    assert data.datasets == ["BeIR/scifact"]
+    assert data.base_model is None  # a folder, which the Hub does not know
+    result = data.eval_results[0]
+    assert (result.metric_type, result.metric_value, result.dataset_type) == (
+        "mrr_at_10",
+        0.75,
+        "BeIR/scifact",
+    )
+    ranker = ModelCard(card_of(run, "ranker")).data
+    assert ranker.pipeline_tag == "text-ranking" and "cross-encoder" in ranker.tags
+    assert ranker.eval_results[0].metric_value == 0.7  # the ranker's, not the pipeline's
+    assert ranker.eval_results[0].metric_name == "MRR@10, the first 10 passages reordered"
+
+
+def test_results_stand_before_and_after_with_their_significance(run: Path) -> None:
+    card = card_of(run, "retriever")
+    assert "`BeIR/scifact`, test, 48 queries:" in card
+    assert "| zero-shot | 0.250 |  |\n| warm-up | 0.500 | zero-shot: +0.250, p = .012 |" in card
+    assert "| AR2 | 0.750 | warm-up: +0.250, p = .012 |" in card
+    ranker = card_of(run, "ranker")
+    assert "| AR2: pipeline | 0.800 | retriever: +0.250, p = .012 |" in ranker
+    assert "zero-shot" not in ranker  # it had no ranker
+
+
+def test_the_training_is_told_stage_by_stage_and_nothing_else_is(run: Path) -> None:
+    card = card_of(run, "retriever")
+    assert "Data: [BeIR/scifact](https://huggingface.co/datasets/BeIR/scifact): 5,183 passages, 648" in card
+    assert "**warm-up**: a retriever, contrastively ([DPR](https://arxiv.org/abs/2004.04906))" in card
+    told = " ".join(card.split())
+    assert re.search(r"retriever from \S+/retriever, max_length 48, layers \[0\]", told)
+    assert "ranker from stage d0; 130 steps; 7 min" in told
+    assert "elsewhere" not in card
+    settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])  # type: ignore[index]
+    assert settings["ar2"] == {"learning_rate": 1e-5, "max_pair_length": 64, "num_rounds": 2}
+    assert settings["all"] == {"max_query_length": 24}
+    assert "hf_secret" not in card and "somewhere" not in card
+    assert "@misc{zhang2022ar2," in card and card.index("zhang2022ar2") < card.index("karpukhin2020dpr")
+
+
+def test_licences_are_those_that_somebody_gave(run: Path, models: Path) -> None:
+    assert ModelCard(card_of(run, "retriever")).data.license == "mit"  # the base model's own README says so
+    card = card_of(run, "retriever", license="apache-2.0", data_license="CC BY 4.0")
+    assert ModelCard(card).data.license == "apache-2.0"
+    assert "- this model: apache-2.0, as its publisher says\n" in card
+    assert ": mit, as its own card says" in card and "`BeIR/scifact`: CC BY 4.0" in card
+    assert license_of(str(models / "retriever")) == "mit"
+    assert license_of("package:no_such_package/model") is None
+    assert license_of(str(models / "no-such-folder")) is None
+
+
+def test_the_base_model_s_card_is_never_ours(run: Path) -> None:
+    assert "own words" not in card_of(run, "retriever") and "[base]" not in card_of(run, "ranker")
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("towers", [False, True])
+def test_each_loader_s_code_comes_to_the_same_scores(
+    models: Path, tmp_path: Path, pooling: str, similarity: str, towers: bool
+) -> None:
+    retriever = load_retriever(
+        models / "retriever", pooling=pooling, similarity=similarity, separate_towers=towers, device="cpu"
+    )
+    retriever.prompts = {"query": "what ", "document": ""}
+    retriever.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    training = Training("retriever", "mine", "tiny", [Stage("a", "retriever", {"retriever": "b"})], "b")
+    blocks = re.findall(r"```python\n(.*?)```", model_card(training, tmp_path / "saved"), re.DOTALL)
+    assert len(blocks) == 3
+    scores = []
+    for code in blocks:
+        names: dict[str, Any] = {}
+        exec(code, names)
+        scores.append(names["scores"])
+    torch.testing.assert_close(scores[1], scores[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores[2], scores[0], atol=1e-6, rtol=0)
+
+
+def test_a_trainer_writes_cards_of_what_it_knows(
+    models: Path, tmp_path: Path, tiny_collection: Collection
+) -> None:
+    common: dict[str, Any] = {
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "max_steps": 2,
+    }
+    args = RankerConfig(output_dir=str(tmp_path / "mine"), num_negatives=3, eval_metrics=["mrr@10"], **common)
+    trainer = RankerTrainer(models / "ranker", models / "retriever", args=args, collection=tiny_collection)
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / "mine" / "ranker" / "README.md").read_text(encoding="utf-8")
+    assert "\nlicense: mit\n" in card and "# mine: ranker" in card
+    assert "by cross-entropy over lists on `tiny`" in " ".join(card.split())
+    assert "60 passages, 24 training queries" in card
+    assert "| before: pipeline |" in card and "| after 2 steps: pipeline |" in card
+    assert "not tested for significance" in card
+    # the retriever only found the lists
+    assert not (tmp_path / "mine" / "retriever" / "README.md").exists()
+
+
+def test_settings_leave_out_secrets_and_what_has_no_bearing(tmp_path: Path) -> None:
+    args = RetrieverConfig(
+        output_dir=str(tmp_path), hub_token="hf_secret", use_cpu=True, bf16=False, optim="sgd", run_name="x"
+    )
+    told = settings_of(args)
+    assert told["optim"] == "sgd" and told["seed"] == 42 and told["contrast"] == "softmax"
+    assert "hf_secret" not in json.dumps(told) and not {"output_dir", "run_name", "logging_steps"} & set(told)
+
+
+def test_a_run_whose_last_row_was_not_trained_has_no_card(run: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["evaluation"]["rows"] = {"zero-shot": {"retriever": "light"}}
+    with pytest.raises(
+        ValueError, match="names 'light' as retriever, expected a stage that trained it; the stages"
+    ):
+        training_of_run(run, recipe, "retriever")
+
+
+def test_the_command_shows_cards_at_80_columns(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["card", str(run), "--license", "apache-2.0"]) == 0
+    shown = capsys.readouterr().out
+    prose = [line for line in shown.splitlines() if not line.startswith("    ")]  # code may name long folders
+    assert max(map(len, prose)) <= 80 + len(str(run))
+    assert "mine: retriever\n═══" in shown and "mine: ranker\n═══" in shown
+    assert "warm-up     0.500  zero-shot: +0.250, p = .012" in shown
+    assert cli.main(["card", str(run), "--what", "ranker", "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("---\ndatasets:\n- BeIR/scifact\n")
+
+
+def test_a_terminal_shows_tables_lists_and_code() -> None:
+    table = "| name | x |\n| --- | ---: |\n| a \\| b | 1 |\n| [c](https://d) | 2 |"
+    card = f"---\na: 1\n---\n\n# Head\n\n{table}\n\n- *one*\n  more\n- two\n\n```python\nx\n\ny\n```\n"
+    shown = [line.rstrip() for line in terminal_text(card, 40).splitlines()]
+    assert shown[:4] == ["Head", "════", "", "name   x"]
+    assert shown[5:] == ["a | b  1", "c      2", "", "- one more", "- two", "", "    x", "", "    y"]
+
+
+def test_the_index_s_card_says_whose_it_is() -> None:
+    training = Training(
+        "retriever", "mine", "BeIR/scifact", [Stage("a", "retriever", {"retriever": "b"})], "b"
+    )
+    about = {
+        "passages": 5183,
+        "dimension": 384,
+        "type": "IndexFlatIP",
+        "made_from": "0abc",
+        "similarity": "dot",
+    }
+    card = index_card(training, about, "me/mine-index", "me/mine-retriever")
+    assert "5,183 passages of `BeIR/scifact`, encoded by `me/mine-retriever`" in " ".join(card.split())
+    assert 'snapshot_download("me/mine-index", repo_type="dataset")' in card
+    assert "normalize_embeddings=False" in card
