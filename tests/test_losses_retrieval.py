@@ -24,9 +24,8 @@ def by_loop(scores, relevant, weighting, cut, mask):
                 if mask[b, p] and mask[b, n] and relevant[b, p] and not relevant[b, n]:
                     weight = 1.0 if value is None else abs(value(p + 1) - value(n + 1))
                     pairs.append(weight * torch.log1p(torch.exp(scores[b, n] - scores[b, p])))
-        if pairs:
-            lists.append(sum(pairs) / len(pairs))
-    return sum(lists) / len(lists) if lists else scores.sum() * 0
+        lists.append(sum(pairs) / len(pairs) if pairs else scores[b].sum() * 0)
+    return sum(lists) / len(lists)
 
 
 def lists(kind, seed=0):
@@ -50,6 +49,14 @@ def test_it_is_the_loop_by_value_and_by_gradient(weighting, kind, cut):
     torch.testing.assert_close(found, wanted)
     assert (found[~mask] == 0).all()
     assert (loss > 0) == (kind == "some")
+
+
+def test_two_halves_of_a_batch_are_the_batch_even_where_a_list_has_no_pair():
+    """Gradients are averaged over processes; each has half of the lists, and one of these has no relevant passage."""
+    scores = torch.tensor([[2.0, 1.0], [3.0, 1.0], [2.0, 2.0], [1.0, 0.0]])
+    relevant = torch.tensor([[False, True], [False, False], [False, True], [True, False]])
+    halves = [retrieval_pairwise_loss(scores[part], relevant[part]) for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(sum(halves) / 2, retrieval_pairwise_loss(scores, relevant))
 
 
 def test_without_a_mask_every_entry_is_real():

@@ -41,7 +41,8 @@ def retrieval_pairwise_loss(
             gradient of exactly 0, whatever stands there.
 
     Returns:
-        Scalar, float32 (float64 for float64 scores), the mean over the lists that have a pair; 0 where none has.
+        Scalar, float32 (float64 for float64 scores), the mean over the B lists. A list without a pair counts as 0, so
+        that two processes with half of the lists each step as one with all of them.
 
     Raises:
         ValueError: shapes that do not fit, an unknown weighting, or a ``cut`` below 1, which would make all weights 0.
@@ -73,7 +74,7 @@ def retrieval_pairwise_loss(
             losses = losses * (values[columns][:, :, None] - values).abs()
         number = pairs.sum(dim=(1, 2))
         lists = losses.masked_fill(~pairs, 0.0).sum(dim=(1, 2)) / number.clamp(min=1)
-        return lists.sum() / (number > 0).sum().clamp(min=1)
+        return lists.sum() / max(1, len(lists))
 
 
 def _values(scores: Tensor, weighting: str, cut: int) -> Tensor:
