@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -395,6 +396,33 @@ def test_saved_copy_is_whole_and_portable(tmp_path):
         assert np.array_equal(found, expected)
     with pytest.raises(ValueError, match="is where the index already is"):
         copy.save(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "embeddings.npy"])
+@pytest.mark.parametrize("meta", [None, '{"made by": "somebody else"}'])
+def test_files_of_other_origin_are_neither_replaced_nor_removed(tmp_path, name, meta):
+    index, theirs = build(vectors(20), tmp_path / "ours"), tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / name).write_text("somebody's")
+    if meta is not None:
+        (theirs / "meta.json").write_text(meta)
+    before = {path.name: path.read_text() for path in theirs.iterdir()}
+    for write in (lambda: build(vectors(20), theirs), lambda: index.save(theirs)):
+        with pytest.raises(ValueError, match=rf"theirs: found {name}, which.*Name another folder"):
+            write()
+    assert {path.name: path.read_text() for path in theirs.iterdir()} == before
+
+
+def test_building_over_a_saved_copy_removes_the_copys_files_alone(tmp_path):
+    build(vectors(20), tmp_path / "run").save(tmp_path / "copy")
+    for name in ("ids.json", "other.faiss", "index-old.faiss"):
+        (tmp_path / "copy" / name).write_text("somebody's")
+    build(vectors(20, seed=5), tmp_path / "copy", fingerprint="second")
+    names = sorted(re.sub("[0-9a-f]{16}", "*", path.name) for path in (tmp_path / "copy").iterdir())
+    assert names == [
+        *["embeddings-*.npy", "ids.json", "index-*.faiss", "index-old.faiss"],
+        *["meta.json", "other.faiss"],
+    ]
 
 
 # Datasets

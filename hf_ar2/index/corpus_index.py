@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import datasets
 
 _FORMAT = 1
-_OUR_FILES = re.compile(r"(embeddings(-[0-9a-f]{16})?\.npy|index(-[0-9a-f]{16})?\.faiss)(\.tmp)?")
+# Names that nobody else gives, and those of a saved copy, which others give too.
+_OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
+_SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
 
 
 class CorpusIndex:
@@ -108,7 +110,7 @@ class CorpusIndex:
         Args:
             encode, builder, budget, show_progress: as in `encode_rows`.
             store: the tokenised corpus, N passages.
-            folder: of the index; a former one in it is replaced.
+            folder: of the index; a former one in it is replaced, other files stay.
             fingerprint: names the weights, the pooling, the lengths and the data the embeddings come from.
             dim: d of the embeddings.
             factory: FAISS factory string, for instance "Flat" (exact), "IVF256,Flat", "HNSW32", "OPQ24,PQ24".
@@ -121,7 +123,7 @@ class CorpusIndex:
 
         Raises:
             ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index,
-                embeddings that are not finite.
+                embeddings that are not finite, a folder with an index.faiss or embeddings.npy of other origin.
         """
         wanted: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "factory": factory}
         wanted |= {"dtype": dtype, "dim": dim, "ntotal": len(store)}
@@ -133,6 +135,7 @@ class CorpusIndex:
         found = _whole_meta(folder)
         if found is not None and all(found[name] == value for name, value in wanted.items()):
             return cls.open(folder, fingerprint, device=device, search_parameters=search_parameters)
+        _refuse_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         names = _file_names(wanted)
         barrier()  # every rank has looked at the folder before the first one changes it
@@ -162,8 +165,9 @@ class CorpusIndex:
         if rank == 0:
             fill_faiss_index(empty, np.load(folder / names["embeddings"], mmap_mode="r"), seed)
             write_faiss_index(empty, folder / names["index"])
+            former = _named_files(folder)
             _write_meta(folder, wanted | {"search_parameters": search_parameters, "files": names})
-            _remove_other_files(folder, names)
+            _remove_former_files(folder, former, names)
         del empty  # what has been filled is mapped from disk from now on
         barrier()
         return cls.open(folder, fingerprint, device=device)
@@ -193,7 +197,7 @@ class CorpusIndex:
                 raise ValueError(
                     f"the index in {folder} was made from other weights, another tokenizer or another corpus: "
                     f"its fingerprint is {meta['fingerprint']}, expected {fingerprint}. Build it again with "
-                    "CorpusIndex.build, or open it with the model and corpus it was made from."
+                    "CorpusIndex.build (hf-ar2 index), or open it with the model and corpus it was made from."
                 )
             try:
                 _check_files(folder, meta)
@@ -287,11 +291,16 @@ class CorpusIndex:
         return corpus
 
     def save(self, folder: str | Path) -> None:
-        """Copy the index to another folder, as embeddings.npy, index.faiss and meta.json; `open` reads it."""
+        """Copy the index to another folder, as embeddings.npy, index.faiss and meta.json; `open` reads it.
+
+        Raises:
+            ValueError: the index's own folder, or one with an index.faiss or embeddings.npy of other origin.
+        """
         folder = Path(folder)
         if folder.resolve() == self.folder.resolve():
             raise ValueError(f"{folder} is where the index already is")
-        names = {"embeddings": "embeddings.npy", "index": "index.faiss"}
+        _refuse_foreign_files(folder)
+        names, former = _SAVED_FILES, _named_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)  # until the copy is whole there is none
         # from the open maps: a refresh may have removed the files they came from
@@ -301,7 +310,7 @@ class CorpusIndex:
         os.replace(temporary, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])
         _write_meta(folder, self.meta | {"files": names})
-        _remove_other_files(folder, names)
+        _remove_former_files(folder, former, names)
 
 
 def _file_names(meta: dict[str, Any]) -> dict[str, str]:
@@ -329,7 +338,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(
             f"{folder} holds no index: meta.json is missing. None was built there, or the building was "
-            "interrupted; build it with CorpusIndex.build."
+            "interrupted; build it with CorpusIndex.build (hf-ar2 index)."
         )
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -365,7 +374,28 @@ def _whole_meta(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
-def _remove_other_files(folder: Path, names: dict[str, str]) -> None:
+def _named_files(folder: Path) -> set[str]:
+    """The files that the meta.json in a folder, whole or not, names as the index's."""
+    try:
+        return set(json.loads((folder / "meta.json").read_text(encoding="utf-8"))["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Refuse a folder where somebody keeps vectors or a FAISS file that no meta.json describes."""
+    for name in set(_SAVED_FILES.values()) - _named_files(folder):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder}: found {name}, which no meta.json there names, so it is not this library's and nothing is "
+                "built beside it. Name another folder for the index (`hf-ar2 tune-queries --index` is what takes a "
+                f"FAISS file), or delete {name} if it is left from a copy that was interrupted"
+            )
+
+
+def _remove_former_files(folder: Path, former: set[str], names: dict[str, str]) -> None:
+    """Remove what an index before, or a build that was killed, left, and nothing of other origin."""
+    former = former & set(_SAVED_FILES.values())
     for path in folder.iterdir():
-        if _OUR_FILES.fullmatch(path.name) and path.name not in names.values():
+        if (path.name in former or _OUR_FILES.fullmatch(path.name)) and path.name not in names.values():
             path.unlink()
