@@ -25,7 +25,7 @@ offline = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 launch = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: help install quickstart test lint format bench clean
+.PHONY: help install quickstart test lint format bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -33,15 +33,21 @@ help:
 
 install: $(VENV)/installed
 
-# The editable install maps whole folders, so a new file is there at once; only new requirements, or a package
-# that pyproject.toml newly names, need another pass.
-$(VENV)/installed: pyproject.toml
+# The editable install maps whole folders, so a new file is there at once; only new requirements, a package that
+# pyproject.toml newly names, or another choice of the variables above, which the stamp holds, need another pass.
+choice := extras=$(EXTRAS) torch=$(TORCH) constraints=$(CONSTRAINTS)
+ifneq ($(choice),$(shell cat $(VENV)/installed 2>/dev/null))
+$(VENV)/installed: FORCE
+endif
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer with the venv module is needed and none was found:" \
 		"install it, or name it with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'." >&2; exit 1; fi
+	@rm -f $@
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check $(constrained) "$(TORCH)"
 	$(VENV)/bin/python -m pip install --disable-pip-version-check $(constrained) -e ".[$(EXTRAS)]"
-	@touch $@
+	@echo '$(choice)' > $@
 
 quickstart: install
 	$(offline) $(launch) recipes/run.py recipes/quickstart.yaml --output_dir runs/quickstart

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -84,3 +86,19 @@ def test_the_package_imports_quickly_and_without_torch() -> None:
     code = "import sys, hf_ar2; print([m for m in ('torch', 'transformers', 'faiss') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_another_choice_of_what_is_installed_installs_again(tmp_path):
+    def steps(*arguments: str) -> str:
+        command = ["make", "--dry-run", "install", f"VENV={tmp_path}", "PYTHON=python3", *arguments]
+        own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True).stdout
+
+    *_, stamp = steps("EXTRAS=cpu", "TORCH=torch").strip().splitlines()
+    subprocess.run(stamp, shell=True, check=True)  # as a finished installation leaves it
+    assert "pip install" not in steps("EXTRAS=cpu", "TORCH=torch")
+    for other in (["EXTRAS=dev", "TORCH=torch"], ["EXTRAS=cpu", "TORCH=torch==2.13.0"]):
+        assert "pip install" in steps(*other), other
+    constraints = "CONSTRAINTS=tests/constraints-lowest.txt"
+    assert "-c tests/constraints-lowest.txt" in steps("EXTRAS=cpu", "TORCH=torch", constraints)
