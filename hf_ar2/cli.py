@@ -84,10 +84,16 @@ def _run(name: str, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+    except BrokenPipeError:  # what read our output has had enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_AR2_TRACEBACK"):
             raise
-        print(f"{PROGRAM} {name}: {error}", file=sys.stderr)
+        way_out = ""
+        if isinstance(error, OSError) and error.filename is not None:  # the system's own words
+            way_out = ". Check that path, the rights to it and the space there"
+        print(f"{PROGRAM} {name}: {error}{way_out}", file=sys.stderr)
         return 1
 
 
@@ -171,34 +177,44 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of `hf-ar2` itself, and one for each command."""
-    commands = {
-        "quickstart": cli_commands.quickstart_parser(),
-        "train": cli_commands.train_parser(),
-        "evaluate": cli_commands.evaluate_parser(),
-        "encode": cli_commands.encode_parser(),
-        "index": cli_commands.index_parser(),
-        "search": cli_commands.search_parser(),
-        "augment": cli_commands.augment_parser(),
-        "tune-queries": cli_commands.tune_queries_parser(),
-        "collection": cli_commands.collection_parser(),
-        "import": cli_commands.import_parser(),
-        "compare": cli_sharing.compare_parser(),
-        "serve": cli_sharing.serve_parser(),
-        "report": cli_sharing.report_parser(),
-        "push": cli_sharing.push_parser(),
-        "card": cli_sharing.card_parser(),
+    groups = {
+        "training": {
+            "quickstart": cli_commands.quickstart_parser(),
+            "train": cli_commands.train_parser(),
+            "tune-queries": cli_commands.tune_queries_parser(),
+            "augment": cli_commands.augment_parser(),
+        },
+        "measuring": {
+            "evaluate": cli_commands.evaluate_parser(),
+            "compare": cli_sharing.compare_parser(),
+            "report": cli_sharing.report_parser(),
+        },
+        "searching": {
+            "search": cli_commands.search_parser(),
+            "serve": cli_sharing.serve_parser(),
+            "index": cli_commands.index_parser(),
+            "encode": cli_commands.encode_parser(),
+        },
+        "bringing and sharing": {
+            "collection": cli_commands.collection_parser(),
+            "import": cli_commands.import_parser(),
+            "card": cli_sharing.card_parser(),
+            "push": cli_sharing.push_parser(),
+        },
     }
-    lines = [f"  {name:<14}{parser.does}" for name, parser in commands.items()]
+    lines = []
+    for group, commands in groups.items():
+        lines += ["", f"{group}:", *(f"  {name:<14}{parser.does}" for name, parser in commands.items())]
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
-        description="Train a retriever and a ranker together, evaluate them, and search with them.\n\n"
-        + "\n".join(["commands:", *lines]),
-        epilog=f"{PROGRAM} COMMAND --help says more about a command. Start with: {PROGRAM} quickstart\n"
-        "HF_AR2_TRACEBACK=1 in the environment shows where an error came from.",
+        description="Train a retriever and a ranker together, evaluate them, and search with them.\n"
+        + "\n".join(lines),
+        epilog=f"{PROGRAM} COMMAND --help says more about a command. HF_AR2_TRACEBACK=1 in the\n"
+        f"environment shows where an error came from.\n\nexample:\n  {PROGRAM} quickstart",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
-    return parser, commands
+    return parser, {name: found for commands in groups.values() for name, found in commands.items()}
 
 
 class _Version(argparse.Action):

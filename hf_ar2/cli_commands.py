@@ -9,7 +9,7 @@ RECIPE_KEYS = """\
 Any further --key value goes to the recipe: a field (--seed 7), a setting of
 every stage (--bf16 true), or one of a stage (--ar2.num_rounds 3). A run that
 was interrupted goes on where it was when the same command is given again."""
-ANY_COLLECTION = "a folder, a Hub id, or python-packages:NAME,NAME"
+ANY_COLLECTION = "a folder, a Hub id, text:FOLDER or python-packages:NAME,NAME"
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
 
 
@@ -144,7 +144,12 @@ def augment_parser() -> Parser:
     _add_models(parser)
     add = parser.add_argument
     add("--output", required=True, metavar="FOLDER", help="the folder to write")
-    add("--split", dest="train_split", help="split that gets undenoised and denoised lists (train)")
+    add(
+        "--split",
+        dest="train_split",
+        metavar="SPLIT",
+        help="split that gets undenoised and denoised lists (train)",
+    )
     add("--unlabelled", metavar="FILE", help="queries for pseudo lists: JSON lines with _id and text")
     add("--kinds", nargs="+", metavar="KIND", help="of undenoised, denoised and pseudo (all there can be)")
     add("--depth", type=positive, metavar="N", help="passages retrieved per query (50)")
@@ -248,11 +253,13 @@ def collection_parser() -> Parser:
     parser = command(
         "collection",
         "write any collection as a BEIR folder",
-        "From Python packages: a passage is a function without its docstring, its query\n"
-        "the docstring's first sentence. What is skipped is counted.",
-        "collection python-packages:numpy,pandas data/numpy-pandas",
+        "Of text:FOLDER, a passage is about 100 words of one section of a .md or .txt\n"
+        "file, and queries are a file of questions, or the headings. Of Python packages,\n"
+        "a passage is a function without its docstring, its query the docstring's first\n"
+        "sentence. What is skipped is counted.",
+        "collection text:docs data/mine --queries questions.tsv",
     )
-    forms = "python-packages:NAME,NAME, text:FOLDER, a BEIR, MS MARCO or DPR folder, or a Hub id like BeIR/scifact"
+    forms = "text:FOLDER, python-packages:NAME,NAME, a BEIR, MS MARCO or DPR folder, or a Hub id like BeIR/scifact"
     parser.add_argument("source", metavar="SOURCE", help=forms)
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument(

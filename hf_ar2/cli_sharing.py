@@ -15,7 +15,7 @@ def compare_parser() -> Parser:
         "is one system, judged by --qrels or --collection (else by the runs' collection).\n"
         "Every system is tested against one of them on the first metric: a two-sided\n"
         "paired randomisation test over the queries, p-values corrected by Holm.",
-        "compare runs/scifact bm25.trec --against bm25 --latex --output table.tex",
+        "compare runs/scifact bm25.trec --against bm25 --latex",
     )
     add = parser.add_argument
     add("systems", nargs="+", metavar="SYSTEM", help="a run folder, or a TREC run file (maybe .gz)")

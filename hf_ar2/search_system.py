@@ -337,7 +337,9 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
+        raise ValueError(
+            f"{path}: not valid YAML: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
+        ) from None
     if not isinstance(recipe, dict) or "collection" not in recipe:
         raise ValueError(
             f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"

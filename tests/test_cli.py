@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import CorpusIndex
 from hf_ar2.search_system import EVALUATION_FIELDS, Hit, SearchSystem, Settings
 
-COMMANDS = ["quickstart", "train", "evaluate", "encode", "index", "search", "augment", "collection"]
+COMMANDS = list(cli.build_parsers()[1])
 COMMANDS += ["push", "card"]
 # So short that queries and passages are cut: whoever ignores a recipe's lengths gets other scores.
 LENGTHS = {"max_query_length": 7, "max_passage_length": 11, "max_pair_length": 16, "title_separator": " : "}
@@ -111,7 +113,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> type[Launched]:
         (["evaluate", "--retriever", "m"], "Name a run folder, or --retriever and --collection"),
         (["train"], "which recipe?"),
         (["train", "--seed", "1", "quickstart"], "which recipe? It comes first"),
-        (["train", "quikstart"], "no recipe 'quikstart'; did you mean 'quickstart'? Recipes: quickstart,"),
+        (["train", "quikstart"], "no recipe 'quikstart'; did you mean 'quickstart'? Recipes: own-corpus,"),
         (["train", "quickstart", "seed", "1"], "'seed': expected --key value"),
         (
             ["train", "quickstart", "--config_file", "no.yaml"],
@@ -140,10 +142,53 @@ def test_help_fits_80_columns_and_shows_an_example(
     assert left.value.code == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    if command:
-        assert f"example:\n  hf-ar2 {command} " in shown
-    else:
+    example = shown.rstrip().split("\n\n")[-1]
+    assert example.startswith(f"example:\n  hf-ar2 {command or 'quickstart'}")
+    if not command:
         assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_each_help_is_accepted(
+    command: str, launched: type[Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "HANDLERS", dict.fromkeys(cli.HANDLERS, f"{__name__}:carried_out"))
+    example = cli.build_parsers()[1][command].epilog.removeprefix("example:\n").replace("\\\n", " ")
+    program, *arguments = shlex.split(example)
+    assert program == "hf-ar2" and arguments[0] == command
+    assert cli.main(arguments) == 0
+    assert len(launched.calls) == (command in cli.TRAINING)
+
+
+def carried_out(options: argparse.Namespace) -> int:
+    return 0
+
+
+def test_errors_of_the_system_end_with_what_to_do(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["collection", str(data), str(tmp_path / "file" / "out")]) == 1
+    assert capsys.readouterr().err.endswith("Check that path, the rights to it and the space there\n")
+
+
+def test_who_reads_no_further_is_not_told_of_it(data: Path) -> None:
+    """As in `hf-ar2 compare ... | head -1`: the rest of the output is dropped in silence."""
+    code = "import sys; from hf_ar2 import cli; cli.HANDLERS['search'] = 'test_cli:endless'; sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "search", str(data)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"hit\n"
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def endless(options: argparse.Namespace) -> int:
+    while True:
+        print("hit")
 
 
 def test_help_and_the_package_come_without_torch() -> None:
