@@ -7,6 +7,8 @@ import textwrap
 
 from hf_ar2.report import format_table
 
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
+
 
 def terminal_text(card: str, width: int) -> str:
     """A card's Markdown for a terminal: metadata left out, paragraphs and tables as wide as it is.
@@ -41,9 +43,7 @@ def _shown(block: str, width: int) -> str:
     if lines[0].startswith("| "):
         cells = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines]
         # no addresses here: they would make the table wide, and the papers stand below
-        rows = [
-            [_plain(re.sub(r"\]\([^)]+\)|\[|\\(?=\|)", "", cell.strip())) for cell in row] for row in cells
-        ]
+        rows = [[_plain(_LINK.sub(r"\1", cell.strip())).replace("\\|", "|") for cell in row] for row in cells]
         return format_table(rows[2:], rows[0], width=width)
     if re.match(r"- |\d+\. ", block):
         items = re.split(r"\n(?=- |\d+\. )", block)
@@ -59,5 +59,5 @@ def _filled(text: str, width: int, indent: str = "") -> str:
 
 def _plain(text: str) -> str:
     """Without marks of emphasis, and links as their text and address."""
-    text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r"\1 (\2)", text.replace("\n", " "))
+    text = _LINK.sub(r"\1 (\2)", text.replace("\n", " "))
     return re.sub(r"\*{1,2}([^*]+)\*{1,2}", r"\1", re.sub(r" {2,}", " ", text))

@@ -130,6 +130,9 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
         assert (run / name).is_file(), name
     SentenceTransformer(str(run / "retriever"))
     CrossEncoder(str(run / "ranker"))
+    card = (run / "ranker" / "README.md").read_text(encoding="utf-8")
+    assert f"such as `{run / 'retriever'}`. Trained by [AR2]" in " ".join(card.split())
+    assert "AR2: pipeline" in card and "ranker_steps" in card and "60 passages, 24 training queries" in card
 
     before = (run / "stages" / "ar2" / "done.json").stat().st_mtime_ns
     run_recipe(load_recipe(path, {"output_dir": str(run)}), str(path))

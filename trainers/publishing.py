@@ -48,7 +48,23 @@ _UPLOADED = "_uploaded"
 
 
 class PublishingTrainer(Trainer):
-    """A `transformers.Trainer` over two models that writes their cards and publishes each in its own repository."""
+    """A `transformers.Trainer` over two models that writes their cards and publishes each in its own repository.
+
+    `push_to_hub=True` publishes while training goes on: at every save (`hub_strategy="every_save"`), with the whole
+    checkpoint beside the first model ("checkpoint", "all_checkpoints"), or at the end alone ("end").
+
+    Example:
+        ```python
+        from hf_ar2 import RetrieverConfig, RetrieverTrainer
+
+        args = RetrieverConfig(output_dir="runs/g0", per_device_train_batch_size=32)
+        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
+        trainer.train()
+        trainer.save_model()
+        print(open("runs/g0/retriever/README.md").read())
+        trainer.push_to_hub("me/scifact", private=True)  # me/scifact-retriever, with this card
+        ```
+    """
 
     model: JointModel
     trained: tuple[str, ...]
@@ -142,7 +158,7 @@ class PublishingTrainer(Trainer):
         with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
             if searched is not None:
                 folders["index"] = Path(temporary)
-                save_index(searched, folders["index"], self)
+                _save_index(searched, folders["index"], self)
             for what, folder in folders.items():
                 check_loads(what, folder)
             return publish(
@@ -248,7 +264,7 @@ class PublishingTrainer(Trainer):
         )
 
 
-def save_index(searched: Any, folder: Path, trainer: PublishingTrainer) -> None:
+def _save_index(searched: Any, folder: Path, trainer: PublishingTrainer) -> None:
     """Write the index of a trainer's collection: `index.faiss`, `ids.json`, `index.json`."""
     index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.of_corpus(searched)
     assert trainer.model.retriever is not None
