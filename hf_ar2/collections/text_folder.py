@@ -37,7 +37,13 @@ _UNFIT_FOR_IDS = re.compile(r"[\s%\ud800-\udfff]")
 
 @dataclass
 class Place:
-    """A section of a file, and its passages: id -> text."""
+    """A section of a file, and its passages: id -> text.
+
+    Example:
+        >>> place = Place("bees.md", Section("Bees", paragraphs=["They fly."]), {"bees.md:1": "They fly."})
+        >>> place.section.heading, list(place.passages)
+        ('Bees', ['bees.md:1'])
+    """
 
     path: str
     section: Section
