@@ -34,10 +34,12 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222 }}
+h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
+h2 {{ font-size: 1.125rem; margin: 1.5rem 0 0; overflow-wrap: anywhere }}
 form {{ display: flex; gap: .5rem }}
 input {{ flex: 1; padding: .5rem; font: inherit }}
 button {{ padding: .5rem 1rem; font: inherit }}
-.scores, .note {{ color: #666; font-size: .875rem }}
+.scores, .note {{ color: #666; font-size: .875rem; margin: .25rem 0 }}
 .text {{ white-space: pre-wrap; overflow-wrap: anywhere; max-height: 12rem; overflow-y: auto }}
 </style>
 </head>
@@ -182,17 +184,17 @@ def hits_html(hits: Sequence[dict[str, Any]]) -> str:
     """Hits as they stand on the page, every text escaped.
 
     Example:
-        >>> hit = {"rank": 1} | dataclasses.asdict(Hit("d7", "", "a < b", 2, 0.61, 4.2))
+        >>> hit = {"rank": 1} | dataclasses.asdict(Hit("d7", "Signs", "a < b", 2, 0.61, 4.2))
         >>> print(hits_html([hit]))
         <article>
-        <h2 dir="auto">1. d7</h2>
+        <h2 dir="auto">1. Signs</h2>
         <p class="scores">d7 · ranker 4.200 · retriever 0.610 (2nd)</p>
         <div class="text" dir="auto">a &lt; b</div>
         </article>
     """
     articles = []
     for hit in hits:
-        scores = [hit["passage_id"]]
+        scores = [hit["passage_id"]] if hit["title"] else []
         place = ""
         if hit["ranker_score"] is not None:
             scores.append(f"ranker {hit['ranker_score']:.3f}")

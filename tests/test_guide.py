@@ -21,8 +21,11 @@ from conftest import ADJECTIVES, ANIMALS, OBJECTS, PLACES, VERBS, make_tiny_retr
 
 from hf_ar2 import cli
 from hf_ar2.collections import load_collection
+from hf_ar2.launch import find_recipe
+from hf_ar2.recipes.recipe import load_recipe
 
-TEXT = (Path(__file__).parents[1] / "recipes" / "bring-your-own-corpus.md").read_text(encoding="utf-8")
+RECIPES = Path(__file__).parents[1] / "recipes"
+TEXT = (RECIPES / "bring-your-own-corpus.md").read_text(encoding="utf-8")
 COMMANDS = [
     line
     for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
@@ -145,3 +148,18 @@ def test_the_guide_writes_questions_as_they_are_read() -> None:
     for line in example.splitlines():
         question, answer = re.split("\t+", line)
         assert question.endswith("?") and answer.startswith("bees.md")
+
+
+def test_what_the_recipe_says_of_a_gpu_is_accepted() -> None:
+    path = find_recipe("own-corpus")
+    comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    options = re.findall(r"--([\w.]+) (\S+)", comment.split("With a GPU")[1])
+    assert len(options) >= 8
+    recipe = load_recipe(path, dict(options))
+    assert recipe.models["base"]["model"] == "BAAI/bge-base-en-v1.5"
+    assert recipe.stage_args("retriever")["max_steps"] == 300
+
+
+def test_links_of_the_guide_lead_somewhere() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT):
+        assert (RECIPES / link).is_file(), link
