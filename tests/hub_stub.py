@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import re
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -47,7 +46,6 @@ class Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: dict[tuple[str, str], Repository] = {}  # noqa: RUF012
     breaks = 0
-    slow = 0.0
 
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -79,7 +77,7 @@ class Hub(BaseHTTPRequestHandler):
             return
         body = self.body()
         if path == "/_break":
-            Hub.breaks, Hub.slow = json.loads(body)["times"], json.loads(body).get("slow", 0.0)
+            Hub.breaks = json.loads(body)["times"]
             self.answer({})
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.refuse(401, "", "Invalid username or password.")
@@ -101,7 +99,6 @@ class Hub(BaseHTTPRequestHandler):
             ]
             self.answer({"files": told})
         elif match[3] == "commit":
-            time.sleep(Hub.slow)
             self.commit(match[1], match[2], body)
         else:
             self.answer({})

@@ -199,6 +199,9 @@ def push_while_training(models: Path, output: Path) -> dict[str, Any]:
     assert ranker is not None
     pair = [(TEXTS[0], TEXTS[1])]
     difference = ranker.predict(pair) - CrossEncoder("tester/every-ranker").predict(pair)
+    checkpoint = Path(snapshot_download("tester/every-retriever", allow_patterns="last-checkpoint/*"))
+    resumed = trainer("resumed", push_to_hub=False, num_rounds=3)
+    resumed.train(resume_from_checkpoint=str(checkpoint / "last-checkpoint"))
     at_end = trainer("at-end", hub_strategy="end")
     at_end.train()
     at_end.save_model()
@@ -210,6 +213,7 @@ def push_while_training(models: Path, output: Path) -> dict[str, Any]:
         "difference": float(abs(difference).max()),
         "files": sorted(HfApi().list_repo_files("tester/every-retriever")),
         "private": HfApi().repo_info("tester/every-ranker").private,
+        "resumed": [entry["step"] for entry in resumed.state.log_history if "loss" in entry],
         "refused": said(trainer, "refused", hub_model_id="someone/mine"),
         "left_behind": (output / "every" / "_uploaded").exists(),
     }

@@ -198,6 +198,10 @@ def test_push_to_hub_publishes_at_saves_and_at_the_end(results: dict[str, Any]) 
     assert not training["left_behind"]
 
 
+def test_a_run_continues_from_the_checkpoint_on_the_hub(results: dict[str, Any]) -> None:
+    assert results["training"]["resumed"] == list(range(1, 22))  # 14 of them in the checkpoint's own log
+
+
 def test_a_push_that_fails_while_training_does_not_end_it(results: dict[str, Any]) -> None:
     assert results["training"]["commits"]["models/tester/failing-retriever"] == [
         "Training in progress, step 14",

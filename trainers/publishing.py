@@ -50,8 +50,9 @@ _UPLOADED = "_uploaded"
 class PublishingTrainer(Trainer):
     """A `transformers.Trainer` over two models that writes their cards and publishes each in its own repository.
 
-    `push_to_hub=True` publishes while training goes on: at every save (`hub_strategy="every_save"`), with the whole
-    checkpoint beside the first model ("checkpoint", "all_checkpoints"), or at the end alone ("end").
+    `push_to_hub=True` publishes while training goes on: at every save (`hub_strategy="every_save"`), or at the end
+    alone ("end"). With "checkpoint" and "all_checkpoints" the whole checkpoint is beside the first of the two models;
+    downloaded (`hf download me/name-retriever --include "last-checkpoint/*"`), it is resumed from like any other.
 
     Example:
         ```python
@@ -221,7 +222,8 @@ class PublishingTrainer(Trainer):
             if job.exception() is not None:
                 logger.warning(f"A push during training failed: {job.exception()}")
         self.push_in_progress = None
-        shutil.rmtree(Path(str(self.args.output_dir)) / _UPLOADED, ignore_errors=True)
+        if self.is_world_process_zero():
+            shutil.rmtree(Path(str(self.args.output_dir)) / _UPLOADED, ignore_errors=True)
 
     @staticmethod
     def _in_background(function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
