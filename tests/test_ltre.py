@@ -15,7 +15,9 @@ import torch
 from conftest import make_tiny_ranker, make_tiny_retriever, with_passages
 from sentence_transformers import SentenceTransformer
 from tiny_ar2 import settings_of, without_dropout
+from transformers import BertTokenizer
 
+from hf_ar2.index import CorpusIndex, InputBuilder, TokenStore, TorchSearcher, frozen
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models import load_retriever
@@ -256,6 +258,55 @@ def test_a_faiss_file_with_ids_in_another_order_serves_as_well(models, tmp_path,
     np.testing.assert_allclose(losses(theirs.state.log_history), losses(built.state.log_history), rtol=1e-4)
     theirs.save_index(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "ids.json").read_text()) == ids
+
+
+def test_a_folder_that_hf_ar2_index_wrote_is_opened_by_what_its_meta_json_names(tmp_path):
+    embeddings = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcd"]
+    builder = InputBuilder(BertTokenizer(vocab={word: i for i, word in enumerate(words)}), 8)
+    built = CorpusIndex.build(
+        lambda inputs: torch.from_numpy(embeddings)[inputs["input_ids"][:, 1] - 5],
+        builder,
+        TokenStore(np.arange(5, 9, dtype=np.int32), np.arange(5)),
+        tmp_path,
+        fingerprint="four",
+        dim=2,
+        show_progress=False,
+    )
+    (tmp_path / "ids.json").write_text('["d", "c", "b", "a"]')
+    index = FrozenIndex.of_files(tmp_path, ["a", "b", "c", "d"])
+    assert built.meta["files"]["index"] != "index.faiss"
+    assert np.array_equal(index.search(embeddings, 4)[1], 3 - built.search(embeddings, 4)[1])
+
+
+def test_a_gpu_that_faiss_cannot_use_searches_flat_files_in_torch(tmp_path, monkeypatch):
+    """The choice of the searcher alone: the device is named, no tensor is put on it and no GPU searches here."""
+    rng = np.random.default_rng(0)
+    passages, queries = rng.normal(size=(9, 4)).astype(np.float32), rng.normal(size=(2, 4))
+    ids = [f"p{number}" for number in range(9)]
+    (tmp_path / "ids.json").write_text(json.dumps(ids[::-1]))
+    for factory in ("Flat", "HNSW4"):
+        index = faiss.index_factory(4, factory, faiss.METRIC_INNER_PRODUCT)
+        index.add(passages[::-1].copy())
+        faiss.write_index(index, str(tmp_path / f"{factory}.faiss"))
+    copied = []
+
+    def on_the_processor(embeddings, device):
+        copied.append((str(device), np.array(embeddings)))
+        return TorchSearcher(embeddings, "cpu")
+
+    monkeypatch.setattr(frozen, "TorchSearcher", on_the_processor)
+    # as with a build for GPUs on a machine whose GPU it cannot use
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
+    found = FrozenIndex.of_files(tmp_path / "Flat.faiss", ids, device="cuda:0").search(queries, 3)
+    assert [device for device, _ in copied] == ["cuda:0"] and np.array_equal(copied[0][1], passages[::-1])
+    expected = FrozenIndex.of_files(tmp_path / "Flat.faiss", ids).search(queries, 3)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    assert np.array_equal(found[1], expected[1])
+    FrozenIndex.of_files(tmp_path / "HNSW4.faiss", ids, device="cuda:0")
+    FrozenIndex.of_files(tmp_path / "Flat.faiss", ids, device="cpu")
+    assert len(copied) == 1
 
 
 def test_an_index_of_another_model_is_refused(models, tmp_path, tiny_collection):

@@ -15,8 +15,7 @@ import torch
 
 from hf_ar2.index.encoding import Encode, encode_rows
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index, read_faiss_index, write_faiss_index
-from hf_ar2.index.faiss_import import faiss_has_gpu, import_faiss
-from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix
+from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, torch_searches
 from hf_ar2.index.tokens import InputBuilder, TokenStore
 
 if TYPE_CHECKING:
@@ -192,7 +191,7 @@ class CorpusIndex:
         """
         folder = Path(folder)
         while True:
-            meta = _read_meta(folder)
+            meta = read_meta(folder)
             if fingerprint is not None and meta["fingerprint"] != fingerprint:
                 raise ValueError(
                     f"the index in {folder} was made from other weights, another tokenizer or another corpus: "
@@ -204,7 +203,7 @@ class CorpusIndex:
                 embeddings = np.load(folder / meta["files"]["embeddings"], mmap_mode="r")
                 faiss_index = read_faiss_index(folder / meta["files"]["index"])
             except (FileNotFoundError, ValueError):
-                if _read_meta(folder) == meta:
+                if read_meta(folder) == meta:
                     raise
                 continue  # it was replaced while it was being opened
             if embeddings.shape != (meta["ntotal"], meta["dim"]) or faiss_index.ntotal != meta["ntotal"]:
@@ -242,12 +241,9 @@ class CorpusIndex:
             raise ValueError(f"k must be at least 1, found {k}")
         matrix = query_matrix(queries, self.dim)
         if self._searcher is None:
-            by_torch = (
-                self.device.type == "cuda" and self.factory == "Flat" and not faiss_has_gpu(import_faiss())
-            )
             self._searcher = (
                 TorchSearcher(self.embeddings, self.device)
-                if by_torch
+                if self.factory == "Flat" and torch_searches(self.device)
                 else FaissSearcher(self.faiss_index, self.device, self.search_parameters)
             )
         return self._searcher.search(matrix, k)
@@ -333,7 +329,19 @@ def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
     os.replace(temporary, folder / "meta.json")
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The meta.json of an index: what it was made from, and under `files` the names of `embeddings` and `index`.
+
+    Raises:
+        FileNotFoundError: no index there. ValueError: a meta.json that is damaged, or not of this version.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "meta.json").write_text('{"format": 1, "files": {"index": "index-42.faiss"}}')
+        ...     read_meta(Path(folder))["files"]
+        {'index': 'index-42.faiss'}
+    """
     path = folder / "meta.json"
     if not path.exists():
         raise FileNotFoundError(
@@ -367,7 +375,7 @@ def _check_files(folder: Path, meta: dict[str, Any]) -> None:
 def _whole_meta(folder: Path) -> dict[str, Any] | None:
     """The description of the index in a folder, None where there is none or it is damaged."""
     try:
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         _check_files(folder, meta)
     except (FileNotFoundError, ValueError):
         return None

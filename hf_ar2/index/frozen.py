@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.corpus_index import CorpusIndex, read_meta
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
-from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix
+from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, torch_searches
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
@@ -35,9 +35,9 @@ class FrozenIndex:
             there, which then decodes its own vectors.
         corpus_rows: int64 `[N]`, the corpus row of each position of the index; None where they are the same.
         vectors: "exact" are `embeddings`; "index" are those the index decodes, which its scores come from.
-        device: searches, and gets the vectors.
+        device: gets the vectors, and searches: FAISS does where it can, on a GPU it cannot use `TorchSearcher` for an
+            exact index (`IndexFlat`); every other type stays on the processor.
         search_parameters: as in "nprobe=16" or "efSearch=128".
-        by_torch: search exactly with a half-precision copy of `embeddings` on the device instead (`TorchSearcher`).
 
     Attributes:
         ntotal, dim: N and d.
@@ -64,7 +64,6 @@ class FrozenIndex:
         vectors: Vectors = "exact",
         device: str | torch.device = "cpu",
         search_parameters: str | None = None,
-        by_torch: bool = False,
     ) -> None:
         faiss = import_faiss()
         if faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
@@ -93,8 +92,9 @@ class FrozenIndex:
             self._positions = np.empty(len(corpus_rows), np.int64)
             self._positions[corpus_rows] = np.arange(len(corpus_rows))
         self._searcher: FaissSearcher | TorchSearcher
-        if by_torch and embeddings is not None:
-            self._searcher = TorchSearcher(embeddings, device)
+        if isinstance(faiss_index, faiss.IndexFlat) and torch_searches(device):
+            in_order = embeddings is not None and corpus_rows is None
+            self._searcher = TorchSearcher(embeddings if in_order else _stored_vectors(faiss_index), device)
         else:
             self._searcher = FaissSearcher(faiss_index, device, search_parameters)
         if self._decodes:
@@ -116,11 +116,9 @@ class FrozenIndex:
         Args:
             writable: read the FAISS index into memory, for centroids that will change.
         """
-        faiss = import_faiss()
         loaded = index.faiss_index
         if writable:
-            loaded = faiss.read_index(str(index.folder / index.meta["files"]["index"]))
-        on_gpu = torch.device(device).type == "cuda"
+            loaded = import_faiss().read_index(str(index.folder / index.meta["files"]["index"]))
         return cls(
             loaded,
             f"{index.fingerprint}:{index.factory}:{index.embeddings.dtype}",
@@ -128,7 +126,6 @@ class FrozenIndex:
             vectors=vectors,
             device=device,
             search_parameters=search_parameters,
-            by_torch=on_gpu and index.factory == "Flat" and not hasattr(faiss, "StandardGpuResources"),
         )
 
     @classmethod
@@ -145,7 +142,7 @@ class FrozenIndex:
         """From a FAISS file that somebody made, and the ids of its passages in the order they were added.
 
         Args:
-            path: the FAISS file, or a folder with `index.faiss` and `ids.json`.
+            path: the FAISS file, or a folder: one that `hf-ar2 index` wrote, or with `index.faiss` and `ids.json`.
             corpus_ids: the ids of the corpus, by row.
             ids: a JSON list of ids, or a text file with one per line; None: `ids.json` beside the FAISS file.
 
@@ -153,13 +150,14 @@ class FrozenIndex:
             FileNotFoundError: a file that is missing. ValueError: ids that are not those of the corpus, one for one.
         """
         path = Path(path)
-        path = path / INDEX_FILE if path.is_dir() else path
+        path = path / _index_file(path) if path.is_dir() else path
         ids = Path(ids) if ids is not None else path.with_name(IDS_FILE)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such FAISS index")
         if not ids.is_file():
             raise FileNotFoundError(
-                f"{ids}: not there; expected the ids of the index's passages in its order, as a JSON list or one a line"
+                f"{ids}: not there; expected the ids of the index's passages in its order, as a JSON list or one a "
+                "line. Name the file that has them"
             )
         faiss_index = import_faiss().read_index(str(path)) if writable else read_faiss_index(path)
         rows = _rows_of_ids(_read_ids(ids), corpus_ids, ids, faiss_index.ntotal, path)
@@ -191,10 +189,11 @@ class FrozenIndex:
     def vectors(self, rows: np.ndarray) -> Tensor:
         """Vectors float32 `[..., d]` of corpus rows int64 `[...]`, on the device; row 0's in the place of -1."""
         wanted = np.maximum(rows, 0)
+        if isinstance(self._searcher, TorchSearcher) and self._searcher.stored is not None:
+            stored = self._searcher.stored
+            return stored[torch.from_numpy(self.positions(wanted)).to(stored.device)].float()
         if not self._decodes:
             assert self.embeddings is not None
-            if isinstance(self._searcher, TorchSearcher) and self._searcher.stored is not None:
-                return self._searcher.stored[torch.from_numpy(wanted).to(self.device)].float()
             return torch.from_numpy(np.asarray(self.embeddings[wanted], np.float32)).to(self.device)
         unique, places = np.unique(self.positions(wanted), return_inverse=True)
         decoded = self.faiss_index.reconstruct_batch(unique)
@@ -222,6 +221,17 @@ class FrozenIndex:
 def _keeps_vectors(index: Any) -> bool:
     faiss = import_faiss()
     return isinstance(index, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
+
+
+def _stored_vectors(index: Any) -> np.ndarray:
+    """What an `IndexFlat` keeps, float32 `[N, d]`: a view into the index, which has to live as long."""
+    found: np.ndarray = import_faiss().rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return found.reshape(index.ntotal, index.d)
+
+
+def _index_file(folder: Path) -> str:
+    """The name of the FAISS file in a folder, which the meta.json of a `CorpusIndex` says."""
+    return str(read_meta(folder)["files"]["index"]) if (folder / "meta.json").is_file() else INDEX_FILE
 
 
 def _read_ids(path: Path) -> list[str]:

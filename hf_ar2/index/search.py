@@ -62,6 +62,16 @@ def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     return scores, rows
 
 
+def torch_searches(device: str | torch.device) -> bool:
+    """Whether exact search on this device is for `TorchSearcher`: it is a GPU that this build of FAISS cannot use.
+
+    Example:
+        >>> torch_searches("cpu")
+        False
+    """
+    return torch.device(device).type == "cuda" and not faiss_has_gpu(import_faiss())
+
+
 class FaissSearcher:
     """A FAISS index behind the interface of `CorpusIndex.search`, on a GPU where FAISS can use one.
 
