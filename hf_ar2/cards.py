@@ -78,16 +78,18 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def index_card(training: Training, about: Mapping[str, Any], name: str, retriever: str) -> str:
+def index_card(
+    training: Training, about: Mapping[str, Any], name: str, retriever: str, *, normalised: bool
+) -> str:
     """The README.md of a published index, a dataset repository with `index.faiss`, `ids.json` and `index.json`.
 
     Args:
         training: of the retriever.
-        about: contents of `index.json`: `passages`, `dimension`, `type`, `made_from`, `similarity`.
+        about: contents of `index.json`: `passages`, `dimension`, `type`, `made_from`.
         name: id of the repository.
         retriever: id, name or folder of the retriever whose passages it holds.
+        normalised: whether queries are brought to unit length, as for a cosine.
     """
-    unit = about["similarity"] == "cosine"
     metadata = DatasetCardData(
         tags=["hf-ar2", "faiss", "dense-retrieval"], pretty_name=f"{training.name}: index"
     )
@@ -115,7 +117,7 @@ from sentence_transformers import SentenceTransformer
 
 folder = snapshot_download("{name}", repo_type="dataset")
 index, ids = faiss.read_index(f"{{folder}}/index.faiss"), json.load(open(f"{{folder}}/ids.json"))
-queries = SentenceTransformer("{retriever}").encode_query(["a query"], normalize_embeddings={unit})
+queries = SentenceTransformer("{retriever}").encode_query(["a query"], normalize_embeddings={normalised})
 scores, places = index.search(queries, 10)
 found = [ids[place] for place in places[0]]
 ```

@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hf_ar2.card_view import terminal_text
 from hf_ar2.cards import index_card, model_card
+from hf_ar2.commands import opened_system, quiet
 from hf_ar2.hub import INDEX_FILES, check_loads, hub_token, publish
+from hf_ar2.saved_models import read_retriever
 from hf_ar2.search_system import read_run
 from hf_ar2.training_facts import ROLES, read_json, training_of_run
 
@@ -47,6 +48,7 @@ def push(arguments: argparse.Namespace) -> int:
         parts = [*_models_of(run), "index"]
     folders = {part: run / part for part in parts}
     trainings = {role: training_of_run(run, recipe, role) for role in {*parts, "retriever"} - {"index"}}
+    quiet()
     hub_token()  # a missing one is told of before anything is loaded
     with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
         if "index" in folders:
@@ -58,7 +60,8 @@ def push(arguments: argparse.Namespace) -> int:
             if what == "index":
                 retriever = ids.get("retriever", f"{arguments.name}-retriever")
                 about = read_json(folders["index"] / "index.json")
-                return index_card(trainings["retriever"], about, ids["index"], retriever)
+                unit = read_retriever(run / "retriever").similarity == "cosine"
+                return index_card(trainings["retriever"], about, ids["index"], retriever, normalised=unit)
             return model_card(
                 trainings[what],
                 folders[what],
@@ -89,15 +92,10 @@ def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path
     kept = run / _SEARCHED_INDEX
     if all((kept / name).is_file() for name in INDEX_FILES):
         return kept
-    from hf_ar2.commands import opened_system
     from hf_ar2.index.frozen import FrozenIndex
-    from hf_ar2.models import similarity_of
 
     options = argparse.Namespace(run=arguments.run)
     with opened_system(options, ranker=False) as system:
-        about: dict[str, Any] = {
-            "collection": system.collection.name,
-            "similarity": similarity_of(system.retriever),
-        }
+        about = {"collection": system.collection.name}
         FrozenIndex.of_corpus(system.index).save(temporary, system.collection.corpus["id"], about)
     return temporary

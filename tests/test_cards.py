@@ -220,6 +220,8 @@ def test_a_trainer_writes_cards_of_what_it_knows(
     assert "not tested for significance" in card
     # the retriever only found the lists
     assert not (tmp_path / "mine" / "retriever" / "README.md").exists()
+    with pytest.raises(ValueError, match="this trainer trains no retriever whose index could be published"):
+        trainer.push_to_hub("me/mine", index=True)
 
 
 def test_settings_leave_out_secrets_and_what_has_no_bearing(tmp_path: Path) -> None:
@@ -273,7 +275,7 @@ def test_the_index_s_card_says_whose_it_is() -> None:
         "made_from": "0abc",
         "similarity": "dot",
     }
-    card = index_card(training, about, "me/mine-index", "me/mine-retriever")
+    card = index_card(training, about, "me/mine-index", "me/mine-retriever", normalised=False)
     assert "5,183 passages of `BeIR/scifact`, encoded by `me/mine-retriever`" in " ".join(card.split())
     assert 'snapshot_download("me/mine-index", repo_type="dataset")' in card
     assert "normalize_embeddings=False" in card

@@ -19,7 +19,7 @@ from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.retrieval import WEIGHTINGS
-from hf_ar2.models import load_retriever, one_tower, similarity_of, tower
+from hf_ar2.models import load_retriever, one_tower, tower
 from hf_ar2.trainers.config import JointConfig, setting
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ltre_index import FrozenRetrieval, with_missed
@@ -278,12 +278,10 @@ class LTReTrainer(JointTrainer):
 
     def save_index(self, folder: str | Path) -> None:
         """Write the index that was searched, trained centroids included: `index.faiss`, `ids.json`, `index.json`."""
-        assert self.model.retriever is not None
         about = {
             "collection": self.collection.name,
             "retriever": self.sources["retriever"],
             "search": self.args.search_parameters,
-            "similarity": similarity_of(self.model.retriever),
         }
         self.index.save(folder, self.collection.corpus["id"], about)
 

@@ -25,7 +25,8 @@ from transformers.utils.hub import PushInProgress
 from hf_ar2.cards import index_card, model_card
 from hf_ar2.hub import check_loads, make_repositories, publish
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
-from hf_ar2.models import JointModel, similarity_of
+from hf_ar2.models import JointModel
+from hf_ar2.saved_models import read_retriever
 from hf_ar2.training_facts import ROLES, Training, bears_on_the_result, read_json, training_of_trainer
 
 logger = logging.get_logger(__name__)
@@ -148,6 +149,8 @@ class PublishingTrainer(Trainer):
         Raises:
             ValueError, PermissionError, ConnectionError: as `hf_ar2.hub.publish`.
         """
+        if index and "retriever" not in self.published:
+            raise ValueError("index=True: this trainer trains no retriever whose index could be published")
         self.save_model(_internal_call=True)
         searched = self.retrieval.refresh() if index else None  # encodes on all processes
         if not self.is_world_process_zero():
@@ -254,7 +257,8 @@ class PublishingTrainer(Trainer):
     ) -> str:
         if what == "index":
             about = read_json(folders["index"] / ABOUT_FILE)
-            return index_card(trainings["retriever"], about, ids["index"], ids["retriever"])
+            unit = read_retriever(folders["retriever"]).similarity == "cosine"
+            return index_card(trainings["retriever"], about, ids["index"], ids["retriever"], normalised=unit)
         other = {"retriever": "ranker", "ranker": "retriever"}[what]
         return model_card(
             trainings[what],
@@ -269,9 +273,7 @@ class PublishingTrainer(Trainer):
 def _save_index(searched: Any, folder: Path, trainer: PublishingTrainer) -> None:
     """Write the index of a trainer's collection: `index.faiss`, `ids.json`, `index.json`."""
     index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.of_corpus(searched)
-    assert trainer.model.retriever is not None
-    about = {"collection": trainer.collection.name, "similarity": similarity_of(trainer.model.retriever)}
-    index.save(folder, trainer.collection.corpus["id"], about)
+    index.save(folder, trainer.collection.corpus["id"], {"collection": trainer.collection.name})
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
