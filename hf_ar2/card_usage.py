@@ -13,7 +13,7 @@ def retriever_usage(name: str, saved: SavedRetriever, query_side_of: str | None 
     Args:
         name: what it is loaded by.
         saved: how it makes embeddings.
-        query_side_of: the passage encoder's name, where the model is the query side alone.
+        query_side_of: the retriever that encodes passages, where the model is the query side alone.
     """
     passages = f'SentenceTransformer("{query_side_of}")' if query_side_of else "model"
     blocks = [

@@ -30,7 +30,7 @@ def model_card(
     partner: str | None = None,
     license: str | None = None,
     data_license: str | None = None,
-    query_side: bool = False,
+    query_side_of: str | None = None,
 ) -> str:
     """The README.md of a saved retriever or ranker.
 
@@ -42,7 +42,7 @@ def model_card(
         license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, where its own
             README says it.
         data_license: of the training data, in words; None: not known.
-        query_side: the folder holds the query encoder of a retriever by itself.
+        query_side_of: the retriever whose query encoder the folder holds by itself; it still encodes passages.
 
     Returns:
         YAML metadata between lines of `---`, then Markdown.
@@ -57,11 +57,11 @@ def model_card(
     if isinstance(saved, SavedRanker):
         use = ranker_usage(name)
     else:
-        use = retriever_usage(name, saved, _passage_encoder(training) if query_side else None)
+        use = retriever_usage(name, saved, query_side_of)
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
-        f"# {training.name}: {'query encoder' if query_side else training.role}",
-        _introduction(training, saved, partner, query_side),
+        f"# {training.name}: {'query encoder' if query_side_of else training.role}",
+        _introduction(training, saved, partner, query_side_of is not None),
         _belonging(training),
         "## Use",
         use,
@@ -196,11 +196,6 @@ def _introduction(
         f"numbers, and the {compared} of two vectors says how well the passage answers the query. It is for the first "
         f"stage of a search, over an index of a whole collection. {trained}{other}"
     )
-
-
-def _passage_encoder(training: Training) -> str | None:
-    index = training.last.index
-    return str(index["retriever"]) if index else None
 
 
 def _belonging(training: Training) -> str:

@@ -22,14 +22,13 @@ from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.recipe import Recipe, source_name
 from hf_ar2.report import plot_report, stage_table
+from hf_ar2.run_index import SEARCHED_INDEX, last_row
 from hf_ar2.trainers import JointConfig, LTReConfig, RetrieverConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.training_facts import training_of_run
 
 SYSTEMS = ("retriever", "ranker", "pipeline")
-# Where an LTRe stage leaves the index it trained against, if that is no exact one.
-SEARCHED_INDEX = "searched_index"
 
 
 def evaluate_rows(
@@ -166,23 +165,10 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
     return means
 
 
-def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
+def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any], Any]) -> None:
     """The final models at the run's root, `report.png`, the table, and the next command."""
     rows = recipe.evaluation.get("rows", {})
-    last = list(rows.values())[-1] if rows else {}
-    written = []
-    # An LTRe stage leaves more than a retriever.
-    for role, part in (
-        ("retriever", "retriever"),
-        ("retriever", "query_encoder"),
-        ("retriever", SEARCHED_INDEX),
-        ("ranker", "ranker"),
-    ):
-        source = run / "stages" / str(source_name(last[role]) if role in last else None) / part
-        if source.is_dir():
-            shutil.rmtree(run / part, ignore_errors=True)
-            shutil.copytree(source, run / part)
-            written.append(f"{part}/")
+    written = keep_models(recipe, run, load)
     write_cards(recipe, run, written)
     histories = {}
     for stage in recipe.stages:
@@ -203,22 +189,57 @@ def finish(recipe: Recipe, run: Path, recipe_path: str, seconds: float) -> None:
         print(f'Next: hf-ar2 search {run} "your query"')
 
 
+def keep_models(recipe: Recipe, run: Path, load: Callable[[str, Any], Any]) -> list[str]:
+    """Put what the last row of the evaluation used at the run's root, in the place of what was there before.
+
+    Args:
+        load: the model of a role and a source, as it was evaluated.
+
+    Returns:
+        The folders that are there now, such as `"retriever/"`.
+    """
+    last = last_row(vars(recipe))
+    written = []
+    # An LTRe stage leaves more than a retriever.
+    for role, part in (
+        ("retriever", "retriever"),
+        ("retriever", "query_encoder"),
+        ("index", SEARCHED_INDEX),
+        ("ranker", "ranker"),
+    ):
+        new = run / f".{part}.partial"  # so that an interrupted copy leaves the former models, or none
+        shutil.rmtree(new, ignore_errors=True)
+        source = last.get(role)
+        trained = run / "stages" / str(source and source_name(source)) / part
+        if trained.is_dir() and not (part == role and isinstance(source, dict)):
+            shutil.copytree(trained, new)
+        elif part == role and source is not None:  # one of the recipe's, or a stage's with changes
+            load(role, source).save_pretrained(str(new), create_model_card=False)
+        shutil.rmtree(run / part, ignore_errors=True)
+        if new.is_dir():
+            new.rename(run / part)
+            written.append(f"{part}/")
+    return written
+
+
 def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
     """A README.md in each of the run's models that are at its root: what its stages were and what came out.
 
     Args:
-        written: folders at the run's root, such as `"retriever/"`; those that hold no model are passed over.
+        written: folders at the run's root, such as `"retriever/"`; those that hold no model that a stage of the run
+            trained are passed over.
     """
+    last = last_row(vars(recipe))
     for part, role, other in (
         ("retriever", "retriever", "ranker"),
         ("query_encoder", "retriever", "ranker"),
         ("ranker", "ranker", "retriever"),
     ):
-        if f"{part}/" in written:
+        if f"{part}/" in written and source_name(last[role]) in recipe.stages:
             card = model_card(
                 training_of_run(run, vars(recipe), role),
                 run / part,
                 partner=str(run / other) if f"{other}/" in written else None,
-                query_side=part == "query_encoder",
+                query_side_of=str(run / "retriever") if part == "query_encoder" else None,
             )
             (run / part / "README.md").write_text(card, encoding="utf-8")

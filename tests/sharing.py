@@ -173,6 +173,7 @@ def push_two_towers(models: Path, output: Path) -> dict[str, Any]:
         "blocks": run_blocks(card.content),
         "card": card.content,
         "license": card.data.license,
+        "query_encoder": run_blocks((output / "query_encoder" / "README.md").read_text(encoding="utf-8")),
         "local_card": (output / "query_encoder" / "README.md").read_text(encoding="utf-8"),
         "commits": stub("/_commits")["models/tester/mine-retriever"],
         "index_card": Path(

@@ -181,6 +181,7 @@ def test_the_card_of_two_towers_names_them_and_what_they_belong_to(results: dict
     assert towers["license"] == "mit"
     for card in (towers["card"], towers["local_card"]):
         assert "**It belongs to the passages of one encoder**" in card
+    np.testing.assert_allclose(towers["query_encoder"], towers["blocks"][:1], atol=1e-6)
 
 
 def test_push_to_hub_publishes_at_saves_and_at_the_end(results: dict[str, Any]) -> None:

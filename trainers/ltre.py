@@ -261,7 +261,9 @@ class LTReTrainer(JointTrainer):
         assert self.model.retriever is not None
         query_encoder = one_tower(self.model.retriever, "query")
         query_encoder.save_pretrained(str(folder / "query_encoder"), create_model_card=False)
-        card = model_card(self.training("retriever"), folder / "query_encoder", query_side=True)
+        card = model_card(
+            self.training("retriever"), folder / "query_encoder", query_side_of=str(folder / "retriever")
+        )
         (folder / "query_encoder" / "README.md").write_text(card, encoding="utf-8")
 
     def told(self) -> dict[str, Any]:
