@@ -25,6 +25,7 @@ from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import encode_rows
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.report import display_name, format_p, format_table
+from hf_ar2.run_index import RunIndex
 from hf_ar2.search_system import Hit, Ranking, SearchSystem, Settings, read_run
 
 Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
@@ -37,7 +38,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with opened_system(arguments) as system:
         split = arguments.split or system.settings.report_split
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
-        print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages")
+        note = f", {system.searched_place}" if system.run_index is not None else ""
+        print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages{note}")
         metrics = system.settings.metrics
         rankings = system.rankings(split)
         values = {
@@ -134,8 +136,8 @@ def search(arguments: argparse.Namespace) -> int:
     """Answer one query, or one after the other until the input ends."""
     query = " ".join(arguments.query).strip()
     with opened_system(arguments) as system:
-        found = system.index  # built before the first query, where it is not there yet
-        print(f"{system.collection.name}: {found.ntotal:,} passages, index in {found.folder}")
+        total = system.searched.ntotal  # built before the first query, where it is not there yet
+        print(f"{system.collection.name}: {total:,} passages, {system.searched_place}")
         if query:
             print_hits(system, query, arguments)
             return 0
@@ -252,11 +254,12 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
     """Models, collection and settings as the command line names them: by a run folder, one by one, or both.
 
     Tokens and the index are kept in the run folder. They go into a folder that is removed at the end where
-    there is none, or where another retriever or collection than the run's is used.
+    there is none, or where another retriever or collection than the run's is used. The index that a run was
+    evaluated with is searched unless another is named, or other passages than it holds.
     """
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
-    recipe: dict[str, Any] = {}
+    run_index = None
     settings = Settings.of_models()
     retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
     source = given.get("collection")
@@ -268,6 +271,8 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
+        if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
+            run_index = RunIndex.of_run(run, recipe)
     assert retriever_name is not None and source is not None
     with contextlib.ExitStack() as stack:
         if not kept:
@@ -281,6 +286,7 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
             settings.changed(given),
             work_folder,
             given.get("index"),
+            run_index,
         )
 
 

@@ -15,12 +15,14 @@ from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.systems import Ranking, evaluated_queries, index_fingerprint, rankings_of_systems
 from hf_ar2.index import CorpusIndex
+from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import bf16_pays, default_temperature, similarity_of
 from hf_ar2.processes import Processes
+from hf_ar2.run_index import RunIndex, last_row
 
-# What the `evaluation` of a recipe says; all other settings are in its `args`.
-EVALUATION_FIELDS = ("depth", "rerank_depth", "metrics", "test_metric", "report_split")
+# What the `evaluation` of a recipe says, or its last row; all other settings are in its `args`.
+EVALUATION_FIELDS = ("depth", "rerank_depth", "metrics", "test_metric", "report_split", "search_parameters")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Settings:
     metrics: Sequence[str] = ("mrr@10", "ndcg@10", "recall@100")
     test_metric: str | None = None
     report_split: str = "test"
+    search_parameters: str | None = None
 
     @classmethod
     def of_models(cls) -> Settings:
@@ -57,7 +60,7 @@ class Settings:
 
     @classmethod
     def of_recipe(cls, recipe: dict[str, Any]) -> Settings:
-        """From the `args` and the `evaluation` of a recipe.
+        """From the `args` and the `evaluation` of a recipe, whose last row says how the passages are searched.
 
         Example:
             >>> Settings.of_recipe({"args": {"max_pair_length": 96, "seed": 1}}).max_pair_length
@@ -66,7 +69,9 @@ class Settings:
         args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
         # A trainer's own rerank_depth is for its evaluations on the way, not for the one at the end.
         read = {name: value for name, value in args.items() if name not in EVALUATION_FIELDS}
-        return cls().changed(read | evaluation)
+        row = last_row(recipe)
+        searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
+        return cls().changed(read | evaluation | searched)
 
     def changed(self, values: dict[str, Any]) -> Settings:
         """With other values, those of them that are settings."""
@@ -109,6 +114,7 @@ class SearchSystem:
         work_folder: keeps tokens (`cache/`) and the index (`index/`) between one use and the next.
         index_folder: an index somewhere else. It is used if it fits the retriever and the collection, refused if
             it does not, and built if there is none.
+        run_index: files of an index that is searched instead; nothing is built then.
 
     Example:
         >>> import tempfile
@@ -130,6 +136,7 @@ class SearchSystem:
         settings: Settings,
         work_folder: str | Path,
         index_folder: str | Path | None = None,
+        run_index: RunIndex | None = None,
     ) -> None:
         self.retriever = retriever.eval()
         self.ranker = ranker.eval() if ranker is not None else None
@@ -137,6 +144,7 @@ class SearchSystem:
         self.settings = settings
         self.work_folder = Path(work_folder)
         self.index_folder = Path(index_folder) if index_folder is not None else None
+        self.run_index = run_index
         bf16 = bf16_pays(retriever.device) if settings.bf16 is None else settings.bf16
         self.encoders = Encoders(
             retriever.device,
@@ -195,6 +203,25 @@ class SearchSystem:
             self.settings.index_dtype,
         )
 
+    @cached_property
+    def searched(self) -> CorpusIndex | FrozenIndex:
+        """What `search` and `rankings` search: `run_index` where there is one, else `index`."""
+        if self.run_index is None:
+            if self.index_folder is None and self.settings.search_parameters is not None:
+                self.index.search_parameters = self.settings.search_parameters
+            return self.index
+        ids = list(self.collection.corpus["id"])
+        return self.run_index.open(
+            self.encoders, self.retriever, self.retriever_inputs, ids, self.settings.search_parameters
+        )
+
+    @property
+    def searched_place(self) -> str:
+        """Which index `searched` is, in words."""
+        if self.run_index is not None:
+            return f"the index that the run was evaluated with, {self.run_index.path}"
+        return f"index in {self.index.folder}"
+
     def rankings(self, split: str) -> dict[str, Ranking]:
         """What each system makes of the queries of a split, in the order of `evaluated_queries`.
 
@@ -205,7 +232,7 @@ class SearchSystem:
         queries = self.encoders.embed_queries(
             self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
         )
-        scores, rows = self.index.search(queries, min(self.settings.depth, self.index.ntotal))
+        scores, rows = self.searched.search(queries, min(self.settings.depth, self.searched.ntotal))
         ranked = None
         if self.ranker is not None and self.settings.rerank_depth:
             head = rows[:, : self.settings.rerank_depth]
@@ -242,7 +269,7 @@ class SearchSystem:
                 show_progress_bar=False,
                 processing_kwargs=_cut_at(self.retriever_inputs.max_query_length),
             )
-        scores, rows = self.index.search(embedding, min(depth, self.index.ntotal))
+        scores, rows = self.searched.search(embedding, min(depth, self.searched.ntotal))
         rows = rows[0][rows[0] >= 0]
         found = self.collection.corpus[rows.tolist()]
         ranked: list[float] | list[None] = [None] * len(rows)
@@ -298,6 +325,13 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     """
     recipe = read_recipe(folder)
     if not (Path(folder) / "retriever").is_dir():
+        stages = [Path(folder) / "stages" / name for name in recipe.get("stages") or {}]
+        if stages and not last_row(recipe) and all((stage / "done.json").is_file() for stage in stages):
+            raise FileNotFoundError(
+                f"{folder} has no retriever/: its recipe is done but has no evaluation.rows, the last of which names "
+                f"the run's models. Name one by itself, {stages[-1]}/retriever for example, or add a row and give the "
+                "command that started it again: what is trained stays"
+            )
         raise FileNotFoundError(
             f"{folder} has no retriever/ yet: its recipe has not come to its end. The command that started it "
             "continues it"

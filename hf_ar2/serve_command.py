@@ -216,8 +216,8 @@ def serve(arguments: argparse.Namespace) -> int:
     # A port that is taken is told before any model is loaded.
     with SearchServer(arguments.host, arguments.port) as server, opened_system(arguments) as system:
         server.system = system
-        index = system.index  # built before the first query, where it is not there yet
-        print(f"{system.collection.name}: {index.ntotal:,} passages, index in {index.folder}")
+        total = system.searched.ntotal  # built before the first query, where it is not there yet
+        print(f"{system.collection.name}: {total:,} passages, {system.searched_place}")
         if not str(server.server_address[0]).startswith("127."):
             print("Other machines can reach this, without a password: for a trusted network only.")
         print(f"Search at {server.url} (Ctrl-C ends it)", flush=True)

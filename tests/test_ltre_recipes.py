@@ -43,7 +43,19 @@ def test_tuning_builds_an_index_and_reports_before_and_after(home):
     assert SentenceTransformer(str(home / "plain" / "retriever")).encode_query(["otter"]).shape == (1, 32)
 
 
-def test_tuning_takes_an_index_that_is_there(home, tmp_path):
+def evaluated_as_at_its_end(home, run, index, capsys, monkeypatch):
+    """`evaluate RUN` gives the digits of the run's own evaluation, and `search RUN` its index."""
+    monkeypatch.chdir(home)  # the recipe names the collection from there
+    assert cli.main(["evaluate", run, "--output", f"{run}-again"]) == 0
+    found = json.loads((home / f"{run}-again" / "metrics.json").read_text())
+    assert found["test"] == json.loads((home / run / "metrics.json").read_text())["after"]["test"]
+    assert cli.main(["search", run, "otter"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("the index that the run was evaluated with, ") == 2 and shown.count(index) == 2
+    assert not (home / run / "index").exists(), "another index was built"
+
+
+def test_tuning_takes_an_index_that_is_there(home, tmp_path, capsys, monkeypatch):
     """Encoded by hand with sentence-transformers alone, as somebody else would have."""
     model = SentenceTransformer(str(home / "tiny-retriever"), device="cpu")
     rows = [json.loads(line) for line in (home / "data" / "corpus.jsonl").read_text().splitlines()][::-1]
@@ -56,18 +68,20 @@ def test_tuning_takes_an_index_that_is_there(home, tmp_path):
     done = tune(home, "--output_dir", "theirs", "--index", str(tmp_path / "theirs.faiss"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Encoding the corpus" not in done.stderr
+    evaluated_as_at_its_end(home, "theirs", "theirs.faiss", capsys, monkeypatch)
     (tmp_path / "ids.json").write_text(json.dumps([row["_id"] for row in rows[::-1]]))
     done = tune(home, "--output_dir", "wrong", "--index", str(tmp_path / "theirs.faiss"))
     assert done.returncode != 0 and "its ids are in another" in done.stderr.replace("\n", " ")
 
 
-def test_tuning_trains_centroids_and_leaves_an_index_for_plain_faiss(home):
+def test_tuning_trains_centroids_and_leaves_an_index_for_plain_faiss(home, capsys, monkeypatch):
     done = tune(home, "--output_dir", "jpq", "--factory", "PQ8", "--centroids")
     assert done.returncode == 0, done.stderr[-3000:]
     saved = faiss.read_index(str(home / "jpq" / "searched_index" / "index.faiss"))
     assert saved.ntotal == 300
     metrics = json.loads((home / "jpq" / "metrics.json").read_text())
     assert set(metrics) == {"before", "after"}
+    evaluated_as_at_its_end(home, "jpq", "searched_index", capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(

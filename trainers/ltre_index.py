@@ -8,11 +8,8 @@ import numpy as np
 
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.run_index import check_fit
 from hf_ar2.trainers.retrieval import Retrieval
-
-_PROBES = 64
-# Of the probes, which ones' vectors in the index are nearest to what the model makes of them; 1 in 64 by luck.
-_LEAST_RECOGNISED = 0.5
 
 
 def with_missed(
@@ -65,7 +62,8 @@ class FrozenRetrieval(Retrieval):
             else:
                 ids = list(self.collection.corpus["id"])
                 self._frozen = FrozenIndex.of_files(args.index, ids, args.index_ids, **common)
-                self._check_fit(self._frozen, args.index)
+                assert self.retriever is not None and self.retriever_inputs is not None
+                check_fit(self._frozen, args.index, self.encoders, self.retriever, self.retriever_inputs)
         return self._frozen
 
     def duplicates(self, rows: np.ndarray, known: np.ndarray, relevant: np.ndarray) -> np.ndarray:
@@ -75,23 +73,3 @@ class FrozenRetrieval(Retrieval):
             return np.zeros_like(relevant)
         same = keys[rows][:, :, None] == keys[known][:, None, :]
         return (same & (known >= 0)[:, None, :]).any(axis=2) & ~relevant
-
-    def _check_fit(self, index: FrozenIndex, name: str) -> None:
-        """Refuse an index that the passage encoder has not made: what it decodes is compared with what is encoded."""
-        assert self.retriever is not None and self.retriever_inputs is not None
-        dim = self.retriever.get_embedding_dimension()
-        if index.dim != dim:
-            raise ValueError(f"{name}: vectors of {index.dim} dimensions, but the retriever's have {dim}")
-        rows = np.sort(
-            np.random.default_rng(0).choice(index.ntotal, min(_PROBES, index.ntotal), replace=False)
-        )
-        encoded = self.encoders.embed_passages(self.retriever, self.retriever_inputs, rows)
-        decoded = index.vectors(rows).cpu().numpy()
-        decoded /= np.maximum(np.linalg.norm(decoded, axis=1, keepdims=True), 1e-12)
-        recognised = float(((encoded @ decoded.T).argmax(axis=1) == np.arange(len(rows))).mean())
-        if recognised < _LEAST_RECOGNISED:
-            raise ValueError(
-                f"{name}: of {len(rows)} passages that this retriever encoded, {recognised:.0%} are nearest to their "
-                "own vectors in the index; it was made by another model, of other texts, or its ids are in another "
-                "order"
-            )

