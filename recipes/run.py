@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         from hf_ar2.processes import end_processes
         from hf_ar2.recipes.runner import run_recipe
 
-        run_recipe(recipe, path)
+        run_recipe(recipe)
         end_processes()
     except RecipeError as error:
         sys.exit(f"recipe: {error}")

@@ -19,8 +19,9 @@ from hf_ar2.augmentation import AugmentConfig, augment
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.recipes.evaluation import SEARCHED_INDEX, evaluate_rows, finish
+from hf_ar2.recipes.evaluation import evaluate_rows, finish
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, source_name
+from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,
@@ -33,7 +34,7 @@ from hf_ar2.trainers.checkpoints import last_complete_checkpoint
 from hf_ar2.training_facts import hub_id
 
 
-def run_recipe(recipe: Recipe, recipe_path: str) -> Path:
+def run_recipe(recipe: Recipe) -> Path:
     """Run every stage that is not done, evaluate, and leave a run folder that says all of it.
 
     Returns:
@@ -52,11 +53,15 @@ def run_recipe(recipe: Recipe, recipe_path: str) -> Path:
     say(repr(collection))
     for number, stage in enumerate(recipe.stages, 1):
         run_stage(recipe, stage, run, collection, f"[{number}/{len(recipe.stages)}] {stage}")
+
+    def load(role: str, source: Any) -> SentenceTransformer | CrossEncoder:
+        return load_model(recipe, role, source, run)
+
     if recipe.evaluation.get("rows"):
-        evaluate_rows(recipe, run, collection, lambda role, source: load_model(recipe, role, source, run))
+        evaluate_rows(recipe, run, collection, load)
     state.wait_for_everyone()
     if state.is_main_process:
-        finish(recipe, run, recipe_path, time.time() - started)
+        finish(recipe, run, time.time() - started, load)
     state.wait_for_everyone()
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
@@ -14,6 +15,7 @@ from hf_ar2.recipes import runner
 from hf_ar2.recipes.recipe import CONFIGS, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
+from hf_ar2.search_system import read_run
 from hf_ar2.training_lists import load_training_lists
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
@@ -112,7 +114,7 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     path = write(tmp_path / "tiny.yaml", body)
     run = tmp_path / "run"
     recipe = load_recipe(path, {"output_dir": str(run)})
-    run_recipe(recipe, str(path))
+    run_recipe(recipe)
     printed = capsys.readouterr().out
     assert "zero-shot" in printed and "AR2 over warm-up" in printed and "hf-ar2 search" in printed
 
@@ -135,14 +137,58 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     assert "AR2: pipeline" in card and "ranker_steps" in card and "60 passages, 24 training queries" in card
 
     before = (run / "stages" / "ar2" / "done.json").stat().st_mtime_ns
-    run_recipe(load_recipe(path, {"output_dir": str(run)}), str(path))
+    run_recipe(load_recipe(path, {"output_dir": str(run)}))
     assert (run / "stages" / "ar2" / "done.json").stat().st_mtime_ns == before
     assert "done before" in capsys.readouterr().out
 
     header = (run / "recipe.yaml").read_text()
     with pytest.raises(RecipeError, match="other settings"):
-        run_recipe(load_recipe(path, {"output_dir": str(run), "retriever.max_steps": "5"}), str(path))
+        run_recipe(load_recipe(path, {"output_dir": str(run), "retriever.max_steps": "5"}))
     assert (run / "recipe.yaml").read_text() == header  # what is there still says how it was made
+
+
+def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_path):
+    ranker = str(Path(body["models"]["light"]["model"]).with_name("tiny-ranker"))
+    rows = {"both": {"retriever": "retriever", "ranker": {"from": "heavy", "max_length": 40}}}
+    recipe = {
+        **body,
+        "models": {**body["models"], "heavy": {"model": ranker}},
+        "stages": {"retriever": body["stages"]["retriever"]},
+        "evaluation": {**body["evaluation"], "splits": ["test"], "rows": rows},
+    }
+    run = tmp_path / "run"
+
+    def evaluated(rows: dict) -> None:
+        recipe["evaluation"]["rows"] = rows
+        run_recipe(load_recipe(write(tmp_path / "tiny.yaml", recipe), {"output_dir": str(run)}))
+
+    evaluated(rows)  # a ranker that no stage trained
+    saved, pairs = (
+        CrossEncoder(str(run / "ranker"), device="cpu"),
+        [("otter", "heron"), ("raven", "a lantern")],
+    )
+    assert saved.max_seq_length == 40 and not (run / "ranker" / "README.md").exists()
+    assert saved.predict(pairs).tolist() == CrossEncoder(ranker, device="cpu").predict(pairs).tolist()
+    trained = SentenceTransformer(str(run / "retriever"), device="cpu").encode(["otter"])
+    assert np.array_equal(
+        trained, SentenceTransformer(str(run / "stages/retriever/retriever"), device="cpu").encode(["otter"])
+    )
+
+    evaluated({"zero-shot": {"retriever": "light"}})
+    assert not (run / "ranker").exists()
+    assert not np.array_equal(
+        SentenceTransformer(str(run / "retriever"), device="cpu").encode(["otter"]), trained
+    )
+    assert read_run(run)["evaluation"]["rows"] == {"zero-shot": {"retriever": "light"}}
+
+    evaluated({})
+    with pytest.raises(
+        FileNotFoundError, match="is done but has no evaluation.rows.*stages/retriever/retriever"
+    ):
+        read_run(run)
+    (run / "stages" / "retriever" / "done.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has not come to its end"):
+        read_run(run)
 
 
 def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
@@ -244,7 +290,7 @@ def test_four_steps_of_rocketqa_run_and_continue_where_they_stopped(rocketqa, tm
     whole, stopped = (
         load_recipe(path, {"output_dir": str(tmp_path / name)}) for name in ("whole", "stopped")
     )
-    run_recipe(whole, str(path))
+    run_recipe(whole)
     assert "step-4 over step-3" in capsys.readouterr().out
     run = tmp_path / "whole"
     denoised, pseudo = (
@@ -270,9 +316,9 @@ def test_four_steps_of_rocketqa_run_and_continue_where_they_stopped(rocketqa, tm
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runner, "train", stop_at_the_last)
-        run_recipe(stopped, str(path))
+        run_recipe(stopped)
     capsys.readouterr()
-    run_recipe(stopped, str(path))
+    run_recipe(stopped)
     printed = capsys.readouterr().out
     assert printed.count("done before") == 5
     for name, weight in weights(run, "retriever-2").items():
@@ -308,7 +354,7 @@ def test_a_missing_file_of_queries_is_found_before_anything_is_trained(rocketqa,
     path = write(tmp_path / "rocketqa.yaml", rocketqa)
     recipe = load_recipe(path, {"output_dir": str(tmp_path / "run"), "pseudo.unlabelled": "absent.jsonl"})
     with pytest.raises(RecipeError, match=r"stages.pseudo.args.unlabelled: absent.jsonl: no such file"):
-        run_recipe(recipe, str(path))
+        run_recipe(recipe)
     assert not (tmp_path / "run" / "stages").exists()
 
 
@@ -326,7 +372,7 @@ def test_rocketqa_v2_trains_both_models_on_the_lists_of_a_stage(rocketqa, tmp_pa
     rows = {"RocketQAv2": {"retriever": "joint", "ranker": "joint"}}
     body |= {"stages": steps, "evaluation": body["evaluation"] | {"rows": rows}}
     path = write(tmp_path / "v2.yaml", body)
-    run_recipe(load_recipe(path, {"output_dir": str(tmp_path / "run")}), str(path))
+    run_recipe(load_recipe(path, {"output_dir": str(tmp_path / "run")}))
     assert "RocketQAv2" in capsys.readouterr().out
     log = json.loads((tmp_path / "run" / "stages" / "joint" / "trainer_state.json").read_text())
     assert log["global_step"] == 3
