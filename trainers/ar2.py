@@ -17,6 +17,8 @@ from hf_ar2.trainers.retriever import contrastive_loss
 
 logger = logging.get_logger(__name__)
 
+_DEFAULT_EPOCHS = JointConfig.__dataclass_fields__["num_train_epochs"].default
+
 
 @dataclass
 class AR2Config(JointConfig):
@@ -54,6 +56,13 @@ class AR2Config(JointConfig):
             raise ValueError("num_rounds has to be at least 1, retriever_steps and ranker_steps at least 0")
         if self.retriever_steps + self.ranker_steps == 0:
             raise ValueError("retriever_steps and ranker_steps are both 0: nothing to train")
+        if self.num_train_epochs not in (self.num_rounds, _DEFAULT_EPOCHS):
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs} contradicts num_rounds={self.num_rounds}: an epoch is a "
+                "round here; set num_rounds alone"
+            )
+        if self.contrastive_weight < 0:
+            raise ValueError(f"contrastive_weight={self.contrastive_weight}: expected 0 or more")
         if not 0 <= self.adversarial_weight <= 1:
             raise ValueError(f"adversarial_weight={self.adversarial_weight}: λ is between 0 and 1")
         if self.num_negatives < 1:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.models import bf16_pays
 from hf_ar2.sampling import SAMPLERS
 
@@ -183,10 +184,21 @@ class JointConfig(transformers.TrainingArguments):
             raise ValueError("num_negatives and rerank_depth cannot be negative")
         if self.rerank_depth > self.eval_depth:
             raise ValueError(f"rerank_depth={self.rerank_depth} is more than eval_depth={self.eval_depth}")
+        self._check_metrics()
         if (
             self.retriever_temperature is not None and self.retriever_temperature <= 0
         ) or self.ranker_temperature <= 0:
             raise ValueError("temperatures have to be positive")
+        if self.simans_a < 0:
+            raise ValueError(
+                f"simans_a={self.simans_a}: expected 0 or more; below 0 it would prefer what is far from the positive"
+            )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True would change the batch in the middle of a run, and rounds, phases and "
+                "schedules are counted in batches; set per_device_train_batch_size, and mini_batch_size where memory "
+                "is short"
+            )
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "dataloader_persistent_workers=True would keep the workers' old candidate pool after a refresh; "
@@ -197,6 +209,21 @@ class JointConfig(transformers.TrainingArguments):
             if value is not None and str(value).split(".")[-1].lower() not in SCHEDULES:
                 raise ValueError(
                     f"{name}={value!r}: with two models in one optimizer these work: {', '.join(SCHEDULES)}"
+                )
+
+    def _check_metrics(self) -> None:
+        """Refuse what would be found out only when a round has been trained and is evaluated."""
+        if isinstance(self.eval_metrics, str) or not self.eval_metrics:
+            raise ValueError(
+                f"eval_metrics={self.eval_metrics!r}: expected a list of names such as ['mrr@10']"
+            )
+        evaluates = self.eval_strategy != "no" or self.eval_on_start
+        for metric in self.eval_metrics:
+            cut = parse_metric(metric)[1] or 0
+            if evaluates and cut > self.eval_depth:
+                raise ValueError(
+                    f"eval_metrics={self.eval_metrics}: {metric} needs {cut} passages per query, but "
+                    f"eval_depth={self.eval_depth}; raise eval_depth or name other eval_metrics"
                 )
 
     @staticmethod

@@ -371,7 +371,15 @@ class JointTrainer(ResumableTrainer):
 
         Returns:
             `eval_retriever_mrr@10`, `eval_pipeline_mrr@10`, …
+
+        Raises:
+            ValueError: an `eval_dataset` was given.
         """
+        if eval_dataset is not None:
+            raise ValueError(
+                "eval_dataset: what is measured is the search of a whole collection for a split's queries, not a data "
+                "set; leave it out, and name the split in eval_split"
+            )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.retrieval.evaluate().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

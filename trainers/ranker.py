@@ -40,6 +40,12 @@ class RankerConfig(JointConfig):
 
     def __post_init__(self) -> None:
         self._check("ranker_loss", self.ranker_loss, tuple(RANKER_LOSSES))
+        if self.num_negatives < 1:
+            raise ValueError(
+                f"num_negatives={self.num_negatives}: a list needs at least one negative to rank"
+            )
+        if not 0 <= self.easy_share <= 1:
+            raise ValueError(f"easy_share={self.easy_share}: expected a share between 0 and 1")
         super().__post_init__()
 
 
@@ -73,10 +79,6 @@ class RankerTrainer(JointTrainer):
     def __init__(
         self, ranker: Any, retriever: Any, args: RankerConfig, collection: Any, **kwargs: Any
     ) -> None:
-        if args.num_negatives < 1:
-            raise ValueError("num_negatives=0: a list needs at least one negative to rank")
-        if not 0 <= args.easy_share <= 1:
-            raise ValueError(f"easy_share={args.easy_share}: expected a share between 0 and 1")
         super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
         self.args: RankerConfig
 

@@ -213,7 +213,7 @@ class Retrieval:
         metrics: dict[str, float] = {}
         for system, (ranking, _) in self.rankings(judgments.query_rows, scores, rows, depth).items():
             wanted = within if system == "ranker" else self.args.eval_metrics
-            metrics |= mean_metrics(system, ranking, judgments, wanted)
+            metrics |= mean_metrics(system, ranking, judgments, wanted, len(self.collection.corpus))
         return metrics
 
     def _eval_judgments(self) -> Judgments:
@@ -252,13 +252,23 @@ class Retrieval:
         return answer_hits(rows, list(answers), self._passage_texts)
 
 
-def mean_metrics(name: str, ranked: np.ndarray, judgments: Judgments, metrics: list[str]) -> dict[str, float]:
+def mean_metrics(
+    name: str,
+    ranked: np.ndarray,
+    judgments: Judgments,
+    metrics: list[str],
+    num_passages: int | None = None,
+) -> dict[str, float]:
     """Means over queries, keyed `name_metric`.
+
+    Args:
+        ranked: int64 `[Q, K]`, passage rows, best first.
+        num_passages: size of the corpus; a cutoff may exceed lists that hold all of it.
 
     Example:
         >>> judgments = Judgments.from_triples([0, 1], [7, 8], [1, 1])
         >>> mean_metrics("retriever", np.array([[7, 8], [7, 8]]), judgments, ["mrr@2"])
         {'retriever_mrr@2': 0.75}
     """
-    values = evaluate_rankings(ranked, judgments, tuple(metrics))
+    values = evaluate_rankings(ranked, judgments, tuple(metrics), num_passages=num_passages)
     return {f"{name}_{metric}": float(per_query.mean()) for metric, per_query in values.items()}
