@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_ranker, make_tiny_retriever
+from conftest import make_tiny_ranker, make_tiny_retriever, with_passages
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny_ar2 import SETTINGS, without_dropout
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, EarlyStoppingCallback
 
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.trainers import (
@@ -331,6 +331,95 @@ def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_coll
     trainer.args._n_gpu = 2
     with pytest.raises(NotImplementedError, match="DataParallel"):
         refuse_what_cannot_work(trainer)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (RetrieverConfig, {"eval_metrics": ["mrr10"]}, "unknown metric 'mrr10'"),
+        (RetrieverConfig, {"eval_metrics": "mrr@10"}, "expected a list of names"),
+        (RetrieverConfig, {"eval_depth": 20}, "recall@100 needs 100 passages per query, but eval_depth=20"),
+        (RetrieverConfig, {"auto_find_batch_size": True}, "change the batch in the middle of a run"),
+        (RetrieverConfig, {"simans_a": -1.0}, "simans_a=-1.0: expected 0 or more"),
+        (RankerConfig, {"num_negatives": 0}, "at least one negative to rank"),
+        (RankerConfig, {"easy_share": 2}, "expected a share between 0 and 1"),
+        (AR2Config, {"contrastive_weight": -1.0}, "contrastive_weight=-1.0: expected 0 or more"),
+        (AR2Config, {"num_train_epochs": 7}, "num_train_epochs=7 contradicts num_rounds=10"),
+    ],
+)
+def test_settings_that_fail_later_are_refused_at_once(config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(output_dir="unused", **settings)
+
+
+def test_a_cutoff_beyond_the_depth_is_no_matter_where_nothing_is_evaluated():
+    assert RetrieverConfig(
+        output_dir="unused", eval_depth=20, eval_strategy="no", eval_on_start=False
+    ).eval_metrics == ["mrr@10", "ndcg@10", "recall@100"]
+
+
+def test_default_settings_measure_a_corpus_of_fewer_passages_than_the_cutoff(
+    models, tmp_path, tiny_collection
+):
+    args = RetrieverConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True
+    )
+    trainer = RetrieverTrainer(models / "tiny-retriever", args=args, collection=tiny_collection)
+    assert trainer.evaluate()["eval_retriever_recall@100"] == 1  # all 60 passages are found
+
+
+def test_a_data_set_to_evaluate_on_is_refused(models, tmp_path, tiny_collection):
+    trainer = ar2(models, tmp_path, tiny_collection)
+    with pytest.raises(ValueError, match="name the split in eval_split"):
+        trainer.evaluate(tiny_collection.queries)
+
+
+def test_training_stops_early_by_a_retrieval_metric(models, tmp_path, tiny_collection):
+    stop = EarlyStoppingCallback(early_stopping_patience=2)
+    still = {
+        "num_rounds": 6,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "pipeline_mrr@10",
+        "greater_is_better": True,
+    }
+    trainer = ar2(models, tmp_path, tiny_collection, callbacks=[stop], **still)
+    values = iter([0.1, 0.2, 0.5, 0.4, 0.3, 0.6, 0.7])  # at the start, then after each round
+    trainer.retrieval.evaluate = lambda: {"pipeline_mrr@10": next(values)}
+    trainer.train()
+    assert trainer.state.epoch == 4  # two rounds after the best one
+    assert trainer.state.best_metric == 0.5 and trainer.state.best_global_step == 2 * trainer.steps_per_round
+
+
+def test_a_checkpoint_is_continued_by_its_own_run_alone(models, tmp_path, tiny_collection, caplog):
+    short = {"num_rounds": 1, "eval_strategy": "no", "eval_on_start": False, "save_strategy": "steps"}
+    ar2(models, tmp_path, tiny_collection, save_steps=3, **short).train()
+    cases = {
+        r"num_negatives \(3 there, 4 here\)": {"num_negatives": 4},
+        r"seed \(42 there, 7 here\)": {"seed": 7},
+        r"global_batch \(4 there, 8 here\)": {"per_device_train_batch_size": 8},
+        r"lr_scheduler_type \(linear there, cosine here\)": {"lr_scheduler_type": "cosine"},
+        r"retriever_steps \(4 there, 5 here\), ranker_steps": {"ranker_steps": 2, "retriever_steps": 5},
+    }
+    for message, settings in cases.items():
+        with pytest.raises(ValueError, match=f"checkpoint-7: this checkpoint's run differs in {message}"):
+            ar2(models, tmp_path, tiny_collection, **{**short, **settings}).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="differs in collection"):
+        ar2(models, tmp_path, with_passages(tiny_collection, 61), **short).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        ar2(models, tmp_path, tiny_collection, **short).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-5")
+        )
+
+    # How it is measured and fits into memory may change, and with a warning how long it is.
+    free = {**short, "num_rounds": 2, "eval_depth": 30, "mini_batch_size": 4, "save_strategy": "no"}
+    longer = ar2(models, tmp_path, tiny_collection, **free)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 14
+    assert "of a run of 7 steps, and this one has 14" in caplog.text
+
+    (tmp_path / "checkpoint-7" / "optimizer.pt").unlink()  # as save_only_model=True leaves it
+    with pytest.raises(ValueError, match=r"no optimizer.pt \(save_only_model=True writes none\)"):
+        ar2(models, tmp_path, tiny_collection, **short).train(resume_from_checkpoint=True)
 
 
 def test_resuming_without_a_complete_checkpoint_says_so(models, tmp_path, tiny_collection):

@@ -1,17 +1,49 @@
-"""Checkpoints of two models: what is in them, which of them is whole, how it is read back."""
+"""Checkpoints of two models: what is in them, which of them is whole, whose they are, how they are read back."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
 
 from hf_ar2.models import JointModel, weights_fingerprint
 
 TRAINER_STATE = "trainer_state.json"
+_RUN = "run.json"
+# Of the arguments that every `transformers.Trainer` has, those that decide what a run ends with.
+_COMMON = (
+    "seed",
+    "data_seed",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "optim",
+)
+# Of our own settings, those that do not: how a run is measured and fits into memory, and paths of what is compared by
+# its content. The length of a run may change; it is noted as steps.
+_FREE = (
+    "num_rounds",
+    "eval_split",
+    "eval_metrics",
+    "eval_depth",
+    "eval_queries",
+    "rerank_depth",
+    "encode_tokens",
+    "step_tokens",
+    "mini_batch_size",
+    "cache_dir",
+    "train_lists",
+    "index",
+    "index_ids",
+)
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -85,3 +117,59 @@ def fingerprints(model: JointModel) -> dict[str, str]:
     """
     children = {"retriever": model.retriever, "ranker": model.ranker}
     return {name: weights_fingerprint(child) for name, child in children.items() if child is not None}
+
+
+def describe_run(args: transformers.TrainingArguments, **facts: Any) -> dict[str, Any]:
+    """What a run's outcome depends on, as plain data: the settings that count, and facts beside them.
+
+    Example:
+        >>> from hf_ar2.trainers import RankerConfig
+        >>> about = describe_run(RankerConfig(output_dir="runs/mine"), collection="an identity")
+        >>> about["num_negatives"], about["seed"], about["collection"], "eval_metrics" in about
+        (15, 42, 'an identity', False)
+    """
+    standard = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    own = [field.name for field in dataclasses.fields(args) if field.name not in standard]
+    names = [*_COMMON, *(name for name in own if name not in _FREE)]
+    about: dict[str, Any] = json.loads(json.dumps({name: getattr(args, name) for name in names} | facts))
+    return about
+
+
+def note_run(folder: Path, about: dict[str, Any]) -> None:
+    """Write into a checkpoint whose it is: a `describe_run`, as `run.json`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     note_run(Path(folder), {"seed": 42})
+        ...     refuse_other_run(Path(folder), {"seed": 7})
+        Traceback (most recent call last):
+        ValueError: ...: this checkpoint's run differs in seed (42 there, 7 here). ...
+    """
+    (folder / _RUN).write_text(json.dumps(about, indent=1))
+
+
+def refuse_other_run(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Compare with the note in a checkpoint; what only one of them has is passed over.
+
+    Returns:
+        the note; empty where there is none.
+
+    Raises:
+        ValueError: a setting or fact differs, so that resuming would not continue that run.
+
+    Example:
+        >>> refuse_other_run(Path("runs/mine/checkpoint-before-there-were-notes"), {"seed": 7})
+        {}
+    """
+    if not (folder / _RUN).is_file():
+        return {}
+    noted: dict[str, Any] = json.loads((folder / _RUN).read_text())
+    differ = [name for name in noted if name != "steps" and name in about and noted[name] != about[name]]
+    if differ:
+        found = ", ".join(f"{name} ({noted[name]} there, {about[name]} here)" for name in differ)
+        raise ValueError(
+            f"{folder}: this checkpoint's run differs in {found}. Resume with what it was begun with, or begin another "
+            "run from the models in the checkpoint"
+        )
+    return noted

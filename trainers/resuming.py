@@ -8,13 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.utils import logging
 
 from hf_ar2.candidates import CandidatePool
+from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.models import save_models
-from hf_ar2.trainers.checkpoints import TRAINER_STATE, fingerprints, last_complete_checkpoint, load_models
+from hf_ar2.trainers.checkpoints import (
+    TRAINER_STATE,
+    describe_run,
+    fingerprints,
+    last_complete_checkpoint,
+    load_models,
+    note_run,
+    refuse_other_run,
+)
 from hf_ar2.trainers.publishing import PublishingTrainer
 from hf_ar2.trainers.stored_lists import note_stored_lists, refuse_other_lists
+
+logger = logging.get_logger(__name__)
+
+_OPTIMIZER = "optimizer.pt"  # as transformers names it
 
 
 class ResumableTrainer(PublishingTrainer):
@@ -31,6 +45,7 @@ class ResumableTrainer(PublishingTrainer):
         ```
     """
 
+    collection: Collection
     encoders: Encoders
     pool: CandidatePool | None
     stored: Any
@@ -41,16 +56,50 @@ class ResumableTrainer(PublishingTrainer):
     def _folder(self) -> Path:
         return Path(str(self.args.output_dir))
 
+    @property
+    def global_batch(self) -> int:
+        """Lists of one optimizer step, over all processes."""
+        raise NotImplementedError
+
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps of a round."""
+        raise NotImplementedError
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        raise NotImplementedError
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says of its run, and a run that goes on from it is compared with."""
+        return describe_run(
+            self.args,
+            collection=self.collection.fingerprint,
+            global_batch=self.global_batch,
+            steps_per_round=self.steps_per_round,
+            steps=self.total_steps,
+        )
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
 
         Raises:
-            ValueError: there is no complete checkpoint to resume from.
+            ValueError: there is no complete checkpoint to resume from; it has no optimizer; it is of a run with another
+                collection, seed, batch, schedule or other setting that counts, or over other training lists.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._folder)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from")
+        if resume_from_checkpoint and not Path(resume_from_checkpoint).is_dir():
+            raise ValueError(f"{resume_from_checkpoint}: there is no such checkpoint to resume from")
+        if resume_from_checkpoint and not Path(resume_from_checkpoint, _OPTIMIZER).is_file():
+            raise ValueError(
+                f"{resume_from_checkpoint}: there is no {_OPTIMIZER} (save_only_model=True writes none), so that its "
+                "run cannot be continued exactly; begin another run from the models in the checkpoint"
+            )
         eval_on_start = self.args.eval_on_start
         if resume_from_checkpoint:
             self.args.eval_on_start = False  # the interrupted run did that
@@ -74,6 +123,7 @@ class ResumableTrainer(PublishingTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "weights.json").write_text(json.dumps(fingerprints(self.model), indent=1))
             note_stored_lists(folder, self.stored)
+            note_run(folder, self.about)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -113,6 +163,13 @@ class ResumableTrainer(PublishingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         refuse_other_lists(Path(resume_from_checkpoint), self.stored)
+        about = self.about
+        steps = refuse_other_run(Path(resume_from_checkpoint), about).get("steps", about["steps"])
+        if steps != about["steps"]:
+            logger.warning(
+                f"{resume_from_checkpoint}: of a run of {steps} steps, and this one has {about['steps']}; from here on "
+                "the learning rates follow the schedule of this one"
+            )
         load_models(self.model, resume_from_checkpoint)
         expected = json.loads(Path(resume_from_checkpoint, "weights.json").read_text())
         found = fingerprints(self.model)
