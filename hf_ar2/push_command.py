@@ -7,24 +7,24 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_ar2.card_view import terminal_text
 from hf_ar2.cards import index_card, model_card
 from hf_ar2.commands import opened_system, quiet
 from hf_ar2.hub import INDEX_FILES, check_loads, hub_token, publish
+from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.saved_models import read_retriever
 from hf_ar2.search_system import read_run
-from hf_ar2.training_facts import ROLES, read_json, training_of_run
-
-# Where a run keeps the index that LTRe trained against, in the form that is published.
-_SEARCHED_INDEX = "searched_index"
+from hf_ar2.training_facts import ROLES, is_trained, read_json, training_of_run
 
 
 def card(arguments: argparse.Namespace) -> int:
     """Print the cards of a run's models."""
     run = Path(arguments.run)
     recipe = read_run(run)
-    wanted = [arguments.what] if arguments.what else _models_of(run)
+    wanted = [arguments.what] if arguments.what else _models_of(run, recipe)
     cards = []
     for role in wanted:
         text = model_card(
@@ -43,11 +43,12 @@ def push(arguments: argparse.Namespace) -> int:
     """Publish a run's models, and its index where asked to."""
     run = Path(arguments.run)
     recipe = read_run(run)
-    parts = [arguments.what] if arguments.what else _models_of(run)
+    parts = [arguments.what] if arguments.what else _models_of(run, recipe)
     if arguments.what == "all":
-        parts = [*_models_of(run), "index"]
+        parts = [*_models_of(run, recipe), "index"]
     folders = {part: run / part for part in parts}
-    trainings = {role: training_of_run(run, recipe, role) for role in {*parts, "retriever"} - {"index"}}
+    described = ["retriever" if part == "index" else part for part in parts]
+    trainings = {role: training_of_run(run, recipe, role) for role in described}
     quiet()
     hub_token()  # a missing one is told of before anything is loaded
     with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
@@ -83,19 +84,19 @@ def push(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _models_of(run: Path) -> list[str]:
-    return [role for role in ROLES if (run / role).is_dir()]
+def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
+    """The roles of the models that the run trained; one that it only used is somebody else's to publish."""
+    return [role for role in ROLES if (run / role).is_dir() and is_trained(recipe, role)]
 
 
 def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path:
     """The folder of the run's index as it is published: LTRe's own, or one made of the index of `hf-ar2 search`."""
-    kept = run / _SEARCHED_INDEX
+    kept = run / SEARCHED_INDEX
     if all((kept / name).is_file() for name in INDEX_FILES):
         return kept
-    from hf_ar2.index.frozen import FrozenIndex
-
     options = argparse.Namespace(run=arguments.run)
     with opened_system(options, ranker=False) as system:
-        about = {"collection": system.collection.name}
-        FrozenIndex.of_corpus(system.index).save(temporary, system.collection.corpus["id"], about)
+        about, searched = {"collection": system.collection.name}, system.searched
+        index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.of_corpus(searched)
+        index.save(temporary, system.collection.corpus["id"], about)
     return temporary

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.inputs import RetrieverInputs
+from hf_ar2.training_facts import last_row
 
 # Where an LTRe stage, and then the run, keeps the index that was trained against, if it is no exact one.
 SEARCHED_INDEX = "searched_index"
@@ -73,17 +74,6 @@ class RunIndex:
         )
         check_fit(index, str(self.path), encoders, retriever, inputs)
         return index
-
-
-def last_row(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The last row of a recipe's evaluation, whose models and index are the run's; `{}` where there is none.
-
-    Example:
-        >>> last_row({"evaluation": {"rows": {"zero-shot": {"retriever": "light"}, "AR2": {"retriever": "ar2"}}}})
-        {'retriever': 'ar2'}
-    """
-    rows = (recipe.get("evaluation") or {}).get("rows") or {}
-    return list(rows.values())[-1] if rows else {}
 
 
 def check_fit(

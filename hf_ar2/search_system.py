@@ -19,7 +19,8 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import bf16_pays, default_temperature, similarity_of
 from hf_ar2.processes import Processes
-from hf_ar2.run_index import RunIndex, last_row
+from hf_ar2.run_index import RunIndex
+from hf_ar2.training_facts import last_row
 
 # What the `evaluation` of a recipe says, or its last row; all other settings are in its `args`.
 EVALUATION_FIELDS = ("depth", "rerank_depth", "metrics", "test_metric", "report_split", "search_parameters")

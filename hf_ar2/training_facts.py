@@ -136,9 +136,8 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
     """
     folder = Path(folder)
     evaluation = recipe.get("evaluation") or {}
-    rows = evaluation.get("rows") or {}
     stages, models = recipe.get("stages") or {}, recipe.get("models") or {}
-    last = list(rows.values())[-1] if rows else {}
+    last = last_row(recipe)
     chosen = _source(last[role]) if role in last else None
     if chosen not in stages:
         raise ValueError(
@@ -161,6 +160,29 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
         rerank_depth=evaluation.get("rerank_depth", 20),
         on_the_hub=environment.get("on_the_hub", ()),
     )
+
+
+def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The last row of a recipe's evaluation, whose models and index are the run's; `{}` where there is none.
+
+    Example:
+        >>> last_row({"evaluation": {"rows": {"zero-shot": {"retriever": "light"}, "AR2": {"retriever": "ar2"}}}})
+        {'retriever': 'ar2'}
+    """
+    rows = (recipe.get("evaluation") or {}).get("rows") or {}
+    return list(rows.values())[-1] if rows else {}
+
+
+def is_trained(recipe: Mapping[str, Any], role: str) -> bool:
+    """Whether a stage of the recipe trained the model that the last row of its evaluation has in a role.
+
+    Example:
+        >>> recipe = {"stages": {"ar2": {}}, "evaluation": {"rows": {"AR2": {"retriever": "ar2", "ranker": "heavy"}}}}
+        >>> is_trained(recipe, "retriever"), is_trained(recipe, "ranker")
+        (True, False)
+    """
+    last = last_row(recipe)
+    return role in last and _source(last[role]) in (recipe.get("stages") or {})
 
 
 def training_of_trainer(

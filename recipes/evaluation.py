@@ -22,11 +22,11 @@ from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.recipe import Recipe, source_name
 from hf_ar2.report import plot_report, stage_table
-from hf_ar2.run_index import SEARCHED_INDEX, last_row
+from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import JointConfig, LTReConfig, RetrieverConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
-from hf_ar2.training_facts import training_of_run
+from hf_ar2.training_facts import is_trained, last_row, training_of_run
 
 SYSTEMS = ("retriever", "ranker", "pipeline")
 
@@ -210,8 +210,9 @@ def keep_models(recipe: Recipe, run: Path, load: Callable[[str, Any], Any]) -> l
         new = run / f".{part}.partial"  # so that an interrupted copy leaves the former models, or none
         shutil.rmtree(new, ignore_errors=True)
         source = last.get(role)
-        trained = run / "stages" / str(source and source_name(source)) / part
-        if trained.is_dir() and not (part == role and isinstance(source, dict)):
+        stage = source_name(source) if source is not None else None
+        trained = run / "stages" / str(stage) / part
+        if stage in recipe.stages and trained.is_dir() and not (part == role and isinstance(source, dict)):
             shutil.copytree(trained, new)
         elif part == role and source is not None:  # one of the recipe's, or a stage's with changes
             load(role, source).save_pretrained(str(new), create_model_card=False)
@@ -229,13 +230,12 @@ def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
         written: folders at the run's root, such as `"retriever/"`; those that hold no model that a stage of the run
             trained are passed over.
     """
-    last = last_row(vars(recipe))
     for part, role, other in (
         ("retriever", "retriever", "ranker"),
         ("query_encoder", "retriever", "ranker"),
         ("ranker", "ranker", "retriever"),
     ):
-        if f"{part}/" in written and source_name(last[role]) in recipe.stages:
+        if f"{part}/" in written and is_trained(vars(recipe), role):
             card = model_card(
                 training_of_run(run, vars(recipe), role),
                 run / part,

@@ -11,6 +11,7 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from hf_ar2 import cli
 from hf_ar2.recipes import runner
 from hf_ar2.recipes.recipe import CONFIGS, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
@@ -147,7 +148,7 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     assert (run / "recipe.yaml").read_text() == header  # what is there still says how it was made
 
 
-def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_path):
+def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_path, capsys):
     ranker = str(Path(body["models"]["light"]["model"]).with_name("tiny-ranker"))
     rows = {"both": {"retriever": "retriever", "ranker": {"from": "heavy", "max_length": 40}}}
     recipe = {
@@ -168,6 +169,11 @@ def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_pa
         [("otter", "heron"), ("raven", "a lantern")],
     )
     assert saved.max_seq_length == 40 and not (run / "ranker" / "README.md").exists()
+    capsys.readouterr()
+    assert cli.main(["card", str(run), "--markdown"]) == 0
+    assert capsys.readouterr().out.count("library_name:") == 1, (
+        "a card of the retriever, which the run trained"
+    )
     assert saved.predict(pairs).tolist() == CrossEncoder(ranker, device="cpu").predict(pairs).tolist()
     trained = SentenceTransformer(str(run / "retriever"), device="cpu").encode(["otter"])
     assert np.array_equal(
