@@ -83,7 +83,8 @@ def tune_queries_parser() -> Parser:
     add("model", metavar="MODEL", help=ANY_MODEL)
     add("collection", metavar="COLLECTION", help=f"{ANY_COLLECTION}; its split train is trained on")
     add("--output_dir", default="runs/tuned", metavar="FOLDER", help="the run folder (%(default)s)")
-    add("--index", metavar="FILE", help="a FAISS file of the model's passage vectors (else one is built)")
+    given = "a FAISS file of the model's passage vectors, or what `index` wrote (else one is built)"
+    add("--index", metavar="FILE", help=given)
     add("--ids", metavar="FILE", help="its passage ids in order: JSON, or one a line (ids.json beside it)")
     add("--factory", metavar="FACTORY", help="build a FAISS index of this kind (Flat, which is exact)")
     add("--centroids", action="store_true", help="train a PQ index's centroids too (JPQ)")

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from hf_ar2.collections import load_collection
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
-from hf_ar2.evaluation.systems import evaluated_queries, measure
+from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.index import encode_rows
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.report import display_name, format_p, format_table
@@ -41,6 +42,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
         note = f", {system.searched_place}" if system.run_index is not None else ""
         print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages{note}")
         metrics = system.settings.metrics
+        depth = min(system.settings.depth, passages)
+        if arguments.metrics and (beyond := out_of_reach(metrics, depth, passages)):
+            deep = max(parse_metric(metric)[1] or 0 for metric in beyond)
+            raise ValueError(
+                f"--metrics {' '.join(beyond)}: the retriever finds {depth} passages per query; ask for more with "
+                f"--depth {min(deep, passages)}"
+            )
         rankings = system.rankings(split)
         values = {
             name: measure(system.collection, split, rows, metrics) for name, (rows, _) in rankings.items()
@@ -51,6 +59,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         }
         table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
         print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
+        if missing := left_out(
+            {name: rows.shape[1] for name, (rows, _) in rankings.items()}, metrics, passages
+        ):
+            print(missing)
         chief = arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
         if chief in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][chief], values["retriever"][chief])
@@ -62,6 +74,26 @@ def evaluate(arguments: argparse.Namespace) -> int:
             write_results(Path(arguments.output), system, split, rankings, means)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
     return 0
+
+
+def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
+    """What a table of metrics lacks, and why, in a line; "" where it lacks nothing.
+
+    Args:
+        depths: system -> passages ranked per query.
+
+    Example:
+        >>> left_out({"retriever": 100, "ranker": 20}, ["mrr@10", "recall@100"], passages=5000)
+        'Left out: recall@100 of the ranker, which orders 20 passages per query (--rerank_depth)'
+    """
+    parts = []
+    for system, depth in depths.items():
+        if beyond := out_of_reach(metrics, depth, passages):
+            option = "--rerank_depth" if system == "ranker" else "--depth"
+            parts.append(
+                f"{', '.join(beyond)} of the {system}, which orders {depth} passages per query ({option})"
+            )
+    return f"Left out: {'; '.join(parts)}" if parts else ""
 
 
 def write_results(
@@ -103,8 +135,7 @@ def encode(arguments: argparse.Namespace) -> int:
             description="Encoding passages",
         )
         embeddings.flush()
-        ids = json.dumps(list(system.collection.corpus["id"]), ensure_ascii=False)
-        (out / "ids.json").write_text(ids, encoding="utf-8")
+        write_ids(system, out)
         os.replace(partial, out / "embeddings.npy")
         print(
             f"{out / 'embeddings.npy'}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {out / 'ids.json'}"
@@ -124,12 +155,20 @@ def index(arguments: argparse.Namespace) -> int:
             system.settings.index_factory,
             system.settings.index_dtype,
         )
+        write_ids(system, built.folder)  # with which it is a FAISS file like anybody's
         print(built)
     if is_run(arguments.model):
         print(f'Next: hf-ar2 search {arguments.model} --index {arguments.out} "your query"')
     else:
-        print(f"Next: hf_ar2.CorpusIndex.open({str(arguments.out)!r}).search(query_embeddings, k=10)")
+        print(f"Next: hf-ar2 tune-queries {arguments.model} {arguments.collection} --index {arguments.out}")
+        print(f"  or: hf_ar2.CorpusIndex.open({str(arguments.out)!r}).search(query_embeddings, k=10)")
     return 0
+
+
+def write_ids(system: SearchSystem, folder: Path) -> None:
+    """Write `ids.json`, the corpus's ids in its order, beside vectors in that order."""
+    ids = json.dumps(list(system.collection.corpus["id"]), ensure_ascii=False)
+    (folder / "ids.json").write_text(ids, encoding="utf-8")
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -304,7 +343,7 @@ def is_run(name: str | None) -> bool:
 def _loaded(role: str, name: str, load: Callable[[str], Model]) -> Model:
     try:
         return load(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{role} {name!r} cannot be loaded: {reason} Name a folder with a model, a Hub id, or "

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import pty
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +32,7 @@ from hf_ar2.commands import hits_table
 from hf_ar2.evaluation import read_run
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import CorpusIndex
+from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.search_system import EVALUATION_FIELDS, Hit, SearchSystem, Settings
 
 COMMANDS = list(cli.build_parsers()[1])
@@ -311,6 +315,35 @@ def test_who_terminates_the_command_terminates_what_it_started(tmp_path: Path) -
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
+def test_ctrl_c_ends_training_with_one_line_and_no_traceback(
+    data: Path, tiny_retriever_path: Path, tmp_path: Path
+) -> None:
+    """As in a terminal, which sends the signal to all: the command, accelerate's launcher, the script."""
+    stage = {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 10_000, "use_cpu": True}}
+    recipe = {
+        "collection": str(data),
+        "models": {"light": {"model": str(tiny_retriever_path)}},
+        "args": {"report_to": "none", "eval_strategy": "no", "eval_on_start": False},
+        "stages": {"warm-up": stage},
+    }
+    (tmp_path / "long.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "hf_ar2.cli", "train", str(tmp_path / "long.yaml")]
+    command += ["--output_dir", str(tmp_path / "run")]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(command[0], command)
+    shown, pressed = "", False
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(terminal, 4096).decode(errors="replace"):
+            shown += part
+            if "[1/1] warm-up" in shown and not pressed:
+                pressed = os.write(terminal, b"\x03") > 0
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 130, shown
+    assert "Traceback" not in shown and "Interrupted. Stages that are done stay done" in shown
+
+
 # --- collections
 
 
@@ -373,6 +406,8 @@ def test_evaluate_prints_a_table_and_writes_run_files(
     assert set(metrics) == {"retriever", "ranker", "pipeline"}
     assert set(metrics["retriever"]) == {"mrr@10", "recall@20"}
     assert set(metrics["ranker"]) == {"mrr@10"}, "of ten ranked passages there is no recall@20"
+    said = "Left out: recall@20 of the ranker, which orders 10 passages per query (--rerank_depth)\n"
+    assert shown.count("Left out") == 1 and said in shown
 
     collection = load_collection(data)
     ids = collection.queries["id"], collection.corpus["id"]
@@ -424,6 +459,10 @@ def test_evaluate_takes_models_without_a_run_folder(
 
 
 def test_evaluate_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(run / "ranker", cut)
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     for arguments, message in [
         ([str(run), "--split", "tset"], "has no split 'tset'; it has train, dev, test"),
         ([str(run), "--metrics", "mr@10"], "did you mean 'mrr@10'?"),
@@ -432,6 +471,14 @@ def test_evaluate_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.C
             f"tny is no run folder: there is no such folder. Run folders here: {run}",
         ),
         ([str(run), "--ranker", str(tmp_path)], "cannot be loaded"),
+        (
+            [str(run), "--ranker", str(cut)],
+            f"ranker {str(cut)!r} cannot be loaded: Error while deserializing",
+        ),
+        (
+            [str(run), "--metrics", "mrr@10", "mrr@1000"],
+            "--metrics mrr@1000: the retriever finds 30 passages per query; ask for more with --depth 60",
+        ),
         ([str(run), "--collection", str(tmp_path)], "expected a folder with corpus.jsonl"),
     ]:
         assert cli.main(["evaluate", *arguments]) == 1
@@ -480,6 +527,9 @@ def test_the_index_is_built_once_and_refused_where_it_does_not_fit(
     assert f"Next: hf-ar2 search {run} --index {own}" in capsys.readouterr().out
     index = CorpusIndex.open(own)
     assert (index.factory, index.embeddings.dtype, index.ntotal) == ("HNSW8", np.float16, 60)
+    # as `tune-queries --index` opens it
+    frozen = FrozenIndex.of_files(own, load_collection(data).corpus["id"])
+    assert frozen.ntotal == 60 and frozen.corpus_rows is None
     assert cli.main(["search", str(run), "falcon", "--index", str(own)]) == 0
     assert f"index in {own}" in capsys.readouterr().out
 

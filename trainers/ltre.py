@@ -70,7 +70,8 @@ class LTReConfig(JointConfig):
     )
     index: str | None = setting(
         None,
-        "A FAISS file to train against, or a folder with index.faiss and ids.json; None: the corpus is encoded.",
+        "A FAISS file to train against, or a folder of `hf-ar2 index` or with index.faiss and ids.json; None: the "
+        "corpus is encoded.",
     )
     index_ids: str | None = setting(None, "The ids of its passages, in its order; None: ids.json beside it.")
     search_parameters: str | None = setting(None, "How the index is searched: 'nprobe=16', 'efSearch=256'.")

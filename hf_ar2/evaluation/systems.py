@@ -105,6 +105,18 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
     raise ValueError(f"{collection.name} has no split {split!r}; it has {known}")
 
 
+def out_of_reach(metrics: Sequence[str], depth: int, total: int) -> list[str]:
+    """Those metrics whose cutoff is beyond the `depth` passages that are ranked of `total`, unless those are all.
+
+    Example:
+        >>> out_of_reach(["mrr@10", "recall@100", "map"], depth=20, total=5000)
+        ['recall@100']
+        >>> out_of_reach(["recall@100"], depth=20, total=20)
+        []
+    """
+    return [metric for metric in metrics if min(parse_metric(metric)[1] or 0, total) > depth]
+
+
 def measure(
     collection: Collection, split: str, rows: np.ndarray, metrics: Sequence[str]
 ) -> dict[str, np.ndarray]:
@@ -114,7 +126,7 @@ def measure(
 
     Args:
         rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
-        metrics: names; those with a cutoff beyond K are left out, unless K is the whole corpus.
+        metrics: names; those that are `out_of_reach` of K are left out.
 
     Returns:
         metric → float64 `[Q]`.
@@ -130,8 +142,8 @@ def measure(
         1.0
     """
     total = len(collection.corpus)
-    parsed = {metric: parse_metric(metric) for metric in metrics}
-    parsed = {name: cut for name, cut in parsed.items() if min(cut[1] or 0, total) <= rows.shape[1]}
+    beyond = out_of_reach(metrics, rows.shape[1], total)
+    parsed = {metric: parse_metric(metric) for metric in metrics if metric not in beyond}
     if split in collection.qrels:
         return evaluate_rankings(rows, collection.judgments(split), list(parsed), num_passages=total)
     wrong = [name for name, (kind, k) in parsed.items() if kind not in ("hit_rate", "mrr") or k is None]
