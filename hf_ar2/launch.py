@@ -15,6 +15,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# In the environment of a script whose launcher ignores Ctrl-C: that the script is to heed it.
+INTERRUPTS = "HF_AR2_INTERRUPTS"
+
 
 def recipe_runner() -> Path:
     """The script that `accelerate launch` is given.
@@ -96,7 +99,8 @@ def launch_command(recipe: Path, overrides: Sequence[str] = (), config_file: str
 def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command with this terminal and wait for it and all it has started, also after Ctrl-C.
 
-    Who terminates this process terminates the command, too.
+    The command itself, a launcher, does not see Ctrl-C, so that its traceback does not follow what it launched; that is
+    told by a variable, `INTERRUPTS`, to heed it again. Who terminates this process terminates the command, too.
 
     Returns:
         its exit code; 128 + n where signal n ended it, 130 after Ctrl-C.
@@ -108,7 +112,15 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     import psutil  # comes with accelerate
 
     interrupted = False
-    with subprocess.Popen(command, env=environment) as child:
+    heeded = signal.getsignal(signal.SIGINT)
+    if heeded is not signal.SIG_IGN:  # as in a background job of a shell script
+        environment = {**environment, INTERRUPTS: "1"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    try:
+        child = subprocess.Popen(command, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
+    with child:
         started: set[psutil.Process] = set()
 
         def find_started() -> None:
@@ -128,12 +140,18 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
                 code = child.wait()
                 psutil.wait_procs(started)  # the launcher does not wait for what it launched
                 break
-            except KeyboardInterrupt:  # they got it too and end in their own time
+            except KeyboardInterrupt:  # what was launched got it too and ends in its own time
                 interrupted = True
                 find_started()
+                if not started:
+                    child.terminate()
         signal.signal(signal.SIGTERM, before)
     if interrupted:
-        print("\nInterrupted. The same command goes on where it was.", file=sys.stderr)
+        print(
+            "\nInterrupted. Stages that are done stay done; the one that ran goes on from its last checkpoint if it "
+            "writes any, else from its beginning, when the same command is given again.",
+            file=sys.stderr,
+        )
         return 130
     return code if code >= 0 else 128 - code
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.launch import INTERRUPTS
+
+# Whatever is slow to import is imported where it is used, so that Ctrl-C meanwhile finds `main`.
 
 USAGE = """usage: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]
 
@@ -28,6 +32,8 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
         >>> parse_arguments(["recipes/quickstart.yaml", "--seed", "7", "--ar2.num_rounds=3"])
         ('recipes/quickstart.yaml', {'seed': '7', 'ar2.num_rounds': '3'})
     """
+    from hf_ar2.recipes.recipe import RecipeError
+
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError(f"which recipe?\n\n{USAGE}")
     overrides: dict[str, str] = {}
@@ -46,22 +52,35 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: reads the recipe, then loads what is slow to load."""
+    """Entry point: reads the recipe, then loads what is slow to load. Ends with 130 after Ctrl-C.
+
+    What the user can mend is said in a line; `HF_AR2_TRACEBACK=1` in the environment shows where it came from.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return
     try:
+        if os.environ.pop(
+            INTERRUPTS, None
+        ):  # what started the launcher had it ignore Ctrl-C, which is inherited
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        from hf_ar2.processes import end_processes
+        from hf_ar2.recipes.recipe import load_recipe
+
         path, overrides = parse_arguments(arguments)
         recipe = load_recipe(path, overrides)
         recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
         quiet()
-        from hf_ar2.processes import end_processes
         from hf_ar2.recipes.runner import run_recipe
 
         run_recipe(recipe)
         end_processes()
-    except RecipeError as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:
+        if os.environ.get("HF_AR2_TRACEBACK"):
+            raise
         sys.exit(f"recipe: {error}")
 
 

@@ -87,6 +87,9 @@ class Launched:
             raise outcome
         return int(str(outcome))
 
+    def terminate(self) -> None:
+        """The launcher itself, where it has launched nothing yet."""
+
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> type[Launched]:
