@@ -227,7 +227,7 @@ def test_training_and_setup_are_drawn(open_page, html: str) -> None:
         "Time per stage, 20 s in all",
     ]
     assert page.locator("#training figure").nth(1).locator("svg.c-blue").count() == 1
-    assert "training loop" in page.locator("#training").inner_text()
+    assert "refresh\nranker\nretriever\naround the training" in page.locator("#training").inner_text()
     page = opened.part("setup")
     assert "torch" in page.locator("#setup").inner_text()
     assert "name: tiny" in page.locator(".recipe").inner_text()

@@ -218,10 +218,10 @@ def test_long_logs_are_thinned_to_means(run: Path) -> None:
     assert len(line) == MOST_POINTS and line[0] == [3.0, 3.0] and "mean of about 5 logged" in chart["note"]
 
 
-def test_times_tell_the_loop_from_what_is_around_it(run: Path) -> None:
+def test_times_are_told_by_phase(run: Path) -> None:
     first, second = stage_times(read_runs([run])[0])
-    assert (first["seconds"], first["loop"], first["steps"]) == (10.0, 3.0, 20)
-    assert (second["stage"], second["loop"]) == ("ar2", LOGS["ar2"][-1]["train_runtime"])
+    assert (first["seconds"], first["phases"], first["steps"]) == (10.0, {}, 20)
+    assert (second["stage"], second["phases"]) == ("ar2", {"refresh": 2.5, "ranker": 1.5, "retriever": 3.0})
 
 
 # ---- The page ------------------------------------------------------------------------------------------------------

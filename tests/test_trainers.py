@@ -163,6 +163,16 @@ def test_accumulated_steps_equal_one_large_batch(models, tmp_path, tiny_collecti
     np.testing.assert_allclose(losses(whole.state.log_history), losses(parts.state.log_history), rtol=1e-4)
 
 
+def test_the_last_entry_says_what_the_time_was_spent_on(models, tmp_path, tiny_collection):
+    trainer = ar2(models, tmp_path, tiny_collection)
+    trainer.train()
+    last = trainer.state.log_history[-1]
+    spent = {key.removeprefix("seconds/"): value for key, value in last.items() if key.startswith("seconds/")}
+    assert set(spent) == {"refresh", "evaluation", "ranker", "retriever", "saving"}
+    assert all(value > 0 for value in spent.values())
+    assert 0.8 * last["train_runtime"] < sum(spent.values()) <= 1.01 * last["train_runtime"]
+
+
 def test_a_run_that_was_killed_ends_where_the_uninterrupted_one_does(models, tmp_path):
     settings = json.dumps(
         {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "save_total_limit": 3}

@@ -34,7 +34,14 @@ LOGS = {
             "ranker_accuracy": 0.5,
         },
         {"epoch": 1.0, "step": 10, "eval_retriever_mrr@10": 0.6, "eval_pipeline_mrr@10": 0.7},
-        {"epoch": 1.0, "step": 10, "train_runtime": 8.0},
+        {
+            "epoch": 1.0,
+            "step": 10,
+            "train_runtime": 8.0,
+            "seconds/refresh": 2.5,
+            "seconds/ranker": 1.5,
+            "seconds/retriever": 3.0,
+        },
     ],
 }
 

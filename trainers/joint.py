@@ -137,6 +137,7 @@ class JointTrainer(ResumableTrainer):
         )
         self.train_dataset = Positions(self.lists_per_round)
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.seconds: dict[str, float] = defaultdict(float)
         self._learning_rates: dict[str, float] = {}
         self._resumed_log: dict[str, Any] | None = None
         self.add_callback(Rounds(self))
@@ -345,13 +346,19 @@ class JointTrainer(ResumableTrainer):
         total[1] += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of what the steps counted since the last entry, over all processes."""
+        """Add the means of what the steps counted since the last entry, over all processes.
+
+        The last entry of a run also has the seconds of this process spent on each phase, on `refresh` (encode, index,
+        mine), `evaluation` and `saving`; of a resumed run those before it, too.
+        """
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
             sums = self.encoders.processes.combine(np.array([self._sums[name] for name in names], np.float64))
             logs |= {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}
             self._sums.clear()
             logs |= self._learning_rates
+        if "train_runtime" in logs:
+            logs |= {f"seconds/{name}": round(spent, 3) for name, spent in self.seconds.items()}
         super().log(logs, start_time)
 
     def after_step(self) -> None:

@@ -49,6 +49,7 @@ class ResumableTrainer(PublishingTrainer):
     encoders: Encoders
     pool: CandidatePool | None
     stored: Any
+    seconds: dict[str, float]
     _sums: dict[str, list[float]]
     _resumed_log: dict[str, Any] | None
 
@@ -138,6 +139,7 @@ class ResumableTrainer(PublishingTrainer):
             "loss": float(self._tr_loss),
             "since": self._globalstep_last_logged,
             "sums": dict(self._sums),
+            "seconds": dict(self.seconds),
         }
         rank = self.encoders.processes.rank
         Path(output_dir, f"log_window_{rank}.json").write_text(json.dumps(window))
@@ -159,6 +161,7 @@ class ResumableTrainer(PublishingTrainer):
             self._tr_loss += self._resumed_log["loss"]
             self._globalstep_last_logged = self._resumed_log["since"]
             self._sums.update(self._resumed_log["sums"])
+            self.seconds.update(self._resumed_log.get("seconds", {}))
             self._resumed_log = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -156,13 +156,18 @@ function showTraining(report, section) {
 function timesChart(run) {
   const most = Math.max(...run.times.map((time) => time.seconds || 0)) || 1;
   const total = run.times.reduce((sum, time) => sum + (time.seconds || 0), 0);
+  const phases = [...new Set(run.times.flatMap((time) => Object.keys(time.phases)))];
+  const shade = (phase) => `t-${phases.indexOf(phase) % 6}`;
+  const swatch = (look, text) => element("li", {}, element("i", { class: `swatch ${look}` }), text);
   return element("figure", { class: "card chart" }, element("figcaption", {}, `Time per stage, ${duration(total)} in all`),
-    element("ul", { class: "legend" }, element("li", {}, element("i", { class: "swatch t-loop" }), "training loop: steps, mining, evaluation"), element("li", {}, element("i", { class: "swatch t-rest" }), "around it: loading, tokenising, saving")),
+    element("ul", { class: "legend" }, phases.map((phase) => swatch(shade(phase), phase)), swatch("t-rest", "around the training: loading, tokenising, scoring")),
     element("div", { class: "times" }, run.times.map((time) => {
-      const loop = Math.min(time.loop || 0, time.seconds || 0);
+      const parts = Object.entries(time.phases);
+      const rest = Math.max(0, (time.seconds || 0) - parts.reduce((sum, [, spent]) => sum + spent, 0));
       const work = known(time.steps) ? `${count(time.steps)} steps` : known(time.lists) ? `${count(time.lists)} lists` : "";
       return [element("span", { class: "label" }, time.stage, element("small", {}, time.trainer)),
-        element("span", { class: "stack" }, bar("t-loop", loop / most), bar("t-rest", ((time.seconds || 0) - loop) / most)),
+        element("span", { class: "stack", title: parts.map(([phase, spent]) => `${phase} ${duration(spent)}`).join(", ") },
+          parts.map(([phase, spent]) => bar(shade(phase), spent / most)), bar("t-rest", rest / most)),
         element("span", { class: "value" }, duration(time.seconds), element("small", {}, work))];
     })));
 }

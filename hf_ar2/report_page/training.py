@@ -61,17 +61,21 @@ def training_charts(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def stage_times(run: RunFolder) -> list[dict[str, Any]]:
-    """What each stage took, in seconds: in all, and of that in the training loop; None where that is not known."""
+    """What each stage took, in seconds: in all, and of that on each phase of its training (by name, as logged)."""
     times = []
     for stage, found in run.stages.items():
-        loop = [entry["train_runtime"] for entry in found["log_history"] if "train_runtime" in entry]
+        last = next((entry for entry in reversed(found["log_history"]) if "train_runtime" in entry), {})
         lists = found.get("lists")
         times.append(
             {
                 "stage": stage,
                 "trainer": found["trainer"],
                 "seconds": found.get("seconds"),
-                "loop": loop[-1] if loop else None,
+                "phases": {
+                    key.removeprefix("seconds/"): value
+                    for key, value in last.items()
+                    if key.startswith("seconds/")
+                },
                 "steps": found.get("steps"),
                 "lists": sum(lists.values()) if isinstance(lists, dict) else None,
             }
