@@ -100,8 +100,9 @@ class RankerInputs:
 
     Args:
         ranker: its tokenizer and `max_seq_length` are used.
-        max_query_length: tokens of a query that are kept, without special tokens.
-        max_pair_length: tokens a pair is cut at, special tokens included; None takes the ranker's own limit.
+        max_query_length: tokens of a query that are kept, without special tokens, before it is paired.
+        max_pair_length: tokens a pair is cut at, special tokens included; None takes the ranker's own limit. Of query
+            and passage the longer one gives way ("longest_first").
 
     Example:
         >>> import tempfile
@@ -131,8 +132,10 @@ class RankerInputs:
         self.query_store = _tokenize_queries(
             collection, ranker.tokenizer, cache_dir, max_query_length, "", show_progress
         )
+        # as much of a passage as tells whether it is longer than the query, which decides who gives way
+        passage_length = max(self.max_pair_length, max_query_length)
         self.passage_store = _tokenize_passages(
-            collection, ranker.tokenizer, cache_dir, self.max_pair_length, title_separator, "", show_progress
+            collection, ranker.tokenizer, cache_dir, passage_length, title_separator, "", show_progress
         )
 
     def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:

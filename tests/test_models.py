@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_tokenizer
+from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
     RobertaModel,
 )
 
+from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import (
@@ -130,6 +132,36 @@ def test_chunks_are_put_back_in_order(tmp_path, tiny_collection, tiny_retriever_
         scores = score_pairs(ranker, pairs.pairs(rows % 40, rows))
     np.testing.assert_allclose(out["passage_embeddings"], alone, atol=1e-6)
     np.testing.assert_allclose(out["pair_scores"], scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_query_length", [8, 13, 16, 32])
+def test_every_pair_is_cut_as_the_tokenizer_cuts_it(tmp_path, tiny_ranker_path, max_query_length):
+    """13 tokens have room in a pair of 16: queries below, at and above it, and above what passages are stored at."""
+    texts = [" ".join(["otter"] * length) for length in range(1, 40)]
+    rows = [{"id": f"p{number}", "title": "", "text": text} for number, text in enumerate(texts)]
+    queries = [{"id": f"q{number}", "text": text} for number, text in enumerate(texts)]
+    collection = Collection("lengths", Dataset.from_list(rows), Dataset.from_list(queries), {}, {})
+    ranker = load_ranker(tiny_ranker_path, device="cpu")
+    inputs = RankerInputs(
+        ranker,
+        collection,
+        tmp_path,
+        max_query_length=max_query_length,
+        max_pair_length=16,
+        show_progress=False,
+    )
+    query_rows, passage_rows = (grid.reshape(-1) for grid in np.meshgrid(np.arange(39), np.arange(39)))
+    found = inputs.pairs(query_rows, passage_rows)
+    expected = ranker.tokenizer(
+        [" ".join(texts[row].split()[:max_query_length]) for row in query_rows],
+        [texts[row] for row in passage_rows],
+        truncation="longest_first",
+        max_length=16,
+        padding=True,
+        return_tensors="pt",
+    )
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_teacher_scores_without_gradient_or_dropout(tmp_path, tiny_collection, tiny_ranker_path):

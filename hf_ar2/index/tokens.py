@@ -335,8 +335,8 @@ class InputBuilder:
     ) -> dict[str, torch.Tensor]:
         """Inputs of pairs: `tokenizer(queries, passages, truncation="longest_first", ...)`, int64 [B, L].
 
-        Where both texts were already cut when stored, the tokenizer, which sees the whole texts, may keep one
-        token more of the one and one fewer of the other.
+        The result is that of the queries as they were cut when stored. Passages may be cut, too, but at no fewer
+        tokens than the queries: else a passage may be taken for the shorter text and get one token fewer or more.
         """
         queries, passages = np.asarray(query_rows, np.int64), np.asarray(passage_rows, np.int64)
         if queries.shape != passages.shape:
