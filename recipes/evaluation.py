@@ -18,9 +18,9 @@ from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
-from hf_ar2.evaluation.systems import evaluated_queries, measure
+from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.processes import Processes
-from hf_ar2.recipes.recipe import Recipe, source_name
+from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.report import plot_report, stage_table
 from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import JointConfig, LTReConfig, RetrieverConfig
@@ -29,6 +29,42 @@ from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.training_facts import is_trained, last_row, training_of_run
 
 SYSTEMS = ("retriever", "ranker", "pipeline")
+
+
+def check_evaluation(recipe: Recipe, collection: Collection) -> None:
+    """Refuse before anything is trained an evaluation that could not be carried out after it.
+
+    Raises:
+        RecipeError: a split that the collection or the evaluation lacks, an unknown metric, or one that needs more
+            passages than are retrieved.
+    """
+    settings = recipe.evaluation
+    if not settings.get("rows"):
+        return
+    splits, report_split = settings.get("splits", ["dev", "test"]), settings.get("report_split", "test")
+    metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
+    chief, depth, total = (
+        settings.get("test_metric", metrics[0]),
+        settings.get("depth", 100),
+        len(collection.corpus),
+    )
+    try:
+        for split in splits:
+            evaluated_queries(collection, split)
+        beyond = out_of_reach(metrics, min(depth, total), total)
+    except ValueError as error:
+        raise RecipeError(f"evaluation: {error}") from None
+    if report_split not in splits:
+        raise RecipeError(
+            f"evaluation.report_split: {report_split!r} is none of the splits {', '.join(splits)}"
+        )
+    if chief not in metrics:
+        raise RecipeError(f"evaluation.test_metric: {chief!r} is none of the metrics {', '.join(metrics)}")
+    if beyond:
+        raise RecipeError(
+            f"evaluation.metrics: {', '.join(beyond)} cannot be computed of the {depth} passages that are retrieved "
+            "per query; raise evaluation.depth, or leave the metric out"
+        )
 
 
 def evaluate_rows(

@@ -19,7 +19,7 @@ from hf_ar2.augmentation import AugmentConfig, augment
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.recipes.evaluation import evaluate_rows, finish
+from hf_ar2.recipes.evaluation import check_evaluation, evaluate_rows, finish
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, source_name
 from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import (
@@ -51,6 +51,7 @@ def run_recipe(recipe: Recipe) -> Path:
     check_files(recipe)
     collection = load_collection(recipe.collection)
     say(repr(collection))
+    check_evaluation(recipe, collection)
     for number, stage in enumerate(recipe.stages, 1):
         run_stage(recipe, stage, run, collection, f"[{number}/{len(recipe.stages)}] {stage}")
 

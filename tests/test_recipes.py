@@ -364,6 +364,25 @@ def test_a_missing_file_of_queries_is_found_before_anything_is_trained(rocketqa,
     assert not (tmp_path / "run" / "stages").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"splits": ["dev"]}, "evaluation.report_split: 'test' is none of the splits dev"),
+        ({"splits": ["valid"]}, "evaluation: data has no split 'valid'; it has train, dev, test"),
+        ({"metrics": ["mrr10"]}, "evaluation: unknown metric 'mrr10'"),
+        ({"metrics": ["mrr@10", "recall@50"]}, "recall@50 cannot be computed of the 20 passages"),
+        ({"test_metric": "recall@10"}, "evaluation.test_metric: 'recall@10' is none of the metrics mrr@10,"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
+    body, tmp_path, settings, message
+):
+    path = write(tmp_path / "r.yaml", {**body, "evaluation": {**body["evaluation"], **settings}})
+    with pytest.raises(RecipeError, match=message):
+        run_recipe(load_recipe(path, {"output_dir": str(tmp_path / "run")}))
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 def test_rocketqa_v2_trains_both_models_on_the_lists_of_a_stage(rocketqa, tmp_path, capsys):
     body = json.loads(json.dumps(rocketqa))
     steps = {name: body["stages"][name] for name in ("retriever-0", "ranker", "denoised")}
