@@ -41,6 +41,7 @@ LIBRARY = (
     "hf_ar2/importers.py",
     "hf_ar2/index",
     "hf_ar2/inputs.py",
+    "hf_ar2/joint_model.py",
     "hf_ar2/launch.py",
     "hf_ar2/losses",
     "hf_ar2/models.py",

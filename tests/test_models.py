@@ -24,15 +24,12 @@ from transformers import (
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.joint_model import JointModel, embed, save_models, score_pairs
 from hf_ar2.models import (
-    JointModel,
-    embed,
     has_separate_towers,
     load_ranker,
     load_retriever,
     resolve_model_name,
-    save_models,
-    score_pairs,
     weights_fingerprint,
 )
 from hf_ar2.processes import Processes

@@ -17,7 +17,8 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 from tiny_ar2 import settings_of, without_dropout
 
 from hf_ar2.candidates import CandidatePool
-from hf_ar2.models import embed, load_ranker, load_retriever, score_pairs
+from hf_ar2.joint_model import embed, score_pairs
+from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     RankerConfig,

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hf_ar2.joint_model import Features, JointModel
 from hf_ar2.losses.gather import world_size
-from hf_ar2.models import Features, JointModel
 
 _OUTPUTS = {"queries": "query_embeddings", "passages": "passage_embeddings", "pairs": "pair_scores"}
 _BUCKET_BYTES = 1 << 25

@@ -17,7 +17,8 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.models import JointModel, load_ranker, load_retriever, use_fast_attention
+from hf_ar2.joint_model import JointModel
+from hf_ar2.models import load_ranker, load_retriever, use_fast_attention
 from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients

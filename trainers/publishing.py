@@ -25,7 +25,7 @@ from transformers.utils.hub import PushInProgress
 from hf_ar2.cards import index_card, model_card
 from hf_ar2.hub import check_loads, make_repositories, publish
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
-from hf_ar2.models import JointModel
+from hf_ar2.joint_model import JointModel
 from hf_ar2.saved_models import read_retriever
 from hf_ar2.training_facts import ROLES, Training, bears_on_the_result, read_json, training_of_trainer
 

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.models import save_models
+from hf_ar2.joint_model import save_models
 from hf_ar2.trainers.checkpoints import (
     TRAINER_STATE,
     describe_run,

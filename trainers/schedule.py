@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from hf_ar2.models import JointModel
+from hf_ar2.joint_model import JointModel
 from hf_ar2.trainers.config import JointConfig
 
 

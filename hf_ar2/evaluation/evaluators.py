@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoding import encode_rows, token_budget_batches
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.models import Task, embed, score_pairs
+from hf_ar2.joint_model import embed, score_pairs
+from hf_ar2.models import Task
 from hf_ar2.processes import Processes
 
 # Bounds what ranks exchange at a time.
