@@ -36,6 +36,7 @@ LIBRARY = (
     "hf_ar2/calibration.py",
     "hf_ar2/candidate_filters.py",
     "hf_ar2/candidates.py",
+    "hf_ar2/checkpoint_builder.py",
     "hf_ar2/collections",
     "hf_ar2/evaluation",
     "hf_ar2/importers.py",

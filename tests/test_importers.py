@@ -12,10 +12,11 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import BertConfig, BertModel
 
 from hf_ar2 import cli, load_ranker, load_retriever
-from hf_ar2.importers import from_paddle_name, import_checkpoint, read_torch
+from hf_ar2.importers import import_checkpoint, read_torch
 from hf_ar2.joint_model import score_pairs
 from hf_ar2.models import has_separate_towers
 from hf_ar2.paddle_tensors import read_paddle, read_tensor, write_tensor
+from hf_ar2.rocketqa_checkpoints import from_paddle_name
 
 QUERIES = ["where does the badger guard the apple ?", "what does the lynx carry"]
 PASSAGES = ["the brave badger guards a apple in the attic at dawn", "the calm lynx carries a drum"]
