@@ -20,10 +20,12 @@ from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.processes import Processes
+from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.stage_settings import row_config
 from hf_ar2.report import plot_report, stage_table
 from hf_ar2.run_index import SEARCHED_INDEX
-from hf_ar2.trainers import JointConfig, LTReConfig, RetrieverConfig
+from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.training_facts import is_trained, last_row, training_of_run
@@ -68,25 +70,33 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
 
 
 def evaluate_rows(
-    recipe: Recipe, run: Path, collection: Collection, load: Callable[[str, Any], Any]
+    recipe: Recipe, run: Path, collection: Collection, inputs: Inputs, load: Callable[[str, Any], Any]
 ) -> dict[str, Any]:
     """Evaluate every row that has not been, write its run files, and write `metrics.json` and `significance.json`."""
     settings = recipe.evaluation
     splits = settings.get("splits", ["dev", "test"])
     for name, row in settings["rows"].items():
-        folder = run / "evaluation" / name
-        key = json.dumps([row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings], sort_keys=True)
-        if (folder / "key.json").is_file() and (folder / "key.json").read_text() == key:
+        note = run / "evaluation" / name / "key.json"
+        key = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
+        if _holds(note, json.loads(json.dumps(key))):
             continue
-        _evaluate_row(recipe, run, collection, name, row, splits, load)
+        _evaluate_row(recipe, run, collection, name, splits, load)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "key.json").write_text(key)
-            shutil.rmtree(folder / "index", ignore_errors=True)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(key, sort_keys=True))
+            shutil.rmtree(note.parent / "index", ignore_errors=True)
     if PartialState().is_main_process:
         return _measure(recipe, run, collection, splits)
     return {}
+
+
+def _holds(note: Path, key: list[Any]) -> bool:
+    """Whether a row was evaluated with this key; one that was noted without contents is taken as it is."""
+    if not note.is_file():
+        return False
+    *noted, contents = [*json.loads(note.read_text()), {}][:4]
+    return bool(noted == key[:3]) and not differing(contents, key[3])
 
 
 def _stages(recipe: Recipe, row: dict[str, Any]) -> list[str]:
@@ -99,28 +109,12 @@ def _evaluate_row(
     run: Path,
     collection: Collection,
     name: str,
-    row: dict[str, Any],
     splits: list[str],
     load: Callable[[str, Any], Any],
 ) -> None:
     settings = recipe.evaluation
-    common = {key: value for key, value in recipe.args.items() if key in RetrieverConfig.__dataclass_fields__}
-    common = {key: value for key, value in common.items() if key not in row}
-    common |= {
-        "cache_dir": str(run / "cache"),
-        "eval_strategy": "no",
-        "eval_on_start": False,
-        "save_strategy": "no",
-    }
-    searched: dict[str, Any] = {
-        key: row[key] for key in ("index_factory", "index", "index_ids", "search_parameters") if key in row
-    }
-    if searched.get("index") in recipe.stages:
-        searched["index"] = str(run / "stages" / row["index"] / SEARCHED_INDEX)
-    config: type[JointConfig] = RetrieverConfig
-    if "index" in searched or "search_parameters" in searched:
-        config, searched["vectors"] = LTReConfig, "index"
-    args = config(output_dir=str(run / "evaluation" / name), **common, **searched)
+    row = settings["rows"][name]
+    args = row_config(recipe, name, run)
     encoders = Encoders(
         device=args.device,
         processes=Processes.current(args.device),
@@ -130,7 +124,7 @@ def _evaluate_row(
     )
     retriever = load("retriever", row["retriever"]).to(args.device)
     ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row else None
-    retrieve_with = Retrieval if config is RetrieverConfig else FrozenRetrieval
+    retrieve_with = FrozenRetrieval if isinstance(args, LTReConfig) else Retrieval
     retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
     rerank_depth = settings.get("rerank_depth", 20)
     for split in splits:
@@ -185,6 +179,8 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
                 for system, found in systems.items()
             }
             compared = tests.setdefault(row, {}).setdefault(split, {})
+            if len(evaluated_queries(collection, split)) < 2:
+                continue  # no test can tell one query's difference from luck
             if before is not None:
                 # Against the row before.
                 compared["retriever"] = asdict(

@@ -180,6 +180,7 @@ def _check(recipe: Recipe, where: str) -> None:
                 f"{place}.trainer: found {body.get('trainer')!r}, expected one of {', '.join(CONFIGS)}"
             )
         _known(f"{place}.args", body.get("args", {}), config_fields(body["trainer"]))
+        _check_numbers(f"{place}.args", body["trainer"], recipe.stage_args(name))
         roles = ("retriever",) if body["trainer"] in ("retriever", "ltre") else ("retriever", "ranker")
         _check_roles(place, body, roles, seen)
         _check_lists(place, body, writers)
@@ -209,6 +210,16 @@ def _check_lists(place: str, body: dict[str, Any], writers: list[str]) -> None:
         if name not in writers:
             known = _nearest(name, writers) if writers else "; there is none"
             raise RecipeError(f"{place}.lists: {name!r} is no earlier stage that augments{known}")
+
+
+def _check_numbers(place: str, trainer: str, settings: dict[str, Any]) -> None:
+    """A text where a number or true/false is wanted would be compared with numbers only when the stage begins."""
+    for setting in dataclasses.fields(CONFIGS[trainer]):
+        value = settings.get(setting.name)
+        wanted = isinstance(setting.default, (int, float)) and "str" not in str(setting.type)
+        if wanted and isinstance(value, str):
+            kind = "true or false" if isinstance(setting.default, bool) else "a number"
+            raise RecipeError(f"{place}.{setting.name}: found {value!r}, expected {kind}")
 
 
 def _check_augmentation(place: str, settings: dict[str, Any]) -> None:

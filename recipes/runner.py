@@ -15,12 +15,15 @@ import yaml
 from accelerate import PartialState
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from hf_ar2.augmentation import AugmentConfig, augment
+from hf_ar2.augmentation import augment
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
 from hf_ar2.recipes.evaluation import check_evaluation, evaluate_rows, finish
-from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, source_name
+from hf_ar2.recipes.inputs import INPUTS, Inputs, refuse_other_inputs
+from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.stage_settings import lists_folder, stage_config
 from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import (
     AR2Trainer,
@@ -42,24 +45,29 @@ def run_recipe(recipe: Recipe) -> Path:
     """
     started = time.time()
     run = Path(recipe.output_dir)
-    state = PartialState()
+    check_settings(recipe, run)
+    check_files(recipe)
     refuse_other_settings(recipe, run)
+    say(f"{recipe.name}: {recipe.collection} → {run}")
+    collection = load_collection(recipe.collection)
+    say(repr(collection))
+    check_splits(recipe, collection, run)
+    check_evaluation(recipe, collection)
+    check_indexes(recipe, run, lambda name: load_model(recipe, "retriever", name, run))
+    inputs = Inputs(recipe, collection)
+    refuse_other_inputs(run, inputs)
+    state = PartialState()
     state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
         write_run_header(run, recipe)
-    say(f"{recipe.name}: {recipe.collection} → {run}")
-    check_files(recipe)
-    collection = load_collection(recipe.collection)
-    say(repr(collection))
-    check_evaluation(recipe, collection)
     for number, stage in enumerate(recipe.stages, 1):
-        run_stage(recipe, stage, run, collection, f"[{number}/{len(recipe.stages)}] {stage}")
+        run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}")
 
     def load(role: str, source: Any) -> SentenceTransformer | CrossEncoder:
         return load_model(recipe, role, source, run)
 
     if recipe.evaluation.get("rows"):
-        evaluate_rows(recipe, run, collection, load)
+        evaluate_rows(recipe, run, collection, inputs, load)
     state.wait_for_everyone()
     if state.is_main_process:
         finish(recipe, run, time.time() - started, load)
@@ -78,18 +86,9 @@ def refuse_other_settings(recipe: Recipe, run: Path) -> None:
             )
 
 
-def check_files(recipe: Recipe) -> None:
-    """Refuse before anything is trained what a later stage would not find."""
-    for stage in recipe.stages:
-        unlabelled = recipe.stage_args(stage).get("unlabelled")
-        if unlabelled is not None and not Path(unlabelled).is_file():
-            raise RecipeError(
-                f"stages.{stage}.args.unlabelled: {unlabelled}: no such file; expected queries as JSON lines with _id "
-                f"and text, named on the command line for example: --{stage}.unlabelled queries.jsonl"
-            )
-
-
-def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, title: str) -> None:
+def run_stage(
+    recipe: Recipe, stage: str, run: Path, collection: Collection, inputs: Inputs, title: str
+) -> None:
     """Run one stage, from its last complete checkpoint or block of scores; nothing if it is done."""
     folder = run / "stages" / stage
     key = recipe.stage_key(stage)
@@ -103,6 +102,7 @@ def run_stage(recipe: Recipe, stage: str, run: Path, collection: Collection, tit
     if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "key.txt").write_text(key)
+        (folder / INPUTS).write_text(json.dumps(inputs.of_stage(stage), indent=1))
     started = time.time()
     if recipe.stages[stage]["trainer"] == "augment":
         report = write_lists(recipe, stage, run, collection, folder)
@@ -120,7 +120,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a stage's models, and leave them in its folder."""
     transformers.set_seed(recipe.seed)
-    trainer = make_trainer(recipe, stage, run, collection, folder)
+    trainer = make_trainer(recipe, stage, run, collection)
     checkpoint = last_complete_checkpoint(folder)
     if checkpoint:
         say(f"{title}: continues from {Path(checkpoint).name}")
@@ -133,15 +133,10 @@ def train(
     return {**trainer.told(), "steps": trainer.state.global_step}
 
 
-def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path) -> JointTrainer:
+def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) -> JointTrainer:
     """The stage's trainer, with the models it starts from."""
     body = recipe.stages[stage]
-    settings = recipe.stage_args(stage)
-    settings.setdefault("cache_dir", str(run / "cache"))
-    if body.get("lists"):
-        written = [str(lists_folder(run, name)) for name in body["lists"]]
-        settings["train_lists"] = written + (settings.get("train_lists") or [])
-    args: Any = CONFIGS[body["trainer"]](output_dir=str(folder), **settings)
+    args = stage_config(recipe, stage, run)
     retriever = load_model(recipe, "retriever", body["retriever"], run)
     if body["trainer"] == "retriever":
         return RetrieverTrainer(retriever, args=args, collection=collection)
@@ -171,7 +166,7 @@ def write_lists(
         models["retriever"],
         models["ranker"],
         lists_folder(run, stage),
-        AugmentConfig(**recipe.stage_args(stage)),
+        stage_config(recipe, stage, run),
         names={role: source_name(body[role]) for role in models},
         work_folder=run,
         index_folder=folder / "index",
@@ -191,16 +186,6 @@ def source_of(recipe: Recipe, source: Any) -> str:
     """
     name = source_name(source)
     return str(recipe.models[name]["model"]) if name in recipe.models else f"stage {name} of {recipe.name}"
-
-
-def lists_folder(run: Path, stage: str) -> Path:
-    """Where an augmenting stage leaves its training lists.
-
-    Example:
-        >>> lists_folder(Path("runs/mine"), "augment").as_posix()
-        'runs/mine/stages/augment/lists'
-    """
-    return run / "stages" / stage / "lists"
 
 
 def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTransformer | CrossEncoder:

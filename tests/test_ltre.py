@@ -436,8 +436,10 @@ def test_jpq_resumes_and_runs_in_two_processes(models, tmp_path):
 
 
 def test_only_a_product_quantiser_has_centroids_to_train(models, tmp_path, collection):
-    with pytest.raises(ValueError, match="found IndexFlat.*; use an index like 'PQ48' or 'OPQ48,PQ48'"):
-        ltre(models, tmp_path, collection, train_centroids=True).train()
+    with pytest.raises(ValueError, match=r"index_factory='Flat'; use an index like 'PQ48' or 'OPQ48,PQ48'"):
+        ltre(models, tmp_path, collection, train_centroids=True)
+    with pytest.raises(ValueError, match="found IndexIVFPQ; use an index like 'PQ48'"):
+        ltre(models, tmp_path, collection, index_factory="IVF1,PQ8", train_centroids=True).train()
 
 
 # ---- What is saved --------------------------------------------------------------------------------------------------

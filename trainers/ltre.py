@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,15 @@ class LTReConfig(JointConfig):
             )
         if self.train_lists:
             raise ValueError("train_lists: LTRe takes its lists from the search of each step, not from files")
+        if (
+            self.train_centroids
+            and self.index is None
+            and not re.search(r"(^|,)PQ\d+\w*$", self.index_factory)
+        ):
+            raise ValueError(
+                f"train_centroids=True trains those of a product quantiser, but index_factory={self.index_factory!r}; "
+                "use an index like 'PQ48' or 'OPQ48,PQ48', where 48 bytes are kept of each passage"
+            )
         if self.train_centroids:
             self.vectors = "index"  # scores are those of the codes and the centroids as they are
         super().__post_init__()

@@ -1,0 +1,122 @@
+"""What stages and rows read beside the recipe, by content: the collection, local models, indexes, files of queries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_ar2.collections import Collection
+from hf_ar2.collections.tables import content_hash
+from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+
+INPUTS = "inputs.json"
+_FILES = ("index", "index_ids", "unlabelled")
+
+
+class Inputs:
+    """Content hashes of what a recipe only names, each thing read once.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> rows = {"zero-shot": {"retriever": "light"}}
+        >>> recipe = Recipe("mine", "python-packages:json", models={"light": {"model": "some/model"}})
+        >>> recipe.evaluation = {"rows": rows}
+        >>> list(Inputs(recipe, load_collection("python-packages:json")).of_row("zero-shot"))  # the Hub's are not local
+        ['collection']
+    """
+
+    def __init__(self, recipe: Recipe, collection: Collection) -> None:
+        self.recipe = recipe
+        self.collection = collection
+        self._hashes: dict[str, str] = {}
+
+    def of_stage(self, stage: str) -> dict[str, str]:
+        """Hash by name of what a stage reads itself; what its sources read is theirs."""
+        settings = self.recipe.stage_args(stage)
+        paths = {f"args.{name}": settings[name] for name in _FILES if settings.get(name)}
+        paths |= {f"args.train_lists: {path}": path for path in settings.get("train_lists") or []}
+        return self._of(self.recipe.stages[stage], paths)
+
+    def of_row(self, row: str) -> dict[str, str]:
+        """Hash by name of what a row of the evaluation reads itself."""
+        body = self.recipe.evaluation["rows"][row]
+        return self._of(body, {name: body[name] for name in _FILES if body.get(name)})
+
+    def _of(self, body: dict[str, Any], paths: dict[str, str]) -> dict[str, str]:
+        for role in ("retriever", "ranker"):
+            name = source_name(body[role]) if role in body else None
+            if name in self.recipe.models:
+                paths[f"models.{name}"] = self.recipe.models[name]["model"]
+        found = {"collection": self.collection.fingerprint}
+        for name, path in paths.items():
+            if Path(path).exists():
+                if path not in self._hashes:
+                    self._hashes[path] = hash_of_files(path)
+                found[name] = self._hashes[path]
+        return found
+
+
+def refuse_other_inputs(run: Path, inputs: Inputs) -> None:
+    """Refuse a run folder whose stages were run on other contents of what the recipe names.
+
+    A stage of a run that was made without such notes is taken as it is.
+
+    Raises:
+        RecipeError: with the stage and what has changed.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light"}}
+        >>> recipe = Recipe("mine", "python-packages:json", stages=stages)
+        >>> inputs = Inputs(recipe, load_collection(recipe.collection))
+        >>> refuse_other_inputs(Path("a/run/that/is/not/there"), inputs)  # nothing to refuse
+    """
+    for stage in inputs.recipe.stages:
+        note = run / "stages" / stage / INPUTS
+        changed = differing(json.loads(note.read_text()), inputs.of_stage(stage)) if note.is_file() else []
+        if changed:
+            named = ", ".join(
+                f"{name} ({inputs.recipe.collection})" if name == "collection" else name for name in changed
+            )
+            raise RecipeError(
+                f"{note.parent}: the contents of {named} have changed since this stage was run. Choose another "
+                "--output_dir, or delete the folders of this stage and of those after it to run them again"
+            )
+
+
+def differing(noted: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Names of what both notes have, with another content.
+
+    Example:
+        >>> differing({"collection": "a", "models.light": "b"}, {"collection": "c"})
+        ['collection']
+    """
+    return [name for name, content in noted.items() if found.get(name, content) != content]
+
+
+def hash_of_files(path: str | Path) -> str:
+    """32 hex digits of a file, or of the names and contents of a folder's; its README.md and hidden files do not count.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "weights").write_bytes(b"1")
+        ...     before = hash_of_files(folder)
+        ...     _ = Path(folder, "README.md").write_text("a card")
+        ...     same = hash_of_files(folder) == before
+        ...     _ = Path(folder, "weights").write_bytes(b"2")
+        ...     same, hash_of_files(folder) == before
+        (True, False)
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    parts: list[bytes] = []
+    for file in files:
+        name = file.relative_to(path)
+        if file == path or not (name.name == "README.md" or any(part.startswith(".") for part in name.parts)):
+            with open(file, "rb") as stream:
+                digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+            parts += [name.as_posix().encode(), digest.digest()]
+    return content_hash(*parts)

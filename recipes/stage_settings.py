@@ -1,0 +1,95 @@
+"""The configurations that a recipe's stages and rows are run with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_ar2.recipes.recipe import CONFIGS, Recipe
+from hf_ar2.run_index import SEARCHED_INDEX
+from hf_ar2.trainers import LTReConfig, RetrieverConfig
+
+# Of a recipe's common settings, those that say how texts are read, searched and shown; the others are about training.
+_READING = (
+    "max_query_length",
+    "max_passage_length",
+    "max_pair_length",
+    "title_separator",
+    "index_factory",
+    "index_dtype",
+    "retriever_temperature",
+    "ranker_temperature",
+    "encode_tokens",
+    "train_split",
+    "bf16",
+    "fp16",
+    "use_cpu",
+    "ddp_backend",
+    "ddp_timeout",
+    "disable_tqdm",
+)
+# Of a row, what the configuration has under the same name.
+_ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
+
+
+def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
+    """The configuration of a stage in a run folder.
+
+    Raises:
+        ValueError, TypeError: settings that the stage's trainer refuses.
+
+    Example:
+        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_negatives": 3}}}
+        >>> config = stage_config(Recipe("mine", "BeIR/scifact", stages=stages), "g0", Path("runs/mine"))
+        >>> config.num_negatives, Path(config.output_dir).as_posix(), Path(config.cache_dir).as_posix()
+        (3, 'runs/mine/stages/g0', 'runs/mine/cache')
+    """
+    body = recipe.stages[stage]
+    settings = recipe.stage_args(stage)
+    if body["trainer"] == "augment":
+        return CONFIGS["augment"](**settings)
+    settings.setdefault("cache_dir", str(run / "cache"))
+    if body.get("lists"):
+        written = [str(lists_folder(run, name)) for name in body["lists"]]
+        settings["train_lists"] = written + (settings.get("train_lists") or [])
+    return CONFIGS[body["trainer"]](output_dir=str(run / "stages" / stage), **settings)
+
+
+def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReConfig:
+    """The configuration that a row is evaluated with: an `LTReConfig` where it is searched with an index of its own.
+
+    Raises:
+        ValueError, TypeError: settings that do not fit each other.
+
+    Example:
+        >>> rows = {"mine": {"retriever": "light", "index_factory": "HNSW32"}}
+        >>> recipe = Recipe("mine", "BeIR/scifact", args={"max_query_length": 24}, evaluation={"rows": rows})
+        >>> config = row_config(recipe, "mine", Path("runs/mine"))
+        >>> config.index_factory, config.max_query_length, config.eval_strategy.value
+        ('HNSW32', 24, 'no')
+    """
+    body = recipe.evaluation["rows"][row]
+    settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in _READING}
+    settings |= {
+        "cache_dir": str(run / "cache"),
+        "eval_strategy": "no",
+        "eval_on_start": False,
+        "save_strategy": "no",
+    }
+    settings |= {key: body[key] for key in _ROW_SETTINGS if key in body}
+    if settings.get("index") in recipe.stages:
+        settings["index"] = str(run / "stages" / body["index"] / SEARCHED_INDEX)
+    output = str(run / "evaluation" / row)
+    if "index" in settings or "search_parameters" in settings:
+        return LTReConfig(output_dir=output, vectors="index", **settings)
+    return RetrieverConfig(output_dir=output, **settings)
+
+
+def lists_folder(run: Path, stage: str) -> Path:
+    """Where an augmenting stage leaves its training lists.
+
+    Example:
+        >>> lists_folder(Path("runs/mine"), "augment").as_posix()
+        'runs/mine/stages/augment/lists'
+    """
+    return run / "stages" / stage / "lists"

@@ -1,0 +1,198 @@
+"""What a recipe is refused for before anything is trained, and what a run notes of what it read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import make_tiny_collection, make_tiny_retriever
+
+from hf_ar2.recipes import run as script
+from hf_ar2.recipes import runner
+from hf_ar2.recipes.recipe import load_recipe
+from hf_ar2.recipes.runner import run_recipe
+
+QUICK = {
+    "per_device_train_batch_size": 4,
+    "max_passage_length": 32,
+    "num_negatives": 3,  # of no concern to a row
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The path of a recipe of two stages, beside its `data` and `tiny-retriever`."""
+    make_tiny_retriever(tmp_path / "tiny-retriever")
+    make_tiny_collection().save(tmp_path / "data")
+    body = {
+        "name": "tiny",
+        "collection": str(tmp_path / "data"),
+        "models": {"light": {"model": str(tmp_path / "tiny-retriever")}},
+        "args": QUICK,
+        "stages": {
+            "warm-up": {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 2}},
+            "joint": {
+                "trainer": "ar2",
+                "retriever": "warm-up",
+                "ranker": "warm-up",
+                "args": {"num_rounds": 1, "ranker_steps": 1, "retriever_steps": 1, "pool_depth": 8},
+            },
+            "compressed": {
+                "trainer": "ltre",
+                "retriever": "warm-up",
+                "args": {"max_steps": 1, "list_depth": 8, "num_negatives": 0},
+            },
+        },
+        "evaluation": {
+            "splits": ["test"],
+            "metrics": ["mrr@10"],
+            "depth": 20,
+            "rows": {
+                "before": {"retriever": "light"},
+                "after": {
+                    "retriever": "warm-up",
+                    "index_factory": "HNSW8",
+                    "search_parameters": "efSearch=32",
+                },
+            },
+        },
+    }
+    return written(tmp_path / "tiny.yaml", body)
+
+
+def written(path, body):
+    path.write_text(yaml.safe_dump(body, sort_keys=False))
+    return path
+
+
+def started(path, *overrides):
+    """What `hf-ar2 train` starts."""
+    script.main([str(path), "--output_dir", str(path.parent / "run"), *overrides])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("joint.adversarial_weight", "2", "stages.joint.args: adversarial_weight=2: λ is between 0 and 1"),
+        ("joint.num_rounds", "two", "stages.joint.args.num_rounds: found 'two', expected a number"),
+        ("joint.refresh", "maybe", "stages.joint.args.refresh: found 'maybe', expected true or false"),
+        ("joint.eval_strategy", "epoch", "stages.joint.args: .* recall@100 needs 100 passages"),
+        ("joint.train_split", "trian", "joint.args.train_split: data has no judgments of a split 'trian'"),
+        (
+            "compressed.train_centroids",
+            "true",
+            "compressed.args: train_centroids=True .*index_factory='Flat'",
+        ),
+        ("compressed.index_factory", "PQ7", "stages.compressed.args: FAISS cannot make .* 'PQ7'"),
+        (
+            "compressed.search_parameters",
+            "nprobe=4",
+            "compressed.args: search_parameters 'nprobe=4' do not fit",
+        ),
+        ("compressed.index", "absent.faiss", "stages.compressed.args.index: absent.faiss: no such file"),
+        ("evaluation.rows.after.search_parameters", "nprobe=4", "evaluation.rows.after: search_parameters"),
+        ("evaluation.rows.after.index", "absent.faiss", "rows.after.index: absent.faiss: no such file"),
+    ],
+)
+def test_what_would_fail_in_a_later_stage_is_refused_before_the_first(recipe, key, value, message):
+    override = [f"--{key}", value]
+    if key.endswith("eval_strategy"):
+        override += ["--joint.eval_depth", "20"]
+    with pytest.raises(SystemExit, match=f"^recipe: .*{message}"):
+        started(recipe, *override)
+    assert not (recipe.parent / "run").exists()
+
+
+def test_what_a_user_can_mend_is_said_in_a_line_unless_the_place_is_asked_for(recipe, monkeypatch):
+    with pytest.raises(SystemExit, match="^recipe: .*absent"):
+        started(recipe, "--collection", str(recipe.parent / "absent"))
+    with pytest.raises(SystemExit, match="^recipe: .*no-such-model"):
+        started(recipe, "--models.light.model", str(recipe.parent / "no-such-model"))
+    monkeypatch.setenv("HF_AR2_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="absent"):
+        started(recipe, "--collection", str(recipe.parent / "absent"))
+
+
+# ---- What a run notes of what it read -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(recipe):
+    """The recipe, run without its last two stages, which nothing here is about."""
+    body = yaml.safe_load(recipe.read_text())
+    body["stages"] = {"warm-up": body["stages"]["warm-up"]}
+    started(written(recipe, body))
+    return recipe
+
+
+def test_changed_contents_are_refused_as_other_settings_are(done, capsys):
+    run, data = done.parent / "run", done.parent / "data"
+    started(done)
+    assert "done before" in capsys.readouterr().out
+    header = (run / "environment.json").stat().st_mtime_ns
+
+    weights = done.parent / "tiny-retriever" / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(SystemExit, match=r"warm-up: the contents of models.light have changed since"):
+        started(done)
+    weights.write_bytes(kept)
+
+    corpus = (data / "corpus.jsonl").read_text()
+    (data / "corpus.jsonl").write_text(corpus.replace("otter", "weasel"))
+    with pytest.raises(
+        SystemExit, match=rf"warm-up: the contents of collection \({data}\) have changed since"
+    ):
+        started(done)
+    assert (run / "environment.json").stat().st_mtime_ns == header  # nothing was touched
+
+    shutil.rmtree(run / "stages" / "warm-up")
+    before = (run / "runs" / "before" / "test.retriever.trec").read_text()
+    started(done)
+    assert (
+        run / "runs" / "before" / "test.retriever.trec"
+    ).read_text() != before  # evaluated again, without a stage
+
+
+def test_a_run_without_notes_is_taken_as_it_is(done, capsys):
+    """As runs were left before there were notes: a study reads them, and goes on with them."""
+    run = done.parent / "run"
+    (run / "stages" / "warm-up" / "inputs.json").unlink()
+    for key in (run / "evaluation").glob("*/key.json"):
+        key.write_text(json.dumps(json.loads(key.read_text())[:3], sort_keys=True))
+    found = run / "runs" / "before" / "test.retriever.trec"
+    written_at = found.stat().st_mtime_ns
+    (done.parent / "data" / "corpus.jsonl").write_text(
+        (done.parent / "data" / "corpus.jsonl").read_text().replace("otter", "weasel")
+    )
+    capsys.readouterr()
+    started(done)
+    assert "done before" in capsys.readouterr().out and found.stat().st_mtime_ns == written_at
+
+
+def test_a_split_of_one_query_is_measured_and_not_tested(done):
+    qrels = done.parent / "data" / "qrels" / "test.tsv"
+    qrels.write_text("".join(qrels.read_text().splitlines(keepends=True)[:2]))
+    run = done.parent / "one"
+    run_recipe(load_recipe(done, {"output_dir": str(run)}))
+    assert set(json.loads((run / "metrics.json").read_text())) == {"before", "after"}
+    assert json.loads((run / "significance.json").read_text())["tests"]["after"]["test"] == {}
+
+
+def test_ctrl_c_in_a_stage_exits_as_a_shell_expects(recipe, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_stage", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        started(recipe)
+    assert ended.value.code == 130
