@@ -225,6 +225,14 @@ def test_what_a_recipe_leaves_unsaid_means_what_it_means_to_the_trainers() -> No
         {"args": {"max_pair_length": None, "rerank_depth": 5}, "evaluation": {"depth": 7}}
     )
     assert (settings.max_pair_length, settings.rerank_depth, settings.depth) == (None, 20, 7)
+    rows = {
+        "exact": {"index_factory": "Flat"},
+        "lists": {"index_factory": "IVF4", "search_parameters": "nprobe=2"},
+    }
+    settings = Settings.of_recipe({"args": {"index_factory": "Flat"}, "evaluation": {"rows": rows}})
+    assert (settings.index_factory, settings.search_parameters) == ("IVF4", "nprobe=2"), (
+        "as the last row says"
+    )
 
 
 # --- training
