@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -21,6 +23,8 @@ QUICK = {
     "eval_strategy": "no",
     "eval_on_start": False,
     "save_strategy": "no",
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
     "report_to": "none",
     "disable_tqdm": True,
     "use_cpu": True,
@@ -36,7 +40,7 @@ def recipe(tmp_path):
     body = {
         "name": "tiny",
         "collection": str(tmp_path / "data"),
-        "models": {"light": {"model": str(tmp_path / "tiny-retriever")}},
+        "models": {"light": {"model": str(tmp_path / "tiny-retriever"), "dropout": 0.0}},
         "args": QUICK,
         "stages": {
             "warm-up": {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 2}},
@@ -196,3 +200,24 @@ def test_ctrl_c_in_a_stage_exits_as_a_shell_expects(recipe, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         started(recipe)
     assert ended.value.code == 130
+
+
+# ---- Two processes --------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_in_two_processes_measures_what_one_does(done):
+    """Half of the lists each, the same steps, and one folder that is written once."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", script.__file__, str(done)]
+    command += ["--output_dir", str(done.parent / "two"), "--per_device_train_batch_size", "2"]
+    launched = subprocess.run(command, capture_output=True, text=True)
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    one, two = done.parent / "run", done.parent / "two"
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    assert launched.stdout.count("[1/1] warm-up") == 1 and launched.stdout.count("hf-ar2 search") == 1
+    found, expected = (json.loads((run / "metrics.json").read_text()) for run in (two, one))
+    assert found == expected
+    logs = [json.loads((run / "stages/warm-up/trainer_state.json").read_text()) for run in (one, two)]
+    losses = [[entry["loss"] for entry in log["log_history"] if "loss" in entry] for log in logs]
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-4)
