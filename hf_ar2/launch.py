@@ -17,6 +17,8 @@ from pathlib import Path
 
 # In the environment of a script whose launcher ignores Ctrl-C: that the script is to heed it.
 INTERRUPTS = "HF_AR2_INTERRUPTS"
+# Seconds that interrupted processes have to end; one may wait for another in vain.
+_PATIENCE = 30
 
 
 def recipe_runner() -> Path:
@@ -100,7 +102,8 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command with this terminal and wait for it and all it has started, also after Ctrl-C.
 
     The command itself, a launcher, does not see Ctrl-C, so that its traceback does not follow what it launched; that is
-    told by a variable, `INTERRUPTS`, to heed it again. Who terminates this process terminates the command, too.
+    told by a variable, `INTERRUPTS`, to heed it again, and has half a minute to end. Who terminates this process
+    terminates the command, too.
 
     Returns:
         its exit code; 128 + n where signal n ended it, 130 after Ctrl-C.
@@ -114,7 +117,8 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     interrupted = False
     heeded = signal.getsignal(signal.SIGINT)
     if heeded is not signal.SIG_IGN:  # as in a background job of a shell script
-        environment = {**environment, INTERRUPTS: "1"}
+        # torchrun, the launcher of several processes, would otherwise handle it all the same.
+        environment = {**environment, INTERRUPTS: "1", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
     try:
         child = subprocess.Popen(command, env=environment)
@@ -138,13 +142,24 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
         while True:
             try:
                 code = child.wait()
-                psutil.wait_procs(started)  # the launcher does not wait for what it launched
+                # The launcher does not wait for what it launched.
+                _, left = psutil.wait_procs(started, timeout=_PATIENCE if interrupted else None)
+                for process in left:
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
                 break
-            except KeyboardInterrupt:  # what was launched got it too and ends in its own time
+            except KeyboardInterrupt:
                 interrupted = True
+                with contextlib.suppress(psutil.Error, OSError):
+                    launcher = psutil.Process(child.pid)
+                    launcher.suspend()  # it is to launch no more
+                    for process in launcher.children():
+                        if os.getsid(process.pid) != os.getsid(
+                            0
+                        ):  # torchrun takes the terminal from what it launches
+                            process.send_signal(signal.SIGINT)
                 find_started()
-                if not started:
-                    child.terminate()
+                child.kill()  # it would only complain of how the others ended
         signal.signal(signal.SIGTERM, before)
     if interrupted:
         print(

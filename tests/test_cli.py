@@ -87,8 +87,8 @@ class Launched:
             raise outcome
         return int(str(outcome))
 
-    def terminate(self) -> None:
-        """The launcher itself, where it has launched nothing yet."""
+    def kill(self) -> None:
+        """So that a launcher does not comment on the end of what it launched."""
 
 
 @pytest.fixture
@@ -326,10 +326,11 @@ def test_who_terminates_the_command_terminates_what_it_started(tmp_path: Path) -
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_training_with_one_line_and_no_traceback(
-    data: Path, tiny_retriever_path: Path, tmp_path: Path
+    data: Path, tiny_retriever_path: Path, tmp_path: Path, processes: int
 ) -> None:
-    """As in a terminal, which sends the signal to all: the command, accelerate's launcher, the script."""
+    """As in a terminal, which sends the signal to all that it controls; torchrun takes its processes out of that."""
     stage = {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 10_000, "use_cpu": True}}
     recipe = {
         "collection": str(data),
@@ -340,6 +341,11 @@ def test_ctrl_c_ends_training_with_one_line_and_no_traceback(
     (tmp_path / "long.yaml").write_text(json.dumps(recipe))
     command = [sys.executable, "-m", "hf_ar2.cli", "train", str(tmp_path / "long.yaml")]
     command += ["--output_dir", str(tmp_path / "run")]
+    if processes > 1:
+        machine = {"distributed_type": "MULTI_GPU", "num_machines": 1, "mixed_precision": "no"}
+        machine |= {"num_processes": processes, "main_process_port": 0}
+        (tmp_path / "machine.yaml").write_text(yaml.safe_dump(machine))
+        command += ["--config_file", str(tmp_path / "machine.yaml")]
     process, terminal = pty.fork()
     if process == 0:
         os.execv(command[0], command)
@@ -352,6 +358,7 @@ def test_ctrl_c_ends_training_with_one_line_and_no_traceback(
     os.close(terminal)
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 130, shown
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
     assert "Traceback" not in shown and "Interrupted. Stages that are done stay done" in shown
 
 
