@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import make_tiny_collection
 from datasets import Dataset
-from tiny_run import LOGS, METRICS, make_tiny_run
+from tiny_run import METRICS, make_tiny_run
 
 from hf_ar2 import cli
 from hf_ar2.collections import Collection
