@@ -64,7 +64,9 @@ def stage_times(run: RunFolder) -> list[dict[str, Any]]:
     """What each stage took, in seconds: in all, and of that on each phase of its training (by name, as logged)."""
     times = []
     for stage, found in run.stages.items():
-        last = next((entry for entry in reversed(found["log_history"]) if "train_runtime" in entry), {})
+        last: dict[str, Any] = next(
+            (entry for entry in reversed(found["log_history"]) if "train_runtime" in entry), {}
+        )
         lists = found.get("lists")
         times.append(
             {
