@@ -277,6 +277,7 @@ def collection(arguments: argparse.Namespace) -> int:
             skip=arguments.skip,
             max_passages=arguments.max_passages,
             queries=arguments.queries,
+            dev_share=0,  # what is written is what was read; whoever opens it cuts the same split
         )
     finally:
         reader.setLevel(level)

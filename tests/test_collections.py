@@ -274,3 +274,32 @@ def test_an_unknown_cause_to_skip_is_an_error_that_lists_the_known_ones(tmp_path
     with pytest.raises(CollectionError, match=message) as error:
         load_collection(tmp_path, skip=["empty passage"])
     assert "duplicate ids" in str(error.value)
+
+
+def test_a_collection_without_dev_gets_one_out_of_train(tmp_path: Path, caplog):
+    numbers = range(40)
+    corpus = Dataset.from_dict(
+        {"id": [f"d{n}" for n in numbers], "title": [""] * 40, "text": [f"text {n}" for n in numbers]}
+    )
+    queries = Dataset.from_dict({"id": [f"q{n}" for n in numbers], "text": [f"query {n}" for n in numbers]})
+
+    def judged(rows):
+        pairs = [(f"q{n}", f"d{(n + more) % 40}", 1) for n in rows for more in (0, 1)]
+        return Dataset.from_dict(
+            dict(
+                zip(("query_id", "passage_id", "relevance"), map(list, zip(*pairs, strict=True)), strict=True)
+            )
+        )
+
+    whole = Collection("mine", corpus, queries, {"train": judged(range(30)), "test": judged(range(30, 40))})
+    whole.save(tmp_path / "mine")
+    cut = load_collection(tmp_path / "mine")
+    parts = {split: set(cut.qrels[split]["query_id"]) for split in cut.splits}
+    assert {split: len(ids) for split, ids in parts.items()} == {"train": 24, "dev": 6, "test": 10}
+    assert parts["train"] | parts["dev"] == {f"q{n}" for n in range(30)}
+    assert len(cut.qrels["dev"]) == 12  # with all that is judged for its queries
+    assert "6 of the 30 queries of train are dev now" in caplog.text
+    assert load_collection(tmp_path / "mine").fingerprint == cut.fingerprint
+    assert load_collection(tmp_path / "mine", dev_share=0).splits == ["train", "test"]
+    with pytest.raises(CollectionError, match=r"dev_share: found 2"):
+        load_collection(tmp_path / "mine", dev_share=2)

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_ar2.collections.beir import load_beir, load_beir_from_hub
 from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.dev_split import with_dev_split
 from hf_ar2.collections.dpr import load_dpr
 from hf_ar2.collections.lines import find_file
 from hf_ar2.collections.ms_marco import CORPUS_FILES, load_ms_marco
@@ -32,6 +33,7 @@ def load_collection(
     positives: str | None = None,
     hard_negatives: bool | None = None,
     queries: str | Path | None = None,
+    dev_share: float = 0.2,
 ) -> Collection:
     """Opens a collection; the form of `source` decides which reader does it.
 
@@ -58,6 +60,8 @@ def load_collection(
         positives: DPR only, `"gold"` (default) or `"all"`, see `load_dpr`.
         hard_negatives: DPR only, see `load_dpr`.
         queries: Text files only, see `load_text_folder`.
+        dev_share: A collection with a split `train` and none to tune on (BEIR's SciFact) gets this share of the
+            queries of `train` as `dev`, and says so; 0 leaves it as it is.
 
     Returns:
         The collection.
@@ -101,6 +105,7 @@ def load_collection(
     else:
         _refuse(options, (), source, "a Hub id")
         collection = load_beir_from_hub(str(source), name=name, cache_dir=cache_dir, skip=skip)
+    collection = with_dev_split(collection, dev_share)
     return collection if max_passages is None else with_fewer_passages(collection, max_passages)
 
 
