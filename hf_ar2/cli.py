@@ -13,26 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hf_ar2 import cli_commands, cli_sharing
-from hf_ar2.cli_commands import PROGRAM
-from hf_ar2.cli_parser import USAGE_ERROR, Parser, nearest
-from hf_ar2.launch import find_recipe, launch_command, run_to_end, shipped_recipes
+from hf_ar2.command_line import arguments, sharing_arguments
+from hf_ar2.command_line.arguments import PROGRAM
+from hf_ar2.command_line.launch import find_recipe, launch_command, run_to_end, shipped_recipes
+from hf_ar2.command_line.parser import USAGE_ERROR, Parser, nearest
 
 TRAINING = ("quickstart", "train", "tune-queries")
 # Where the other commands are carried out: module:function, which takes the options and returns the exit code.
 HANDLERS = {
-    "evaluate": "hf_ar2.commands:evaluate",
-    "encode": "hf_ar2.commands:encode",
-    "index": "hf_ar2.commands:index",
-    "search": "hf_ar2.commands:search",
-    "augment": "hf_ar2.commands:augment",
-    "collection": "hf_ar2.commands:collection",
-    "import": "hf_ar2.import_command:import_published",
-    "compare": "hf_ar2.compare_command:compare",
-    "serve": "hf_ar2.serve_command:serve",
+    "evaluate": "hf_ar2.command_line.commands:evaluate",
+    "encode": "hf_ar2.command_line.commands:encode",
+    "index": "hf_ar2.command_line.commands:index",
+    "search": "hf_ar2.command_line.commands:search",
+    "augment": "hf_ar2.command_line.commands:augment",
+    "collection": "hf_ar2.command_line.commands:collection",
+    "import": "hf_ar2.command_line.import_published:import_published",
+    "compare": "hf_ar2.command_line.compare:compare",
+    "serve": "hf_ar2.command_line.serve:serve",
     "report": "hf_ar2.report_page.command:report",
-    "push": "hf_ar2.push_command:push",
-    "card": "hf_ar2.push_command:card",
+    "push": "hf_ar2.command_line.push:push",
+    "card": "hf_ar2.command_line.push:card",
 }
 
 
@@ -179,27 +179,27 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of `hf-ar2` itself, and one for each command."""
     groups = {
         "training": {
-            "quickstart": cli_commands.quickstart_parser(),
-            "train": cli_commands.train_parser(),
-            "tune-queries": cli_commands.tune_queries_parser(),
-            "augment": cli_commands.augment_parser(),
+            "quickstart": arguments.quickstart_parser(),
+            "train": arguments.train_parser(),
+            "tune-queries": arguments.tune_queries_parser(),
+            "augment": arguments.augment_parser(),
         },
         "measuring": {
-            "evaluate": cli_commands.evaluate_parser(),
-            "compare": cli_sharing.compare_parser(),
-            "report": cli_sharing.report_parser(),
+            "evaluate": arguments.evaluate_parser(),
+            "compare": sharing_arguments.compare_parser(),
+            "report": sharing_arguments.report_parser(),
         },
         "searching": {
-            "search": cli_commands.search_parser(),
-            "serve": cli_sharing.serve_parser(),
-            "index": cli_commands.index_parser(),
-            "encode": cli_commands.encode_parser(),
+            "search": arguments.search_parser(),
+            "serve": sharing_arguments.serve_parser(),
+            "index": arguments.index_parser(),
+            "encode": arguments.encode_parser(),
         },
         "bringing and sharing": {
-            "collection": cli_commands.collection_parser(),
-            "import": cli_commands.import_parser(),
-            "card": cli_sharing.card_parser(),
-            "push": cli_sharing.push_parser(),
+            "collection": arguments.collection_parser(),
+            "import": arguments.import_parser(),
+            "card": sharing_arguments.card_parser(),
+            "push": sharing_arguments.push_parser(),
         },
     }
     lines = []

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from hf_ar2.cards.facts import last_row
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.inputs import RetrieverInputs
-from hf_ar2.training_facts import last_row
 
 # Where an LTRe stage, and then the run, keeps the index that was trained against, if it is no exact one.
 SEARCHED_INDEX = "searched_index"

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from hf_ar2.cards.facts import last_row
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.systems import Ranking, evaluated_queries, index_fingerprint, rankings_of_systems
@@ -20,7 +21,6 @@ from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import bf16_pays, default_temperature, similarity_of
 from hf_ar2.processes import Processes
 from hf_ar2.run_index import RunIndex
-from hf_ar2.training_facts import last_row
 
 # What the `evaluation` of a recipe says, or its last row; all other settings are in its `args`.
 EVALUATION_FIELDS = ("depth", "rerank_depth", "metrics", "test_metric", "report_split", "search_parameters")

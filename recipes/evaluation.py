@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hf_ar2.cards import model_card
+from hf_ar2.cards.card import model_card
+from hf_ar2.cards.facts import is_trained, last_row, training_of_run
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
@@ -28,7 +29,6 @@ from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
-from hf_ar2.training_facts import is_trained, last_row, training_of_run
 
 SYSTEMS = ("retriever", "ranker", "pipeline")
 

@@ -38,7 +38,7 @@ class RecipeError(ValueError):
     """A recipe that cannot be run; the message names the field, what was found and what was expected.
 
     Example:
-        >>> from hf_ar2.launch import find_recipe
+        >>> from hf_ar2.command_line.launch import find_recipe
         >>> load_recipe(find_recipe("quickstart"), {"ar2.num_round": "3"})
         Traceback (most recent call last):
         hf_ar2.recipes.recipe.RecipeError: ... unknown key 'num_round'; did you mean 'num_rounds'?
@@ -112,7 +112,7 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
         RecipeError: an unknown key (with the nearest known one), a stage that names a model that is not there, …
 
     Example:
-        >>> from hf_ar2.launch import find_recipe
+        >>> from hf_ar2.command_line.launch import find_recipe
         >>> recipe = load_recipe(find_recipe("ar2/scifact"), {"seed": "7", "ar2.num_rounds": "3"})
         >>> recipe.collection, recipe.seed, recipe.stage_args("ar2")["num_rounds"]
         ('BeIR/scifact', 7, 3)

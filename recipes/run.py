@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from hf_ar2.launch import INTERRUPTS
+from hf_ar2.command_line.launch import INTERRUPTS
 
 # Whatever is slow to import is imported where it is used, so that Ctrl-C meanwhile finds `main`.
 

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.augmentation import augment
+from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
@@ -34,7 +35,6 @@ from hf_ar2.trainers import (
     RocketQAv2Trainer,
 )
 from hf_ar2.trainers.checkpoints import last_complete_checkpoint
-from hf_ar2.training_facts import hub_id
 
 
 def run_recipe(recipe: Recipe) -> Path:

@@ -26,9 +26,10 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 from sentence_transformers import SentenceTransformer
 
 import hf_ar2
-from hf_ar2 import cli, launch
+from hf_ar2 import cli
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.commands import hits_table
+from hf_ar2.command_line import launch
+from hf_ar2.command_line.commands import hits_table
 from hf_ar2.evaluation import read_run
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import CorpusIndex

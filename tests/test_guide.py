@@ -21,7 +21,7 @@ from conftest import ADJECTIVES, ANIMALS, OBJECTS, PLACES, VERBS, make_tiny_retr
 
 from hf_ar2 import cli
 from hf_ar2.collections import load_collection
-from hf_ar2.launch import find_recipe
+from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.recipes.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"

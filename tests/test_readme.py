@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from examples import answer_hub_names, python_blocks, run_block
 
 from hf_ar2 import cli
-from hf_ar2.launch import shipped_recipes
+from hf_ar2.command_line.launch import shipped_recipes
 from hf_ar2.recipes import study
 from hf_ar2.recipes.recipe import load_recipe
 from hf_ar2.recipes.run import parse_arguments

@@ -26,8 +26,8 @@ from datasets import Dataset
 import hf_ar2
 from hf_ar2 import cli
 from hf_ar2.collections import Collection
+from hf_ar2.command_line.serve import SearchServer
 from hf_ar2.search_system import SearchSystem, Settings
-from hf_ar2.serve_command import SearchServer
 
 HOSTILE = "<script>alert('falcon')</script> & \"quotes\""
 

@@ -56,6 +56,31 @@ class JointTrainer(ResumableTrainer):
     Raises:
         NotImplementedError: DeepSpeed, FSDP or `DataParallel`, with the reason.
         ValueError: a split that does not exist or has no relevant passages.
+
+    Example:
+        ```python
+        from hf_ar2.losses import listwise_cross_entropy
+        from hf_ar2.trainers import JointConfig, JointTrainer
+
+
+        class PlainRankerTrainer(JointTrainer):
+            trained = ("ranker",)
+
+            def needs(self, phase):
+                return ("pairs",)
+
+            def phase_loss(self, phase, outputs, batch):
+                return listwise_cross_entropy(self.ranker_scores(outputs, batch["mask"]), batch["mask"]), {}
+
+
+        trainer = PlainRankerTrainer(
+            args=JointConfig(output_dir="runs/plain", num_negatives=7),
+            collection="BeIR/scifact",
+            retriever="sentence-transformers/all-MiniLM-L6-v2",  # finds the lists
+            ranker="cross-encoder/ms-marco-MiniLM-L6-v2",
+        )
+        trainer.train()
+        ```
     """
 
     loss_is_scaled_for_ga = False

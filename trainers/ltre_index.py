@@ -41,7 +41,17 @@ def with_missed(
 
 
 class FrozenRetrieval(Retrieval):
-    """Retrieval from one index, built or opened once."""
+    """Retrieval from one index, built or opened once.
+
+    Example:
+        ```python
+        from hf_ar2 import LTReConfig, LTReTrainer
+
+        args = LTReConfig(output_dir="runs/ltre")
+        trainer = LTReTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
+        assert trainer.retrieval.refresh() is trainer.retrieval.refresh()  # one index, which stays
+        ```
+    """
 
     _frozen: FrozenIndex | None = None
 

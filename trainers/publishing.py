@@ -22,12 +22,12 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from hf_ar2.cards import index_card, model_card
+from hf_ar2.cards.card import index_card, model_card
+from hf_ar2.cards.facts import ROLES, Training, bears_on_the_result, read_json, training_of_trainer
 from hf_ar2.hub import check_loads, make_repositories, publish
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.joint_model import JointModel
 from hf_ar2.saved_models import read_retriever
-from hf_ar2.training_facts import ROLES, Training, bears_on_the_result, read_json, training_of_trainer
 
 logger = logging.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class PublishingTrainer(Trainer):
     # ---- How the models came about ----------------------------------------------------------------------------
 
     def told(self) -> dict[str, Any]:
-        """What a card has to know of this training, as plain data (see `hf_ar2.training_facts.Stage`)."""
+        """What a card has to know of this training, as plain data (see `hf_ar2.cards.facts.Stage`)."""
         seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
         return {
             "name": self._folder_name,

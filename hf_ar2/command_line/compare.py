@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_ar2.cli_parser import nearest
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
 from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
+from hf_ar2.command_line.parser import nearest
 from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_run
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file

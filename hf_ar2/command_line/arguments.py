@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_ar2.cli_parser import Parser, positive
+from hf_ar2.command_line.parser import Parser, positive
 
 PROGRAM = "hf-ar2"
 RECIPE_KEYS = """\

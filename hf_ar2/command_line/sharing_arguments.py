@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hf_ar2.cli_commands import ANY_COLLECTION, PROGRAM, command
-from hf_ar2.cli_parser import Parser, positive
+from hf_ar2.command_line.arguments import ANY_COLLECTION, PROGRAM, command
+from hf_ar2.command_line.parser import Parser, positive
 
 
 def compare_parser() -> Parser:

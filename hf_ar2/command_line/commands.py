@@ -259,7 +259,7 @@ def clip(text: str, width: int) -> str:
 
 def augment(arguments: argparse.Namespace) -> int:
     """Write training lists, and print what was kept, what was dropped, and where the labels may be wrong."""
-    from hf_ar2.augment_command import augment_with
+    from hf_ar2.command_line.augment import augment_with
 
     with opened_system(arguments) as system:
         return augment_with(system, arguments)

@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from hf_ar2.commands import opened_system, ordinal
+from hf_ar2.command_line.commands import opened_system, ordinal
 from hf_ar2.search_system import Hit, SearchSystem
 
 PLACES = "/ (the page), /search?q=TEXT&k=10 and /health"

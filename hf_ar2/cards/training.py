@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from hf_ar2.card_results import short_name, wrapped
-from hf_ar2.papers import Paper, papers_of
-from hf_ar2.training_facts import Stage, Training, bears_on_the_result
+from hf_ar2.cards.facts import Stage, Training, bears_on_the_result
+from hf_ar2.cards.papers import Paper, papers_of
+from hf_ar2.cards.results import short_name, wrapped
 
 # What a stage does, for the table of stages.
 _DOES = {

@@ -12,12 +12,12 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from hf_ar2.card_results import model_index, results_section, short_name, wrapped
-from hf_ar2.card_training import bibliography, collection_told, listed, training_section
-from hf_ar2.card_usage import ranker_usage, retriever_usage
-from hf_ar2.papers import papers_of
+from hf_ar2.cards.facts import Training
+from hf_ar2.cards.papers import papers_of
+from hf_ar2.cards.results import model_index, results_section, short_name, wrapped
+from hf_ar2.cards.training import bibliography, collection_told, listed, training_section
+from hf_ar2.cards.usage import ranker_usage, retriever_usage
 from hf_ar2.saved_models import SavedRanker, SavedRetriever, read_ranker, read_retriever
-from hf_ar2.training_facts import Training
 
 _UNKNOWN = "not known"
 
@@ -136,8 +136,8 @@ def license_of(base: str) -> str | None:
     from huggingface_hub import ModelCard, hf_hub_download
     from huggingface_hub.errors import HTTPError
 
+    from hf_ar2.cards.facts import hub_id
     from hf_ar2.models import resolve_model_name
-    from hf_ar2.training_facts import hub_id
 
     try:
         folder = Path(resolve_model_name(base))

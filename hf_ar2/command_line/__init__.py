@@ -1,0 +1,1 @@
+"""The commands of `hf-ar2`: their arguments, and what they do."""
