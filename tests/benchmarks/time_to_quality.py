@@ -145,7 +145,7 @@ def run(
         ranker = load_ranker(options.ranker, dropout=0.0)
         trainer = AR2Trainer(retriever, ranker, args=args, collection=collection)
     retrieval = Retrieval(trainer.model.retriever, None, collection, beside, trainer.encoders)
-    every = options.round if name != "LTRe" else max(1, options.ltre_steps // 12)
+    every = options.round if name != "LTRe" else max(1, options.ltre_steps // 6)
     curve = Curve(every, lambda: retrieval.evaluate()["retriever_mrr@10"])
     trainer.add_callback(curve)
     curve.begin()
