@@ -160,7 +160,7 @@ function timesChart(run) {
   const shade = (phase) => `t-${phases.indexOf(phase) % 6}`;
   const swatch = (look, text) => element("li", {}, element("i", { class: `swatch ${look}` }), text);
   return element("figure", { class: "card chart" }, element("figcaption", {}, `Time per stage, ${duration(total)} in all`),
-    element("ul", { class: "legend" }, phases.map((phase) => swatch(shade(phase), phase)), swatch("t-rest", "around the training: loading, tokenising, scoring")),
+    element("ul", { class: "legend" }, phases.map((phase) => swatch(shade(phase), phase)), swatch("t-rest", phases.length ? "around the training: loading, tokenising, scoring" : "phases were not logged in this run")),
     element("div", { class: "times" }, run.times.map((time) => {
       const parts = Object.entries(time.phases);
       const rest = Math.max(0, (time.seconds || 0) - parts.reduce((sum, [, spent]) => sum + spent, 0));
