@@ -219,6 +219,8 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
     print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
     if "retriever/" in written:
         print(f'Next: hf-ar2 search {run} "your query"')
+        if rows:
+            print(f"      hf-ar2 report {run}")
 
 
 def keep_models(recipe: Recipe, run: Path, load: Callable[[str, Any], Any]) -> list[str]:
