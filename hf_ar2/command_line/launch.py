@@ -133,10 +133,10 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
         def terminate(*_: object) -> None:
             find_started()
+            child.terminate()  # first: it would else take the end of what it launched for a success or a fault of that
             for process in started:
                 with contextlib.suppress(psutil.Error):
                     process.terminate()
-            child.terminate()
 
         before = signal.signal(signal.SIGTERM, terminate)
         while True:
