@@ -240,10 +240,13 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path}: not valid JSON: {error}. The command that made the run writes it anew"
+            f"{path}: not valid JSON: {error}. Delete it and give the command that made the run"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found a {type(content).__name__}, expected a JSON object")
+        raise ValueError(
+            f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and give the command that "
+            "made the run"
+        )
     return content
 
 

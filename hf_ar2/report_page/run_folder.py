@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.cards.facts import read_json
 from hf_ar2.search_system import read_recipe
 
 _UNFINISHED = "its recipe has not come to its end. The command that started it continues it"
@@ -69,23 +69,20 @@ def _read(folder: Path, label: str, recipe: dict[str, Any]) -> RunFolder:
     for name in ("metrics.json", "significance.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name} yet: {_UNFINISHED}")
-    significance = _read_json(folder / "significance.json")
-    environment = folder / "environment.json"
+    significance = read_json(folder / "significance.json")
     stages = {}
     for stage, body in (recipe.get("stages") or {}).items():
         found: dict[str, Any] = {"trainer": body.get("trainer", ""), "log_history": []}
         for name in ("done.json", "trainer_state.json"):
-            path = folder / "stages" / stage / name
-            if path.is_file():
-                found |= _read_json(path)
+            found |= read_json(folder / "stages" / stage / name)
         stages[stage] = found
     try:
         return RunFolder(
             folder=folder,
             label=label,
             recipe=recipe,
-            environment=_read_json(environment) if environment.is_file() else {},
-            metrics=_read_json(folder / "metrics.json"),
+            environment=read_json(folder / "environment.json"),
+            metrics=read_json(folder / "metrics.json"),
             tests=significance["tests"],
             chief=significance["metric"],
             stages=stages,
@@ -95,17 +92,3 @@ def _read(folder: Path, label: str, recipe: dict[str, Any]) -> RunFolder:
             f"{folder / 'significance.json'}: field {error} is missing; expected 'metric' and 'tests'. Run the "
             "recipe's evaluation again: delete the file and give the command that made the run"
         ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not valid JSON: {error}. Delete it and give the command that made the run"
-        ) from None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and run again"
-        )
-    return content
