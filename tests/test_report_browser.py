@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -122,6 +123,19 @@ def test_the_results_say_what_was_gained(open_page, html: str, values: list[np.n
     assert page.locator("#before").input_value() == "1" and page.locator("#after").input_value() == "0"
     page.locator("#swap").click()
     assert f"{values[1].mean() - values[0].mean():+.3f}" in page.locator("#results .change").inner_text()
+
+
+def test_what_was_tested_stands_under_its_own_metric(
+    open_page, tiny_collection: Collection, tmp_path: Path
+) -> None:
+    runs = [make_tiny_run(tmp_path / name, "unused", tiny_collection, name=name) for name in "ab"]
+    tests = json.loads((runs[1] / "significance.json").read_text())["tests"]
+    (runs[1] / "significance.json").write_text(json.dumps({"metric": "ndcg@10", "tests": tests}))
+    page = open_page(render_page(read_runs(runs), tiny_collection)).page
+    for metric, label in (("MRR@10", "a"), ("nDCG@10", "b")):
+        table = page.locator(".card", has=page.get_by_text(f"What each stage changed, {metric}", exact=True))
+        rows = table.locator("tbody th").all_inner_texts()
+        assert len(rows) == 4 and all(row.startswith(f"{label} · ") for row in rows)
 
 
 def test_better_queries_are_a_click_away(open_page, html: str, values: list[np.ndarray]) -> None:

@@ -19,7 +19,7 @@ function showResults(report, section) {
   section.append(...[hero,
     element("div", { class: "grid two" }, rowsChart(report), ranksChart(report)),
     ...splitsOf(report).map((split) => metricsTable(report, split)),
-    stageTests(report), matrix,
+    ...stageTests(report), matrix,
     element("p", { class: "note legend-text" }, `${report.legend} Values of p are those of single comparisons; they are not corrected for how many were made.`)].filter(Boolean));
 }
 
@@ -102,10 +102,16 @@ function metricsTable(report, split) {
         })))))));
 }
 
-// Every stage against the one before it, and every pipeline against its retriever, as in the terminal.
+// Every stage against the one before it, and every pipeline against its retriever, as in the terminal. Runs may have
+// tested different metrics: a table for each.
 function stageTests(report) {
+  const metrics = [...new Set(report.runs.map((run) => run.chief))];
+  return metrics.map((metric) => testsTable(report, metric)).filter(Boolean);
+}
+
+function testsTable(report, metric) {
   const { split } = report.browser, lines = [];
-  for (const run of report.runs) {
+  for (const run of report.runs.filter((one) => one.chief === metric)) {
     const rows = Object.keys(run.metrics).filter((row) => run.metrics[row][split]);
     rows.forEach((row, number) => {
       const tests = ((run.tests[row] || {})[split]) || {};
@@ -114,7 +120,7 @@ function stageTests(report) {
     });
   }
   if (!lines.length) return null;
-  return element("div", { class: "card" }, element("h2", {}, `What each stage changed, ${report.names[report.chief]}`),
+  return element("div", { class: "card" }, element("h2", {}, `What each stage changed, ${report.names[metric]}`),
     element("div", { class: "scroll" }, element("table", {},
       element("thead", {}, element("tr", {}, ["row", "system", "change", "significance", "better", "equal", "worse", ""].map((name, i) => element("th", { scope: "col", class: i > 1 && i !== 3 && i < 7 ? "number" : null }, name)))),
       element("tbody", {}, lines.map(([row, system, test]) => element("tr", {},
