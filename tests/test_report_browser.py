@@ -196,6 +196,18 @@ def test_positives_are_marked_and_both_scores_shown(
     assert page.locator(".ranking").nth(0).get_by_text("ranker", exact=True).count() == 0
 
 
+def test_a_typed_address_may_hold_a_bare_percent_sign(
+    open_page, run: Path, tiny_collection: Collection
+) -> None:
+    data = page_data(read_runs([run]), tiny_collection)
+    data["browser"]["queries"]["id"][3] = "100%"
+    opened = open_page(page_of(data))
+    for address in ("queries/100%", "queries/100%25"):
+        page = opened.part(address)
+        assert page.locator("#detail .eyebrow").first.inner_text() == "Query 100%"
+        page.keyboard.press("Home")
+
+
 def test_the_list_is_worked_by_keyboard(open_page, html: str) -> None:
     opened = open_page(html)
     page = opened.part("queries")

@@ -32,6 +32,15 @@ function choosePair(report) {
   document.getElementById("pair").hidden = report.systems.length < 2;
 }
 
+// A typed address may hold a % that begins no escape.
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 function follow(report) {
   const drawn = {};
   const sections = Object.fromEntries(PARTS.map((part) => [part, document.getElementById(part)]));
@@ -49,7 +58,7 @@ function follow(report) {
     document.body.dataset.part = part;
     if (!(part in drawn)) drawn[part] = draw[part]() || true;
     if (changed) scrollTo(0, 0);
-    if (part === "queries" && id) drawn.queries.find(decodeURIComponent(id));
+    if (part === "queries" && id) drawn.queries.find(decoded(id));
   };
   addEventListener("hashchange", show);
   show();
