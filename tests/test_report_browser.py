@@ -259,6 +259,25 @@ def test_training_and_setup_are_drawn(open_page, html: str) -> None:
     assert "name: tiny" in page.locator(".recipe").inner_text()
 
 
+def test_rounds_are_counted_from_the_beginning_of_their_stage(
+    open_page, tiny_collection: Collection, tmp_path: Path
+) -> None:
+    run = make_tiny_run(tmp_path / "run", "unused", tiny_collection)
+    log = [{"epoch": 0.17, "step": 3, "ranker_accuracy": 0.25}]
+    (run / "stages" / "retriever" / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    page = open_page(render_page(read_runs([run]), tiny_collection)).part("training")
+    pool = page.locator("#training figure").nth(2)
+    assert pool.locator("svg[role=img] text[text-anchor=middle].tick:not(.stage)").all_text_contents() == [
+        "0",
+        "0",
+        "1",
+    ]
+    box = pool.locator("svg[role=img]").bounding_box()
+    for share, expected in ((0.1, "retriever, round 0.17"), (0.6, "ar2, round 0")):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        assert pool.locator(".tip").inner_text().startswith(expected)
+
+
 def test_hostile_texts_are_shown_as_texts(open_page, tiny_collection: Collection, tmp_path: Path) -> None:
     collection = dataclasses.replace(
         tiny_collection,

@@ -209,6 +209,23 @@ def test_stages_follow_each_other_along_the_axis(run: Path) -> None:
     }
 
 
+def test_a_round_stands_at_a_tick_that_no_other_stage_has(run: Path) -> None:
+    found = read_runs([run])[0]
+    lists = {"ranker_accuracy": 0.5}
+    for length, begins in ((0.174202, 1.0), (1.0, 2.0)):
+        logs = {
+            "ranker": [{"epoch": length, **lists}],
+            "ar2": [{"epoch": 0.0, **lists}, {"epoch": 1.0, **lists}],
+        }
+        stages = {stage: {"trainer": stage, "log_history": log} for stage, log in logs.items()}
+        pool = training_charts(dataclasses.replace(found, stages=stages))[2]
+        assert pool["series"][0]["lines"] == [[[length, 0.5]], [[begins, 0.5], [begins + 1, 0.5]]]
+        assert pool["stages"] == [
+            {"name": "ranker", "start": 0.0, "end": length},
+            {"name": "ar2", "start": begins, "end": begins + 1},
+        ]
+
+
 def test_long_logs_are_thinned_to_means(run: Path) -> None:
     found = read_runs([run])[0]
     log = [{"step": step, "epoch": 0.0, "loss/ranker": float(step)} for step in range(1, 1001)]

@@ -35,6 +35,11 @@ function legendOf(series) {
     one.label)));
 }
 
+// What the axis says at a place: rounds are counted from each stage's own beginning, steps through all of them.
+function placeOf(chart, value) {
+  return chart.x === "round" ? value - chart.stages.findLast((stage) => stage.start <= value).start : value;
+}
+
 // A figure that is drawn again whenever its width changes.
 function figure(title, legend, note, draw) {
   const plot = element("div", { class: "plot" });
@@ -73,7 +78,7 @@ function drawLines(chart, width, height) {
     up.values.map((value) => [
       shape("line", { x1: box.left, x2: box.right, y1: y(value), y2: y(value), class: "grid" }),
       shape("text", { x: box.left - 8, y: y(value) + 4, class: "tick", "text-anchor": "end" }, tickText(value, up.step))]),
-    across.values.map((value) => shape("text", { x: x(value), y: box.bottom + 17, class: "tick", "text-anchor": "middle" }, tickText(value, across.step))),
+    across.values.map((value) => shape("text", { x: x(value), y: box.bottom + 17, class: "tick", "text-anchor": "middle" }, tickText(placeOf(chart, value), across.step))),
     shape("line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom, class: "axis" }),
     shape("text", { x: box.right, y: height - 3, class: "tick name", "text-anchor": "end" }, chart.x),
     shape("text", { x: 4, y: 12, class: "tick name" }, chart.y),
@@ -107,7 +112,7 @@ function tooltipOver(svg, chart, x, box, width) {
     const place = places.reduce((best, other) => (Math.abs(x(other) - at) < Math.abs(x(best) - at) ? other : best));
     const stage = chart.stages.find((one) => place >= one.start && place <= one.end);
     const lines = chart.series.map((one) => [one, one.lines.flat().filter((point) => point[0] === place).at(-1)]).filter(([, point]) => point);
-    tip.replaceChildren(element("b", {}, `${stage ? stage.name + ", " : ""}${chart.x} ${+place.toFixed(2)}`),
+    tip.replaceChildren(element("b", {}, `${stage ? stage.name + ", " : ""}${chart.x} ${+placeOf(chart, place).toFixed(2)}`),
       ...lines.map(([one, point]) => element("div", { class: `c-${one.colour}` }, element("i", { class: "dot" }), `${one.label} `, element("b", {}, score(point[1])))));
     tip.hidden = false;
     cross.setAttribute("visibility", "visible");

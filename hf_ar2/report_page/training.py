@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,9 +94,11 @@ def _chart(
     styles: Mapping[str, tuple[str, str, str]],
     along: str,
 ) -> dict[str, Any]:
-    """Stages follow each other along the axis; a stage that logged none of the keys is left out."""
+    """Stages follow each other along the axis, along "epoch" each from a whole number on; a stage that logged none of
+    the keys is left out.
+    """
     series: dict[str, dict[str, Any]] = {}
-    stages, offset, most = [], 0.0, 0
+    stages, start, most = [], 0.0, 0
     for stage, entries in logs.items():
         lines = {key: _points(entries, key, along) for key in styles}
         if not any(map(len, lines.values())):
@@ -105,11 +108,12 @@ def _chart(
             if len(points):
                 most = max(most, len(points))
                 line = {"label": label, "colour": COLOURS[colour], "marker": marker, "lines": []}
-                moved = _thinned(points) + np.array([offset, 0.0])
+                moved = _thinned(points) + np.array([start, 0.0])
                 series.setdefault(label, line)["lines"].append(moved.round(6).tolist())
-        end = offset + max(float(entry.get(along, 0.0)) for entry in entries)
-        stages.append({"name": stage, "start": offset, "end": end})
-        offset = end
+        end = round(start + max(float(entry.get(along, 0.0)) for entry in entries), 6)
+        stages.append({"name": stage, "start": start, "end": end})
+        # The page marks whole rounds, and a stage's round 0 must not fall on the last round of the one before.
+        start = math.floor(end) + 1.0 if along == "epoch" else end
     chart = {"title": title, "x": x_label, "y": y_label, "stages": stages, "series": list(series.values())}
     if most > MOST_POINTS:
         chart["note"] = f"Each point is the mean of about {most / MOST_POINTS:.0f} logged values."
