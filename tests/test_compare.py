@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,26 @@ def test_markdown_and_latex_hold_the_same_values_escaped(
     for rule in ("toprule", "midrule", "bottomrule"):
         assert latex.count(rf"\{rule}") == 1
     assert not re.search(r"(?<!\\)[%_#]", latex), "what LaTeX would read as a command"
+
+
+def test_pdflatex_takes_greek_letters(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    greek = [chr(code) for code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)) if code != 0x3A2]
+    name = "".join(greek) + "ϵϕϑ≤≥"
+    shutil.copy("mixed.txt", f"{name}.trec")
+    shutil.copy("mixed.txt", "λ=0.5.trec")
+    arguments = ["compare", f"{name}.trec", "λ=0.5.trec", "--qrels", "test.qrels", "--metrics", "mrr@4"]
+    assert cli.main([*arguments, "--latex"]) == 0
+    latex = capsys.readouterr().out
+    assert r"$\lambda$=0.5 & 0.542 & +0.000" in latex and r"$\Delta$ MRR@4" in latex
+    assert latex.isascii()
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed; install Debian's: apt-get install texlive-latex-recommended")
+    document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{latex}\end{{document}}"
+    (files / "table.tex").write_text(document, encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "table.tex"], cwd=files, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_queries_that_are_missing_or_unjudged_are_told(

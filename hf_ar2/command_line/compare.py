@@ -30,7 +30,17 @@ JUDGED = "judged"
 NONE = "–"
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", NONE: "--"}
+_LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", NONE: "--", "≤": r"$\leq$", "≥": r"$\geq$"}
+# pdflatex stops at a Greek letter. LaTeX has no commands for those that look like Latin ones.
+_GREEK = (
+    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi mathrm{o} pi rho varsigma sigma tau "
+    "upsilon varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega epsilon phi vartheta"
+).split()
+_LATEX |= {
+    letter: rf"$\{name}$"
+    for letter, name in zip("αβγδεζηθικλμνξοπρςστυφχψωΓΔΘΛΞΠΣΥΦΨΩϵϕϑ", _GREEK, strict=True)
+}
+_LATEX |= dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEZHIKMNOPTX", strict=True))
 
 
 @dataclass
@@ -359,7 +369,7 @@ def latex_table(rows: Sequence[Sequence[str]], columns: Sequence[str], caption: 
 
 def _latex(text: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"^-(?=\d)", "$-$", escaped).replace("Δ", r"$\Delta$")
+    return re.sub(r"^-(?=\d)", "$-$", escaped)
 
 
 def _markdown(text: str) -> str:
