@@ -12,8 +12,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 # In the environment of a script whose launcher ignores Ctrl-C: that the script is to heed it.
 INTERRUPTS = "HF_AR2_INTERRUPTS"
@@ -103,72 +108,90 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     The command itself, a launcher, does not see Ctrl-C, so that its traceback does not follow what it launched; that is
     told by a variable, `INTERRUPTS`, to heed it again, and has half a minute to end. Who terminates this process
-    terminates the command, too.
+    terminates what was launched, too.
 
     Returns:
-        its exit code; 128 + n where signal n ended it, 130 after Ctrl-C.
+        its exit code; 128 + n where signal n ended it or this process, 130 after Ctrl-C.
 
     Example:
         >>> run_to_end([sys.executable, "-c", "raise SystemExit(3)"], os.environ)
         3
     """
-    import psutil  # comes with accelerate
+    came: list[int] = []
+    waiting = False
 
-    interrupted = False
-    heeded = signal.getsignal(signal.SIGINT)
-    if heeded is not signal.SIG_IGN:  # as in a background job of a shell script
+    def heed(number: int, _: object) -> None:
+        came.append(number)
+        if waiting and len(came) == 1:  # those after the first would break off its handling
+            raise KeyboardInterrupt
+
+    foreground = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # no background job of a shell script
+    if foreground:
         # torchrun, the launcher of several processes, would otherwise handle it all the same.
         environment = {**environment, INTERRUPTS: "1", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, heed),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # inherited
+    }
     try:
-        child = subprocess.Popen(command, env=environment)
-    finally:
-        signal.signal(signal.SIGINT, heeded)
-    with child:
-        started: set[psutil.Process] = set()
-
-        def find_started() -> None:
-            with contextlib.suppress(psutil.Error):  # the child has ended meanwhile
-                started.update(psutil.Process(child.pid).children(recursive=True))
-
-        def terminate(*_: object) -> None:
-            find_started()
-            child.terminate()  # first: it would else take the end of what it launched for a success or a fault of that
-            for process in started:
-                with contextlib.suppress(psutil.Error):
-                    process.terminate()
-
-        before = signal.signal(signal.SIGTERM, terminate)
-        while True:
+        with subprocess.Popen(command, env=environment) as child:
+            if foreground:
+                signal.signal(signal.SIGINT, heed)
             try:
+                waiting = True
+                if came:
+                    raise KeyboardInterrupt
                 code = child.wait()
-                # The launcher does not wait for what it launched.
-                _, left = psutil.wait_procs(started, timeout=_PATIENCE if interrupted else None)
-                for process in left:
-                    with contextlib.suppress(psutil.Error):
-                        process.kill()
-                break
             except KeyboardInterrupt:
-                interrupted = True
-                with contextlib.suppress(psutil.Error, OSError):
-                    launcher = psutil.Process(child.pid)
-                    launcher.suspend()  # it is to launch no more
-                    for process in launcher.children():
-                        if os.getsid(process.pid) != os.getsid(
-                            0
-                        ):  # torchrun takes the terminal from what it launches
-                            process.send_signal(signal.SIGINT)
-                find_started()
-                child.kill()  # it would only complain of how the others ended
-        signal.signal(signal.SIGTERM, before)
-    if interrupted:
+                number = came[0] if came else signal.SIGINT
+                _stop(child, number)
+                code = -number
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == -signal.SIGINT:
         print(
             "\nInterrupted. Stages that are done stay done; the one that ran goes on from its last checkpoint if it "
             "writes any, else from its beginning, when the same command is given again.",
             file=sys.stderr,
         )
-        return 130
     return code if code >= 0 else 128 - code
+
+
+def _stop(launcher: subprocess.Popen[bytes], number: int) -> None:
+    """End a launcher, and with a signal what it launched, which has half a minute for it."""
+    import psutil  # comes with accelerate
+
+    launched: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        psutil.Process(launcher.pid).suspend()  # it is to launch no more
+        launched = psutil.Process(launcher.pid).children(recursive=True)
+    for process in launched:
+        with contextlib.suppress(psutil.Error, OSError):
+            # The terminal has sent Ctrl-C to all that it controls; torchrun takes what it launches out of that.
+            if number != signal.SIGINT or os.getsid(process.pid) != os.getsid(0):
+                process.send_signal(number)
+    launcher.kill()  # it would only complain of how the others ended
+    launcher.wait()
+    for process in _left(launched, _PATIENCE):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    _left(launched, 5)
+
+
+def _left(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after a while. One that has ended and that nobody has asked about does not run."""
+    import psutil
+
+    def runs(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    until = time.monotonic() + seconds
+    while (left := [process for process in processes if runs(process)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
 
 
 def number_of_gpus() -> int:
