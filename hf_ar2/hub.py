@@ -1,6 +1,7 @@
 """Publishing on the Hugging Face Hub: a retriever, a ranker and an index, each in a repository of its own.
 
-A repository gets one commit, or none: what breaks off on the way leaves it as it was.
+A repository gets one commit, or none: what breaks off on the way leaves it as it was. The large files of all
+repositories are uploaded before the first commit, so that little is left that can break off between two of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from huggingface_hub import (
     constants,
     get_token,
 )
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_ar2.saved_models import read_ranker, read_retriever
@@ -88,19 +89,28 @@ def publish(
         check_complete(what, folder)
     ids = make_repositories(folders, name, private=private, token=token)
     api = HfApi(token=hub_token(token))
+    files = {
+        what: {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+        for what, folder in folders.items()
+    }
+    for place, other in (beside or {}).items():
+        files[next(iter(files))] |= {
+            f"{place}/{path.relative_to(other).as_posix()}": path for path in _files(other)
+        }
+    texts = {what: card(what, ids) for what in folders}
+    for what, id in ids.items():
+        # The large files of all repositories, before any of them shows anything of it.
+        _attempt(id, partial(_upload, api, id, what, files[what], revision))
     commits: dict[str, CommitInfo] = {}
-    for number, (what, folder) in enumerate(folders.items()):
-        files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-        for place, other in (beside or {}).items() if number == 0 else ():
-            files |= {f"{place}/{path.relative_to(other).as_posix()}": path for path in _files(other)}
-        text = card(what, ids)
+    for what, id in ids.items():
         try:
             commits[what] = _attempt(
-                ids[what], partial(_commit, api, ids[what], what, files, text, message, revision)
+                id, partial(_commit, api, id, what, files[what], texts[what], message, revision)
             )
         except OSError as error:
             done = ", ".join(ids[other] for other in commits)
-            raise type(error)(f"{error}{f'. Published before that: {done}' if done else ''}") from error
+            rest = f". Published before that: {done}; the same command publishes the rest" if done else ""
+            raise type(error)(f"{error}{rest}") from error
     return commits
 
 
@@ -122,11 +132,17 @@ def make_repositories(
     Example:
         >>> make_repositories(["ranker"], "me/mine/too")
         Traceback (most recent call last):
-        huggingface_hub.errors.HFValidationError: ...'me/mine/too-ranker'...
+        ValueError: 'me/mine/too-ranker': no name of a repository; expected OWNER/NAME or NAME, ...
     """
     ids = {what: f"{name}-{what}" for what in parts}
     for id in ids.values():
-        validate_repo_id(id)
+        try:
+            validate_repo_id(id)
+        except HFValidationError as error:
+            raise ValueError(
+                f"{id!r}: no name of a repository; expected OWNER/NAME or NAME, of letters, digits, '-', '_' and '.', "
+                "at most 96 of them"
+            ) from error
     api = HfApi(token=hub_token(token))
     for what, id in ids.items():
         ids[what] = _attempt(id, partial(_repository, api, id, what, private))
@@ -214,6 +230,15 @@ def _repository(api: HfApi, id: str, what: str, private: bool | None) -> str:
     return full
 
 
+def _upload(api: HfApi, id: str, what: str, files: Mapping[str, Path], revision: str | None) -> None:
+    """Bring what goes by LFS to the Hub's store, where no repository shows it before a commit names it."""
+    kind = "dataset" if what == "index" else "model"
+    if revision:
+        api.create_branch(id, branch=revision, repo_type=kind, exist_ok=True)
+    additions = [CommitOperationAdd(place, str(path)) for place, path in files.items()]
+    api.preupload_lfs_files(id, additions, repo_type=kind, revision=revision)
+
+
 def _commit(
     api: HfApi,
     id: str,
@@ -229,8 +254,6 @@ def _commit(
         CommitOperationAdd(place, str(path)) for place, path in files.items()
     ]
     operations.append(CommitOperationAdd("README.md", card.encode()))
-    if revision:
-        api.create_branch(id, branch=revision, repo_type=kind, exist_ok=True)
     there = api.list_repo_files(id, repo_type=kind, revision=revision)
     operations += [
         CommitOperationDelete(place)
@@ -288,4 +311,7 @@ def _explained(id: str, status: int, error: HfHubHTTPError) -> OSError:
             "hf auth login), or publish under a name of your own"
         )
     said = (error.server_message or str(error)).strip().splitlines()[0]
-    return ConnectionError(f"{id}: the Hub answered {status}: {said}; nothing was published there")
+    return ConnectionError(
+        f"{id}: the Hub answered {status}: {said}; nothing was published there. Mend what it names, then give the same "
+        "command again"
+    )

@@ -1,7 +1,8 @@
 """A stand-in for the Hub on the loopback address, as a process of its own: repositories in memory, one user, `tester`.
 
 `python hub_stub.py` prints its port. It answers the calls that huggingface_hub made when this was written, and knows
-none of the real server's rules. `POST /_break {"times": n}` cuts the next n commits off in the middle of the upload;
+none of the real server's rules. `POST /_break {"times": n}` cuts the next n commits off in the middle of the upload,
+and with `"at": "preupload", "of": "-ranker"` it refuses the next n times to say how files of such a repository go;
 `GET /_commits` lists what was committed.
 """
 
@@ -46,6 +47,7 @@ class Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: dict[tuple[str, str], Repository] = {}  # noqa: RUF012
     breaks = 0
+    broken = ("commit", "")
 
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -69,15 +71,20 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
         match = API.fullmatch(path)
-        if match and match[3] == "commit" and Hub.breaks > 0:
+        if match and match[3] == Hub.broken[0] and match[2].endswith(Hub.broken[1]) and Hub.breaks > 0:
             Hub.breaks -= 1
+            if match[3] == "preupload":
+                self.body()
+                self.refuse(400, "", "The store is closed.")
+                return
             self.rfile.read(100)
             self.close_connection = True
             self.connection.close()
             return
         body = self.body()
         if path == "/_break":
-            Hub.breaks = json.loads(body)["times"]
+            asked = json.loads(body)
+            Hub.breaks, Hub.broken = asked["times"], (asked.get("at", "commit"), asked.get("of", ""))
             self.answer({})
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.refuse(401, "", "Invalid username or password.")

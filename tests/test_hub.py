@@ -157,6 +157,19 @@ def test_where_it_stays_broken_nothing_is_published(results: dict[str, Any]) -> 
     assert results["refused"]["commits"]["models/tester/broken-ranker"] == []
 
 
+def test_files_of_all_repositories_are_uploaded_before_any_is_committed(results: dict[str, Any]) -> None:
+    """What fails at the second's large files leaves the first as it was."""
+    broken = results["refused"]["a break at the second's files"]
+    assert broken["code"] == 1 and "both-ranker: the Hub answered 400: The store is closed." in broken["err"]
+    commits = results["refused"]["commits"]
+    assert commits["models/tester/both-retriever"] == commits["models/tester/both-ranker"] == []
+
+
+def test_a_name_that_no_repository_can_have(results: dict[str, Any]) -> None:
+    refused = results["refused"]["a name with two slashes"]
+    assert refused["code"] == 1 and "'tester/my/run-retriever': no name of a repository" in refused["err"]
+
+
 def test_an_incomplete_folder_is_refused_before_any_repository_is_made(results: dict[str, Any]) -> None:
     torn = results["refused"]["a ranker without weights"]
     assert torn["code"] == 1 and "no model.safetensors" in torn["err"]
