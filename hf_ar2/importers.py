@@ -27,6 +27,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
+from hf_ar2.cards.facts import hub_id
+from hf_ar2.cards.results import short_name
 from hf_ar2.checkpoint_builder import Builder, Imported, Weights, listed
 from hf_ar2.models import resolve_model_name
 from hf_ar2.paddle_tensors import read_paddle
@@ -95,6 +97,8 @@ def import_checkpoint(
         published = read_torch(source)
         write = _ar2_ranker if kind == "ranker" else _dpr_retriever
     published = _without_buffers(published, result)
+    if getattr(config, "use_task_id", False) and not any("task_" in name for name in published):
+        config.use_task_id = False  # ERNIE 2.0 has task embeddings, what was fine-tuned from it mostly not
     with tempfile.TemporaryDirectory() as scratch:
         model = write(published, Builder(config, tokenizer, Path(scratch), str(source), result))
         model.save_pretrained(str(folder), create_model_card=False)
@@ -199,16 +203,17 @@ def _by_prefix(
 
 def _card(format: str, source: Path, base: str, result: Imported) -> str:
     loader = "CrossEncoder" if result.kind == "ranker" else "SentenceTransformer"
+    base_model = f"base_model: {base}\n" if hub_id(base) else ""
     return f"""---
 library_name: sentence-transformers
-base_model: {base}
-tags: [hf_ar2, {format}]
+{base_model}tags: [hf_ar2, {format}]
 ---
 
 # {source.name}, imported
 
 The parameters of a published checkpoint (`{source.name}`, format `{format}`), unchanged, with the configuration and the
-tokenizer of `{base}`. Whose they are and under which licence they may be used is for their publisher to say.
+tokenizer of `{short_name(base)}`. Whose they are and under which licence they may be used is for their publisher to
+say.
 
 ```python
 from sentence_transformers import {loader}

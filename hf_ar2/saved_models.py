@@ -43,9 +43,12 @@ class SavedRanker:
 
     Attributes:
         max_length: tokens a pair is cut at; None where the tokenizer does not say.
+        plain: whether a transformer with its own classification head is all there is, so that
+            `AutoModelForSequenceClassification` can do the same.
     """
 
     max_length: int | None
+    plain: bool = True
 
 
 def read_retriever(folder: str | Path) -> SavedRetriever:
@@ -114,7 +117,9 @@ def read_ranker(folder: str | Path) -> SavedRanker:
             f"{folder / 'config_sentence_transformers.json'}: activation_fn is {said!r}, expected {_IDENTITY!r}, "
             "without which CrossEncoder puts a sigmoid on the logit; save it with load_ranker(...).save_pretrained(...)"
         )
-    return SavedRanker(_max_length(folder))
+    modules = folder / "modules.json"
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in _read(modules)] if modules.is_file() else []
+    return SavedRanker(_max_length(folder), plain=kinds in ([], ["Transformer"]))
 
 
 def _require_transformer(folder: Path, place: str, role: str) -> None:

@@ -9,14 +9,16 @@ import pytest
 import torch
 from conftest import make_tiny_tokenizer
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from transformers import BertConfig, BertModel
+from transformers import AutoConfig, BertConfig, BertModel, ErnieConfig
 
 from hf_ar2 import cli, load_ranker, load_retriever
+from hf_ar2.cards.usage import ranker_usage
 from hf_ar2.importers import import_checkpoint, read_torch
 from hf_ar2.joint_model import score_pairs
 from hf_ar2.models import has_separate_towers
 from hf_ar2.paddle_tensors import read_paddle, read_tensor, write_tensor
 from hf_ar2.rocketqa_checkpoints import from_paddle_name
+from hf_ar2.saved_models import read_ranker
 
 QUERIES = ["where does the badger guard the apple ?", "what does the lynx carry"]
 PASSAGES = ["the brave badger guards a apple in the attic at dawn", "the calm lynx carries a drum"]
@@ -140,6 +142,46 @@ def test_a_ranker_of_ar2_is_linear_in_the_first_state(base: Path, tmp_path: Path
     features = make_tiny_tokenizer()(QUERIES, PASSAGES, padding=True, return_tensors="pt")
     with torch.no_grad():
         np.testing.assert_allclose(score_pairs(ranker, dict(features)), expected, atol=1e-6, rtol=1e-5)
+    # AutoModelForSequenceClassification would score with a head made up at random.
+    assert not read_ranker(tmp_path / "out").plain
+    assert "transformers alone" not in ranker_usage("me/mine", read_ranker(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("with_tasks", [False, True])
+def test_a_base_may_have_task_embeddings_that_were_not_published(
+    with_tasks: bool, base: Path, tmp_path: Path
+) -> None:
+    """As ERNIE 2.0 has them and RocketQA's checkpoints do not."""
+    settings = AutoConfig.from_pretrained(base).to_dict()
+    settings = {
+        name: value for name, value in settings.items() if name not in ("model_type", "architectures")
+    }
+    config = ErnieConfig(**settings | {"use_task_id": True, "task_type_vocab_size": 3})
+    ernie = tmp_path / "ernie"
+    config.save_pretrained(ernie)
+    make_tiny_tokenizer().save_pretrained(ernie)
+    encoder = make_encoder(5, eps=1e-5)
+    arrays = paddle_names(encoder, "titlepara_")
+    tasks = np.ones((3, 32), np.float32)
+    if with_tasks:
+        arrays["titlepara_task_embedding"] = tasks
+    source = write_folder(tmp_path / "params", arrays)
+    result = import_checkpoint("rocketqa", source, tmp_path / "out", base=ernie)
+    assert result.used == len(arrays)
+    if with_tasks:
+        encoder.embeddings.word_embeddings.weight.data += torch.tensor(tasks[0])
+    check_retriever(tmp_path / "out", encoder, encoder)
+
+
+def test_a_path_of_this_machine_is_not_on_the_card(base: Path, tmp_path: Path) -> None:
+    import_checkpoint(
+        "rocketqa",
+        write_folder(tmp_path / "params", paddle_names(make_encoder(2), "titlepara_")),
+        tmp_path / "out",
+        base=base,
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model" not in card and str(base) not in card and base.name in card
 
 
 def test_every_parameter_is_accounted_for(base: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def model_card(
     base_license = license_of(training.base)
     metadata = _metadata(training, license or base_license, name)
     if isinstance(saved, SavedRanker):
-        use = ranker_usage(name)
+        use = ranker_usage(name, saved)
     else:
         use = retriever_usage(name, saved, query_side_of)
     parts = [

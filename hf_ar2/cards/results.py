@@ -27,7 +27,7 @@ def model_index(training: Training) -> list[EvalResult]:
                 task_type="information-retrieval",
                 task_name="Information retrieval",
                 dataset_type=_slug(training.collection),
-                dataset_name=training.collection,
+                dataset_name=short_name(training.collection),
                 dataset_split=split,
                 metric_type=metric.replace("@", "_at_"),
                 metric_name=f"{display_name(metric)}{over}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_ar2.saved_models import SavedRetriever
+from hf_ar2.saved_models import SavedRanker, SavedRetriever
 
 _TEXTS = 'queries = ["why does bread rise"]\npassages = ["Yeast turns sugar into gas.", "Bread is sold in loaves."]\n'
 
@@ -94,22 +94,28 @@ def _prompted(saved: SavedRetriever) -> list[tuple[str, str, str]]:
     return [(task, texts[task], saved.prompts[task]) for task in texts if task in saved.prompts]
 
 
-def ranker_usage(name: str) -> str:
-    """Markdown with a block of Python for sentence-transformers, transformers and hf_ar2; the scores are logits."""
-    texts = _TEXTS.replace('queries = ["why does bread rise"]', 'query = "why does bread rise"')
-    return f"""With sentence-transformers:
+def ranker_usage(name: str, saved: SavedRanker) -> str:
+    """Markdown with a block of Python for sentence-transformers, transformers and hf_ar2; the scores are logits.
 
-```python
+    Args:
+        name: what it is loaded by.
+        saved: how it reads pairs.
+    """
+    texts = _TEXTS.replace('queries = ["why does bread rise"]', 'query = "why does bread rise"')
+    blocks = [
+        "With sentence-transformers:",
+        f"""```python
 from sentence_transformers import CrossEncoder
 
 {texts}
 model = CrossEncoder("{name}")
 scores = model.predict([(query, passage) for passage in passages])
-```
-
-With transformers alone:
-
-```python
+```""",
+    ]
+    if saved.plain:
+        blocks += [
+            "With transformers alone:",
+            f"""```python
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -120,14 +126,16 @@ pairs = [query] * len(passages), passages
 batch = tokenizer(*pairs, padding=True, truncation=True, return_tensors="pt")
 with torch.no_grad():
     scores = model(**batch).logits[:, 0]
-```
-
-With hf_ar2, to train it further:
-
-```python
+```""",
+        ]
+    blocks += [
+        "With hf_ar2, to train it further:",
+        f"""```python
 from hf_ar2 import load_ranker
 
 {texts}
 model = load_ranker("{name}")
 scores = model.predict([(query, passage) for passage in passages])
-```"""
+```""",
+    ]
+    return "\n\n".join(blocks)
