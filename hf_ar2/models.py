@@ -215,6 +215,8 @@ def load_ranker(
     if ranker.num_labels != 1:
         raise ValueError(f"the ranker has {ranker.num_labels} labels, expected 1 (one relevance logit)")
     ranker.activation_fn = nn.Identity()
+    # For sentence-transformers before 6, which looks for it in config.json and else puts a sigmoid on the logit.
+    ranker.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     if layers is not None:
         keep_layers(ranker, layers)
     if max_length is not None:

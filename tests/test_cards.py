@@ -240,6 +240,26 @@ def test_a_run_whose_last_row_was_not_trained_has_no_card(run: Path) -> None:
         ValueError, match="names 'light' as retriever, expected a stage that trained it; the stages"
     ):
         training_of_run(run, recipe, "retriever")
+    with pytest.raises(ValueError, match="the run trained no ranker: .* It has: neither"):
+        training_of_run(run, recipe, "ranker")
+
+
+@pytest.mark.parametrize("command", ["card", "push"])
+def test_a_run_that_trained_nothing_of_its_last_row_is_refused(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["evaluation"]["rows"] = {"zero-shot": {"retriever": "light"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli.main([command, str(run), *(["me/mine"] if command == "push" else [])]) == 1
+    assert "the last row of its recipe (zero-shot) names no model that a stage" in capsys.readouterr().err
+
+
+def test_a_path_of_this_machine_is_not_in_the_metadata(run: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["collection"] = "/home/me/secret/data"
+    data = ModelCard(model_card(training_of_run(run, recipe, "retriever"), run / "retriever")).data
+    assert data.eval_results[0].dataset_name == "secret/data"
 
 
 def test_the_command_shows_cards_at_80_columns(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -204,3 +206,11 @@ def test_what_cannot_be_loaded_is_said_plainly(tmp_path):
         JointModel()
     with pytest.raises(ValueError, match="2 labels, expected 1"):
         load_ranker(CrossEncoder(str(folder), num_labels=2))
+
+
+def test_a_ranker_says_where_older_sentence_transformers_look_that_it_gives_logits(
+    tmp_path, tiny_ranker_path
+):
+    load_ranker(tiny_ranker_path, device="cpu").save_pretrained(str(tmp_path))
+    said = json.loads((tmp_path / "config.json").read_text())["sentence_transformers"]
+    assert said == {"activation_fn": "torch.nn.modules.linear.Identity"}

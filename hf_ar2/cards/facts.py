@@ -138,7 +138,13 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
     evaluation = recipe.get("evaluation") or {}
     stages, models = recipe.get("stages") or {}, recipe.get("models") or {}
     last = last_row(recipe)
-    chosen = _source(last[role]) if role in last else None
+    if role not in last:
+        trained = [other for other in ROLES if is_trained(recipe, other)]
+        raise ValueError(
+            f"{folder}: the run trained no {role}: the last of evaluation.rows in its recipe has none. It has: "
+            f"{', '.join(trained) or 'neither'}"
+        )
+    chosen = _source(last[role])
     if chosen not in stages:
         raise ValueError(
             f"{folder / 'recipe.yaml'}: the last of evaluation.rows names {chosen!r} as {role}, expected a stage that "

@@ -59,7 +59,7 @@ def push(arguments: argparse.Namespace) -> int:
 
         def card_of(what: str, ids: Mapping[str, str]) -> str:
             if what == "index":
-                retriever = ids.get("retriever", f"{arguments.name}-retriever")
+                retriever = ids.get("retriever", f"{ids['index'].removesuffix('-index')}-retriever")
                 about = read_json(folders["index"] / "index.json")
                 unit = read_retriever(run / "retriever").similarity == "cosine"
                 return index_card(trainings["retriever"], about, ids["index"], retriever, normalised=unit)
@@ -85,8 +85,20 @@ def push(arguments: argparse.Namespace) -> int:
 
 
 def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
-    """The roles of the models that the run trained; one that it only used is somebody else's to publish."""
-    return [role for role in ROLES if (run / role).is_dir() and is_trained(recipe, role)]
+    """The roles of the models that the run trained; one that it only used is somebody else's to publish.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [role for role in ROLES if (run / role).is_dir() and is_trained(recipe, role)]
+    if not found:
+        row = next(reversed((recipe.get("evaluation") or {}).get("rows") or {"": {}}))
+        raise ValueError(
+            f"{run}: the last row of its recipe ({row or 'evaluation.rows is empty'}) names no model that a stage of "
+            "the run trained and that was saved, so that there is nothing of its own to publish; put the row of what "
+            "was trained last"
+        )
+    return found
 
 
 def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path:
