@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import evaluate
 import numpy as np
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.metrics import evaluate_rankings
@@ -86,6 +92,12 @@ def test_it_equals_the_numpy_functions(metric: evaluate.Metric) -> None:
             {},
             "references[0]: found passage 'a' twice",
         ),
+        (
+            ["a"],
+            {"passage_ids": ["b", "a"], "relevance": [1.0, 0.9]},
+            {},
+            "references[0]: found grade 0.9 of passage 'a'; expected whole numbers",
+        ),
         (["a"], {"passage_ids": ["a"], "relevance": [1]}, {"metrics": ["mr@1"]}, "did you mean 'mrr@1'"),
         (
             ["a"],
@@ -113,11 +125,75 @@ def test_short_lists_are_whole_where_the_corpus_is_small(metric: evaluate.Metric
     assert found == {"mrr@10": 0.5}
 
 
+def test_whole_numbers_may_be_floats(metric: evaluate.Metric) -> None:
+    for grades in ([1, 2], [1.0, 2.0], np.array([1, 2], np.int32)):
+        judged = {"passage_ids": ["a", "b"], "relevance": grades}
+        found = metric.compute(predictions=[["a", "b"]], references=[judged], metrics=["ndcg@2"])
+        assert found["ndcg@2"] == pytest.approx((1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3)))
+
+
 def test_the_folder_is_a_space() -> None:
     head = (FOLDER / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     metadata = yaml.safe_load(head)
     assert metadata["sdk"] == "gradio" and metadata["app_file"] == "app.py"
     assert {"evaluate", "metric"} <= set(metadata["tags"])
-    needed = (FOLDER / "requirements.txt").read_text().splitlines()
-    assert any(line.startswith("hf-ar2") for line in needed)
-    compile((FOLDER / "app.py").read_text(), "app.py", "exec")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert metadata["python_version"] in SpecifierSet(project["requires-python"])
+    lines = (FOLDER / "requirements.txt").read_text().splitlines()
+    needed = {
+        found.name: found for line in lines if not line.startswith("#") for found in [Requirement(line)]
+    }
+    # No package index has it, so a name alone would not be found.
+    assert set(needed) == {"evaluate", "hf-ar2"} and needed["hf-ar2"].url
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the Space's page gives gradio, a stand-in that takes what every version from 3 on takes."""
+    made = SimpleNamespace(launched=False)
+
+    def interface(*, fn: Callable, inputs: list[str], outputs: list[str], title: str) -> SimpleNamespace:
+        made.fn, made.values, made.headers = fn, inputs, outputs
+        return SimpleNamespace(launch=lambda: setattr(made, "launched", True))
+
+    gradio = ModuleType("gradio")
+    gradio.Error = RefusedByThePage
+    gradio.Textbox = lambda value, *, label, lines=1: value
+    gradio.Dataframe = lambda *, headers, label: headers
+    gradio.Interface = interface
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    runpy.run_path(str(FOLDER / "app.py"), run_name="__main__")
+    return made
+
+
+class RefusedByThePage(Exception):
+    """In the place of gradio.Error."""
+
+
+def test_the_page_of_the_space_measures_what_it_shows_first(page: SimpleNamespace) -> None:
+    assert page.launched and page.headers == ["metric", "mean"]
+    # The lists have three passages each; the default cutoffs are beyond that.
+    assert page.fn(*page.values) == [["mrr@3", "0.6667"], ["ndcg@3", "0.7251"], ["recall@3", "1.0000"]]
+    run, qrels, _ = page.values
+    assert page.fn(f"{run}\nq3 Q0 d1 1 2.0 bm25", f"{qrels}\nq4 0 d1 1\n", "map, recall@2") == [
+        ["map", "0.3889"],
+        ["recall@2", "0.1667"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "qrels", "metrics", "message"),
+    [
+        ("", "q 0 a 1", "mrr@1", "Run: found nothing; paste lines of 'query Q0 passage rank score tag'"),
+        ("q Q0 a 1 2.0 x", "q 0 a 1\nq b 1", "mrr@1", "Judgments, line 2: found 3 columns; expected"),
+        ("q Q0 a 1 2.0 x", "p 0 a 1", "mrr@1", "Run: found no judged query"),
+        ("q Q0 a 1 2.0 x", "q 0 a 0.9", "mrr@1", "found grade 0.9 of passage 'a'"),
+        ("q Q0 a 1 2.0 x", "q 0 a 1", "mr@1", "did you mean 'mrr@1'"),
+    ],
+)
+def test_the_page_of_the_space_says_what_is_wrong(
+    page: SimpleNamespace, run: str, qrels: str, metrics: str, message: str
+) -> None:
+    with pytest.raises(RefusedByThePage) as error:
+        page.fn(run, qrels, metrics)
+    assert message in str(error.value)

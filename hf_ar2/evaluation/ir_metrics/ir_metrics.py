@@ -24,7 +24,7 @@ Args:
     predictions: one list of passage ids (strings) for each query, best first, each passage at most once. Lists may
         differ in length.
     references: one dictionary for each query: `passage_ids`, the judged passages (strings), and `relevance`, the
-        grade of each (integers). A query has at least one judged passage.
+        grade of each (whole numbers; 1.0 is one). A query has at least one judged passage.
     metrics: names such as "mrr@10", "recall@100", "hit_rate@20", "ndcg@10", "map@100"; "map" alone takes the whole
         list. The default is mrr@10, ndcg@10 and recall@100.
     num_passages: size of the corpus, where the lists hold all of it: only then may a cutoff be larger than the
@@ -36,7 +36,7 @@ Returns:
 
 Raises:
     ValueError: an unknown metric; a cutoff that no list reaches; a query without judgments; a passage that is ranked
-        or judged twice for one query; grades that are not one for each judged passage.
+        or judged twice for one query; grades that are not one whole number for each judged passage.
 
 Examples:
     >>> ir_metrics = evaluate.load("hf_ar2/evaluation/ir_metrics")
@@ -70,7 +70,8 @@ class IRMetrics(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         strings = datasets.Sequence(datasets.Value("string"))
-        grades = datasets.Sequence(datasets.Value("int32"))
+        # As int32, 0.9 would become 0 before it could be refused.
+        grades = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -120,6 +121,12 @@ def as_rows(predictions: list[list[str]], references: list[dict[str, Any]]) -> t
                 f"references[{query}]: found {len(relevance)} grades for {len(ids)} judged passages; expected one "
                 "grade each"
             )
+        for one, grade in zip(ids, relevance, strict=True):
+            if not float(grade).is_integer():
+                raise ValueError(
+                    f"references[{query}]: found grade {grade} of passage {one!r}; expected whole numbers. Give grades "
+                    "such as 0, 1, 2 and 3, as qrels have them"
+                )
         for place, found in ((f"predictions[{query}]", ranked), (f"references[{query}]", ids)):
             if len(set(found)) < len(found):
                 twice = next(one for position, one in enumerate(found) if one in found[:position])
@@ -127,5 +134,5 @@ def as_rows(predictions: list[list[str]], references: list[dict[str, Any]]) -> t
         retrieved[query, : len(ranked)] = [rows.setdefault(one, len(rows)) for one in ranked]
         queries += [query] * len(ids)
         passages += [rows.setdefault(one, len(rows)) for one in ids]
-        grades += relevance
+        grades += map(int, relevance)
     return retrieved, Judgments.from_triples(queries, passages, grades)
