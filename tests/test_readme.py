@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
+from conftest import make_tiny_ranker, make_tiny_retriever
 from examples import answer_hub_names, python_blocks, run_block
+from tiny_run import make_tiny_run
 
 from hf_ar2 import cli
+from hf_ar2.collections import Collection
 from hf_ar2.command_line.launch import shipped_recipes
 from hf_ar2.recipes import study
 from hf_ar2.recipes.recipe import load_recipe
@@ -128,6 +132,42 @@ def check_cli(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def carried_out(options: argparse.Namespace) -> int:
     return 0
+
+
+# What the quickstart's commands leave or say; `serve` and `push` are carried out by other tests.
+SAID = {
+    "report": "report.html: ",
+    "search": "60 passages, index in",
+    "compare": r"\begin{table}",
+    "card": "A dense retriever",
+}
+
+
+def test_what_the_quickstart_leads_to_is_carried_out(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_collection: Collection,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_collection.save("data")
+    run = make_tiny_run(Path("runs/quickstart"), "data", tiny_collection)
+    make_tiny_retriever(run / "retriever")
+    make_tiny_ranker(run / "ranker")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["evaluation"]["rows"]["AR2"] = {"retriever": "ar2", "ranker": "ar2"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"args": {"bf16": False}}, sort_keys=False))
+
+    carried: dict[str, str] = {}
+    for line in shell_lines("README.md"):
+        program, *arguments = shlex.split(line, comments=True) or [""]
+        if Path(program).name == "hf-ar2" and "runs/quickstart" in arguments and arguments[0] in SAID:
+            assert cli.main(arguments) == 0, line
+            carried[arguments[0]] = capsys.readouterr().out
+    assert set(carried) == set(SAID)
+    for command, said in SAID.items():
+        assert said in carried[command], command
+    assert (run / "report.html").is_file()
 
 
 class Parsed(Exception):

@@ -68,7 +68,8 @@ def make_tiny_run(
         "evaluation": {"rows": rows, "metrics": list(METRICS), "splits": ["test"]},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13.0"}}))
+    machine = {"python": "3.11", "processor": "Some CPU", "cores": 2, "threads": 1}
+    (folder / "environment.json").write_text(json.dumps({**machine, "packages": {"torch": "2.13.0"}}))
     for stage, log in LOGS.items():
         place = folder / "stages" / stage
         place.mkdir(parents=True, exist_ok=True)
