@@ -20,7 +20,14 @@ from hf_ar2.cards.facts import Stage, Training, training_of_run
 from hf_ar2.cards.view import terminal_text
 from hf_ar2.collections import Collection
 from hf_ar2.models import load_retriever
-from hf_ar2.trainers import RankerConfig, RankerTrainer, RetrieverConfig
+from hf_ar2.trainers import (
+    AR2Config,
+    AR2Trainer,
+    RankerConfig,
+    RankerTrainer,
+    RetrieverConfig,
+    RetrieverTrainer,
+)
 from hf_ar2.trainers.publishing import settings_of
 
 BASE_CARD = "---\nlicense: mit\ntags: [base]\n---\n# The base model's own words\n"
@@ -222,6 +229,50 @@ def test_a_trainer_writes_cards_of_what_it_knows(
     assert not (tmp_path / "mine" / "retriever" / "README.md").exists()
     with pytest.raises(ValueError, match="this trainer trains no retriever whose index could be published"):
         trainer.push_to_hub("me/mine", index=True)
+
+
+def test_a_card_tells_of_the_trainers_before_where_models_are_handed_on(
+    models: Path, tmp_path: Path, tiny_collection: Collection
+) -> None:
+    """As in the README: warm-up, the ranker's training, then AR2 on the model objects of both."""
+    common: dict[str, Any] = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    common |= {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+    warm_up = RetrieverTrainer(
+        models / "retriever",
+        args=RetrieverConfig(output_dir=str(tmp_path / "g0"), max_steps=2, **common),
+        collection=tiny_collection,
+    )
+    warm_up.train()
+    ranker = RankerTrainer(
+        models / "ranker",
+        models / "retriever",
+        args=RankerConfig(output_dir=str(tmp_path / "d0"), num_negatives=3, max_steps=3, **common),
+        collection=tiny_collection,
+    )
+    ranker.train()
+    game = {"num_rounds": 1, "ranker_steps": 1, "retriever_steps": 1, "num_negatives": 3}
+    trainer = AR2Trainer(
+        warm_up.model.retriever,
+        ranker.model.ranker,
+        args=AR2Config(output_dir=str(tmp_path / "ar2"), **game, **common),
+        collection=tiny_collection,
+    )
+    trainer.train()
+    for role in ("retriever", "ranker"):
+        training = trainer.training(role)
+        assert [(stage.name, stage.steps) for stage in training.stages] == [("g0", 2), ("d0", 3), ("ar2", 2)]
+        assert training.stages[2].sources == {"retriever": "g0", "ranker": "d0"}
+        assert training.base == str(models / role)
+    trainer.save_model()
+    card = (tmp_path / "ar2" / "retriever" / "README.md").read_text(encoding="utf-8")
+    assert "1. **g0**" in card and "3. **ar2**" in card and "retriever from g0; ranker from d0" in card
+    # Trained on from a folder, a model is what the folder's card says.
+    other = RetrieverTrainer(
+        tmp_path / "ar2" / "retriever",
+        args=RetrieverConfig(output_dir=str(tmp_path / "g1"), max_steps=1, **common),
+        collection=tiny_collection,
+    )
+    assert [stage.name for stage in other.training("retriever").stages] == ["g1"]
 
 
 def test_settings_leave_out_secrets_and_what_has_no_bearing(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
-from hf_ar2.trainers.publishing import name_of
+from hf_ar2.trainers.publishing import name_of, stages_of
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
 from hf_ar2.trainers.resuming import ResumableTrainer
 from hf_ar2.trainers.retrieval import Retrieval
@@ -102,6 +102,7 @@ class JointTrainer(ResumableTrainer):
         self.collection_source = loaded.name if isinstance(collection, Collection) else str(collection)
         given = {"retriever": retriever, "ranker": ranker}
         self.sources = {role: name_of(model) for role, model in given.items() if model is not None}
+        self.earlier = {role: stages_of(model) for role, model in given.items()}
         model = JointModel(
             None if retriever is None else load_retriever(retriever),
             None if ranker is None else load_ranker(ranker),

@@ -24,7 +24,7 @@ from hf_ar2.models import load_retriever, one_tower, tower
 from hf_ar2.trainers.config import JointConfig, setting
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ltre_index import FrozenRetrieval, with_missed
-from hf_ar2.trainers.publishing import name_of
+from hf_ar2.trainers.publishing import name_of, stages_of
 
 _INDEX_NOTE, _CODEBOOK = "frozen_index.json", "codebook.safetensors"
 
@@ -161,6 +161,7 @@ class LTReTrainer(JointTrainer):
         self.args: LTReConfig
         self.retrieval: FrozenRetrieval
         self.sources = {"retriever": source or name_of(retriever)}
+        self.earlier = {"retriever": () if source else stages_of(retriever)}
         self._search_seconds = 0.0
 
     def make_retrieval(self) -> FrozenRetrieval:

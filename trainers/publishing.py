@@ -46,6 +46,8 @@ _ALWAYS_TOLD = {
     "adam_epsilon",
 }
 _UPLOADED = "_uploaded"
+# What a model that a trainer has trained says of that: an attribute, for the card of who trains it on.
+_STAGES = "hf_ar2_stages"
 
 
 class PublishingTrainer(Trainer):
@@ -74,6 +76,8 @@ class PublishingTrainer(Trainer):
     retrieval: Any
     # Role → what the model was called that training begins with; and what was called so as the collection.
     sources: dict[str, str]
+    # Role → the stages that the model has behind it, trained by others of these trainers in this process.
+    earlier: dict[str, tuple[dict[str, Any], ...]]
     collection_source: str
     # What a recipe calls the trainer, for the card.
     method: str = ""
@@ -89,11 +93,25 @@ class PublishingTrainer(Trainer):
             "trainer": self.method or type(self).__name__,
             "settings": settings_of(self.args),
             "sources": dict(self.sources),
+            "trained": list(self.published),
             "steps": self.state.global_step,
             "seconds": sum(seconds) if seconds else None,
             "passages": len(self.collection.corpus),
             "queries": len(self.retrieval.train_judgments),
         }
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base's; what was trained knows of it afterwards."""
+        result = super().train(*args, **kwargs)
+        for role in self.published:
+            setattr(getattr(self.model, role), _STAGES, (*self._all_earlier(), self.told()))
+        return result
+
+    def _all_earlier(self) -> list[dict[str, Any]]:
+        stages: list[dict[str, Any]] = []
+        for of_role in self.earlier.values():
+            stages += [stage for stage in of_role if stage not in stages]
+        return stages
 
     @property
     def published(self) -> tuple[str, ...]:
@@ -106,7 +124,9 @@ class PublishingTrainer(Trainer):
         history = self.state.log_history
         if args.load_best_model_at_end and self.state.best_global_step is not None:
             history = [entry for entry in history if entry["step"] <= self.state.best_global_step]
-        return training_of_trainer(self.told(), role, history, args.eval_split, args.rerank_depth)
+        return training_of_trainer(
+            self.told(), role, history, args.eval_split, args.rerank_depth, self._all_earlier()
+        )
 
     def write_cards(self, folder: str | Path) -> None:
         """Write README.md beside each trained model in a folder that `save_models` wrote."""
@@ -304,13 +324,25 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
     return told
 
 
+def stages_of(model: Any) -> tuple[dict[str, Any], ...]:
+    """The stages that a model object has behind it, as `PublishingTrainer.told` has them.
+
+    Example:
+        >>> stages_of("BAAI/bge-base-en")
+        ()
+    """
+    return tuple(getattr(model, _STAGES, ()))
+
+
 def name_of(model: Any) -> str:
-    """What a model is called that training begins with: what it was loaded from, as far as it says.
+    """What a model is called that training begins with: the stage it comes from, or what it was loaded from.
 
     Example:
         >>> name_of("BAAI/bge-base-en"), name_of(None)
         ('BAAI/bge-base-en', 'a model of no name')
     """
+    if stages_of(model):
+        return str(stages_of(model)[-1]["name"])
     if isinstance(model, SentenceTransformer | CrossEncoder):
         transformers = [module for module in model.modules() if isinstance(module, Transformer)]
         named = getattr(transformers[0].model.config, "name_or_path", "") if transformers else ""

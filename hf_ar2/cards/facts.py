@@ -197,15 +197,17 @@ def training_of_trainer(
     log_history: Sequence[Mapping[str, Any]],
     split: str,
     rerank_depth: int,
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Training:
     """What a trainer knows by itself; its evaluations on the way are the results, without tests of significance.
 
     Args:
-        told: `collection` and the fields of `Stage`.
+        told: `collection`, `trained` (roles; without it the one asked for) and the fields of `Stage`.
         role: `"retriever"` or `"ranker"`.
         log_history: entries of `trainer.state.log_history`; the first and the last evaluation are before and after.
         split: what was evaluated on.
         rerank_depth: how many passages of a query the ranker reordered.
+        earlier: the same as `told` of the stages that the models have behind them, in their order.
 
     Example:
         >>> told = {"name": "mine", "collection": "BeIR/scifact", "trainer": "ranker", "sources": {"ranker": "a/b"}}
@@ -213,19 +215,22 @@ def training_of_trainer(
         >>> training_of_trainer(told, "ranker", log, "dev", 20).metrics["after 9 steps"]
         {'dev': {'pipeline': {'mrr@10': 0.6}}}
     """
-    stage = {name: value for name, value in told.items() if name in Stage.__dataclass_fields__}
+    stages = [
+        Stage(**{name: value for name, value in stage.items() if name in Stage.__dataclass_fields__})
+        for stage in (*earlier, told)
+    ]
     entries = [entry for entry in log_history if any(key.startswith("eval_") for key in entry)]
     metrics: dict[str, Any] = {}
     for entry in dict.fromkeys([0, len(entries) - 1]) if entries else ():
         step = entries[entry].get("step", 0)
         row = "before" if step == 0 else f"after {step:,} steps"
         metrics[row] = {split: _by_system(entries[entry])}
-    base = told["sources"][role]
+    base = next(stage["sources"][role] for stage in (*earlier, told) if role in stage.get("trained", (role,)))
     return Training(
         role=role,
         name=told["name"],
         collection=told["collection"],
-        stages=[Stage(**stage)],
+        stages=stages,
         base=base,
         environment=describe_environment(),
         metrics=metrics,
