@@ -353,7 +353,7 @@ def _draw_series(
                 )
         end = offset + max(float(entry.get(along, 0.0)) for entry in entries)
         shown.append((stage, offset, end))
-        offset = end
+        offset = math.ceil(end) if along == "epoch" else end  # so that a stage's rounds stand at the ticks
     # More than two names take turns between two heights: a short stage is narrower than its name.
     for number, (stage, start, end) in enumerate(shown):
         if number:

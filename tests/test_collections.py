@@ -89,6 +89,11 @@ def test_a_pair_judged_twice_is_an_error():
         Judgments.from_triples([1, 1], [3, 3], [1, 0])
 
 
+def test_a_grade_that_is_no_whole_number_is_an_error():
+    with pytest.raises(ValueError, match=r"relevance 0\.9: expected a whole number"):
+        Judgments.from_triples([1, 1], [3, 4], [1, 0.9])
+
+
 # Collection
 
 

@@ -39,11 +39,16 @@ class Judgments:
         order.
 
         Raises:
-            ValueError: The arrays differ in length, or a passage is judged twice for one query.
+            ValueError: The arrays differ in length, a relevance is no whole number, or a passage is judged twice for
+                one query.
         """
         queries = np.asarray(query_rows, dtype=np.int64)
         passages = np.asarray(passage_rows, dtype=np.int64)
-        grades = np.asarray(relevance, dtype=np.int32)
+        given = np.asarray(relevance)
+        grades = given.astype(np.int32)
+        if given.dtype.kind == "f" and (given != grades).any():
+            found = given[given != grades].flat[0]
+            raise ValueError(f"relevance {found}: expected a whole number, for each judged passage its grade")
         if not queries.shape == passages.shape == grades.shape or queries.ndim != 1:
             raise ValueError(
                 "expected three arrays of one length, found shapes "
