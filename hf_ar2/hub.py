@@ -218,9 +218,13 @@ def hub_token(given: str | None = None) -> str:
     return token
 
 
+def _kind(what: str) -> str:
+    return "dataset" if what == "index" else "model"
+
+
 def _repository(api: HfApi, id: str, what: str, private: bool | None) -> str:
     """The repository's full id; made where there is none."""
-    kind = "dataset" if what == "index" else "model"
+    kind = _kind(what)
     full = api.create_repo(id, repo_type=kind, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(full, repo_type=kind).private:
         raise ValueError(
@@ -232,7 +236,7 @@ def _repository(api: HfApi, id: str, what: str, private: bool | None) -> str:
 
 def _upload(api: HfApi, id: str, what: str, files: Mapping[str, Path], revision: str | None) -> None:
     """Bring what goes by LFS to the Hub's store, where no repository shows it before a commit names it."""
-    kind = "dataset" if what == "index" else "model"
+    kind = _kind(what)
     if revision:
         api.create_branch(id, branch=revision, repo_type=kind, exist_ok=True)
     additions = [CommitOperationAdd(place, str(path)) for place, path in files.items()]
@@ -248,7 +252,7 @@ def _commit(
     message: str,
     revision: str | None,
 ) -> CommitInfo:
-    kind = "dataset" if what == "index" else "model"
+    kind = _kind(what)
     # made anew in every attempt: they remember how far they came
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(place, str(path)) for place, path in files.items()

@@ -15,6 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_ar2.saved_models import IDENTITY
+
 Task = Literal["query", "document"]
 SIMILARITIES = ("cosine", "dot")
 
@@ -216,7 +218,7 @@ def load_ranker(
         raise ValueError(f"the ranker has {ranker.num_labels} labels, expected 1 (one relevance logit)")
     ranker.activation_fn = nn.Identity()
     # For sentence-transformers before 6, which looks for it in config.json and else puts a sigmoid on the logit.
-    ranker.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    ranker.config.sentence_transformers = {"activation_fn": IDENTITY}
     if layers is not None:
         keep_layers(ranker, layers)
     if max_length is not None:

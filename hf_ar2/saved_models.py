@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_IDENTITY = "torch.nn.modules.linear.Identity"
+# How a ranker says that its scores are logits.
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ def read_ranker(folder: str | Path) -> SavedRanker:
         )
     _require(folder, "ranker", "config_sentence_transformers.json")
     said = _read(folder / "config_sentence_transformers.json").get("activation_fn")
-    if said != _IDENTITY:
+    if said != IDENTITY:
         raise ValueError(
-            f"{folder / 'config_sentence_transformers.json'}: activation_fn is {said!r}, expected {_IDENTITY!r}, "
+            f"{folder / 'config_sentence_transformers.json'}: activation_fn is {said!r}, expected {IDENTITY!r}, "
             "without which CrossEncoder puts a sigmoid on the logit; save it with load_ranker(...).save_pretrained(...)"
         )
     modules = folder / "modules.json"
