@@ -13,17 +13,18 @@ def drop_known(
     rows: np.ndarray,
     known: dict[str, tuple[np.ndarray, np.ndarray]],
     offsets: np.ndarray,
-    answer_hits: np.ndarray | None,
+    suspect: dict[str, np.ndarray],
     depth: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Scores and rows that no filter takes, moved to the left and cut at ``depth``; counts of what was taken.
 
-    ``known`` is cause -> (values ``[Q, K']``, values to drop, per query as in the CSR ``offsets``).
+    ``known`` is cause -> (values ``[Q, K']``, values to drop, per query as in the CSR ``offsets``), ``suspect`` is
+    cause -> bool ``[Q, K']``, what to drop.
 
     Example:
         >>> scores, rows = np.array([[0.9, 0.8, 0.7]]), np.array([[4, 6, 2]])
         >>> positives, offsets = np.array([4]), np.array([0, 1])
-        >>> _, kept, dropped = drop_known(scores, rows, {"positive": (rows, positives)}, offsets, None, depth=2)
+        >>> _, kept, dropped = drop_known(scores, rows, {"positive": (rows, positives)}, offsets, {}, depth=2)
         >>> kept.tolist(), dropped
         ([[6, 2]], {'positive': 1})
     """
@@ -35,8 +36,7 @@ def drop_known(
         keep = rows[chunk] >= 0
         bounds = offsets[chunk.start : chunk.stop + 1]
         hits = {cause: among(values[chunk], of, bounds) for cause, (values, of) in known.items()}
-        if answer_hits is not None:
-            hits["contains_answer"] = answer_hits[chunk]
+        hits |= {cause: hit[chunk] for cause, hit in suspect.items()}
         for cause, hit in hits.items():
             dropped[cause] = dropped.get(cause, 0) + int((keep & hit).sum())
             keep &= ~hit

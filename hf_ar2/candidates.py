@@ -167,6 +167,7 @@ def build_pool(
     positive_scores: np.ndarray | None = None,
     text_keys: np.ndarray | None = None,
     answer_hits: np.ndarray | None = None,
+    relative_margin: float | None = None,
     folder: str | Path | None = None,
     round: int = 0,
     fingerprint: str = "",
@@ -174,8 +175,8 @@ def build_pool(
     """Filters the retriever's search results into a pool of candidates.
 
     Left out, and counted under the first cause that holds, in this order: ``positive`` (judged relevant to
-    the query), ``duplicate_of_positive`` (has the text of one of its positives), ``contains_answer``. What is
-    left keeps its order, and its first ``depth`` are kept. Search deeper than ``depth``, by the number of
+    the query), ``duplicate_of_positive`` (has the text of one of its positives), ``contains_answer``,
+    ``within_margin`` (scores too close to the positives, see ``relative_margin``). What is left keeps its order, and its first ``depth`` are kept. Search deeper than ``depth``, by the number of
     passages the filters may take.
 
     Args:
@@ -187,6 +188,8 @@ def build_pool(
             not be among what was retrieved. Needed by the SimANS sampler and the margin statistics.
         text_keys: int64 ``[N]``, :func:`passage_text_keys` of the corpus; turns the duplicate filter on.
         answer_hits: bool ``[Q, K']``, whether the retrieved passage contains an answer; turns that filter on.
+        relative_margin: drops what scores above (1 - margin) times the mean score of the query's positives: it may be
+            relevant and unlabelled (NV-Retriever, arXiv 2407.15831). Needs ``positive_scores``.
         folder: where to write the pool; without one it stays in memory.
         round, fingerprint: kept with the pool.
 
@@ -211,7 +214,10 @@ def build_pool(
     known = {"positive": (rows, positives.passage_rows)}
     if text_keys is not None:
         known["duplicate_of_positive"] = text_groups(text_keys, rows, positives.passage_rows)
-    kept_scores, kept_rows, dropped = drop_known(scores, rows, known, positives.offsets, answer_hits, depth)
+    suspect = {} if answer_hits is None else {"contains_answer": answer_hits}
+    if relative_margin is not None:
+        suspect["within_margin"] = _within_margin(scores, positive_rows, positive_scores, relative_margin)
+    kept_scores, kept_rows, dropped = drop_known(scores, rows, known, positives.offsets, suspect, depth)
     pool = CandidatePool(
         query_rows=np.asarray(positives.query_rows, dtype=np.int64),
         passage_rows=kept_rows,
@@ -374,6 +380,19 @@ def _side_by_side(arrays: Sequence[np.ndarray], padding: np.generic) -> np.ndarr
         stacked[start : start + len(array), : array.shape[1]] = array
         start += len(array)
     return stacked
+
+
+def _within_margin(
+    scores: np.ndarray, positive_rows: np.ndarray, positive_scores: np.ndarray | None, margin: float
+) -> np.ndarray:
+    if positive_scores is None:
+        raise ValueError(
+            "relative_margin compares with the positives' scores; expected positive_scores, found None"
+        )
+    known = positive_rows >= 0
+    mean = np.where(known, positive_scores, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    # |mean| keeps the limit below a positive whose score is negative.
+    return np.asarray(scores > (mean - margin * np.abs(mean))[:, None])
 
 
 def _padded_scores(positive_scores: np.ndarray | None, positive_rows: np.ndarray) -> np.ndarray:

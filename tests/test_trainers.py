@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from hf_ar2.trainers import (
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
-WARM_UP = {k: v for k, v in SETTINGS.items() if k not in ("num_rounds", "ranker_steps", "retriever_steps")}
+WARM_UP = {k: v for k, v in SETTINGS.items() if k in {f.name for f in dataclasses.fields(RankerConfig)}}
 
 
 @pytest.fixture(scope="module")
@@ -308,16 +309,6 @@ def test_activation_checkpointing_and_bf16_run(models, tmp_path, tiny_collection
     expected = losses(plain.state.log_history)
     np.testing.assert_allclose(losses(saving.state.log_history), expected, rtol=1e-5)
     np.testing.assert_allclose(losses(half.state.log_history), expected, atol=0.03)
-
-
-def test_a_ranker_with_nothing_to_teach_is_named_once(models, tmp_path, tiny_collection, caplog):
-    trainer = ar2(models, tmp_path, tiny_collection, num_rounds=2)
-    values = {"retriever_mrr@10": 0.5, "ranker_mrr@10": 0.4}
-    trainer.retrieval.evaluate = lambda: dict(values)
-    trainer.evaluate()
-    trainer.evaluate()
-    said = [r.message for r in caplog.records if "nothing to teach" in r.message]
-    assert len(said) == 1 and "easy to hard" in said[0] and "0.400" in said[0]
 
 
 def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_collection, monkeypatch):

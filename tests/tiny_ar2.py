@@ -46,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "pool_depth": 10,
     "eval_depth": 20,
     "rerank_depth": 5,
+    "teacher_gate": "off",
     "eval_metrics": ["mrr@10"],
     "max_passage_length": 32,
     "max_pair_length": 48,

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from hf_ar2.losses import adversarial_loss, distillation_loss
 from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.trainers.gate import GATES, check_gate, ranker_lead
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ranker import ranker_loss
 from hf_ar2.trainers.retriever import contrastive_loss
@@ -51,6 +52,12 @@ class AR2Config(JointConfig):
         0.0, "Weight of an added in-batch contrastive term on the same lists. AR2: 0 (it has none)."
     )
 
+    teacher_gate: Literal["ahead", "off"] = setting(
+        "ahead",
+        "ahead: before every round, the ranker has to rank the evaluation queries better than the retriever does; while "
+        "it does not, it trains on and the retriever's steps are contrastive. off: the ranker always teaches, as in AR2.",
+    )
+
     def __post_init__(self) -> None:
         if self.num_rounds < 1 or self.retriever_steps < 0 or self.ranker_steps < 0:
             raise ValueError("num_rounds has to be at least 1, retriever_steps and ranker_steps at least 0")
@@ -70,6 +77,7 @@ class AR2Config(JointConfig):
         if self.num_positives > 1:
             raise ValueError(f"num_positives={self.num_positives}: AR2's losses know one positive in a list")
         self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
+        self._check("teacher_gate", self.teacher_gate, GATES)
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
             logger.warning(
                 "adversarial_form='paper' alone never raises a positive's score, so the retriever will get worse; "
@@ -107,9 +115,43 @@ class AR2Trainer(JointTrainer):
     method = "ar2"
 
     def __init__(self, retriever: Any, ranker: Any, args: AR2Config, collection: Any, **kwargs: Any) -> None:
-        self._warned = False
         super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
         self.args: AR2Config
+        if args.teacher_gate == "ahead":
+            check_gate(args, self.retrieval)
+
+    @property
+    def ranker_teaches(self) -> bool:
+        """Whether the ranker teaches in this round."""
+        return self.args.teacher_gate == "off" or bool(self.round_state.get("ranker_teaches", False))
+
+    def begin_round(self) -> None:
+        """Refresh, then compare the two models: a ranker that is not ahead of the retriever does not teach."""
+        super().begin_round()
+        number = self.current_round
+        if (
+            self.args.teacher_gate == "off"
+            or self.state.global_step >= self.total_steps
+            or self.round_state.get("round") == number  # a run resumed within the round
+        ):
+            return
+        lead = ranker_lead(self.retrieval)
+        teaches = lead.difference > 0
+        self.round_state |= {"round": number, "ranker_teaches": teaches}
+        self.log(
+            {"gate/lead": lead.difference, "gate/p": lead.p_value, "gate/ranker_teaches": float(teaches)}
+        )
+        if self.is_world_process_zero():
+            metric, split = self.args.eval_metrics[0], self.args.eval_split
+            outcome = (
+                "it teaches"
+                if teaches
+                else "it trains on and does not teach; the retriever trains on hard negatives"
+            )
+            logger.warning(
+                f"Round {number + 1}: the ranker is {lead.difference:+.3f} {metric} against the retriever on {split} "
+                f"(p = {lead.p_value:.3f}, {lead.wins} queries better, {lead.losses} worse): {outcome}."
+            )
 
     @property
     def steps_per_round(self) -> int:
@@ -127,8 +169,10 @@ class AR2Trainer(JointTrainer):
         return ranker if phase == "ranker" else step - ranker
 
     def needs(self, phase: str) -> tuple[str, ...]:
-        """The ranker's step reads pairs; the retriever's reads everything."""
-        return ("pairs",) if phase == "ranker" else ("queries", "passages", "pairs")
+        """The ranker's step reads pairs; the retriever's reads queries and passages, and pairs where it is taught."""
+        if phase == "ranker":
+            return ("pairs",)
+        return ("queries", "passages", "pairs") if self.ranker_teaches else ("queries", "passages")
 
     def teacher(self, phase: str) -> str | None:
         """The ranker teaches in the retriever's phase."""
@@ -140,6 +184,9 @@ class AR2Trainer(JointTrainer):
         """The ranker's listwise cross-entropy, or the retriever's λ · adversarial + (1 − λ) · distillation."""
         if phase == "ranker":
             return ranker_loss(self, outputs, batch)
+        if not self.ranker_teaches:
+            loss = contrastive_loss(self, outputs, batch)
+            return loss, {"loss/contrastive": loss}
         args, mask = self.args, batch["mask"]
         student = self.retriever_scores(outputs, mask)
         teacher = self.ranker_scores(outputs, mask)
@@ -166,19 +213,3 @@ class AR2Trainer(JointTrainer):
                 :, 1:
             ].sum()
         return loss, logs
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `JointTrainer`; says once when the ranker has nothing to teach."""
-        metrics = super().evaluate(*args, **kwargs)
-        metric = self.args.eval_metrics[0]
-        ranked = next((v for k, v in metrics.items() if k.endswith(f"ranker_{metric}")), None)
-        retrieved = next((v for k, v in metrics.items() if k.endswith(f"retriever_{metric}")), None)
-        if ranked is not None and retrieved is not None and ranked <= retrieved and not self._warned:
-            self._warned = True
-            logger.warning(
-                f"The ranker has nothing to teach: over the retriever's top {self.args.rerank_depth} on "
-                f"{self.args.eval_split!r} it reaches {metric} {ranked:.3f}, the retriever {retrieved:.3f}. "
-                "What helps: a longer ranker warm-up, lists that go from easy to hard (easy_share), starting the "
-                "ranker from the contrastively warmed-up encoder, or a larger ranker."
-            )
-        return metrics

@@ -65,6 +65,9 @@ class JointConfig(transformers.TrainingArguments):
     ranker_lr_scheduler_type: str | None = setting(
         None, "The ranker's schedule (linear, cosine, constant, …); None: lr_scheduler_type."
     )
+    decay_share: float = setting(
+        0.1, "warmup_stable_decay: the last share of a model's own steps, over which its rate goes to zero."
+    )
     weight_decay: float = setting(0.0, "AdamW's weight decay, not on biases and norms. AR2: 0.")
     logging_steps: float = setting(10, "Steps between two entries of the log.")
     eval_strategy: str = setting("epoch", "When to evaluate; an epoch is a round.")
@@ -111,6 +114,11 @@ class JointConfig(transformers.TrainingArguments):
     simans_b: float = setting(
         0.0, "SimANS: preferred score over the positive's, in units of score. SimANS: 0 or 1."
     )
+    relative_margin: float | None = setting(
+        None,
+        "Drop candidates that score above (1 - margin) times the query's positive (the mean of several): they may be "
+        "relevant and unlabelled. None: keep them. NV-Retriever: 0.05.",
+    )
     filter_answers: bool = setting(
         False, "Drop candidates that contain an answer string (needs queries with answers)."
     )
@@ -136,6 +144,16 @@ class JointConfig(transformers.TrainingArguments):
     )
     eval_queries: int | None = setting(
         None, "Evaluate on this many queries of the split (a seeded sample); None: on all."
+    )
+    eval_passages: int | None = setting(
+        None,
+        "Evaluations during training search this many passages: the positives of the evaluated queries and what ranks "
+        "highest for them before the first step; None: the whole corpus.",
+    )
+    patience: int | None = setting(
+        None,
+        "Stop after this many evaluations without a rise of the trained model's first metric; with "
+        "warmup_stable_decay the decay begins there. None: take every step.",
     )
     encode_tokens: int | None = setting(
         None,
@@ -179,6 +197,20 @@ class JointConfig(transformers.TrainingArguments):
             raise ValueError(
                 "sampler='simans' weighs differences of scores, but mined lists hold the retriever's and stored ones "
                 "the ranker's: use mine=False, or another sampler"
+            )
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share={self.decay_share}: expected a share above 0, at most 1")
+        for name in ("patience", "eval_passages"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1, or None")
+        if self.patience is not None and self.eval_strategy == "no":
+            raise ValueError(
+                "patience counts evaluations, but eval_strategy='no'; expected 'steps' or 'epoch'"
+            )
+        if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
+            raise ValueError(
+                f"relative_margin={self.relative_margin}: expected a share of the positive's score, from 0 to below 1"
             )
         if self.num_negatives < 0 or self.rerank_depth < 0:
             raise ValueError("num_negatives and rerank_depth cannot be negative")
@@ -232,4 +264,4 @@ class JointConfig(transformers.TrainingArguments):
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
 
 
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay")

@@ -23,6 +23,7 @@ from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
+from hf_ar2.trainers.patience import Patience
 from hf_ar2.trainers.publishing import name_of, stages_of
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
 from hf_ar2.trainers.resuming import ResumableTrainer
@@ -167,7 +168,11 @@ class JointTrainer(ResumableTrainer):
         self.seconds: dict[str, float] = defaultdict(float)
         self._learning_rates: dict[str, float] = {}
         self._resumed_log: dict[str, Any] | None = None
+        # What evaluations decided, as plain data; part of a checkpoint.
+        self.round_state: dict[str, Any] = {}
         self.add_callback(Rounds(self))
+        if args.patience is not None:
+            self.add_callback(Patience(self, args.patience))
 
     def make_retrieval(self) -> Retrieval:
         """What the trainer retrieves and evaluates with."""
@@ -238,11 +243,32 @@ class JointTrainer(ResumableTrainer):
         return self.steps_per_round * self.global_batch
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+    def planned_steps(self) -> int:
+        """Optimizer steps that the settings ask for."""
         if self.args.max_steps > 0:
             return self.args.max_steps
         return int(np.ceil(self.args.num_train_epochs * self.steps_per_round))
+
+    @property
+    def end_step(self) -> int | None:
+        """The last step where `patience` has chosen one, else None."""
+        return self.round_state.get("end_step")
+
+    @end_step.setter
+    def end_step(self, step: int) -> None:
+        """Choose the last step."""
+        self.round_state["end_step"] = step
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run: those planned, or fewer where `patience` has chosen the last one."""
+        return self.planned_steps if self.end_step is None else self.end_step
+
+    @property
+    def watched_metric(self) -> str:
+        """What `patience` watches, by its name in the evaluation: the first metric of the model that is trained."""
+        system = "ranker" if self.trained == ("ranker",) else "retriever"
+        return f"eval_{system}_{self.args.eval_metrics[0]}"
 
     @property
     def current_round(self) -> int:
@@ -267,7 +293,7 @@ class JointTrainer(ResumableTrainer):
 
     def hard_share(self, positions: np.ndarray) -> np.ndarray | None:
         """`hard_share_of` the progress these positions stand for."""
-        return self.hard_share_of(positions / (self.total_steps * self.global_batch))
+        return self.hard_share_of(positions / (self.planned_steps * self.global_batch))
 
     def _phase_positions(self, positions: np.ndarray) -> tuple[str, np.ndarray]:
         """The phase of a micro-batch, and its positions among the lists of that phase alone."""
@@ -357,13 +383,17 @@ class JointTrainer(ResumableTrainer):
                     self.args,
                     model,
                     partial(self.model_steps, model),
-                    self.model_steps(model, num_training_steps),
+                    partial(self._total_model_steps, model, num_training_steps),
                 )
                 for model in models
             ]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _total_model_steps(self, model: str, planned: int) -> int:
+        """Steps of the model in the whole run; fewer than planned once `patience` has chosen the last step."""
+        return self.model_steps(model, planned if self.end_step is None else self.end_step)
 
     # ---- Logs and evaluation ----------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class ResumableTrainer(PublishingTrainer):
     pool: CandidatePool | None
     stored: Any
     seconds: dict[str, float]
+    round_state: dict[str, Any]
     _sums: dict[str, list[float]]
     _resumed_log: dict[str, Any] | None
 
@@ -140,6 +141,7 @@ class ResumableTrainer(PublishingTrainer):
             "since": self._globalstep_last_logged,
             "sums": dict(self._sums),
             "seconds": dict(self.seconds),
+            "round_state": self.round_state,
         }
         rank = self.encoders.processes.rank
         Path(output_dir, f"log_window_{rank}.json").write_text(json.dumps(window))
@@ -154,6 +156,7 @@ class ResumableTrainer(PublishingTrainer):
             self.pool = CandidatePool.open(Path(checkpoint) / "pool")
         window = Path(checkpoint, f"log_window_{self.encoders.processes.rank}.json")
         self._resumed_log = json.loads(window.read_text()) if window.is_file() else None
+        self.round_state = (self._resumed_log or {}).get("round_state", {})
 
     def restore_log_window(self) -> None:
         """Continue the averages of the log entry that was open when the checkpoint was written."""

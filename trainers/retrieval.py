@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,17 @@ from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.systems import Ranking, index_fingerprint, rankings_of_systems
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.models import default_temperature
+from hf_ar2.models import default_temperature, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
 
 logger = logging.get_logger(__name__)
 
 # Searched beyond pool depth and positives, so that dropped duplicates do not leave a pool short.
 _SLACK = 8
+# Rows of the passages that stand for the corpus in evaluations during training.
+EVAL_PASSAGES = "eval_passages.json"
+# Times the pool depth that is searched where a margin may drop the head of a ranking.
+_DEEPER = 3
 
 
 class Retrieval:
@@ -104,6 +109,9 @@ class Retrieval:
         self._text_keys: np.ndarray | None = None
         self._passage_texts: list[str] | None = None
         self._index: CorpusIndex | None = None
+        self._eval_rows: np.ndarray | None = None
+        self._evaluated_with: tuple[str, bool] | None = None
+        self._evaluated: dict[str, dict[str, np.ndarray]] = {}
 
     def refresh(self) -> CorpusIndex:
         """The index of the retriever as it is now; encoded only when the weights have moved."""
@@ -132,7 +140,8 @@ class Retrieval:
         judgments = self.train_judgments
         queries = self.embed_queries(judgments.query_rows, "Training queries")
         positives = padded_positives(judgments)
-        depth = min(self.args.pool_depth + positives.shape[1] + _SLACK, index.ntotal)
+        wanted = self.args.pool_depth * (1 if self.args.relative_margin is None else _DEEPER)
+        depth = min(wanted + positives.shape[1] + _SLACK, index.ntotal)
         scores, rows = self.encoders.search(index, queries, depth)
         known = np.asarray(index.embeddings[np.maximum(positives, 0).reshape(-1)], np.float32)
         positive_scores = np.einsum("qd,qpd->qp", queries, known.reshape(*positives.shape, -1))
@@ -148,6 +157,7 @@ class Retrieval:
                 positive_scores=positive_scores,
                 text_keys=self._duplicate_keys(),
                 answer_hits=hits,
+                relative_margin=self.args.relative_margin,
                 folder=folder,
                 round=round_number,
                 fingerprint=fingerprint,
@@ -206,15 +216,76 @@ class Retrieval:
             `retriever_mrr@10`, …, and where there is a ranker `ranker_mrr@10`, …, `pipeline_mrr@10`, …; the ranker's
             metrics are those with a cutoff within `rerank_depth`.
         """
+        return {
+            f"{system}_{metric}": float(values.mean())
+            for system, found in self.per_query(judgments).items()
+            for metric, values in found.items()
+        }
+
+    def per_query(self, judgments: Judgments | None = None) -> dict[str, dict[str, np.ndarray]]:
+        """System → metric → value per query, float64 `[Q]`, see `evaluate`.
+
+        Of the evaluation split the values are kept until one of the models changes.
+        """
         judgments = judgments if judgments is not None else self.eval_judgments
-        scores, rows = self.retrieve(judgments.query_rows, self.args.eval_depth, "Evaluation queries")
+        key = (self._models_fingerprint(), judgments is self.eval_judgments)
+        if key[1] and key == self._evaluated_with:
+            return self._evaluated
+        scores, rows = self._retrieve_for_evaluation(judgments)
+        searched = len(self.collection.corpus if self._eval_rows is None else self._eval_rows)
         depth = self.args.rerank_depth
         within = [metric for metric in self.args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth]
-        metrics: dict[str, float] = {}
+        values: dict[str, dict[str, np.ndarray]] = {}
         for system, (ranking, _) in self.rankings(judgments.query_rows, scores, rows, depth).items():
             wanted = within if system == "ranker" else self.args.eval_metrics
-            metrics |= mean_metrics(system, ranking, judgments, wanted, len(self.collection.corpus))
-        return metrics
+            values[system] = evaluate_rankings(ranking, judgments, tuple(wanted), num_passages=searched)
+        if key[1]:
+            self._evaluated_with, self._evaluated = key, values
+        return values
+
+    def _models_fingerprint(self) -> str:
+        models = [model for model in (self.retriever, self.ranker) if model is not None]
+        return ":".join(weights_fingerprint(model) for model in models)
+
+    def _retrieve_for_evaluation(self, judgments: Judgments) -> tuple[np.ndarray, np.ndarray]:
+        """The retriever's first `eval_depth` passages: of the corpus, or of the `eval_passages` that stand for it."""
+        depth, limit = self.args.eval_depth, self.args.eval_passages
+        if limit is None or limit >= len(self.collection.corpus):
+            return self.retrieve(judgments.query_rows, depth, "Evaluation queries")
+        assert self.retriever is not None and self.retriever_inputs is not None
+        if self._eval_rows is None:
+            self._eval_rows = self._passages_to_evaluate_on(limit)
+        passages = self.encoders.embed_passages(self.retriever, self.retriever_inputs, self._eval_rows)
+        scores = self.embed_queries(judgments.query_rows, "Evaluation queries") @ passages.T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        return np.take_along_axis(scores, order, axis=1), self._eval_rows[order]
+
+    def _passages_to_evaluate_on(self, limit: int) -> np.ndarray:
+        """Rows of the corpus, ascending: all positives of the evaluated queries, then what they retrieve at first.
+
+        They are kept in the output folder, so that a resumed run evaluates on the same ones.
+        """
+        identity = f"{self.collection.fingerprint}:{self.args.eval_split}:{self.args.eval_queries}:{limit}"
+        path = self.folder / EVAL_PASSAGES
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["of"] == identity:
+                return np.asarray(kept["rows"], np.int64)
+        judgments = self.eval_judgments
+        _, found = self.retrieve(judgments.query_rows, self.args.eval_depth, "Evaluation queries")
+        by_rank = np.concatenate([judgments.positives().passage_rows, found.T.reshape(-1)])
+        by_rank = by_rank[by_rank >= 0]
+        _, first = np.unique(by_rank, return_index=True)
+        rows = np.sort(
+            by_rank[np.sort(first)[: max(limit, len(np.unique(judgments.positives().passage_rows)))]]
+        )
+        if self.encoders.processes.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps({"of": identity, "rows": rows.tolist()}), encoding="utf-8")
+            partial.replace(path)
+        self.encoders.processes.barrier()
+        return rows
 
     def _eval_judgments(self) -> Judgments:
         if self.args.eval_split not in self.collection.qrels:
@@ -250,25 +321,3 @@ class Retrieval:
             self._passage_texts = list(self.collection.corpus["text"])
         answers = queries.select(judgments.query_rows)["answers"]
         return answer_hits(rows, list(answers), self._passage_texts)
-
-
-def mean_metrics(
-    name: str,
-    ranked: np.ndarray,
-    judgments: Judgments,
-    metrics: list[str],
-    num_passages: int | None = None,
-) -> dict[str, float]:
-    """Means over queries, keyed `name_metric`.
-
-    Args:
-        ranked: int64 `[Q, K]`, passage rows, best first.
-        num_passages: size of the corpus; a cutoff may exceed lists that hold all of it.
-
-    Example:
-        >>> judgments = Judgments.from_triples([0, 1], [7, 8], [1, 1])
-        >>> mean_metrics("retriever", np.array([[7, 8], [7, 8]]), judgments, ["mrr@2"])
-        {'retriever_mrr@2': 0.75}
-    """
-    values = evaluate_rankings(ranked, judgments, tuple(metrics), num_passages=num_passages)
-    return {f"{name}_{metric}": float(per_query.mean()) for metric, per_query in values.items()}

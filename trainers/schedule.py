@@ -68,18 +68,18 @@ def learning_rate(args: JointConfig, owner: str, part: str) -> float:
 
 
 def schedule(
-    args: JointConfig, model: str, own_steps: Callable[[int], int], total: int
+    args: JointConfig, model: str, own_steps: Callable[[int], int], total_steps: Callable[[], int]
 ) -> Callable[[int], float]:
     """The factor on a model's peak learning rate, by global step.
 
     Args:
         model: "retriever" or "ranker", which may have a schedule and a warm-up of its own.
         own_steps: from a global step to the steps of this model before it.
-        total: this model's steps in the whole run.
+        total_steps: gives this model's steps in the whole run, which may become fewer while it runs.
 
     Example:
         >>> args = JointConfig(output_dir="runs/mine", warmup_steps=0.5)
-        >>> factor = schedule(args, "retriever", own_steps=lambda step: step // 2, total=4)  # every other step
+        >>> factor = schedule(args, "retriever", own_steps=lambda step: step // 2, total_steps=lambda: 4)
         >>> [factor(step) for step in range(0, 9, 2)]
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
@@ -88,14 +88,18 @@ def schedule(
         chosen = args.ranker_lr_scheduler_type or chosen
         share = share if args.ranker_warmup_steps is None else args.ranker_warmup_steps
     kind = str(chosen).split(".")[-1].lower()
-    warmup = 0 if kind == "constant" else int(share) if share >= 1 else math.ceil(total * share)
+    planned = total_steps()
+    warmup = 0 if kind == "constant" else int(share) if share >= 1 else math.ceil(planned * share)
 
     def factor(step: int) -> float:
-        done = own_steps(step)
+        done, total = own_steps(step), total_steps()
         if done < warmup:
             return done / max(1, warmup)
         if kind.startswith("constant"):
             return 1.0
+        if kind == "warmup_stable_decay":
+            decay = max(1, round(total * args.decay_share))
+            return max(0.0, min(1.0, (total - done) / decay))
         left = max(0.0, (total - done) / max(1, total - warmup))
         return left if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
 
