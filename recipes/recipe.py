@@ -26,7 +26,8 @@ CONFIGS: dict[str, Any] = {
     "augment": AugmentConfig,
 }
 MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similarity", "separate_towers")
-STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args")
+# share: of the time of a run with minutes; min_steps: fewer are not worth it; max_epochs: passes over the queries.
+STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min_steps", "max_epochs")
 # A row is searched exactly, or with an index of a factory string, a file's, or the one that a stage trained.
 ROW_FIELDS = ("retriever", "ranker", "index_factory", "index", "index_ids", "search_parameters")
 EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
@@ -58,6 +59,8 @@ class Recipe:
         stages: name → trainer, models it starts from, stages whose training lists it takes, settings; in the order
             they run.
         evaluation: rows of the final table (which models), splits, metrics, depths.
+        minutes: what the run may take until the system that is served is chosen; None: what its stages ask for.
+        clock: what the minutes are counted by: `"wall"`, or `"processor"` time of this process.
 
     Example:
         >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_train_epochs": 2}}}
@@ -73,6 +76,8 @@ class Recipe:
     args: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    minutes: float | None = None
+    clock: str = "wall"
     output_dir: str = ""
 
     def stage_args(self, stage: str) -> dict[str, Any]:
@@ -95,6 +100,9 @@ class Recipe:
                     self.stage_key(name) if name in self.stages else self.models.get(name),
                 ]
         content = [self.collection, self.stage_args(stage), body["trainer"], sources]
+        length = {name: body[name] for name in ("share", "max_epochs") if name in body}
+        if length or self.minutes is not None:
+            content.append([length, self.minutes])
         if body.get("lists"):
             content.append([self.stage_key(name) for name in body["lists"]])
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -167,6 +175,7 @@ def _check(recipe: Recipe, where: str) -> None:
         _known(f"{where}: models.{name}", body, MODEL_FIELDS)
         if "model" not in body:
             raise RecipeError(f"{where}: models.{name} does not say which model (field 'model')")
+    _check_minutes(recipe, where)
     common = sorted({key for trainer in CONFIGS for key in config_fields(trainer)})
     _known(f"{where}: args", recipe.args, common)
     seen, writers = list(recipe.models), list[str]()
@@ -197,6 +206,24 @@ def _check(recipe: Recipe, where: str) -> None:
             )
         _known(f"{where}: evaluation.rows.{name}", row, ROW_FIELDS)
         _check_roles(f"{where}: evaluation.rows.{name}", row, ("retriever",), seen)
+
+
+def _check_minutes(recipe: Recipe, where: str) -> None:
+    """Time is a positive number of minutes; a stage's part of it, and its bounds, are positive numbers."""
+
+    def positive(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+    if recipe.minutes is not None and not positive(recipe.minutes):
+        raise RecipeError(f"{where}: minutes: found {recipe.minutes!r}, expected a number above 0")
+    if recipe.clock not in ("wall", "processor"):
+        raise RecipeError(f"{where}: clock: found {recipe.clock!r}, expected wall or processor")
+    for name, body in recipe.stages.items():
+        for field_name in ("share", "min_steps", "max_epochs"):
+            if isinstance(body, dict) and field_name in body and not positive(body[field_name]):
+                raise RecipeError(
+                    f"{where}: stages.{name}.{field_name}: found {body[field_name]!r}, expected a number above 0"
+                )
 
 
 def _check_lists(place: str, body: dict[str, Any], writers: list[str]) -> None:

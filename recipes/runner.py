@@ -20,9 +20,12 @@ from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.recipes.budget import Budget
 from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
 from hf_ar2.recipes.evaluation import check_evaluation, evaluate_rows, finish
 from hf_ar2.recipes.inputs import INPUTS, Inputs, refuse_other_inputs
+from hf_ar2.recipes.lengths import Length
+from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
 from hf_ar2.run_index import SEARCHED_INDEX
@@ -54,14 +57,28 @@ def run_recipe(recipe: Recipe) -> Path:
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
     check_indexes(recipe, run, lambda name: load_model(recipe, "retriever", name, run))
+    budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
+    plan, costs = None, None
+    if recipe.minutes is not None or any("max_epochs" in body for body in recipe.stages.values()):
+        first = next(body["retriever"] for body in recipe.stages.values() if "retriever" in body)
+        retriever = load_model(recipe, "retriever", first, run)
+        assert isinstance(retriever, SentenceTransformer)
+        plan, costs = plan_run(recipe, run, collection, budget, retriever)
+        del retriever
+    if plan is not None and costs is not None and budget.seconds is not None:
+        recipe = plan.recipe
+        say(f"\n{describe_plan(plan, costs, budget.seconds)}")
     inputs = Inputs(recipe, collection)
     refuse_other_inputs(run, inputs)
     state = PartialState()
     state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
         write_run_header(run, recipe)
+    length = Length(plan, budget, costs)
     for number, stage in enumerate(recipe.stages, 1):
-        run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}")
+        run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
+        if state.is_main_process:
+            budget.note()
 
     def load(role: str, source: Any) -> SentenceTransformer | CrossEncoder:
         return load_model(recipe, role, source, run)
@@ -87,7 +104,13 @@ def refuse_other_settings(recipe: Recipe, run: Path) -> None:
 
 
 def run_stage(
-    recipe: Recipe, stage: str, run: Path, collection: Collection, inputs: Inputs, title: str
+    recipe: Recipe,
+    stage: str,
+    run: Path,
+    collection: Collection,
+    inputs: Inputs,
+    title: str,
+    length: Length,
 ) -> None:
     """Run one stage, from its last complete checkpoint or block of scores; nothing if it is done."""
     folder = run / "stages" / stage
@@ -107,7 +130,7 @@ def run_stage(
     if recipe.stages[stage]["trainer"] == "augment":
         report = write_lists(recipe, stage, run, collection, folder)
     else:
-        report = train(recipe, stage, run, collection, folder, title)
+        report = train(recipe, stage, run, collection, folder, title, length)
     if PartialState().is_main_process:
         done.write_text(json.dumps({**report, "key": key, "seconds": time.time() - started}))
         for leftover in ("index", "pool"):
@@ -116,11 +139,13 @@ def run_stage(
 
 
 def train(
-    recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path, title: str
+    recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path, title: str, length: Length
 ) -> dict[str, Any]:
     """Train a stage's models, and leave them in its folder."""
     transformers.set_seed(recipe.seed)
     trainer = make_trainer(recipe, stage, run, collection)
+    if length.plan is not None or "max_epochs" in recipe.stages[stage]:
+        say(f"{title}: {length.set(trainer, recipe.stages[stage], folder, stage)}")
     checkpoint = last_complete_checkpoint(folder)
     if checkpoint:
         say(f"{title}: continues from {Path(checkpoint).name}")
@@ -130,7 +155,7 @@ def train(
         trainer.save_index(folder / SEARCHED_INDEX)
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    return {**trainer.told(), "steps": trainer.state.global_step}
+    return {**trainer.told(), "steps": trainer.state.global_step, "parts": dict(trainer.seconds)}
 
 
 def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) -> JointTrainer:

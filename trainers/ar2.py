@@ -54,8 +54,9 @@ class AR2Config(JointConfig):
 
     teacher_gate: Literal["ahead", "off"] = setting(
         "ahead",
-        "ahead: before every round, the ranker has to rank the evaluation queries better than the retriever does; while "
-        "it does not, it trains on and the retriever's steps are contrastive. off: the ranker always teaches, as in AR2.",
+        "ahead: before every round, the ranker has to rank the evaluation queries better than the retriever does; "
+        "while it does not, it trains on and the retriever's steps are contrastive. off: the ranker always teaches "
+        "(AR2).",
     )
 
     def __post_init__(self) -> None:

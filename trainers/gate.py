@@ -36,8 +36,8 @@ def check_gate(args: JointConfig, retrieval: Retrieval) -> None:
     if cutoff > args.rerank_depth:
         raise ValueError(
             f"teacher_gate='ahead' compares {metric} of ranker and retriever, but the ranker orders "
-            f"rerank_depth={args.rerank_depth} passages; raise rerank_depth to {cutoff}, name a smaller cutoff first in "
-            "eval_metrics, or set teacher_gate='off'"
+            f"rerank_depth={args.rerank_depth} passages; raise rerank_depth to {cutoff}, name a smaller cutoff first "
+            "in eval_metrics, or set teacher_gate='off'"
         )
 
 

@@ -418,6 +418,21 @@ class JointTrainer(ResumableTrainer):
             logs |= {f"seconds/{name}": round(spent, 3) for name, spent in self.seconds.items()}
         super().log(logs, start_time)
 
+    def forget_counts(self) -> None:
+        """Drop what steps counted since the last log entry."""
+        self._sums.clear()
+
+    def set_length(self, **settings: Any) -> None:
+        """Change settings that say how long the run is (`max_steps`, `num_rounds`, …), before it begins."""
+        for name, value in settings.items():
+            if not hasattr(self.args, name):
+                raise ValueError(f"{name}: {type(self.args).__name__} has no such setting")
+            setattr(self.args, name, value)
+        if "num_rounds" in settings:
+            self.args.num_train_epochs = settings["num_rounds"]
+        self.train_dataset = Positions(self.lists_per_round)
+        self.round_state = {}
+
     def after_step(self) -> None:
         """Called when the optimizer has moved the weights."""
 

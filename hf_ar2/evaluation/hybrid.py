@@ -1,0 +1,105 @@
+"""Retriever and BM25 together: candidates of both, in the order of a weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_ar2.index.lexical import LexicalIndex
+
+# Of BM25 beside the retriever's score over its temperature.
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+# A weight that is less than so many standard errors below the best counts as equally good.
+_EQUALLY_GOOD = 0.5
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the retriever and BM25 found for Q queries.
+
+    Attributes:
+        rows: int64 `[Q, K]`, passages, each once; -1 pads.
+        retriever: float32 `[Q, K]`, the retriever's scores; -inf where there is no passage.
+        lexical: float32 `[Q, K]`, BM25 scores; 0 where there is no passage.
+
+    Example:
+        >>> candidates = Candidates(
+        ...     np.array([[7, 8, 9]]), np.array([[0.6, 0.5, 0.1]], np.float32), np.array([[1.0, 2.0, 9.0]], np.float32)
+        ... )
+        >>> scores, rows = candidates.ranked(weight=0.5, temperature=0.05, depth=2)
+        >>> rows.tolist()  # 0.6 / 0.05 + 0.5, 0.5 / 0.05 + 1 and 0.1 / 0.05 + 4.5, in units of the retriever's score
+        [[7, 8]]
+    """
+
+    rows: np.ndarray
+    retriever: np.ndarray
+    lexical: np.ndarray
+
+    def ranked(self, weight: float, temperature: float, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 and rows int64 `[Q, depth]`, best first: retriever / temperature + weight · BM25.
+
+        The sum is multiplied by the temperature, so that it is in units of the retriever's score and takes its place
+        beside a ranker.
+        """
+        scores = (self.retriever + temperature * weight * self.lexical).astype(np.float32)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(self.rows, order, axis=1)
+
+
+def candidates_of_both(
+    scores: np.ndarray,
+    rows: np.ndarray,
+    query_texts: Sequence[str],
+    lexical: LexicalIndex,
+    score_passages: Callable[[np.ndarray], np.ndarray],
+) -> Candidates:
+    """The passages that the retriever found, then those that BM25 alone found, with the scores of both.
+
+    Args:
+        scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
+        query_texts: of the same queries.
+        score_passages: from rows int64 `[Q, K]` (-1: any number) to the retriever's scores of them, float32.
+    """
+    _, found = lexical.search(query_texts, rows.shape[1])
+    # Large corpora aside, many of BM25's are the retriever's, too: those are kept once.
+    repeated = (found[:, :, None] == rows[:, None, :]).any(axis=2)
+    extra = np.where(repeated, -1, found)
+    both = np.concatenate([rows, extra], axis=1)
+    extra_scores = np.where(extra >= 0, score_passages(extra), -np.inf)
+    return Candidates(
+        both,
+        np.concatenate([np.where(rows >= 0, scores, -np.inf), extra_scores], axis=1).astype(np.float32),
+        lexical.scores(query_texts, both),
+    )
+
+
+def fit_weight(
+    candidates: Candidates,
+    temperature: float,
+    values_of: Callable[[np.ndarray], np.ndarray],
+    depth: int,
+) -> float:
+    """The weight of BM25 that is best on a split's queries, or the smallest that cannot be told from it.
+
+    The means are smoothed over neighbouring weights (¼, ½, ¼). Of all weights whose mean is less than half a standard
+    error of the paired difference below the best one, the smallest is taken.
+
+    Args:
+        values_of: from a ranking int64 `[Q, depth]` to the metric of every query, float64 `[Q]`.
+
+    Example:
+        >>> candidates = Candidates(
+        ...     np.array([[7, 8]] * 9), np.array([[0.6, 0.5]] * 9, np.float32), np.array([[1.0, 6.0]] * 9, np.float32)
+        ... )
+        >>> fit_weight(candidates, 0.05, lambda ranking: (ranking[:, 0] == 8).astype(float), depth=2)
+        0.7
+    """
+    tried = np.stack([values_of(candidates.ranked(weight, temperature, depth)[1]) for weight in WEIGHTS])
+    padded = np.pad(tried.mean(axis=1), 1, mode="edge")
+    means = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+    best = int(means.argmax())
+    errors = (tried[best] - tried).std(axis=1) / np.sqrt(tried.shape[1])
+    good = means >= means[best] - _EQUALLY_GOOD * errors - 1e-12
+    return WEIGHTS[int(np.flatnonzero(good)[0])]

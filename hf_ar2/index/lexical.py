@@ -1,0 +1,127 @@
+"""Lexical search (BM25) over the passages of a collection, beside the retriever's: it needs no training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import bm25s
+import numpy as np
+
+# Scripts that put no blanks between words: Han, kana, and their extensions.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_TERM = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
+_FORMAT = "1"
+
+
+def terms(text: str) -> list[str]:
+    """The terms of a text: case-folded words; of Chinese and Japanese, characters and pairs of neighbours.
+
+    Example:
+        >>> terms("The COVID-19 vaccine, 2nd dose")
+        ['the', 'covid', '19', 'vaccine', '2nd', 'dose']
+        >>> terms("台北101")
+        ['台', '北', '台北', '101']
+    """
+    found: list[str] = []
+    for term in _TERM.findall(text.casefold()):
+        if re.match(f"[{_UNSPACED}]", term):
+            found += [*term, *(term[place : place + 2] for place in range(len(term) - 1))]
+        else:
+            found.append(term)
+    return found
+
+
+class LexicalIndex:
+    """BM25 scores of passages for queries (Lucene's form, k1 = 1.2, b = 0.75), by the package bm25s.
+
+    Args:
+        model: a `bm25s.BM25` that has indexed the passages.
+        passages: their number.
+
+    Example:
+        >>> index = LexicalIndex.build(["the cat sat", "a dog ran", "cats and a cat"])
+        >>> index.scores(["where is the cat?"]).argmax(axis=1).tolist()
+        [0]
+        >>> index.scores(["unknown words"]).tolist()
+        [[0.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, model: bm25s.BM25, passages: int) -> None:
+        self.model = model
+        self.passages = passages
+
+    @classmethod
+    def build(cls, texts: Iterable[str], show_progress: bool = False) -> LexicalIndex:
+        """Index the texts of N passages.
+
+        Raises:
+            ValueError: no text has a word.
+        """
+        tokens = [terms(text) for text in texts]
+        if not any(tokens):
+            raise ValueError(f"{len(tokens)} passages without a single word; lexical search needs text")
+        model = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+        model.index(tokens, show_progress=show_progress, leave_progress=False)
+        return cls(model, len(tokens))
+
+    @classmethod
+    def open_or_build(cls, texts: Sequence[str], folder: str | Path) -> LexicalIndex:
+        """The index of these texts in `folder/<hash of the texts>`, built and written there if it is not there yet."""
+        digest = hashlib.blake2b(_FORMAT.encode(), digest_size=12)
+        for text in texts:
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        place = Path(folder) / digest.hexdigest()
+        if place.is_dir():
+            return cls(bm25s.BM25.load(str(place), mmap=True, show_progress=False, allow_pickle=False), len(texts))
+        index = cls.build(texts)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".lexical-", dir=place.parent))
+        try:
+            index.model.save(str(temporary), show_progress=False, allow_pickle=False)
+            temporary.chmod(0o755)
+            os.replace(temporary, place)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not place.is_dir():  # else another process was first
+                raise
+        return index
+
+    def scores(self, queries: Sequence[str], rows: np.ndarray | None = None) -> np.ndarray:
+        """BM25 scores, float32: `[Q, N]` of all passages, or `[Q, K]` of those at `rows` `[Q, K]` (-1: 0)."""
+        width = self.passages if rows is None else rows.shape[1]
+        out = np.zeros((len(queries), width), np.float32)
+        for number, query in enumerate(queries):
+            found = self._of(query)
+            if found is not None:
+                out[number] = found if rows is None else np.where(rows[number] >= 0, found[rows[number]], 0)
+        return out
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best passages of each query: scores float32 `[Q, k]` and rows int64 `[Q, k]`, best first, -1 padded.
+
+        A passage that shares no word with the query is not found.
+        """
+        k = min(k, self.passages)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        for number, query in enumerate(queries):
+            found = self._of(query)
+            if found is None:
+                continue
+            best = np.argpartition(-found, k - 1)[:k]
+            best = best[np.lexsort((best, -found[best]))]
+            best = best[found[best] > 0]
+            scores[number, : len(best)], rows[number, : len(best)] = found[best], best
+        return scores, rows
+
+    def _of(self, query: str) -> np.ndarray | None:
+        known = [self.model.vocab_dict[term] for term in terms(query) if term in self.model.vocab_dict]
+        if not known:
+            return None
+        return np.asarray(self.model.get_scores_from_ids(known), np.float32)

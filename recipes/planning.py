@@ -1,0 +1,107 @@
+"""The plan of a run that gets minutes: measured once, kept in the run folder, shown before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.collections import Collection
+from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.evaluation.systems import evaluated_queries
+from hf_ar2.processes import Processes
+from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
+from hf_ar2.recipes.recipe import Recipe
+from hf_ar2.recipes.stage_settings import stage_config
+from hf_ar2.report import format_table
+from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.trainers.step_time import tokens_per_second
+
+PLAN = "plan.json"
+
+
+def plan_run(
+    recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
+) -> tuple[Plan | None, Costs]:
+    """What things cost here and, where the recipe has `minutes`, what they allow; a resumed run reads both.
+
+    Args:
+        retriever: the model that the first stage begins with.
+    """
+    path = run / PLAN
+    if path.is_file():
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        plan = None
+        if noted["plan"] is not None:
+            changed = dataclasses.replace(
+                recipe, stages=noted["stages"], evaluation={**recipe.evaluation, "rows": noted["rows"]}
+            )
+            plan = Plan(changed, **noted["plan"])
+        return plan, Costs(**noted["costs"])
+    costs = measure_costs(recipe, run, collection, budget, retriever)
+    plan = None if budget.seconds is None else make_plan(recipe, budget.seconds - budget.spent, costs)
+    if PartialState().is_main_process:
+        content: dict[str, Any] = {"costs": dataclasses.asdict(costs), "plan": None}
+        if plan is not None:
+            content["stages"] = plan.recipe.stages
+            content["rows"] = plan.recipe.evaluation.get("rows", {})
+            content["plan"] = {name: getattr(plan, name) for name in ("dropped", "training", "overhead")}
+        run.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        os.replace(partial, path)
+    PartialState().wait_for_everyone()
+    return plan, costs
+
+
+def measure_costs(
+    recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
+) -> Costs:
+    """Lengths of the texts, and the speed of the encoder on a sample of them."""
+    first = next(name for name, body in recipe.stages.items() if body["trainer"] != "augment")
+    args = stage_config(recipe, first, run)
+    encoders = Encoders(
+        device=args.device,
+        processes=Processes.current(args.device),
+        bf16=bool(args.bf16),
+        budget=args.encode_tokens or 2048,
+        show_progress=not args.disable_tqdm,
+    )
+    retrieval = Retrieval(retriever.to(args.device), None, collection, args, encoders)
+    inputs = retrieval.retriever_inputs
+    assert inputs is not None
+    passages = inputs.passage_builder.single_lengths(inputs.passage_store, np.arange(len(collection.corpus)))
+    queries = inputs.query_builder.single_lengths(inputs.query_store, np.arange(len(collection.queries)))
+    passage_tokens, query_tokens = float(np.mean(passages)), float(np.mean(queries))
+    longest = args.max_pair_length or passage_tokens + query_tokens
+    chosen_on = recipe.evaluation.get("choose_on", "dev")
+    return Costs(
+        rate=tokens_per_second(retrieval, budget.now),
+        passages=len(passages),
+        passage_tokens=passage_tokens,
+        query_tokens=query_tokens,
+        pair_tokens=min(float(longest), passage_tokens + query_tokens),
+        dev_queries=len(evaluated_queries(collection, chosen_on)) if chosen_on in collection.splits else 0,
+    )
+
+
+def describe_plan(plan: Plan, costs: Costs, seconds: float) -> str:
+    """The plan as a table, with what was dropped and why."""
+    rows: list[list[Any]] = [
+        [name, f"{plan.training[name]:.0f}", f"{plan.overhead[name]:.0f}"] for name in plan.recipe.stages
+    ]
+    rows.append(["choosing on dev", "", f"{plan.overhead['']:.0f}"])
+    lines = [
+        f"{seconds / 60:g} minutes. Encoding the corpus once takes {costs.encoding:.0f} s here "
+        f"({costs.rate:,.0f} tokens a second).",
+        "",
+        format_table(rows, ["stage", "training, s", "encoding and ranking, s"]),
+    ]
+    lines += [f"Without {name}: {why}." for name, why in plan.dropped.items()]
+    return "\n".join(lines)
