@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
-from hf_ar2.recipes.recipe import Recipe
+from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.stage_settings import stage_config
 from hf_ar2.report import format_table
 from hf_ar2.trainers.retrieval import Retrieval
@@ -37,6 +38,11 @@ def plan_run(
     path = run / PLAN
     if path.is_file():
         noted = json.loads(path.read_text(encoding="utf-8"))
+        if noted["of"] != _identity(recipe):
+            raise RecipeError(
+                f"{path}: this run was planned for another recipe, collection or number of minutes. Choose another "
+                "--output_dir, or delete the folder to run it again"
+            )
         plan = None
         if noted["plan"] is not None:
             changed = dataclasses.replace(
@@ -47,7 +53,11 @@ def plan_run(
     costs = measure_costs(recipe, run, collection, budget, retriever)
     plan = None if budget.seconds is None else make_plan(recipe, budget.seconds - budget.spent, costs)
     if PartialState().is_main_process:
-        content: dict[str, Any] = {"costs": dataclasses.asdict(costs), "plan": None}
+        content: dict[str, Any] = {
+            "of": _identity(recipe),
+            "costs": dataclasses.asdict(costs),
+            "plan": None,
+        }
         if plan is not None:
             content["stages"] = plan.recipe.stages
             content["rows"] = plan.recipe.evaluation.get("rows", {})
@@ -58,6 +68,18 @@ def plan_run(
         os.replace(partial, path)
     PartialState().wait_for_everyone()
     return plan, costs
+
+
+def _identity(recipe: Recipe) -> str:
+    content = [
+        recipe.collection,
+        recipe.models,
+        recipe.args,
+        recipe.stages,
+        recipe.evaluation,
+        recipe.minutes,
+    ]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def measure_costs(

@@ -50,7 +50,6 @@ def run_recipe(recipe: Recipe) -> Path:
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
     check_files(recipe)
-    refuse_other_settings(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
     collection = load_collection(recipe.collection)
     say(repr(collection))
@@ -68,6 +67,7 @@ def run_recipe(recipe: Recipe) -> Path:
     if plan is not None and costs is not None and budget.seconds is not None:
         recipe = plan.recipe
         say(f"\n{describe_plan(plan, costs, budget.seconds)}")
+    refuse_other_settings(recipe, run)
     inputs = Inputs(recipe, collection)
     refuse_other_inputs(run, inputs)
     state = PartialState()
