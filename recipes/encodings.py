@@ -1,4 +1,4 @@
-"""The encodings of the corpus in a run folder: each made once, used by every stage and row, deleted when nobody needs it.
+"""The encodings of the corpus in a run folder: made once, used by every stage and row, deleted when no longer needed.
 
 Disk: while a run goes on it holds at most one index per retriever that a later stage or a row names (two where stages
 read passages differently from rows), and the former and the new one of the stage that is training. A finished run holds
@@ -77,8 +77,8 @@ def note_row(run: Path, row: str, encoding: str | None) -> None:
 def keep_served_index(run: Path, row: str | None) -> None:
     """Move the index that a row was evaluated with to `index/`, where `SearchSystem` looks, and delete the others.
 
-    Nothing is moved where the row was evaluated before this call's run, whose index is in its place, or with an index
-    that was given or trained. If what search reads differs from what the row read, it builds its own.
+    Nothing is moved where there is nothing to move: the run came to its end before, or the row was searched with an
+    index that was given or trained. Where search reads other texts or lengths than the row, it builds its own index.
 
     Args:
         row: whose models are the run's; None where there is no row.

@@ -23,8 +23,8 @@ Ranking = tuple[np.ndarray, np.ndarray]
 def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, bf16: bool) -> str:
     """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits.
 
-    Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid. Neither
-    dropout counts nor where the retriever was loaded from: saved and loaded again, it finds its index.
+    Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid.
+    Neither dropout counts nor where the retriever was loaded from: saved and loaded again, it finds its index.
 
     Example:
         >>> import tempfile
