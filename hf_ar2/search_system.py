@@ -13,6 +13,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.cards.facts import last_row
 from hf_ar2.collections import Collection
+from hf_ar2.encodings import Encodings
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.systems import Ranking, evaluated_queries, index_fingerprint, rankings_of_systems
 from hf_ar2.index import CorpusIndex
@@ -115,6 +116,7 @@ class SearchSystem:
         work_folder: keeps tokens (`cache/`) and the index (`index/`) between one use and the next.
         index_folder: an index somewhere else. It is used if it fits the retriever and the collection, refused if
             it does not, and built if there is none.
+        index_dir: instead of one index, a folder of many by fingerprint, where it is looked for and kept (`Encodings`).
         run_index: files of an index that is searched instead; nothing is built then.
 
     Example:
@@ -138,6 +140,7 @@ class SearchSystem:
         work_folder: str | Path,
         index_folder: str | Path | None = None,
         run_index: RunIndex | None = None,
+        index_dir: str | Path | None = None,
     ) -> None:
         self.retriever = retriever.eval()
         self.ranker = ranker.eval() if ranker is not None else None
@@ -146,6 +149,7 @@ class SearchSystem:
         self.work_folder = Path(work_folder)
         self.index_folder = Path(index_folder) if index_folder is not None else None
         self.run_index = run_index
+        self.encodings = Encodings(index_dir) if index_dir is not None else None
         bf16 = bf16_pays(retriever.device) if settings.bf16 is None else settings.bf16
         self.encoders = Encoders(
             retriever.device,
@@ -195,6 +199,15 @@ class SearchSystem:
         fingerprint = self.fingerprint
         if self.index_folder is not None and (self.index_folder / "meta.json").is_file():
             return CorpusIndex.open(self.index_folder, fingerprint, device=self.encoders.device)
+        if self.index_folder is None and self.encodings is not None:
+            return self.encodings.index(
+                self.encoders,
+                self.retriever,
+                self.retriever_inputs,
+                fingerprint,
+                self.settings.index_factory,
+                self.settings.index_dtype,
+            )
         return self.encoders.build_index(
             self.retriever,
             self.retriever_inputs,

@@ -21,6 +21,7 @@ from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.processes import Processes
+from hf_ar2.recipes.encodings import keep_served_index, note_row, told_encodings
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import row_config
@@ -85,7 +86,6 @@ def evaluate_rows(
         if PartialState().is_main_process:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(key, sort_keys=True))
-            shutil.rmtree(note.parent / "index", ignore_errors=True)
     if PartialState().is_main_process:
         return _measure(recipe, run, collection, splits)
     return {}
@@ -139,6 +139,8 @@ def _evaluate_row(
                 write_run(
                     path, ids, collection.corpus["id"], ranking, values, tag=f"{recipe.name}-{name}-{system}"
                 )
+    if encoders.processes.is_first:
+        note_row(run, name, retrieval.opened)
     del retriever, ranker, retrieval
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -201,6 +203,7 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
     """The final models at the run's root, `report.png`, the table, and the next command."""
     rows = recipe.evaluation.get("rows", {})
     written = keep_models(recipe, run, load)
+    keep_served_index(run, list(rows)[-1] if rows else None)
     write_cards(recipe, run, written)
     histories = {}
     for stage in recipe.stages:
@@ -216,6 +219,8 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
             histories, metrics, run / "report.png", split=split, metric=tests["metric"], title=recipe.name
         )
     written += ["metrics.json", "runs/", "report.png"] if rows else ["stages/"]
+    if encoded := told_encodings(run):
+        print(f"\n{encoded}")
     print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
     if "retriever/" in written:
         print(f'Next: hf-ar2 search {run} "your query"')

@@ -31,8 +31,8 @@ STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min
 # A row is searched exactly, or with an index of a factory string, a file's, or the one that a stage trained.
 ROW_FIELDS = ("retriever", "ranker", "index_factory", "index", "index_ids", "search_parameters")
 EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
-# Set by the runner; a recipe that named them would break resuming.
-RESERVED = ("output_dir",)
+# Set by the runner, which finds there what it wrote and deletes what is no longer needed.
+RESERVED = ("output_dir", "index_dir")
 
 
 class RecipeError(ValueError):

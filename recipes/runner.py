@@ -18,10 +18,12 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from hf_ar2.augmentation import augment
 from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.encodings import encoding_name
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget
 from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
+from hf_ar2.recipes.encodings import encodings_folder, forget_encodings
 from hf_ar2.recipes.evaluation import check_evaluation, evaluate_rows, finish
 from hf_ar2.recipes.inputs import INPUTS, Inputs, refuse_other_inputs
 from hf_ar2.recipes.lengths import Length
@@ -128,13 +130,13 @@ def run_stage(
         (folder / INPUTS).write_text(json.dumps(inputs.of_stage(stage), indent=1))
     started = time.time()
     if recipe.stages[stage]["trainer"] == "augment":
-        report = write_lists(recipe, stage, run, collection, folder)
+        report = write_lists(recipe, stage, run, collection)
     else:
         report = train(recipe, stage, run, collection, folder, title, length)
     if PartialState().is_main_process:
         done.write_text(json.dumps({**report, "key": key, "seconds": time.time() - started}))
-        for leftover in ("index", "pool"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
+        shutil.rmtree(folder / "pool", ignore_errors=True)
+        forget_encodings(recipe, run)
     PartialState().wait_for_everyone()
 
 
@@ -155,7 +157,16 @@ def train(
         trainer.save_index(folder / SEARCHED_INDEX)
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    return {**trainer.told(), "steps": trainer.state.global_step, "parts": dict(trainer.seconds)}
+    return {
+        **trainer.told(),
+        "steps": trainer.state.global_step,
+        "parts": dict(trainer.seconds),
+        # of the weights the stage started from, and of those it ended with
+        "encodings": {
+            source_name(recipe.stages[stage]["retriever"]): trainer.retrieval.start,
+            stage: trainer.retrieval.encoding,
+        },
+    }
 
 
 def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) -> JointTrainer:
@@ -177,28 +188,32 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) 
     return joint(retriever, ranker, args=args, collection=collection)
 
 
-def write_lists(
-    recipe: Recipe, stage: str, run: Path, collection: Collection, folder: Path
-) -> dict[str, Any]:
-    """Write an augmenting stage's training lists; tokens and scores are shared by the stages of the run."""
+def write_lists(recipe: Recipe, stage: str, run: Path, collection: Collection) -> dict[str, Any]:
+    """Write an augmenting stage's training lists; tokens, encodings and scores are shared by the stages of the run."""
     body = recipe.stages[stage]
     models: dict[str, Any] = {
         role: load_model(recipe, role, body[role], run).to(PartialState().device)
         for role in ("retriever", "ranker")
     }
+    args = stage_config(recipe, stage, run)
     lists = augment(
         collection,
         models["retriever"],
         models["ranker"],
         lists_folder(run, stage),
-        stage_config(recipe, stage, run),
+        args,
         names={role: source_name(body[role]) for role in models},
         work_folder=run,
-        index_folder=folder / "index",
+        index_dir=encodings_folder(run),
     )
     kinds = Counter(lists.dataset["kind"])
     say(f"{stage}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + " lists")
-    return {"lists": dict(kinds), "settings": recipe.stage_args(stage)}
+    encoding = encoding_name(lists.manifest["index_fingerprint"], args.index_dtype)
+    return {
+        "lists": dict(kinds),
+        "settings": recipe.stage_args(stage),
+        "encodings": {source_name(body["retriever"]): encoding},
+    }
 
 
 def source_of(recipe: Recipe, source: Any) -> str:

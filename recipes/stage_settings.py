@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.recipes.encodings import encodings_folder
 from hf_ar2.recipes.recipe import CONFIGS, Recipe
 from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import LTReConfig, RetrieverConfig
@@ -49,6 +50,7 @@ def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
     if body["trainer"] == "augment":
         return CONFIGS["augment"](**settings)
     settings.setdefault("cache_dir", str(run / "cache"))
+    settings["index_dir"] = str(encodings_folder(run))
     if body.get("lists"):
         written = [str(lists_folder(run, name)) for name in body["lists"]]
         settings["train_lists"] = written + (settings.get("train_lists") or [])
@@ -72,6 +74,7 @@ def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReCon
     settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in _READING}
     settings |= {
         "cache_dir": str(run / "cache"),
+        "index_dir": str(encodings_folder(run)),
         "eval_strategy": "no",
         "eval_on_start": False,
         "save_strategy": "no",

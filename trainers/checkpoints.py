@@ -41,6 +41,7 @@ _FREE = (
     "step_tokens",
     "mini_batch_size",
     "cache_dir",
+    "index_dir",
     "train_lists",
     "index",
     "index_ids",

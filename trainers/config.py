@@ -170,6 +170,11 @@ class JointConfig(transformers.TrainingArguments):
     cache_dir: str | None = setting(
         None, "Where tokenised texts are kept; None: `cache` in the output folder."
     )
+    index_dir: str | None = setting(
+        None,
+        "Where indexes are kept, one folder per fingerprint, shared by everything that names the same folder; None: "
+        "`index` in the output folder.",
+    )
 
     def __post_init__(self) -> None:
         on_gpu = torch.cuda.is_available() and not self.use_cpu

@@ -280,7 +280,9 @@ class JointTrainer(ResumableTrainer):
         number = self.current_round
         if not self.mines or self.state.global_step >= self.total_steps:
             return
-        if self.pool is None or (self.pool.round != number and self.args.refresh):
+        # A frozen retriever finds the same candidates in every round.
+        again = self.args.refresh and "retriever" in self.trained
+        if self.pool is None or (self.pool.round != number and again):
             self.pool = self.retrieval.mine(number)
             self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})
         self.collator.lists.pool, self.collator.lists.known_positives = self._pools(self.pool)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from hf_ar2.candidates import CandidatePool, build_pool, padded_positives, passage_text_keys
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
+from hf_ar2.encodings import Encodings, encoding_name
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.systems import Ranking, index_fingerprint, rankings_of_systems
@@ -37,9 +38,11 @@ class Retrieval:
     Args:
         retriever, ranker: the models as they are trained; either may be None.
         collection: what is searched.
-        args: lengths, depths, filters, metrics.
-        folder: index and pool are written here; `cache_dir` holds tokens.
+        args: lengths, depths, filters, metrics; where the pool (`output_dir`), indexes and tokens are kept.
         encoders: how models are run.
+
+    Attributes:
+        start: the encoding (see `encoding_name`) of the retriever as it came; None without a retriever.
 
     Example:
         >>> import tempfile
@@ -112,22 +115,49 @@ class Retrieval:
         self._eval_rows: np.ndarray | None = None
         self._evaluated_with: tuple[str, bool] | None = None
         self._evaluated: dict[str, dict[str, np.ndarray]] = {}
+        self.encodings = Encodings(args.index_dir or self.folder / "index")
+        self.start = self.encoding if retriever is not None else None
+
+    @property
+    def encoding(self) -> str:
+        """The name of the encoding of the retriever as it is now, whether it is there or not."""
+        return encoding_name(self._fingerprint(), self.args.index_dtype)
+
+    @property
+    def opened(self) -> str | None:
+        """The name of the encoding that is open; None where nothing was searched, or files that were given."""
+        return None if self._index is None else self._index.folder.name
 
     def refresh(self) -> CorpusIndex:
-        """The index of the retriever as it is now; encoded only when the weights have moved."""
+        """The index of the retriever as it is now; encoded only where nobody has encoded with these weights.
+
+        Of the weights that training has left behind nothing stays: at most two encodings of this retriever are there
+        at a time, the former and the new one. In a shared folder that of the weights it came with stays too, which
+        others may name.
+        """
         assert self.retriever is not None and self.retriever_inputs is not None
-        fingerprint = index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
+        fingerprint = self._fingerprint()
         if self._index is None or self._index.fingerprint != fingerprint:
-            self._index = self.encoders.build_index(
+            former = self.opened
+            self._index = self.encodings.index(
+                self.encoders,
                 self.retriever,
                 self.retriever_inputs,
-                self.folder / "index",
                 fingerprint,
                 self.args.index_factory,
                 self.args.index_dtype,
             )
             self._index.attach(self.collection.corpus)
+            if self.encoders.processes.is_first:
+                if self.args.index_dir is None:
+                    self.encodings.keep_only([self._index.folder.name])
+                elif former is not None and former != self.start:
+                    self.encodings.remove(former)
         return self._index
+
+    def _fingerprint(self) -> str:
+        assert self.retriever is not None and self.retriever_inputs is not None
+        return index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
 
     def embed_queries(self, rows: np.ndarray, description: str) -> np.ndarray:
         """Embeddings of query rows, float32 `[Q, d]`."""

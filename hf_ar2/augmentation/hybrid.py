@@ -44,6 +44,7 @@ def augment(
     names: dict[str, str] | None = None,
     work_folder: str | Path | None = None,
     index_folder: str | Path | None = None,
+    index_dir: str | Path | None = None,
 ) -> TrainingLists:
     """Retrieves, ranks and writes training lists with their manifest.
 
@@ -59,6 +60,7 @@ def augment(
         names: what `retriever` and `ranker` are called in the manifest.
         work_folder: keeps tokens, index and scores; None: `work` in the folder.
         index_folder: an index of the collection that is there already; None: in the work folder.
+        index_dir: instead of one index, a folder of many by fingerprint, see `Encodings`.
 
     Returns:
         The lists, as every trainer reads them.
@@ -88,7 +90,7 @@ def augment(
     if unlabelled is not None:
         collection = collection.with_queries(unlabelled)
     settings = Settings().changed(asdict(args))
-    system = SearchSystem(retriever, ranker, collection, settings, work, index_folder)
+    system = SearchSystem(retriever, ranker, collection, settings, work, index_folder, index_dir=index_dir)
     text_keys = passage_text_keys(collection.passage_texts(args.title_separator))
     found = {}
     if set(args.list_kinds) & {"undenoised", "denoised"}:
@@ -246,6 +248,7 @@ def _manifest(
             for role, model in models.items()
         },
         "settings": asdict(args) | {"bf16": system.encoders.bf16},
+        "index_fingerprint": system.fingerprint,
         "scores_fingerprint": scores_fingerprint(system, min(args.depth, len(collection.corpus))),
         "thresholds": {"kind": args.thresholds, **lines} if lines else None,
         "calibration": asdict(calibration) if args.calibrate else None,

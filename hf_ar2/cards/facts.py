@@ -16,6 +16,7 @@ ROLES = ("retriever", "ranker")
 _NO_BEARING = (
     "output_dir",
     "cache_dir",
+    "index_dir",
     "report_to",
     "logging_",
     "disable_tqdm",

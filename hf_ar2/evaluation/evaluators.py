@@ -127,8 +127,13 @@ class Encoders:
         fingerprint: str,
         factory: str = "Flat",
         dtype: str = "float32",
+        on_encoded: Callable[[float], None] = lambda seconds: None,
     ) -> CorpusIndex:
-        """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused."""
+        """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused.
+
+        Args:
+            on_encoded: called on rank 0 with the seconds it took, where the corpus had to be encoded.
+        """
         training = retriever.training
         retriever.eval()
         dim = retriever.get_embedding_dimension()
@@ -147,6 +152,7 @@ class Encoders:
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             barrier=self.processes.barrier,
+            on_encoded=on_encoded,
             show_progress=self.progress,
         )
         retriever.train(training)

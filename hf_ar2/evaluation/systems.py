@@ -9,11 +9,12 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
+from hf_ar2.encoder_fingerprint import encoder_fingerprint
 from hf_ar2.evaluation.answers import answer_hits
 from hf_ar2.evaluation.evaluators import pipeline, pipeline_scores, rerank
 from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
 from hf_ar2.inputs import RetrieverInputs
-from hf_ar2.models import similarity_of, tower, weights_fingerprint
+from hf_ar2.models import similarity_of, tower
 
 # One system's rankings: passage rows int64 [Q, K], best first, -1 padded, and scores float32 [Q, K].
 Ranking = tuple[np.ndarray, np.ndarray]
@@ -23,6 +24,7 @@ def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, b
     """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits.
 
     Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid.
+    Neither dropout counts nor where the retriever was loaded from: saved and loaded again, it finds its index.
 
     Example:
         >>> import tempfile
@@ -35,10 +37,8 @@ def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, b
         False
     """
     digest = hashlib.blake2b(digest_size=16)
-    encoder = tower(retriever, "document")
     for part in (
-        weights_fingerprint(encoder),
-        repr(encoder),  # pooling, normalisation
+        encoder_fingerprint(tower(retriever, "document")),
         similarity_of(retriever),
         inputs.passage_store.fingerprint,
         str(inputs.max_passage_length),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ class CorpusIndex:
         rank: int = 0,
         world_size: int = 1,
         barrier: Callable[[], None] = lambda: None,
+        on_encoded: Callable[[float], None] = lambda seconds: None,
         show_progress: bool = True,
     ) -> CorpusIndex:
         """Encode the corpus and index it; an index of the same fingerprint, factory and dtype is opened instead.
@@ -119,6 +121,7 @@ class CorpusIndex:
             search_parameters: as in "nprobe=16" or "efSearch=128", kept with the index.
             seed: of the training sample.
             rank, world_size, barrier: this process, their number, and what waits for all of them.
+            on_encoded: called on rank 0 with the seconds that encoding took, where the corpus had to be encoded.
 
         Raises:
             ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index,
@@ -146,6 +149,7 @@ class CorpusIndex:
                 np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (len(store), dim)).flush()
             barrier()
             embeddings = np.load(path, mmap_mode="r+")
+            started = time.perf_counter()
             encode_rows(
                 encode,
                 builder,
@@ -161,6 +165,8 @@ class CorpusIndex:
             )
             embeddings.flush()
             barrier()
+            if rank == 0:
+                on_encoded(time.perf_counter() - started)
         if rank == 0:
             fill_faiss_index(empty, np.load(folder / names["embeddings"], mmap_mode="r"), seed)
             write_faiss_index(empty, folder / names["index"])
