@@ -222,7 +222,8 @@ def hits_table(hits: Sequence[Hit], width: int) -> str:
     for number, hit in enumerate(hits, 1):
         if ranked:
             place = f"({ordinal(hit.retriever_rank)})"
-            start = f"{number:>4}{hit.ranker_score:>9.3f}{hit.retriever_score:>11.3f}  {place:<7}"
+            ranker = "–" if hit.ranker_score is None else f"{hit.ranker_score:.3f}"
+            start = f"{number:>4}{ranker:>9}{hit.retriever_score:>11.3f}  {place:<7}"
         else:
             start = f"{number:>4}{hit.retriever_score:>11.3f}  "
         first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
@@ -306,7 +307,9 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
     kept = run is not None and given.get("retriever") is None and source is None
     if run is not None:
         recipe = read_run(run)
-        settings = Settings.of_recipe(recipe)
+        settings = Settings.of_recipe(recipe, run)
+        if given.keys() & {"retriever", "ranker"}:  # what the run chose was chosen for its own models
+            settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
         retriever_name = given.get("retriever") or str(Path(run) / "retriever")
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")

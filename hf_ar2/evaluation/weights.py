@@ -83,11 +83,11 @@ def fit_blend(
             tried[place, number] = values(np.argsort(-both, axis=1, kind="stable"))
     padded = np.pad(tried.mean(axis=2), ((0, 0), (1, 1)), mode="edge")
     means = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
-    best = np.unravel_index(int(means.argmax()), means.shape)
+    best = divmod(int(means.argmax()), len(WEIGHTS))
     errors = (tried[best] - tried).std(axis=2) / np.sqrt(tried.shape[2])
     good = means >= means[best] - _EQUALLY_GOOD * errors - 1e-12
     steps = np.abs(np.arange(len(WEIGHTS)) - WEIGHTS.index(1.0)) + np.arange(len(depths))[::-1, None]
-    depth, weight = np.unravel_index(int(np.where(good, steps, steps.max() + 1).argmin()), steps.shape)
+    depth, weight = divmod(int(np.where(good, steps, steps.max() + 1).argmin()), len(WEIGHTS))
     return Blend(WEIGHTS[weight], None if depths[depth] == scored else depths[depth])
 
 
