@@ -109,12 +109,12 @@ def evaluate_rows(
             shutil.rmtree(note.parent / "index", ignore_errors=True)
     if PartialState().is_main_process:
         means = _measure(recipe, run, collection, splits)
-        _choose(recipe, run, collection)
+        choose_from_runs(recipe, run, collection)
         return means
     return {}
 
 
-def _choose(recipe: Recipe, run: Path, collection: Collection) -> None:
+def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
     """Write chosen.json from the stored run files, so that a run that was interrupted comes to the same."""
     settings = recipe.evaluation
     metric = chief_metric(recipe)

@@ -98,7 +98,7 @@ class Training:
     @property
     def served(self) -> str:
         """The row of `metrics` that is published; "" where nothing was measured."""
-        return self.row if self.row in self.metrics else next(reversed(self.metrics), "")
+        return self.row if self.row in self.metrics else next(reversed(list(self.metrics)), "")
 
     @property
     def last(self) -> Stage:

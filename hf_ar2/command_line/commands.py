@@ -59,6 +59,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         }
         table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
         print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
+        if "pipeline" in means and system.settings.pipeline_depth is not None:
+            weight, reordered = system.settings.weight, system.settings.pipeline_depth
+            print(f"pipeline: weight {weight:g} over the first {reordered} passages, as the run chose")
         if missing := left_out(
             {name: rows.shape[1] for name, (rows, _) in rankings.items()}, metrics, passages
         ):
