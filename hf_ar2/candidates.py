@@ -176,8 +176,9 @@ def build_pool(
 
     Left out, and counted under the first cause that holds, in this order: ``positive`` (judged relevant to
     the query), ``duplicate_of_positive`` (has the text of one of its positives), ``contains_answer``,
-    ``within_margin`` (scores too close to the positives, see ``relative_margin``). What is left keeps its order, and its first ``depth`` are kept. Search deeper than ``depth``, by the number of
-    passages the filters may take.
+    ``within_margin`` (scores too close to the positives, see ``relative_margin``). What is left keeps its
+    order, and its first ``depth`` are kept. Search deeper than ``depth``, by the number of passages the filters
+    may take.
 
     Args:
         retrieved_scores: float ``[Q, K']``, best first.

@@ -112,6 +112,7 @@ def stage_table(
     split: str = "test",
     markdown: bool = False,
     width: int = 80,
+    served: str | None = None,
 ) -> str:
     """The table that a run ends with: what each stage reached, and which changes are more than luck.
 
@@ -124,6 +125,7 @@ def stage_table(
         split: which split to show.
         markdown: Markdown in place of text for the terminal.
         width: of the terminal, in characters.
+        served: the stage whose models are served, which is marked.
 
     Raises:
         ValueError: no stage has the split.
@@ -155,7 +157,7 @@ def stage_table(
     results, compared = [], []
     for number, stage in enumerate(stages):
         systems, outcome = metrics[stage][split], outcomes[stage]
-        row = [stage]
+        row = [f"{stage} (served)" if stage == served else stage]
         for system, names in (("retriever", RETRIEVER_METRICS), ("pipeline", ("mrr@10",))):
             values = [systems.get(system, {}).get(name) for name in names]
             mark = significance_mark(outcome[system].p_value) if system in outcome else ""

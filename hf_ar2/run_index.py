@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from hf_ar2.cards.facts import last_row
+from hf_ar2.cards.facts import served_row
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.inputs import RetrieverInputs
@@ -39,7 +39,7 @@ class RunIndex:
 
     @classmethod
     def of_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
-        """The index that the last row of a run's evaluation searched; None for one that is built when it is needed.
+        """The index that the row which a run serves searched; None for one that is built when it is needed.
 
         Example:
             >>> recipe = {"evaluation": {"rows": {"before": {}, "after": {"index": "theirs.faiss"}}}, "stages": {}}
@@ -49,7 +49,7 @@ class RunIndex:
             >>> RunIndex.of_run("runs/mine", recipe).path.name
             'searched_index'
         """
-        row = last_row(recipe)
+        row = served_row(folder, recipe)
         given = row.get("index")
         if given is not None and given not in (recipe.get("stages") or {}):
             return cls(Path(given), Path(row["index_ids"]) if row.get("index_ids") else None)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from hf_ar2.cards.facts import last_row
+from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row
 from hf_ar2.collections import Collection
 from hf_ar2.encodings import Encodings
 from hf_ar2.evaluation.evaluators import Encoders
@@ -23,13 +23,27 @@ from hf_ar2.models import bf16_pays, default_temperature, similarity_of
 from hf_ar2.processes import Processes
 from hf_ar2.run_index import RunIndex
 
-# What the `evaluation` of a recipe says, or its last row; all other settings are in its `args`.
-EVALUATION_FIELDS = ("depth", "rerank_depth", "metrics", "test_metric", "report_split", "search_parameters")
+# What the `evaluation` of a recipe says, its served row, or its chosen.json; all other settings are in its `args`.
+EVALUATION_FIELDS = (
+    "depth",
+    "rerank_depth",
+    "metrics",
+    "test_metric",
+    "report_split",
+    "search_parameters",
+    "system",
+    "weight",
+    "pipeline_depth",
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How texts are read and how deep is searched; lengths are in tokens.
+    """How texts are read, how deep is searched, and how two models order what is found; lengths are in tokens.
+
+    `system`, `weight` and `pipeline_depth` are what a run chose on dev: with a ranker hits are ordered by the
+    `"pipeline"`, with this weight (see `pipeline_scores`), or by the `"ranker"` alone. `pipeline_depth` None: the
+    pipeline reorders what there is to reorder, `rerank_depth` or as many as are asked for.
 
     The defaults are those of the trainers and of the evaluation at the end of a recipe, so that what a recipe
     leaves unsaid means the same here.
@@ -54,6 +68,9 @@ class Settings:
     test_metric: str | None = None
     report_split: str = "test"
     search_parameters: str | None = None
+    system: str = "pipeline"
+    weight: float = 1.0
+    pipeline_depth: int | None = None
 
     @classmethod
     def of_models(cls) -> Settings:
@@ -61,8 +78,12 @@ class Settings:
         return cls(max_query_length=512, max_passage_length=None, max_pair_length=None)
 
     @classmethod
-    def of_recipe(cls, recipe: dict[str, Any]) -> Settings:
-        """From the `args` and the `evaluation` of a recipe, whose last row says how the passages are searched.
+    def of_recipe(cls, recipe: dict[str, Any], folder: str | Path | None = None) -> Settings:
+        """From the `args` and the `evaluation` of a recipe; the row that is served says how passages are searched.
+
+        Args:
+            recipe: contents of a recipe.yaml.
+            folder: the run, whose chosen.json says which row and system are served; None: the last row.
 
         Example:
             >>> Settings.of_recipe({"args": {"max_pair_length": 96, "seed": 1}}).max_pair_length
@@ -71,13 +92,15 @@ class Settings:
         args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
         # A trainer's own rerank_depth is for its evaluations on the way, not for the one at the end.
         read = {name: value for name, value in args.items() if name not in EVALUATION_FIELDS}
-        row = last_row(recipe)
+        row = last_row(recipe) if folder is None else served_row(folder, recipe)
         searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
-        return cls().changed(read | evaluation | searched)
+        return cls().changed(read | evaluation | searched | (_chosen(folder) if folder is not None else {}))
 
     def changed(self, values: dict[str, Any]) -> Settings:
-        """With other values, those of them that are settings."""
+        """With other values, those of them that are settings; another `rerank_depth` is the pipeline's, too."""
         names = {field.name for field in fields(self)}
+        if "rerank_depth" in values:
+            values = {"pipeline_depth": None} | values
         return replace(self, **{name: value for name, value in values.items() if name in names})
 
 
@@ -89,7 +112,7 @@ class Hit:
         passage_id, title, text: the passage.
         retriever_rank: 1 is the retriever's first.
         retriever_score: inner product of the embeddings.
-        ranker_score: the ranker's logit; None without a ranker.
+        ranker_score: the ranker's logit; None without a ranker, or where the ranker did not look.
 
     Example:
         >>> hit = Hit("d7", "Paris", "A city.", retriever_rank=3, retriever_score=0.71, ranker_score=4.2)
@@ -253,8 +276,9 @@ class SearchSystem:
             ranked = self.encoders.rank(
                 self.ranker, self.ranker_inputs, query_rows, head, f"Ranking for {split}"
             )
+        temperatures = self.retriever_temperature, self.settings.ranker_temperature
         return rankings_of_systems(
-            scores, rows, ranked, self.retriever_temperature, self.settings.ranker_temperature
+            scores, rows, ranked, *temperatures, self.settings.weight, self.settings.pipeline_depth
         )
 
     @property
@@ -272,10 +296,13 @@ class SearchSystem:
             k: passages wanted. They are chosen out of `rerank_depth`, or out of k where that is more.
 
         Returns:
-            k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), or the
-            retriever's where there is no ranker.
+            k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), the
+            ranker's where the ranker alone is served, or the retriever's where there is no ranker. Where a run chose
+            how many passages are reordered, those after them follow in the retriever's order, without a ranker score.
         """
-        depth = max(k, self.settings.rerank_depth) if self.ranker is not None else k
+        settings = self.settings
+        reordered = settings.pipeline_depth or max(k, settings.rerank_depth)
+        depth = max(k, reordered) if self.ranker is not None else k
         with self.encoders.autocast():
             embedding = self.retriever.encode_query(
                 [query],
@@ -286,23 +313,26 @@ class SearchSystem:
         scores, rows = self.searched.search(embedding, min(depth, self.searched.ntotal))
         rows = rows[0][rows[0] >= 0]
         found = self.collection.corpus[rows.tolist()]
-        ranked: list[float] | list[None] = [None] * len(rows)
+        ranked: list[float | None] = [None] * len(rows)
         if self.ranker is not None:
-            ranked = self._rank(query, found["title"], found["text"])
+            ranked[:reordered] = self._rank(query, found["title"][:reordered], found["text"][:reordered])
         hits = [
             Hit(passage_id, title, text, number, float(score), ranker_score)
             for number, (passage_id, title, text, score, ranker_score) in enumerate(
                 zip(found["id"], found["title"], found["text"], scores[0], ranked, strict=False), 1
             )
         ]
-        if self.ranker is not None:
-            temperatures = self.retriever_temperature, self.settings.ranker_temperature
-            hits.sort(
-                key=lambda hit: (
-                    -hit.retriever_score / temperatures[0] - (hit.ranker_score or 0.0) / temperatures[1]
-                )
-            )
-        return hits[:k]
+        first = [hit for hit in hits if hit.ranker_score is not None]
+        first.sort(key=self._served_score, reverse=True)  # equal scores stay in the retriever's order
+        return [*first, *hits[len(first) :]][:k]
+
+    def _served_score(self, hit: Hit) -> float:
+        """What hits that the ranker scored are ordered by."""
+        assert hit.ranker_score is not None
+        if self.settings.system == "ranker":
+            return hit.ranker_score
+        ranker = self.settings.weight * hit.ranker_score / self.settings.ranker_temperature
+        return hit.retriever_score / self.retriever_temperature + ranker
 
     def _rank(self, query: str, titles: list[str], texts: list[str]) -> list[float]:
         assert self.ranker is not None
@@ -393,6 +423,15 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
             f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
         )
     return recipe
+
+
+def _chosen(folder: str | Path) -> dict[str, Any]:
+    """The system that a run chose, as `Settings` has it."""
+    chosen = read_json(Path(folder) / CHOSEN)
+    if chosen.get("system") not in ("pipeline", "ranker"):
+        return {}
+    weight = 1.0 if chosen["weight"] is None else chosen["weight"]
+    return {"system": chosen["system"], "weight": weight, "pipeline_depth": chosen["depth"]}
 
 
 def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +15,22 @@ import torch
 from accelerate import PartialState
 
 from hf_ar2.cards.card import model_card
-from hf_ar2.cards.facts import is_trained, last_row, training_of_run
+from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
-from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
+from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach, rankings_of_systems
+from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.processes import Processes
+from hf_ar2.recipes.choosing import (
+    chief_metric,
+    choose,
+    choosing_split,
+    evaluated_splits,
+    serve_last,
+    write_chosen,
+)
 from hf_ar2.recipes.encodings import keep_served_index, note_row, told_encodings
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
@@ -32,6 +42,8 @@ from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
 
 SYSTEMS = ("retriever", "ranker", "pipeline")
+# In a row's folder in evaluation/: how its pipeline orders.
+_BLEND = "pipeline.json"
 
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
@@ -44,7 +56,12 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
     settings = recipe.evaluation
     if not settings.get("rows"):
         return
-    splits, report_split = settings.get("splits", ["dev", "test"]), settings.get("report_split", "test")
+    splits, report_split = evaluated_splits(recipe, collection), settings.get("report_split", "test")
+    weight = settings.get("pipeline_weight")
+    if weight is not None and not (type(weight) in (int, float) and 0 <= weight < float("inf")):
+        raise RecipeError(
+            f"evaluation.pipeline_weight: found {weight!r}, expected a number of at least 0, or null to fit it"
+        )
     metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
     chief, depth, total = (
         settings.get("test_metric", metrics[0]),
@@ -73,13 +90,17 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
 def evaluate_rows(
     recipe: Recipe, run: Path, collection: Collection, inputs: Inputs, load: Callable[[str, Any], Any]
 ) -> dict[str, Any]:
-    """Evaluate every row that has not been, write its run files, and write `metrics.json` and `significance.json`."""
+    """Evaluate every row that has not been and write its run files; then `metrics.json`, `significance.json` and
+    `chosen.json`.
+    """
     settings = recipe.evaluation
-    splits = settings.get("splits", ["dev", "test"])
+    splits = evaluated_splits(recipe, collection)
     for name, row in settings["rows"].items():
         note = run / "evaluation" / name / "key.json"
         key = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
-        if _holds(note, json.loads(json.dumps(key))):
+        complete = all(run_file(run, name, split, "retriever").is_file() for split in splits)
+        complete &= "ranker" not in row or (note.parent / _BLEND).is_file()
+        if complete and _holds(note, json.loads(json.dumps(key))):
             continue
         _evaluate_row(recipe, run, collection, name, splits, load)
         PartialState().wait_for_everyone()
@@ -87,8 +108,31 @@ def evaluate_rows(
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(key, sort_keys=True))
     if PartialState().is_main_process:
-        return _measure(recipe, run, collection, splits)
+        means = _measure(recipe, run, collection, splits)
+        choose_from_runs(recipe, run, collection)
+        return means
     return {}
+
+
+def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
+    """Write chosen.json from the stored run files, so that a run that was interrupted comes to the same."""
+    settings = recipe.evaluation
+    metric = chief_metric(recipe)
+    blends = {}
+    for row in settings["rows"]:
+        stored = read_json(run / "evaluation" / row / _BLEND)
+        blends[row] = Blend(stored.get("weight", 1.0), stored.get("depth"))
+    split, why = choosing_split(recipe, collection)
+    if split is None:
+        write_chosen(run, serve_last(recipe, why, blends))
+        return
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for row in settings["rows"]:
+        for system in ("retriever", "pipeline", "ranker"):
+            found = per_query(run, row, split, system, collection, [metric])
+            if found:  # the ranker's lists may be too short for the metric
+                values.setdefault(row, {})[system] = found[metric]
+    write_chosen(run, choose(recipe, values, blends))
 
 
 def _holds(note: Path, key: list[Any]) -> bool:
@@ -127,10 +171,18 @@ def _evaluate_row(
     retrieve_with = FrozenRetrieval if isinstance(args, LTReConfig) else Retrieval
     retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
     rerank_depth = settings.get("rerank_depth", 20)
-    for split in splits:
+    temperatures = retrieval.retriever_temperature, retrieval.args.ranker_temperature
+    blend, fixed = Blend(), settings.get("pipeline_weight")
+    if fixed is not None:
+        blend = Blend(float(fixed))
+    chosen_on = choosing_split(recipe, collection)[0] if fixed is None else None
+    for split in splits:  # the one that is chosen on comes first
         query_rows = evaluated_queries(collection, split)
         scores, rows = retrieval.retrieve(query_rows, settings.get("depth", 100), f"{name}, {split}: queries")
-        found = retrieval.rankings(query_rows, scores, rows, rerank_depth, f"{name}, {split}: ranking")
+        ranked = retrieval.ranker_scores(query_rows, rows, rerank_depth, f"{name}, {split}: ranking")
+        if ranked is not None and split == chosen_on:
+            blend = fit_blend(scores, rows, ranked, collection, split, chief_metric(recipe), *temperatures)
+        found = rankings_of_systems(scores, rows, ranked, *temperatures, blend.weight, blend.depth)
         if encoders.processes.is_first:
             ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
             for system, (ranking, values) in found.items():
@@ -141,6 +193,10 @@ def _evaluate_row(
                 )
     if encoders.processes.is_first:
         note_row(run, name, retrieval.opened)
+    if ranker is not None and encoders.processes.is_first:
+        note = run / "evaluation" / name / _BLEND
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({**asdict(blend), "fitted_on": chosen_on}))
     del retriever, ranker, retrieval
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -202,8 +258,11 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
 def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any], Any]) -> None:
     """The final models at the run's root, `report.png`, the table, and the next command."""
     rows = recipe.evaluation.get("rows", {})
+    if not rows:
+        (run / CHOSEN).unlink(missing_ok=True)  # of an evaluation that the recipe no longer has
+    chosen = read_json(run / CHOSEN)
     written = keep_models(recipe, run, load)
-    keep_served_index(run, list(rows)[-1] if rows else None)
+    keep_served_index(run, chosen.get("row") if rows else None)
     write_cards(recipe, run, written)
     histories = {}
     for stage in recipe.stages:
@@ -214,14 +273,19 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
         metrics = json.loads((run / "metrics.json").read_text())
         tests = json.loads((run / "significance.json").read_text())
         split = recipe.evaluation.get("report_split", "test")
-        print("\n" + stage_table(metrics, tests["tests"], split=split))
+        print("\n" + stage_table(metrics, tests["tests"], split=split, served=chosen["row"]))
         plot_report(
             histories, metrics, run / "report.png", split=split, metric=tests["metric"], title=recipe.name
         )
     written += ["metrics.json", "runs/", "report.png"] if rows else ["stages/"]
     if encoded := told_encodings(run):
         print(f"\n{encoded}")
+    written += ["metrics.json", "chosen.json", "runs/", "report.png"] if rows else ["stages/"]
+    if encoded := told_encodings(run):
+        print(f"\n{encoded}")
     print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
+    if chosen:
+        print(textwrap.fill(f"Served: {chosen['reason']} {chosen['advice']}", 100))
     if "retriever/" in written:
         print(f'Next: hf-ar2 search {run} "your query"')
         if rows:
@@ -229,7 +293,7 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
 
 
 def keep_models(recipe: Recipe, run: Path, load: Callable[[str, Any], Any]) -> list[str]:
-    """Put what the last row of the evaluation used at the run's root, in the place of what was there before.
+    """Put what the served row of the evaluation used at the run's root, in the place of what was there before.
 
     Args:
         load: the model of a role and a source, as it was evaluated.
@@ -237,7 +301,7 @@ def keep_models(recipe: Recipe, run: Path, load: Callable[[str, Any], Any]) -> l
     Returns:
         The folders that are there now, such as `"retriever/"`.
     """
-    last = last_row(vars(recipe))
+    served = served_row(run, vars(recipe))
     written = []
     # An LTRe stage leaves more than a retriever.
     for role, part in (
@@ -248,7 +312,7 @@ def keep_models(recipe: Recipe, run: Path, load: Callable[[str, Any], Any]) -> l
     ):
         new = run / f".{part}.partial"  # so that an interrupted copy leaves the former models, or none
         shutil.rmtree(new, ignore_errors=True)
-        source = last.get(role)
+        source = served.get(role)
         stage = source_name(source) if source is not None else None
         trained = run / "stages" / str(stage) / part
         if stage in recipe.stages and trained.is_dir() and not (part == role and isinstance(source, dict)):
@@ -274,7 +338,7 @@ def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
         ("query_encoder", "retriever", "ranker"),
         ("ranker", "ranker", "retriever"),
     ):
-        if f"{part}/" in written and is_trained(vars(recipe), role):
+        if f"{part}/" in written and is_trained(run, vars(recipe), role):
             card = model_card(
                 training_of_run(run, vars(recipe), role),
                 run / part,

@@ -30,7 +30,17 @@ MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similari
 STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min_steps", "max_epochs")
 # A row is searched exactly, or with an index of a factory string, a file's, or the one that a stage trained.
 ROW_FIELDS = ("retriever", "ranker", "index_factory", "index", "index_ids", "search_parameters")
-EVALUATION_FIELDS = ("rows", "splits", "metrics", "depth", "rerank_depth", "test_metric", "report_split")
+EVALUATION_FIELDS = (
+    "rows",
+    "splits",
+    "metrics",
+    "depth",
+    "rerank_depth",
+    "test_metric",
+    "report_split",
+    "choose_on",
+    "pipeline_weight",
+)
 # Set by the runner, which finds there what it wrote and deletes what is no longer needed.
 RESERVED = ("output_dir", "index_dir")
 

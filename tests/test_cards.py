@@ -288,10 +288,10 @@ def test_a_run_whose_last_row_was_not_trained_has_no_card(run: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["evaluation"]["rows"] = {"zero-shot": {"retriever": "light"}}
     with pytest.raises(
-        ValueError, match="names 'light' as retriever, expected a stage that trained it; the stages"
+        ValueError, match="served, names 'light' as retriever, expected a stage that trained it; the stages"
     ):
         training_of_run(run, recipe, "retriever")
-    with pytest.raises(ValueError, match="the run trained no ranker: .* It has: neither"):
+    with pytest.raises(ValueError, match="the run serves no ranker that it trained: .* It has: neither"):
         training_of_run(run, recipe, "ranker")
 
 
@@ -303,7 +303,7 @@ def test_a_run_that_trained_nothing_of_its_last_row_is_refused(
     recipe["evaluation"]["rows"] = {"zero-shot": {"retriever": "light"}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert cli.main([command, str(run), *(["me/mine"] if command == "push" else [])]) == 1
-    assert "the last row of its recipe (zero-shot) names no model that a stage" in capsys.readouterr().err
+    assert "the row it serves (zero-shot) names no model that a stage" in capsys.readouterr().err
 
 
 def test_a_path_of_this_machine_is_not_in_the_metadata(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import shutil
 import subprocess
@@ -166,6 +167,21 @@ def test_run_folders_give_their_rows_and_stand_beside_files(
     assert heading.split()[:3] == ["system", "Recall@1", "MRR@4"], "the recipe's test metric is the first"
     names = [re.split(r"  +", line)[0] for line in shown.splitlines()[4:8]]
     assert names == ["zero-shot", "AR2", "AR2 pipeline", "bm_25"]
+
+    chosen = {
+        "row": "AR2",
+        "system": "ranker",
+        "reason": "AR2 (ranker alone over the first 20): dev MRR@10 .700.",
+    }
+    (files / "one" / "chosen.json").write_text(json.dumps(chosen))
+    run_file(files / "one" / "runs" / "AR2" / "test.ranker.trec", dict.fromkeys(QUERIES, 1))
+    run_file(files / "one" / "runs" / "zero-shot" / "test.ranker.trec", dict.fromkeys(QUERIES, 1))
+    assert cli.main(["compare", "one"]) == 0
+    shown = capsys.readouterr().out
+    names = [re.split(r"  +", line)[0] for line in shown.splitlines()[4:8]]
+    assert names == ["zero-shot", "AR2", "AR2 pipeline", "AR2 ranker"], "a ranker alone where it is served"
+    assert f"one serves {chosen['reason']}" in " ".join(shown.split())
+    (files / "one" / "chosen.json").unlink()
 
     run_folder(files / "two", collection, {"AR2": [4]})
     assert cli.main(["compare", "one", "two", "--against", "two/AR2"]) == 0

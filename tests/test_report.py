@@ -83,6 +83,12 @@ def test_a_table_keeps_to_the_terminal_and_explains_its_marks():
         assert max(map(len, table.splitlines())) <= max(width, 65)  # 65: the numbers' own width
         assert "* p < .05" in table and "stage before" in " ".join(table.split())
     assert "p <" not in stage_table(METRICS)  # no tests, no legend
+    last = list(METRICS)[-1]
+    assert (
+        stage_table(METRICS, served=last).count("(served)")
+        == 1
+        == stage_table(METRICS, served=last).count(f"{last} (served)")
+    )
 
 
 def test_a_worse_stage_is_shown_as_worse():

@@ -347,6 +347,23 @@ def test_runs_are_told_apart(run: Path, data: Path, tiny_collection: Collection,
     assert (page["before"], page["after"]) == (4, 9)  # the runs' last rows
 
 
+def test_what_is_served_is_said_and_compared_with_the_first_row(
+    data: Path, tiny_collection: Collection, tmp_path: Path
+) -> None:
+    run = make_tiny_run(tmp_path / "run", str(data), tiny_collection)
+    assert unpacked(render_page(read_runs([run]), tiny_collection))["runs"][0]["served"] is None
+    chosen = {"row": "warm-up", "system": "retriever", "reason": "warm-up (retriever): dev MRR@10 .500."}
+    for served, after in [
+        (chosen, 1),
+        (chosen | {"row": "zero-shot"}, 4),
+        (chosen | {"system": "ranker"}, 4),
+    ]:
+        (run / "chosen.json").write_text(json.dumps(served))
+        page = unpacked(render_page(read_runs([run]), tiny_collection))
+        assert page["runs"][0]["served"] == served
+        assert (page["before"], page["after"]) == (0, after), "a ranker alone has no lists to browse"
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 

@@ -229,15 +229,19 @@ class Retrieval:
             scores, rows: `[Q, K]`, as `retrieve` returns them.
             depth: candidates of a query the ranker scores; 0: none, and the retriever's ranking alone.
         """
-        ranked = None
-        if self.ranker is not None and depth:
-            assert self.ranker_inputs is not None
-            ranked = self.encoders.rank(
-                self.ranker, self.ranker_inputs, query_rows, rows[:, :depth], description
-            )
+        ranked = self.ranker_scores(query_rows, rows, depth, description)
         return rankings_of_systems(
             scores, rows, ranked, self.retriever_temperature, self.args.ranker_temperature
         )
+
+    def ranker_scores(
+        self, query_rows: np.ndarray, rows: np.ndarray, depth: int, description: str = "Ranking"
+    ) -> np.ndarray | None:
+        """The ranker's scores of each query's first `depth` passages, float32 `[Q, depth]`; None without a ranker."""
+        if self.ranker is None or not depth:
+            return None
+        assert self.ranker_inputs is not None
+        return self.encoders.rank(self.ranker, self.ranker_inputs, query_rows, rows[:, :depth], description)
 
     def evaluate(self, judgments: Judgments | None = None) -> dict[str, float]:
         """Mean metrics of the retriever, of the ranker over its first `rerank_depth`, and of the pipeline.

@@ -12,6 +12,8 @@ from typing import Any
 from hf_ar2.environment import describe_environment
 
 ROLES = ("retriever", "ranker")
+# Which system a run serves, and why; written at the end of its evaluation.
+CHOSEN = "chosen.json"
 # Settings that leave the model as it is begin so; hub_token is one of them.
 _NO_BEARING = (
     "output_dir",
@@ -70,7 +72,9 @@ class Training:
         stages: those the model came from, in the order they ran; the last one trained it last.
         base: the model that training began with, by the name it was given.
         environment: as `describe_environment` has it.
-        metrics: row → split → system → metric → value, rows from before to after; the last row is what is published.
+        metrics: row → split → system → metric → value, rows from before to after.
+        row: the row of `metrics` that is published; "": the last.
+        chosen: contents of the run's chosen.json, where there is one.
         tests: row → split → `"retriever"` (against the row before) or `"pipeline"` (against the row's retriever) →
             fields of `PairedTest`.
         test_metric: what the tests are about.
@@ -89,6 +93,13 @@ class Training:
     test_metric: str = "mrr@10"
     rerank_depth: int | None = None
     on_the_hub: Sequence[str] = ()
+    row: str = ""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def served(self) -> str:
+        """The row of `metrics` that is published; "" where nothing was measured."""
+        return self.row if self.row in self.metrics else next(reversed(list(self.metrics)), "")
 
     @property
     def last(self) -> Stage:
@@ -124,34 +135,34 @@ def bears_on_the_result(setting: str) -> bool:
 
 
 def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) -> Training:
-    """What a run folder says of its retriever or its ranker: the models of the last row of its evaluation.
+    """What a run folder says of its retriever or its ranker: the models of the row of its evaluation that it serves.
 
     Args:
-        folder: with `environment.json`, `stages/*/done.json`, and after an evaluation `metrics.json` and
-            `significance.json`.
+        folder: with `environment.json`, `stages/*/done.json`, and after an evaluation `metrics.json`,
+            `significance.json` and `chosen.json`.
         recipe: the folder's recipe.yaml.
         role: `"retriever"` or `"ranker"`.
 
     Raises:
-        ValueError: a file that is no valid JSON; a last row that names no stage for the role.
+        ValueError: a file that is no valid JSON; a served row that names no stage for the role.
     """
     folder = Path(folder)
     evaluation = recipe.get("evaluation") or {}
     stages, models = recipe.get("stages") or {}, recipe.get("models") or {}
-    last = last_row(recipe)
-    if role not in last:
-        trained = [other for other in ROLES if is_trained(recipe, other)]
+    row, served = served_name(folder, recipe), served_row(folder, recipe)
+    if role not in served:
+        trained = [other for other in ROLES if is_trained(folder, recipe, other)]
         raise ValueError(
-            f"{folder}: the run trained no {role}: the last of evaluation.rows in its recipe has none. It has: "
-            f"{', '.join(trained) or 'neither'}"
+            f"{folder}: the run serves no {role} that it trained: the system it serves, row {row or '(none)'} of its "
+            f"evaluation, has none. It has: {', '.join(trained) or 'neither'}"
         )
-    chosen = _source(last[role])
-    if chosen not in stages:
+    source = _source(served[role])
+    if source not in stages:
         raise ValueError(
-            f"{folder / 'recipe.yaml'}: the last of evaluation.rows names {chosen!r} as {role}, expected a stage that "
-            f"trained it; the stages are {', '.join(stages) or 'none'}"
+            f"{folder / 'recipe.yaml'}: row {row} of evaluation.rows, which is served, names {source!r} as {role}, "
+            f"expected a stage that trained it; the stages are {', '.join(stages) or 'none'}"
         )
-    wanted = set(_ancestors(str(chosen), stages))
+    wanted = set(_ancestors(str(source), stages))
     environment = read_json(folder / "environment.json")
     significance = read_json(folder / "significance.json")
     return Training(
@@ -159,18 +170,58 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
         name=str(recipe.get("name", folder.name)),
         collection=str(recipe["collection"]),
         stages=[_stage_of_run(folder, recipe, name) for name in stages if name in wanted],
-        base=_base(role, str(chosen), stages, models),
+        base=_base(role, str(source), stages, models),
         environment=environment,
         metrics=read_json(folder / "metrics.json"),
         tests=significance.get("tests", {}),
         test_metric=significance.get("metric", "mrr@10"),
         rerank_depth=evaluation.get("rerank_depth", 20),
         on_the_hub=environment.get("on_the_hub", ()),
+        row=row,
+        chosen=read_json(folder / CHOSEN),
     )
 
 
+def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
+    """The row of a run's evaluation that is served: the one that was chosen on dev, else the last; "" without rows.
+
+    Raises:
+        ValueError: chosen.json names a row that the recipe does not have.
+
+    Example:
+        >>> served_name("runs/mine", {"evaluation": {"rows": {"zero-shot": {}, "AR2": {}}}})  # no chosen.json there
+        'AR2'
+    """
+    rows = (recipe.get("evaluation") or {}).get("rows") or {}
+    chosen = read_json(Path(folder) / CHOSEN).get("row")
+    if chosen is not None and chosen not in rows:
+        raise ValueError(
+            f"{Path(folder) / CHOSEN}: serves row {chosen!r}, but recipe.yaml has {', '.join(rows) or 'no rows'}. Its "
+            "evaluation has not come to its end: the command that started the run continues it"
+        )
+    return str(chosen) if chosen is not None else next(reversed(rows), "")
+
+
+def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The models and the index of the row that a run serves, without the ranker where a retriever alone is served.
+
+    Raises:
+        ValueError: as `served_name`.
+
+    Example:
+        >>> rows = {"zero-shot": {"retriever": "light"}, "AR2": {"retriever": "ar2", "ranker": "ar2"}}
+        >>> served_row("runs/mine", {"evaluation": {"rows": rows}})  # without a chosen.json the last row
+        {'retriever': 'ar2', 'ranker': 'ar2'}
+    """
+    name = served_name(folder, recipe)
+    row = dict(recipe["evaluation"]["rows"][name]) if name else {}
+    if read_json(Path(folder) / CHOSEN).get("system") == "retriever":
+        row.pop("ranker", None)
+    return row
+
+
 def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The last row of a recipe's evaluation, whose models and index are the run's; `{}` where there is none.
+    """The last row of a recipe's evaluation; `{}` where there is none. What a run serves is `served_row`.
 
     Example:
         >>> last_row({"evaluation": {"rows": {"zero-shot": {"retriever": "light"}, "AR2": {"retriever": "ar2"}}}})
@@ -180,16 +231,16 @@ def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return list(rows.values())[-1] if rows else {}
 
 
-def is_trained(recipe: Mapping[str, Any], role: str) -> bool:
-    """Whether a stage of the recipe trained the model that the last row of its evaluation has in a role.
+def is_trained(folder: str | Path, recipe: Mapping[str, Any], role: str) -> bool:
+    """Whether a stage of the recipe trained the model that the run serves in a role.
 
     Example:
         >>> recipe = {"stages": {"ar2": {}}, "evaluation": {"rows": {"AR2": {"retriever": "ar2", "ranker": "heavy"}}}}
-        >>> is_trained(recipe, "retriever"), is_trained(recipe, "ranker")
+        >>> is_trained("runs/mine", recipe, "retriever"), is_trained("runs/mine", recipe, "ranker")
         (True, False)
     """
-    last = last_row(recipe)
-    return role in last and _source(last[role]) in (recipe.get("stages") or {})
+    served = served_row(folder, recipe)
+    return role in served and _source(served[role]) in (recipe.get("stages") or {})
 
 
 def training_of_trainer(

@@ -15,12 +15,12 @@ from hf_ar2.report import display_name, format_p, format_table
 
 
 def model_index(training: Training) -> list[EvalResult]:
-    """The results of the last row, as the Hub shows them: of the retriever, or of the ranker by itself."""
+    """The results of the published row, as the Hub shows them: of the retriever, or of the ranker by itself."""
     if not training.metrics:
         return []
     system = training.role
     found = []
-    for split, systems in training.metrics[list(training.metrics)[-1]].items():
+    for split, systems in training.metrics[training.served].items():
         for metric, value in systems.get(system, {}).items():
             over = f", the first {training.rerank_depth} passages reordered" if system == "ranker" else ""
             result = EvalResult(
@@ -46,15 +46,27 @@ def results_section(training: Training) -> str:
     if not training.tests:
         parts.append("Measured by the trainer on the way; the differences were not tested for significance.")
         return "\n\n".join(part for part in parts if part)
-    said = "The last row is this model. p: two-sided paired randomisation test over the queries."
+    last = training.served == list(training.metrics)[-1]
+    which = "The last row is" if last else f"Row {training.served} is"
+    said = f"{which} this model. p: two-sided paired randomisation test over the queries."
     if training.role == "ranker":
+        which = "The last rows are" if last else f"The rows of {training.served} are"
         said = (
-            f"The last rows are this model. *ranker*: it reorders the retriever's first {training.rerank_depth} "
+            f"{which} this model. *ranker*: it reorders the retriever's first {training.rerank_depth} "
             "passages by itself; *pipeline*: they are ordered by the retriever's score over its temperature (unless "
-            "set, 0.05 for cosine and 1 for inner products) plus the ranker's logit over its own (unless set, 1). p: "
-            "two-sided paired randomisation test over the queries."
+            f"set, 0.05 for cosine and 1 for inner products) plus the ranker's logit over its own (unless set, 1)"
+            f"{_weighted(training.chosen)}. p: two-sided paired randomisation test over the queries."
         )
+    if reason := training.chosen.get("reason"):
+        said += f" Chosen to be served: {reason}"
     return "\n\n".join([part for part in parts if part] + [wrapped(said)])
+
+
+def _weighted(chosen: Mapping[str, Any]) -> str:
+    """What a run fitted for the pipeline, in words; "" where it left the two models alike."""
+    if chosen.get("system") != "pipeline":
+        return ""
+    return f", times a weight ({chosen['weight']:g} in {chosen['row']}, over the first {chosen['depth']} passages)"
 
 
 def _results_of_split(training: Training, split: str) -> str:

@@ -41,7 +41,10 @@ def augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
             settings[field.name] = getattr(arguments, field.name)
     args = AugmentConfig(**settings)
     if system.ranker is None:
-        raise ValueError(f"{arguments.run} has no ranker, which scores the passages; name one with --ranker")
+        raise ValueError(
+            f"{arguments.run} serves no ranker, which would score the passages; name one with --ranker, such as "
+            f"{arguments.run}/stages/STAGE/ranker"
+        )
     out = Path(arguments.output)
     names = {
         role: getattr(arguments, role) or str(Path(arguments.run) / role) for role in ("retriever", "ranker")

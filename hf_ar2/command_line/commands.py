@@ -59,6 +59,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         }
         table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
         print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
+        if "pipeline" in means and system.settings.pipeline_depth is not None:
+            weight, reordered = system.settings.weight, system.settings.pipeline_depth
+            print(f"pipeline: weight {weight:g} over the first {reordered} passages, as the run chose")
         if missing := left_out(
             {name: rows.shape[1] for name, (rows, _) in rankings.items()}, metrics, passages
         ):
@@ -222,7 +225,8 @@ def hits_table(hits: Sequence[Hit], width: int) -> str:
     for number, hit in enumerate(hits, 1):
         if ranked:
             place = f"({ordinal(hit.retriever_rank)})"
-            start = f"{number:>4}{hit.ranker_score:>9.3f}{hit.retriever_score:>11.3f}  {place:<7}"
+            ranker = "–" if hit.ranker_score is None else f"{hit.ranker_score:.3f}"
+            start = f"{number:>4}{ranker:>9}{hit.retriever_score:>11.3f}  {place:<7}"
         else:
             start = f"{number:>4}{hit.retriever_score:>11.3f}  "
         first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
@@ -306,7 +310,9 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
     kept = run is not None and given.get("retriever") is None and source is None
     if run is not None:
         recipe = read_run(run)
-        settings = Settings.of_recipe(recipe)
+        settings = Settings.of_recipe(recipe, run)
+        if given.keys() & {"retriever", "ranker"}:  # what the run chose was chosen for its own models
+            settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
         retriever_name = given.get("retriever") or str(Path(run) / "retriever")
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")

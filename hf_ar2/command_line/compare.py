@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_ar2.cards.facts import CHOSEN, read_json
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
 from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
@@ -87,10 +88,10 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def find_systems(given: Sequence[str], split: str | None) -> Systems:
-    """The run files of the systems: of a run folder the retriever and the pipeline of every row.
+    """The run files of the systems: of a run folder the retriever and the pipeline of every row, and what it serves.
 
-    A name is the row's, `ROW pipeline`, or the file's; where there are several run folders, the folder's stands
-    before it.
+    A name is the row's, `ROW pipeline`, `ROW ranker` (where that is served), or the file's; where there are several
+    run folders, the folder's stands before it.
 
     Raises:
         FileNotFoundError: neither a run folder nor a file.
@@ -135,10 +136,16 @@ def _refuse_results(folder: Path) -> None:
 def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
     """System and run file of every row, as a recipe's evaluation leaves them."""
     files = []
+    chosen = read_json(run / CHOSEN)
+    if chosen:
+        notes.append(f"{run} serves {chosen['reason']}")
     for row in rows:
+        systems = {"retriever": row, "pipeline": f"{row} pipeline"}
+        if (chosen.get("row"), chosen.get("system")) == (row, "ranker"):
+            systems["ranker"] = f"{row} ranker"
         of_row = [
             (label, path)
-            for system, label in (("retriever", row), ("pipeline", f"{row} pipeline"))
+            for system, label in systems.items()
             if (path := run_file(run, row, split, system)).is_file()
         ]
         if not of_row:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.card import index_card, model_card
-from hf_ar2.cards.facts import ROLES, is_trained, read_json, training_of_run
+from hf_ar2.cards.facts import CHOSEN, ROLES, is_trained, read_json, served_name, training_of_run
 from hf_ar2.cards.view import terminal_text
 from hf_ar2.command_line.commands import opened_system, quiet
 from hf_ar2.hub import INDEX_FILES, check_loads, hub_token, publish
@@ -90,13 +90,14 @@ def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    found = [role for role in ROLES if (run / role).is_dir() and is_trained(recipe, role)]
+    found = [role for role in ROLES if (run / role).is_dir() and is_trained(run, recipe, role)]
     if not found:
-        row = next(reversed((recipe.get("evaluation") or {}).get("rows") or {"": {}}))
+        row = served_name(run, recipe)
+        why = read_json(run / CHOSEN).get("reason", "")
         raise ValueError(
-            f"{run}: the last row of its recipe ({row or 'evaluation.rows is empty'}) names no model that a stage of "
-            "the run trained and that was saved, so that there is nothing of its own to publish; put the row of what "
-            "was trained last"
+            f"{run}: the row it serves ({row or 'evaluation.rows is empty'}) names no model that a stage of the run "
+            f"trained and that was saved, so there is nothing of its own to publish.{f' Served: {why}' if why else ''} "
+            "To serve the last row whatever dev says, add --evaluation.choose_on null to the command that made the run"
         )
     return found
 

@@ -243,14 +243,16 @@ def pipeline_scores(
     ranker_scores: np.ndarray,
     retriever_temperature: float,
     ranker_temperature: float = 1.0,
+    weight: float = 1.0,
 ) -> np.ndarray:
-    """Scores of the two models together: log p_retriever(d|q) + log p_ranker(d|q), up to a constant per query.
+    """Scores of the two models together: log p_retriever(d|q) + weight · log p_ranker(d|q), up to a constant per query.
 
-    Each model was trained as a softmax over its scores at its temperature. Their product asks both, and has nothing
-    to tune.
+    Each model was trained as a softmax over its scores at its temperature. With weight 1 their product asks both
+    alike; `hf_ar2.evaluation.weights` fits another weight on a dev split.
 
     Args:
         retriever_scores, ranker_scores: float32 `[Q, k]` of the same candidates; -inf where there is none.
+        weight: of the ranker, at least 0; 0 leaves the retriever's order.
 
     Returns:
         float32 `[Q, k]`.
@@ -259,7 +261,9 @@ def pipeline_scores(
         >>> pipeline_scores(np.array([[0.5, 0.4]]), np.array([[1.0, 2.5]]), retriever_temperature=0.05).tolist()
         [[11.0, 10.5]]
     """
-    return retriever_scores / retriever_temperature + ranker_scores / ranker_temperature
+    if weight == 0:  # 0 times the -inf of an absent candidate is no number
+        return np.where(np.isneginf(ranker_scores), -np.inf, retriever_scores / retriever_temperature)
+    return retriever_scores / retriever_temperature + weight * (ranker_scores / ranker_temperature)
 
 
 def pipeline(retrieved: np.ndarray, scores: np.ndarray) -> np.ndarray:

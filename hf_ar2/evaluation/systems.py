@@ -54,12 +54,16 @@ def rankings_of_systems(
     ranker_scores: np.ndarray | None,
     retriever_temperature: float,
     ranker_temperature: float = 1.0,
+    weight: float = 1.0,
+    depth: int | None = None,
 ) -> dict[str, Ranking]:
     """The rankings of the three systems, as (passage rows, falling scores).
 
     Args:
         scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
         ranker_scores: float32 `[Q, k]` of its first k; None without a ranker.
+        weight: of the ranker in the pipeline, see `pipeline_scores`.
+        depth: how many of the k the pipeline reorders; None: all.
 
     Returns:
         `retriever` `[Q, K]`, and with a ranker also `ranker` `[Q, k]` and `pipeline` `[Q, K]`.
@@ -73,13 +77,14 @@ def rankings_of_systems(
     """
     found = {"retriever": (rows, scores)}
     if ranker_scores is not None:
-        depth = ranker_scores.shape[1]
-        head = rows[:, :depth]
-        both = pipeline_scores(scores[:, :depth], ranker_scores, retriever_temperature, ranker_temperature)
+        scored = ranker_scores.shape[1]
+        depth = min(depth or scored, scored)
+        temperatures = retriever_temperature, ranker_temperature
+        both = pipeline_scores(scores[:, :depth], ranker_scores[:, :depth], *temperatures, weight)
         ordered = -np.sort(-both, axis=1)
         # Below the ranker's candidates the retriever's order goes on, with scores that say so.
         tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - depth, dtype=ordered.dtype)
-        found["ranker"] = (rerank(head, ranker_scores), -np.sort(-ranker_scores, axis=1))
+        found["ranker"] = (rerank(rows[:, :scored], ranker_scores), -np.sort(-ranker_scores, axis=1))
         found["pipeline"] = (pipeline(rows, both), np.concatenate([ordered, tail], axis=1))
     return found
 

@@ -78,7 +78,9 @@ class LexicalIndex:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         place = Path(folder) / digest.hexdigest()
         if place.is_dir():
-            return cls(bm25s.BM25.load(str(place), mmap=True, show_progress=False, allow_pickle=False), len(texts))
+            return cls(
+                bm25s.BM25.load(str(place), mmap=True, show_progress=False, allow_pickle=False), len(texts)
+            )
         index = cls.build(texts)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".lexical-", dir=place.parent))

@@ -63,6 +63,8 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
     metrics = list(dict.fromkeys([chief, *named]))
     browser = query_browser(runs, collection, split, metrics)
     before, after = default_pair(browser["systems"], len(runs))
+    if len(runs) == 1:
+        after = next((place for place in served_places(browser["systems"], runs) if place != before), after)
     return {
         "title": " · ".join(run.label for run in runs),
         "version": version("hf-ar2"),
@@ -86,6 +88,9 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
                 "metrics": run.metrics,
                 "tests": run.tests,
                 "chief": run.chief,
+                "served": {key: run.chosen[key] for key in ("row", "system", "reason")}
+                if run.chosen
+                else None,
                 "charts": training_charts(run),
                 "times": stage_times(run),
                 "environment": run.environment,
@@ -119,6 +124,16 @@ def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int
     of_rows = list(last.items())
     first_run = [place for (run, _), place in of_rows if run == of_rows[0][0][0]]
     return first_run[0 if runs == 1 else -1], of_rows[-1][1]
+
+
+def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> list[int]:
+    """Places in `systems` of what the runs serve; a ranker alone is not among them."""
+    return [
+        place
+        for place, system in enumerate(systems)
+        if (chosen := runs[system["run"]].chosen)
+        and (chosen["row"], chosen["system"]) == (system["row"], system["system"])
+    ]
 
 
 def page_of(data: dict[str, Any]) -> str:

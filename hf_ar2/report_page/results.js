@@ -17,6 +17,7 @@ function showResults(report, section) {
   report.listeners.push(draw);
   draw();
   section.append(...[hero,
+    ...report.runs.filter((run) => run.served).map((run) => element("p", { class: "note served" }, `${report.runs.length > 1 ? `${run.label}: served` : "Served"}: ${run.served.reason}`)),
     element("div", { class: "grid two" }, rowsChart(report), ranksChart(report)),
     ...splitsOf(report).map((split) => metricsTable(report, split)),
     ...stageTests(report), matrix,
@@ -94,7 +95,7 @@ function metricsTable(report, split) {
         element("tr", {}, element("td"), groups.map(([label, width]) => element("th", { colspan: width, scope: "colgroup", class: "group" }, label))),
         element("tr", {}, element("th", { scope: "col" }, "row"), columns.map(({ metric }, i) => element("th", { scope: "col", class: first(i) ? "number first" : "number" }, report.names[metric], element("sup"))))),
       element("tbody", {}, rows.map(({ run, row, systems, tests }) => element("tr", {},
-        element("th", { scope: "row" }, rowName(report, run, row)),
+        element("th", { scope: "row" }, rowName(report, run, row), run.served && run.served.row === row && element("span", { class: "quiet" }, ` (${run.served.system} served)`)),
         columns.map(({ system, metric }, i) => {
           const value = (systems[system] || {})[metric], test = metric === run.chief ? tests[system] : null;
           return element("td", { class: `number${first(i) ? " first" : ""}${value === best[i] && rows.length > 1 ? " best" : ""}` }, three(value),

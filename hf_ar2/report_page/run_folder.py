@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import read_json
+from hf_ar2.cards.facts import CHOSEN, read_json
 from hf_ar2.search_system import read_recipe
 
 _UNFINISHED = "its recipe has not come to its end. The command that started it continues it"
@@ -27,6 +27,7 @@ class RunFolder:
         tests: row -> split -> system -> the fields of a `PairedTest`.
         chief: the metric that was tested.
         stages: stage -> contents of its done.json and its `log_history`, in the order they ran.
+        chosen: contents of chosen.json, which system is served; empty for a run without one.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class RunFolder:
     tests: dict[str, Any]
     chief: str
     stages: dict[str, dict[str, Any]]
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     @property
     def split(self) -> str:
@@ -86,6 +88,7 @@ def _read(folder: Path, label: str, recipe: dict[str, Any]) -> RunFolder:
             tests=significance["tests"],
             chief=significance["metric"],
             stages=stages,
+            chosen=read_json(folder / CHOSEN),
         )
     except KeyError as error:
         raise ValueError(
