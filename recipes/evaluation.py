@@ -172,7 +172,7 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
             }
             for row in settings["rows"]
         }
-        before = None
+        before = with_pipeline = None
         for row, systems in values.items():
             means.setdefault(row, {})[split] = {
                 system: {metric: float(value.mean()) for metric, value in found.items()}
@@ -187,10 +187,15 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
                     paired_test(systems["retriever"][chief], values[before]["retriever"][chief])
                 )
             if "pipeline" in systems:
-                # Against the row's own retriever.
+                # Against the row's own retriever, and against the last pipeline before it.
                 compared["pipeline"] = asdict(
                     paired_test(systems["pipeline"][chief], systems["retriever"][chief])
                 )
+                if with_pipeline is not None:
+                    compared["pipeline_before"] = asdict(
+                        paired_test(systems["pipeline"][chief], values[with_pipeline]["pipeline"][chief])
+                    )
+                with_pipeline = row
             before = row
     (run / "metrics.json").write_text(json.dumps(means, indent=1))
     (run / "significance.json").write_text(json.dumps({"metric": chief, "tests": tests}, indent=1))

@@ -70,8 +70,8 @@ class Training:
         base: the model that training began with, by the name it was given.
         environment: as `describe_environment` has it.
         metrics: row → split → system → metric → value, rows from before to after; the last row is what is published.
-        tests: row → split → `"retriever"` (against the row before) or `"pipeline"` (against the row's retriever) →
-            fields of `PairedTest`.
+        tests: row → split → `"retriever"` (against the row before), `"pipeline"` (against the row's retriever) or
+            `"pipeline_before"` (against the last pipeline before) → fields of `PairedTest`.
         test_metric: what the tests are about.
         rerank_depth: how many passages of a query the ranker reordered.
         on_the_hub: those names among collection and base model that are ids on the Hub.

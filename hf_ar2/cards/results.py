@@ -97,7 +97,7 @@ def _results_of_split(training: Training, split: str) -> str:
 def _outcome(test: Mapping[str, Any] | None, over: str) -> str:
     if test is None:
         return ""
-    return f"{over}: {test['difference']:+.3f}, {format_p(test['p_value'])}".rstrip(" *")
+    return f"{over}: {test['difference']:+.3f}, {format_p(test['p_value'])}"
 
 
 def short_name(name: str) -> str:

@@ -67,7 +67,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if chief in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][chief], values["retriever"][chief])
             print(
-                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {format_p(test.p_value)} "
+                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {format_p(test.p_value, test.difference)} "
                 f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
             )
         if arguments.output:
