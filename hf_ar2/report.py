@@ -118,7 +118,7 @@ def stage_table(
 
     Args:
         metrics: stage -> split -> "retriever" | "ranker" | "pipeline" -> metric -> value, stages in order, as in
-            metrics.json. What is missing is shown as a dash.
+            metrics.json. What is missing is shown as a dash; without any pipeline there is no column for it.
         tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of MRR@10: this
             stage's retriever against the one of the stage before, this stage's pipeline against this stage's
             retriever, and against the last pipeline before it. A test may be a `PairedTest` or the dict of its fields.
@@ -136,10 +136,10 @@ def stage_table(
         >>> print(stage_table(metrics, tests).split("* p <")[0].strip())
         test: 48 queries
         <BLANKLINE>
-        stage      retriever MRR@10  nDCG@10  Recall@100  pipeline MRR@10
-        ─────────────────────────────────────────────────────────────────
-        zero-shot           0.250      0.300       0.800              –
-        warm-up             0.500 *    0.600       0.900              –
+        stage      retriever MRR@10  nDCG@10  Recall@100
+        ────────────────────────────────────────────────
+        zero-shot           0.250      0.300       0.800
+        warm-up             0.500 *    0.600       0.900
         <BLANKLINE>
         MRR@10 compared                    change  significance  better  worse  equal
         ─────────────────────────────────────────────────────────────────────────────
@@ -153,12 +153,15 @@ def stage_table(
     tested = [test for outcome in outcomes.values() for test in outcome.values()]
     # Marks of one length, so that the values before them stay aligned.
     longest = max((len(significance_mark(test.p_value, test.difference)) for test in tested), default=0)
+    columns = {"retriever": RETRIEVER_METRICS, "pipeline": ("mrr@10",)}
+    if not any("pipeline" in metrics[stage][split] for stage in stages):
+        del columns["pipeline"]
     results, compared = [], []
     with_pipeline = ""
     for number, stage in enumerate(stages):
         systems, outcome = metrics[stage][split], outcomes[stage]
         row = [stage]
-        for system, names in (("retriever", RETRIEVER_METRICS), ("pipeline", ("mrr@10",))):
+        for system, names in columns.items():
             values = [systems.get(system, {}).get(name) for name in names]
             test = outcome.get(system)
             mark = significance_mark(test.p_value, test.difference) if test is not None else ""
@@ -176,8 +179,10 @@ def stage_table(
         with_pipeline = stage if "pipeline" in systems else with_pipeline
     sizes = {test.wins + test.losses + test.ties for test in tested}
     queries = f": {sizes.pop():,} queries" if len(sizes) == 1 else ""
-    headings = ["stage", *(display_name(name) for name in RETRIEVER_METRICS), "pipeline MRR@10"]
-    headings[1] = f"retriever {headings[1]}"
+    headings = ["stage"]
+    for system, names in columns.items():
+        first, *others = map(display_name, names)
+        headings += [f"{system} {first}", *others]
     parts = [f"{split}{queries}", format_table(results, headings, markdown=markdown, width=width)]
     if compared:
         headings = ["MRR@10 compared", "change", "significance", "better", "worse", "equal"]

@@ -260,9 +260,10 @@ class SearchSystem:
 
         Returns:
             k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), or the
-            retriever's where there is no ranker.
+            retriever's where there is no ranker or `rerank_depth` is 0.
         """
-        depth = max(k, self.settings.rerank_depth) if self.ranker is not None else k
+        reranks = self.ranker is not None and self.settings.rerank_depth > 0
+        depth = max(k, self.settings.rerank_depth) if reranks else k
         with self.encoders.autocast():
             embedding = self.retriever.encode_query(
                 [query],
@@ -274,7 +275,7 @@ class SearchSystem:
         rows = rows[0][rows[0] >= 0]
         found = self.collection.corpus[rows.tolist()]
         ranked: list[float] | list[None] = [None] * len(rows)
-        if self.ranker is not None:
+        if reranks:
             ranked = self._rank(query, found["title"], found["text"])
         hits = [
             Hit(passage_id, title, text, number, float(score), ranker_score)
@@ -282,7 +283,7 @@ class SearchSystem:
                 zip(found["id"], found["title"], found["text"], scores[0], ranked, strict=False), 1
             )
         ]
-        if self.ranker is not None:
+        if reranks:
             temperatures = self.retriever_temperature, self.settings.ranker_temperature
             hits.sort(
                 key=lambda hit: (

@@ -38,11 +38,17 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
 
     Raises:
         RecipeError: a split that the collection or the evaluation lacks, an unknown metric, or one that needs more
-            passages than are retrieved.
+            passages than are retrieved, a `rerank_depth` that is no whole number of at least 0.
     """
     settings = recipe.evaluation
     if not settings.get("rows"):
         return
+    rerank_depth = settings.get("rerank_depth", 20)
+    if type(rerank_depth) is not int or rerank_depth < 0:
+        raise RecipeError(
+            f"evaluation.rerank_depth: found {rerank_depth!r}, expected a whole number of at least 0; with 0 the "
+            "retrievers alone are evaluated"
+        )
     splits, report_split = settings.get("splits", ["dev", "test"]), settings.get("report_split", "test")
     metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
     chief, depth, total = (
@@ -123,16 +129,18 @@ def _evaluate_row(
         show_progress=not args.disable_tqdm,
     )
     retriever = load("retriever", row["retriever"]).to(args.device)
-    ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row else None
+    rerank_depth = settings.get("rerank_depth", 20)
+    ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row and rerank_depth else None
     retrieve_with = FrozenRetrieval if isinstance(args, LTReConfig) else Retrieval
     retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
-    rerank_depth = settings.get("rerank_depth", 20)
     for split in splits:
         query_rows = evaluated_queries(collection, split)
         scores, rows = retrieval.retrieve(query_rows, settings.get("depth", 100), f"{name}, {split}: queries")
         found = retrieval.rankings(query_rows, scores, rows, rerank_depth, f"{name}, {split}: ranking")
         if encoders.processes.is_first:
             ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
+            for system in set(SYSTEMS) - set(found):  # of an evaluation with other settings
+                run_file(run, name, split, system).unlink(missing_ok=True)
             for system, (ranking, values) in found.items():
                 path = run_file(run, name, split, system)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -314,6 +314,7 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
             run_index = RunIndex.of_run(run, recipe)
     assert retriever_name is not None and source is not None
+    reranks = given.get("rerank_depth") != 0  # of the command line; 0 in a recipe is about its evaluation
     with contextlib.ExitStack() as stack:
         if not kept:
             temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
@@ -321,7 +322,7 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         quiet()
         yield SearchSystem(
             _loaded("retriever", retriever_name, load_retriever),
-            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name else None,
+            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
             load_collection(source),
             settings.changed(given),
             work_folder,
