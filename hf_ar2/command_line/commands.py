@@ -66,8 +66,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         chief = arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
         if chief in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][chief], values["retriever"][chief])
+            p = format_p(test.p_value, test.difference)
             print(
-                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {format_p(test.p_value, test.difference)} "
+                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {p} "
                 f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
             )
         if arguments.output:

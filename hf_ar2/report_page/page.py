@@ -120,7 +120,9 @@ def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int
         of_rows.setdefault((system["run"], system["row"]), {})[system["system"]] = place
     first_run = [found for (run, _), found in of_rows.items() if run == systems[0]["run"]]
     before, after = first_run[0 if runs == 1 else -1], list(of_rows.values())[-1]
-    alike = [(before[name], after[name]) for name in ("pipeline", "retriever") if name in before and name in after]
+    alike = [
+        (before[name], after[name]) for name in ("pipeline", "retriever") if name in before and name in after
+    ]
     return alike[0] if alike else (min(before.values()), min(after.values()))
 
 
