@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from hf_ar2.candidates import CandidatePool, pool_statistics
@@ -23,6 +23,7 @@ from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
+from hf_ar2.trainers.log_lines import LogLines
 from hf_ar2.trainers.publishing import name_of, stages_of
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
 from hf_ar2.trainers.resuming import ResumableTrainer
@@ -122,6 +123,7 @@ class JointTrainer(ResumableTrainer):
             optimizers=optimizers,
         )
         refuse_what_cannot_work(self)
+        self._print_readable_lines()
         self.args: JointConfig = args
         self.model: JointModel = model
         if args.bf16 and args.device.type == "cpu":
@@ -168,6 +170,13 @@ class JointTrainer(ResumableTrainer):
         self._learning_rates: dict[str, float] = {}
         self._resumed_log: dict[str, Any] | None = None
         self.add_callback(Rounds(self))
+
+    def _print_readable_lines(self) -> None:
+        """Have `LogLines` in the place of transformers' own bar or printer; in a notebook its table stays."""
+        callbacks = self.callback_handler.callbacks
+        theirs = [callback for callback in callbacks if type(callback) in (ProgressCallback, PrinterCallback)]
+        if theirs:  # the trainer's own comes after those that were given
+            callbacks[callbacks.index(theirs[-1])] = LogLines(self.phases)
 
     def make_retrieval(self) -> Retrieval:
         """What the trainer retrieves and evaluates with."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import datasets
 import numpy as np
 from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -25,6 +26,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.index import encode_rows
 from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.progress import on_terminal
 from hf_ar2.report import display_name, format_p, format_table
 from hf_ar2.run_index import RunIndex
 from hf_ar2.search_system import Hit, Ranking, SearchSystem, Settings, read_run
@@ -335,6 +337,8 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
 def quiet() -> None:
     """Leave the terminal to our own progress bars and to results; warnings stay."""
     transformers_logging.disable_progress_bar()
+    if not on_terminal():
+        datasets.disable_progress_bars()
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from hf_ar2.index.special_tokens import SpecialTokens
+from hf_ar2.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -249,7 +249,9 @@ def _write_store(
         backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
         with (
             open(folder / "ids.bin", "wb") as file,
-            tqdm(total=len(texts), desc=description, unit="text", disable=not show_progress) as progress,
+            progress_bar(
+                total=len(texts), description=description, unit="texts", show=show_progress
+            ) as progress,
         ):
             for start in range(0, len(texts), _TEXTS_PER_BATCH):
                 batch = list(texts[start : start + _TEXTS_PER_BATCH])
