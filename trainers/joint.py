@@ -18,6 +18,7 @@ from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.joint_model import JointModel
+from hf_ar2.length_limits import cut_line, too_many_queries, what_is_cut
 from hf_ar2.models import load_ranker, load_retriever, use_fast_attention
 from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
@@ -292,6 +293,16 @@ class JointTrainer(ResumableTrainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and say before what is cut at the length limits."""
+        retrieval = self.retrieval
+        cuts = what_is_cut(retrieval.retriever_inputs, retrieval.ranker_inputs, retrieval.train_judgments)
+        if self.is_world_process_zero():
+            print(cut_line(cuts), flush=True)
+            if (warning := too_many_queries(cuts)) is not None:
+                logger.warning(warning)
+        return super().train(*args, **kwargs)
 
     # ---- Step -------------------------------------------------------------------------------------------------
 

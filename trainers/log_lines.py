@@ -179,8 +179,8 @@ def _telling(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
 
 def _of_the_end(logs: Mapping[str, Any], step: int) -> list[str]:
     spent = {key.removeprefix("seconds/"): logs[key] for key in logs if key.startswith("seconds/")}
-    items = [f"{step:,} steps in {in_words(logs['train_runtime'])}{':' if spent else ''}"]
-    return items + [f"{name} {in_words(seconds)}" for name, seconds in spent.items()]
+    took = f"{step:,} {'step' if step == 1 else 'steps'} in {in_words(logs['train_runtime'])}"
+    return [took + (":" if spent else ""), *(f"{name} {in_words(value)}" for name, value in spent.items())]
 
 
 def _item(name: str, value: Any) -> str:

@@ -367,6 +367,22 @@ class InputBuilder:
         second = passage_store.lengths[np.asarray(passage_rows, np.int64)]
         return np.minimum(first + second, self._room(self._pair, self.max_length)) + self._pair.added
 
+    def single_cut(self, store: TokenStore) -> np.ndarray:
+        """bool [N]: which texts `single` cuts. Where the store was cut at the same length, just as long ones count."""
+        room = self._room(self._single, self.max_length)
+        return store.lengths > (room if store.max_tokens is None else min(room, store.max_tokens - 1))
+
+    def pair_cut(
+        self,
+        query_store: TokenStore,
+        query_rows: np.ndarray,
+        passage_store: TokenStore,
+        passage_rows: np.ndarray,
+    ) -> np.ndarray:
+        """bool [B]: which pairs `pair` cuts; that a query was cut when it was stored does not count."""
+        lengths = query_store.lengths[query_rows] + passage_store.lengths[passage_rows]
+        return lengths > self._room(self._pair, self.max_length)
+
     def _room(self, template: SpecialTokens, max_length: int) -> int:
         room = max_length - template.added
         if room < 1:
