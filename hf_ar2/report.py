@@ -32,6 +32,7 @@ LEGEND = (
     f"{MARKS} (two-sided paired test over the queries). A mark after a retriever compares it with the retriever of "
     "the stage before, a mark after a pipeline with the retriever of its stage."
 )
+NAN_NOTE = "NaN: no number; nothing was there to average, or a value was not finite."
 # The palette of Okabe and Ito, told apart by people with any kind of colour blindness.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#6E6E6E"
@@ -60,7 +61,8 @@ def format_table(
 ) -> str:
     """An aligned table as text.
 
-    Floats get three decimals, None and nan a dash. Columns of numbers are aligned on the right, others on the left.
+    Floats get three decimals, None a dash. A NaN is shown as such, with a note below the table that says what it is.
+    Columns of numbers are aligned on the right, others on the left.
     A text table wider than `width` has its text columns wrapped, the widest first; nothing is cut off.
 
     Args:
@@ -85,11 +87,13 @@ def format_table(
                 f"row {number} has {len(row)} cells for the {len(columns)} columns {list(columns)}: {row}"
             )
     cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [all(re.match(r" *([-+]?\d|–)", row[i]) for row in cells) for i in range(len(columns))]
+    numeric = [all(re.match(r" *([-+]?\d|–|NaN)", row[i]) for row in cells) for i in range(len(columns))]
+    note = NAN_NOTE if any("NaN" in row for row in cells) else ""
     if markdown:
         rule = ["---:" if right else "---" for right in numeric]
         escaped = [[cell.strip().replace("|", "\\|") for cell in row] for row in [list(columns), *cells]]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+        table = "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+        return f"{table}\n\n{note}" if note else table
 
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
     gaps = 2 * (len(columns) - 1)
@@ -103,6 +107,8 @@ def format_table(
     lines.append("─" * (sum(widths) + gaps))
     for row in cells:
         lines += _aligned(row, widths, numeric)
+    if note:
+        lines += ["", *textwrap.wrap(note, width)]
     return "\n".join(lines)
 
 
@@ -295,8 +301,10 @@ def plot_report(
 
 
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
+    if value is None:
         return "–"
+    if isinstance(value, (float, np.floating)) and math.isnan(value):
+        return "NaN"
     if isinstance(value, (float, np.floating)):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)

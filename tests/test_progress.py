@@ -12,6 +12,7 @@ from conftest import make_tiny_retriever
 from hf_ar2 import progress
 from hf_ar2.collections import Collection
 from hf_ar2.progress import progress_bar
+from hf_ar2.report import NAN_NOTE
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 from hf_ar2.trainers.log_lines import log_lines
 
@@ -99,6 +100,11 @@ def test_lines_of_a_log_keep_to_80_columns_and_lose_nothing_telling() -> None:
     ]
     of_one = log_lines({**logs, "loss/ranker": 0.7}, 1, 10, phases=("retriever",))
     assert "loss  .550" in of_one[0] and " retriever " not in of_one[0]
+
+
+def test_what_is_no_number_has_a_note() -> None:
+    lines = log_lines({"loss": float("nan"), "epoch": 0.5}, 1, 10)
+    assert lines == ["step  1/10  round 0.50  loss NaN", " " * 12 + NAN_NOTE]
 
 
 def test_an_evaluation_has_a_line_for_each_system() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from hf_ar2 import report
 from hf_ar2.evaluation.significance import PairedTest
-from hf_ar2.report import display_name, format_p, format_table, plot_report, stage_table
+from hf_ar2.report import NAN_NOTE, display_name, format_p, format_table, plot_report, stage_table
 
 METRICS = {
     "zero-shot": {"test": {"retriever": {"mrr@10": 0.25, "ndcg@10": 0.312, "recall@100": 0.781}}},
@@ -128,8 +128,11 @@ def test_cells_and_alignment():
         "name  value   count  note",
         "─────────────────────────",
         "a     0.123  12,000  –",
-        "bb        –       7  x",
+        "bb      NaN       7  x",
+        "",
+        "NaN: no number; nothing was there to average, or a value was not finite.",
     ]
+    assert format_table([[float("nan")]], ["a"], markdown=True).splitlines()[2:] == ["| NaN |", "", NAN_NOTE]
     assert format_table([], ["a", "b"]).splitlines() == ["a  b", "────"]
     with pytest.raises(ValueError, match="row 1 has 1 cells for the 2 columns"):
         format_table([[1, 2], [3]], ["a", "b"])

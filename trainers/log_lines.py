@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from tqdm.std import tqdm
 from transformers import TrainerCallback
 
 from hf_ar2.progress import in_words, line_is_due, on_terminal, progress_bar
+from hf_ar2.report import NAN_NOTE
 
 _WIDTH = 80
 _EVALUATION = re.compile(r"(?P<prefix>\w+?)_(?P<system>retriever|ranker|pipeline)_(?P<metric>.+)")
@@ -165,7 +167,8 @@ def log_lines(
         items.insert(0, f"round {logs['epoch']:.2f}")
     if left is not None:
         items.append(f"{in_words(left)} left")
-    return _wrapped(items, start, 0)
+    lines = _wrapped(items, start, 0)
+    return [*lines, " " * len(start) + NAN_NOTE] if any(item.endswith(" NaN") for item in items) else lines
 
 
 def _telling(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
@@ -192,7 +195,9 @@ def _short(value: Any) -> str:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return str(value)
     size = abs(value)
-    if value != value or size >= 1000 or value == int(value):
+    if not math.isfinite(value):
+        return "NaN" if value != value else str(value)
+    if size >= 1000 or value == int(value):
         return f"{value:>5,.0f}"
     if size < 0.0005:
         return f"{value:.1e}".replace("e-0", "e-")

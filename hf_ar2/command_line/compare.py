@@ -22,7 +22,7 @@ from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_ru
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
-from hf_ar2.report import MARKS, display_name, format_p, format_table
+from hf_ar2.report import MARKS, NAN_NOTE, display_name, format_p, format_table
 from hf_ar2.search_system import read_recipe
 
 # The split of a collection that is made of a qrels file.
@@ -302,7 +302,8 @@ def table_text(
         columns += [f"Δ {display_name(metrics[0])}", "p", "W/L/T"]
     rows = []
     for name, found in values.items():
-        row = [name, *(f"{found[metric].mean():.3f}" if metric in found else NONE for metric in metrics)]
+        means = [float(found[metric].mean()) if metric in found else None for metric in metrics]
+        row = [name, *(NONE if mean is None else "NaN" if mean != mean else f"{mean:.3f}" for mean in means)]
         if name in tests:
             test, p = tests[name]
             row += [f"{test.difference:+.3f}", re.sub(r"^p (= )?", "", format_p(p, test.difference))]
@@ -321,6 +322,8 @@ def table_text(
             f"randomisation test over the queries{corrected}; {MARKS}.",
         )
     if form == "latex":
+        if any("NaN" in row for row in rows):  # the other two forms say it themselves
+            remarks.append(NAN_NOTE)
         return latex_table(rows, columns, " ".join([f"{title}.", *remarks]))
     if form == "markdown":
         rows = [[_markdown(row[0]), *row[1:]] for row in rows]
