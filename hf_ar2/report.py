@@ -27,10 +27,12 @@ Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]
 LogHistory = Mapping[str, Sequence[Mapping[str, Any]]]
 
 RETRIEVER_METRICS = ("mrr@10", "ndcg@10", "recall@100")
+MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼ likewise, where it is worse"
 LEGEND = (
-    "* p < .05, ** p < .01, *** p < .001 in a two-sided paired test over the queries. A mark after a retriever "
-    "compares it with the retriever of the stage before, a mark after a pipeline with the retriever of its stage."
+    f"{MARKS} (two-sided paired test over the queries). A mark after a retriever compares it with the retriever of "
+    "the stage before, a mark after a pipeline with the retriever of its stage."
 )
+NAN_NOTE = "NaN: no number; nothing was there to average, or a value was not finite."
 # The palette of Okabe and Ito, told apart by people with any kind of colour blindness.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#6E6E6E"
@@ -59,7 +61,8 @@ def format_table(
 ) -> str:
     """An aligned table as text.
 
-    Floats get three decimals, None and nan a dash. Columns of numbers are aligned on the right, others on the left.
+    Floats get three decimals, None a dash. A NaN is shown as such, with a note below the table that says what it is.
+    Columns of numbers are aligned on the right, others on the left.
     A text table wider than `width` has its text columns wrapped, the widest first; nothing is cut off.
 
     Args:
@@ -84,11 +87,13 @@ def format_table(
                 f"row {number} has {len(row)} cells for the {len(columns)} columns {list(columns)}: {row}"
             )
     cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [all(re.match(r" *([-+]?\d|–)", row[i]) for row in cells) for i in range(len(columns))]
+    numeric = [all(re.match(r" *([-+]?\d|–|NaN)", row[i]) for row in cells) for i in range(len(columns))]
+    note = NAN_NOTE if any("NaN" in row for row in cells) else ""
     if markdown:
         rule = ["---:" if right else "---" for right in numeric]
         escaped = [[cell.strip().replace("|", "\\|") for cell in row] for row in [list(columns), *cells]]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+        table = "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+        return f"{table}\n\n{note}" if note else table
 
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
     gaps = 2 * (len(columns) - 1)
@@ -102,6 +107,8 @@ def format_table(
     lines.append("─" * (sum(widths) + gaps))
     for row in cells:
         lines += _aligned(row, widths, numeric)
+    if note:
+        lines += ["", *textwrap.wrap(note, width)]
     return "\n".join(lines)
 
 
@@ -118,10 +125,10 @@ def stage_table(
 
     Args:
         metrics: stage -> split -> "retriever" | "ranker" | "pipeline" -> metric -> value, stages in order, as in
-            metrics.json. What is missing is shown as a dash.
-        tests: stage -> split -> "retriever" | "pipeline" -> `paired_test` of MRR@10: this stage's retriever
-            against the one of the stage before, this stage's pipeline against this stage's retriever. A test may
-            be a `PairedTest` or the dict of its fields.
+            metrics.json. What is missing is shown as a dash; without any pipeline there is no column for it.
+        tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of MRR@10: this
+            stage's retriever against the one of the stage before, this stage's pipeline against this stage's
+            retriever, and against the last pipeline before it. A test may be a `PairedTest` or the dict of its fields.
         split: which split to show.
         markdown: Markdown in place of text for the terminal.
         width: of the terminal, in characters.
@@ -137,10 +144,10 @@ def stage_table(
         >>> print(stage_table(metrics, tests).split("* p <")[0].strip())
         test: 48 queries
         <BLANKLINE>
-        stage      retriever MRR@10  nDCG@10  Recall@100  pipeline MRR@10
-        ─────────────────────────────────────────────────────────────────
-        zero-shot           0.250      0.300       0.800              –
-        warm-up             0.500 *    0.600       0.900              –
+        stage      retriever MRR@10  nDCG@10  Recall@100
+        ────────────────────────────────────────────────
+        zero-shot           0.250      0.300       0.800
+        warm-up             0.500 *    0.600       0.900
         <BLANKLINE>
         MRR@10 compared                    change  significance  better  worse  equal
         ─────────────────────────────────────────────────────────────────────────────
@@ -153,28 +160,37 @@ def stage_table(
     outcomes = {stage: _paired_tests((tests or {}).get(stage, {}).get(split, {})) for stage in stages}
     tested = [test for outcome in outcomes.values() for test in outcome.values()]
     # Marks of one length, so that the values before them stay aligned.
-    longest = max((len(significance_mark(test.p_value)) for test in tested), default=0)
+    longest = max((len(significance_mark(test.p_value, test.difference)) for test in tested), default=0)
+    columns = {"retriever": RETRIEVER_METRICS, "pipeline": ("mrr@10",)}
+    if not any("pipeline" in metrics[stage][split] for stage in stages):
+        del columns["pipeline"]
     results, compared = [], []
+    with_pipeline = ""
     for number, stage in enumerate(stages):
         systems, outcome = metrics[stage][split], outcomes[stage]
         row = [f"{stage} (served)" if stage == served else stage]
-        for system, names in (("retriever", RETRIEVER_METRICS), ("pipeline", ("mrr@10",))):
+        for system, names in columns.items():
             values = [systems.get(system, {}).get(name) for name in names]
-            mark = significance_mark(outcome[system].p_value) if system in outcome else ""
+            test = outcome.get(system)
+            mark = significance_mark(test.p_value, test.difference) if test is not None else ""
             first = _cell(values[0])
             row += [f"{first:>5} {mark:<{longest}}" if longest else first, *map(_cell, values[1:])]
         results.append(row)
         over = f"{stage} over {stages[number - 1]}" if number else stage
-        for system, label in (
+        for key, label in (
             ("retriever", f"retriever: {over}"),
+            ("pipeline_before", f"pipeline: {stage} over {with_pipeline}"),
             ("pipeline", f"pipeline over retriever: {stage}"),
         ):
-            if system in outcome:
-                compared.append(_comparison(label, outcome[system]))
+            if key in outcome:
+                compared.append(_comparison(label, outcome[key]))
+        with_pipeline = stage if "pipeline" in systems else with_pipeline
     sizes = {test.wins + test.losses + test.ties for test in tested}
     queries = f": {sizes.pop():,} queries" if len(sizes) == 1 else ""
-    headings = ["stage", *(display_name(name) for name in RETRIEVER_METRICS), "pipeline MRR@10"]
-    headings[1] = f"retriever {headings[1]}"
+    headings = ["stage"]
+    for system, names in columns.items():
+        first, *others = map(display_name, names)
+        headings += [f"{system} {first}", *others]
     parts = [f"{split}{queries}", format_table(results, headings, markdown=markdown, width=width)]
     if compared:
         headings = ["MRR@10 compared", "change", "significance", "better", "worse", "equal"]
@@ -183,25 +199,25 @@ def stage_table(
     return "\n\n".join(parts)
 
 
-def format_p(p: float) -> str:
-    """A p-value as papers print it, with its mark.
+def format_p(p: float, difference: float | None = None) -> str:
+    """A p-value as papers print it; with the difference that it belongs to, with its mark.
 
     Example:
-        >>> format_p(0.012), format_p(0.00004), format_p(0.16)
-        ('p = .012 *', 'p < .001 ***', 'p = .160')
+        >>> format_p(0.012), format_p(0.00004, 0.2), format_p(0.012, -0.1), format_p(0.16, -0.1)
+        ('p = .012', 'p < .001 ***', 'p = .012 ▼', 'p = .160')
     """
     text = "p < .001" if p < 0.001 else f"p = {f'{p:.3f}'.removeprefix('0')}"
-    return f"{text} {significance_mark(p)}".rstrip()
+    return text if difference is None else f"{text} {significance_mark(p, difference)}".rstrip()
 
 
-def significance_mark(p: float) -> str:
-    """`***` below .001, `**` below .01, `*` below .05, else nothing.
+def significance_mark(p: float, difference: float) -> str:
+    """`***` below .001, `**` below .01, `*` below .05, else nothing; `▼` in place of `*` for what is worse.
 
     Example:
-        >>> significance_mark(0.003)
-        '**'
+        >>> significance_mark(0.003, 0.1), significance_mark(0.003, -0.1)
+        ('**', '▼▼')
     """
-    return "*" * sum(p < level for level in (0.05, 0.01, 0.001))
+    return ("▼" if difference < 0 else "*") * sum(p < level for level in (0.05, 0.01, 0.001))
 
 
 def display_name(metric: str) -> str:
@@ -287,15 +303,18 @@ def plot_report(
 
 
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
+    if value is None:
         return "–"
+    if isinstance(value, (float, np.floating)) and math.isnan(value):
+        return "NaN"
     if isinstance(value, (float, np.floating)):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
 
 
 def _comparison(label: str, test: PairedTest) -> list[Any]:
-    return [label, f"{test.difference:+.3f}", format_p(test.p_value), test.wins, test.losses, test.ties]
+    p = format_p(test.p_value, test.difference)
+    return [label, f"{test.difference:+.3f}", p, test.wins, test.losses, test.ties]
 
 
 def _paired_tests(tests: Mapping[str, PairedTest | Mapping[str, Any]]) -> dict[str, PairedTest]:

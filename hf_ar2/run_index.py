@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,39 @@ class RunIndex:
             >>> recipe = {"evaluation": {"rows": {"before": {}, "after": {"index": "theirs.faiss"}}}, "stages": {}}
             >>> RunIndex.of_run("runs/mine", recipe).path.name
             'theirs.faiss'
-            >>> recipe["stages"]["theirs.faiss"] = {"trainer": "ltre"}  # a stage's index is in the run
-            >>> RunIndex.of_run("runs/mine", recipe).path.name
+            >>> recipe["stages"]["theirs.faiss"] = {"trainer": "ltre", "args": {"index_factory": "PQ8"}}
+            >>> RunIndex.of_run("runs/mine", recipe).path.name  # a stage's index is in the run
             'searched_index'
         """
-        row = served_row(folder, recipe)
+        row, stages = served_row(folder, recipe), recipe.get("stages") or {}
         given = row.get("index")
-        if given is not None and given not in (recipe.get("stages") or {}):
+        if given in stages:
+            settings = {**(recipe.get("args") or {}), **(stages[given].get("args") or {})}
+            return cls.of_stage(Path(folder) / SEARCHED_INDEX, settings)
+        if given is not None:
             return cls(Path(given), Path(row["index_ids"]) if row.get("index_ids") else None)
         kept = Path(folder) / SEARCHED_INDEX
-        return cls(kept) if given is not None or kept.is_dir() else None
+        return cls(kept) if kept.is_dir() else None
+
+    @classmethod
+    def of_stage(cls, kept: Path, settings: Mapping[str, Any]) -> RunIndex | None:
+        """The index that an LTRe stage trained against; None for an exact one, which its passages give again.
+
+        Args:
+            kept: where an index is that the stage made.
+            settings: of the stage.
+
+        Example:
+            >>> kept = Path("stages/ltre/searched_index")
+            >>> RunIndex.of_stage(kept, {"index": "theirs.faiss"}).path.name
+            'theirs.faiss'
+            >>> RunIndex.of_stage(kept, {"index_factory": "Flat"}) is None
+            True
+        """
+        given = settings.get("index")
+        if given is not None and not settings.get("train_centroids"):
+            return cls(Path(given), Path(settings["index_ids"]) if settings.get("index_ids") else None)
+        return cls(kept) if given is not None or settings.get("index_factory", "Flat") != "Flat" else None
 
     def open(
         self,

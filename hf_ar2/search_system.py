@@ -298,11 +298,13 @@ class SearchSystem:
         Returns:
             k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), the
             ranker's where the ranker alone is served, or the retriever's where there is no ranker. Where a run chose
-            how many passages are reordered, those after them follow in the retriever's order, without a ranker score.
+            how many passages are reordered, those after them follow in the retriever's order, without a ranker score. With
+            `rerank_depth` 0 the order is the retriever's.
         """
         settings = self.settings
+        reranks = self.ranker is not None and settings.rerank_depth > 0
         reordered = settings.pipeline_depth or max(k, settings.rerank_depth)
-        depth = max(k, reordered) if self.ranker is not None else k
+        depth = max(k, reordered) if reranks else k
         with self.encoders.autocast():
             embedding = self.retriever.encode_query(
                 [query],
@@ -314,7 +316,7 @@ class SearchSystem:
         rows = rows[0][rows[0] >= 0]
         found = self.collection.corpus[rows.tolist()]
         ranked: list[float | None] = [None] * len(rows)
-        if self.ranker is not None:
+        if reranks:
             ranked[:reordered] = self._rank(query, found["title"][:reordered], found["text"][:reordered])
         hits = [
             Hit(passage_id, title, text, number, float(score), ranker_score)

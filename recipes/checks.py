@@ -32,7 +32,7 @@ def check_settings(recipe: Recipe, run: Path) -> None:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Refuse a recipe that names a file that is not there.
+    """Refuse a recipe that names a file that is not there, or as an index a stage that leaves none.
 
     Raises:
         RecipeError: with the field and the file.
@@ -53,8 +53,16 @@ def check_files(recipe: Recipe) -> None:
             )
         _check_index_files(f"stages.{stage}.args", settings)
     for name, row in recipe.evaluation.get("rows", {}).items():
-        if row.get("index") not in recipe.stages:
+        stage = row.get("index")
+        if stage not in recipe.stages:
             _check_index_files(f"evaluation.rows.{name}", row)
+        elif recipe.stages[stage]["trainer"] != "ltre":
+            known = [name for name, body in recipe.stages.items() if body["trainer"] == "ltre"]
+            raise RecipeError(
+                f"evaluation.rows.{name}.index: stage {stage!r} leaves no index (trainer "
+                f"{recipe.stages[stage]['trainer']!r}); expected a stage of trainer 'ltre' "
+                f"({', '.join(known) or 'there is none'}) or a FAISS file; without 'index' the row is searched exactly"
+            )
 
 
 def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:

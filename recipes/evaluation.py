@@ -51,7 +51,7 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
 
     Raises:
         RecipeError: a split that the collection or the evaluation lacks, an unknown metric, or one that needs more
-            passages than are retrieved.
+            passages than are retrieved, a `rerank_depth` that is no whole number of at least 0.
     """
     settings = recipe.evaluation
     if not settings.get("rows"):
@@ -61,6 +61,12 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
     if weight is not None and not (type(weight) in (int, float) and 0 <= weight < float("inf")):
         raise RecipeError(
             f"evaluation.pipeline_weight: found {weight!r}, expected a number of at least 0, or null to fit it"
+        )
+    rerank_depth = settings.get("rerank_depth", 20)
+    if type(rerank_depth) is not int or rerank_depth < 0:
+        raise RecipeError(
+            f"evaluation.rerank_depth: found {rerank_depth!r}, expected a whole number of at least 0; with 0 the "
+            "retrievers alone are evaluated"
         )
     metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
     chief, depth, total = (
@@ -167,10 +173,10 @@ def _evaluate_row(
         show_progress=not args.disable_tqdm,
     )
     retriever = load("retriever", row["retriever"]).to(args.device)
-    ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row else None
+    rerank_depth = settings.get("rerank_depth", 20)
+    ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row and rerank_depth else None
     retrieve_with = FrozenRetrieval if isinstance(args, LTReConfig) else Retrieval
     retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
-    rerank_depth = settings.get("rerank_depth", 20)
     temperatures = retrieval.retriever_temperature, retrieval.args.ranker_temperature
     blend, fixed = Blend(), settings.get("pipeline_weight")
     if fixed is not None:
@@ -185,6 +191,8 @@ def _evaluate_row(
         found = rankings_of_systems(scores, rows, ranked, *temperatures, blend.weight, blend.depth)
         if encoders.processes.is_first:
             ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
+            for system in set(SYSTEMS) - set(found):  # of an evaluation with other settings
+                run_file(run, name, split, system).unlink(missing_ok=True)
             for system, (ranking, values) in found.items():
                 path = run_file(run, name, split, system)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +238,7 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
             }
             for row in settings["rows"]
         }
-        before = None
+        before = with_pipeline = None
         for row, systems in values.items():
             means.setdefault(row, {})[split] = {
                 system: {metric: float(value.mean()) for metric, value in found.items()}
@@ -245,10 +253,15 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
                     paired_test(systems["retriever"][chief], values[before]["retriever"][chief])
                 )
             if "pipeline" in systems:
-                # Against the row's own retriever.
+                # Against the row's own retriever, and against the last pipeline before it.
                 compared["pipeline"] = asdict(
                     paired_test(systems["pipeline"][chief], systems["retriever"][chief])
                 )
+                if with_pipeline is not None:
+                    compared["pipeline_before"] = asdict(
+                        paired_test(systems["pipeline"][chief], values[with_pipeline]["pipeline"][chief])
+                    )
+                with_pipeline = row
             before = row
     (run / "metrics.json").write_text(json.dumps(means, indent=1))
     (run / "significance.json").write_text(json.dumps({"metric": chief, "tests": tests}, indent=1))

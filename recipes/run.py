@@ -85,10 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def quiet() -> None:
-    """Leave the terminal to progress bars and results: no load reports, no per-module notices."""
+    """Leave the terminal to our own progress and to results: no load reports, no per-module notices."""
+    import datasets
     from transformers.utils import logging as transformers_logging
 
+    from hf_ar2.progress import on_terminal
+
     transformers_logging.disable_progress_bar()
+    if not on_terminal():
+        datasets.disable_progress_bars()
     for name in ("sentence_transformers", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     noise = ("LOAD REPORT", "Converting SentenceTransformer", "mtime may not be reliable")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_ar2.recipes.encodings import encodings_folder
 from hf_ar2.recipes.recipe import CONFIGS, Recipe
-from hf_ar2.run_index import SEARCHED_INDEX
+from hf_ar2.run_index import SEARCHED_INDEX, RunIndex
 from hf_ar2.trainers import LTReConfig, RetrieverConfig
 
 # Of a recipe's common settings, those that say how texts are read, searched and shown; the others are about training.
@@ -80,8 +80,14 @@ def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReCon
         "save_strategy": "no",
     }
     settings |= {key: body[key] for key in _ROW_SETTINGS if key in body}
-    if settings.get("index") in recipe.stages:
-        settings["index"] = str(run / "stages" / body["index"] / SEARCHED_INDEX)
+    if (stage := settings.get("index")) in recipe.stages:
+        del settings["index"]
+        found = RunIndex.of_stage(run / "stages" / stage / SEARCHED_INDEX, recipe.stage_args(stage))
+        if found is None:  # it is searched exactly, as it was trained
+            settings["index_factory"] = "Flat"
+        else:
+            settings["index"] = str(found.path)
+            settings |= {} if found.ids is None else {"index_ids": str(found.ids)}
     output = str(run / "evaluation" / row)
     if "index" in settings or "search_parameters" in settings:
         return LTReConfig(output_dir=output, vectors="index", **settings)

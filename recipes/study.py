@@ -22,7 +22,7 @@ from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.recipes.evaluation import per_query
 from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
-from hf_ar2.report import format_p, format_table
+from hf_ar2.report import MARKS, format_p, format_table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,7 +111,8 @@ def summarise(recipe: Recipe, runs: list[Path], against: str) -> str:
     columns[f"{against} − row"] = f"{against} − row (retriever)"
     title = f"{recipe.collection}, {split}: {len(collection.judgments(split))} queries, {len(runs)} seeds"
     body = [[line[key] for key in columns] for line in lines]
-    return f"{title}\n\n{format_table(body, list(columns.values()), markdown=True)}"
+    marks = f"{MARKS} (two-sided paired test over the queries)".replace("*", "\\*")
+    return f"{title}\n\n{format_table(body, list(columns.values()), markdown=True)}\n\n{marks}"
 
 
 def seed_values(
@@ -146,7 +147,7 @@ def difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
     if a is None or b is None:
         return "–"
     test = paired_test(a.mean(axis=0), b.mean(axis=0))
-    return f"{test.difference:+.3f} ({format_p(test.p_value)})"
+    return f"{test.difference:+.3f} ({format_p(test.p_value, test.difference)})"
 
 
 def cost(recipe: Recipe, runs: list[Path], row: str) -> str:

@@ -152,6 +152,21 @@ def test_results_stand_before_and_after_with_their_significance(run: Path) -> No
     assert "zero-shot" not in ranker  # it had no ranker
 
 
+def test_a_ranker_that_was_not_evaluated_has_a_card_that_says_so(run: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["evaluation"]["rerank_depth"] = 0
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    metrics = json.loads((run / "metrics.json").read_text())
+    alone = {
+        row: {split: {"retriever": found["retriever"]} for split, found in splits.items()}
+        for row, splits in metrics.items()
+    }
+    (run / "metrics.json").write_text(json.dumps(alone))
+    card = card_of(run, "ranker")
+    assert "The ranker was not evaluated in this run (`rerank_depth` 0)." in card
+    assert not ModelCard(card).data.eval_results
+
+
 def test_the_training_is_told_stage_by_stage_and_nothing_else_is(run: Path) -> None:
     card = card_of(run, "retriever")
     assert "Data: [BeIR/scifact](https://huggingface.co/datasets/BeIR/scifact): 5,183 passages, 648" in card

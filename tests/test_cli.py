@@ -518,6 +518,24 @@ def test_evaluate_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.C
         assert message in capsys.readouterr().err
 
 
+def test_with_a_rerank_depth_of_0_the_retriever_is_alone(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = evaluated(run, tmp_path, "--rerank_depth", "0")["test"]
+    shown = capsys.readouterr().out
+    assert set(metrics) == {"retriever"} and "pipeline" not in shown and "ranker" not in shown
+    collection = load_collection(data)
+    retrieved = read_run(tmp_path / "test.retriever.trec", collection.queries["id"], collection.corpus["id"])
+    query = collection.queries["text"][int(retrieved.query_rows[0])]
+    assert cli.main(["search", str(run), "-k", "3", "--rerank_depth", "0", *query.split()]) == 0
+    found = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("   ")]
+    first = [collection.corpus["id"][row] for row in retrieved.passage_rows[0, :3]]
+    assert [hit[2] for hit in found if hit[0] in "123"] == first, "rank, retriever's score, passage"
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(run), "--rerank_depth", "-1"])
+    assert "expected a whole number of at least 0" in capsys.readouterr().err
+
+
 def test_search_shows_both_scores_and_agrees_with_evaluate(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

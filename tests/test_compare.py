@@ -68,7 +68,7 @@ def test_one_comparison_is_not_corrected(files: Path, capsys: pytest.CaptureFixt
     assert cli.main([*arguments, "--against", "dense"]) == 0
     shown = capsys.readouterr().out
     bm25 = next(line for line in shown.splitlines() if line.startswith("bm_25"))
-    assert bm25.split() == ["bm_25", "0.500", "-0.500", ".031", "*", "0/6/0"]
+    assert bm25.split() == ["bm_25", "0.500", "-0.500", ".031", "▼", "0/6/0"]
     assert "Holm" not in shown
 
 
@@ -100,6 +100,7 @@ def test_pdflatex_takes_greek_letters(files: Path, capsys: pytest.CaptureFixture
     arguments = ["compare", f"{name}.trec", "λ=0.5.trec", "--qrels", "test.qrels", "--metrics", "mrr@4"]
     assert cli.main([*arguments, "--latex"]) == 0
     latex = capsys.readouterr().out
+    assert r"** p $<$ .01, *** p $<$ .001; $\bigtriangledown$, " in latex
     assert r"$\lambda$=0.5 & 0.542 & +0.000" in latex and r"$\Delta$ MRR@4" in latex
     assert latex.isascii()
     if shutil.which("pdflatex") is None:

@@ -15,6 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2 import cli
 from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.runner import run_recipe
+from hf_ar2.recipes.stage_settings import row_config
 
 SHORT = ["--max_passage_length", "32", "--bf16", "false", "--disable_tqdm", "true", "--ltre.list_depth", "10"]
 # What is tuned is served, whatever eight queries of dev say of it.
@@ -98,6 +100,54 @@ def test_options_that_contradict_each_other(capsys, options, message):
     with pytest.raises(SystemExit):
         cli.main(["tune-queries", "model", "data", *options])
     assert message in capsys.readouterr().err
+
+
+def test_a_row_names_the_exact_index_of_a_stage(home, tmp_path, capsys):
+    """Nothing is kept of a Flat index, for its passages give it again: the row is searched exactly."""
+    ltre = {"retriever": "ltre", "index": "ltre"}
+    quick = {"eval_strategy": "no", "eval_on_start": False, "report_to": "none", "max_passage_length": 32}
+    recipe = {
+        "collection": str(home / "data"),
+        "models": {"tiny": {"model": str(home / "tiny-retriever"), "dropout": 0.0}},
+        "args": {**quick, "use_cpu": True, "bf16": False, "disable_tqdm": True},
+        "stages": {
+            "ltre": {"trainer": "ltre", "retriever": "tiny", "args": {"max_steps": 2, "list_depth": 10}}
+        },
+        "evaluation": {
+            "splits": ["test"],
+            "metrics": ["mrr@10"],
+            "depth": 20,
+            "rows": {"exact": {"retriever": "ltre"}, "named": ltre},
+        },
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    run = tmp_path / "run"
+    run_recipe(load_recipe(tmp_path / "r.yaml", {"output_dir": str(run)}))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["named"] == metrics["exact"]
+    assert cli.main(["search", str(run), "otter"]) == 0
+    assert f"index in {run / 'index'}" in capsys.readouterr().out
+
+
+def test_a_row_names_a_stages_index_where_that_is_kept(tmp_path):
+    recipe = {
+        "collection": "data",
+        "models": {"tiny": {"model": "tiny-retriever"}},
+        "stages": {
+            "own": {"trainer": "ltre", "retriever": "tiny", "args": {"index_factory": "PQ8"}},
+            "given": {
+                "trainer": "ltre",
+                "retriever": "tiny",
+                "args": {"index": "a.faiss", "index_ids": "a.json"},
+            },
+        },
+        "evaluation": {"rows": {stage: {"retriever": stage, "index": stage} for stage in ("own", "given")}},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(tmp_path / "r.yaml")
+    own, given = (row_config(loaded, row, tmp_path) for row in ("own", "given"))
+    assert own.index == str(tmp_path / "stages" / "own" / "searched_index")
+    assert (given.index, given.index_ids) == ("a.faiss", "a.json")
 
 
 def test_an_ltre_stage_needs_no_ranker_and_a_row_names_a_stages_index(tmp_path):

@@ -105,6 +105,11 @@ def started(path, *overrides):
         ("compressed.index", "absent.faiss", "stages.compressed.args.index: absent.faiss: no such file"),
         ("evaluation.rows.after.search_parameters", "nprobe=4", "evaluation.rows.after: search_parameters"),
         ("evaluation.rows.after.index", "absent.faiss", "rows.after.index: absent.faiss: no such file"),
+        (
+            "evaluation.rows.before.index",
+            "warm-up",
+            r"rows.before.index: stage 'warm-up' leaves no index \(trainer 'retriever'\); .* 'ltre' \(compressed\)",
+        ),
     ],
 )
 def test_what_would_fail_in_a_later_stage_is_refused_before_the_first(recipe, key, value, message):

@@ -198,6 +198,27 @@ def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_pa
         read_run(run)
 
 
+def test_with_a_rerank_depth_of_0_retrievers_are_alone(body, tmp_path, capsys):
+    """Not in the table, not on the report page, not among the run files, even where one was evaluated before."""
+    ranker = str(Path(body["models"]["light"]["model"]).with_name("tiny-ranker"))
+    rows = {"before": {"retriever": "light"}, "both": {"retriever": "light", "ranker": "heavy"}}
+    recipe = {**body, "models": {**body["models"], "heavy": {"model": ranker}}, "stages": {}}
+    recipe["evaluation"] = {**body["evaluation"], "splits": ["test"], "rows": rows}
+    run = tmp_path / "run"
+    tables = {}
+    for depth in (5, 0):
+        overrides = {"output_dir": str(run), "evaluation.rerank_depth": str(depth)}
+        run_recipe(load_recipe(write(tmp_path / "tiny.yaml", recipe), overrides))
+        tables[depth] = capsys.readouterr().out
+        assert (run / "runs" / "both" / "test.pipeline.trec").is_file() == (depth > 0)
+    assert "pipeline MRR@10" in tables[5] and "pipeline MRR@10" not in tables[0]
+    assert set(json.loads((run / "metrics.json").read_text())["both"]["test"]) == {"retriever"}
+    assert cli.main(["report", str(run)]) == 0 and cli.main(["compare", str(run)]) == 0
+    assert "pipeline" not in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="evaluation.rerank_depth: found -1, expected a whole number"):
+        run_recipe(load_recipe(tmp_path / "tiny.yaml", {**overrides, "evaluation.rerank_depth": "-1"}))
+
+
 def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
     cases = {
         "colection": ("x", "unknown key 'colection'; did you mean 'collection'"),

@@ -11,7 +11,7 @@ import pytest
 
 from hf_ar2 import report
 from hf_ar2.evaluation.significance import PairedTest
-from hf_ar2.report import display_name, format_p, format_table, plot_report, stage_table
+from hf_ar2.report import NAN_NOTE, display_name, format_p, format_table, plot_report, stage_table
 
 METRICS = {
     "zero-shot": {"test": {"retriever": {"mrr@10": 0.25, "ndcg@10": 0.312, "recall@100": 0.781}}},
@@ -41,6 +41,7 @@ TESTS = {
         "test": {
             "retriever": PairedTest(0.022, 0.04, 80, 61, 307),
             "pipeline": PairedTest(0.035, 0.06, 9, 7, 432),
+            "pipeline_before": PairedTest(0.014, 0.03, 60, 40, 348),
         }
     },
 }
@@ -61,6 +62,7 @@ def test_the_table_of_a_run():
         "retriever: warm-up over zero-shot  +0.244  p < .001 ***     210     35    203\n"
         "pipeline over retriever: warm-up   +0.043  p = .003 **      110     65    273\n"
         "retriever: ar2 over warm-up        +0.022  p = .040 *        80     61    307\n"
+        "pipeline: ar2 over warm-up         +0.014  p = .030 *        60     40    348\n"
         "pipeline over retriever: ar2       +0.035  p = .060           9      7    432"
     )
 
@@ -92,8 +94,19 @@ def test_a_table_keeps_to_the_terminal_and_explains_its_marks():
 
 
 def test_a_worse_stage_is_shown_as_worse():
-    tests = {"ar2": {"test": {"retriever": PairedTest(-0.01, 0.02, 3, 20, 25)}}}
-    assert "-0.010  p = .020 *" in stage_table(METRICS, tests)
+    tests = {"ar2": {"test": {"retriever": PairedTest(-0.01, 0.0002, 3, 20, 25)}}}
+    table = stage_table(METRICS, tests)
+    assert "0.516 ▼▼▼" in table and "-0.010  p < .001 ▼▼▼" in table
+    assert "▼, ▼▼, ▼▼▼ likewise, where it is worse" in table
+    assert "*" not in table.split("\n\n* p <")[0], "a loss has no star"
+
+
+def test_pipelines_are_compared_with_the_last_pipeline_before_them():
+    """A row between them without a pipeline is passed over; a run from before that test shows what it has."""
+    metrics = {"a": METRICS["warm-up"], "b": METRICS["zero-shot"], "c": METRICS["ar2"]}
+    test = PairedTest(0.014, 0.03, 60, 40, 348)
+    assert "pipeline: c over a " in stage_table(metrics, {"c": {"test": {"pipeline_before": test}}})
+    assert "pipeline: " not in stage_table(metrics, {"c": {"test": {"pipeline": test}}})
 
 
 def test_markdown():
@@ -121,8 +134,11 @@ def test_cells_and_alignment():
         "name  value   count  note",
         "─────────────────────────",
         "a     0.123  12,000  –",
-        "bb        –       7  x",
+        "bb      NaN       7  x",
+        "",
+        "NaN: no number; nothing was there to average, or a value was not finite.",
     ]
+    assert format_table([[float("nan")]], ["a"], markdown=True).splitlines()[2:] == ["| NaN |", "", NAN_NOTE]
     assert format_table([], ["a", "b"]).splitlines() == ["a  b", "────"]
     with pytest.raises(ValueError, match="row 1 has 1 cells for the 2 columns"):
         format_table([[1, 2], [3]], ["a", "b"])
@@ -137,7 +153,7 @@ def test_long_text_is_wrapped_and_not_cut():
 
 def test_p_values_and_names():
     values = [0.0004, 0.001, 0.0099, 0.012, 0.05, 0.16, 1.0]
-    assert [format_p(p) for p in values] == [
+    assert [format_p(p, 0.1) for p in values] == [
         "p < .001 ***",
         "p = .001 **",
         "p = .010 **",
@@ -146,6 +162,7 @@ def test_p_values_and_names():
         "p = .160",
         "p = 1.000",
     ]
+    assert [format_p(p, -0.1) for p in values] == [format_p(p, 0.1).replace("*", "▼") for p in values]
     assert [display_name(name) for name in ("map", "recall@100")] == ["MAP", "Recall@100"]
 
 

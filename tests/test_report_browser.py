@@ -113,8 +113,8 @@ def values(run: Path, tiny_collection: Collection) -> list[np.ndarray]:
 def test_the_results_say_what_was_gained(open_page, html: str, values: list[np.ndarray]) -> None:
     page = open_page(html).page
     shown = page.locator("#results .hero").inner_text()
-    assert f"{values[0].mean():.3f}" in shown and f"{values[4].mean():.3f}" in shown
-    better = int((values[4] > values[0]).sum())
+    assert f"{values[0].mean():.3f}" in shown and f"{values[3].mean():.3f}" in shown
+    better = int((values[3] > values[0]).sum())
     assert f"▲ {better} better" in shown
     assert page.locator("#results table").first.locator("tbody tr").all_inner_texts()[2].startswith("AR2")
     assert page.locator("#results .chart svg circle").count() >= 3
@@ -135,20 +135,20 @@ def test_what_was_tested_stands_under_its_own_metric(
     for metric, label in (("MRR@10", "a"), ("nDCG@10", "b")):
         table = page.locator(".card", has=page.get_by_text(f"What each stage changed, {metric}", exact=True))
         rows = table.locator("tbody th").all_inner_texts()
-        assert len(rows) == 4 and all(row.startswith(f"{label} · ") for row in rows)
+        assert len(rows) == 5 and all(row.startswith(f"{label} · ") for row in rows)
 
 
 def test_better_queries_are_a_click_away(open_page, html: str, values: list[np.ndarray]) -> None:
     opened = open_page(html)
     opened.page.locator("#results .counts .gain").click()
     opened.page.wait_for_selector("#queries:not([hidden])")
-    assert len(opened.listed()) == int((values[4] > values[0]).sum())
+    assert len(opened.listed()) == int((values[3] > values[0]).sum())
 
 
 def test_queries_are_sorted_by_gain_and_by_loss(open_page, html: str, values: list[np.ndarray]) -> None:
     opened = open_page(html)
     page = opened.part("queries")
-    change = np.sort(values[4].astype(float) - values[0])
+    change = np.sort(values[3].astype(float) - values[0])
     expected = [float(f"{value:.3f}") for value in change]
     assert [float(text) for text in opened.listed()] == expected[::-1]
     page.select_option("#order", "loss")
@@ -164,7 +164,7 @@ def test_a_search_and_a_filter_leave_the_queries_that_fit(
     page = opened.part("queries")
     page.locator("#swap").click()  # what was gained is lost
     page.locator(".chip[data-kind=loss]").click()
-    worse = np.sort((values[0].astype(float) - values[4])[values[0] < values[4]])
+    worse = np.sort((values[0].astype(float) - values[3])[values[0] < values[3]])
     assert opened.listed() == [f"{value:.3f}" for value in worse] and len(worse) > 0
     page.locator(".chip[data-kind=all]").click()
     wanted = tiny_collection.queries[34]
@@ -184,7 +184,7 @@ def test_positives_are_marked_and_both_scores_shown(
     for number, id in enumerate(data["queries"]["id"]):
         page = opened.part(f"queries/{id}")
         assert page.locator("#detail .eyebrow").first.inner_text() == f"Query {id}"
-        for side, system in enumerate((data["systems"][0], data["systems"][4])):
+        for side, system in enumerate((data["systems"][0], data["systems"][3])):
             hits = page.locator(".ranking").nth(side).locator(".hit")
             marked = [bool(hit.locator(".badge").count()) for hit in hits.all()]
             assert marked == (system["relevance"][number] > 0).tolist()

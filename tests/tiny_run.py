@@ -82,6 +82,7 @@ def make_tiny_run(
     means: dict[str, dict] = {}
     tests: dict[str, dict] = {}
     before: np.ndarray | None = None
+    pipeline_before: np.ndarray | None = None
     for row, (lift, ranked) in lifts.items():
         scores, found = _rankings(collection, rng, lift, depth)
         ranker = rng.normal(0, 2, (len(query_rows), 5)).astype(np.float32) if ranked else None
@@ -100,7 +101,11 @@ def make_tiny_run(
         chief = values["retriever"]["mrr@10"]
         compared = {} if before is None else {"retriever": dataclasses.asdict(paired_test(chief, before))}
         if ranked:
-            compared["pipeline"] = dataclasses.asdict(paired_test(values["pipeline"]["mrr@10"], chief))
+            both = values["pipeline"]["mrr@10"]
+            compared["pipeline"] = dataclasses.asdict(paired_test(both, chief))
+            if pipeline_before is not None:
+                compared["pipeline_before"] = dataclasses.asdict(paired_test(both, pipeline_before))
+            pipeline_before = both
         tests[row], before = {"test": compared}, chief
     (folder / "metrics.json").write_text(json.dumps(means))
     (folder / "significance.json").write_text(json.dumps({"metric": "mrr@10", "tests": tests}))

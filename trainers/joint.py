@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.joint_model import JointModel
+from hf_ar2.length_limits import cut_line, too_many_queries, what_is_cut
 from hf_ar2.models import load_ranker, load_retriever, use_fast_attention
 from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
+from hf_ar2.trainers.log_lines import LogLines
 from hf_ar2.trainers.patience import Patience
 from hf_ar2.trainers.publishing import name_of, stages_of
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
@@ -123,6 +125,7 @@ class JointTrainer(ResumableTrainer):
             optimizers=optimizers,
         )
         refuse_what_cannot_work(self)
+        self._print_readable_lines()
         self.args: JointConfig = args
         self.model: JointModel = model
         if args.bf16 and args.device.type == "cpu":
@@ -173,6 +176,13 @@ class JointTrainer(ResumableTrainer):
         self.add_callback(Rounds(self))
         if args.patience is not None:
             self.add_callback(Patience(self, args.patience))
+
+    def _print_readable_lines(self) -> None:
+        """Have `LogLines` in the place of transformers' own bar or printer; in a notebook its table stays."""
+        callbacks = self.callback_handler.callbacks
+        theirs = [callback for callback in callbacks if type(callback) in (ProgressCallback, PrinterCallback)]
+        if theirs:  # the trainer's own comes after those that were given
+            callbacks[callbacks.index(theirs[-1])] = LogLines(self.phases)
 
     def make_retrieval(self) -> Retrieval:
         """What the trainer retrieves and evaluates with."""
@@ -311,6 +321,16 @@ class JointTrainer(ResumableTrainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and say before what is cut at the length limits."""
+        retrieval = self.retrieval
+        cuts = what_is_cut(retrieval.retriever_inputs, retrieval.ranker_inputs, retrieval.train_judgments)
+        if self.is_world_process_zero():
+            print(cut_line(cuts), flush=True)
+            if (warning := too_many_queries(cuts)) is not None:
+                logger.warning(warning)
+        return super().train(*args, **kwargs)
 
     # ---- Step -------------------------------------------------------------------------------------------------
 

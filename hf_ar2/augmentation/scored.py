@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.models import weights_fingerprint
+from hf_ar2.progress import progress_bar
 from hf_ar2.search_system import SearchSystem
 
 # Queries of a block: what a killed run has to do again at most.
@@ -118,8 +118,8 @@ def score_candidates(
     texts = system.collection.queries["text"]
     processes = system.encoders.processes
     blocks = []
-    with tqdm(
-        total=len(query_rows), desc=description, unit="query", disable=not system.encoders.progress
+    with progress_bar(
+        total=len(query_rows), description=description, unit="queries", show=system.encoders.progress
     ) as bar:
         for start in range(0, len(query_rows), _BLOCK):
             queries, positives = query_rows[start : start + _BLOCK], positive_rows[start : start + _BLOCK]

@@ -75,8 +75,8 @@ class Training:
         metrics: row → split → system → metric → value, rows from before to after.
         row: the row of `metrics` that is published; "": the last.
         chosen: contents of the run's chosen.json, where there is one.
-        tests: row → split → `"retriever"` (against the row before) or `"pipeline"` (against the row's retriever) →
-            fields of `PairedTest`.
+        tests: row → split → `"retriever"` (against the row before), `"pipeline"` (against the row's retriever) or
+            `"pipeline_before"` (against the last pipeline before) → fields of `PairedTest`.
         test_metric: what the tests are about.
         rerank_depth: how many passages of a query the ranker reordered.
         on_the_hub: those names among collection and base model that are ids on the Hub.

@@ -43,6 +43,8 @@ def results_section(training: Training) -> str:
         return "None was measured in this run."
     splits = dict.fromkeys(split for systems in training.metrics.values() for split in systems)
     parts = [_results_of_split(training, split) for split in splits]
+    if not any(parts):
+        return "The ranker was not evaluated in this run (`rerank_depth` 0)."
     if not training.tests:
         parts.append("Measured by the trainer on the way; the differences were not tested for significance.")
         return "\n\n".join(part for part in parts if part)
@@ -109,7 +111,7 @@ def _results_of_split(training: Training, split: str) -> str:
 def _outcome(test: Mapping[str, Any] | None, over: str) -> str:
     if test is None:
         return ""
-    return f"{over}: {test['difference']:+.3f}, {format_p(test['p_value'])}".rstrip(" *")
+    return f"{over}: {test['difference']:+.3f}, {format_p(test['p_value'])}"
 
 
 def short_name(name: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm.auto import tqdm
 
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.entries import Qrels, Queries
@@ -22,6 +21,7 @@ from hf_ar2.collections.lines import find_file, numbered_lines
 from hf_ar2.collections.passages import PassageRows, read_corpus
 from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.tables import arrow_column, rows_of
+from hf_ar2.progress import progress_bar
 
 PASSAGES_HEADER = ["id", "text", "title"]
 
@@ -161,7 +161,7 @@ def _read_questions(
     judged: list[tuple[str, str, int, int]] = []
     asked: dict[str, int] = {}
     for number, (line, entry) in enumerate(
-        tqdm(json_records(file), f"Reading {file.name}", unit=" questions", delay=3)
+        progress_bar(json_records(file), description=f"Reading {file.name}", unit=" questions", delay=3)
     ):
         query_id = f"{split}-{number}"
         fault = _fault(entry, hard_negatives)

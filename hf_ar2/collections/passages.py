@@ -14,10 +14,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
 from hf_ar2.collections.problems import Problems
 from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, content_hash, first_occurrences, rows_of
+from hf_ar2.progress import progress_bar
 
 # Passages, each with the line of the file it was found in: (line, id, title, text).
 PassageRows = Iterator[tuple[int, str, str, str]]
@@ -99,7 +99,7 @@ def _checked_passages(
 
 
 def _batches(rows: PassageRows, lines: array, file: Path) -> Iterator[pa.RecordBatch]:
-    rows = iter(tqdm(rows, desc=f"Reading {file.name}", unit=" passages", delay=3))
+    rows = iter(progress_bar(rows, description=f"Reading {file.name}", unit=" passages", delay=3))
     while batch := list(islice(rows, _BATCH_ROWS)):
         numbers, *columns = zip(*batch, strict=True)
         lines.extend(numbers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_ar2.command_line.parser import Parser, positive
+from hf_ar2.command_line.parser import Parser, not_negative, positive
 
 PROGRAM = "hf-ar2"
 RECIPE_KEYS = """\
@@ -121,7 +121,10 @@ def evaluate_parser() -> Parser:
         "--depth", type=positive, metavar="N", help="passages the retriever finds per query (100)"
     )
     parser.add_argument(
-        "--rerank_depth", type=positive, metavar="N", help="how many of them the ranker reorders (20)"
+        "--rerank_depth",
+        type=not_negative,
+        metavar="N",
+        help="how many of them the ranker reorders (20); 0: the retriever alone",
     )
     parser.add_argument(
         "--output", metavar="FOLDER", help="write TREC run files, qrels and metrics.json there"
@@ -243,7 +246,10 @@ def search_parser() -> Parser:
     parser.add_argument("query", nargs="*", default=[], metavar="QUERY", help="what to search for")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="passages to show (%(default)s)")
     parser.add_argument(
-        "--rerank_depth", type=positive, metavar="N", help="passages the ranker chooses from (20)"
+        "--rerank_depth",
+        type=not_negative,
+        metavar="N",
+        help="passages the ranker chooses from (20); 0: the retriever alone",
     )
     parser.add_argument("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
     return parser

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import datasets
 import numpy as np
 from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -25,6 +26,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.index import encode_rows
 from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.progress import on_terminal
 from hf_ar2.report import display_name, format_p, format_table
 from hf_ar2.run_index import RunIndex
 from hf_ar2.search_system import Hit, Ranking, SearchSystem, Settings, read_run
@@ -69,8 +71,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         chief = arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
         if chief in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][chief], values["retriever"][chief])
+            p = format_p(test.p_value, test.difference)
             print(
-                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {format_p(test.p_value)} "
+                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {p} "
                 f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
             )
         if arguments.output:
@@ -320,6 +323,7 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
             run_index = RunIndex.of_run(run, recipe)
     assert retriever_name is not None and source is not None
+    reranks = given.get("rerank_depth") != 0  # of the command line; 0 in a recipe is about its evaluation
     with contextlib.ExitStack() as stack:
         if not kept:
             temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
@@ -327,7 +331,7 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         quiet()
         yield SearchSystem(
             _loaded("retriever", retriever_name, load_retriever),
-            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name else None,
+            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
             load_collection(source),
             settings.changed(given),
             work_folder,
@@ -339,6 +343,8 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
 def quiet() -> None:
     """Leave the terminal to our own progress bars and to results; warnings stay."""
     transformers_logging.disable_progress_bar()
+    if not on_terminal():
+        datasets.disable_progress_bars()
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 

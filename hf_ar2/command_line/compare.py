@@ -23,7 +23,7 @@ from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_ru
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
-from hf_ar2.report import display_name, format_p, format_table
+from hf_ar2.report import MARKS, NAN_NOTE, display_name, format_p, format_table
 from hf_ar2.search_system import read_recipe
 
 # The split of a collection that is made of a qrels file.
@@ -32,6 +32,7 @@ NONE = "–"
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", NONE: "--", "≤": r"$\leq$", "≥": r"$\geq$"}
+_LATEX["▼"] = r"$\bigtriangledown$"
 # pdflatex stops at a Greek letter. LaTeX has no commands for those that look like Latin ones.
 _GREEK = (
     "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi mathrm{o} pi rho varsigma sigma tau "
@@ -308,10 +309,11 @@ def table_text(
         columns += [f"Δ {display_name(metrics[0])}", "p", "W/L/T"]
     rows = []
     for name, found in values.items():
-        row = [name, *(f"{found[metric].mean():.3f}" if metric in found else NONE for metric in metrics)]
+        means = [float(found[metric].mean()) if metric in found else None for metric in metrics]
+        row = [name, *(NONE if mean is None else "NaN" if mean != mean else f"{mean:.3f}" for mean in means)]
         if name in tests:
             test, p = tests[name]
-            row += [f"{test.difference:+.3f}", re.sub(r"^p (= )?", "", format_p(p))]
+            row += [f"{test.difference:+.3f}", re.sub(r"^p (= )?", "", format_p(p, test.difference))]
             row.append(f"{test.wins}/{test.losses}/{test.ties}")
         elif tests:
             row += [NONE, NONE, NONE]
@@ -324,9 +326,11 @@ def table_text(
         remarks.insert(
             0,
             f"Δ, p and queries won/lost/tied: {display_name(metrics[0])} against {against}; two-sided paired "
-            f"randomisation test over the queries{corrected}; * p < .05, ** p < .01, *** p < .001.",
+            f"randomisation test over the queries{corrected}; {MARKS}.",
         )
     if form == "latex":
+        if any("NaN" in row for row in rows):  # the other two forms say it themselves
+            remarks.append(NAN_NOTE)
         return latex_table(rows, columns, " ".join([f"{title}.", *remarks]))
     if form == "markdown":
         rows = [[_markdown(row[0]), *row[1:]] for row in rows]

@@ -60,3 +60,15 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number of at least 0, for `type=`.
+
+    Example:
+        >>> not_negative("0")
+        0
+    """
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return int(text)

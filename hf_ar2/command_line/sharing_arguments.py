@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_ar2.command_line.arguments import ANY_COLLECTION, PROGRAM, command
-from hf_ar2.command_line.parser import Parser, positive
+from hf_ar2.command_line.parser import Parser, not_negative
 
 
 def compare_parser() -> Parser:
@@ -63,7 +63,12 @@ def serve_parser() -> Parser:
     add("run", metavar="RUN", help="a run folder")
     add("--port", type=int, default=8000, metavar="N", help="to listen on; 0 takes a free one (%(default)s)")
     add("--host", default="127.0.0.1", metavar="HOST", help="0.0.0.0 for other machines too (%(default)s)")
-    add("--rerank_depth", type=positive, metavar="N", help="passages the ranker chooses from (20)")
+    add(
+        "--rerank_depth",
+        type=not_negative,
+        metavar="N",
+        help="passages the ranker chooses from (20); 0: the retriever alone",
+    )
     add("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
     return parser
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from tqdm.auto import tqdm
 
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoding import encode_rows, token_budget_batches
@@ -17,6 +16,7 @@ from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.joint_model import embed, score_pairs
 from hf_ar2.models import Task
 from hf_ar2.processes import Processes
+from hf_ar2.progress import progress_bar
 
 # Bounds what ranks exchange at a time.
 _QUERIES_AT_ONCE = 65536
@@ -203,9 +203,7 @@ class Encoders:
         with (
             torch.inference_mode(),
             self.autocast(),
-            tqdm(
-                total=total, desc=description, unit="tok", unit_scale=True, disable=not self.progress
-            ) as bar,
+            progress_bar(total=total, description=description, unit="tok", show=self.progress) as bar,
         ):
             for batch in batches:
                 features = {

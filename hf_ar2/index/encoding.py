@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from hf_ar2.index.tokens import InputBuilder, TokenStore
+from hf_ar2.progress import progress_bar
 
 Encode = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
@@ -94,9 +94,7 @@ def encode_rows(
     waiting: _Pending | None = None
     with (
         torch.no_grad(),
-        tqdm(
-            total=total, desc=description, unit="tok", unit_scale=True, disable=not show_progress
-        ) as progress,
+        progress_bar(total=total, description=description, unit="tok", show=show_progress) as progress,
     ):
         for batch in batches:
             inputs = builder.single(store, rows[batch])

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from hf_ar2.index.special_tokens import SpecialTokens
+from hf_ar2.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -249,7 +249,9 @@ def _write_store(
         backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
         with (
             open(folder / "ids.bin", "wb") as file,
-            tqdm(total=len(texts), desc=description, unit="text", disable=not show_progress) as progress,
+            progress_bar(
+                total=len(texts), description=description, unit="texts", show=show_progress
+            ) as progress,
         ):
             for start in range(0, len(texts), _TEXTS_PER_BATCH):
                 batch = list(texts[start : start + _TEXTS_PER_BATCH])
@@ -364,6 +366,22 @@ class InputBuilder:
         first = query_store.lengths[np.asarray(query_rows, np.int64)]
         second = passage_store.lengths[np.asarray(passage_rows, np.int64)]
         return np.minimum(first + second, self._room(self._pair, self.max_length)) + self._pair.added
+
+    def single_cut(self, store: TokenStore) -> np.ndarray:
+        """bool [N]: which texts `single` cuts. Where the store was cut at the same length, just as long ones count."""
+        room = self._room(self._single, self.max_length)
+        return store.lengths > (room if store.max_tokens is None else min(room, store.max_tokens - 1))
+
+    def pair_cut(
+        self,
+        query_store: TokenStore,
+        query_rows: np.ndarray,
+        passage_store: TokenStore,
+        passage_rows: np.ndarray,
+    ) -> np.ndarray:
+        """bool [B]: which pairs `pair` cuts; that a query was cut when it was stored does not count."""
+        lengths = query_store.lengths[query_rows] + passage_store.lengths[passage_rows]
+        return lengths > self._room(self._pair, self.max_length)
 
     def _room(self, template: SpecialTokens, max_length: int) -> int:
         room = max_length - template.added

@@ -57,7 +57,7 @@ function duration(seconds) {
   return minutes < 60 ? `${(seconds / 60).toFixed(1)} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-const stars = (p) => "*".repeat([0.05, 0.01, 0.001].filter((level) => p < level).length);
+const mark = (test) => (test.difference < 0 ? "▼" : "*").repeat([0.05, 0.01, 0.001].filter((level) => test.p_value < level).length);
 const probability = (p) => (p < 0.001 ? "p < .001" : `p = ${p.toFixed(3).replace(/^0/, "")}`);
 const direction = (number) => (Math.abs(number) < 1e-9 ? "same" : number > 0 ? "gain" : "loss");
 

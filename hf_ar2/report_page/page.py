@@ -110,7 +110,7 @@ def metrics_of(run: RunFolder) -> list[str]:
 def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:
     """What is compared when the page is opened: the first and the last row of a run, or the runs' last rows.
 
-    Of a row with a ranker that is the pipeline, else the retriever.
+    Those are their pipelines where both rows have one, else their retrievers.
 
     Returns:
         places in `systems`, before and after.
@@ -118,12 +118,17 @@ def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int
     Example:
         >>> rows = [("zero-shot", "retriever"), ("AR2", "retriever"), ("AR2", "pipeline")]
         >>> default_pair([{"run": 0, "row": row, "system": system} for row, system in rows], runs=1)
-        (0, 2)
+        (0, 1)
     """
-    last = {(system["run"], system["row"]): place for place, system in enumerate(systems)}
-    of_rows = list(last.items())
-    first_run = [place for (run, _), place in of_rows if run == of_rows[0][0][0]]
-    return first_run[0 if runs == 1 else -1], of_rows[-1][1]
+    of_rows: dict[tuple[int, str], dict[str, int]] = {}
+    for place, system in enumerate(systems):
+        of_rows.setdefault((system["run"], system["row"]), {})[system["system"]] = place
+    first_run = [found for (run, _), found in of_rows.items() if run == systems[0]["run"]]
+    before, after = first_run[0 if runs == 1 else -1], list(of_rows.values())[-1]
+    alike = [
+        (before[name], after[name]) for name in ("pipeline", "retriever") if name in before and name in after
+    ]
+    return alike[0] if alike else (min(before.values()), min(after.values()))
 
 
 def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> list[int]:

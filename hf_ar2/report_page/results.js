@@ -39,8 +39,8 @@ function heroOf(report) {
         !alone && element("span", { class: `change ${direction(change)}` }, signed(change))),
       element("p", { class: "names" }, !alone && [report.name(before), element("span", { class: "quiet" }, " → ")], report.name(after))),
     test && element("div", { class: "verdict" },
-      element("p", {}, element("b", {}, `${probability(test.p_value)} ${stars(test.p_value)}`.trim()),
-        element("span", { class: "quiet" }, test.p_value < 0.05 ? " – more than luck" : " – may be luck")),
+      element("p", {}, element("b", {}, `${probability(test.p_value)} ${mark(test)}`.trim()),
+        element("span", { class: "quiet" }, test.p_value >= 0.05 ? " – may be luck" : test.difference < 0 ? " – worse, more than luck" : " – more than luck")),
       outcomeBar(test),
       element("p", { class: "counts" },
         element("a", { href: "#queries", class: "gain", "data-filter": "gain" }, `▲ ${count(test.wins)} better`),
@@ -99,11 +99,12 @@ function metricsTable(report, split) {
         columns.map(({ system, metric }, i) => {
           const value = (systems[system] || {})[metric], test = metric === run.chief ? tests[system] : null;
           return element("td", { class: `number${first(i) ? " first" : ""}${value === best[i] && rows.length > 1 ? " best" : ""}` }, three(value),
-            element("sup", { title: test && probability(test.p_value) }, test ? stars(test.p_value) : ""));
+            element("sup", { title: test && probability(test.p_value) }, test ? mark(test) : ""));
         })))))));
 }
 
-// Every stage against the one before it, and every pipeline against its retriever, as in the terminal. Runs may have
+// Every stage against the one before it, retriever by retriever and pipeline by pipeline, and every pipeline against its
+// retriever, as in the terminal. Runs may have
 // tested different metrics: a table for each.
 function stageTests(report) {
   const metrics = [...new Set(report.runs.map((run) => run.chief))];
@@ -114,10 +115,13 @@ function testsTable(report, metric) {
   const { split } = report.browser, lines = [];
   for (const run of report.runs.filter((one) => one.chief === metric)) {
     const rows = Object.keys(run.metrics).filter((row) => run.metrics[row][split]);
+    let withPipeline = null;
     rows.forEach((row, number) => {
       const tests = ((run.tests[row] || {})[split]) || {};
       if (tests.retriever) lines.push([`${rowName(report, run, row)} over ${rows[number - 1]}`, "retriever", tests.retriever]);
+      if (tests.pipeline_before) lines.push([`${rowName(report, run, row)} over ${withPipeline}`, "pipeline", tests.pipeline_before]);
       if (tests.pipeline) lines.push([`${rowName(report, run, row)}`, "pipeline over retriever", tests.pipeline]);
+      if (run.metrics[row][split].pipeline) withPipeline = row;
     });
   }
   if (!lines.length) return null;
@@ -127,7 +131,7 @@ function testsTable(report, metric) {
       element("tbody", {}, lines.map(([row, system, test]) => element("tr", {},
         element("th", { scope: "row" }, row), element("td", {}, system),
         element("td", { class: `number ${direction(test.difference)}` }, signed(test.difference)),
-        element("td", { class: "nowrap" }, `${probability(test.p_value)} ${stars(test.p_value)}`),
+        element("td", { class: "nowrap" }, `${probability(test.p_value)} ${mark(test)}`),
         element("td", { class: "number" }, count(test.wins)), element("td", { class: "number" }, count(test.ties)), element("td", { class: "number" }, count(test.losses)),
         element("td", { class: "wide" }, outcomeBar(test))))))));
 }
@@ -147,7 +151,7 @@ function matrixOf(report) {
         const test = report.test(i, j), chosen = i === report.before && j === report.after;
         const cell = element("button", { type: "button", class: `cell ${direction(test.difference)}`, "aria-pressed": String(chosen),
           title: `${report.name(j)} over ${report.name(i)}: ${signed(test.difference)}, ${probability(test.p_value)}`,
-          onclick: () => report.compare(i, j) }, signed(test.difference), element("sup", {}, stars(test.p_value)));
+          onclick: () => report.compare(i, j) }, signed(test.difference), element("sup", {}, mark(test)));
         cell.style.setProperty("--strength", (0.06 + 0.3 * Math.abs(test.difference) / most).toFixed(3));
         return element("td", {}, cell);
       })))))))];

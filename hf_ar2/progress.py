@@ -1,0 +1,117 @@
+"""Progress: tqdm's bars on a terminal and in a notebook, and a line now and then where the output goes to a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm.auto import tqdm as auto_tqdm
+from tqdm.std import tqdm
+
+# Without a terminal, lines are at least this far apart, and what is done sooner prints none.
+SECONDS_BETWEEN_LINES = 30.0
+
+
+def on_terminal() -> bool:
+    """Whether bars can be drawn over and over: on a terminal, or in a notebook."""
+    in_notebook = any(base.__module__ == "tqdm.notebook" for base in auto_tqdm.__mro__)
+    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def progress_bar(
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    description: str = "",
+    unit: str = "it",
+    show: bool = True,
+    delay: float = 0.0,
+) -> tqdm[Any]:
+    """A tqdm bar; without a terminal one that prints a line every 30 seconds at most.
+
+    Args:
+        iterable: what is counted while it is iterated over; None: `update` counts.
+        total: how much there is; None: the length of `iterable`, where it has one.
+        description: what is being done.
+        unit: what is counted.
+        show: False: nothing is shown.
+        delay: seconds before a bar appears on a terminal.
+
+    Example:
+        >>> with progress_bar(total=3, description="Encoding", unit="text", show=False) as bar:
+        ...     bar.update(3)
+    """
+    options: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "disable": not show}
+    if not on_terminal():
+        return _Lines(iterable, **options)
+    return auto_tqdm(iterable, delay=delay, dynamic_ncols=True, unit_scale=unit == "tok", **options)
+
+
+def progress_line(description: str, done: float, total: float | None, unit: str, seconds: float) -> str:
+    """How far something is, in words.
+
+    Example:
+        >>> progress_line("Encoding passages", 1200, 3400, "texts", seconds=65)
+        'Encoding passages: 35 % (1,200/3,400 texts), 2 min left'
+        >>> progress_line("Reading corpus.tsv", 1_200_000, None, "passages", seconds=65)
+        'Reading corpus.tsv: 1,200,000 passages in 1 min'
+    """
+    start = f"{description}: " if description else ""
+    if not total:
+        return f"{start}{done:,.0f} {unit.strip()} in {in_words(seconds)}"
+    left = f", {in_words(seconds * (total - done) / done)} left" if 0 < done < total else ""
+    return f"{start}{done / total * 100:.0f} % ({done:,.0f}/{total:,.0f} {unit.strip()}){left}"
+
+
+def in_words(seconds: float) -> str:
+    """A duration to the precision that one plans with.
+
+    Example:
+        >>> in_words(4.2), in_words(110), in_words(3_700)
+        ('4 s', '2 min', '1 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def line_is_due() -> bool:
+    """Whether it is time for a line, 30 seconds after the last one of this process; if so, it counts as printed."""
+    global _last_line
+    now = time.monotonic()
+    if now - _last_line < SECONDS_BETWEEN_LINES:
+        return False
+    _last_line = now
+    return True
+
+
+_last_line = float("-inf")
+
+
+class _Lines(tqdm):
+    """A bar that prints lines."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._began = time.monotonic()
+        options |= dict.fromkeys(("mininterval", "maxinterval", "delay"), SECONDS_BETWEEN_LINES)
+        super().__init__(*args, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print a line, if it is time for one."""
+        now = time.monotonic()
+        if now - self._began >= SECONDS_BETWEEN_LINES and line_is_due():
+            text = progress_line(
+                self.desc.removesuffix(": "), self.n, self.total, self.unit, now - self._began
+            )
+            print(text, file=sys.stderr, flush=True)
+
+    def clear(self, nolock: bool = False) -> None:
+        """Lines that were printed stay."""
+
+    def close(self) -> None:
+        """End it, with nothing to clear away."""
+        self.last_print_t = float("-inf")
+        super().close()
