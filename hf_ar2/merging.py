@@ -19,6 +19,8 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 SHARE_UNMEASURED = 0.5
 # Up to here more of the starting weights is taken where dev shows no difference.
 SHARE_FREE = 0.3
+# Of the metric on dev: as much may be lost by more than that. With few queries no difference is significant.
+MOST_LOST = 0.02
 _LEVEL = 0.05
 
 
@@ -155,7 +157,8 @@ def choose_share(
       nothing in search and keeps what the model knew, so a difference that may be luck is no reason to take less. Above
       .3 a share is taken only where it is the best and all up to .3 are significantly below it.
     - *Dev and guard* (a collection of other texts): of all shares that are not significantly below the best one on
-      dev, the one that is best on the guard; at equal values there the one that is better on dev.
+      dev, the one that is best on the guard; at equal values there the one that is better on dev. Shares above .3 must
+      not lose more than .02 on dev either, for with few queries hardly any difference is significant.
     - *No dev*, where its queries come from headings and the like: what they ask is not what people will ask, and
       fitting them is no gain. Half of the starting weights are taken, unless another share is significantly better on
       the guard; then the one that is best there.
@@ -186,8 +189,10 @@ def choose_share(
     best = _best(dev)
     as_good = [share for share in dev if not _below(dev[share], dev[best])]
     if guard is not None:
-        share = max(as_good, key=lambda share: (guard[share].mean(), dev[share].mean(), share))
-        return share, "the best on the guard of those that are not significantly below the best on dev"
+        least = dev[best].mean() - MOST_LOST
+        allowed = [share for share in as_good if share <= SHARE_FREE or dev[share].mean() >= least]
+        share = max(allowed, key=lambda share: (guard[share].mean(), dev[share].mean(), share))
+        return share, "the best on the guard of the shares that cost nothing on dev"
     free = [share for share in as_good if share <= SHARE_FREE]
     if not free:
         return best, f"the best on dev, significantly above those up to {SHARE_FREE}"

@@ -208,9 +208,8 @@ def _check(recipe: Recipe, where: str) -> None:
             )
         _known(f"{place}.args", body.get("args", {}), config_fields(body["trainer"]))
         _check_numbers(f"{place}.args", body["trainer"], recipe.stage_args(name))
-        roles = ("retriever", "ranker")
-        if body["trainer"] in ("retriever", "ltre", "merge"):
-            roles = ("retriever",)
+        alone = body["trainer"] in ("retriever", "ltre", "merge")
+        roles: tuple[str, ...] = ("retriever",) if alone else ("retriever", "ranker")
         _check_roles(place, body, roles, seen)
         _check_lists(place, body, writers)
         if body["trainer"] == "augment":

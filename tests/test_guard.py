@@ -19,6 +19,8 @@ from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.recipes.sampled import sample_of
+from hf_ar2.report_page import read_runs
+from hf_ar2.report_page.page import other_texts
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +65,13 @@ def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
     assert change == pytest.approx(after - before) and change != 0
 
     for row, model in (("zero-shot", body["models"]["light"]["model"]), ("warm-up", str(run / "retriever"))):
-        arguments = ["evaluate", "--run", str(run), "--retriever", model, "--collection", others]
+        arguments = ["evaluate", str(run), "--retriever", model, "--collection", others]
         assert cli.main([*arguments, "--output", str(tmp_path / row)]) == 0
         measured = json.loads((tmp_path / row / "metrics.json").read_text())
         assert measured["test"]["retriever"] == guard["rows"][row]["metrics"]
     card = " ".join((run / "retriever" / "README.md").read_text(encoding="utf-8").split())
     assert guard_sentence(guard, "retriever") in card and "in other languages" in card
+    assert other_texts(read_runs([run])[0]) == guard_sentence(guard, "retriever").replace("`", "")
     capsys.readouterr()
 
     # Once more: nothing is measured again; another row is measured by itself.
