@@ -298,8 +298,8 @@ class SearchSystem:
         Returns:
             k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), the
             ranker's where the ranker alone is served, or the retriever's where there is no ranker. Where a run chose
-            how many passages are reordered, those after them follow in the retriever's order, without a ranker score. With
-            `rerank_depth` 0 the order is the retriever's.
+            how many passages are reordered, those after them follow in the retriever's order, without a ranker score.
+            With `rerank_depth` 0 the order is the retriever's.
         """
         settings = self.settings
         reranks = self.ranker is not None and settings.rerank_depth > 0

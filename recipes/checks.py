@@ -9,7 +9,7 @@ from typing import Any
 from hf_ar2.collections import Collection
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
-from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.stage_settings import row_config, stage_config
 
 
@@ -84,6 +84,8 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
         if body["trainer"] == "augment":
             reads_labels = set(config.list_kinds) != {"pseudo"}
             names = {"train_split": reads_labels, "calibrate": config.calibrate is not None}
+        elif body["trainer"] == "merge":
+            names = {"eval_split": config.share == "auto"}
         else:
             names = {
                 "train_split": True,
@@ -121,7 +123,7 @@ def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None
         searched = getattr(config, "search_parameters", None)
         if getattr(config, "index", None) is not None or (config.index_factory == "Flat" and not searched):
             return
-        name = _model_behind(recipe, source)
+        name = recipe.way_back(source)[0]
         if name not in dimensions:
             dimensions[name] = int(load(name).get_embedding_dimension() or 0)
         FaissSearcher(new_faiss_index(config.index_factory, dimensions[name]), "cpu", searched)
@@ -130,12 +132,6 @@ def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None
         _refused(f"stages.{stage}.args", fit, stage_config(recipe, stage, run), body["retriever"])
     for row, body in recipe.evaluation.get("rows", {}).items():
         _refused(f"evaluation.rows.{row}", fit, row_config(recipe, row, run), body["retriever"])
-
-
-def _model_behind(recipe: Recipe, source: Any) -> str:
-    """The recipe's model that a retriever goes back to through its stages."""
-    name = source_name(source)
-    return name if name in recipe.models else _model_behind(recipe, recipe.stages[name]["retriever"])
 
 
 def _check_index_files(place: str, settings: dict[str, Any]) -> None:

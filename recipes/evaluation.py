@@ -22,6 +22,7 @@ from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
+from hf_ar2.guard import GUARD_FILE, guard_table
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.choosing import (
     chief_metric,
@@ -287,6 +288,8 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
         tests = json.loads((run / "significance.json").read_text())
         split = recipe.evaluation.get("report_split", "test")
         print("\n" + stage_table(metrics, tests["tests"], split=split, served=chosen["row"]))
+        if recipe.guard is not None:
+            print("\n" + guard_table(json.loads((run / GUARD_FILE).read_text(encoding="utf-8"))))
         plot_report(
             histories, metrics, run / "report.png", split=split, metric=tests["metric"], title=recipe.name
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+
+if TYPE_CHECKING:
+    from hf_ar2.recipes.guard import Guard
 
 INPUTS = "inputs.json"
 _FILES = ("index", "index_ids", "unlabelled")
@@ -27,9 +30,10 @@ class Inputs:
         ['collection']
     """
 
-    def __init__(self, recipe: Recipe, collection: Collection) -> None:
+    def __init__(self, recipe: Recipe, collection: Collection, guard: Guard | None = None) -> None:
         self.recipe = recipe
         self.collection = collection
+        self.guard = guard
         self._hashes: dict[str, str] = {}
 
     def of_stage(self, stage: str) -> dict[str, str]:
@@ -37,12 +41,24 @@ class Inputs:
         settings = self.recipe.stage_args(stage)
         paths = {f"args.{name}": settings[name] for name in _FILES if settings.get(name)}
         paths |= {f"args.train_lists: {path}": path for path in settings.get("train_lists") or []}
-        return self._of(self.recipe.stages[stage], paths)
+        merges = self.recipe.stages[stage]["trainer"] == "merge"
+        if merges and settings.get("base"):
+            paths[f"models.{settings['base']}"] = self.recipe.models[settings["base"]]["model"]
+        found = self._of(self.recipe.stages[stage], paths)
+        if merges and self.guard is not None and settings.get("share", "auto") == "auto":
+            found["guard"] = self.guard.choice.sample.fingerprint
+        return found
 
     def of_row(self, row: str) -> dict[str, str]:
         """Hash by name of what a row of the evaluation reads itself."""
         body = self.recipe.evaluation["rows"][row]
         return self._of(body, {name: body[name] for name in _FILES if body.get(name)})
+
+    def of_guard(self, retriever: Any) -> dict[str, str]:
+        """Hash by name of what measuring a retriever on the guard reads."""
+        assert self.guard is not None
+        models = self._of({"retriever": retriever}, {})
+        return {**models, "collection": self.guard.report.sample.fingerprint}
 
     def _of(self, body: dict[str, Any], paths: dict[str, str]) -> dict[str, str]:
         for role in ("retriever", "ranker"):
@@ -77,9 +93,8 @@ def refuse_other_inputs(run: Path, inputs: Inputs) -> None:
         note = run / "stages" / stage / INPUTS
         changed = differing(json.loads(note.read_text()), inputs.of_stage(stage)) if note.is_file() else []
         if changed:
-            named = ", ".join(
-                f"{name} ({inputs.recipe.collection})" if name == "collection" else name for name in changed
-            )
+            sources = {"collection": inputs.recipe.collection, "guard": inputs.recipe.guard}
+            named = ", ".join(f"{name} ({sources[name]})" if name in sources else name for name in changed)
             raise RecipeError(
                 f"{note.parent}: the contents of {named} have changed since this stage was run. Choose another "
                 "--output_dir, or delete the folders of this stage and of those after it to run them again"

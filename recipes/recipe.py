@@ -14,9 +14,11 @@ from typing import Any
 import yaml
 
 from hf_ar2.augmentation import AugmentConfig
+from hf_ar2.merging import MergeConfig
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
-# What a stage may be, and its settings. `augment` trains nothing: it writes training lists for later stages.
+# What a stage may be, and its settings. Two train nothing: `augment` writes training lists for later stages, `merge`
+# averages a trained retriever's weights with those it started from.
 CONFIGS: dict[str, Any] = {
     "retriever": RetrieverConfig,
     "ranker": RankerConfig,
@@ -24,6 +26,7 @@ CONFIGS: dict[str, Any] = {
     "rocketqa-v2": RocketQAv2Config,
     "ltre": LTReConfig,
     "augment": AugmentConfig,
+    "merge": MergeConfig,
 }
 MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similarity", "separate_towers")
 # share: of the time of a run with minutes; min_steps: fewer are not worth it; max_epochs: passes over the queries.
@@ -71,6 +74,8 @@ class Recipe:
         evaluation: rows of the final table (which models), splits, metrics, depths.
         minutes: what the run may take until the system that is served is chosen; None: what its stages ask for.
         clock: what the minutes are counted by: `"wall"`, or `"processor"` time of this process.
+        guard: a collection of other texts, on which each row's retriever is measured beside the model that training
+            began with; None: no such measurement.
 
     Example:
         >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_train_epochs": 2}}}
@@ -88,6 +93,7 @@ class Recipe:
     evaluation: dict[str, Any] = field(default_factory=dict)
     minutes: float | None = None
     clock: str = "wall"
+    guard: str | None = None
     output_dir: str = ""
 
     def stage_args(self, stage: str) -> dict[str, Any]:
@@ -96,6 +102,23 @@ class Recipe:
         allowed = config_fields(body["trainer"])
         common = {key: value for key, value in self.args.items() if key in allowed}
         return {"seed": self.seed, **common, **body.get("args", {})}
+
+    @property
+    def test_metric(self) -> str:
+        """The metric that differences are tested on."""
+        metrics = self.evaluation.get("metrics", ["mrr@10"])
+        return str(self.evaluation.get("test_metric", metrics[0]))
+
+    def way_back(self, source: Any) -> tuple[str, list[dict[str, Any]]]:
+        """The model that a retriever goes back to through its stages, and what is changed on the way, first to last."""
+        changes: list[dict[str, Any]] = []
+        while True:
+            if isinstance(source, dict):
+                changes.insert(0, {key: value for key, value in source.items() if key != "from"})
+            name = source_name(source)
+            if name in self.models:
+                return name, changes
+            source = self.stages[name]["retriever"]
 
     def stage_key(self, stage: str) -> str:
         """A hash of everything a stage's result depends on in the recipe, the stages before it included."""
@@ -115,6 +138,10 @@ class Recipe:
             content.append([length, self.minutes])
         if body.get("lists"):
             content.append([self.stage_key(name) for name in body["lists"]])
+        if body["trainer"] == "merge":
+            settings = MergeConfig(**self.stage_args(stage))
+            content.append(self.models.get(settings.base) if settings.base else None)
+            content.append([self.guard, self.test_metric] if settings.share == "auto" else None)
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -200,12 +227,17 @@ def _check(recipe: Recipe, where: str) -> None:
             )
         _known(f"{place}.args", body.get("args", {}), config_fields(body["trainer"]))
         _check_numbers(f"{place}.args", body["trainer"], recipe.stage_args(name))
-        roles = ("retriever",) if body["trainer"] in ("retriever", "ltre") else ("retriever", "ranker")
+        alone = body["trainer"] in ("retriever", "ltre", "merge")
+        roles: tuple[str, ...] = ("retriever",) if alone else ("retriever", "ranker")
         _check_roles(place, body, roles, seen)
         _check_lists(place, body, writers)
         if body["trainer"] == "augment":
             _check_augmentation(f"{place}.args", recipe.stage_args(name))
+        if body["trainer"] == "merge":
+            _check_merge(recipe, place, name)
         (writers if body["trainer"] == "augment" else seen).append(name)
+    if recipe.guard is not None and not isinstance(recipe.guard, str):
+        raise RecipeError(f"{where}: guard: found {recipe.guard!r}, expected a collection's folder or name")
     evaluation = recipe.evaluation
     _known(f"{where}: evaluation", evaluation, EVALUATION_FIELDS)
     for name, row in evaluation.get("rows", {}).items():
@@ -265,6 +297,37 @@ def _check_augmentation(place: str, settings: dict[str, Any]) -> None:
         AugmentConfig(**settings)
     except ValueError as error:
         raise RecipeError(f"{place}: {error}") from None
+
+
+def _check_merge(recipe: Recipe, place: str, stage: str) -> None:
+    """A merge has one retriever of one tower, and a base among the models."""
+    body, settings = recipe.stages[stage], recipe.stage_args(stage)
+    for name in ("ranker", "lists"):
+        if name in body:
+            raise RecipeError(f"{place}.{name}: a stage that merges takes a retriever and trains nothing")
+    try:
+        base = MergeConfig(**settings).base
+    except ValueError as error:
+        raise RecipeError(f"{place}.args: {error}") from None
+    if base is not None and base not in recipe.models:
+        raise RecipeError(f"{place}.args.base: {base!r} is no model{_nearest(base, list(recipe.models))}")
+    model, changes = recipe.way_back(body["retriever"])
+    if source_name(body["retriever"]) == (base or model):
+        raise RecipeError(
+            f"{place}.retriever: {model!r} is the base too; expected a stage that trained it, or another base in args"
+        )
+    source = source_name(body["retriever"])
+    while source in recipe.stages:
+        if recipe.stages[source]["trainer"] == "ltre":
+            raise RecipeError(
+                f"{place}.retriever: stage {source!r} (ltre) leaves a tower for queries and one for passages, and "
+                "only retrievers with one tower are merged. Merge before LTRe"
+            )
+        source = source_name(recipe.stages[source]["retriever"])
+    if any(body.get("separate_towers") for body in (recipe.models[model], *changes)):
+        raise RecipeError(
+            f"{place}.retriever: it has separate_towers, and only retrievers with one tower are merged"
+        )
 
 
 def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], seen: list[str]) -> None:

@@ -15,6 +15,7 @@ from hf_ar2.command_line.launch import INTERRUPTS
 USAGE = """usage: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]
 
   --output_dir FOLDER           where the run goes (runs/<recipe> unless given)
+  --guard COLLECTION            other texts, on which search is measured too: before and after
   --seed 7                      a field of the recipe
   --bf16 true                   a setting of every stage that has it
   --ar2.num_rounds 3            a setting of the stage `ar2`

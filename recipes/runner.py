@@ -25,8 +25,10 @@ from hf_ar2.recipes.budget import Budget
 from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
 from hf_ar2.recipes.encodings import encodings_folder, forget_encodings
 from hf_ar2.recipes.evaluation import check_evaluation, evaluate_rows, finish
+from hf_ar2.recipes.guard import evaluate_guard, load_guard
 from hf_ar2.recipes.inputs import INPUTS, Inputs, refuse_other_inputs
 from hf_ar2.recipes.lengths import Length
+from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
@@ -70,7 +72,13 @@ def run_recipe(recipe: Recipe) -> Path:
         recipe = plan.recipe
         say(f"\n{describe_plan(plan, costs, budget.seconds)}")
     refuse_other_settings(recipe, run)
-    inputs = Inputs(recipe, collection)
+
+    def load(role: str, source: Any) -> SentenceTransformer | CrossEncoder:
+        return load_model(recipe, role, source, run)
+
+    check_merges(recipe, collection, run, load)
+    guard = load_guard(recipe)
+    inputs = Inputs(recipe, collection, guard)
     refuse_other_inputs(run, inputs)
     state = PartialState()
     state.wait_for_everyone()  # all have looked before one writes
@@ -81,12 +89,10 @@ def run_recipe(recipe: Recipe) -> Path:
         run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
         if state.is_main_process:
             budget.note()
-
-    def load(role: str, source: Any) -> SentenceTransformer | CrossEncoder:
-        return load_model(recipe, role, source, run)
-
     if recipe.evaluation.get("rows"):
         evaluate_rows(recipe, run, collection, inputs, load)
+        if guard is not None:
+            evaluate_guard(recipe, run, guard, inputs, load)
     state.wait_for_everyone()
     if state.is_main_process:
         finish(recipe, run, time.time() - started, load)
@@ -131,6 +137,15 @@ def run_stage(
     started = time.time()
     if recipe.stages[stage]["trainer"] == "augment":
         report = write_lists(recipe, stage, run, collection)
+    elif recipe.stages[stage]["trainer"] == "merge":
+        report = merge(
+            recipe,
+            stage,
+            run,
+            collection,
+            inputs.guard,
+            lambda role, name: load_model(recipe, role, name, run),
+        )
     else:
         report = train(recipe, stage, run, collection, folder, title, length)
     if PartialState().is_main_process:
@@ -256,6 +271,7 @@ def write_run_header(run: Path, recipe: Recipe) -> None:
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
     names = [recipe.collection, *(body["model"] for body in recipe.models.values())]
+    names += [recipe.guard] if recipe.guard else []
     environment = {
         **describe_environment(),
         "processes": PartialState().num_processes,

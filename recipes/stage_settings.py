@@ -47,8 +47,8 @@ def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
     """
     body = recipe.stages[stage]
     settings = recipe.stage_args(stage)
-    if body["trainer"] == "augment":
-        return CONFIGS["augment"](**settings)
+    if body["trainer"] in ("augment", "merge"):
+        return CONFIGS[body["trainer"]](**settings)
     settings.setdefault("cache_dir", str(run / "cache"))
     settings["index_dir"] = str(encodings_folder(run))
     if body.get("lists"):

@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 from hf_ar2.cards.facts import Training
 from hf_ar2.cards.papers import papers_of
 from hf_ar2.cards.results import model_index, results_section, short_name, wrapped
-from hf_ar2.cards.training import bibliography, collection_told, listed, training_section
+from hf_ar2.cards.training import bibliography, collection_told, listed, merge_told, training_section
 from hf_ar2.cards.usage import ranker_usage, retriever_usage
 from hf_ar2.saved_models import SavedRanker, SavedRetriever, read_ranker, read_retriever
 
@@ -181,6 +181,10 @@ def _introduction(
     papers = papers_of(training.last.trainer, training.last.settings)
     method = f"by {listed([paper.link for paper in papers])}" if papers else "by cross-entropy over lists"
     trained = f"Trained {method} on {collection_told(training)}, with hf_ar2."
+    if training.merge is not None:
+        trained += (
+            f" Then its weights were averaged with those it started from ({merge_told(training.merge)})."
+        )
     if isinstance(saved, SavedRanker):
         other = f", such as {_linked(partner)}" if partner else ""
         return wrapped(
@@ -233,9 +237,13 @@ def _limits(training: Training, saved: SavedRetriever | SavedRanker) -> str:
     separator = settings.get("title_separator", " ")
     cut = listed([f"{what} at {limit}" for what, limit in lengths.items() if limit])
     own = f" (the model's own limit is {saved.max_length})" if saved.max_length else ""
+    collection = f"one collection, `{short_name(training.collection)}`"
     lines = [
-        f"Trained and measured on one collection, `{short_name(training.collection)}`. How it does on other texts, or "
-        "in other languages than the collection's, was not measured.",
+        f"Trained on {collection}. {training.other_texts} How it does in other languages than the collection's was "
+        "not measured."
+        if training.other_texts
+        else f"Trained and measured on {collection}. How it does on other texts, or in other languages than the "
+        "collection's, was not measured.",
         f"In training, texts were cut, in tokens: {cut}{own}." if cut else "",
         f"Titles were put before their passages, with {separator!r} between.",
     ]

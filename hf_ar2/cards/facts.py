@@ -41,7 +41,7 @@ class Stage:
 
     Attributes:
         name: as the recipe has it.
-        trainer: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"` or `"augment"`.
+        trainer: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"`, `"augment"` or `"merge"`.
         sources: role → the model it began with: an earlier stage, or a name, and what was changed in it.
         settings: every setting that bears on the result.
         steps, seconds: optimizer steps and duration, where known.
@@ -80,6 +80,7 @@ class Training:
         test_metric: what the tests are about.
         rerank_depth: how many passages of a query the ranker reordered.
         on_the_hub: those names among collection and base model that are ids on the Hub.
+        other_texts: what was measured on a collection of other texts, in a sentence; "" where nothing was.
     """
 
     role: str
@@ -101,10 +102,17 @@ class Training:
         """The row of `metrics` that is published; "" where nothing was measured."""
         return self.row if self.row in self.metrics else next(reversed(list(self.metrics)), "")
 
+    other_texts: str = ""
+
     @property
     def last(self) -> Stage:
-        """The stage that trained the model last."""
-        return self.stages[-1]
+        """The stage that trained the model last; a merge trains nothing."""
+        return next((stage for stage in reversed(self.stages) if stage.trainer != "merge"), self.stages[-1])
+
+    @property
+    def merge(self) -> Stage | None:
+        """The merge that the model came out of, None where it is as it was trained."""
+        return self.stages[-1] if self.stages[-1].trainer == "merge" else None
 
     @property
     def seconds(self) -> float | None:
@@ -179,6 +187,7 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
         on_the_hub=environment.get("on_the_hub", ()),
         row=row,
         chosen=read_json(folder / CHOSEN),
+        other_texts=_other_texts(folder, recipe, served[role]) if role == "retriever" else "",
     )
 
 
@@ -315,6 +324,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _source(source: Any) -> str:
     return str(source["from"]) if isinstance(source, dict) else str(source)
+
+
+def _other_texts(folder: Path, recipe: Mapping[str, Any], retriever: Any) -> str:
+    from hf_ar2.guard import GUARD_FILE, guard_sentence  # which needs this module
+
+    return guard_sentence(read_json(folder / GUARD_FILE), retriever) if recipe.get("guard") else ""
 
 
 def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:

