@@ -18,6 +18,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from hf_ar2.augmentation import augment
 from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.sources import query_sources
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
@@ -59,7 +60,7 @@ def run_recipe(recipe: Recipe) -> Path:
     state = PartialState()
     state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
-        write_run_header(run, recipe)
+        write_run_header(run, recipe, query_sources(collection))
     for number, stage in enumerate(recipe.stages, 1):
         run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}")
 
@@ -210,8 +211,8 @@ def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTra
     return load_ranker(model, **allowed)
 
 
-def write_run_header(run: Path, recipe: Recipe) -> None:
-    """The resolved recipe and the environment, so that a run can be repeated."""
+def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int]]) -> None:
+    """The resolved recipe and the environment, so that a run can be repeated, and where the queries come from."""
     run.mkdir(parents=True, exist_ok=True)
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
@@ -222,6 +223,8 @@ def write_run_header(run: Path, recipe: Recipe) -> None:
         "command": " ".join(sys.argv),
         "on_the_hub": [name for name in names if hub_id(name)],
     }
+    if sources:
+        environment["query_sources"] = sources
     (run / "environment.json").write_text(json.dumps(environment, indent=1))
 
 

@@ -20,6 +20,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from hf_ar2.collections import load_collection
+from hf_ar2.collections.beir import check_writable
+from hf_ar2.collections.load import TEXT_FOLDER
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
@@ -268,6 +270,10 @@ def augment(arguments: argparse.Namespace) -> int:
 def collection(arguments: argparse.Namespace) -> int:
     """Read a collection of any form and write it as a BEIR folder."""
     # what was skipped is in the summary below; not twice
+    generate = arguments.generate_queries is not None
+    no_queries = generate and arguments.queries is None and arguments.source.startswith(TEXT_FOLDER)
+    if generate:
+        check_writable(Path(arguments.out))  # before a model writes for hours
     reader = logging.getLogger("hf_ar2.collections")
     level = reader.level
     reader.setLevel(logging.ERROR)
@@ -277,10 +283,15 @@ def collection(arguments: argparse.Namespace) -> int:
             skip=arguments.skip,
             max_passages=arguments.max_passages,
             queries=arguments.queries,
+            headings=False if no_queries else None,
             dev_share=0,  # what is written is what was read; whoever opens it cuts the same split
         )
     finally:
         reader.setLevel(level)
+    if generate:
+        from hf_ar2.command_line.generate import with_generated_queries
+
+        read = with_generated_queries(read, arguments)
     read.save(arguments.out)
     print(read)
     print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
