@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hf_ar2.generation.prompts import default_prompt, filled
+from hf_ar2.generation.prompts import PASSAGE_CHARACTERS, default_prompt, filled
 from hf_ar2.index.encoding import token_budget_batches
 from hf_ar2.models import bf16_pays, resolve_model_name
 
@@ -106,6 +106,7 @@ class ModelWriter:
     def _tokens(self, passage: str) -> list[int]:
         ids = self._of(filled(self.prompt, passage))
         if len(ids) > self.max_tokens:  # the passage is cut, not what stands after it
+            passage = passage[:PASSAGE_CHARACTERS]
             own = self.tokenizer(passage, add_special_tokens=False, verbose=False)["input_ids"]
             kept = max(1, len(own) - (len(ids) - self.max_tokens) - 8)
             passage = self.tokenizer.decode(own[:kept], skip_special_tokens=True)

@@ -61,6 +61,6 @@ def question_in(reply: str) -> str:
 
 def _bare(line: str) -> str:
     """Without marks around it, and without what follows the question."""
-    line = " ".join(_MARKS.sub("", line).strip(_QUOTES).split())
+    line = " ".join(_MARKS.sub("", line.replace("**", "")).strip(_QUOTES).split())
     end = max(line.rfind(sign) for sign in _ASKS)
     return line[: end + 1] if end > 0 else line
