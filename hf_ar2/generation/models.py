@@ -126,8 +126,8 @@ class ModelWriter:
 
     def _without_end(self, ids: list[int]) -> list[int]:
         """A causal model goes on where no end is marked."""
-        end = self.tokenizer.eos_token_id
-        return ids[:-1] if not self.seq2seq and not self.chat and ids and ids[-1] == end else ids
+        ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
+        return ids[:-1] if not self.seq2seq and not self.chat and ids and ids[-1] in ends else ids
 
     def close(self) -> None:
         """Free the model's memory."""
