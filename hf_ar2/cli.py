@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.refuse(unknown)
     if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
         command.error("what is to be evaluated? Name a run folder, or --retriever and --collection")
+    if name == "evaluate" and options.questions and options.split not in (None, "questions"):
+        command.error("--split names a split of the collection, --questions a file: give one of them")
     if (
         name == "augment"
         and not options.run

@@ -22,6 +22,7 @@ from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.inputs import Inputs, differing
+from hf_ar2.recipes.questions import question_splits, questions_note, say_questions
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import row_config
 from hf_ar2.report import plot_report, stage_table
@@ -74,20 +75,30 @@ def evaluate_rows(
 ) -> dict[str, Any]:
     """Evaluate every row that has not been, write its run files, and write `metrics.json` and `significance.json`."""
     settings = recipe.evaluation
-    splits = settings.get("splits", ["dev", "test"])
+    splits, more = settings.get("splits", ["dev", "test"]), question_splits(recipe, collection)
     for name, row in settings["rows"].items():
         note = run / "evaluation" / name / "key.json"
         key = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
-        if _holds(note, json.loads(json.dumps(key))):
+        fresh = _holds(note, json.loads(json.dumps(key)))
+        due = [] if fresh else list(splits)
+        # Questions are edited oftener than anything else: only what they are is ranked again.
+        asked, asked_note = questions_note(collection) if more else {}, note.with_name("questions.json")
+        if more and not (fresh and asked_note.is_file() and json.loads(asked_note.read_text()) == asked):
+            due += more
+        if not due:
             continue
-        _evaluate_row(recipe, run, collection, name, splits, load)
+        _evaluate_row(recipe, run, collection, name, due, load)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(key, sort_keys=True))
+            if more:
+                asked_note.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
+            else:
+                asked_note.unlink(missing_ok=True)
             shutil.rmtree(note.parent / "index", ignore_errors=True)
     if PartialState().is_main_process:
-        return _measure(recipe, run, collection, splits)
+        return _measure(recipe, run, collection, [*splits, *more])
     return {}
 
 
@@ -197,8 +208,14 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
     return means
 
 
-def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any], Any]) -> None:
-    """The final models at the run's root, `report.png`, the table, and the next command."""
+def finish(
+    recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Callable[[str, Any], Any]
+) -> None:
+    """The final models at the run's root, `report.png`, the table, and the next command.
+
+    Args:
+        collection: with the recipe's questions, where it names some.
+    """
     rows = recipe.evaluation.get("rows", {})
     written = keep_models(recipe, run, load)
     write_cards(recipe, run, written)
@@ -215,6 +232,7 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
         plot_report(
             histories, metrics, run / "report.png", split=split, metric=tests["metric"], title=recipe.name
         )
+        say_questions(recipe, run, collection)
     written += ["metrics.json", "runs/", "report.png"] if rows else ["stages/"]
     print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
     if "retriever/" in written:

@@ -58,6 +58,7 @@ class Recipe:
         stages: name → trainer, models it starts from, stages whose training lists it takes, settings; in the order
             they run.
         evaluation: rows of the final table (which models), splits, metrics, depths.
+        questions: a file of real questions, one a line, that every row is measured on as well (`with_questions`).
 
     Example:
         >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_train_epochs": 2}}}
@@ -73,6 +74,7 @@ class Recipe:
     args: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    questions: str | None = None
     output_dir: str = ""
 
     def stage_args(self, stage: str) -> dict[str, Any]:

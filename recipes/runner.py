@@ -24,6 +24,7 @@ from hf_ar2.models import load_ranker, load_retriever
 from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
 from hf_ar2.recipes.evaluation import check_evaluation, evaluate_rows, finish
 from hf_ar2.recipes.inputs import INPUTS, Inputs, refuse_other_inputs
+from hf_ar2.recipes.questions import check_questions, with_recipe_questions
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
 from hf_ar2.run_index import SEARCHED_INDEX
@@ -48,10 +49,12 @@ def run_recipe(recipe: Recipe) -> Path:
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
     check_files(recipe)
+    check_questions(recipe)
     refuse_other_settings(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
     collection = load_collection(recipe.collection)
     say(repr(collection))
+    asked = with_recipe_questions(recipe, collection)  # what is trained does not depend on them
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
     check_indexes(recipe, run, lambda name: load_model(recipe, "retriever", name, run))
@@ -68,10 +71,10 @@ def run_recipe(recipe: Recipe) -> Path:
         return load_model(recipe, role, source, run)
 
     if recipe.evaluation.get("rows"):
-        evaluate_rows(recipe, run, collection, inputs, load)
+        evaluate_rows(recipe, run, asked, inputs, load)
     state.wait_for_everyone()
     if state.is_main_process:
-        finish(recipe, run, time.time() - started, load)
+        finish(recipe, run, asked, time.time() - started, load)
     state.wait_for_everyone()
     return run
 

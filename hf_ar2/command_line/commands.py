@@ -22,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.beir import check_writable
 from hf_ar2.collections.load import TEXT_FOLDER
+from hf_ar2.collections.questions import QUESTIONS, with_questions
+from hf_ar2.command_line.asked import answered_text, check_judged
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
@@ -38,6 +40,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Rank a split's queries, print the table, and write run files where asked to."""
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before anything is loaded
+    if arguments.questions is not None:
+        check_judged(arguments.questions, arguments.run)
+        arguments.split = QUESTIONS
     with opened_system(arguments) as system:
         split = arguments.split or system.settings.report_split
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
@@ -65,6 +70,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
             {name: rows.shape[1] for name, (rows, _) in rankings.items()}, metrics, passages
         ):
             print(missing)
+        if split == QUESTIONS:
+            print(f"\n{answered_text(system.collection, rankings)}")
         chief = arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
         if chief in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][chief], values["retriever"][chief])
@@ -324,6 +331,8 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         source = source or recipe["collection"]
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
             run_index = RunIndex.of_run(run, recipe)
+        if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
+            given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
     with contextlib.ExitStack() as stack:
         if not kept:
@@ -333,7 +342,9 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         yield SearchSystem(
             _loaded("retriever", retriever_name, load_retriever),
             _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name else None,
-            load_collection(source),
+            with_questions(load_collection(source), given["questions"])
+            if "questions" in given
+            else load_collection(source),
             settings.changed(given),
             work_folder,
             given.get("index"),
