@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hf_ar2.command_line import arguments, sharing_arguments
+from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
 from hf_ar2.command_line.arguments import PROGRAM
 from hf_ar2.command_line.launch import find_recipe, launch_command, run_to_end, shipped_recipes
 from hf_ar2.command_line.parser import USAGE_ERROR, Parser, nearest
@@ -27,6 +27,7 @@ HANDLERS = {
     "search": "hf_ar2.command_line.commands:search",
     "augment": "hf_ar2.command_line.commands:augment",
     "collection": "hf_ar2.command_line.commands:collection",
+    "label": "hf_ar2.command_line.label:label",
     "import": "hf_ar2.command_line.import_published:import_published",
     "compare": "hf_ar2.command_line.compare:compare",
     "serve": "hf_ar2.command_line.serve:serve",
@@ -68,12 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.refuse(unknown)
     if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
         command.error("what is to be evaluated? Name a run folder, or --retriever and --collection")
+    if name == "evaluate" and options.questions and options.split not in (None, "questions"):
+        command.error("--split names a split of the collection, --questions a file: give one of them")
     if (
         name == "augment"
         and not options.run
         and not (options.retriever and options.ranker and options.collection)
     ):
         command.error("with which models? Name a run folder, or --retriever, --ranker and --collection")
+    if name == "collection":
+        question_arguments.check_generation(command, options)
     return _run(name, options)
 
 
@@ -177,6 +182,8 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of `hf-ar2` itself, and one for each command."""
+    collection = arguments.collection_parser()
+    question_arguments.add_generation(collection)
     groups = {
         "training": {
             "quickstart": arguments.quickstart_parser(),
@@ -186,6 +193,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         },
         "measuring": {
             "evaluate": arguments.evaluate_parser(),
+            "label": question_arguments.label_parser(),
             "compare": sharing_arguments.compare_parser(),
             "report": sharing_arguments.report_parser(),
         },
@@ -196,7 +204,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
             "encode": arguments.encode_parser(),
         },
         "bringing and sharing": {
-            "collection": arguments.collection_parser(),
+            "collection": collection,
             "import": arguments.import_parser(),
             "card": sharing_arguments.card_parser(),
             "push": sharing_arguments.push_parser(),

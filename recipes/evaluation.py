@@ -34,6 +34,7 @@ from hf_ar2.recipes.choosing import (
 )
 from hf_ar2.recipes.encodings import keep_served_index, note_row, told_encodings
 from hf_ar2.recipes.inputs import Inputs, differing
+from hf_ar2.recipes.questions import question_splits, questions_note, say_questions
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import row_config
 from hf_ar2.report import plot_report, stage_table
@@ -101,21 +102,31 @@ def evaluate_rows(
     `chosen.json`.
     """
     settings = recipe.evaluation
-    splits = evaluated_splits(recipe, collection)
+    splits, more = evaluated_splits(recipe, collection), question_splits(recipe, collection)
     for name, row in settings["rows"].items():
         note = run / "evaluation" / name / "key.json"
         key = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
-        complete = all(run_file(run, name, split, "retriever").is_file() for split in splits)
-        complete &= "ranker" not in row or (note.parent / _BLEND).is_file()
-        if complete and _holds(note, json.loads(json.dumps(key))):
+        fresh = all(run_file(run, name, split, "retriever").is_file() for split in splits)
+        fresh &= "ranker" not in row or (note.parent / _BLEND).is_file()
+        fresh = fresh and _holds(note, json.loads(json.dumps(key)))
+        due = [] if fresh else list(splits)
+        # Questions are edited oftener than anything else: only what they are is ranked again.
+        asked, asked_note = questions_note(collection) if more else {}, note.with_name("questions.json")
+        if more and not (fresh and asked_note.is_file() and json.loads(asked_note.read_text()) == asked):
+            due += more
+        if not due:
             continue
-        _evaluate_row(recipe, run, collection, name, splits, load)
+        _evaluate_row(recipe, run, collection, name, due, load)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(key, sort_keys=True))
+            if more:
+                asked_note.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
+            else:
+                asked_note.unlink(missing_ok=True)
     if PartialState().is_main_process:
-        means = _measure(recipe, run, collection, splits)
+        means = _measure(recipe, run, collection, [*splits, *more])
         choose_from_runs(recipe, run, collection)
         return means
     return {}
@@ -269,8 +280,14 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
     return means
 
 
-def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any], Any]) -> None:
-    """The final models at the run's root, `report.png`, the table, and the next command."""
+def finish(
+    recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Callable[[str, Any], Any]
+) -> None:
+    """The final models at the run's root, `report.png`, the table, and the next command.
+
+    Args:
+        collection: with the recipe's questions, where it names some.
+    """
     rows = recipe.evaluation.get("rows", {})
     if not rows:
         (run / CHOSEN).unlink(missing_ok=True)  # of an evaluation that the recipe no longer has
@@ -293,9 +310,7 @@ def finish(recipe: Recipe, run: Path, seconds: float, load: Callable[[str, Any],
         plot_report(
             histories, metrics, run / "report.png", split=split, metric=tests["metric"], title=recipe.name
         )
-    written += ["metrics.json", "runs/", "report.png"] if rows else ["stages/"]
-    if encoded := told_encodings(run):
-        print(f"\n{encoded}")
+        say_questions(recipe, run, collection)
     written += ["metrics.json", "chosen.json", "runs/", "report.png"] if rows else ["stages/"]
     if encoded := told_encodings(run):
         print(f"\n{encoded}")

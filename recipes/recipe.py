@@ -76,6 +76,7 @@ class Recipe:
         clock: what the minutes are counted by: `"wall"`, or `"processor"` time of this process.
         guard: a collection of other texts, on which each row's retriever is measured beside the model that training
             began with; None: no such measurement.
+        questions: a file of real questions, one a line, that every row is measured on as well (`with_questions`).
 
     Example:
         >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_train_epochs": 2}}}
@@ -94,6 +95,7 @@ class Recipe:
     minutes: float | None = None
     clock: str = "wall"
     guard: str | None = None
+    questions: str | None = None
     output_dir: str = ""
 
     def stage_args(self, stage: str) -> dict[str, Any]:

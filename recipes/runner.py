@@ -18,6 +18,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from hf_ar2.augmentation import augment
 from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.sources import query_sources
 from hf_ar2.encodings import encoding_name
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
@@ -30,6 +31,7 @@ from hf_ar2.recipes.inputs import INPUTS, Inputs, refuse_other_inputs
 from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
+from hf_ar2.recipes.questions import check_questions, with_recipe_questions
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
 from hf_ar2.run_index import SEARCHED_INDEX
@@ -54,9 +56,11 @@ def run_recipe(recipe: Recipe) -> Path:
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
     check_files(recipe)
+    check_questions(recipe)
     say(f"{recipe.name}: {recipe.collection} → {run}")
     collection = load_collection(recipe.collection)
     say(repr(collection))
+    asked = with_recipe_questions(recipe, collection)  # what is trained does not depend on them
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
     check_indexes(recipe, run, lambda name: load_model(recipe, "retriever", name, run))
@@ -83,19 +87,19 @@ def run_recipe(recipe: Recipe) -> Path:
     state = PartialState()
     state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
-        write_run_header(run, recipe)
+        write_run_header(run, recipe, query_sources(collection))
     length = Length(plan, budget, costs)
     for number, stage in enumerate(recipe.stages, 1):
         run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
         if state.is_main_process:
             budget.note()
     if recipe.evaluation.get("rows"):
-        evaluate_rows(recipe, run, collection, inputs, load)
+        evaluate_rows(recipe, run, asked, inputs, load)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
     state.wait_for_everyone()
     if state.is_main_process:
-        finish(recipe, run, time.time() - started, load)
+        finish(recipe, run, asked, time.time() - started, load)
     state.wait_for_everyone()
     return run
 
@@ -265,8 +269,8 @@ def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTra
     return load_ranker(model, **allowed)
 
 
-def write_run_header(run: Path, recipe: Recipe) -> None:
-    """The resolved recipe and the environment, so that a run can be repeated."""
+def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int]]) -> None:
+    """The resolved recipe and the environment, so that a run can be repeated, and where the queries come from."""
     run.mkdir(parents=True, exist_ok=True)
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
@@ -278,6 +282,8 @@ def write_run_header(run: Path, recipe: Recipe) -> None:
         "command": " ".join(sys.argv),
         "on_the_hub": [name for name in names if hub_id(name)],
     }
+    if sources:
+        environment["query_sources"] = sources
     (run / "environment.json").write_text(json.dumps(environment, indent=1))
 
 

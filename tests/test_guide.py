@@ -6,6 +6,7 @@ command line), the server a free port, and publishing goes to a stub of the Hub 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from urllib.request import urlopen
 
 import pytest
 from conftest import ADJECTIVES, ANIMALS, OBJECTS, PLACES, VERBS, make_tiny_retriever
+from tiny_writers import make_tiny_writers
 
 from hf_ar2 import cli
 from hf_ar2.collections import load_collection
@@ -57,6 +59,11 @@ def write_corpus(folder: Path) -> None:
             questions.append(f"where does the {animal} {verb} the {thing}?\t{animal}.md{heading}")
         (folder / "docs" / f"{animal}.md").write_text(text)
     (folder / "questions.tsv").write_text("\n".join(questions) + "\n")
+    asked = [
+        f"where is it that the {animal} {VERBS[number]} something?"
+        for number, animal in enumerate(ANIMALS[:3])
+    ]
+    (folder / "asked.txt").write_text("\n".join(asked) + "\n")
 
 
 class Guide:
@@ -78,6 +85,13 @@ class Guide:
             self.server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         elif arguments[0] == "push":
             push(arguments)
+        elif arguments[0] == "label":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "stdin", io.StringIO("1 2\n\n3\n"))
+                assert cli.main(arguments) == 0
+        elif "--generate-queries" in arguments:
+            arguments[arguments.index("--generate-queries") + 1] = str(self.folder / "writers" / "seq2seq")
+            assert cli.main([*arguments, "--filter-model", str(self.folder / "tiny")]) == 0
         else:
             tiny = ["--models.base.model", str(self.folder / "tiny"), *TINY]
             assert cli.main([*arguments, *(tiny if arguments[0] == "train" else [])]) == 0
@@ -114,6 +128,7 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path)
     make_tiny_retriever(tmp_path / "tiny")
+    make_tiny_writers(tmp_path / "writers")
     guide, said = Guide(tmp_path), {}
     for command in COMMANDS:
         try:
@@ -129,6 +144,14 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
     trained = said["hf-ar2 train own-corpus --collection data/mine --output_dir runs/mine"]
     assert "zero-shot" in trained and "AR2 over warm-up" in trained
     assert "AR2 pipeline" in said["hf-ar2 compare runs/mine"]
+    written = load_collection("data/written")
+    assert set(written.queries["source"]) == {"generated:writers/seq2seq"} and len(written.corpus) == 36
+    assert "3 of 3 questions judged" in said["hf-ar2 label runs/mine asked.txt"]
+    assert "of 3 questions" in said["hf-ar2 evaluate runs/mine --questions asked.txt"]
+    again = said[
+        "hf-ar2 train own-corpus --collection data/mine --output_dir runs/mine --questions asked.txt"
+    ]
+    assert again.count("done before") == 3 and "questions: 3 queries" in again
     assert Path("runs/mine/report.html").is_file()
     assert "36 passages, index in" in said['hf-ar2 search runs/mine "how do bees tell where food is" -k 3']
 

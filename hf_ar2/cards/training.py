@@ -10,6 +10,7 @@ import yaml
 
 from hf_ar2.cards.facts import Stage, Training, bears_on_the_result
 from hf_ar2.cards.papers import Paper, papers_of
+from hf_ar2.cards.query_sources import generated_told
 from hf_ar2.cards.results import short_name, wrapped
 
 # What a stage does, for the table of stages.
@@ -28,9 +29,10 @@ def training_section(training: Training) -> list[str]:
     """Paragraphs: the data, a table of the stages, all settings, hardware, time and versions."""
     corpus = next((stage for stage in reversed(training.stages) if stage.passages is not None), None)
     sizes = f": {corpus.passages:,} passages, {corpus.queries:,} training queries" if corpus else ""
+    generated = generated_told(training.environment.get("query_sources") or {})
     stages = [f"{number}. {_stage_told(stage)}" for number, stage in enumerate(training.stages, 1)]
     return [
-        wrapped(f"Data: {collection_told(training)}{sizes}."),
+        wrapped(f"Data: {collection_told(training)}{sizes}. {generated}".rstrip()),
         "\n".join(wrapped(line, "   ") for line in stages),
         wrapped(
             "The settings that bear on the result; what is not named has its default in the version of hf-ar2 that is "

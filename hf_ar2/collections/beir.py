@@ -25,6 +25,8 @@ from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, rows_of
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
+# What making a collection leaves beside it, so that it can go on.
+WORK = "work"
 # The BEIR layout has no place for splits that have answers and no judgments; such queries are listed here.
 ANSWER_SPLITS, ANSWER_SPLIT_HEADER = "answer_splits", ["query-id"]
 
@@ -41,8 +43,8 @@ def load_beir(
     """Reads a BEIR folder, each file plain or gzipped.
 
     `corpus.jsonl` has `_id`, `text` and maybe `title`; `queries.jsonl` has `_id`, `text` and maybe `answers`
-    (a list of strings); further fields are ignored. `qrels/<split>.tsv` has the header `query-id`,
-    `corpus-id`, `score`.
+    (a list of strings) and `source` (where the query comes from); further fields are ignored.
+    `qrels/<split>.tsv` has the header `query-id`, `corpus-id`, `score`.
 
     Args:
         folder: The folder.
@@ -101,9 +103,11 @@ def _queries(file: Path, problems: Problems) -> Queries:
     for line, entry in json_lines(file, problems):
         if not _has_strings(entry, ("_id", "text"), file, line, problems):
             continue
-        answers = entry.get("answers")
-        if answers is None or (isinstance(answers, list) and all(isinstance(one, str) for one in answers)):
-            queries.add(entry["_id"], entry["text"], file, line, answers)
+        answers, source = entry.get("answers"), entry.get("source")
+        if source is not None and not isinstance(source, str):
+            problems.meet("malformed lines", file, line, f"source {source!r}", "a string")
+        elif answers is None or (isinstance(answers, list) and all(isinstance(one, str) for one in answers)):
+            queries.add(entry["_id"], entry["text"], file, line, answers, source)
         else:
             problems.meet("malformed lines", file, line, f"answers {answers!r}", "a list of strings")
     return queries
@@ -240,13 +244,7 @@ def write_beir(collection: Collection, folder: Path) -> None:
         ...     load_beir(Path(folder, "json")).splits
         ['train', 'dev', 'test']
     """
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not find_file(folder, "corpus.jsonl"))
-    ):
-        raise CollectionError(
-            f"{folder}: found something that is not a BEIR folder (it has no corpus.jsonl); expected an "
-            "empty or new folder, or an older collection to replace. Nothing was written; choose another one"
-        )
+    check_writable(folder)
     for table, of in ((collection.corpus, "passage"), (collection.queries, "query")):
         unwritable = pc.index(pc.match_substring_regex(arrow_column(table, "id"), r"[\t\r\n]"), True).as_py()
         if unwritable >= 0:
@@ -273,12 +271,34 @@ def write_beir(collection: Collection, folder: Path) -> None:
             file.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Checks that a folder is new, empty, or a BEIR folder that may be replaced; `WORK` in it does not count.
+
+    Raises:
+        CollectionError: It holds something else.
+
+    Example:
+        >>> check_writable(Path("a/folder/that/is/not/there"))  # says nothing
+    """
+    if not folder.exists():
+        return
+    others = folder.is_dir() and any(path.name != WORK for path in folder.iterdir())
+    if not folder.is_dir() or (others and not find_file(folder, "corpus.jsonl")):
+        raise CollectionError(
+            f"{folder}: found something that is not a BEIR folder (it has no corpus.jsonl); expected an "
+            "empty or new folder, or an older collection to replace. Nothing was written; choose another one"
+        )
+
+
 def _json_lines(table: datasets.Dataset) -> Iterator[str]:
-    fields = {"_id" if name == "id" else name: name for name in ("id", "title", "text", "answers")}
+    fields = {"_id" if name == "id" else name: name for name in ("id", "title", "text", "answers", "source")}
     fields = {field: name for field, name in fields.items() if name in table.column_names}
     for rows in table.iter(_WRITTEN_ROWS):
         for values in zip(*(rows[name] for name in fields.values()), strict=True):
-            yield json.dumps(dict(zip(fields, values, strict=True)), ensure_ascii=False)
+            entry = dict(zip(fields, values, strict=True))
+            if not entry.get("source", True):
+                del entry["source"]
+            yield json.dumps(entry, ensure_ascii=False)
 
 
 def _lines(header: list[str], table: datasets.Dataset, columns: list[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.tables import (
     ANSWERED_QUERY_FEATURES,
     QUERY_FEATURES,
+    SOURCE,
     arrow_column,
     content_hash,
     dataset_of,
@@ -34,7 +35,8 @@ class Collection:
     Attributes:
         name: What the collection is called in tables and run files.
         corpus: Passages, columns `id`, `title` (may be empty), `text`, all strings.
-        queries: Queries of all splits, columns `id`, `text`, and optionally `answers` (list of strings).
+        queries: Queries of all splits, columns `id`, `text`, and optionally `answers` (list of strings) and `source`
+            (where a query comes from, "" where that is not known).
         qrels: Split -> judgments with columns `query_id`, `passage_id` (strings) and `relevance` (int32).
         skipped: Cause -> how many entries the reader left out for it.
         answer_splits: Split -> int64 rows of `queries`, for splits that have answers but no judgments (DPR's
@@ -133,7 +135,7 @@ class Collection:
         The corpus is not copied. A query whose id is there already, with the same text, is the same query.
 
         Args:
-            extra: Columns `id`, `text`; further columns are ignored.
+            extra: Columns `id`, `text` and optionally `source`; further columns are ignored.
 
         Raises:
             CollectionError: A column is missing, an id or a text is empty, or an id has two texts.
@@ -171,7 +173,16 @@ class Collection:
         features = QUERY_FEATURES
         if "answers" in self.queries.column_names:
             columns["answers"], features = [[] for _ in new], ANSWERED_QUERY_FEATURES
-        own = self.queries.select_columns(list(features))
+        if "source" in self.queries.column_names or "source" in extra.column_names:
+            given = (
+                dict(zip(extra["id"], extra["source"], strict=True)) if "source" in extra.column_names else {}
+            )
+            columns["source"] = [given.get(id) or "" for id in new]
+            features = datasets.Features({**features, **SOURCE})
+        own = self.queries
+        if "source" in features and "source" not in own.column_names:
+            own = own.add_column("source", [""] * len(own))
+        own = own.select_columns(list(features))
         own = own if own.features == features else own.cast(features)
         queries = datasets.concatenate_datasets([own, dataset_of(columns, features)])
         extended = replace(self, queries=queries)

@@ -14,6 +14,7 @@ from hf_ar2.collections.tables import (
     ANSWERED_QUERY_FEATURES,
     QRELS_FEATURES,
     QUERY_FEATURES,
+    SOURCE,
     dataset_of,
     rows_of,
 )
@@ -37,11 +38,20 @@ class Queries:
         self.problems = problems
         self.with_answers = False
         self._found: dict[str, tuple[str, list[str], str | Path, int]] = {}
+        self._sources: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, id: str, text: str, file: str | Path, line: int, answers: list[str] | None = None) -> bool:
+    def add(
+        self,
+        id: str,
+        text: str,
+        file: str | Path,
+        line: int,
+        answers: list[str] | None = None,
+        source: str | None = None,
+    ) -> bool:
         """Adds a query and says whether that was done; the same query in another file is the same query.
 
         Raises:
@@ -59,6 +69,8 @@ class Queries:
         else:
             self.with_answers |= answers is not None
             self._found[id] = (text, answers or [], file, line)
+            if source:
+                self._sources[id] = source
             return True
         return False
 
@@ -71,7 +83,7 @@ class Queries:
         return ids
 
     def dataset(self) -> datasets.Dataset:
-        """The queries in the order they were added: `id`, `text`, and `answers` where there are any."""
+        """The queries in the order they were added: `id`, `text`, and `answers` and `source` where there are any."""
         columns: dict[str, list] = {
             "id": list(self._found),
             "text": [entry[0] for entry in self._found.values()],
@@ -79,6 +91,9 @@ class Queries:
         if self.with_answers:
             columns["answers"] = [entry[1] for entry in self._found.values()]
         features = ANSWERED_QUERY_FEATURES if self.with_answers else QUERY_FEATURES
+        if self._sources:
+            columns["source"] = [self._sources.get(id, "") for id in self._found]
+            features = datasets.Features({**features, **SOURCE})
         return dataset_of(columns, features)
 
 

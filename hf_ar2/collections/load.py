@@ -33,6 +33,7 @@ def load_collection(
     positives: str | None = None,
     hard_negatives: bool | None = None,
     queries: str | Path | None = None,
+    headings: bool | None = None,
     dev_share: float = 0.2,
 ) -> Collection:
     """Opens a collection; the form of `source` decides which reader does it.
@@ -60,6 +61,7 @@ def load_collection(
         positives: DPR only, `"gold"` (default) or `"all"`, see `load_dpr`.
         hard_negatives: DPR only, see `load_dpr`.
         queries: Text files only, see `load_text_folder`.
+        headings: Text files only, see `load_text_folder`.
         dev_share: A collection with a split `train` and none to tune on (BEIR's SciFact) gets this share of the
             queries of `train` as `dev`, and says so; 0 leaves it as it is.
 
@@ -76,7 +78,7 @@ def load_collection(
         ['train', 'dev', 'test']
     """
     options: dict[str, Any] = {"titles": titles, "positives": positives, "hard_negatives": hard_negatives}
-    options["queries"] = queries
+    options |= {"queries": queries, "headings": headings}
     options = {option: value for option, value in options.items() if value is not None}
     skip = Problems(skip).skip
     folder = Path(source)
@@ -84,7 +86,7 @@ def load_collection(
         _refuse(options, (), source, "Python packages")
         collection = load_python_packages(str(source).removeprefix(PYTHON_PACKAGES).split(","), name=name)
     elif str(source).startswith(TEXT_FOLDER):
-        _refuse(options, ("queries",), source, "a folder of text")
+        _refuse(options, ("queries", "headings"), source, "a folder of text")
         collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
     elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
         _refuse(options, (), source, "a BEIR folder")
@@ -122,9 +124,8 @@ def with_fewer_passages(collection: Collection, max_passages: int) -> Collection
         >>> len(with_fewer_passages(collection, len(judged)).corpus) == len(judged)
         True
     """
-    judged = np.unique(
-        np.concatenate([collection.judgments(split).passage_rows for split in collection.splits])
-    )
+    rows = [collection.judgments(split).passage_rows for split in collection.splits]
+    judged = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
     if len(judged) > max_passages:
         raise CollectionError(
             f"max_passages: found {max_passages}; expected at least {len(judged)}, the judged passages of "

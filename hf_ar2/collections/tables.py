@@ -15,6 +15,8 @@ QUERY_FEATURES = datasets.Features({name: datasets.Value("string") for name in (
 ANSWERED_QUERY_FEATURES = datasets.Features(
     {**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string"))}
 )
+# Where a query comes from, such as "generated:MODEL"; "" where that is not known.
+SOURCE = datasets.Features({"source": datasets.Value("string")})
 QRELS_FEATURES = datasets.Features(
     {
         "query_id": datasets.Value("string"),

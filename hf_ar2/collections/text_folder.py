@@ -51,7 +51,11 @@ class Place:
 
 
 def load_text_folder(
-    folder: str | Path, *, name: str | None = None, queries: str | Path | None = None
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    queries: str | Path | None = None,
+    headings: bool = True,
 ) -> Collection:
     """Builds a collection from the `.md` and `.txt` files of a folder and the folders in it, UTF-8.
 
@@ -74,6 +78,7 @@ def load_text_folder(
         folder: the folder. Files and folders whose names begin with a dot are not looked at.
         name: the collection's name; by default the folder's.
         queries: the file of questions. It may be in the folder: it is no passage.
+        headings: False: without `queries`, the collection has passages and no queries.
 
     Returns:
         The collection. Passage ids are `FILE:NUMBER`, from 1 in each file; what ids cannot hold is `%`-encoded.
@@ -106,8 +111,11 @@ def load_text_folder(
             f"text:{folder}: found no text in {len(files)} files that end in {' or '.join(ENDINGS)}; left out: "
             f"{dict(dropped)}. Name a folder with text"
         )
-    judged = _headings(places, dropped) if questions is None else _questions(questions, folder, places)
-    if not judged:
+    if questions is not None:
+        judged = _questions(questions, folder, places)
+    else:
+        judged = _headings(places, dropped) if headings else {}
+    if not judged and (headings or questions is not None):
         where = f"in {questions}" if questions is not None else "among the headings"
         raise CollectionError(
             f"text:{folder}: found no query {where}; left out: {dict(dropped)}. Write questions into a file, one a "
@@ -270,6 +278,8 @@ def _collection(
             if splits[query] == split
             for passage in ids
         ]
+        if not judged:
+            break
         if not pairs:
             logger.warning("%s: none of the %d queries fell into split %s", name, len(judged), split)
             continue

@@ -114,6 +114,8 @@ def evaluate_parser() -> Parser:
     )
     _add_models(parser)
     parser.add_argument("--split", help="split of the qrels (the recipe's, or test)")
+    asked = f"measure on these questions, one a line, as judged with `{PROGRAM} label`"
+    parser.add_argument("--questions", metavar="FILE", help=asked)
     parser.add_argument(
         "--metrics", nargs="+", metavar="METRIC", help="such as mrr@10 recall@100; the first is tested"
     )

@@ -21,6 +21,10 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from hf_ar2.collections import load_collection
+from hf_ar2.collections.beir import check_writable
+from hf_ar2.collections.load import TEXT_FOLDER
+from hf_ar2.collections.questions import QUESTIONS, with_questions
+from hf_ar2.command_line.asked import answered_text, check_judged
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
@@ -38,6 +42,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Rank a split's queries, print the table, and write run files where asked to."""
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before anything is loaded
+    if arguments.questions is not None:
+        check_judged(arguments.questions, arguments.run)
+        arguments.split = QUESTIONS
     with opened_system(arguments) as system:
         split = arguments.split or system.settings.report_split
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
@@ -68,6 +75,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
             {name: rows.shape[1] for name, (rows, _) in rankings.items()}, metrics, passages
         ):
             print(missing)
+        if split == QUESTIONS:
+            print(f"\n{answered_text(system.collection, rankings)}")
         chief = arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
         if chief in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][chief], values["retriever"][chief])
@@ -275,6 +284,10 @@ def augment(arguments: argparse.Namespace) -> int:
 def collection(arguments: argparse.Namespace) -> int:
     """Read a collection of any form and write it as a BEIR folder."""
     # what was skipped is in the summary below; not twice
+    generate = arguments.generate_queries is not None
+    no_queries = generate and arguments.queries is None and arguments.source.startswith(TEXT_FOLDER)
+    if generate:
+        check_writable(Path(arguments.out))  # before a model writes for hours
     reader = logging.getLogger("hf_ar2.collections")
     level = reader.level
     reader.setLevel(logging.ERROR)
@@ -284,10 +297,15 @@ def collection(arguments: argparse.Namespace) -> int:
             skip=arguments.skip,
             max_passages=arguments.max_passages,
             queries=arguments.queries,
+            headings=False if no_queries else None,
             dev_share=0,  # what is written is what was read; whoever opens it cuts the same split
         )
     finally:
         reader.setLevel(level)
+    if generate:
+        from hf_ar2.command_line.generate import with_generated_queries
+
+        read = with_generated_queries(read, arguments)
     read.save(arguments.out)
     print(read)
     print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
@@ -322,6 +340,8 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         source = source or recipe["collection"]
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
             run_index = RunIndex.of_run(run, recipe)
+        if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
+            given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
     reranks = given.get("rerank_depth") != 0  # of the command line; 0 in a recipe is about its evaluation
     with contextlib.ExitStack() as stack:
@@ -332,7 +352,9 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
         yield SearchSystem(
             _loaded("retriever", retriever_name, load_retriever),
             _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
-            load_collection(source),
+            with_questions(load_collection(source), given["questions"])
+            if "questions" in given
+            else load_collection(source),
             settings.changed(given),
             work_folder,
             given.get("index"),

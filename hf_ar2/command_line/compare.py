@@ -17,6 +17,7 @@ import numpy as np
 from hf_ar2.cards.facts import CHOSEN, read_json
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
+from hf_ar2.collections.questions import QUESTIONS, with_questions
 from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
 from hf_ar2.command_line.parser import nearest
 from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_run
@@ -187,7 +188,15 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
             f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
             "with --collection"
         )
-    return load_collection(sources[0])
+    collection = load_collection(sources[0])
+    asked = dict.fromkeys(recipe["questions"] for recipe in systems.recipes if recipe.get("questions"))
+    if systems.split != QUESTIONS or not asked:
+        return collection
+    if len(asked) > 1:
+        raise ValueError(
+            f"the runs were measured on {len(asked)} files of questions, {' and '.join(asked)}; compare runs of one"
+        )
+    return with_questions(collection, next(iter(asked)))
 
 
 def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:

@@ -25,7 +25,7 @@ from hf_ar2.search_system import Hit, SearchSystem
 
 PLACES = "/ (the page), /search?q=TEXT&k=10 and /health"
 # The page needs nothing from anywhere, and a browser is told to get nothing.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -70,12 +70,12 @@ class SearchServer(ThreadingHTTPServer):
     daemon_threads = True  # whoever is still being answered does not keep the process from ending
     system: SearchSystem
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
         self.models = Lock()
         if not 0 <= port <= 65535:
             raise ValueError(f"--port {port}: expected a number from 0 to 65535, as in --port 8000")
         try:
-            super().__init__((host, port), _Handler)
+            super().__init__((host, port), handler or PageHandler)
         except OSError as error:
             way_out = "Name an address of this machine: --host 127.0.0.1"
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
@@ -94,7 +94,9 @@ class SearchServer(ThreadingHTTPServer):
             return self.system.search(query, k)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class PageHandler(BaseHTTPRequestHandler):
+    """Answers the requests of a `SearchServer`."""
+
     server: SearchServer
     timeout = 60  # seconds that a silent client is waited for
 

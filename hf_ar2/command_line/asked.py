@@ -1,0 +1,35 @@
+"""What `hf-ar2 evaluate --questions` checks before it loads a model, and what it says beside the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hf_ar2.collections import Collection
+from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_judged, read_questions
+from hf_ar2.evaluation.success import FIRST, questions_answered
+from hf_ar2.evaluation.systems import Ranking
+
+
+def check_judged(file: str, run: str | None) -> None:
+    """Check that something in a file of questions is judged.
+
+    Raises:
+        ValueError: nothing is, or the file cannot be read.
+    """
+    questions, judged = read_questions(file), read_judged(file)
+    if not any(judged.get(id) for id in questions):
+        raise ValueError(
+            f"{file}: none of its {len(questions):,} questions is judged in {qrels_of(file)}. Judge what is found "
+            f"with: hf-ar2 label {run or 'RUN'} {file}"
+        )
+
+
+def answered_text(collection: Collection, rankings: Mapping[str, Ranking]) -> str:
+    """In how many questions the first results of retriever and pipeline hold a relevant passage."""
+    total = len(collection.judgments(QUESTIONS))
+    return "\n".join(
+        f"Among the first {FIRST} of the {name} is a relevant passage in "
+        f"{questions_answered(collection, QUESTIONS, rankings[name][0]):,} of {total:,} questions"
+        for name in ("retriever", "pipeline")
+        if name in rankings
+    )

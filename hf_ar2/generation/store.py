@@ -1,0 +1,78 @@
+"""What a model has written so far, one JSON object a line, so that writing goes on after it was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hf_ar2.collections.problems import CollectionError
+
+
+def store_key(passage_id: str, text: str, written_by: Mapping[str, str | int]) -> str:
+    """32 hex digits of a passage, its text, and what writes: model, prompt, number, seed.
+
+    Example:
+        >>> one = store_key("bees.md:1", "Bees dance.", {"model": "some/model"})
+        >>> one == store_key("bees.md:1", "Bees dance. They sing.", {"model": "some/model"})
+        False
+    """
+    content = json.dumps([passage_id, text, dict(sorted(written_by.items()))], ensure_ascii=False)
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class ReplyStore:
+    """Replies by key, in a file that only grows. A last line that was not written whole is dropped.
+
+    Args:
+        file: JSON lines with `key`, `passage` (its id, for a reader) and `replies`; made with the first reply.
+
+    Raises:
+        CollectionError: a line before the last one is damaged.
+
+    Example:
+        >>> store = ReplyStore(Path("work/generated.jsonl"))
+        >>> store.add([("k1", "bees.md:1", ["Where do bees live?"])])
+        >>> ReplyStore(Path("work/generated.jsonl")).replies
+        {'k1': ['Where do bees live?']}
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.replies: dict[str, list[str]] = {}
+        if file.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        whole = 0
+        with open(self.file, "rb") as stream:
+            lines = stream.readlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                self.replies[entry["key"]] = [str(reply) for reply in entry["replies"]]
+                if not line.endswith(b"\n"):
+                    raise ValueError("no end of line")
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):
+                    raise CollectionError(
+                        f"{self.file}:{number}: found a damaged line ({error}); expected one JSON object. Delete the "
+                        "line, and what it held is written again"
+                    ) from None
+                os.truncate(self.file, whole)
+            whole += len(line)
+
+    def add(self, entries: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+        """Append (key, passage id, replies) as whole lines."""
+        written = []
+        for key, passage, replies in entries:
+            self.replies[key] = list(replies)
+            written.append(
+                json.dumps({"key": key, "passage": passage, "replies": list(replies)}, ensure_ascii=False)
+            )
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "a", encoding="utf-8", errors="replace", newline="\n") as stream:
+            stream.write("".join(f"{line}\n" for line in written))
+            stream.flush()

@@ -1,0 +1,274 @@
+"""Real questions: read from a file, judged beside it, measured on for every row, and never trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import make_tiny_ranker, make_tiny_retriever
+
+from hf_ar2 import cli
+from hf_ar2.collections import Collection, CollectionError
+from hf_ar2.collections.questions import (
+    QUESTIONS,
+    qrels_of,
+    question_id,
+    read_judged,
+    read_questions,
+    with_questions,
+    write_judged,
+)
+from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.runner import run_recipe
+
+
+def passage_of(collection: Collection, split: str, number: int) -> tuple[str, str]:
+    """A query's text and the id of its passage."""
+    judged = collection.qrels[split][number]
+    texts = dict(zip(collection.queries["id"], collection.queries["text"], strict=True))
+    return texts[judged["query_id"]], judged["passage_id"]
+
+
+@pytest.fixture
+def asked(tmp_path: Path, tiny_collection: Collection, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five questions, four of them judged; the working folder is beside them."""
+    monkeypatch.chdir(tmp_path)
+    pairs = [passage_of(tiny_collection, "test", number) for number in range(5)]
+    questions = [text.replace("where does", "where is it that") for text, _ in pairs]
+    file = tmp_path / "asked.txt"
+    file.write_text("\ufeff# asked in May\n\n" + "\n".join(questions) + "\n", encoding="utf-8")
+    judged = {
+        question_id(text): {passage: 1, "p100": 0} if passage != "p100" else {passage: 1}
+        for text, (_, passage) in zip(questions[:3], pairs, strict=False)
+    }
+    write_judged(file, judged | {question_id(questions[3]): {"p101": 0}})
+    return file
+
+
+def test_a_file_of_questions_is_read_as_people_write_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "asked.txt"
+    file.write_bytes(
+        "\ufeffWo wohnen Bienen?\r\n\r\n# später\r\n  wer  tanzt? \r\nWO wohnen bienen?\r\n".encode()
+    )
+    assert list(read_questions(file).values()) == ["Wo wohnen Bienen?", "wer tanzt?"]
+    assert "questions that are there twice count once: 1 (line 5: WO wohnen bienen?)" in caplog.text
+    for content, message in (
+        (b"# nothing\n\n", "found no question"),
+        (b"caf\xe9?\n", "asked.txt:1: found bytes that are not UTF-8"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(CollectionError, match=message):
+            read_questions(file)
+
+
+def test_judgments_stay_with_their_questions_when_the_file_is_edited(
+    asked: Path, tiny_collection: Collection
+) -> None:
+    before = with_questions(tiny_collection, asked)
+
+    def judged(collection: Collection) -> dict[str, set[str]]:
+        texts = dict(zip(collection.queries["id"], collection.queries["text"], strict=True))
+        found: dict[str, set[str]] = {}
+        for row in collection.qrels[QUESTIONS]:
+            found.setdefault(texts[row["query_id"]].casefold(), set()).add(row["passage_id"])
+        return found
+
+    lines = asked.read_text(encoding="utf-8-sig").splitlines()
+    asked.write_text("\n".join([*reversed(lines[2:]), "is this one new?"]).replace("where", "Where"))
+    after = with_questions(tiny_collection, asked)
+    assert judged(after) == judged(before) and len(after.queries) == len(before.queries) + 1
+
+
+def test_the_collection_itself_stays_as_it_is(asked: Path, tiny_collection: Collection) -> None:
+    found = with_questions(tiny_collection, asked)
+    assert found.splits == ["train", "dev", "test", "questions"]
+    assert len(found.judgments(QUESTIONS)) == 4, "a question without a relevant passage counts"
+    assert found.corpus_fingerprint == tiny_collection.corpus_fingerprint
+    for split in tiny_collection.splits:
+        mine, theirs = found.judgments(split), tiny_collection.judgments(split)
+        assert np.array_equal(mine.query_rows, theirs.query_rows)
+        assert np.array_equal(mine.passage_rows, theirs.passage_rows)
+    with pytest.raises(CollectionError, match="has a split 'questions' already"):
+        with_questions(found, asked)
+
+
+def test_what_does_not_fit_is_counted_and_named(
+    asked: Path, tiny_collection: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained, _ = passage_of(tiny_collection, "train", 0)
+    with open(asked, "a") as stream:
+        stream.write(trained.upper() + "\n")
+    judged = read_judged(asked)
+    first = next(iter(judged))
+    judged[first] |= {"gone1": 1, "gone2": 0}
+    write_judged(asked, judged | {"question-of-before": {"p100": 1}})
+    found = with_questions(tiny_collection, asked)
+    assert len(found.judgments(QUESTIONS)) == 4
+    assert "judged passages that the corpus does not have are left out: 2 (gone1; gone2)" in caplog.text
+    assert "judged questions that asked.txt does not have are left out: 1 (question-of-before)" in caplog.text
+    assert f"questions that training queries ask too: 1 ({trained.upper()})" in caplog.text
+
+    write_judged(asked, {first: {"gone1": 1}})
+    assert QUESTIONS not in with_questions(tiny_collection, asked).splits
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("query\tpassage\n", r"asked.txt.qrels.tsv:1: found the columns \['query', 'passage'\]"),
+        ("query-id\tcorpus-id\tscore\nq\tp\tyes\n", "qrels.tsv:2: found score 'yes'"),
+        ("query-id\tcorpus-id\tscore\nq\tp\t1\nq\tp\t0\n", "qrels.tsv:3: found a second, different"),
+        ("query-id\tcorpus-id\tscore\nq\tp\n", "qrels.tsv:2: found 2 tab-separated"),
+    ],
+)
+def test_damaged_judgments_are_an_error(asked: Path, lines: str, message: str) -> None:
+    qrels_of(asked).write_text(lines)
+    with pytest.raises(CollectionError, match=message):
+        read_judged(asked)
+
+
+# --- a run
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    make_tiny_retriever(folder / "retriever")
+    make_tiny_ranker(folder / "ranker")
+    tiny_collection.save(folder / "data")
+    return folder
+
+
+def recipe_file(parts: Path, folder: Path, **fields: object) -> Path:
+    """One stage of two steps, and a row before and after it."""
+    recipe = {
+        "name": "tiny",
+        "collection": str(parts / "data"),
+        "models": {"light": {"model": str(parts / "retriever")}, "heavy": {"model": str(parts / "ranker")}},
+        "args": {
+            "max_passage_length": 32,
+            "max_pair_length": 48,
+            "per_device_train_batch_size": 4,
+            "eval_strategy": "no",
+            "eval_on_start": False,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": "none",
+        },
+        "stages": {"g0": {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 2}}},
+        "evaluation": {
+            "splits": ["test"],
+            "metrics": ["mrr@10"],
+            "depth": 20,
+            "rerank_depth": 5,
+            "rows": {"zero-shot": {"retriever": "light"}, "both": {"retriever": "g0", "ranker": "heavy"}},
+        },
+        **fields,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def test_every_row_is_measured_on_the_questions_and_nothing_is_trained_again(
+    asked: Path, parts: Path, tiny_collection: Collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = asked.parent / "run", recipe_file(parts, asked.parent)
+
+    def run_with(**overrides: str) -> str:
+        run_recipe(load_recipe(path, {"output_dir": str(run), **overrides}))
+        return capsys.readouterr().out
+
+    assert "questions" not in run_with()
+    files = {
+        row: run / "runs" / row / f"test.{system}.trec"
+        for row, system in (("zero-shot", "retriever"), ("both", "pipeline"))
+    }
+    times = {row: file.stat().st_mtime_ns for row, file in files.items()}
+
+    said = run_with(questions=str(asked))
+    assert "done before" in said and "questions: 4 queries" in said
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics["zero-shot"]) == set(metrics["both"]) == {"test", "questions"}
+    assert set(metrics["both"]["questions"]) == {"retriever", "ranker", "pipeline"}
+    assert {row: file.stat().st_mtime_ns for row, file in files.items()} == times, "test was not ranked again"
+    assert f"{asked}: 4 of 5 questions are judged" in said
+    first = re.search(r"among the first 3 of both, pipeline: in (\d) of 4 questions", said)
+    assert first
+
+    # judged once more: nothing of what was ranked changes; a new question is ranked
+    ranked = run / "runs" / "both" / "questions.pipeline.trec"
+    before = ranked.read_text()
+    judged, ids = read_judged(asked), list(read_questions(asked))
+    top = next(line.split()[2] for line in before.splitlines() if line.split()[0] == ids[3])
+    judged[ids[3]] = {top: 1}
+    write_judged(asked, judged)
+    more = re.search(r"among the first 3 of both, pipeline: in (\d) of 4", run_with(questions=str(asked)))
+    assert more and int(more[1]) == int(first[1]) + 1 and ranked.read_text() == before
+    write_judged(asked, judged | {ids[4]: {top: 1}})
+    assert "questions: 5 queries" in run_with(questions=str(asked))
+    assert {line.split()[0] for line in ranked.read_text().splitlines()} == set(ids)
+
+    # what reads a run folder knows of them
+    assert cli.main(["compare", str(run), "--split", "questions"]) == 0
+    assert "questions: 5 queries" in capsys.readouterr().out
+    assert cli.main(["report", str(run)]) == 0 and cli.main(["card", str(run)]) == 0
+    assert "questions, 5 queries" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(run), "--questions", str(asked)]) == 0
+    said = capsys.readouterr().out
+    assert "questions: 5 queries, 60 passages" in said
+    pipeline = metrics_of(said, "pipeline")
+    assert (
+        pipeline
+        == f"{json.loads((run / 'metrics.json').read_text())['both'][QUESTIONS]['pipeline']['mrr@10']:.3f}"
+    )
+    assert re.search(r"Among the first 3 of the pipeline is a relevant passage in \d of 5 questions", said)
+    assert cli.main(["evaluate", str(run), "--split", "questions"]) == 0, "the recipe names the file"
+    assert metrics_of(capsys.readouterr().out, "pipeline") == pipeline
+
+
+def metrics_of(said: str, system: str) -> str:
+    found = re.search(rf"^{system} +(\S+)", said, re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def test_without_judgments_the_run_says_how_to_make_them_and_goes_on(
+    asked: Path, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qrels_of(asked).unlink()
+    run, path = asked.parent / "run", recipe_file(parts, asked.parent, questions=str(asked))
+    run_recipe(load_recipe(path, {"output_dir": str(run)}))
+    said = capsys.readouterr().out
+    assert f"Judge what is found: hf-ar2 label {run} {asked}" in said and "hf-ar2 search" in said
+    assert set(json.loads((run / "metrics.json").read_text())["both"]) == {"test"}
+    assert cli.main(["evaluate", str(run), "--questions", str(asked)]) == 1
+    error = capsys.readouterr().err
+    assert f"none of its 5 questions is judged in {qrels_of(asked)}" in error and "hf-ar2 label" in error
+
+
+def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_trained(
+    asked: Path, parts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    run, path = asked.parent / "run", recipe_file(parts, asked.parent)
+    with pytest.raises(RecipeError, match="questions: absent.txt: no such file"):
+        run_recipe(load_recipe(path, {"output_dir": str(run), "questions": "absent.txt"}))
+    qrels_of(asked).write_text("nonsense\n")
+    with pytest.raises(RecipeError, match="questions: .*qrels.tsv:1: found the columns"):
+        run_recipe(load_recipe(path, {"output_dir": str(run), "questions": str(asked)}))
+    assert not run.exists()
+
+
+def test_a_file_and_another_split_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "runs/x", "--questions", "asked.txt", "--split", "test"])
+    assert "give one of them" in capsys.readouterr().err
