@@ -26,6 +26,7 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
 LogHistory = Mapping[str, Sequence[Mapping[str, Any]]]
 
+_COLUMN = {"hybrid": "with BM25"}
 RETRIEVER_METRICS = ("mrr@10", "ndcg@10", "recall@100")
 MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼ likewise, where it is worse"
 LEGEND = (
@@ -124,8 +125,8 @@ def stage_table(
     """The table that a run ends with: what each stage reached, and which changes are more than luck.
 
     Args:
-        metrics: stage -> split -> "retriever" | "ranker" | "pipeline" -> metric -> value, stages in order, as in
-            metrics.json. What is missing is shown as a dash; without any pipeline there is no column for it.
+        metrics: stage -> split -> "retriever" | "hybrid" | "ranker" | "pipeline" -> metric -> value, stages in order,
+            as in metrics.json. What is missing is shown as a dash; without any pipeline there is no column for it.
         tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of MRR@10: this
             stage's retriever against the one of the stage before, this stage's pipeline against this stage's
             retriever, and against the last pipeline before it. A test may be a `PairedTest` or the dict of its fields.
@@ -161,9 +162,10 @@ def stage_table(
     tested = [test for outcome in outcomes.values() for test in outcome.values()]
     # Marks of one length, so that the values before them stay aligned.
     longest = max((len(significance_mark(test.p_value, test.difference)) for test in tested), default=0)
-    columns = {"retriever": RETRIEVER_METRICS, "pipeline": ("mrr@10",)}
-    if not any("pipeline" in metrics[stage][split] for stage in stages):
-        del columns["pipeline"]
+    columns = {"retriever": RETRIEVER_METRICS}
+    for system in ("hybrid", "pipeline"):
+        if any(system in metrics[stage][split] for stage in stages):
+            columns[system] = ("mrr@10",)
     results, compared = [], []
     with_pipeline = ""
     for number, stage in enumerate(stages):
@@ -179,6 +181,7 @@ def stage_table(
         over = f"{stage} over {stages[number - 1]}" if number else stage
         for key, label in (
             ("retriever", f"retriever: {over}"),
+            ("hybrid", f"with BM25 over without: {stage}"),
             ("pipeline_before", f"pipeline: {stage} over {with_pipeline}"),
             ("pipeline", f"pipeline over retriever: {stage}"),
         ):
@@ -190,7 +193,7 @@ def stage_table(
     headings = ["stage"]
     for system, names in columns.items():
         first, *others = map(display_name, names)
-        headings += [f"{system} {first}", *others]
+        headings += [f"{_COLUMN.get(system, system)} {first}", *others]
     parts = [f"{split}{queries}", format_table(results, headings, markdown=markdown, width=width)]
     if compared:
         headings = ["MRR@10 compared", "change", "significance", "better", "worse", "equal"]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -15,9 +16,11 @@ from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row
 from hf_ar2.collections import Collection
 from hf_ar2.encodings import Encodings
 from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.evaluation.hybrid import candidates_of_both, score_rows
 from hf_ar2.evaluation.systems import Ranking, evaluated_queries, index_fingerprint, rankings_of_systems
 from hf_ar2.index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import bf16_pays, default_temperature, similarity_of
 from hf_ar2.processes import Processes
@@ -34,6 +37,7 @@ EVALUATION_FIELDS = (
     "system",
     "weight",
     "pipeline_depth",
+    "lexical_weight",
 )
 
 
@@ -71,6 +75,7 @@ class Settings:
     system: str = "pipeline"
     weight: float = 1.0
     pipeline_depth: int | None = None
+    lexical_weight: float = 0.0
 
     @classmethod
     def of_models(cls) -> Settings:
@@ -110,8 +115,9 @@ class Hit:
 
     Attributes:
         passage_id, title, text: the passage.
-        retriever_rank: 1 is the retriever's first.
-        retriever_score: inner product of the embeddings.
+        retriever_rank: place before the ranker reorders; 1 is the first.
+        retriever_score: inner product of the embeddings; where BM25 is beside the retriever, their weighted sum in
+            units of that.
         ranker_score: the ranker's logit; None without a ranker, or where the ranker did not look.
 
     Example:
@@ -269,7 +275,13 @@ class SearchSystem:
         queries = self.encoders.embed_queries(
             self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
         )
-        scores, rows = self.searched.search(queries, min(self.settings.depth, self.searched.ntotal))
+        depth = min(self.settings.depth, self.searched.ntotal)
+        scores, rows = self.searched.search(queries, depth)
+        found = {"retriever": (rows, scores)}
+        if self.settings.lexical_weight:
+            texts = list(self.collection.queries.select(query_rows)["text"])
+            scores, rows = self._with_lexical(texts, queries, scores, rows, depth)
+            found["hybrid"] = (rows, scores)
         ranked = None
         if self.ranker is not None and self.settings.rerank_depth:
             head = rows[:, : self.settings.rerank_depth]
@@ -277,9 +289,25 @@ class SearchSystem:
                 self.ranker, self.ranker_inputs, query_rows, head, f"Ranking for {split}"
             )
         temperatures = self.retriever_temperature, self.settings.ranker_temperature
-        return rankings_of_systems(
+        with_ranker = rankings_of_systems(
             scores, rows, ranked, *temperatures, self.settings.weight, self.settings.pipeline_depth
         )
+        return {**with_ranker, **found}
+
+    @cached_property
+    def lexical(self) -> LexicalIndex:
+        """BM25 over the collection, kept beside the index."""
+        texts = list(self.collection.passage_texts(self.settings.title_separator))
+        return LexicalIndex.open_or_build(texts, self.work_folder / "lexical")
+
+    def _with_lexical(
+        self, texts: list[str], queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, depth: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the retriever found and what BM25 finds beside it, in the order of the weighted sum."""
+        both = candidates_of_both(
+            scores, rows, texts, self.lexical, lambda passages: score_rows(self.searched, queries, passages)
+        )
+        return both.ranked(self.settings.lexical_weight, self.retriever_temperature, depth)
 
     @property
     def retriever_temperature(self) -> float:
@@ -312,7 +340,11 @@ class SearchSystem:
                 show_progress_bar=False,
                 processing_kwargs=_cut_at(self.retriever_inputs.max_query_length),
             )
-        scores, rows = self.searched.search(embedding, min(depth, self.searched.ntotal))
+        lexical = self.settings.lexical_weight > 0
+        wide = max(depth, self.settings.depth) if lexical else depth
+        scores, rows = self.searched.search(embedding, min(wide, self.searched.ntotal))
+        if lexical:
+            scores, rows = self._with_lexical([query], embedding, scores, rows, depth)
         rows = rows[0][rows[0] >= 0]
         found = self.collection.corpus[rows.tolist()]
         ranked: list[float | None] = [None] * len(rows)
@@ -430,10 +462,15 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
 def _chosen(folder: str | Path) -> dict[str, Any]:
     """The system that a run chose, as `Settings` has it."""
     chosen = read_json(Path(folder) / CHOSEN)
-    if chosen.get("system") not in ("pipeline", "ranker"):
+    if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
         return {}
     weight = 1.0 if chosen["weight"] is None else chosen["weight"]
-    return {"system": chosen["system"], "weight": weight, "pipeline_depth": chosen["depth"]}
+    return {
+        "system": chosen["system"],
+        "weight": weight,
+        "pipeline_depth": chosen["depth"],
+        "lexical_weight": chosen.get("lexical", 0.0),
+    }
 
 
 def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:

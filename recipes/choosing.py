@@ -22,6 +22,7 @@ from hf_ar2.report import display_name
 
 # p below which a better system of levels 2 and 3 takes the place of a plainer one, see `choose`.
 NEEDED = {2: 0.2, 3: 0.05}
+WITH_RANKER = ("pipeline", "ranker")
 # Row -> system -> the test metric of every query of the split that is chosen on.
 Values = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -42,7 +43,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         row: of the evaluation.
-        system: `"retriever"`, `"pipeline"` or `"ranker"`.
+        system: `"retriever"`, `"hybrid"` (with BM25), `"pipeline"` or `"ranker"`.
 
     Example:
         >>> str(Candidate("AR2", "pipeline"))
@@ -64,7 +65,7 @@ class _Comparison:
     needed: float
 
     def __str__(self) -> str:
-        kind = "system with a ranker" if self.better.system != "retriever" else "trained retriever"
+        kind = "system with a ranker" if self.better.system in WITH_RANKER else "trained retriever"
         return (
             f"the best {kind}, {self.better}, is not clearly better than {self.plainer} "
             f"({_signed(self.test.difference)}, {_p(self.test.p_value)}; needed: p < {self.needed:g})"
@@ -125,8 +126,9 @@ def evaluated_splits(recipe: Recipe, collection: Collection) -> list[str]:
 def choose(recipe: Recipe, values: Values, blends: Mapping[str, Blend]) -> dict[str, Any]:
     """The system to serve, as chosen.json has it.
 
-    Candidates are every row's retriever, pipeline (with the row's weight) and ranker alone, in three levels of
-    plainness: (1) retrievers that no stage of the run trained, (2) trained retrievers, (3) systems with a ranker.
+    Candidates are every row's retriever, hybrid (with BM25 beside it), pipeline and ranker alone, with the row's
+    weights, in three levels of plainness: (1) retrievers that no stage of the run trained, (2) trained retrievers, (3)
+    systems with a ranker. BM25 costs a search nothing that is felt, so a hybrid is as plain as its retriever.
     Within a level the best mean wins, of equal ones the earlier row. From the best of the plainest level on, the
     best of the next level is served in its place if its mean is higher and a two-sided paired test over the
     queries says so: with p < .2 for a trained retriever, with p < .05 for a system with a ranker.
@@ -144,9 +146,10 @@ def choose(recipe: Recipe, values: Values, blends: Mapping[str, Blend]) -> dict[
         blends: row → how its pipeline orders.
 
     Returns:
-        row, system, weight, depth, metric, split, dev (candidate → mean and n), compared_with (the plainer system
-        that it took the place of, or None), declined (candidates of less plain levels that were not better enough),
-        retriever_row (the row of the best retriever), reason (a sentence) and advice (another, or "").
+        row, system, weight, depth, lexical (weight of BM25), metric, split, dev (candidate → mean and n), compared_with
+        (the plainer system that it took the place of, or None), declined (candidates of less plain levels that were
+        not better enough), retriever_row (the row of the best retriever), reason (a sentence) and advice (another, or
+        "").
     """
     found = {
         Candidate(row, system): value for row, systems in values.items() for system, value in systems.items()
@@ -154,7 +157,7 @@ def choose(recipe: Recipe, values: Values, blends: Mapping[str, Blend]) -> dict[
     means = {one: float(value.mean()) for one, value in found.items()}
     levels: dict[int, list[Candidate]] = {}
     for one in found:
-        level = 3 if one.system != "retriever" else 2 if _is_trained(recipe, one.row) else 1
+        level = 3 if one.system in WITH_RANKER else 2 if _is_trained(recipe, one.row) else 1
         levels.setdefault(level, []).append(one)
     # Of equal ones `max` takes the first.
     winners = {level: max(levels[level], key=means.__getitem__) for level in sorted(levels)}
@@ -169,12 +172,12 @@ def choose(recipe: Recipe, values: Values, blends: Mapping[str, Blend]) -> dict[
     split, metric = str(recipe.evaluation.get("choose_on", "dev")), chief_metric(recipe)
     reason = [f"{split} {display_name(metric)} {_number(means[served])}"]
     if compared is not None:
-        over = "its retriever" if compared.plainer == (served.row, "retriever") else compared.plainer.row
+        over = "its retriever" if compared.plainer == (served.row, "retriever") else str(compared.plainer)
         reason.append(f"{_signed(compared.test.difference)} over {over} ({_p(compared.test.p_value)})")
     untrained = winners.get(1)
     if untrained not in (None, served, compared.plainer if compared else None):
         assert untrained is not None
-        reason.append(f"{_signed(means[served] - means[untrained])} over {untrained.row}")
+        reason.append(f"{_signed(means[served] - means[untrained])} over {untrained}")
     sentence = ", ".join(reason) + "".join(f"; {one}" for one in declined)
     return {
         **_served(recipe, served, blends),
@@ -236,7 +239,8 @@ def _served(recipe: Recipe, served: Candidate, blends: Mapping[str, Blend]) -> d
         "row": served.row,
         "system": served.system,
         "weight": blend.weight if served.system == "pipeline" else None,
-        "depth": {"retriever": None, "ranker": depth, "pipeline": blend.depth or depth}[served.system],
+        "depth": {"ranker": depth, "pipeline": blend.depth or depth}.get(served.system),
+        "lexical": 0.0 if served.system == "retriever" else blend.lexical,
     }
 
 
@@ -244,9 +248,12 @@ def _name(recipe: Recipe, served: Candidate, blends: Mapping[str, Blend]) -> str
     fields = _served(recipe, served, blends)
     how = {
         "retriever": "retriever",
+        "hybrid": "retriever",
         "pipeline": f"pipeline, weight {fields['weight']} over the first {fields['depth']}",
         "ranker": f"ranker alone over the first {fields['depth']}",
     }
+    if fields["lexical"]:
+        how = {system: f"{text}, with BM25 at weight {fields['lexical']}" for system, text in how.items()}
     return f"{served.row} ({how[served.system]})"
 
 

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.evaluation.runs import read_run, run_file, write_run
+from hf_ar2.evaluation.runs import read_run, run_file
 from hf_ar2.evaluation.significance import paired_test
-from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach, rankings_of_systems
-from hf_ar2.evaluation.weights import Blend, fit_blend
+from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, out_of_reach
+from hf_ar2.evaluation.weights import Blend
 from hf_ar2.guard import GUARD_FILE, guard_table
-from hf_ar2.processes import Processes
 from hf_ar2.recipes.choosing import (
     chief_metric,
     choose,
@@ -32,20 +29,21 @@ from hf_ar2.recipes.choosing import (
     serve_last,
     write_chosen,
 )
-from hf_ar2.recipes.encodings import keep_served_index, note_row, told_encodings
+from hf_ar2.recipes.encodings import keep_served_index, told_encodings
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.questions import question_splits, questions_note, say_questions
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
-from hf_ar2.recipes.stage_settings import row_config
+from hf_ar2.recipes.row_evaluation import (
+    BLEND,
+    evaluate_lexical,
+    evaluate_row,
+    open_lexical,
+    read_blend,
+)
 from hf_ar2.report import plot_report, stage_table
 from hf_ar2.run_index import SEARCHED_INDEX
-from hf_ar2.trainers import LTReConfig
-from hf_ar2.trainers.ltre_index import FrozenRetrieval
-from hf_ar2.trainers.retrieval import Retrieval
 
-SYSTEMS = ("retriever", "ranker", "pipeline")
 # In a row's folder in evaluation/: how its pipeline orders.
-_BLEND = "pipeline.json"
 
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
@@ -103,11 +101,14 @@ def evaluate_rows(
     """
     settings = recipe.evaluation
     splits, more = evaluated_splits(recipe, collection), question_splits(recipe, collection)
+    lexical = open_lexical(recipe, run, collection)
+    if lexical is not None and PartialState().is_main_process:
+        evaluate_lexical(recipe, run, collection, [*splits, *more], lexical)
     for name, row in settings["rows"].items():
         note = run / "evaluation" / name / "key.json"
         key = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
         fresh = all(run_file(run, name, split, "retriever").is_file() for split in splits)
-        fresh &= "ranker" not in row or (note.parent / _BLEND).is_file()
+        fresh &= ("ranker" not in row and lexical is None) or (note.parent / BLEND).is_file()
         fresh = fresh and _holds(note, json.loads(json.dumps(key)))
         due = [] if fresh else list(splits)
         # Questions are edited oftener than anything else: only what they are is ranked again.
@@ -116,7 +117,7 @@ def evaluate_rows(
             due += more
         if not due:
             continue
-        _evaluate_row(recipe, run, collection, name, due, load)
+        evaluate_row(recipe, run, collection, name, due, load, lexical)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             note.parent.mkdir(parents=True, exist_ok=True)
@@ -136,17 +137,14 @@ def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
     """Write chosen.json from the stored run files, so that a run that was interrupted comes to the same."""
     settings = recipe.evaluation
     metric = chief_metric(recipe)
-    blends = {}
-    for row in settings["rows"]:
-        stored = read_json(run / "evaluation" / row / _BLEND)
-        blends[row] = Blend(stored.get("weight", 1.0), stored.get("depth"))
+    blends = {row: read_blend(run, row) or Blend() for row in settings["rows"]}
     split, why = choosing_split(recipe, collection)
     if split is None:
         write_chosen(run, serve_last(recipe, why, blends))
         return
     values: dict[str, dict[str, np.ndarray]] = {}
     for row in settings["rows"]:
-        for system in ("retriever", "pipeline", "ranker"):
+        for system in SYSTEMS:
             found = per_query(run, row, split, system, collection, [metric])
             if found:  # the ranker's lists may be too short for the metric
                 values.setdefault(row, {})[system] = found[metric]
@@ -166,62 +164,6 @@ def _stages(recipe: Recipe, row: dict[str, Any]) -> list[str]:
     return [name for name in names if name in recipe.stages]
 
 
-def _evaluate_row(
-    recipe: Recipe,
-    run: Path,
-    collection: Collection,
-    name: str,
-    splits: list[str],
-    load: Callable[[str, Any], Any],
-) -> None:
-    settings = recipe.evaluation
-    row = settings["rows"][name]
-    args = row_config(recipe, name, run)
-    encoders = Encoders(
-        device=args.device,
-        processes=Processes.current(args.device),
-        bf16=bool(args.bf16),
-        budget=args.encode_tokens or 2048,
-        show_progress=not args.disable_tqdm,
-    )
-    retriever = load("retriever", row["retriever"]).to(args.device)
-    rerank_depth = settings.get("rerank_depth", 20)
-    ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row and rerank_depth else None
-    retrieve_with = FrozenRetrieval if isinstance(args, LTReConfig) else Retrieval
-    retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
-    temperatures = retrieval.retriever_temperature, retrieval.args.ranker_temperature
-    blend, fixed = Blend(), settings.get("pipeline_weight")
-    if fixed is not None:
-        blend = Blend(float(fixed))
-    chosen_on = choosing_split(recipe, collection)[0] if fixed is None else None
-    for split in splits:  # the one that is chosen on comes first
-        query_rows = evaluated_queries(collection, split)
-        scores, rows = retrieval.retrieve(query_rows, settings.get("depth", 100), f"{name}, {split}: queries")
-        ranked = retrieval.ranker_scores(query_rows, rows, rerank_depth, f"{name}, {split}: ranking")
-        if ranked is not None and split == chosen_on:
-            blend = fit_blend(scores, rows, ranked, collection, split, chief_metric(recipe), *temperatures)
-        found = rankings_of_systems(scores, rows, ranked, *temperatures, blend.weight, blend.depth)
-        if encoders.processes.is_first:
-            ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
-            for system in set(SYSTEMS) - set(found):  # of an evaluation with other settings
-                run_file(run, name, split, system).unlink(missing_ok=True)
-            for system, (ranking, values) in found.items():
-                path = run_file(run, name, split, system)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_run(
-                    path, ids, collection.corpus["id"], ranking, values, tag=f"{recipe.name}-{name}-{system}"
-                )
-    if encoders.processes.is_first:
-        note_row(run, name, retrieval.opened)
-    if ranker is not None and encoders.processes.is_first:
-        note = run / "evaluation" / name / _BLEND
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({**asdict(blend), "fitted_on": chosen_on}))
-    del retriever, ranker, retrieval
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def per_query(
     run: Path, row: str, split: str, system: str, collection: Collection, metrics: list[str]
 ) -> dict[str, np.ndarray] | None:
@@ -232,6 +174,12 @@ def per_query(
     stored = read_run(path, collection.queries["id"], collection.corpus["id"])
     ranking = stored.of_queries(evaluated_queries(collection, split)).passage_rows
     return measure(collection, split, ranking, metrics)
+
+
+def evaluated_rows(recipe: Recipe) -> list[str]:
+    """Names of the rows that there are run files of: BM25 where it was asked for, then the recipe's."""
+    rows = list(recipe.evaluation.get("rows", {}))
+    return [LEXICAL_ROW, *rows] if recipe.evaluation.get("lexical") else rows
 
 
 def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str]) -> dict[str, Any]:
@@ -248,7 +196,7 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
                 for system in SYSTEMS
                 if (found := per_query(run, row, split, system, collection, metrics)) is not None
             }
-            for row in settings["rows"]
+            for row in evaluated_rows(recipe)
         }
         before = with_pipeline = None
         for row, systems in values.items():
@@ -263,6 +211,10 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
                 # Against the row before.
                 compared["retriever"] = asdict(
                     paired_test(systems["retriever"][chief], values[before]["retriever"][chief])
+                )
+            if "hybrid" in systems:
+                compared["hybrid"] = asdict(
+                    paired_test(systems["hybrid"][chief], systems["retriever"][chief])
                 )
             if "pipeline" in systems:
                 # Against the row's own retriever, and against the last pipeline before it.

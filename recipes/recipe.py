@@ -43,6 +43,7 @@ EVALUATION_FIELDS = (
     "report_split",
     "choose_on",
     "pipeline_weight",
+    "lexical",
 )
 # Set by the runner, which finds there what it wrote and deletes what is no longer needed.
 RESERVED = ("output_dir", "index_dir")

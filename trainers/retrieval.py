@@ -15,6 +15,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.encodings import Encodings, encoding_name
 from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.systems import Ranking, index_fingerprint, rankings_of_systems
 from hf_ar2.index.corpus_index import CorpusIndex
@@ -214,6 +215,10 @@ class Retrieval:
         index = self.refresh()
         queries = self.embed_queries(query_rows, description)
         return self.encoders.search(index, queries, min(depth, index.ntotal))
+
+    def score_passages(self, query_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The retriever's scores of passages at corpus rows `[Q, K]` (-1: any number), float32 `[Q, K]`."""
+        return score_rows(self.refresh(), self.embed_queries(query_rows, "Queries"), rows)
 
     def rankings(
         self,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
 
 # Of BM25 beside the retriever's score over its temperature.
@@ -73,6 +75,23 @@ def candidates_of_both(
         np.concatenate([np.where(rows >= 0, scores, -np.inf), extra_scores], axis=1).astype(np.float32),
         lexical.scores(query_texts, both),
     )
+
+
+def score_rows(index: CorpusIndex | FrozenIndex, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The retriever's scores float32 `[Q, K]` of passages at corpus rows `[Q, K]` (-1: any number).
+
+    Args:
+        index: has the passages' vectors.
+        queries: float32 `[Q, d]`.
+    """
+    scores = np.empty(rows.shape, np.float32)
+    for number, passages in enumerate(np.maximum(rows, 0)):
+        if isinstance(index, FrozenIndex):
+            vectors = index.vectors(passages).cpu().numpy()
+        else:
+            vectors = np.asarray(index.embeddings[passages], np.float32)
+        scores[number] = vectors @ queries[number]
+    return scores
 
 
 def fit_weight(

@@ -16,6 +16,11 @@ from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, p
 from hf_ar2.inputs import RetrieverInputs
 from hf_ar2.models import similarity_of, tower
 
+# retriever: alone; hybrid: with BM25 beside it; ranker: over the first of those; pipeline: the weighted sum of all.
+SYSTEMS = ("retriever", "hybrid", "ranker", "pipeline")
+# The row of BM25 alone.
+LEXICAL_ROW = "BM25"
+
 # One system's rankings: passage rows int64 [Q, K], best first, -1 padded, and scores float32 [Q, K].
 Ranking = tuple[np.ndarray, np.ndarray]
 

@@ -28,14 +28,16 @@ class Blend:
     Attributes:
         weight: of the ranker.
         depth: passages of a query that are reordered; None: all that the ranker scores.
+        lexical: weight of BM25 beside the retriever, see `hf_ar2.evaluation.hybrid`; 0: the retriever alone.
 
     Example:
         >>> Blend(0.7, 20)
-        Blend(weight=0.7, depth=20)
+        Blend(weight=0.7, depth=20, lexical=0.0)
     """
 
     weight: float = 1.0
     depth: int | None = None
+    lexical: float = 0.0
 
 
 def fit_blend(
@@ -70,7 +72,7 @@ def fit_blend(
         >>> scores = np.tile(np.array([[0.6, 0.5]]), (len(rows), 1))
         >>> against = np.tile(np.array([[0.0, 4.0]]), (len(rows), 1))  # a ranker that is always wrong
         >>> fit_blend(scores, rows, against, collection, "train", "mrr@2", retriever_temperature=0.05)
-        Blend(weight=0.2, depth=None)
+        Blend(weight=0.2, depth=None, lexical=0.0)
     """
     scored = ranker_scores.shape[1]
     depths = [*(depth for depth in DEPTHS if depth < scored), scored]
