@@ -176,6 +176,7 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
     for name, body in recipe.stages.items():
         settings, trainer = recipe.stage_args(name), body["trainer"]
         mines = settings.get("num_negatives", 0 if trainer == "retriever" else 1) > 0
+        mines &= settings.get("mine_with", "retriever") == "retriever"
         if trainer == "ltre":
             passages_of[name] = passages_of.get(
                 source_name(body["retriever"]), source_name(body["retriever"])

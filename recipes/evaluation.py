@@ -233,12 +233,18 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
 
 
 def finish(
-    recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Callable[[str, Any], Any]
+    recipe: Recipe,
+    run: Path,
+    collection: Collection,
+    seconds: float,
+    load: Callable[[str, Any], Any],
+    times: str,
 ) -> None:
     """The final models at the run's root, `report.png`, the table, and the next command.
 
     Args:
         collection: with the recipe's questions, where it names some.
+        times: where the time went, for a person.
     """
     rows = recipe.evaluation.get("rows", {})
     if not rows:
@@ -266,6 +272,7 @@ def finish(
     written += ["metrics.json", "chosen.json", "runs/", "report.png"] if rows else ["stages/"]
     if encoded := told_encodings(run):
         print(f"\n{encoded}")
+    print(f"\n{times}")
     print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
     if chosen:
         print(textwrap.fill(f"Served: {chosen['reason']} {chosen['advice']}", 100))

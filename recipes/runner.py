@@ -34,6 +34,7 @@ from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.questions import check_questions, with_recipe_questions
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
+from hf_ar2.recipes.time_table import more_time, time_table
 from hf_ar2.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import (
     AR2Trainer,
@@ -52,7 +53,7 @@ def run_recipe(recipe: Recipe) -> Path:
     Returns:
         The run folder.
     """
-    started = time.time()
+    started, given = time.time(), recipe
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
     check_files(recipe)
@@ -73,7 +74,7 @@ def run_recipe(recipe: Recipe) -> Path:
         plan, costs = plan_run(recipe, run, collection, budget, retriever)
         del retriever
     if plan is not None and costs is not None and budget.seconds is not None:
-        recipe = plan.recipe
+        recipe = plan.recipe  # without the stages that the minutes do not reach to
         say(f"\n{describe_plan(plan, costs, budget.seconds)}")
     refuse_other_settings(recipe, run)
 
@@ -93,13 +94,17 @@ def run_recipe(recipe: Recipe) -> Path:
         run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
         if state.is_main_process:
             budget.note()
+    trained = time.time()
     if recipe.evaluation.get("rows"):
         evaluate_rows(recipe, run, asked, inputs, load)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
     state.wait_for_everyone()
     if state.is_main_process:
-        finish(recipe, run, asked, time.time() - started, load)
+        times = time_table(run, recipe, time.time() - trained)
+        if costs is not None and budget.seconds is not None:
+            times += f"\n{more_time(given, budget.seconds, costs)}"
+        finish(recipe, run, asked, time.time() - started, load, times)
     state.wait_for_everyone()
     return run
 

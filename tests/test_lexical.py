@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from hf_ar2.evaluation.hybrid import Candidates, candidates_of_both, fit_weight
 from hf_ar2.index.lexical import LexicalIndex, terms
 
-TEXTS = ["the brave otter hides a drum", "a heron watches the garden", "otters and drums, drums", "", "雨が降る庭"]
+TEXTS = [
+    "the brave otter hides a drum",
+    "a heron watches the garden",
+    "otters and drums, drums",
+    "",
+    "雨が降る庭",
+]
 
 
 def bm25_by_hand(texts, query, k1=1.2, b=0.75):

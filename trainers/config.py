@@ -100,6 +100,10 @@ class JointConfig(transformers.TrainingArguments):
     mine: bool = setting(
         True, "With train_lists: whether mined lists of the training queries stand beside the stored ones."
     )
+    mine_with: str = setting(
+        "retriever",
+        "What finds candidates: retriever (its index, as AR2 and ANCE), or bm25, for which nothing is encoded (DPR).",
+    )
     refresh: bool = setting(True, "Encode, index and mine anew every round; False: once, before the first.")
     num_positives: int = setting(
         1, "Positives in a list at most; a query with fewer leaves the rest under the mask."
@@ -188,6 +192,7 @@ class JointConfig(transformers.TrainingArguments):
             self.encode_tokens = 65536 if on_gpu else 2048
         super().__post_init__()
         self._check("sampler", self.sampler, SAMPLERS)
+        self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
         for name in ("pool_depth", "eval_depth", "encode_tokens", "max_query_length", "num_positives"):
             if getattr(self, name) < 1:

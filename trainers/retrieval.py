@@ -19,6 +19,7 @@ from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.systems import Ranking, index_fingerprint, rankings_of_systems
 from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.models import default_temperature, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
@@ -30,7 +31,7 @@ _SLACK = 8
 # Rows of the passages that stand for the corpus in evaluations during training.
 EVAL_PASSAGES = "eval_passages.json"
 # Times the pool depth that is searched where a margin may drop the head of a ranking.
-_DEEPER = 3
+_DEEPER = 20
 
 
 class Retrieval:
@@ -166,18 +167,15 @@ class Retrieval:
         return self.encoders.embed_queries(self.retriever, self.retriever_inputs, rows, description)
 
     def mine(self, round_number: int) -> CandidatePool:
-        """Search every training query in the current index and write the pool of what is not relevant."""
-        index = self.refresh()
+        """Search every training query and write the pool of what is not relevant."""
         judgments = self.train_judgments
-        queries = self.embed_queries(judgments.query_rows, "Training queries")
         positives = padded_positives(judgments)
         wanted = self.args.pool_depth * (1 if self.args.relative_margin is None else _DEEPER)
-        depth = min(wanted + positives.shape[1] + _SLACK, index.ntotal)
-        scores, rows = self.encoders.search(index, queries, depth)
-        known = np.asarray(index.embeddings[np.maximum(positives, 0).reshape(-1)], np.float32)
-        positive_scores = np.einsum("qd,qpd->qp", queries, known.reshape(*positives.shape, -1))
+        depth = min(wanted + positives.shape[1] + _SLACK, len(self.collection.corpus))
+        search = self._search_bm25 if self.args.mine_with == "bm25" else self._search_retriever
+        scores, rows, positive_scores, source = search(judgments, positives, depth)
         folder = self.folder / "pool"
-        fingerprint = f"{index.fingerprint}:{round_number}"
+        fingerprint = f"{source}:{round_number}"
         hits = self._answer_hits(rows, judgments) if self.args.filter_answers else None
         if self.encoders.processes.is_first:
             build_pool(
@@ -195,6 +193,27 @@ class Retrieval:
             )
         self.encoders.processes.barrier()
         return CandidatePool.open(folder, fingerprint)
+
+    def _search_retriever(
+        self, judgments: Judgments, positives: np.ndarray, depth: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+        """Scores and rows `[Q, depth]` of the current index, the scores of the positives `[Q, P]`, and their origin."""
+        index = self.refresh()
+        queries = self.embed_queries(judgments.query_rows, "Training queries")
+        scores, rows = self.encoders.search(index, queries, depth)
+        known = np.asarray(index.embeddings[np.maximum(positives, 0).reshape(-1)], np.float32)
+        known = known.reshape(*positives.shape, -1)
+        return scores, rows, np.einsum("qd,qpd->qp", queries, known), index.fingerprint
+
+    def _search_bm25(
+        self, judgments: Judgments, positives: np.ndarray, depth: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+        """As `_search_retriever`, with BM25: nothing is encoded."""
+        passages = self.collection.passage_texts(self.args.title_separator)
+        index = LexicalIndex.build(passages)
+        queries = list(self.collection.queries.select(judgments.query_rows)["text"])
+        scores, rows = index.search(queries, depth)
+        return scores, rows, index.scores(queries, positives), f"bm25:{self.collection.fingerprint}"
 
     def pool_without_candidates(self) -> CandidatePool:
         """A pool of depth 0, for training that needs positives alone."""

@@ -53,7 +53,9 @@ def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
         first = (step + number) * trainer.global_batch
         for part in range(args.gradient_accumulation_steps):
             start = first + (part * processes.world_size + processes.rank) * batch
-            trainer.training_step(trainer.model, trainer.collator(list(range(start, start + batch))))
+            inputs = trainer.collator(list(range(start, start + batch)))
+            with trainer.encoders.autocast():  # as accelerate wraps the model once training begins
+                trainer.training_step(trainer.model, inputs)
         seconds.append(clock() - began)
     trainer.model.zero_grad(set_to_none=True)
     trainer.forget_counts()

@@ -1,0 +1,213 @@
+"""How the minutes of a run are divided, and what a run with minutes does."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_ar2.command_line.launch import find_recipe
+from hf_ar2.recipes.budget import Budget, Costs, make_plan, overheads, without
+from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.run import main
+from hf_ar2.recipes.time_table import more_time
+
+COSTS = Costs(rate=7000, passages=2650, passage_tokens=125, query_tokens=14, pair_tokens=139, dev_queries=300)
+
+
+@pytest.fixture
+def recipe():
+    return load_recipe(find_recipe("own-corpus"))
+
+
+def test_every_second_is_given_to_something(recipe):
+    for seconds in (300.0, 1200.0, 3600.0, 36000.0):
+        plan = make_plan(recipe, seconds, COSTS)
+        assert sum(plan.training.values()) + sum(plan.overhead.values()) == pytest.approx(seconds)
+        assert set(plan.training) | set(plan.dropped) <= set(recipe.stages)
+        assert all(value > 0 for value in plan.training.values())
+
+
+def test_more_time_drops_no_more_stages(recipe):
+    stages = [len(make_plan(recipe, seconds, COSTS).recipe.stages) for seconds in range(200, 4000, 200)]
+    assert stages == sorted(stages) and stages[0] < stages[-1] == len(recipe.stages)
+
+
+def test_what_is_dropped_leaves_a_recipe_that_can_be_run(recipe, tmp_path):
+    for stage in recipe.stages:
+        less = without(recipe, stage)
+        body = {key: copy.deepcopy(value) for key, value in vars(less).items() if key != "output_dir"}
+        (tmp_path / "less.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+        load_recipe(tmp_path / "less.yaml")  # checks that every source is there
+        assert stage not in less.stages
+        if stage == "ranker":
+            assert "ar2" not in less.stages  # which needs one
+        if stage == "ltre":  # its row hands its ranker on
+            assert less.evaluation["rows"]["AR2"] == {"retriever": "ar2", "ranker": "ar2"}
+
+
+def test_the_corpus_is_encoded_once_for_every_set_of_weights(recipe):
+    encodings = {
+        stage: round(seconds / COSTS.encoding, 3)
+        for stage, seconds in overheads(recipe, COSTS).items()
+        if stage not in ("ar2", "")
+    }
+    # The negatives' of the warm-up, the ranker's lists of the hard-negative retriever, LTRe's index of AR2's.
+    assert encodings == {"warm-up": 0.0, "hard-negatives": 1.0, "ranker": 1.0, "ltre": 1.0}
+
+
+def test_too_little_time_says_how_much_is_needed(recipe):
+    with pytest.raises(RecipeError, match=r"take about 1\.6 minutes here, and 1\.0 were given"):
+        make_plan(recipe, 60.0, COSTS)
+
+
+def test_what_another_hour_would_go_into_names_what_was_left_out(recipe):
+    assert "ranker" in more_time(recipe, 300.0, COSTS) and "not trained in this run" in more_time(
+        recipe, 300.0, COSTS
+    )
+
+
+def test_a_budget_counts_earlier_attempts(tmp_path):
+    (tmp_path / "time.json").write_text(json.dumps({"seconds": 100.0}))
+    budget = Budget(tmp_path, 300.0, "wall")
+    assert 100.0 <= budget.spent < 101.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("minutes", "0", "minutes: found 0, expected a number above 0"),
+        ("minutes", "soon", "minutes: found 'soon'"),
+        ("clock", "sun", "clock: found 'sun', expected wall or processor"),
+    ],
+)
+def test_wrong_values_are_named(key, value, expected):
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(find_recipe("own-corpus"), {key: value})
+
+
+def write_recipe(folder: Path, collection: Path, models: dict[str, str]) -> Path:
+    recipe = {
+        "name": "tiny",
+        "collection": str(collection),
+        "models": {"base": {"model": models["retriever"], "dropout": 0.0}},
+        "args": {
+            "max_passage_length": 32,
+            "max_pair_length": 48,
+            "report_to": "none",
+            "save_strategy": "no",
+            "eval_strategy": "steps",
+            "eval_steps": 5,
+            "eval_on_start": False,
+            "patience": 2,
+            "eval_metrics": ["mrr@10"],
+            "eval_depth": 20,
+            "rerank_depth": 10,
+            "bf16": False,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "lr_scheduler_type": "warmup_stable_decay",
+            "per_device_train_batch_size": 4,
+        },
+        "stages": {
+            "hard": {
+                "trainer": "retriever",
+                "retriever": "base",
+                "share": 2,
+                "max_epochs": 3,
+                "args": {"num_negatives": 2, "pool_depth": 5},
+            },
+            "ranker": {
+                "trainer": "ranker",
+                "retriever": "hard",
+                "ranker": "hard",
+                "max_epochs": 3,
+                "args": {"num_negatives": 3, "pool_depth": 5},
+            },
+            "ar2": {
+                "trainer": "ar2",
+                "retriever": "hard",
+                "ranker": "ranker",
+                "max_epochs": 1,
+                "args": {
+                    "num_negatives": 2,
+                    "pool_depth": 5,
+                    "num_rounds": 1,
+                    "ranker_steps": 1,
+                    "retriever_steps": 4,
+                    "eval_strategy": "no",
+                    "patience": None,
+                },
+            },
+            "ltre": {
+                "trainer": "ltre",
+                "retriever": "ar2",
+                "max_epochs": 2,
+                "args": {"list_depth": 10, "eval_strategy": "no", "patience": None},
+            },
+        },
+        "evaluation": {
+            "splits": ["dev", "test"],
+            "metrics": ["mrr@10", "ndcg@10"],
+            "depth": 20,
+            "rerank_depth": 10,
+            "lexical": True,
+            "rows": {
+                "zero-shot": {"retriever": "base"},
+                "hard": {"retriever": "hard"},
+                "LTRe": {"retriever": "ltre", "ranker": "ar2"},
+            },
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def collection_folder(tmp_path_factory, tiny_collection):
+    from hf_ar2.collections.beir import write_beir
+
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    write_beir(tiny_collection, folder)
+    return folder
+
+
+def test_a_run_with_minutes_ends_with_a_system_a_plan_and_its_times(
+    tmp_path, collection_folder, tiny_retriever_path, capsys
+):
+    path = write_recipe(tmp_path, collection_folder, {"retriever": str(tiny_retriever_path)})
+    run = tmp_path / "run"
+    arguments = [str(path), "--output_dir", str(run), "--minutes", "5", "--clock", "processor"]
+    main(arguments)
+    said = capsys.readouterr().out
+    assert "BM25" in said and "with BM25" in said and "Another hour would go into" in said
+    assert (run / "lexical").is_dir() and (run / "runs").is_dir()
+    lengths = {
+        stage: json.loads((run / "stages" / stage / "length.json").read_text()) for stage in ("hard", "ltre")
+    }
+    assert lengths["hard"]["steps"] == 18 and "3 passes over 24 queries" in lengths["hard"]["why"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {"BM25", "zero-shot", "hard", "LTRe"}
+    assert set(metrics["LTRe"]["test"]) == {"retriever", "hybrid", "ranker", "pipeline"}
+    chosen = json.loads((run / "chosen.json").read_text())
+    assert chosen["dev"][f"{chosen['row']} {chosen['system']}"]["n"] == 8
+
+    # The same command again: nothing is trained, the same is chosen.
+    main(arguments)
+    assert "done before" in capsys.readouterr().out
+    assert json.loads((run / "chosen.json").read_text()) == chosen
+
+
+def test_without_minutes_the_passes_bound_a_stage(tmp_path, collection_folder, tiny_retriever_path):
+    path = write_recipe(tmp_path, collection_folder, {"retriever": str(tiny_retriever_path)})
+    run = tmp_path / "run"
+    main([str(path), "--output_dir", str(run), "--evaluation.rows", "{hard: {retriever: hard}}"])
+    steps = {
+        stage: json.loads((run / "stages" / stage / "done.json").read_text())["steps"]
+        for stage in ("hard", "ranker", "ar2", "ltre")
+    }
+    assert steps["hard"] <= 18 and steps["ranker"] <= 18 and steps["ltre"] == 12 and steps["ar2"] <= 8
