@@ -230,7 +230,8 @@ def without(recipe: Recipe, stage: str) -> Recipe:
                 if role == "ranker" and gone in rankers:
                     del user[role]
                 else:
-                    user[role] = _relinked(user[role], removed[gone][role])
+                    before = removed[gone].get(role, removed[gone]["retriever"])
+                    user[role] = _relinked(user[role], before)
     return recipe
 
 
