@@ -101,6 +101,9 @@ def evaluate_rows(
         complete &= "ranker" not in row or (note.parent / _BLEND).is_file()
         if complete and _holds(note, json.loads(json.dumps(key))):
             continue
+        if PartialState().is_main_process:  # what is left of another evaluation must not be chosen from
+            note.unlink(missing_ok=True)
+            shutil.rmtree(run / "runs" / name, ignore_errors=True)
         _evaluate_row(recipe, run, collection, name, splits, load)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
