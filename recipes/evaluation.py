@@ -117,6 +117,11 @@ def evaluate_rows(
             due += more
         if not due:
             continue
+        if (
+            not fresh and PartialState().is_main_process
+        ):  # what is left of another evaluation must not be chosen from
+            note.unlink(missing_ok=True)
+            shutil.rmtree(run / "runs" / name, ignore_errors=True)
         evaluate_row(recipe, run, collection, name, due, load, lexical)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:

@@ -337,6 +337,12 @@ def test_a_fixed_weight_is_taken_as_it_is(home: Path, tmp_path: Path) -> None:
         ]
         assert systems[0] == systems[1], "the ranker counts nothing"
     assert json.loads((run / "evaluation" / "both" / "pipeline.json").read_text())["fitted_on"] is None
+    # A row that has lost its ranker keeps no runs of it to choose from.
+    run_of(home, tmp_path / "run", rows={"zero-shot": {"retriever": "light"}, "both": {"retriever": "light"}})
+    assert [path.name for path in sorted((run / "runs" / "both").iterdir())] == [
+        "dev.retriever.trec",
+        "test.retriever.trec",
+    ]
 
 
 def test_a_collection_without_dev_serves_the_last_row_and_says_so(
