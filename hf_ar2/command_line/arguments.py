@@ -7,7 +7,8 @@ from hf_ar2.command_line.parser import Parser, not_negative, positive
 PROGRAM = "hf-ar2"
 RECIPE_KEYS = """\
 Any further --key value goes to the recipe: a field (--seed 7), a setting of
-every stage (--bf16 true), or one of a stage (--ar2.num_rounds 3). A run that
+every stage (--bf16 true), or one of a stage (--ar2.num_rounds 3). --guard
+COLLECTION measures search in other texts too, before and after. A run that
 was interrupted goes on where it was when the same command is given again."""
 ANY_COLLECTION = "a folder, a Hub id, text:FOLDER or python-packages:NAME,NAME"
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
