@@ -80,7 +80,7 @@ class LogLines(TrainerCallback):
         self._began, self._first_step = time.monotonic(), state.global_step
         if on_terminal() and state.is_world_process_zero and not args.disable_tqdm:
             bar = progress_bar(total=state.max_steps, description="Training", unit="steps")
-            bar.update(state.global_step)
+            bar.initial = bar.n = state.global_step
             self._bar = bar
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
