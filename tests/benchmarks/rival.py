@@ -29,7 +29,9 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.cross_encoder.losses import ListNetLoss
+from sentence_transformers.cross_encoder.model_card import CrossEncoderModelCardData
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 from sentence_transformers.util import mine_hard_negatives
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
@@ -61,7 +63,7 @@ class Rules:
     ranker_rate: float = 5e-5
     ranker_head_rate: float = 1e-3
     ranker_from: str = "retriever"
-    encoding_share: float = 0.08  # of the budget, for one encoding of the passages that dev is measured on
+    encoding_share: float = 0.06  # of the budget, for one encoding of the passages that dev is measured on
     rerank_share: float = 0.08  # of the budget, for the pairs that the ranker scores on dev
     warmup_part: float = 0.3  # of what is left for training
     hard_part: float = 0.3
@@ -142,7 +144,7 @@ class Rival:
 
     def load_retriever(self) -> SentenceTransformer:
         model = SentenceTransformer(
-            resolve_model_name(self.model), device="cpu", **loading("sentence_transformer")
+            resolve_model_name(self.model), device="cpu", **loading(SentenceTransformerModelCardData)
         )
         model.max_seq_length = self.rules.passage_length
         return without_dropout(model)
@@ -151,13 +153,20 @@ class Rival:
         """The judged passages of dev and as many others as one encoding may cost: all where that is enough."""
         with self.budget.part("dev: zero-shot"):
             judged = np.unique(self.collection.judgments(self.split).passage_rows)
-            others = self.random.permutation(np.setdiff1d(np.arange(len(self.passages)), judged))
+            others = self.others_than(judged)
             before = self.budget.clock()
             self.encode(model, [self.passages[row] for row in others[:64]])
             each = (self.budget.clock() - before) / min(64, len(others))
             seconds = self.rules.encoding_share * self.budget.seconds
             number = affordable(len(self.passages), each, seconds, at_least=2 * len(judged))
         return np.sort(np.concatenate([judged, others[: max(0, number - len(judged))]]))
+
+    def others_than(self, judged: np.ndarray) -> np.ndarray:
+        """The other passages in random order, the positives of training pairs first: mining has to encode those."""
+        every = np.arange(len(self.passages))
+        positives = self.random.permutation(np.setdiff1d(np.unique([row for _, row in self.pairs]), judged))
+        rest = self.random.permutation(np.setdiff1d(every, np.union1d(judged, positives)))
+        return np.concatenate([positives, rest]).astype(np.int64)
 
     def measured(self, name: str, model: SentenceTransformer, rows: np.ndarray) -> Retrieved:
         with self.budget.part(f"dev: {name}"):
@@ -187,7 +196,9 @@ class Rival:
             steps = self.facts["warm-up steps"] / max(1.0, self.budget.parts["warm-up"])
             passages = seconds * steps * self.rules.warmup_batch
             wanted = max(self.rules.hard_batch * 4, int(1.2 * passages / (1 + self.rules.negatives)))
-            chosen = self.random.permutation(len(self.pairs))[: max(wanted, 400)]
+            order = self.random.permutation(len(self.pairs))
+            encoded = np.isin([self.pairs[i][1] for i in order], rows)
+            chosen = np.concatenate([order[encoded], order[~encoded]])[: max(wanted, 400)]
             corpus = list(dict.fromkeys(self.passages[row] for row in rows))
             with self.precision():
                 lists = mine_hard_negatives(
@@ -249,14 +260,14 @@ class Rival:
                 device="cpu",
                 activation_fn=torch.nn.Identity(),
                 max_length=rules.pair_length,
-                **loading("cross_encoder"),
+                **loading(CrossEncoderModelCardData),
             )
         without_dropout(self.ranker)
         args = CrossEncoderTrainingArguments(
             **self.arguments(),
             per_device_train_batch_size=rules.ranker_queries,
             learning_rate=rules.ranker_rate,
-            learning_rate_mapping={r"classifier|score\.": rules.ranker_head_rate},
+            learning_rate_mapping={r"classifier|pooler": rules.ranker_head_rate},
         )
         loss = ListNetLoss(self.ranker, mini_batch_size=-1)
         trainer = TimedRankerTrainer(
@@ -411,9 +422,12 @@ class TimedRankerTrainer(_Timed, CrossEncoderTrainer):
     pass
 
 
-def loading(kind: str) -> dict[str, Any]:
-    """The attention that trains fastest in bf16 on a CPU, and no examples for a model card."""
-    return {"model_kwargs": {"attn_implementation": "eager"}}
+def loading(card: type) -> dict[str, Any]:
+    """The attention that trains fastest in bf16 on a CPU, and no examples for a model card, which cost seconds."""
+    return {
+        "model_kwargs": {"attn_implementation": "eager"},
+        "model_card_data": card(generate_widget_examples=False),
+    }
 
 
 def without_dropout(model: Any) -> Any:
