@@ -4,9 +4,9 @@
         --output runs/against/squad-small-5-1
     python tests/benchmarks/against_sentence_transformers.py --summarise runs/against/*
 
-Ours is recipes/own-corpus.yaml in a process of its own. Theirs is rival.py. Both have one thread, the same start and the
-same collection; the clock counts processor time, so that other work on the machine changes little. Mining, training and
-dev evaluation count; imports, reading the collection and the test evaluation do not. Retriever is compared with
+Ours is recipes/own-corpus.yaml in a process of its own. Theirs is rival.py. Both have one thread, the same start and
+the same collection. The clock counts processor time, so that other work on the machine changes little. Mining, training
+and dev evaluation count; imports, reading the collection and the test evaluation do not. Retriever is compared with
 retriever (each side's best on dev), and full system with full system.
 """
 

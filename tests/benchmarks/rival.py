@@ -200,20 +200,24 @@ class Rival:
             encoded = np.isin([self.pairs[i][1] for i in order], rows)
             chosen = np.concatenate([order[encoded], order[~encoded]])[: max(wanted, 400)]
             corpus = list(dict.fromkeys(self.passages[row] for row in rows))
-            with self.precision():
-                lists = mine_hard_negatives(
-                    self.pair_dataset().select(chosen),
-                    model,
-                    corpus=corpus,
-                    range_max=30,
-                    relative_margin=self.rules.margin,
-                    num_negatives=self.rules.ranker_negatives - self.rules.ranker_random,
-                    sampling_strategy="top",
-                    output_format="n-tuple",
-                    batch_size=64,
-                    cache_folder=cache,
-                    verbose=False,
-                )
+            # A margin can leave too little; the embeddings are still in the cache then.
+            for margin in (self.rules.margin, None):
+                with self.precision():
+                    lists = mine_hard_negatives(
+                        self.pair_dataset().select(chosen),
+                        model,
+                        corpus=corpus,
+                        range_max=30,
+                        relative_margin=margin,
+                        num_negatives=self.rules.ranker_negatives - self.rules.ranker_random,
+                        sampling_strategy="top",
+                        output_format="n-tuple",
+                        batch_size=64,
+                        cache_folder=cache,
+                        verbose=False,
+                    )
+                if len(lists) >= 0.5 * len(chosen):
+                    break
             # The cache is made anew by every mining: its key would not know the weights.
             stored = np.load(next(Path(cache).glob("corpus_embeddings_*.npy")))
             place = {text: i for i, text in enumerate(corpus)}
@@ -229,12 +233,15 @@ class Rival:
     ) -> SentenceTransformer:
         rules = self.rules
         first = name == "warm-up"
+        batch = rules.warmup_batch if first else rules.hard_batch
         allowance = Allowance(self.budget, seconds)
         args = SentenceTransformerTrainingArguments(
             **self.arguments(),
-            per_device_train_batch_size=rules.warmup_batch if first else rules.hard_batch,
+            per_device_train_batch_size=batch,
             learning_rate=rules.warmup_rate if first else rules.hard_rate,
             batch_sampler="no_duplicates",
+            dataloader_drop_last=len(dataset)
+            > 4 * batch,  # what no-duplicates leaves over can be batches of one
         )
         trainer = TimedRetrieverTrainer(
             model=model, args=args, train_dataset=dataset, loss=MultipleNegativesRankingLoss(model)
@@ -338,15 +345,24 @@ class Rival:
     def rankings(self, split: str) -> dict[str, np.ndarray]:
         """Corpus rows `[Q, 100]` of zero-shot, the retriever and the full system over the whole corpus."""
         queries = evaluated_queries(self.collection, split)
-        found, every = {}, np.arange(len(self.passages))
+        found: dict[str, np.ndarray] = {}
         for name, kept in (("zero-shot", self.zero_shot), ("retriever", self.best)):
-            full = Retrieved(kept.model, every, self.encode(kept.model, self.passages))
-            scores, found[name] = full.search(self.encode_queries(kept.model, queries), 100)
+            if name == "zero-shot" or kept is not self.zero_shot:
+                self.encode_the_rest(kept)
+            scores, found[name] = kept.search(self.encode_queries(kept.model, queries), 100)
         found["system"] = found["retriever"]
         if self.depth:
             logits = self.score(queries, found["retriever"][:, : self.depth])
             found["system"] = reranked(scores, found["retriever"], logits, self.weight)
         return found
+
+    def encode_the_rest(self, kept: Retrieved) -> None:
+        """The passages that dev did without."""
+        rest = np.setdiff1d(np.arange(len(self.passages)), kept.rows)
+        if len(rest):
+            more = self.encode(kept.model, [self.passages[row] for row in rest])
+            kept.rows = np.concatenate([kept.rows, rest])
+            kept.embeddings = np.concatenate([kept.embeddings, more])
 
     # ---- what the parts share
 
