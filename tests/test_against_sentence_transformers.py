@@ -152,24 +152,39 @@ def test_a_failed_recipe_ends_the_benchmark(tmp_path: Path, tiny_collection: Col
         against.run_ours(options(tmp_path), tiny_collection, lambda command: 3)
 
 
+class Ticking:
+    """A clock that moves when it is read, so that the tests do not depend on how fast they run."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.02
+        return self.now
+
+
+def tiny_rival(model: Path, **rules: int) -> Rival:
+    small = Rules(
+        warmup_batch=4, hard_batch=4, ranker_negatives=3, passage_length=32, pair_length=48, **rules
+    )
+    return Rival(make_tiny_collection(), str(model), Budget(6, Ticking()), seed=1, bf16=False, rules=small)
+
+
 def test_the_rival_goes_through_all_of_its_parts(tiny_retriever_path: Path) -> None:
-    collection = make_tiny_collection()
-
-    class Ticking:
-        now = 0.0
-
-        def __call__(self) -> float:
-            self.now += 0.02  # so that the test does not depend on how fast it runs
-            return self.now
-
-    budget = Budget(6, Ticking())
-    rules = Rules(warmup_batch=4, hard_batch=4, ranker_negatives=3, passage_length=32, pair_length=48)
-    rival = Rival(collection, str(tiny_retriever_path), budget, seed=1, bf16=False, rules=rules)
+    rival = tiny_rival(tiny_retriever_path, ranker_least_steps=1)
     rival.train()
     assert {"zero-shot", "warm-up", "hard negatives", "retrieve and re-rank"} <= set(rival.dev)
     assert rival.best.dev == max(rival.dev[name] for name in ("zero-shot", "warm-up", "hard negatives"))
     assert rival.dev["retrieve and re-rank"] >= rival.dev["retriever on the same queries"]
     assert min(rival.facts[f"{part} steps"] for part in ("warm-up", "hard negatives", "ranker")) > 0
     found = rival.rankings("test")
-    assert {rows.shape[0] for rows in found.values()} == {len(collection.judgments("test"))}
+    assert {rows.shape[0] for rows in found.values()} == {len(rival.collection.judgments("test"))}
     assert np.array_equal(np.sort(found["system"], axis=1), np.sort(found["retriever"], axis=1))
+
+
+def test_a_rival_without_the_time_for_a_ranker_trains_none(tiny_retriever_path: Path) -> None:
+    rival = tiny_rival(tiny_retriever_path, ranker_least_steps=10**9)
+    rival.train()
+    assert "ranker" not in rival.budget.parts and rival.depth == 0
+    assert rival.budget.spent == pytest.approx(6, rel=0.2)
+    found = rival.rankings("test")
+    assert np.array_equal(found["system"], found["retriever"])

@@ -65,9 +65,10 @@ class Rules:
     ranker_from: str = "retriever"
     encoding_share: float = 0.06  # of the budget, for one encoding of the passages that dev is measured on
     rerank_share: float = 0.08  # of the budget, for the pairs that the ranker scores on dev
-    warmup_part: float = 0.3  # of what is left for training
-    hard_part: float = 0.3
-    ranker_part: float = 0.4
+    ranker_part: float = (
+        0.4  # of what is left for training; the warm-up and the hard negatives share the rest
+    )
+    ranker_least_steps: int = 100  # after 46 steps the loss of a fresh head was still that of chance
 
 
 @dataclass
@@ -122,23 +123,33 @@ class Rival:
         encoding = budget.parts["dev: zero-shot"]
         rerank = rules.rerank_share * budget.seconds
         training = budget.left - 2 * encoding - rerank
-        self.facts |= {"passages on dev": len(rows), "seconds for training": round(training, 1)}
+        steps = rules.ranker_part * training / self.ranker_step_seconds()
+        ranks = steps >= rules.ranker_least_steps
+        if not ranks:  # too few for a fresh head to learn to order: the retriever has better use for the time
+            rerank = 0.0
+            training = budget.left - 2 * encoding
+        part = training * (1 - rules.ranker_part * ranks) / 2
+        self.facts |= {"passages on dev": len(rows), "ranker steps that would fit": round(steps)}
         with budget.part("warm-up"):
-            warmed = self.train_retriever(
-                copy.deepcopy(base), self.pair_dataset(), rules.warmup_part * training, "warm-up"
-            )
-        mined, warm = self.mine(warmed, rows, rules.hard_part * training)
+            warmed = self.train_retriever(copy.deepcopy(base), self.pair_dataset(), part, "warm-up")
+        mined, warm = self.mine(warmed, rows, part)
         with budget.part("hard negatives"):
-            hard = self.train_retriever(
-                copy.deepcopy(warmed), mined, rules.hard_part * training, "hard negatives"
-            )
+            seconds = part if ranks else budget.left - encoding
+            hard = self.train_retriever(copy.deepcopy(warmed), mined, seconds, "hard negatives")
         hardened = self.measured("hard negatives", hard, rows)
         self.best = max((self.zero_shot, warm, hardened), key=lambda found: found.dev)
-        with budget.part("ranker"):
-            self.train_ranker(budget.left - rerank)
-        with budget.part("dev: re-ranking"):
-            self.choose_depth(rerank)
-        self.facts["spent"] = round(budget.spent, 1)
+        self.depth, self.weight, self.tries = 0, None, {(0, None): self.best.dev}
+        if ranks:
+            with budget.part("ranker"):
+                self.train_ranker(budget.left - rerank)
+            with budget.part("dev: re-ranking"):
+                self.choose_depth(rerank)
+        self.facts |= {"depth": self.depth, "weight": self.weight}
+
+    def ranker_step_seconds(self) -> float:
+        """What a step of the ranker will cost: a trained token costs three and a half that are encoded."""
+        pairs = self.rules.ranker_queries * (1 + self.rules.ranker_negatives)
+        return 3.5 * pairs * self.seconds_each * self.rules.pair_length / self.rules.passage_length
 
     # ---- retriever
 
@@ -156,9 +167,9 @@ class Rival:
             others = self.others_than(judged)
             before = self.budget.clock()
             self.encode(model, [self.passages[row] for row in others[:64]])
-            each = (self.budget.clock() - before) / min(64, len(others))
+            self.seconds_each = (self.budget.clock() - before) / min(64, len(others))
             seconds = self.rules.encoding_share * self.budget.seconds
-            number = affordable(len(self.passages), each, seconds, at_least=2 * len(judged))
+            number = affordable(len(self.passages), self.seconds_each, seconds, at_least=2 * len(judged))
         return np.sort(np.concatenate([judged, others[: max(0, number - len(judged))]]))
 
     def others_than(self, judged: np.ndarray) -> np.ndarray:
@@ -325,7 +336,7 @@ class Rival:
         self.tries = tries
         self.dev["retrieve and re-rank"] = tries[self.depth, self.weight]
         self.dev["retriever on the same queries"] = tries[0, None]
-        self.facts |= {"depth": self.depth, "weight": self.weight, "re-ranked dev queries": len(places)}
+        self.facts["re-ranked dev queries"] = len(places)
 
     def score(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The ranker's logits `[Q, k]` of some corpus rows."""
