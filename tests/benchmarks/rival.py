@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget import Allowance, Budget, affordable
 from datasets import Dataset
+from processor_budget import Allowance, Budget, affordable
 from sentence_transformers import (
     CrossEncoder,
     CrossEncoderTrainer,

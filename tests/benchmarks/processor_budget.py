@@ -11,19 +11,18 @@ class Budget:
     """Processor seconds that may be spent, and what each part spent.
 
     Args:
-        seconds: that may be spent from now on.
-        clock: what is counted, by default the processor time of this process, all threads together.
+        seconds: that may be spent from the start of the clock on.
+        clock: what is counted, by default the processor time of this process since it began, all threads together.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.process_time) -> None:
         self.seconds = seconds
         self.clock = clock
-        self.start = clock()
         self.parts: dict[str, float] = {}
 
     @property
     def spent(self) -> float:
-        return self.clock() - self.start
+        return self.clock()
 
     @property
     def left(self) -> float:
