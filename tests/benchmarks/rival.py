@@ -145,6 +145,7 @@ class Rival:
             with budget.part("dev: re-ranking"):
                 self.choose_depth(rerank)
         self.facts |= {"depth": self.depth, "weight": self.weight}
+        print(f"  {self.budget.spent:.0f} s: {self.facts}", flush=True)
 
     def ranker_step_seconds(self) -> float:
         """What a step of the ranker will cost: a trained token costs three and a half that are encoded."""
@@ -165,9 +166,10 @@ class Rival:
         with self.budget.part("dev: zero-shot"):
             judged = np.unique(self.collection.judgments(self.split).passage_rows)
             others = self.others_than(judged)
+            sample = self.random.permutation(len(self.passages))[:64]
             before = self.budget.clock()
-            self.encode(model, [self.passages[row] for row in others[:64]])
-            self.seconds_each = (self.budget.clock() - before) / min(64, len(others))
+            self.encode(model, [self.passages[row] for row in sample])
+            self.seconds_each = (self.budget.clock() - before) / len(sample)
             seconds = self.rules.encoding_share * self.budget.seconds
             number = affordable(len(self.passages), self.seconds_each, seconds, at_least=2 * len(judged))
         return np.sort(np.concatenate([judged, others[: max(0, number - len(judged))]]))
@@ -190,6 +192,7 @@ class Rival:
         found.dev = self.dev[name] = float(
             measure(self.collection, self.split, rows, ["mrr@10"])["mrr@10"].mean()
         )
+        print(f"  {self.budget.spent:.0f} s: {name}, dev MRR@10 {found.dev:.4f}", flush=True)
         return found
 
     def pair_dataset(self) -> Dataset:
@@ -246,13 +249,13 @@ class Rival:
         first = name == "warm-up"
         batch = rules.warmup_batch if first else rules.hard_batch
         allowance = Allowance(self.budget, seconds)
+        # The last batches without duplicates can have one pair, which teaches nothing: they are dropped.
         args = SentenceTransformerTrainingArguments(
             **self.arguments(),
             per_device_train_batch_size=batch,
             learning_rate=rules.warmup_rate if first else rules.hard_rate,
             batch_sampler="no_duplicates",
-            dataloader_drop_last=len(dataset)
-            > 4 * batch,  # what no-duplicates leaves over can be batches of one
+            dataloader_drop_last=len(dataset) > 4 * batch,
         )
         trainer = TimedRetrieverTrainer(
             model=model, args=args, train_dataset=dataset, loss=MultipleNegativesRankingLoss(model)
