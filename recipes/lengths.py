@@ -63,9 +63,12 @@ def _decide(
     costs: Costs | None,
 ) -> dict[str, Any]:
     args, rounds = trainer.args, 1
-    bound = trainer.planned_steps if plan is None or "max_steps" not in body.get("args", {}) else None
-    if isinstance(trainer, AR2Trainer):
-        bound = args.retriever_steps * args.num_rounds if plan is None else None
+    bound = None
+    if plan is None:
+        if isinstance(trainer, AR2Trainer):
+            bound = args.retriever_steps * args.num_rounds
+        elif args.max_steps > 0 or not body.get("max_epochs"):
+            bound = trainer.planned_steps
     queries, why = len(trainer.retrieval.train_judgments), []
     if body.get("max_epochs"):
         most = math.ceil(body["max_epochs"] * queries / trainer.global_batch)
