@@ -162,7 +162,7 @@ def stage_table(
     tested = [test for outcome in outcomes.values() for test in outcome.values()]
     # Marks of one length, so that the values before them stay aligned.
     longest = max((len(significance_mark(test.p_value, test.difference)) for test in tested), default=0)
-    columns = {"retriever": RETRIEVER_METRICS}
+    columns: dict[str, tuple[str, ...]] = {"retriever": RETRIEVER_METRICS}
     for system in ("hybrid", "pipeline"):
         if any(system in metrics[stage][split] for stage in stages):
             columns[system] = ("mrr@10",)

@@ -62,7 +62,7 @@ def _decide(
     budget: Budget,
     costs: Costs | None,
 ) -> dict[str, Any]:
-    args, rounds = trainer.args, 1
+    args: Any = trainer.args
     bound = None
     if plan is None:
         if isinstance(trainer, AR2Trainer):

@@ -78,6 +78,8 @@ class AR2Config(JointConfig):
         if self.num_positives > 1:
             raise ValueError(f"num_positives={self.num_positives}: AR2's losses know one positive in a list")
         self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
+        if self.teacher_gate is False:  # YAML reads a bare off so
+            self.teacher_gate = "off"
         self._check("teacher_gate", self.teacher_gate, GATES)
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
             logger.warning(
