@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
@@ -312,7 +314,9 @@ class Budget:
         return self.earlier + self.now() - self._began
 
     def note(self) -> None:
-        """Write what was spent so far."""
+        """Write what was spent so far, on the first process."""
+        if not PartialState().is_main_process:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / ".time.json.partial"
         partial.write_text(json.dumps({"seconds": self.spent, "clock": self.clock}), encoding="utf-8")

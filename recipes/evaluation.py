@@ -94,48 +94,66 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
 
 
 def evaluate_rows(
-    recipe: Recipe, run: Path, collection: Collection, inputs: Inputs, load: Callable[[str, Any], Any]
+    recipe: Recipe,
+    run: Path,
+    collection: Collection,
+    inputs: Inputs,
+    load: Callable[[str, Any], Any],
+    when_chosen: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Evaluate every row that has not been and write its run files; then `metrics.json`, `significance.json` and
     `chosen.json`.
+
+    Args:
+        when_chosen: called when every row was ranked on the split that is chosen on, before the other splits are.
     """
     settings = recipe.evaluation
     splits, more = evaluated_splits(recipe, collection), question_splits(recipe, collection)
+    chosen_on = choosing_split(recipe, collection)[0]
     lexical = open_lexical(recipe, run, collection)
     if lexical is not None and PartialState().is_main_process:
         evaluate_lexical(recipe, run, collection, [*splits, *more], lexical)
+    asked = questions_note(collection) if more else {}
+    keys, due = {}, {}
     for name, row in settings["rows"].items():
         note = run / "evaluation" / name / "key.json"
-        key = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
+        keys[name] = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
         fresh = all(run_file(run, name, split, "retriever").is_file() for split in splits)
         fresh &= ("ranker" not in row and lexical is None) or (note.parent / BLEND).is_file()
-        fresh = fresh and _holds(note, json.loads(json.dumps(key)))
-        due = [] if fresh else list(splits)
+        fresh = fresh and _holds(note, json.loads(json.dumps(keys[name])))
+        due[name] = [] if fresh else list(splits)
         # Questions are edited oftener than anything else: only what they are is ranked again.
-        asked, asked_note = questions_note(collection) if more else {}, note.with_name("questions.json")
-        if more and not (fresh and asked_note.is_file() and json.loads(asked_note.read_text()) == asked):
-            due += more
-        if not due:
-            continue
-        if (
-            not fresh and PartialState().is_main_process
-        ):  # what is left of another evaluation must not be chosen from
-            note.unlink(missing_ok=True)
-            shutil.rmtree(run / "runs" / name, ignore_errors=True)
-        evaluate_row(recipe, run, collection, name, due, load, lexical)
-        PartialState().wait_for_everyone()
-        if PartialState().is_main_process:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(key, sort_keys=True))
-            if more:
-                asked_note.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
-            else:
-                asked_note.unlink(missing_ok=True)
+        if more and not (fresh and read_json(note.with_name("questions.json")) == asked):
+            due[name] += more
+    PartialState().wait_for_everyone()  # all have looked before one writes
     if PartialState().is_main_process:
-        means = _measure(recipe, run, collection, [*splits, *more])
-        choose_from_runs(recipe, run, collection)
-        return means
-    return {}
+        for name in [name for name in due if set(splits) <= set(due[name])]:
+            # What is left of another evaluation must not be chosen from.
+            for note in ("key.json", BLEND):
+                (run / "evaluation" / name / note).unlink(missing_ok=True)
+            shutil.rmtree(run / "runs" / name, ignore_errors=True)
+    for first in (True, False):
+        for name in settings["rows"]:
+            part = [split for split in due[name] if (split == chosen_on) == first]
+            if part:
+                evaluate_row(recipe, run, collection, name, part, load, lexical)
+                PartialState().wait_for_everyone()
+        if first:
+            when_chosen()
+    if not PartialState().is_main_process:
+        return {}
+    for name in [name for name in due if due[name]]:
+        folder = run / "evaluation" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "key.json").write_text(json.dumps(keys[name], sort_keys=True))
+        if more:
+            content = json.dumps(asked, ensure_ascii=False)
+            (folder / "questions.json").write_text(content, encoding="utf-8")
+        else:
+            (folder / "questions.json").unlink(missing_ok=True)
+    means = _measure(recipe, run, collection, [*splits, *more])
+    choose_from_runs(recipe, run, collection)
+    return means
 
 
 def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:

@@ -123,6 +123,8 @@ def _evaluations(
         return {}
     queries = len(trainer.retrieval.eval_judgments)
     passages = min(args.eval_passages or costs.passages, costs.passages)
+    if isinstance(trainer, LTReTrainer):  # its passages stay as they are
+        passages = 0
     one = (passages * costs.passage_tokens + queries * costs.query_tokens) / costs.rate
     if trainer.trained == ("ranker",):
         one += queries * args.rerank_depth * costs.pair_tokens / costs.rate

@@ -18,6 +18,7 @@ from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.merging import SHARES, MergeConfig, check_mergeable, choose_share, merge_retrievers
 from hf_ar2.models import load_retriever
+from hf_ar2.recipes.encodings import encodings_folder
 from hf_ar2.recipes.guard import Guard
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.sampled import reduced, values_among
@@ -129,8 +130,8 @@ def _choose(
     people = judgments.take(asked_by_people(collection, judgments.query_rows))
     if len(people):
         systems = [
-            SearchSystem(model, None, collection, settings, run, folder / f"dev-{part}")
-            for part, model in (("trained", trained), ("base", base))
+            SearchSystem(model, None, collection, settings, run, index_dir=encodings_folder(run))
+            for model in (trained, base)
         ]
         measured["dev"] = values_of_shares(systems, people, metric, config.seed, config.eval_split)
     else:

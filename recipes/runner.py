@@ -92,11 +92,10 @@ def run_recipe(recipe: Recipe) -> Path:
     length = Length(plan, budget, costs)
     for number, stage in enumerate(recipe.stages, 1):
         run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
-        if state.is_main_process:
-            budget.note()
+        budget.note()
     trained = time.time()
     if recipe.evaluation.get("rows"):
-        evaluate_rows(recipe, run, asked, inputs, load)
+        evaluate_rows(recipe, run, asked, inputs, load, budget.note)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
     state.wait_for_everyone()
