@@ -179,20 +179,20 @@ class Counting:
 
 def test_what_was_written_is_kept_and_a_damaged_last_line_is_written_again(tmp_path: Path) -> None:
     ids, passages = [f"p{number}" for number in range(10)], [f"text {number}" for number in range(10)]
-    file, done = tmp_path / "work" / "generated.jsonl", list[int]()
+    file = tmp_path / "work" / "generated.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        write_replies(Counting(fails=3), ids, passages, ReplyStore(file), done.append)
-    assert sum(done) == 6
+        write_replies(Counting(fails=3), ids, passages, ReplyStore(file))
+    assert len(ReplyStore(file).replies) == 6
     with open(file, "a") as stream:
         stream.write('{"key": "a line that was not wri')
     second = Counting()
-    replies = write_replies(second, ids, passages, ReplyStore(file), done.append)
+    replies = write_replies(second, ids, passages, ReplyStore(file))
     assert second.written == 4 and [reply for [reply] in replies] == [
         f"what of {text} ?" for text in passages
     ]
     third = Counting()
     changed = [*passages[:-1], "another text"]
-    write_replies(third, ids, changed, ReplyStore(file), done.append)
+    write_replies(third, ids, changed, ReplyStore(file))
     assert third.written == 2, "the batch of the one text that has changed"
     assert len(file.read_text().splitlines()) == 11
 

@@ -55,7 +55,8 @@ def train_parser() -> Parser:
     parser = command(
         "train",
         "run a recipe: warm-up, joint training, evaluation",
-        RECIPE_KEYS,
+        f"{RECIPE_KEYS}\n\n--questions FILE measures every row on real questions as well, one a line, as\n"
+        f"judged with `{PROGRAM} label`; they are not trained on.",
         "train ar2/scifact --output_dir runs/scifact",
     )
     parser.usage = f"{PROGRAM} train RECIPE [--config_file FILE] [--key value ...]"

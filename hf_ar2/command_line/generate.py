@@ -10,7 +10,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from tqdm.auto import tqdm
 
 from hf_ar2.cards.results import short_name
 from hf_ar2.collections import Collection
@@ -60,8 +59,7 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
         for title, text in zip(passages["title"], passages["text"], strict=True)
     ]
     store = ReplyStore(work / "generated.jsonl")
-    with tqdm(total=len(rows), desc="Writing questions", unit="passage") as bar:
-        replies = write_replies(writer, list(passages["id"]), texts, store, bar.update)
+    replies = write_replies(writer, list(passages["id"]), texts, store)
     writer.close()
     pairs, dropped = sifted(dict(zip(rows.tolist(), replies, strict=True)), collection.queries["text"])
     if pairs:

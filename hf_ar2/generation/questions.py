@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import datasets
 import numpy as np
 from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
 
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import normalised
@@ -62,13 +63,13 @@ def write_replies(
     ids: Sequence[str],
     passages: Sequence[str],
     store: ReplyStore,
-    advance: Callable[[int], object],
+    show_progress: bool = True,
 ) -> list[list[str]]:
     """Replies for each passage, those that the store lacks written now, batch by batch.
 
     Args:
         ids, passages: of the passages.
-        advance: called with the number of passages that are done, those of the store first.
+        show_progress: a bar of passages, on which those of the store count as done before.
     """
     written_by: dict[str, str | int] = {
         "model": writer.name,
@@ -77,8 +78,13 @@ def write_replies(
         "seed": writer.seed,
     }
     keys = [store_key(id, text, written_by) for id, text in zip(ids, passages, strict=True)]
-    advance(sum(key in store.replies for key in keys))
-    if any(key not in store.replies for key in keys):
+    done = sum(key in store.replies for key in keys)
+    if done == len(keys):
+        return [store.replies[key] for key in keys]
+    bar = tqdm(
+        total=len(keys), initial=done, desc="Writing questions", unit="passage", disable=not show_progress
+    )
+    with bar:
         for number, batch in enumerate(writer.batches(passages)):
             missing = [place for place in batch.tolist() if keys[place] not in store.replies]
             if not missing:
@@ -86,7 +92,7 @@ def write_replies(
             found = writer.write(number, [passages[place] for place in batch])
             replies = dict(zip(batch.tolist(), found, strict=True))
             store.add((keys[place], ids[place], replies[place]) for place in missing)
-            advance(len(missing))
+            bar.update(len(missing))
     return [store.replies[key] for key in keys]
 
 
