@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -161,7 +163,8 @@ def test_wrong_shapes_are_refused():
         encode_rows(BagEncoder(), builder, store, range(3), np.empty((3, 4), np.float32), show_progress=False)
 
 
-def test_progress_counts_tokens(capsys):
+def test_progress_counts_tokens(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # elsewhere there is no bar
     store, builder = random_store(100), InputBuilder(tokenizer(), 40)
     total = builder.single_lengths(store, range(100)).sum()
     encode_rows(BagEncoder(), builder, store, range(100), np.empty((100, 8), np.float32), budget=100)
