@@ -14,11 +14,15 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_ar2.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.sampled import MOST_PASSAGES
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 # A backward pass costs twice a forward pass.
 _TRAINING = 3.0
+# Of the whole time, what a stage may take that trains nothing.
+_UNTRAINED = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Costs:
         rate: tokens encoded in a second by the model that retrievers begin with.
         passages: number of passages; passage_tokens, query_tokens, pair_tokens: mean lengths as they are read.
         dev_queries: queries of the split that the served system is chosen on.
+        from_people: whether people asked them; where none did, a merged retriever is not dropped.
 
     Example:
         >>> Costs(
@@ -43,6 +48,7 @@ class Costs:
     query_tokens: float
     pair_tokens: float
     dev_queries: int
+    from_people: bool = True
 
     @property
     def encoding(self) -> float:
@@ -52,6 +58,13 @@ class Costs:
     def ranking(self, depth: int) -> float:
         """Seconds of ranking the first `depth` passages of every dev query."""
         return self.dev_queries * depth * self.pair_tokens / self.rate
+
+    def merging(self) -> float:
+        """Seconds of comparing shares of the starting weights on a part of the corpus."""
+        if not self.from_people:
+            return 0.0
+        part = min(self.passages, max(MOST_PASSAGES, self.passages // 2))
+        return len(SHARES) * part * self.passage_tokens / self.rate
 
     def step(self, trainer: str, settings: dict[str, Any]) -> float:
         """About the seconds of a training step (of AR2: of the retriever), before one is measured."""
@@ -118,12 +131,14 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
         left = seconds - sum(overhead.values())
         total = sum(share_of(body) for body in recipe.stages.values())
         training = {name: left * share_of(body) / total for name, body in recipe.stages.items()}
-        stays = _indispensable(recipe)
+        stays = _indispensable(recipe, costs)
         own = {
             name: sum(overhead.values()) - sum(overheads(without(recipe, name), costs).values())
             for name in recipe.stages
             if name not in stays
         }
+        for name in [name for name in own if share_of(recipe.stages[name]) == 0]:
+            training[name] = _UNTRAINED * seconds  # what it may take, for it has no training to compare with
         worst = max(own, key=lambda name: own[name] / max(training[name], 1e-3), default=None)
         if worst is not None and own[worst] > max(training[worst], 0.0) and own[worst] > 0:
             dropped[worst] = (
@@ -131,6 +146,7 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
             )
             recipe = without(recipe, worst)
             continue
+        training = {name: left * share_of(body) / total for name, body in recipe.stages.items()}
         short = _too_short(recipe, training, costs, stays)
         if short is not None:
             dropped[short[0]] = short[1]
@@ -177,13 +193,17 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
     seconds = {}
     for name, body in recipe.stages.items():
         settings, trainer = recipe.stage_args(name), body["trainer"]
-        mines = settings.get("num_negatives", 0 if trainer == "retriever" else 1) > 0
+        mines = settings.get("num_negatives", 0 if trainer in ("retriever", "merge") else 1) > 0
         mines &= settings.get("mine_with", "retriever") == "retriever"
         if trainer == "ltre":
             passages_of[name] = passages_of.get(
                 source_name(body["retriever"]), source_name(body["retriever"])
             )
         seconds[name] = encoding(body["retriever"]) if mines or trainer == "ltre" else 0.0
+        if trainer == "merge" and settings.get("share", "auto") == "auto":
+            base = settings.get("base") or recipe.way_back(body["retriever"])[0]
+            seconds[name] = costs.merging()
+            seconds[name] += encoding(body["retriever"]) + encoding(base) if costs.from_people else 0.0
         if trainer in ("ar2", "rocketqa-v2"):
             rounds = settings.get("num_rounds", 1)
             seconds[name] += (rounds - 1) * costs.encoding
@@ -261,10 +281,12 @@ def _relinked(source: Any, before: Any) -> Any:
     return {"from": name, **earlier, **changes} if earlier or changes else name
 
 
-def _indispensable(recipe: Recipe) -> set[str]:
+def _indispensable(recipe: Recipe, costs: Costs) -> set[str]:
+    merges = [name for name, body in recipe.stages.items() if body["trainer"] == "merge"]
     retrievers = [name for name, body in recipe.stages.items() if body["trainer"] == "retriever"]
     hard = [name for name in retrievers if recipe.stage_args(name).get("num_negatives", 0) > 0]
-    return set((hard or retrievers or list(recipe.stages))[:1])
+    needed = set((hard or retrievers or list(recipe.stages))[:1])
+    return needed if costs.from_people else needed | set(merges)
 
 
 def _too_short(

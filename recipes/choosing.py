@@ -123,7 +123,22 @@ def evaluated_splits(recipe: Recipe, collection: Collection) -> list[str]:
     return list(dict.fromkeys([chosen, *listed])) if chosen is not None else list(listed)
 
 
-def choose(recipe: Recipe, values: Values, blends: Mapping[str, Blend]) -> dict[str, Any]:
+def from_structure(collection: Collection, split: str) -> bool:
+    """Whether all queries of a split come from the texts' structure (headings, say) or from a model, not from people.
+
+    Example:
+        >>> from hf_ar2 import load_collection
+        >>> from_structure(load_collection("python-packages:json"), "train")
+        False
+    """
+    if "source" not in collection.queries.column_names:
+        return False
+    return all(collection.queries.select(evaluated_queries(collection, split))["source"])
+
+
+def choose(
+    recipe: Recipe, values: Values, blends: Mapping[str, Blend], from_people: bool = True
+) -> dict[str, Any]:
     """The system to serve, as chosen.json has it.
 
     Candidates are every row's retriever, hybrid (with BM25 beside it), pipeline and ranker alone, with the row's
@@ -140,10 +155,15 @@ def choose(recipe: Recipe, values: Values, blends: Mapping[str, Blend]) -> dict[
     with p < .2 and .026 if the higher mean always wins; it is worse than untrained in 0, 1 and 10 % of the runs. p <
     .2 takes most of the gain and hardly ever serves what hurts.
 
+    Where no query comes from a person, the split is no measure of what people will ask, and training on such queries
+    costs general search: then only rows whose retriever is untrained or merged with the model it began with are
+    candidates, if there is a merged one.
+
     Args:
         recipe: names the rows and what they are made of.
         values: of the split that is chosen on, for the queries in one order.
         blends: row → how its pipeline orders.
+        from_people: whether people asked the split's queries, or some of them.
 
     Returns:
         row, system, weight, depth, lexical (weight of BM25), metric, split, dev (candidate → mean and n), compared_with
@@ -151,6 +171,11 @@ def choose(recipe: Recipe, values: Values, blends: Mapping[str, Blend]) -> dict[
         not better enough), retriever_row (the row of the best retriever), reason (a sentence) and advice (another, or
         "").
     """
+    merged = [row for row in values if _is_merged(recipe, row)]
+    if merged and not from_people:
+        values = {
+            row: found for row, found in values.items() if row in merged or not _is_trained(recipe, row)
+        }
     found = {
         Candidate(row, system): value for row, systems in values.items() for system, value in systems.items()
     }
@@ -230,6 +255,11 @@ def _is_trained(recipe: Recipe, row: str) -> bool:
     """Whether a stage of the run trained the row's retriever, or the index that it searches."""
     body = recipe.evaluation["rows"][row]
     return any(source_name(body[part]) in recipe.stages for part in ("retriever", "index") if part in body)
+
+
+def _is_merged(recipe: Recipe, row: str) -> bool:
+    stage = recipe.stages.get(source_name(recipe.evaluation["rows"][row]["retriever"]))
+    return stage is not None and stage["trainer"] == "merge"
 
 
 def _served(recipe: Recipe, served: Candidate, blends: Mapping[str, Blend]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from hf_ar2.recipes.choosing import (
     choose,
     choosing_split,
     evaluated_splits,
+    from_structure,
     serve_last,
     write_chosen,
 )
@@ -171,7 +172,7 @@ def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
             found = per_query(run, row, split, system, collection, [metric])
             if found:  # the ranker's lists may be too short for the metric
                 values.setdefault(row, {})[system] = found[metric]
-    write_chosen(run, choose(recipe, values, blends))
+    write_chosen(run, choose(recipe, values, blends, from_people=not from_structure(collection, split)))
 
 
 def _holds(note: Path, key: list[Any]) -> bool:

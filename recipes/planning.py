@@ -18,6 +18,7 @@ from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
+from hf_ar2.recipes.choosing import from_structure
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.stage_settings import stage_config
 from hf_ar2.report import format_table
@@ -110,6 +111,7 @@ def measure_costs(
         query_tokens=query_tokens,
         pair_tokens=min(float(longest), passage_tokens + query_tokens),
         dev_queries=len(evaluated_queries(collection, chosen_on)) if chosen_on in collection.splits else 0,
+        from_people=chosen_on not in collection.splits or not from_structure(collection, chosen_on),
     )
 
 

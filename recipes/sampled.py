@@ -16,7 +16,7 @@ from hf_ar2.index.search import FaissSearcher
 from hf_ar2.inputs import RetrieverInputs
 
 # Passages of which all are taken: to encode them takes seconds.
-_FEW_PASSAGES = 2000
+MOST_PASSAGES = 2000
 _FEWEST_QUERIES = 30
 
 
@@ -85,7 +85,7 @@ def reduced(
             np.concatenate([part.positives().passage_rows, *(of_one[chosen].ravel() for of_one in found)])
         )
         rows = rows[rows >= 0]
-        if len(rows) <= max(_FEW_PASSAGES, total // 2) or count <= _FEWEST_QUERIES:
+        if len(rows) <= max(MOST_PASSAGES, total // 2) or count <= _FEWEST_QUERIES:
             return part, rows
         count = max(_FEWEST_QUERIES, count * 3 // 4)
 
