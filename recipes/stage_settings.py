@@ -80,7 +80,8 @@ def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReCon
         "save_strategy": "no",
     }
     settings |= {key: body[key] for key in _ROW_SETTINGS if key in body}
-    if (stage := settings.get("index")) in recipe.stages:
+    stage = settings.get("index")
+    if stage is not None and stage in recipe.stages:
         del settings["index"]
         found = RunIndex.of_stage(run / "stages" / stage / SEARCHED_INDEX, recipe.stage_args(stage))
         if found is None:  # it is searched exactly, as it was trained
