@@ -45,7 +45,11 @@ def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int 
         lines.append([f"before: {_told(before['retriever'])}", *before["metrics"].values(), None, None])
     for name, row in rows.items():
         test = row.get("test")
-        change = [f"{test['difference']:+.3f}", format_p(test["p_value"])] if test else [None, None]
+        change = (
+            [f"{test['difference']:+.3f}", format_p(test["p_value"], test["difference"])]
+            if test
+            else [None, None]
+        )
         lines.append([name, *(row["metrics"].get(metric) for metric in metrics), *change])
     headings = ["row", *map(display_name, metrics), "change", "significance"]
     counts = ", ".join(_count(guard, what) for what in ("queries", "passages"))
@@ -76,7 +80,7 @@ def guard_sentence(guard: Mapping[str, Any], retriever: Any) -> str:
     metric, test = guard["metric"], row.get("test")
     counts = ", ".join(_count(guard, what) for what in ("queries", "passages"))
     before = f"the model that training began with has {guard['before']['metrics'][metric]:.3f}"
-    change = f" ({test['difference']:+.3f}, {format_p(test['p_value']).rstrip(' *')})" if test else ""
+    change = f" ({test['difference']:+.3f}, {format_p(test['p_value'])})" if test else ""
     return (
         f"On other texts (`{short_name(guard['guard'])}`, {guard['split']}: {counts}) its {display_name(metric)} is "
         f"{row['metrics'][metric]:.3f}; {before}{change}."

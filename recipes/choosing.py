@@ -197,12 +197,12 @@ def choose(
     split, metric = str(recipe.evaluation.get("choose_on", "dev")), chief_metric(recipe)
     reason = [f"{split} {display_name(metric)} {_number(means[served])}"]
     if compared is not None:
-        over = "its retriever" if compared.plainer == (served.row, "retriever") else str(compared.plainer)
+        over = "its retriever" if compared.plainer == (served.row, "retriever") else _called(compared.plainer)
         reason.append(f"{_signed(compared.test.difference)} over {over} ({_p(compared.test.p_value)})")
     untrained = winners.get(1)
     if untrained not in (None, served, compared.plainer if compared else None):
         assert untrained is not None
-        reason.append(f"{_signed(means[served] - means[untrained])} over {untrained}")
+        reason.append(f"{_signed(means[served] - means[untrained])} over {_called(untrained)}")
     sentence = ", ".join(reason) + "".join(f"; {one}" for one in declined)
     return {
         **_served(recipe, served, blends),
@@ -255,6 +255,13 @@ def _is_trained(recipe: Recipe, row: str) -> bool:
     """Whether a stage of the run trained the row's retriever, or the index that it searches."""
     body = recipe.evaluation["rows"][row]
     return any(source_name(body[part]) in recipe.stages for part in ("retriever", "index") if part in body)
+
+
+def _called(candidate: Candidate) -> str:
+    """A candidate in a sentence: a retriever by its row alone."""
+    return {"retriever": candidate.row, "hybrid": f"{candidate.row} with BM25"}.get(
+        candidate.system, str(candidate)
+    )
 
 
 def _is_merged(recipe: Recipe, row: str) -> bool:

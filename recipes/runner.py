@@ -158,7 +158,8 @@ def run_stage(
         report = train(recipe, stage, run, collection, folder, title, length)
     if PartialState().is_main_process:
         done.write_text(json.dumps({**report, "key": key, "seconds": time.time() - started}))
-        shutil.rmtree(folder / "pool", ignore_errors=True)
+        for leftover in ("index", "pool"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
         forget_encodings(recipe, run)
     PartialState().wait_for_everyone()
 

@@ -28,7 +28,7 @@ def test_every_second_is_given_to_something(recipe):
         plan = make_plan(recipe, seconds, COSTS)
         assert sum(plan.training.values()) + sum(plan.overhead.values()) == pytest.approx(seconds)
         assert set(plan.training) | set(plan.dropped) <= set(recipe.stages)
-        assert all(value > 0 for value in plan.training.values())
+        assert all(value > 0 for stage, value in plan.training.items() if stage != "merged")
 
 
 def test_more_time_drops_no_more_stages(recipe):
@@ -46,16 +46,16 @@ def test_what_is_dropped_leaves_a_recipe_that_can_be_run(recipe, tmp_path):
         if stage == "ranker":
             assert "ar2" not in less.stages  # which needs one
         if stage == "ltre":  # its row hands its ranker on
-            assert less.evaluation["rows"]["AR2"] == {"retriever": "ar2", "ranker": "ar2"}
+            assert less.evaluation["rows"]["merged"] == {"retriever": "merged", "ranker": "ar2"}
 
 
 def test_the_corpus_is_encoded_once_for_every_set_of_weights(recipe):
     encodings = {
         stage: round(seconds / COSTS.encoding, 3)
         for stage, seconds in overheads(recipe, COSTS).items()
-        if stage not in ("ar2", "")
+        if stage not in ("ar2", "merged", "")
     }
-    # The negatives' of the warm-up, the ranker's lists of the hard-negative retriever, LTRe's index of AR2's.
+    # The warm-up's for hard negatives, then theirs for the ranker's lists, then the merged retriever's for LTRe.
     assert encodings == {"warm-up": 0.0, "hard-negatives": 1.0, "ranker": 1.0, "ltre": 1.0}
 
 

@@ -39,7 +39,13 @@ def body(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) 
         "models": {"light": {"model": str(folder / "light"), "max_length": 32, "dropout": 0.0}},
         "args": args,
         "stages": {"retriever": {"trainer": "retriever", "retriever": "light"}},
-        "evaluation": {"splits": ["test"], "metrics": ["mrr@10", "recall@5"], "depth": 20, "rows": rows},
+        "evaluation": {
+            "splits": ["test"],
+            "metrics": ["mrr@10", "recall@5"],
+            "depth": 20,
+            "rows": rows,
+            "choose_on": None,
+        },
     }
 
 
@@ -112,7 +118,7 @@ def test_a_row_that_is_not_there_has_no_sentence_and_a_model_of_no_row_has_a_lin
         **counts,
     }
     assert "before: base   0.900" in guard_table(guard)
-    assert "| AR2 | 0.800 | -0.100 | p = .010 * |" in guard_table(guard, markdown=True)
+    assert "| AR2 | 0.800 | -0.100 | p = .010 ▼ |" in guard_table(guard, markdown=True)
     assert guard_sentence(guard, "retriever") == guard_sentence({}, "ar2") == ""
     assert guard_sentence(guard, "ar2") == (
         "On other texts (`data/fiqa`, dev: 8 of 20 queries, 60 passages) its MRR@10 is 0.800; the model that training "

@@ -36,8 +36,9 @@ COMMANDS = [
 # Settings, not another recipe: what the guide trains is trained, for a few steps.
 TINY = (
     "--models.base.max_length 32 --max_passage_length 32 --max_pair_length 48 --use_cpu true --bf16 false "
-    "--disable_tqdm true --per_device_train_batch_size 4 --retriever.max_steps 2 --ranker.max_steps 2 "
-    "--ar2.num_rounds 1 --ar2.ranker_steps 1 --ar2.retriever_steps 1 "
+    "--disable_tqdm true --per_device_train_batch_size 4 --warm-up.max_steps 2 --hard-negatives.max_steps 2 "
+    "--ranker.max_steps 2 --ar2.num_rounds 1 --ar2.ranker_steps 1 --ar2.retriever_steps 1 --merged.share 0.3 "
+    "--ltre.max_steps 2 "
     # Two steps do not make a model better: what was trained is served all the same.
     "--evaluation.choose_on null"
 ).split()
@@ -144,8 +145,8 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
     assert len(mine.corpus) == len(mine.queries) == len(headings.queries) == 36
     assert mine.splits == headings.splits == ["train", "dev", "test"]
     trained = said["hf-ar2 train own-corpus --collection data/mine --output_dir runs/mine"]
-    assert "zero-shot" in trained and "AR2 over warm-up" in trained
-    assert "AR2 pipeline" in said["hf-ar2 compare runs/mine"]
+    assert "zero-shot" in trained and "AR2 over hard-negatives" in trained
+    assert "LTRe pipeline" in said["hf-ar2 compare runs/mine"]
     written = load_collection("data/written")
     assert set(written.queries["source"]) == {"generated:writers/seq2seq"} and len(written.corpus) == 36
     assert "3 of 3 questions judged" in said["hf-ar2 label runs/mine asked.txt"]
@@ -153,7 +154,7 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
     again = said[
         "hf-ar2 train own-corpus --collection data/mine --output_dir runs/mine --questions asked.txt"
     ]
-    assert again.count("done before") == 3 and "questions: 3 queries" in again
+    assert again.count("done before") == 6 and "questions: 3 queries" in again
     assert Path("runs/mine/report.html").is_file()
     assert "36 passages, index in" in said['hf-ar2 search runs/mine "how do bees tell where food is" -k 3']
 
@@ -178,11 +179,11 @@ def test_the_guide_writes_questions_as_they_are_read() -> None:
 def test_what_the_recipe_says_of_a_gpu_is_accepted() -> None:
     path = find_recipe("own-corpus")
     comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
-    options = re.findall(r"--([\w.]+) (\S+)", comment.split("With a GPU")[1])
+    options = re.findall(r"--([\w.-]+) (\S+)", comment.split("With a GPU")[1])
     assert len(options) >= 8
     recipe = load_recipe(path, dict(options))
     assert recipe.models["base"]["model"] == "BAAI/bge-base-en-v1.5"
-    assert recipe.stage_args("retriever")["max_steps"] == 300
+    assert recipe.stage_args("warm-up")["per_device_train_batch_size"] == 128
 
 
 def test_links_of_the_guide_lead_somewhere() -> None:

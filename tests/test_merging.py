@@ -164,7 +164,7 @@ def test_where_the_part_would_be_most_of_the_corpus_fewer_queries_are_taken(
     found = [np.stack([rng.permutation(60)[:5] for _ in range(len(judgments))]) for _ in range(2)]
     whole, _ = reduced(judgments, found, 60, queries=24, seed=0)
     assert len(whole) == 24  # a small corpus may be taken whole
-    monkeypatch.setattr("hf_ar2.recipes.sampled._FEW_PASSAGES", 0)
+    monkeypatch.setattr("hf_ar2.recipes.sampled.MOST_PASSAGES", 0)
     monkeypatch.setattr("hf_ar2.recipes.sampled._FEWEST_QUERIES", 2)
     part, rows = reduced(judgments, found, 60, queries=24, seed=0)
     assert 2 <= len(part) < 24 and len(rows) <= 30
@@ -199,6 +199,7 @@ def body(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) 
         },
         "evaluation": {
             "splits": ["test"],
+            "choose_on": None,
             "metrics": ["mrr@10"],
             "depth": 20,
             "rows": {

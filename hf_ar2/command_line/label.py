@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
-
 from hf_ar2.collections.questions import read_judged, read_questions
 from hf_ar2.command_line.commands import opened_system
 from hf_ar2.command_line.labelling import Labelling, Search
+from hf_ar2.models import load_retriever
 from hf_ar2.search_system import Hit, SearchSystem, Settings, read_run
 
 # Passages are shown up to here.
@@ -68,11 +67,14 @@ def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
 
 def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: SearchSystem) -> SearchSystem:
     """The retriever of a row by itself, searched exactly; its index is in `RUN/label`."""
-    from hf_ar2.recipes.recipe import load_recipe
-    from hf_ar2.recipes.runner import load_model
-
-    retriever = load_model(load_recipe(Path(run) / "recipe.yaml"), "retriever", row["retriever"], Path(run))
-    assert isinstance(retriever, SentenceTransformer)
+    source = row["retriever"]
+    name = source["from"] if isinstance(source, dict) else source
+    fields = dict((recipe.get("models") or {}).get(name, {}))
+    if name in (recipe.get("stages") or {}):
+        fields["model"] = str(Path(run) / "stages" / name / "retriever")
+    if isinstance(source, dict):
+        fields |= {key: value for key, value in source.items() if key != "from"}
+    retriever = load_retriever(fields.pop("model"), **fields)
     settings = Settings.of_recipe(recipe).changed({"index_factory": "Flat", "search_parameters": None})
     return SearchSystem(retriever, None, served.collection, settings, Path(run) / "label")
 

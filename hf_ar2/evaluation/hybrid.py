@@ -63,6 +63,13 @@ def candidates_of_both(
         scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
         query_texts: of the same queries.
         score_passages: from rows int64 `[Q, K]` (-1: any number) to the retriever's scores of them, float32.
+
+    Example:
+        >>> lexical = LexicalIndex.build(["the cat sat", "a dog ran", "cats and a cat"])
+        >>> found = np.array([[0.4]]), np.array([[1]])  # the retriever's score and passage
+        >>> both = candidates_of_both(*found, ["where is the cat"], lexical, lambda rows: np.full(rows.shape, 0.2))
+        >>> both.rows.tolist()
+        [[1, 0]]
     """
     _, found = lexical.search(query_texts, rows.shape[1])
     # Large corpora aside, many of BM25's are the retriever's, too: those are kept once.
@@ -83,6 +90,12 @@ def score_rows(index: CorpusIndex | FrozenIndex, queries: np.ndarray, rows: np.n
     Args:
         index: has the passages' vectors.
         queries: float32 `[Q, d]`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> index = SimpleNamespace(embeddings=np.eye(3, dtype=np.float32))
+        >>> score_rows(index, np.array([[0.6, 0.8, 0.0]], np.float32), np.array([[1, 0]])).round(1).tolist()
+        [[0.800000011920929, 0.6000000238418579]]
     """
     scores = np.empty(rows.shape, np.float32)
     for number, passages in enumerate(np.maximum(rows, 0)):
