@@ -101,26 +101,28 @@ def evaluate_rows(
     inputs: Inputs,
     load: Callable[[str, Any], Any],
     when_chosen: Callable[[], None] = lambda: None,
+    part: Collection | None = None,
 ) -> dict[str, Any]:
     """Evaluate every row that has not been and write its run files; then `metrics.json`, `significance.json` and
     `chosen.json`.
 
     Args:
         when_chosen: called when every row was ranked on the split that is chosen on, before the other splits are.
+        part: of the collection, what is searched for the split that is chosen on; None: all of it. With a part, only
+            the first row, the best retriever and the served row are measured on the other splits.
     """
+    chooses = collection if part is None else part
     settings = recipe.evaluation
     splits, more = evaluated_splits(recipe, collection), question_splits(recipe, collection)
     chosen_on = choosing_split(recipe, collection)[0]
-    lexical = open_lexical(recipe, run, collection)
-    if lexical is not None and PartialState().is_main_process:
-        evaluate_lexical(recipe, run, collection, [*splits, *more], lexical)
     asked = questions_note(collection) if more else {}
     keys, due = {}, {}
     for name, row in settings["rows"].items():
         note = run / "evaluation" / name / "key.json"
         keys[name] = [row, [recipe.stage_key(s) for s in _stages(recipe, row)], settings, inputs.of_row(name)]
-        fresh = all(run_file(run, name, split, "retriever").is_file() for split in splits)
-        fresh &= ("ranker" not in row and lexical is None) or (note.parent / BLEND).is_file()
+        there = [split for split in splits if run_file(run, name, split, "retriever").is_file()]
+        fresh = there == list(splits) or (part is not None and there == [chosen_on])
+        fresh &= not ("ranker" in row or settings.get("lexical")) or (note.parent / BLEND).is_file()
         fresh = fresh and _holds(note, json.loads(json.dumps(keys[name])))
         due[name] = [] if fresh else list(splits)
         # Questions are edited oftener than anything else: only what they are is ranked again.
@@ -133,13 +135,21 @@ def evaluate_rows(
             for note in ("key.json", BLEND):
                 (run / "evaluation" / name / note).unlink(missing_ok=True)
             shutil.rmtree(run / "runs" / name, ignore_errors=True)
-    for first in (True, False):
+    for first, searched in ((True, chooses), (False, collection)):
+        lexical = open_lexical(recipe, run, searched)
+        if lexical is not None and PartialState().is_main_process:
+            ranked = [split for split in [*splits, *more] if (split == chosen_on) == first]
+            evaluate_lexical(recipe, run, searched, ranked, lexical)
+        measured = set(settings["rows"]) if first or part is None else _measured_rows(run, settings["rows"])
         for name in settings["rows"]:
-            part = [split for split in due[name] if (split == chosen_on) == first]
-            if part:
-                evaluate_row(recipe, run, collection, name, part, load, lexical)
+            splits_now = [split for split in due[name] if (split == chosen_on) == first]
+            if splits_now and name in measured:
+                evaluate_row(recipe, run, searched, name, splits_now, load, lexical)
                 PartialState().wait_for_everyone()
         if first:
+            if PartialState().is_main_process:
+                choose_from_runs(recipe, run, chooses)
+            PartialState().wait_for_everyone()
             when_chosen()
     if not PartialState().is_main_process:
         return {}
@@ -152,9 +162,14 @@ def evaluate_rows(
             (folder / "questions.json").write_text(content, encoding="utf-8")
         else:
             (folder / "questions.json").unlink(missing_ok=True)
-    means = _measure(recipe, run, collection, [*splits, *more])
-    choose_from_runs(recipe, run, collection)
-    return means
+    return _measure(
+        recipe, run, {split: chooses if split == chosen_on else collection for split in [*splits, *more]}
+    )
+
+
+def _measured_rows(run: Path, rows: dict[str, Any]) -> set[str]:
+    chosen = read_json(run / CHOSEN)
+    return {next(iter(rows)), chosen["row"], chosen["retriever_row"]}
 
 
 def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
@@ -206,14 +221,18 @@ def evaluated_rows(recipe: Recipe) -> list[str]:
     return [LEXICAL_ROW, *rows] if recipe.evaluation.get("lexical") else rows
 
 
-def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str]) -> dict[str, Any]:
-    """`metrics.json`: row → split → system → metric; `significance.json`: who beats whom, on the test metric."""
+def _measure(recipe: Recipe, run: Path, collections: dict[str, Collection]) -> dict[str, Any]:
+    """`metrics.json`: row → split → system → metric; `significance.json`: who beats whom, on the test metric.
+
+    Args:
+        collections: split → what was searched.
+    """
     settings = recipe.evaluation
     metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
     chief = settings.get("test_metric", metrics[0])
     means: dict[str, Any] = {}
     tests: dict[str, Any] = {}
-    for split in splits:
+    for split, collection in collections.items():
         values = {
             row: {
                 system: found
@@ -221,6 +240,7 @@ def _measure(recipe: Recipe, run: Path, collection: Collection, splits: list[str
                 if (found := per_query(run, row, split, system, collection, metrics)) is not None
             }
             for row in evaluated_rows(recipe)
+            if run_file(run, row, split, "retriever").is_file()
         }
         before = with_pipeline = None
         for row, systems in values.items():

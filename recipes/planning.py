@@ -21,6 +21,7 @@ from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.stage_settings import stage_config
+from hf_ar2.recipes.working_part import part_size, working_part
 from hf_ar2.report import format_table
 from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.trainers.step_time import tokens_per_second
@@ -30,11 +31,15 @@ PLAN = "plan.json"
 
 def plan_run(
     recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
-) -> tuple[Plan | None, Costs]:
+) -> tuple[Plan | None, Costs, Collection]:
     """What things cost here and, where the recipe has `minutes`, what they allow; a resumed run reads both.
 
     Args:
         retriever: the model that the first stage begins with.
+
+    Returns:
+        The plan (None without minutes), the costs, and the collection that is trained and chosen on: the given one, or
+        a part of it where encoding it would take too much of the minutes (see `working_part`).
     """
     path = run / PLAN
     if path.is_file():
@@ -50,13 +55,20 @@ def plan_run(
                 recipe, stages=noted["stages"], evaluation={**recipe.evaluation, "rows": noted["rows"]}
             )
             plan = Plan(changed, **noted["plan"])
-        return plan, Costs(**noted["costs"])
+        return plan, Costs(**noted["costs"]), _part_of(recipe, collection, noted["part"])
     costs = measure_costs(recipe, run, collection, budget, retriever)
+    size = None if budget.seconds is None else part_size(costs, budget.seconds)
+    part = _part_of(recipe, collection, size)
+    if part is not collection:
+        chosen_on = recipe.evaluation.get("choose_on", "dev")
+        dev_queries = len(evaluated_queries(part, chosen_on)) if chosen_on in part.splits else 0
+        costs = dataclasses.replace(costs, passages=len(part.corpus), dev_queries=dev_queries)
     plan = None if budget.seconds is None else make_plan(recipe, budget.seconds - budget.spent, costs)
     if PartialState().is_main_process:
         content: dict[str, Any] = {
             "of": _identity(recipe),
             "costs": dataclasses.asdict(costs),
+            "part": size,
             "plan": None,
         }
         if plan is not None:
@@ -68,7 +80,21 @@ def plan_run(
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
         os.replace(partial, path)
     PartialState().wait_for_everyone()
-    return plan, costs
+    return plan, costs, part
+
+
+def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collection:
+    if size is None:
+        return collection
+    chosen_on = recipe.evaluation.get("choose_on", "dev")
+    return working_part(
+        collection,
+        size,
+        recipe.args.get("train_split", "train"),
+        chosen_on if chosen_on in collection.qrels else None,
+        recipe.seed,
+        recipe.args.get("title_separator", " "),
+    )
 
 
 def _identity(recipe: Recipe) -> str:
@@ -115,15 +141,27 @@ def measure_costs(
     )
 
 
-def describe_plan(plan: Plan, costs: Costs, seconds: float) -> str:
-    """The plan as a table, with what was dropped and why."""
+def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> str:
+    """The plan as a table, with what was dropped and why.
+
+    Args:
+        passages: of the whole corpus.
+    """
     rows: list[list[Any]] = [
         [name, f"{plan.training[name]:.0f}", f"{plan.overhead[name]:.0f}"] for name in plan.recipe.stages
     ]
     rows.append(["choosing on dev", "", f"{plan.overhead['']:.0f}"])
     lines = [
-        f"{seconds / 60:g} minutes. Encoding the corpus once takes {costs.encoding:.0f} s here "
+        f"{seconds / 60:g} minutes. Encoding {costs.passages:,} passages once takes {costs.encoding:.0f} s here "
         f"({costs.rate:,.0f} tokens a second).",
+        *(
+            [
+                f"They stand for all {passages:,} passages in training and in the choice on dev, because encoding all "
+                "takes too much of the time; more minutes use all."
+            ]
+            if costs.passages < passages
+            else []
+        ),
         "",
         format_table(rows, ["stage", "training, s", "encoding and ranking, s"]),
     ]

@@ -66,16 +66,16 @@ def run_recipe(recipe: Recipe) -> Path:
     check_evaluation(recipe, collection)
     check_indexes(recipe, run, lambda name: load_model(recipe, "retriever", name, run))
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
-    plan, costs = None, None
+    plan, costs, part = None, None, collection
     if recipe.minutes is not None or any("max_epochs" in body for body in recipe.stages.values()):
         first = next(body["retriever"] for body in recipe.stages.values() if "retriever" in body)
         retriever = load_model(recipe, "retriever", first, run)
         assert isinstance(retriever, SentenceTransformer)
-        plan, costs = plan_run(recipe, run, collection, budget, retriever)
+        plan, costs, part = plan_run(recipe, run, collection, budget, retriever)
         del retriever
     if plan is not None and costs is not None and budget.seconds is not None:
         recipe = plan.recipe  # without the stages that the minutes do not reach to
-        say(f"\n{describe_plan(plan, costs, budget.seconds)}")
+        say(f"\n{describe_plan(plan, costs, budget.seconds, len(collection.corpus))}")
     refuse_other_settings(recipe, run)
 
     def load(role: str, source: Any) -> SentenceTransformer | CrossEncoder:
@@ -91,11 +91,12 @@ def run_recipe(recipe: Recipe) -> Path:
         write_run_header(run, recipe, query_sources(collection))
     length = Length(plan, budget, costs)
     for number, stage in enumerate(recipe.stages, 1):
-        run_stage(recipe, stage, run, collection, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
+        run_stage(recipe, stage, run, part, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
         budget.note()
     trained = time.time()
     if recipe.evaluation.get("rows"):
-        evaluate_rows(recipe, run, asked, inputs, load, budget.note)
+        chooses = part if part is not collection else None
+        evaluate_rows(recipe, run, asked, inputs, load, budget.note, chooses)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
     state.wait_for_everyone()

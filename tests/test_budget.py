@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_ar2.cli import main as cli_main
 from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.recipes.budget import Budget, Costs, make_plan, overheads, without
 from hf_ar2.recipes.recipe import RecipeError, load_recipe
 from hf_ar2.recipes.run import main
 from hf_ar2.recipes.time_table import more_time
+from hf_ar2.recipes.working_part import working_part
 
 COSTS = Costs(rate=7000, passages=2650, passage_tokens=125, query_tokens=14, pair_tokens=139, dev_queries=300)
 
@@ -211,3 +213,41 @@ def test_without_minutes_the_passes_bound_a_stage(tmp_path, collection_folder, t
         for stage in ("hard", "ranker", "ar2", "ltre")
     }
     assert steps["hard"] <= 18 and steps["ranker"] <= 18 and steps["ltre"] == 12 and steps["ar2"] <= 8
+
+
+def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
+    part = working_part(tiny_collection, 30, "train", "dev", seed=0)
+    assert len(part.corpus) <= 30 and part.splits == ["train", "dev"]
+    assert len(part.judgments("dev")) >= 2 and len(part.judgments("train")) >= 5
+    inside = set(part.corpus["id"])
+    for split in part.splits:
+        kept = set(part.qrels[split]["query_id"])
+        table = tiny_collection.qrels[split]
+        for query, passage in zip(table["query_id"], table["passage_id"], strict=True):
+            assert query not in kept or passage in inside  # no kept query has lost a relevant passage
+    again = working_part(tiny_collection, 30, "train", "dev", seed=0)
+    assert again.fingerprint == part.fingerprint != tiny_collection.fingerprint
+    assert len(working_part(tiny_collection, 60, "train", "dev", seed=0).judgments("dev")) == 8
+
+
+def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(
+    tmp_path, collection_folder, tiny_retriever_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("hf_ar2.recipes.planning.part_size", lambda costs, seconds: 30)
+    path = write_recipe(tmp_path, collection_folder, {"retriever": str(tiny_retriever_path)})
+    run = tmp_path / "run"
+    arguments = [str(path), "--output_dir", str(run), "--minutes", "5", "--clock", "processor"]
+    main(arguments)
+    said = capsys.readouterr().out
+    assert "They stand for all 60 passages" in said
+    chosen, metrics = (json.loads((run / name).read_text()) for name in ("chosen.json", "metrics.json"))
+    assert all(found["n"] < 8 for found in chosen["dev"].values())
+    measured = {row for row, splits in metrics.items() if "test" in splits}
+    assert measured == {"BM25", "zero-shot", chosen["row"], chosen["retriever_row"]}
+    assert cli_main(["evaluate", str(run)]) == 0  # the served system, on the whole corpus
+    assert "8 queries, 60 passages" in capsys.readouterr().out
+    times = {file: file.stat().st_mtime_ns for file in (run / "runs" / "zero-shot").iterdir()}
+    main(arguments)
+    assert {file: file.stat().st_mtime_ns for file in (run / "runs" / "zero-shot").iterdir()} == times
+    assert json.loads((run / "chosen.json").read_text()) == chosen
+    assert cli_main(["report", str(run)]) == 0 and cli_main(["compare", str(run)]) == 0

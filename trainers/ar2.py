@@ -149,7 +149,9 @@ class AR2Trainer(JointTrainer):
             outcome = (
                 "it teaches"
                 if teaches
-                else "it trains on and does not teach; the retriever trains on hard negatives"
+                else "it trains on and does not teach; the retriever trains on hard negatives. What helps: more ranker "
+                "steps, lists that go from easy to hard (easy_share), starting the ranker from the retriever's trained "
+                "encoder, or a larger ranker"
             )
             logger.warning(
                 f"Round {number + 1}: the ranker is {lead.difference:+.3f} {metric} against the retriever on {split} "
