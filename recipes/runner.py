@@ -49,7 +49,7 @@ def run_recipe(recipe: Recipe) -> Path:
     check_files(recipe)
     refuse_other_settings(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
-    collection = load_collection(recipe.collection)
+    collection = load_collection(recipe.collection).for_training()
     say(repr(collection))
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)

@@ -179,7 +179,7 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
             f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
             "with --collection"
         )
-    return load_collection(sources[0])
+    return load_collection(sources[0]).for_training()  # as the runs read it
 
 
 def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
