@@ -49,8 +49,8 @@ def load_beir(
 
     `corpus.jsonl` has `_id`, `text` and maybe `title`, and where training reads something else (see
     `Collection.for_training`) `training_title` and `training_text`; `queries.jsonl` has `_id`, `text` and maybe
-    `answers` (a list of strings) and `source` (a string, such as "heading"); further fields are ignored. `qrels/<split>.tsv` has the header `query-id`,
-    `corpus-id`, `score`.
+    `answers` (a list of strings) and `source` (a string, such as "heading"); further fields are ignored.
+    `qrels/<split>.tsv` has the header `query-id`, `corpus-id`, `score`.
 
     Args:
         folder: The folder.

@@ -176,8 +176,9 @@ class Collection:
         Example:
             >>> from hf_ar2.collections import load_collection
             >>> Path("pond").mkdir()
-            >>> _ = Path("pond/frogs.md").write_text("# How frogs breathe\\n\\nThrough their skin.")
-            >>> load_collection("text:pond").query_sources("train")
+            >>> sections = (f"# How {animal} breathe\\n\\nAs {animal} do." for animal in ("frogs", "newts", "fish"))
+            >>> _ = Path("pond/animals.md").write_text("\\n\\n".join(sections))
+            >>> load_collection("text:pond").query_sources("test")
             {'heading': 1}
         """
         if split in self.answer_splits:
@@ -276,7 +277,8 @@ class Collection:
     def fingerprint(self) -> str:
         """32 hex digits of passages, queries, and the judgments of each split, whatever their order.
 
-        What training reads instead of titles and texts counts as well, where there is something else to read. It depends on neither the name, the path, nor the format the collection was read from.
+        What training reads instead of titles and texts counts too, where that is something else. The fingerprint
+        depends on neither the name, the path, nor the format the collection was read from.
         """
         parts: list[bytes | np.ndarray] = [
             self.corpus_fingerprint.encode(),
@@ -304,7 +306,11 @@ class Collection:
             lines.append(f"  {split}: {len(rows):,} queries with answers")
         if self.skipped:
             counts = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
-            lines.append("  skipped: " + ("\n    " if len(counts) > 3 else "") + ",\n    ".join(counts))
+            lines.append(
+                "  skipped: " + ", ".join(counts)
+                if len(counts) < 4
+                else "\n    ".join(["  skipped:", *counts])
+            )
         return "\n".join(lines)
 
 

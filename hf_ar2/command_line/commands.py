@@ -281,6 +281,8 @@ def collection(arguments: argparse.Namespace) -> int:
             skip=arguments.skip,
             max_passages=arguments.max_passages,
             queries=arguments.queries,
+            endings=arguments.endings,
+            all_headings=arguments.all_headings,
             dev_share=0,  # what is written is what was read; whoever opens it cuts the same split
         )
     finally:
