@@ -9,7 +9,8 @@ MAX_HEADING_WORDS = 30
 # Alone or together they ask nothing, whatever they stand under.
 _EMPTY = set(
     """name names synopsis description descriptions content contents toc introduction introductory intro overview notes
-    note see also author authors credit credits acknowledgement acknowledgements acknowledgment acknowledgments thanks
+    note see also table tables author authors credit credits
+    acknowledgement acknowledgements acknowledgment acknowledgments thanks
     reference references link links misc miscellaneous other others todo todos index summary preface foreword abstract
     appendix appendices general about detail details background remark remarks comment comments conclusion conclusions
     preamble epilogue colophon home welcome further reading contact contacts maintainer maintainers contributor
@@ -35,7 +36,7 @@ _GENERIC = set(
     run running support supported development developing contribute contributing troubleshooting faq faqs frequently
     asked question questions answer answers problem problems limitation limitations security performance compatibility
     backward backwards platform platforms download downloads downloading source sources data input inputs output outputs
-    format formats syntax main old first second third last next previous step steps list lists table figure key keys
+    format formats syntax main old first second third last next previous step steps list lists figure key keys
     design implementation interface interfaces library libraries package packages program programs tool tools project
     projects user users developer developers system systems diagnostics caveats line lines object objects structure
     structures model algorithm algorithms operation operations expression expressions statement statements operator
@@ -44,7 +45,8 @@ _GENERIC = set(
     text string strings number numbers mode modes level levels state action actions event events result results report
     reports reporting mailing website web site homepage directory directories folder path paths migration migrating
     upgrade upgrading minimal short long local global internal external standard custom special available required
-    optional recommended how-to works work working improvements fixes overall alternative alternatives""".split()
+    optional recommended how-to works work working improvements fixes overall alternative alternatives
+    flag flags group groups operand operands wide""".split()
 )
 _SMALL = set(
     """a an and any are as at be been by can could did do does for from had has have how i if in into is it its me my no
@@ -58,6 +60,7 @@ _RELEASE = set(
     mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep sept oct nov dec january february march april may june
     july august september october november december utc gmt""".split()
 )
+_COMMON = _EMPTY | _GENERIC | _SMALL
 _OF_RELEASES = set("version release releases released changes news new changelog notes what's".split())
 _VERSION = re.compile(
     r"(?<![\w.])(?:v|r|rev)?\d+(?:\.(?:\d+|x))+[-\w.+~]*|(?<![\w.])v\d+\b|\b\d{4}-\d\d(?:-\d\d)?\b|"
@@ -79,7 +82,7 @@ _KIND = re.compile(
 _IDENTIFIER = re.compile(r"\w+:\s+\w+|[a-z]\w*[a-z][A-Z]\w{2,}|\w*_\w*|[a-z]+\d+")
 _ADDRESS = re.compile(r"\w@\w|://|\bwww\.")
 _NUMBERING = re.compile(
-    r"(?-i:[A-Z]{2,}\d+:\s+)|(?:Q(?:uestion)?\s*\d*\s*[.:)]\s*)|(?:(?:chapter|section|part|appendix|step)\s+[\dA-Z.]+\s*[.:)-]\s+)|"
+    r"(?-i:[A-Z]{2,}\d+:\s+)|(?:Q(?:uestion)?\s*\d*\s*[.:)]\s*)|(?:(?:chapter|section|part|appendix|step|example|figure)\s+[\dA-Z.]+\s*[.:)-]\s+)|"
     r"(?:[(\[]?(?:\d{1,3}(?:\.\d+)*|[a-zA-Z]|[IVX]{1,5})(?:\.\d+)*[.):\]]+\s+)|(?:\d{1,2}(?:\.\d{1,2})+\s+)|(?:\d{1,2}\s+(?-i:(?=[A-Z])))|[§*•#+-]\s+",
     re.IGNORECASE,
 )
@@ -114,7 +117,10 @@ def asked(heading: str) -> str:
     while found := _NUMBERING.match(text):
         text = text[found.end() :]
     text = text.strip(" .:;,–—-*#=")
-    return text.lower() if text.isupper() and len(text) > 5 else text
+    if text.isupper() and len(text) > 5:
+        return text.lower()
+    words = [word.lower() if word.isupper() and word.lower() in _COMMON else word for word in text.split()]
+    return " ".join(words)
 
 
 def fault(heading: str) -> str | None:
@@ -185,7 +191,7 @@ def is_general(text: str) -> bool:
     words = _content(text)
     if not text.isascii() and not words:
         return False  # a script whose words are not known here
-    specific = [word for word in words if word not in _EMPTY | _GENERIC]
+    specific = [word for word in words if word not in _COMMON]
     return not specific or (len(text.split()) == 1 and _is_latin(text))
 
 
@@ -197,7 +203,7 @@ def can_tell(context: str) -> bool:
         (True, True, False)
     """
     words = context.split()
-    if not words or fault(context) or is_empty(context) or (len(words) > 1 and is_general(context)):
+    if not words or fault(context) or is_empty(context) or all(word in _COMMON for word in _content(context)):
         return False
     return len(words) <= 3 or (len(words) <= 8 and is_command(context))
 
@@ -219,7 +225,7 @@ def joined(text: str, context: str) -> str:
         >>> joined("Installation", "numpy"), joined("What is it?", "numpy")
         ('numpy installation', 'What is it? — numpy')
     """
-    if text.endswith("?"):
+    if text.endswith("?") or len(text.split()) > 4:
         return f"{text} — {context}"
     text = re.sub(r"^(the|an?)\s+(?=\w)", "", text, flags=re.IGNORECASE)
     first = text.split()[0]

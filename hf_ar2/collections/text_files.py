@@ -184,12 +184,9 @@ def with_questions(sections: list[Section]) -> list[Section]:
     for section in sections:
         found.append(Section(section.heading, section.above))
         for text in section.paragraphs:
-            if (
-                text.rstrip().endswith("?")
-                and words_in(text) <= _MAX_QUESTION_WORDS
-                and "\n" not in text.strip()
-            ):
-                found.append(Section(text.strip(), section.path))
+            asks = text.rstrip().endswith("?") and text.count("?") == 1
+            if asks and words_in(text) <= _MAX_QUESTION_WORDS:
+                found.append(Section(" ".join(text.split()), section.path))
             else:
                 found[-1].paragraphs.append(_ANSWER.sub("", text, count=1) if _ANSWER.match(text) else text)
     return found

@@ -142,6 +142,9 @@ def _places(path: str, sections: list[Section], left_out: LeftOut) -> list[Place
         left_out.add("tables of contents", path, len(section.paragraphs) - len(paragraphs))
         passages = {}
         for text in grouped(paragraphs):
+            if _is_numbers(text):
+                left_out.add("passages of numbers", path)
+                continue
             number += 1
             passages[f"{_id(path)}:{number}"] = text
         places.append(Place(path, section, passages))
@@ -153,6 +156,12 @@ def _is_contents(text: str, headings: set[str]) -> bool:
     lines = [line for line in lines if line]
     found = sum(line in headings for line in lines)
     return len(lines) >= _CONTENTS_LINES and found >= _CONTENTS_SHARE * len(lines)
+
+
+def _is_numbers(text: str) -> bool:
+    """Whether a passage is data: of twenty numbers or more, with hardly a letter."""
+    characters = "".join(text.split())
+    return len(text.split()) >= 20 and sum(map(str.isalpha, characters)) < 0.1 * len(characters)
 
 
 def _letters(text: str) -> str:

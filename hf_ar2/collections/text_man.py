@@ -75,7 +75,7 @@ def man_sections(lines: list[str]) -> list[Section]:
     described = any(section.heading.upper() == "DESCRIPTION" for section in outline.sections)
     sections = []
     for section in outline.sections:
-        if section is named and described:
+        if (section is named and described) or not (section.heading or section.paragraphs):
             continue
         above, heading = section.above, section.heading
         if described:

@@ -22,7 +22,12 @@ from hf_ar2.collections.text_sections import Section, words_in
 
 MAX_PASSAGES = 5
 MIN_EQUAL, MAX_EQUAL_SHARE = 5, 0.01
-_CHANGE_LOG = re.compile(r"change(s|log)|news|history|relnotes|release.?notes|what.?s.?new", re.IGNORECASE)
+# Files and folders of which the headings are no questions.
+_RECORDS = re.compile(
+    r"change(s|log)|news|history|relnotes|release.?notes|what.?s.?new|licen[cs]e|copying|copyright|notice|third.?party|"
+    r"authors",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,8 @@ def _query(place: Place, all_headings: bool) -> tuple[HeadingQuery | None, str]:
     query = HeadingQuery(text, place, with_context=False)
     if all_headings:
         return query, ""
-    if any(_CHANGE_LOG.match(part) for part in place.path.split("/")):
-        return None, "of change logs"
+    if any(_RECORDS.match(part) for part in place.path.split("/")):
+        return None, "of change logs and licences"
     if cause := fault(heading):
         return None, f"that are {cause}"
     if len(place.passages) > MAX_PASSAGES:
