@@ -87,7 +87,8 @@ def heading_queries(places: list[Place], left_out: LeftOut, all_headings: bool =
         if not heading:
             continue
         query, cause = _query(place, all_headings)
-        if query is not None and any(texts[text] > 1 for text in place.passages.values()):
+        repeats = not all_headings and any(texts[text] > 1 for text in place.passages.values())
+        if query is not None and repeats:
             query, cause = None, "of text that other sections have word for word"
         if query is not None:
             found.append(query)
