@@ -183,14 +183,14 @@ class _Page:
 
 def _applying(lines: list[str]) -> Iterator[str]:
     """The lines that apply to a terminal, without comments and definitions of macros."""
-    lines = iter(lines)  # type: ignore[assignment]
+    rest_of_page = iter(lines)
     holds = True
-    for line in lines:
+    for line in rest_of_page:
         line = re.sub(r"(?<!\\)\\[\"#].*", "", line)
         request = _REQUEST.fullmatch(line)
         name = request[1] if request and line[:1] in (".", "'") else ""
         if name in _DEFINITIONS:
-            for ignored in lines:
+            for ignored in rest_of_page:
                 if re.match(r"[.']\s*\.", ignored):
                     break
             continue
@@ -200,8 +200,8 @@ def _applying(lines: list[str]) -> Iterator[str]:
             holds = not holds if name == "el" else condition.startswith(("n", "!t"))
             opens = (condition + rest).count("\\{") - (condition + rest).count("\\}")
             if not holds:
-                while opens > 0 and (ignored := next(lines, None)) is not None:  # type: ignore[call-overload]
-                    opens += ignored.count("\\{") - ignored.count("\\}")
+                while opens > 0 and (skipped := next(rest_of_page, None)) is not None:
+                    opens += skipped.count("\\{") - skipped.count("\\}")
                 continue
             line = rest.replace("\\{", "").strip(" \\")
             if not line:
