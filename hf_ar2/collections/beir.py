@@ -108,7 +108,7 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
         given = [name for name, value in read.items() if value is not None]
         if not _has_strings(entry, ("_id", "title", "text", *given), file, line, problems):
             continue
-        if len(given) == len(read) and not any(value.strip() for value in read.values()):
+        if len(given) == len(read) and not any((value or "").strip() for value in read.values()):
             found = f"passage {entry['_id']!r} with an empty training_title and training_text"
             problems.meet("empty passages", file, line, found, "something to read in training")
             continue

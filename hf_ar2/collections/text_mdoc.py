@@ -50,7 +50,7 @@ def mdoc_text(macro: str, words: list[str], name: str = "") -> str | None:
             piece = f"{tokens.pop(0)}({', '.join(word for word in tokens if word not in _CLOSING)})"
             tokens = [word for word in tokens if word in _CLOSING]
         elif token in _ENCLOSING:
-            opening, end = _ENCLOSING[token]
+            opening, end = tuple(_ENCLOSING[token])
             piece, closing = opening.strip(), end.strip() + closing
             text += ("" if glue or not text or text[-1] in "[(" else " ") + piece
             glue = True
