@@ -38,6 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -
     }
     recipe = Recipe("headings", str(folder / "data"), models=models, stages={}, args=settings)
     recipe.evaluation = {"rows": {"zero-shot": row}, "metrics": ["mrr@10"], "depth": 20, "rerank_depth": 10}
+    recipe.evaluation["choose_on"] = None  # the ranker is served too
     recipe.output_dir = str(folder / "run")
     return run_recipe(recipe)
 
