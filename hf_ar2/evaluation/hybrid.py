@@ -63,6 +63,13 @@ def candidates_of_both(
         scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
         query_texts: of the same queries.
         score_passages: from rows int64 `[Q, K]` (-1: any number) to the retriever's scores of them, float32.
+
+    Example:
+        >>> lexical = LexicalIndex.build(["bees dance", "bees fly", "fish swim"])
+        >>> scores, rows = np.array([[0.9]], np.float32), np.array([[1]])
+        >>> both = candidates_of_both(scores, rows, ["do fish swim"], lexical, lambda rows: np.full(rows.shape, 0.5))
+        >>> both.rows.tolist(), both.retriever[0, 1]  # row 2 is BM25's
+        ([[1, 2]], np.float32(0.5))
     """
     _, found = lexical.search(query_texts, rows.shape[1])
     # Large corpora aside, many of BM25's are the retriever's, too: those are kept once.
@@ -83,6 +90,14 @@ def score_rows(index: CorpusIndex | FrozenIndex, queries: np.ndarray, rows: np.n
     Args:
         index: has the passages' vectors.
         queries: float32 `[Q, d]`.
+
+    Example:
+        >>> from hf_ar2.index.faiss_import import import_faiss
+        >>> index = import_faiss().IndexFlatIP(2)
+        >>> index.add(np.eye(2, dtype=np.float32))
+        >>> frozen = FrozenIndex(index, "unit vectors", np.eye(2, dtype=np.float32))
+        >>> score_rows(frozen, np.array([[0.5, 2.0]], np.float32), np.array([[1, 0]])).tolist()
+        [[2.0, 0.5]]
     """
     scores = np.empty(rows.shape, np.float32)
     for number, passages in enumerate(np.maximum(rows, 0)):
