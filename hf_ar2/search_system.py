@@ -140,13 +140,14 @@ class SearchSystem:
     Args:
         retriever: what finds passages.
         ranker: what reorders them; None where there is only a retriever.
-        collection: what is searched.
+        collection: what is searched; to measure as training does, `collection.for_training()`.
         settings: lengths and depths.
         work_folder: keeps tokens (`cache/`) and the index (`index/`) between one use and the next.
         index_folder: an index somewhere else. It is used if it fits the retriever and the collection, refused if
             it does not, and built if there is none.
         index_dir: instead of one index, a folder of many by fingerprint, where it is looked for and kept (`Encodings`).
         run_index: files of an index that is searched instead; nothing is built then.
+        index_name: the folder of the index in the work folder.
 
     Example:
         >>> import tempfile
@@ -170,6 +171,7 @@ class SearchSystem:
         index_folder: str | Path | None = None,
         run_index: RunIndex | None = None,
         index_dir: str | Path | None = None,
+        index_name: str = "index",
     ) -> None:
         self.retriever = retriever.eval()
         self.ranker = ranker.eval() if ranker is not None else None
@@ -179,6 +181,7 @@ class SearchSystem:
         self.index_folder = Path(index_folder) if index_folder is not None else None
         self.run_index = run_index
         self.encodings = Encodings(index_dir) if index_dir is not None else None
+        self.index_name = index_name
         bf16 = bf16_pays(retriever.device) if settings.bf16 is None else settings.bf16
         self.encoders = Encoders(
             retriever.device,
@@ -240,7 +243,7 @@ class SearchSystem:
         return self.encoders.build_index(
             self.retriever,
             self.retriever_inputs,
-            self.index_folder or self.work_folder / "index",
+            self.index_folder or self.work_folder / self.index_name,
             fingerprint,
             self.settings.index_factory,
             self.settings.index_dtype,

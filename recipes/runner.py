@@ -59,7 +59,7 @@ def run_recipe(recipe: Recipe) -> Path:
     check_files(recipe)
     check_questions(recipe)
     say(f"{recipe.name}: {recipe.collection} → {run}")
-    collection = load_collection(recipe.collection)
+    collection = load_collection(recipe.collection).for_training()
     say(repr(collection))
     asked = with_recipe_questions(recipe, collection)  # what is trained does not depend on them
     check_splits(recipe, collection, run)

@@ -10,7 +10,7 @@ from hf_ar2 import cli
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.text_folder import load_text_folder
-from hf_ar2.collections.text_sections import grouped, read_sections
+from hf_ar2.collections.text_sections import grouped
 
 BEES = """\
 # Bees
@@ -67,104 +67,177 @@ def answers(collection: Collection) -> dict[str, set[str]]:
 # --- headings as queries
 
 
-def test_without_questions_every_heading_is_one_and_its_passages_do_not_contain_it(docs: Path) -> None:
+def test_headings_are_queries_that_passages_keep_for_search_and_lose_in_training(docs: Path) -> None:
     collection = load_collection("text:docs")
     assert collection.name == "docs"
     assert passages(collection) == {
         "bees.md:1": ("Bees", "They live in a hive."),
-        "bees.md:2": ("Bees", "A bee that found food dances.\nThe dance says where."),
-        "bees.md:3": ("Bees · Food", "Nectar and pollen."),
-        "birds/owl.txt:1": ("", "Their eyes are large."),
+        "bees.md:2": ("Bees · How bees dance", "A bee that found food dances.\nThe dance says where."),
+        "bees.md:3": ("Bees · Food · What bees eat", "Nectar and pollen."),
+        "birds/owl.txt:1": ("Why owls see at night", "Their eyes are large."),
+    }
+    assert {id: title for id, (title, _) in passages(collection.for_training()).items()} == {
+        "bees.md:1": "Bees",
+        "bees.md:2": "Bees",
+        "bees.md:3": "Bees · Food",
+        "birds/owl.txt:1": "",
     }
     assert answers(collection) == {
         "How bees dance": {"bees.md:2"},
         "What bees eat": {"bees.md:3"},
         "Why owls see at night": {"birds/owl.txt:1"},
     }
-    assert collection.skipped == {"headings not of 2 to 30 words": 2}, "Bees, Food"
-
-
-def test_headings_that_say_little_are_counted(docs: Path) -> None:
-    more = "# How Bees Dance\n\nAs I said.\n\n## A heading alone\n\n## " + "very " * 30 + "long\n\nText.\n"
-    write(
-        docs,
-        {"more.md": more, "empty.md": "", "blank.txt": " \n\n", "photo.png": b"\x89", ".hidden.md": "# x y"},
-    )
-    collection = load_text_folder(docs)
-    assert set(answers(collection)) == {"What bees eat", "Why owls see at night"}
+    assert set(collection.queries["source"]) == {"heading"}
+    assert collection.query_sources("test") == {"heading": 1}
     assert collection.skipped == {
-        "files that do not end in .md or .txt": 1,
-        "files without text": 2,
-        "headings not of 2 to 30 words": 3,
-        "headings of several sections": 2,
-        "headings without text": 1,
+        'headings of one word or general words, with none above that says of what ("Bees")': 1,
+        'headings without text of their own ("Food")': 1,
+    }
+
+
+def test_no_query_stands_in_the_training_text_of_a_passage_that_answers_it(tmp_path: Path) -> None:
+    text = "# How bees dance\n\nHow bees dance\n\nIn circles.\n\n## By night\n\nThey sleep.\n"
+    collection = load_text_folder(write(tmp_path, {"bees.md": text}))
+    assert passages(collection) == {
+        "bees.md:1": ("How bees dance", "How bees dance\nIn circles."),
+        "bees.md:2": ("How bees dance · By night", "They sleep."),
+    }
+    # The section below is no answer: in training it must not look like the best one.
+    assert passages(collection.for_training()) == {
+        "bees.md:1": ("", "In circles."),
+        "bees.md:2": ("", "They sleep."),
+    }
+
+
+def test_general_headings_are_told_of_what(tmp_path: Path) -> None:
+    files = {
+        name: f"# {name}\n\n## Installation\n\nGet {name}.\n\n## Running the tests\n\nTest {name}.\n\n"
+        f"## See also\n\nWhat {name} say.\n"
+        for name in ("hive", "comb")
+    }
+    collection = load_text_folder(write(tmp_path, {f"{name}.md": text for name, text in files.items()}))
+    assert answers(collection) == {
+        f"{name} {asked}": {f"{name}.md:{number}"}
+        for name in ("hive", "comb")
+        for number, asked in ((1, "installation"), (2, "running the tests"))
+    }
+    assert collection.skipped['headings that ask nothing ("See also", …)'] == 2
+
+
+def test_what_nobody_would_ask_is_counted_and_asked_on_request(tmp_path: Path) -> None:
+    headings = [
+        "1.2.0 (2024-01-05)",
+        "hive.open(path, mode)",
+        "Notes",
+        "a@hive.org is my address",
+        "Keeping bees",
+    ]
+    sections = [f"## {heading}\n\nText {number}.\n" for number, heading in enumerate(headings)]
+    sections.append("## A long story\n\n" + "\n\n".join(f"{n} " + "buzz " * 100 for n in range(6)))
+    write(tmp_path, {"bees.md": "\n".join(sections), "CHANGELOG.md": "## Bees dance again\n\nFixed.\n"})
+    collection = load_text_folder(tmp_path)
+    assert set(answers(collection)) == {"Keeping bees"}
+    assert collection.skipped == {
+        'headings of change logs and licences ("Bees dance again")': 1,
+        'headings of more than 5 passages ("A long story")': 1,
+        'headings that are addresses ("a@hive.org is my address")': 1,
+        'headings that are code: names, options and signatures ("hive.open(path, mode)")': 1,
+        'headings that are version numbers and dates ("1.2.0 (2024-01-05)")': 1,
+        'headings that ask nothing ("Notes")': 1,
+    }
+    every = load_text_folder(tmp_path, all_headings=True)
+    assert len(every.queries) == len(headings) + 2 and every.skipped == {}
+
+
+def test_no_heading_that_many_files_share_makes_most_of_the_queries(tmp_path: Path) -> None:
+    names = [f"hive{letter}" for letter in "abcdefghijklmnopqrst"]
+    files = {
+        f"{name}.md": f"# {name}\n\n## Options\n\nThose of {name}.\n\n## How {name} flies\n\nSo."
+        for name in names
+    }
+    files = {path: text.replace("So.", f"As {path} says.") for path, text in files.items()}
+    collection = load_text_folder(write(tmp_path, files))
+    asked = list(answers(collection))
+    assert sum(text.endswith("options") for text in asked) == 5
+    assert sum(text.startswith("How ") for text in asked) == len(names)
+    cause = 'headings that very many sections have, beyond 5 of each ("Options", …)'
+    assert collection.skipped[cause] == len(names) - 5
+
+
+def test_a_text_that_several_sections_have_answers_no_query(tmp_path: Path) -> None:
+    files = {f"{name}.md": f"# How {name} fly\n\nWith wings.\n" for name in ("bees", "owls")}
+    collection = load_text_folder(write(tmp_path, {**files, "ants.md": "# How ants walk\n\nWith legs.\n"}))
+    assert set(answers(collection)) == {"How ants walk"} and len(collection.corpus) == 3
+
+
+# --- files that are left out
+
+
+def test_a_bad_file_is_counted_by_name_and_the_others_are_read(docs: Path) -> None:
+    bad: dict[str, str | bytes] = {
+        f"latin{n}.md": "# caf\xe9 {n}\n\ncaf\xe9\n".encode("latin-1") for n in range(5)
+    }
+    bad |= {
+        "wide.txt": "some text".encode("utf-16"),
+        "empty.md": "",
+        "blank.txt": " \n\n",
+        "photo.txt": b"\x89PNG\0",
+    }
+    bad |= {
+        "a.png": b"\x89",
+        "b.png": b"\x89",
+        "c.py": "x = 1",
+        ".hidden.md": "# x y",
+        "broken.txt.gz": b"\x1f\x8b",
+    }
+    bad |= {
+        "copy.md": BEES,
+        "lib.so.1": "no macros",
+        "bees.html": "<h1>How bees dance</h1>A bee that found food.",
+    }
+    collection = load_text_folder(write(docs, bad))
+    assert set(answers(collection)) == {"How bees dance", "What bees eat", "Why owls see at night"}
+    counts = {cause: count for cause, count in collection.skipped.items() if "headings" not in cause}
+    assert counts == {
+        "HTML pages beside the text they are made from (bees.html)": 1,
+        "binary files (photo.txt)": 1,
+        "empty files (blank.txt, empty.md)": 2,
+        "files that are named as man pages and are none (lib.so.1)": 1,
+        "files that are not UTF-8 (latin0.md, latin1.md, latin2.md, …)": 6,
+        "files that cannot be read (broken.txt.gz)": 1,
+        "files that repeat another word for word (copy.md)": 1,
+        "files with other endings: .png 2, .py 1": 3,
         "hidden files": 1,
     }
-    assert passages(collection)["more.md:1"] == ("How Bees Dance", "As I said."), (
-        "no query: the title keeps it"
+
+
+def test_endings_and_names_can_be_chosen(docs: Path) -> None:
+    write(
+        docs,
+        {
+            "README": "How to keep bees\n\nIn a hive.\n",
+            "FAQ": "Do bees sleep?\n\nYes.\n",
+            "x.log": "Bees\n\nflew.",
+        },
     )
-
-
-def test_markdown_is_read_as_it_is_meant(tmp_path: Path) -> None:
-    text = """\
----
-title: "All about ants"
-date: 2024-01-01
-# no heading
----
-Intro.
-
-Ants and rain
--------------
-
-They hide.
-
-- a list
----
-
-```python
-# no heading, code
-```
-
-All about ants
-==============
-
-   ## Closed heading ##
-Text right after it.
-Two lines, so that
----
-is a rule here
-"""
-    write(tmp_path, {"ants.md": text.replace("\n", "\r\n")})
-    sections = read_sections(tmp_path / "ants.md")
-    assert [(section.heading, section.above, section.line) for section in sections] == [
-        ("", (), 1),
-        ("All about ants", (), 2),
-        ("Ants and rain", ("All about ants",), 8),
-        ("All about ants", (), 20),
-        ("Closed heading", ("All about ants",), 23),
-    ]
-    assert sections[1].paragraphs == ["Intro."]
-    assert sections[2].paragraphs == ["They hide.", "- a list ---", "```python # no heading, code ```"]
-    assert sections[4].paragraphs == ["Text right after it. Two lines, so that --- is a rule here"]
-    collection = load_text_folder(tmp_path)
-    assert collection.skipped == {"headings without text": 1, "lines of front matter": 2}
-
-
-@pytest.mark.parametrize(
-    ("text", "heading"),
-    [
-        ("How owls hunt\n\nAt night.\n", "How owls hunt"),
-        ("How do owls hunt?\n\nAt night.\n", "How do owls hunt?"),
-        ("Owls hunt.\n\nAt night.\n", ""),
-        ("Owls hunt\nat night.\n", ""),
-        ("How owls hunt", ""),
-    ],
-)
-def test_the_first_line_of_a_text_file_may_be_its_heading(text: str, heading: str, tmp_path: Path) -> None:
-    [section] = read_sections(write(tmp_path, {"owl.txt": text}) / "owl.txt")
-    assert section.heading == heading
-    assert " ".join([section.heading, *section.paragraphs]).split() == text.split(), "nothing is lost"
+    assert {id.split(":")[0] for id in load_text_folder(docs).corpus["id"]} == {
+        "FAQ",
+        "README",
+        "bees.md",
+        "birds/owl.txt",
+    }
+    for endings, files in (
+        ([".MD", "README"], {"README", "bees.md"}),
+        ([".log", ".txt"], {"birds/owl.txt", "x.log"}),
+    ):
+        collection = load_collection("text:docs", endings=endings)
+        assert {id.split(":")[0] for id in collection.corpus["id"]} == files
+    with pytest.raises(CollectionError, match=r"endings: found '\*\.md'; expected endings such as \.md"):
+        load_text_folder(docs, endings=["*.md"])
+    with pytest.raises(
+        CollectionError, match=r"found no text to read; left out: 5 files with other endings: none 2"
+    ):
+        load_text_folder(docs, endings=[".rst"])
 
 
 # --- passages
@@ -197,8 +270,8 @@ def test_other_scripts_names_with_spaces_and_marks_at_the_beginning(docs: Path, 
         },
     )
     collection = load_text_folder(docs)
-    assert passages(collection)["my%20notes/蜜蜂%20100%25.md:1"] == ("", "找到食物的蜜蜂会跳舞。")
-    assert passages(collection)["Été.txt:1"] == ("", "À la ruche 🐝.")
+    assert passages(collection)["my%20notes/蜜蜂%20100%25.md:1"] == ("蜜蜂怎样跳舞", "找到食物的蜜蜂会跳舞。")
+    assert passages(collection)["Été.txt:1"] == ("Où vont les abeilles", "À la ruche 🐝.")
     assert {"蜜蜂怎样跳舞", "Où vont les abeilles"} <= set(answers(collection))
     for column in (collection.corpus["id"], collection.queries["id"]):
         assert not any(set(" \t") & set(id) for id in column), "run files could not hold them"
@@ -268,7 +341,7 @@ def test_a_wrong_line_is_named(docs: Path, line: str, message: str) -> None:
 
 def test_a_query_stays_in_its_split_and_none_is_empty(tmp_path: Path) -> None:
     def splits(count: int) -> dict[str, str]:
-        text = "\n\n".join(f"# What is number {number}\n\nIt is {number}." for number in range(count))
+        text = "\n\n".join(f"# What is bee {number}\n\nIt is {number}." for number in range(count))
         collection = load_text_folder(write(tmp_path / str(count), {"numbers.md": text}))
         of_ids = dict(zip(collection.queries["id"], collection.queries["text"], strict=True))
         return {of_ids[row["query_id"]]: split for split, qrels in collection.qrels.items() for row in qrels}
@@ -284,25 +357,26 @@ def test_a_query_stays_in_its_split_and_none_is_empty(tmp_path: Path) -> None:
 # --- what is refused
 
 
-def test_bad_folders_and_files_are_told_with_what_to_do(docs: Path, tmp_path: Path) -> None:
+def test_bad_folders_are_told_with_what_to_do(docs: Path, tmp_path: Path) -> None:
     for name, files in {
-        "latin": {"a.txt": "fine\n", "b.md": "# fine\n\ncaf\xe9\n".encode("latin-1")},
-        "utf16": {"a.txt": "some text".encode("utf-16")},
+        "latin": {"a.md": "# fine\n\ncaf\xe9\n".encode("latin-1")},
         "empty": {"a.md": "", "b.pdf": b"%PDF"},
         "plain": {"a.txt": "text without a heading.\n"},
     }.items():
         write(tmp_path / name, files)
     cases: dict[tuple[str, str | None], str] = {
-        ("text:absent", None): "text:absent: no such folder; expected one with .md or .txt files",
-        ("text:latin", None): r"latin/b.md:3: found bytes that are not UTF-8",
-        ("text:utf16", None): r"utf16/a.txt:1: found bytes that are not UTF-8",
+        ("text:absent", None): r"text:absent: no such folder; expected one with text files: \.md, \.txt",
+        ("text:latin", None): r"found no text to read; left out: 1 files that are not UTF-8 \(a\.md\)",
         (
             "text:empty",
             None,
-        ): r"found no text in 1 files that end in .md or .txt; left out: .*'files without text': 1",
-        ("text:plain", None): r"found no query among the headings; .* name it: --queries FILE",
+        ): r"left out: 1 empty files \(a\.md\), 1 files with other endings: \.pdf 1\. Read are \.md",
+        (
+            "text:plain",
+            None,
+        ): r"found no query among the headings.* name it: --queries FILE, or .*--all-headings",
         ("text:docs", "absent.tsv"): r"queries: absent.tsv: no such file; expected one question a line",
-        ("docs", None): r"a folder of .md and .txt files is named text:docs",
+        ("docs", None): r"a folder of text files is named text:docs",
     }
     for (source, queries), message in cases.items():
         with pytest.raises(CollectionError, match=message):
@@ -321,4 +395,18 @@ def test_the_command_writes_a_folder_that_recipes_take(
     assert cli.main(["collection", "text:docs", "out", "--queries", "questions.tsv"]) == 0
     shown = capsys.readouterr().out
     assert "Collection 'docs': 4 passages, 3 queries" in shown and "--collection out" in shown
-    assert load_collection("out").splits == ["train", "dev", "test"]
+    written = load_collection("out")
+    assert written.splits == ["train", "dev", "test"]
+    assert written.for_training() is written and written.query_sources("test") == {"": 1}, (
+        "questions of people"
+    )
+
+    arguments = ["--endings", ".md,.rst", "--all-headings"]
+    assert cli.main(["collection", "text:docs", "headings", *arguments]) == 0
+    assert "1 files with other endings: .txt 1" in capsys.readouterr().out
+    headings = load_collection("headings")
+    assert set(headings.queries["text"]) == {"Bees", "How bees dance", "What bees eat"}
+    assert (
+        headings.for_training().fingerprint
+        == load_collection("text:docs", endings=[".md"], all_headings=True).for_training().fingerprint
+    )

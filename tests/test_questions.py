@@ -166,6 +166,7 @@ def recipe_file(parts: Path, folder: Path, **fields: object) -> Path:
         "stages": {"g0": {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 2}}},
         "evaluation": {
             "splits": ["test"],
+            "choose_on": None,
             "metrics": ["mrr@10"],
             "depth": 20,
             "rerank_depth": 5,

@@ -22,7 +22,13 @@ from hf_ar2.collections.entries import Qrels, Queries
 from hf_ar2.collections.lines import find_file, find_splits, json_lines, tab_separated
 from hf_ar2.collections.passages import PassageRows, check_passages, read_corpus
 from hf_ar2.collections.problems import CollectionError, Problems
-from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, rows_of
+from hf_ar2.collections.tables import (
+    HIDING_FEATURES,
+    PASSAGE_FEATURES,
+    TRAINING_COLUMNS,
+    arrow_column,
+    rows_of,
+)
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 # What making a collection leaves beside it, so that it can go on.
@@ -30,6 +36,7 @@ WORK = "work"
 # The BEIR layout has no place for splits that have answers and no judgments; such queries are listed here.
 ANSWER_SPLITS, ANSWER_SPLIT_HEADER = "answer_splits", ["query-id"]
 
+_WRITTEN_FIELDS = ("id", "title", "text", *TRAINING_COLUMNS.values(), "answers", "source")
 _WRITTEN_ROWS = 10_000
 
 
@@ -42,8 +49,9 @@ def load_beir(
 ) -> Collection:
     """Reads a BEIR folder, each file plain or gzipped.
 
-    `corpus.jsonl` has `_id`, `text` and maybe `title`; `queries.jsonl` has `_id`, `text` and maybe `answers`
-    (a list of strings) and `source` (where the query comes from); further fields are ignored.
+    `corpus.jsonl` has `_id`, `text` and maybe `title`, and where training reads something else (see
+    `Collection.for_training`) `training_title` and `training_text`; `queries.jsonl` has `_id`, `text` and maybe
+    `answers` (a list of strings) and `source` (a string, such as "heading"); further fields are ignored.
     `qrels/<split>.tsv` has the header `query-id`, `corpus-id`, `score`.
 
     Args:
@@ -77,7 +85,9 @@ def load_beir(
         [corpus_file],
         problems,
         Path(cache_dir) if cache_dir else None,
+        HIDING_FEATURES,
     )
+    corpus = _with_whole_columns(corpus)
     queries = _queries(queries_file, problems).dataset()
     query_ids, passage_ids = arrow_column(queries, "id"), arrow_column(corpus, "id")
     files, answered = find_splits(folder / "qrels", "*.tsv"), find_splits(folder / ANSWER_SPLITS, "*.tsv")
@@ -94,8 +104,26 @@ def load_beir(
 def _passages(file: Path, problems: Problems) -> PassageRows:
     for line, entry in json_lines(file, problems):
         entry["title"] = entry.get("title") or ""
-        if _has_strings(entry, ("_id", "title", "text"), file, line, problems):
-            yield line, entry["_id"], entry["title"], entry["text"]
+        read = {name: entry.get(name) for name in TRAINING_COLUMNS.values()}
+        given = [name for name, value in read.items() if value is not None]
+        if not _has_strings(entry, ("_id", "title", "text", *given), file, line, problems):
+            continue
+        if len(given) == len(read) and not any((value or "").strip() for value in read.values()):
+            found = f"passage {entry['_id']!r} with an empty training_title and training_text"
+            problems.meet("empty passages", file, line, found, "something to read in training")
+            continue
+        yield line, entry["_id"], entry["title"], entry["text"], *read.values()
+
+
+def _with_whole_columns(corpus: datasets.Dataset) -> datasets.Dataset:
+    """The corpus with what training reads of every passage, or without these columns where that is the same of all."""
+    read = {name: arrow_column(corpus, name) for name in TRAINING_COLUMNS.values()}
+    if all(column.null_count == len(corpus) for column in read.values()):
+        return corpus.select_columns(list(PASSAGE_FEATURES))
+    columns = {name: arrow_column(corpus, name) for name in PASSAGE_FEATURES}
+    for shown, name in TRAINING_COLUMNS.items():
+        columns[name] = pc.coalesce(read[name], columns[shown])
+    return datasets.Dataset(pa.table(columns, schema=HIDING_FEATURES.arrow_schema))
 
 
 def _queries(file: Path, problems: Problems) -> Queries:
@@ -104,12 +132,14 @@ def _queries(file: Path, problems: Problems) -> Queries:
         if not _has_strings(entry, ("_id", "text"), file, line, problems):
             continue
         answers, source = entry.get("answers"), entry.get("source")
-        if source is not None and not isinstance(source, str):
-            problems.meet("malformed lines", file, line, f"source {source!r}", "a string")
-        elif answers is None or (isinstance(answers, list) and all(isinstance(one, str) for one in answers)):
-            queries.add(entry["_id"], entry["text"], file, line, answers, source)
-        else:
+        if answers is not None and not (
+            isinstance(answers, list) and all(isinstance(one, str) for one in answers)
+        ):
             problems.meet("malformed lines", file, line, f"answers {answers!r}", "a list of strings")
+        elif source is not None and not isinstance(source, str):
+            problems.meet("malformed lines", file, line, f"source {source!r}", "a string")
+        else:
+            queries.add(entry["_id"], entry["text"], file, line, answers, source)
     return queries
 
 
@@ -185,9 +215,11 @@ def load_beir_from_hub(
     place = f"{dataset_id} (queries)"
     queries = Queries(problems)
     table = _with_columns(table, ["_id", "text"], place)
-    columns = [arrow_column(table, column).to_pylist() for column in ("_id", "text")]
-    for row, (id, text) in enumerate(zip(*columns, strict=True), 1):
-        queries.add(str(id), text or "", place, row)
+    if "source" not in table.column_names:
+        table = table.add_column("source", [""] * len(table))
+    columns = [arrow_column(table, column).to_pylist() for column in ("_id", "text", "source")]
+    for row, (id, text, source) in enumerate(zip(*columns, strict=True), 1):
+        queries.add(str(id), text or "", place, row, source=source)
     found = queries.dataset()
     query_ids, passage_ids = arrow_column(found, "id"), arrow_column(corpus, "id")
     qrels = {}
@@ -208,7 +240,11 @@ def _hub_passages(corpus: datasets.Dataset, place: str) -> datasets.Dataset:
     corpus = _with_columns(corpus, ["_id", "text"], place)
     if "title" not in corpus.column_names:
         corpus = corpus.add_column("title", [""] * len(corpus))
-    corpus = corpus.select_columns(["_id", "title", "text"]).rename_column("_id", "id").cast(PASSAGE_FEATURES)
+    hidden = set(TRAINING_COLUMNS.values()) <= set(corpus.column_names)
+    features = HIDING_FEATURES if hidden else PASSAGE_FEATURES
+    corpus = corpus.rename_column("_id", "id").select_columns(list(features)).cast(features)
+    if hidden:
+        corpus = _with_whole_columns(corpus)
     if any(arrow_column(corpus, name).null_count for name in PASSAGE_FEATURES):
         corpus = corpus.map(
             lambda rows: {name: [value or "" for value in values] for name, values in rows.items()},
@@ -291,14 +327,16 @@ def check_writable(folder: Path) -> None:
 
 
 def _json_lines(table: datasets.Dataset) -> Iterator[str]:
-    fields = {"_id" if name == "id" else name: name for name in ("id", "title", "text", "answers", "source")}
-    fields = {field: name for field, name in fields.items() if name in table.column_names}
+    names = [name for name in _WRITTEN_FIELDS if name in table.column_names]
     for rows in table.iter(_WRITTEN_ROWS):
-        for values in zip(*(rows[name] for name in fields.values()), strict=True):
-            entry = dict(zip(fields, values, strict=True))
-            if not entry.get("source", True):
-                del entry["source"]
-            yield json.dumps(entry, ensure_ascii=False)
+        for values in zip(*(rows[name] for name in names), strict=True):
+            entry = dict(zip(names, values, strict=True))
+            if not entry.get("source"):
+                entry.pop("source", None)
+            for shown, name in TRAINING_COLUMNS.items():
+                if name in entry and entry[name] == entry[shown]:
+                    del entry[name]
+            yield json.dumps({"_id": entry.pop("id"), **entry}, ensure_ascii=False)
 
 
 def _lines(header: list[str], table: datasets.Dataset, columns: list[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,8 @@ from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.tables import (
     ANSWERED_QUERY_FEATURES,
     QUERY_FEATURES,
-    SOURCE,
+    SOURCE_FEATURES,
+    TRAINING_COLUMNS,
     arrow_column,
     content_hash,
     dataset_of,
@@ -34,9 +36,10 @@ class Collection:
 
     Attributes:
         name: What the collection is called in tables and run files.
-        corpus: Passages, columns `id`, `title` (may be empty), `text`, all strings.
+        corpus: Passages, columns `id`, `title` (may be empty), `text`, all strings; where queries are headings also
+            `training_title` and `training_text`, see `for_training`.
         queries: Queries of all splits, columns `id`, `text`, and optionally `answers` (list of strings) and `source`
-            (where a query comes from, "" where that is not known).
+            (string, see `query_sources`).
         qrels: Split -> judgments with columns `query_id`, `passage_id` (strings) and `relevance` (int32).
         skipped: Cause -> how many entries the reader left out for it.
         answer_splits: Split -> int64 rows of `queries`, for splits that have answers but no judgments (DPR's
@@ -72,6 +75,8 @@ class Collection:
     def __post_init__(self) -> None:
         _check_columns("corpus", self.corpus, ("id", "title", "text"))
         _check_columns("queries", self.queries, ("id", "text"))
+        if set(TRAINING_COLUMNS.values()) & set(self.corpus.column_names):
+            _check_columns("corpus", self.corpus, tuple(TRAINING_COLUMNS.values()))
         for split, qrels in self.qrels.items():
             _check_columns(f"qrels[{split!r}]", qrels, ("query_id", "passage_id", "relevance"))
         if len(self.corpus) == 0:
@@ -129,6 +134,62 @@ class Collection:
             joined.extend(pc.binary_join_element_wise(title, text, gap).to_pylist())
         return joined
 
+    def for_training(self) -> Collection:
+        """The collection as training reads it: without the headings in passages that are its queries.
+
+        What is searched and shown keeps its headings. Were they kept in training too, a query that was a heading
+        would be found by its own words, and nothing would be learned.
+
+        Returns:
+            A collection whose `title` and `text` are `training_title` and `training_text`, with the same ids, queries
+            and judgments; this collection itself where nothing is hidden.
+
+        Example:
+            >>> from datasets import Dataset
+            >>> passage = {"id": "a", "title": "Bees · How bees dance", "text": "In circles."}
+            >>> passage |= {"training_title": "Bees", "training_text": "In circles."}
+            >>> collection = Collection(
+            ...     name="tiny",
+            ...     corpus=Dataset.from_list([passage]),
+            ...     queries=Dataset.from_dict({"id": ["q"], "text": ["How bees dance"], "source": ["heading"]}),
+            ...     qrels={},
+            ... )
+            >>> collection.for_training().corpus[0]
+            {'id': 'a', 'title': 'Bees', 'text': 'In circles.'}
+            >>> collection.for_training().for_training() is collection
+            False
+        """
+        if TRAINING_COLUMNS["title"] not in self.corpus.column_names:
+            return self
+        corpus = self.corpus.remove_columns(list(TRAINING_COLUMNS))
+        corpus = corpus.rename_columns({name: shown for shown, name in TRAINING_COLUMNS.items()})
+        read = replace(self, corpus=corpus.select_columns(["id", *TRAINING_COLUMNS]))
+        read._judgments = self._judgments  # by row, and no row has changed
+        return read
+
+    def query_sources(self, split: str) -> dict[str, int]:
+        """Where the queries of a split come from, and how many from each: `""` for what people asked.
+
+        Raises:
+            CollectionError: There is no such split.
+
+        Example:
+            >>> from hf_ar2.collections import load_collection
+            >>> Path("pond").mkdir()
+            >>> sections = (f"# How {animal} breathe\\n\\nAs {animal} do." for animal in ("frogs", "newts", "fish"))
+            >>> _ = Path("pond/animals.md").write_text("\\n\\n".join(sections))
+            >>> load_collection("text:pond").query_sources("test")
+            {'heading': 1}
+        """
+        if split in self.answer_splits:
+            rows = np.asarray(self.answer_splits[split], dtype=np.int64)
+        else:
+            rows = self.judgments(split).query_rows
+        if "source" not in self.queries.column_names:
+            return {"": len(rows)}
+        counted = Counter(source or "" for source in self.queries.select(rows)["source"])
+        return {source: counted[source] for source in sorted(counted)}
+
     def with_queries(self, extra: datasets.Dataset) -> Collection:
         """The collection with further queries, after its own, so that rows keep their meaning.
 
@@ -178,7 +239,7 @@ class Collection:
                 dict(zip(extra["id"], extra["source"], strict=True)) if "source" in extra.column_names else {}
             )
             columns["source"] = [given.get(id) or "" for id in new]
-            features = datasets.Features({**features, **SOURCE})
+            features = datasets.Features({**features, **SOURCE_FEATURES})
         own = self.queries
         if "source" in features and "source" not in own.column_names:
             own = own.add_column("source", [""] * len(own))
@@ -223,7 +284,8 @@ class Collection:
     def fingerprint(self) -> str:
         """32 hex digits of passages, queries, and the judgments of each split, whatever their order.
 
-        It depends on neither the name, the path, nor the format the collection was read from.
+        What training reads instead of titles and texts counts too, where that is something else. The fingerprint
+        depends on neither the name, the path, nor the format the collection was read from.
         """
         parts: list[bytes | np.ndarray] = [
             self.corpus_fingerprint.encode(),
@@ -233,6 +295,8 @@ class Collection:
             judgments = self.judgments(split)
             parts += [f"qrels {split}".encode(), judgments.query_rows, judgments.offsets]
             parts += [judgments.passage_rows, judgments.relevance]
+        if (read := self.for_training()) is not self:
+            parts += [b"for training", read.corpus_fingerprint.encode()]
         for split in sorted(self.answer_splits):
             parts += [f"answers {split}".encode(), np.asarray(self.answer_splits[split], dtype=np.int64)]
         return content_hash(*parts)
@@ -248,8 +312,12 @@ class Collection:
         for split, rows in self.answer_splits.items():
             lines.append(f"  {split}: {len(rows):,} queries with answers")
         if self.skipped:
-            counts = (f"{count:,} {cause}" for cause, count in self.skipped.items())
-            lines.append("  skipped: " + ", ".join(counts))
+            counts = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
+            lines.append(
+                "  skipped: " + ", ".join(counts)
+                if len(counts) < 4
+                else "\n    ".join(["  skipped:", *counts])
+            )
         return "\n".join(lines)
 
 

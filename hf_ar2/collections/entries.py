@@ -14,7 +14,7 @@ from hf_ar2.collections.tables import (
     ANSWERED_QUERY_FEATURES,
     QRELS_FEATURES,
     QUERY_FEATURES,
-    SOURCE,
+    SOURCE_FEATURES,
     dataset_of,
     rows_of,
 )
@@ -36,9 +36,8 @@ class Queries:
 
     def __init__(self, problems: Problems):
         self.problems = problems
-        self.with_answers = False
-        self._found: dict[str, tuple[str, list[str], str | Path, int]] = {}
-        self._sources: dict[str, str] = {}
+        self.with_answers = self.with_sources = False
+        self._found: dict[str, tuple[str, list[str], str, str | Path, int]] = {}
 
     def __len__(self) -> int:
         return len(self._found)
@@ -54,6 +53,12 @@ class Queries:
     ) -> bool:
         """Adds a query and says whether that was done; the same query in another file is the same query.
 
+        Args:
+            id: Of the query. text: What is asked.
+            file: Where it stands. line: The line there.
+            answers: Texts that a relevant passage contains.
+            source: Where the query comes from, such as "heading"; nothing for a question of people.
+
         Raises:
             CollectionError: The id or the text is empty, or the id was used before, unless skipped.
         """
@@ -62,15 +67,14 @@ class Queries:
         elif not text.strip():
             self.problems.meet("empty queries", file, line, f"query {id!r} without a text", "a text")
         elif id in self._found:
-            other, _, where, at = self._found[id]
+            other, _, _, where, at = self._found[id]
             if other != text or where == file:
                 found = f"query id {id!r} a second time (first at {where}:{at})"
                 self.problems.meet("duplicate ids", file, line, found, "an id of its own for each query")
         else:
             self.with_answers |= answers is not None
-            self._found[id] = (text, answers or [], file, line)
-            if source:
-                self._sources[id] = source
+            self.with_sources |= bool(source)
+            self._found[id] = (text, answers or [], source or "", file, line)
             return True
         return False
 
@@ -91,9 +95,9 @@ class Queries:
         if self.with_answers:
             columns["answers"] = [entry[1] for entry in self._found.values()]
         features = ANSWERED_QUERY_FEATURES if self.with_answers else QUERY_FEATURES
-        if self._sources:
-            columns["source"] = [self._sources.get(id, "") for id in self._found]
-            features = datasets.Features({**features, **SOURCE})
+        if self.with_sources:
+            columns["source"] = [entry[2] for entry in self._found.values()]
+            features = datasets.Features({**features, **SOURCE_FEATURES})
         return dataset_of(columns, features)
 
 

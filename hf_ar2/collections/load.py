@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ def load_collection(
     positives: str | None = None,
     hard_negatives: bool | None = None,
     queries: str | Path | None = None,
+    endings: Sequence[str] | None = None,
     headings: bool | None = None,
+    all_headings: bool = False,
     dev_share: float = 0.2,
 ) -> Collection:
     """Opens a collection; the form of `source` decides which reader does it.
@@ -42,7 +44,7 @@ def load_collection(
     source                                                reader
     ====================================================  ===============================================
     `python-packages:numpy,pandas`                        `load_python_packages`: installed Python packages
-    `text:notes`                                          `load_text_folder`: a folder of .md and .txt files
+    `text:notes`                                          `load_text_folder`: a folder of documentation
     a folder with `corpus.jsonl`                          `load_beir`
     a folder with `collection.tsv` (or `para.txt`)        `load_ms_marco`
     a folder with `psgs_w100.tsv`                         `load_dpr`: Natural Questions, TriviaQA
@@ -61,7 +63,9 @@ def load_collection(
         positives: DPR only, `"gold"` (default) or `"all"`, see `load_dpr`.
         hard_negatives: DPR only, see `load_dpr`.
         queries: Text files only, see `load_text_folder`.
+        endings: Text files only, see `load_text_folder`.
         headings: Text files only, see `load_text_folder`.
+        all_headings: Text files only, see `load_text_folder`.
         dev_share: A collection with a split `train` and none to tune on (BEIR's SciFact) gets this share of the
             queries of `train` as `dev`, and says so; 0 leaves it as it is.
 
@@ -78,7 +82,8 @@ def load_collection(
         ['train', 'dev', 'test']
     """
     options: dict[str, Any] = {"titles": titles, "positives": positives, "hard_negatives": hard_negatives}
-    options |= {"queries": queries, "headings": headings}
+    options |= {"queries": queries, "endings": endings}
+    options |= {"headings": headings, "all_headings": all_headings or None}
     options = {option: value for option, value in options.items() if value is not None}
     skip = Problems(skip).skip
     folder = Path(source)
@@ -86,7 +91,7 @@ def load_collection(
         _refuse(options, (), source, "Python packages")
         collection = load_python_packages(str(source).removeprefix(PYTHON_PACKAGES).split(","), name=name)
     elif str(source).startswith(TEXT_FOLDER):
-        _refuse(options, ("queries", "headings"), source, "a folder of text")
+        _refuse(options, ("queries", "endings", "headings", "all_headings"), source, "a folder of text")
         collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
     elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
         _refuse(options, (), source, "a BEIR folder")
@@ -101,8 +106,8 @@ def load_collection(
         found = "a folder without any of these files" if folder.is_dir() else "no such folder"
         raise CollectionError(
             f"{source}: found {found}; expected a folder with corpus.jsonl (BEIR), "
-            f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped; a folder of .md and "
-            f".txt files is named {TEXT_FOLDER}{source}"
+            f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped; a folder of "
+            f"text files is named {TEXT_FOLDER}{source}"
         )
     else:
         _refuse(options, (), source, "a Hub id")

@@ -19,8 +19,8 @@ from hf_ar2.collections.problems import Problems
 from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, content_hash, first_occurrences, rows_of
 from hf_ar2.progress import progress_bar
 
-# Passages, each with the line of the file it was found in: (line, id, title, text).
-PassageRows = Iterator[tuple[int, str, str, str]]
+# Passages, each with the line of the file it was found in: (line, id, title, text), and further columns.
+PassageRows = Iterator[tuple]
 
 _BATCH_ROWS = 10_000
 _MAPPED_FROM_BYTES = 256 * 2**20
@@ -31,6 +31,7 @@ def read_corpus(
     sources: Sequence[Path],
     problems: Problems,
     cache_dir: Path | None,
+    features: datasets.Features = PASSAGE_FEATURES,
 ) -> datasets.Dataset:
     """Streams passages into a dataset and checks ids and texts.
 
@@ -43,6 +44,7 @@ def read_corpus(
         sources: The files that the rows come from; messages name the first.
         problems: Meets what is wrong.
         cache_dir: Folder for the Arrow file; by default `hf_ar2` in the cache of `datasets`.
+        features: What the rows have after the line.
 
     Raises:
         CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless
@@ -57,16 +59,16 @@ def read_corpus(
     """
     stats = [(source.resolve(), source.stat()) for source in sources]
     if cache_dir is None and sum(stat.st_size for _, stat in stats) < _MAPPED_FROM_BYTES:
-        return _checked_passages(rows(problems), sources[0], problems, None)
+        return _checked_passages(rows(problems), sources[0], problems, None, features)
     folder = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_ar2"
     folder.mkdir(parents=True, exist_ok=True)
     made_from = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    key = content_hash(json.dumps(["corpus 1", made_from, sorted(problems.skip)]).encode())
+    key = content_hash(json.dumps(["corpus 2", made_from, sorted(problems.skip), list(features)]).encode())
     table, counts = folder / f"corpus-{key}.arrow", folder / f"corpus-{key}.json"
     if not table.is_file():
         with tempfile.TemporaryDirectory(dir=folder, prefix="corpus-") as temporary:
             own = Problems(problems.skip)
-            _checked_passages(rows(own), sources[0], own, Path(temporary))
+            _checked_passages(rows(own), sources[0], own, Path(temporary), features)
             (Path(temporary) / "skipped.json").write_text(json.dumps(own.skipped))
             # The table comes last: where it is, its counts are.
             os.replace(Path(temporary) / "skipped.json", counts)
@@ -76,11 +78,11 @@ def read_corpus(
 
 
 def _checked_passages(
-    rows: PassageRows, file: Path, problems: Problems, folder: Path | None
+    rows: PassageRows, file: Path, problems: Problems, folder: Path | None, features: datasets.Features
 ) -> datasets.Dataset:
     """The passages as a dataset, in memory or in the folder's `checked.arrow`."""
     lines = array("q")
-    passages = _write(_batches(rows, lines, file), folder and folder / "all.arrow")
+    passages = _write(_batches(rows, lines, file, features), folder and folder / "all.arrow", features)
     keep = check_passages(passages, lambda row: lines[row], file, problems)
     if not keep.all():
         table = passages.with_format("arrow")
@@ -92,27 +94,31 @@ def _checked_passages(
             .filter(pa.array(keep[start : start + _BATCH_ROWS]))
             .to_batches()
         )
-        passages = _write(kept, folder and folder / "kept.arrow")
+        passages = _write(kept, folder and folder / "kept.arrow", features)
     if folder is not None:
         os.replace(folder / ("all.arrow" if keep.all() else "kept.arrow"), folder / "checked.arrow")
     return passages
 
 
-def _batches(rows: PassageRows, lines: array, file: Path) -> Iterator[pa.RecordBatch]:
+def _batches(
+    rows: PassageRows, lines: array, file: Path, features: datasets.Features
+) -> Iterator[pa.RecordBatch]:
     rows = iter(progress_bar(rows, description=f"Reading {file.name}", unit=" passages", delay=3))
     while batch := list(islice(rows, _BATCH_ROWS)):
         numbers, *columns = zip(*batch, strict=True)
         lines.extend(numbers)
         yield pa.record_batch(
-            [pa.array(column, type=pa.string()) for column in columns], schema=PASSAGE_FEATURES.arrow_schema
+            [pa.array(column, type=pa.string()) for column in columns], schema=features.arrow_schema
         )
 
 
-def _write(batches: Iterable[pa.RecordBatch], file: Path | None) -> datasets.Dataset:
+def _write(
+    batches: Iterable[pa.RecordBatch], file: Path | None, features: datasets.Features
+) -> datasets.Dataset:
     """Streams record batches to memory or, with a file, to disk, and opens them as a dataset."""
     sink = pa.BufferOutputStream() if file is None else pa.OSFile(str(file), "wb")
     with sink:
-        with pa.ipc.new_stream(sink, PASSAGE_FEATURES.arrow_schema) as writer:
+        with pa.ipc.new_stream(sink, features.arrow_schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
         if file is None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-import numpy as np
-
 from hf_ar2.collections.collection import Collection
 
 
 def query_sources(collection: Collection) -> dict[str, dict[str, int]]:
-    """Split -> source -> number of judged queries; "" where a source is not known; `{}` where none is.
+    """Split -> source -> number of judged queries; "" for what people asked; `{}` where no source is noted.
 
     Example:
         >>> from hf_ar2.collections import load_collection
@@ -19,8 +15,4 @@ def query_sources(collection: Collection) -> dict[str, dict[str, int]]:
     """
     if "source" not in collection.queries.column_names:
         return {}
-    sources = np.asarray(collection.queries["source"], object)
-    return {
-        split: dict(Counter(sources[collection.judgments(split).query_rows].tolist()).most_common())
-        for split in collection.splits
-    }
+    return {split: collection.query_sources(split) for split in collection.splits}

@@ -11,12 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
+# What training reads instead of a passage's title and text; null where that is the same.
+TRAINING_COLUMNS = {"title": "training_title", "text": "training_text"}
+HIDING_FEATURES = datasets.Features(
+    {**PASSAGE_FEATURES, **{name: datasets.Value("string") for name in TRAINING_COLUMNS.values()}}
+)
 QUERY_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "text")})
 ANSWERED_QUERY_FEATURES = datasets.Features(
     {**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string"))}
 )
-# Where a query comes from, such as "generated:MODEL"; "" where that is not known.
-SOURCE = datasets.Features({"source": datasets.Value("string")})
+# Where a query comes from, such as "heading" or "generated:MODEL"; "" for what people asked.
+SOURCE_FEATURES = datasets.Features({"source": datasets.Value("string")})
 QRELS_FEATURES = datasets.Features(
     {
         "query_id": datasets.Value("string"),

@@ -1,53 +1,42 @@
-"""A folder of text and Markdown files as passages; a list of questions, or the files' own headings, as queries."""
+"""A folder of documentation as passages; a list of questions, or the documents' own headings, as queries."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
-import os
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from hf_ar2.collections.collection import Collection
-from hf_ar2.collections.lines import numbered_lines
+from hf_ar2.collections.left_out import LeftOut
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
-from hf_ar2.collections.text_sections import (
-    MAX_HEADING_WORDS,
-    MIN_HEADING_WORDS,
-    Section,
-    grouped,
-    read_sections,
-    words_in,
+from hf_ar2.collections.tables import (
+    HIDING_FEATURES,
+    PASSAGE_FEATURES,
+    QRELS_FEATURES,
+    QUERY_FEATURES,
+    SOURCE_FEATURES,
+    TRAINING_COLUMNS,
+    dataset_of,
 )
+from hf_ar2.collections.text_files import FORMATS, read_folder
+from hf_ar2.collections.text_queries import Place, heading_queries, title_of, training_views
+from hf_ar2.collections.text_questions import read_questions
+from hf_ar2.collections.text_sections import Section, grouped
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".md", ".txt")
-
 # What columns of run files cannot hold, and what stands for it.
 _UNFIT_FOR_IDS = re.compile(r"[\s%\ud800-\udfff]")
-
-
-@dataclass
-class Place:
-    """A section of a file, and its passages: id -> text.
-
-    Example:
-        >>> place = Place("bees.md", Section("Bees", paragraphs=["They fly."]), {"bees.md:1": "They fly."})
-        >>> place.section.heading, list(place.passages)
-        ('Bees', ['bees.md:1'])
-    """
-
-    path: str
-    section: Section
-    passages: dict[str, str]
+# A paragraph of so many lines, most of them headings of the same file, is a table of contents.
+_CONTENTS_LINES, _CONTENTS_SHARE = 3, 0.6
+_NO_LETTER = re.compile(r"[\W\d_]+")
 
 
 def load_text_folder(
@@ -55,22 +44,26 @@ def load_text_folder(
     *,
     name: str | None = None,
     queries: str | Path | None = None,
+    endings: Sequence[str] | None = None,
     headings: bool = True,
+    all_headings: bool = False,
 ) -> Collection:
-    """Builds a collection from the `.md` and `.txt` files of a folder and the folders in it, UTF-8.
+    """Builds a collection from the documentation in a folder and the folders in it.
 
-    A passage is a run of paragraphs of one section, of about 100 words (of Chinese and Japanese: characters); longer
-    paragraphs are divided at the ends of sentences. A passage's title is its headings. In Markdown, sections begin at
-    headings (`#`, or underlined), and the `title:` of a front matter stands above them all; in text, the first line
-    is the heading where it is short and an empty line follows.
+    Read are Markdown, plain text, reStructuredText, HTML and manual pages, each also gzipped, in UTF-8. A file that
+    cannot be read is left out, not an error. A passage is a run of paragraphs of one section, of about 100 words (of
+    Chinese and Japanese: characters); its title is its headings. Prose is one line; code, lists and tables keep theirs.
+    Comments and tables of contents are left out.
 
     With `queries`, each line of that file is a question, a tab, and the file that answers it (relative to the
     folder), maybe with `#` and the heading of the section: its passages, and those of what stands below it, are
     relevant. A question that several places answer has a line for each.
 
-    Without, every heading is a query, and the passages of its section are relevant; it is left out of their title, so
-    that no passage contains its query. Not used, and counted in `Collection.skipped`: headings that do not have 2 to
-    30 words, that several sections have, or that have no text of their own.
+    Without, headings are queries, of the source `heading`, and the passages of their sections are relevant. Headings
+    that need to be told of what get the heading above them: "Installation" below "numpy" becomes "numpy installation".
+    The same is done with headings that several sections have. What nobody would ask is no query: version numbers and
+    dates, signatures, "Notes", and headings of more than 5 passages. Passages keep their headings for search; training
+    reads them without those that are queries, see `Collection.for_training`.
 
     A hash of the query puts 80 % into train, 10 % into dev and 10 % into test; of three or more, each gets one.
 
@@ -78,167 +71,110 @@ def load_text_folder(
         folder: the folder. Files and folders whose names begin with a dot are not looked at.
         name: the collection's name; by default the folder's.
         queries: the file of questions. It may be in the folder: it is no passage.
+        endings: of the files that are read, such as `.md`, or whole names, such as `README`; by default all that can
+            be.
         headings: False: without `queries`, the collection has passages and no queries.
+        all_headings: headings that say little are queries too.
 
     Returns:
-        The collection. Passage ids are `FILE:NUMBER`, from 1 in each file; what ids cannot hold is `%`-encoded.
+        The collection. Passage ids are `FILE:NUMBER`, from 1 in each file; what ids cannot hold is `%`-encoded. What
+        was left out is counted in `skipped`, with the first few names.
 
     Raises:
-        CollectionError: no text or no query was found; a file is not UTF-8; a line of `queries` has no tab, or names
-            a file or a heading that is not there.
+        CollectionError: no text or no query was found; a line of `queries` has no tab, or names a file or a heading
+            that is not there.
 
     Example:
         >>> Path("notes").mkdir()
         >>> _ = Path("notes/bees.md").write_text("# Bees\\n\\n## How bees dance\\n\\nA bee that found food dances.")
         >>> collection = load_text_folder("notes")
-        >>> collection.queries["text"][:], collection.corpus[0]["title"], collection.corpus[0]["text"]
-        (['How bees dance'], 'Bees', 'A bee that found food dances.')
+        >>> collection.queries["text"][:], collection.corpus[0]["title"], collection.for_training().corpus[0]["title"]
+        (['How bees dance'], 'Bees · How bees dance', 'Bees')
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise CollectionError(f"text:{folder}: no such folder; expected one with .md or .txt files")
+        raise CollectionError(f"text:{folder}: no such folder; expected one with text files: {FORMATS}")
     questions = Path(queries) if queries is not None else None
-    dropped: Counter[str] = Counter()
-    files = list(_files(folder, questions, dropped))
+    left_out = LeftOut()
     places: list[Place] = []
-    for file in files:
-        of_file = _places(file, file.relative_to(folder).as_posix(), dropped)
+    for path, sections in read_folder(folder, endings, questions, left_out):
+        of_file = _places(path, sections, left_out)
         if not any(place.passages for place in of_file):
-            dropped["files without text"] += 1
+            left_out.add("files without text", path)
         places += of_file
     if not any(place.passages for place in places):
         raise CollectionError(
-            f"text:{folder}: found no text in {len(files)} files that end in {' or '.join(ENDINGS)}; left out: "
-            f"{dict(dropped)}. Name a folder with text"
+            f"text:{folder}: found no text to read{_reasons(left_out)}. Read are {FORMATS}; name a folder with such "
+            "files, or their endings: --endings .md,.txt"
         )
+    judged: dict[str, tuple[str, list[str]]] = {}
+    views: dict[str, tuple[str, str]] = {}
     if questions is not None:
-        judged = _questions(questions, folder, places)
-    else:
-        judged = _headings(places, dropped) if headings else {}
+        judged = read_questions(questions, folder, places)
+    elif headings:
+        found = heading_queries(places, left_out, all_headings)
+        judged = {query.id: (query.text, list(query.place.passages)) for query in found}
+        views = training_views(places, found)
     if not judged and (headings or questions is not None):
         where = f"in {questions}" if questions is not None else "among the headings"
+        advice = "" if all_headings or questions is not None else ", or take all headings: --all-headings"
         raise CollectionError(
-            f"text:{folder}: found no query {where}; left out: {dict(dropped)}. Write questions into a file, one a "
-            "line with a tab and the file that answers it, and name it: --queries FILE"
+            f"text:{folder}: found no query {where}{_reasons(left_out)}. Write questions into a file, one a "
+            f"line with a tab and the file that answers it, and name it: --queries FILE{advice}"
         )
-    # Where the heading is the query, it must not stand in the passage as well.
-    asked = set() if questions is not None else {id for _, ids in judged.values() for id in ids}
+    skipped = left_out.counts()
     passages = [
-        (id, _title(place.section, own_heading=id not in asked), text)
-        for place in places
-        for id, text in place.passages.items()
+        (id, title_of(place.section.path), text) for place in places for id, text in place.passages.items()
     ]
-    skipped = {cause: dropped[cause] for cause in sorted(dropped)}
     logger.info("text:%s: %d passages, %d queries, left out %s", folder, len(passages), len(judged), skipped)
-    return _collection(name or folder.resolve().name, passages, judged, skipped)
+    source = "heading" if questions is None else ""
+    return _collection(name or folder.resolve().name, passages, views, judged, source, skipped)
 
 
-def _files(folder: Path, questions: Path | None, dropped: Counter[str]) -> Iterator[Path]:
-    """The text files in the order of their paths; others are counted."""
-    for file in sorted(folder.rglob("*")):
-        if not file.is_file() or (questions is not None and questions.is_file() and file.samefile(questions)):
-            continue
-        if any(part.startswith(".") for part in file.relative_to(folder).parts):
-            dropped["hidden files"] += 1
-        elif file.suffix.lower() in ENDINGS:
-            yield file
-        else:
-            dropped[f"files that do not end in {' or '.join(ENDINGS)}"] += 1
+def _reasons(left_out: LeftOut) -> str:
+    counts = [f"{count:,} {cause}" for cause, count in left_out.counts().items()]
+    return f"; left out: {', '.join(counts)}" if counts else ""
 
 
-def _places(file: Path, path: str, dropped: Counter[str]) -> list[Place]:
+def _places(path: str, sections: list[Section], left_out: LeftOut) -> list[Place]:
     """The sections of a file with their passages."""
+    headings = {_letters(section.heading) for section in sections} - {""}
     places, number = [], 0
-    for section in read_sections(file, dropped):
+    for section in sections:
+        paragraphs = [text for text in section.paragraphs if not _is_contents(text, headings)]
+        left_out.add("tables of contents", path, len(section.paragraphs) - len(paragraphs))
         passages = {}
-        for text in grouped(section.paragraphs):
+        for text in grouped(paragraphs):
+            if _is_numbers(text):
+                left_out.add("passages of numbers", path)
+                continue
             number += 1
             passages[f"{_id(path)}:{number}"] = text
         places.append(Place(path, section, passages))
     return places
 
 
+def _is_contents(text: str, headings: set[str]) -> bool:
+    lines = [_letters(line) for line in text.split("\n")]
+    lines = [line for line in lines if line]
+    found = sum(line in headings for line in lines)
+    return len(lines) >= _CONTENTS_LINES and found >= _CONTENTS_SHARE * len(lines)
+
+
+def _is_numbers(text: str) -> bool:
+    """Whether a passage is data: of twenty numbers or more, with hardly a letter."""
+    characters = "".join(text.split())
+    return len(text.split()) >= 20 and sum(map(str.isalpha, characters)) < 0.1 * len(characters)
+
+
+def _letters(text: str) -> str:
+    """A line without list marks, numbering, dots and page numbers."""
+    return _NO_LETTER.sub(" ", text.casefold()).strip()
+
+
 def _id(path: str) -> str:
     """A path as part of an id; different paths give different ids."""
     return _UNFIT_FOR_IDS.sub(lambda found: urllib.parse.quote(found[0], errors="surrogateescape"), path)
-
-
-def _title(section: Section, own_heading: bool) -> str:
-    return " · ".join(filter(None, (*section.above, section.heading if own_heading else "")))
-
-
-def _headings(places: list[Place], dropped: Counter[str]) -> dict[str, tuple[str, list[str]]]:
-    """Query id -> heading and the passages of its section."""
-    texts = Counter(place.section.heading.casefold() for place in places if place.passages)
-    queries = {}
-    for place in places:
-        heading = place.section.heading
-        if not heading:
-            continue
-        if not MIN_HEADING_WORDS <= words_in(heading) <= MAX_HEADING_WORDS:
-            dropped[f"headings not of {MIN_HEADING_WORDS} to {MAX_HEADING_WORDS} words"] += 1
-        elif not place.passages:
-            dropped["headings without text"] += 1
-        elif texts[heading.casefold()] > 1:
-            dropped["headings of several sections"] += 1
-        else:
-            queries[f"q:{_id(place.path)}:{place.section.line}"] = (heading, list(place.passages))
-    return queries
-
-
-def _questions(file: Path, folder: Path, places: list[Place]) -> dict[str, tuple[str, list[str]]]:
-    """Query id -> question and the passages of the files or sections that answer it."""
-    if not file.is_file():
-        raise CollectionError(
-            f"queries: {file}: no such file; expected one question a line, with a tab and the file that answers it"
-        )
-    found: dict[str, list[Place]] = {}
-    for place in places:
-        found.setdefault(place.path, []).append(place)
-    answered: dict[str, dict[str, int]] = {}  # question -> passage -> line
-    for line, text in numbered_lines(file):
-        if not text.strip():
-            continue
-        question, _, where = (part.strip() for part in text.partition("\t"))
-        if not question or not where:
-            raise CollectionError(
-                f"{file}:{line}: found {text.strip()[:80]!r}; expected a question, a tab, and the file that answers "
-                "it, maybe with # and a heading"
-            )
-        passages = answered.setdefault(question, {})
-        for id in _passages_at(where, f"{file}:{line}", folder, found):
-            if passages.setdefault(id, line) != line:
-                raise CollectionError(
-                    f"{file}:{line}: found the question of line {passages[id]} with the same answer again; expected "
-                    "each once. Delete one of the lines"
-                )
-    return {f"q:{number}": (text, list(ids)) for number, (text, ids) in enumerate(answered.items(), 1)}
-
-
-def _passages_at(where: str, line: str, folder: Path, found: dict[str, list[Place]]) -> list[str]:
-    """Ids of the passages of a file, or of the section after `#` and of what stands below it."""
-    path, _, heading = where.partition("#") if where not in found else (where, "", "")
-    path, heading = os.path.normpath(path.strip()).replace(os.sep, "/"), heading.strip()
-    if path not in found:
-        near = difflib.get_close_matches(path, found, n=1) or list(found)
-        raise CollectionError(
-            f"{line}: found the file {path!r}; expected one of the {len(found)} text files in {folder}, such as "
-            f"{near[0]!r}"
-        )
-    ids = [
-        id
-        for place in found[path]
-        if not heading or heading in (place.section.heading, *place.section.above)
-        for id in place.passages
-    ]
-    if not ids:
-        headings = [
-            place.section.heading for place in found[path] if place.passages and place.section.heading
-        ]
-        raise CollectionError(
-            f"{line}: found no text in {where!r}; headings with text there: {', '.join(headings) or 'none'}"
-        )
-    return ids
 
 
 def _splits_of(judged: dict[str, tuple[str, list[str]]]) -> dict[str, str]:
@@ -266,7 +202,9 @@ def _splits_of(judged: dict[str, tuple[str, list[str]]]) -> dict[str, str]:
 def _collection(
     name: str,
     passages: list[tuple[str, str, str]],
+    views: dict[str, tuple[str, str]],
     judged: dict[str, tuple[str, list[str]]],
+    source: str,
     skipped: dict[str, int],
 ) -> Collection:
     splits = _splits_of(judged)
@@ -294,12 +232,23 @@ def _collection(
         "title": [title for _, title, _ in passages],
         "text": [text for _, _, text in passages],
     }
+    features = PASSAGE_FEATURES
+    if views:
+        features = HIDING_FEATURES
+        read = [views.get(id, (title, text)) for id, title, text in passages]
+        corpus |= {
+            column: list(values)
+            for column, values in zip(TRAINING_COLUMNS.values(), zip(*read, strict=True), strict=True)
+        }
+    asked: dict[str, list[str]] = {"id": list(judged), "text": [text for text, _ in judged.values()]}
+    query_features = QUERY_FEATURES
+    if source:
+        asked["source"] = [source] * len(judged)
+        query_features = datasets.Features({**QUERY_FEATURES, **SOURCE_FEATURES})
     return Collection(
         name=name,
-        corpus=dataset_of(corpus, PASSAGE_FEATURES),
-        queries=dataset_of(
-            {"id": list(judged), "text": [text for text, _ in judged.values()]}, QUERY_FEATURES
-        ),
+        corpus=dataset_of(corpus, features),
+        queries=dataset_of(asked, query_features),
         qrels=qrels,
         skipped=skipped,
     )

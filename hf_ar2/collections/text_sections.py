@@ -1,24 +1,19 @@
-"""Sections and passages of text and Markdown files."""
+"""Sections of a document, whatever its format, and the passages they are cut into."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from hf_ar2.collections.lines import numbered_lines
 
 PASSAGE_WORDS = 100
-MIN_HEADING_WORDS, MAX_HEADING_WORDS = 2, 30
 
-_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*")
-_FENCE = re.compile(r" {0,3}(```|~~~)")
-_UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")  # makes a heading of the line above it
-_FRONT_TITLE = re.compile(r"""title:[ \t]*["']?(.*?)["']?[ \t]*""")
 # Chinese and Japanese have no spaces: there a character is a word, and a sentence ends without one.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])(\s+)|(?<=[。！？])(\s*)")
+_LIST_ITEM = re.compile(r"\s*([-*+•·o]|\(?(\d{1,3}|[a-zA-Z]|#)[.)])\s+\S")
+_COLUMNS = re.compile(r"\S(\t| {3,})\S")
 
 
 @dataclass
@@ -28,101 +23,97 @@ class Section:
     Attributes:
         heading: the heading, empty where there is none.
         above: the headings that it stands under, outermost first.
-        line: the heading's line, from 1.
-        paragraphs: their texts, each on one line.
+        paragraphs: their texts. Prose is one line; code, lists and tables keep their lines.
 
     Example:
-        >>> section = Section("How bees dance", above=("Bees",), line=7, paragraphs=["In circles."])
-        >>> " > ".join([*section.above, section.heading])
+        >>> section = Section("How bees dance", above=("Bees",), paragraphs=["In circles."])
+        >>> " > ".join(section.path)
         'Bees > How bees dance'
     """
 
     heading: str = ""
     above: tuple[str, ...] = ()
-    line: int = 1
     paragraphs: list[str] = field(default_factory=list)
 
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The headings above and its own."""
+        return (*self.above, self.heading) if self.heading else self.above
 
-def read_sections(file: Path, dropped: Counter[str] | None = None) -> list[Section]:
-    """The sections of a file, those without paragraphs among them.
 
-    Args:
-        file: one that ends in .md is Markdown, any other plain text.
-        dropped: counts lines of front matter other than its title.
+class Outline:
+    """Collects the sections of a file as a reader comes to their headings and paragraphs.
 
-    Raises:
-        CollectionError: a line is not UTF-8; the message names it.
+    Attributes:
+        sections: what was found, those without paragraphs among them.
 
     Example:
-        >>> _ = Path("bees.md").write_text("Bees\\n====\\n\\nThey fly.\\n\\n## How bees dance\\n\\nIn circles.")
-        >>> [(section.heading, section.above, section.paragraphs) for section in read_sections(Path("bees.md"))[1:]]
-        [('Bees', (), ['They fly.']), ('How bees dance', ('Bees',), ['In circles.'])]
+        >>> outline = Outline()
+        >>> outline.heading(1, "Bees")
+        >>> outline.heading(2, "How bees dance")
+        >>> outline.add("In circles.")
+        >>> [section.path for section in outline.sections if section.paragraphs]
+        [('Bees', 'How bees dance')]
     """
-    lines = [(number, line.rstrip("\r\n")) for number, line in numbered_lines(file)]
-    if file.suffix.lower() == ".md":
-        return _markdown_sections(lines, Counter() if dropped is None else dropped)
-    if len(lines) > 2 and not lines[1][1].strip():
-        first = lines[0][1].strip()
-        if 0 < words_in(first) <= MAX_HEADING_WORDS and first[-1] not in ".!。！":
-            return [Section(first, (), 1, _paragraphs(lines[2:]))]
-    return [Section("", (), 1, _paragraphs(lines))]
 
+    def __init__(self) -> None:
+        self.sections = [Section()]
+        self._open: list[tuple[int, str]] = []  # level and text of the headings that are open
 
-def _markdown_sections(lines: list[tuple[int, str]], dropped: Counter[str]) -> list[Section]:
-    sections = [Section()]
-    outline: list[tuple[int, str]] = []  # level and text of the headings that are open
-    body: list[tuple[int, str]] = []
-    fence = ""
-
-    def begin(level: int, text: str, number: int) -> None:
-        nonlocal outline, body
-        sections[-1].paragraphs, body = _paragraphs(body), []
+    def heading(self, level: int, text: str) -> None:
+        """Begin a section; it closes those of the same level and of deeper ones."""
+        text = " ".join(text.split()).rstrip(":").rstrip()
         # A page's title often stands in its front matter and again as its first heading.
-        outline = [entry for entry in outline if entry[0] < level and entry[1] != text]
-        sections.append(Section(text, tuple(above for _, above in outline), number))
-        outline.append((level, text))
+        self._open = [entry for entry in self._open if entry[0] < level and entry[1] != text]
+        self.sections.append(Section(text, tuple(above for _, above in self._open)))
+        if text:
+            self._open.append((level, text))
 
-    front = _front_matter(lines)
-    for number, line in lines[:front]:
-        if title := _FRONT_TITLE.fullmatch(line):
-            begin(0, title[1], number)
-        elif number not in (1, front):
-            dropped["lines of front matter"] += 1
-    for number, line in lines[front:]:
-        mark = _FENCE.match(line)
-        if mark and (not fence or mark[1] == fence):
-            fence = "" if fence else mark[1]
-        plain = not fence and not mark
-        underline = _UNDERLINE.fullmatch(line) if plain and _ends_in_one_line(body) else None
-        if plain and (heading := _HEADING.fullmatch(line)):
-            begin(len(heading[1]), heading[2], number)
-        elif underline:
-            above, text = body.pop()
-            begin(1 if underline[1][0] == "=" else 2, text.strip(), above)
-        else:
-            body.append((number, line))
-    sections[-1].paragraphs = _paragraphs(body)
-    return sections
+    def add(self, *paragraphs: str) -> None:
+        """Add paragraphs to the last section; those without a letter or digit say nothing."""
+        self.sections[-1].paragraphs += [text for text in paragraphs if any(map(str.isalnum, text))]
 
 
-def _front_matter(lines: list[tuple[int, str]]) -> int:
-    """How many lines it has: those from a first `---` to the next; 0 where there is none."""
-    if not lines or lines[0][1].rstrip() != "---":
-        return 0
-    return next((number for number, line in lines[1:] if line.rstrip() == "---"), 0)
+def paragraphs_of(lines: list[str], margin: int = 0) -> list[str]:
+    """What stands between empty lines: prose as one line; lists, tables and what is indented with their lines.
+
+    Args:
+        lines: without line endings.
+        margin: columns that every line may be indented by; more makes code of it.
+
+    Example:
+        >>> paragraphs_of(["They fly,", "and dance.", "", "- wax", "- honey", "", "    hive = Hive()"])
+        ['They fly, and dance.', '- wax\\n- honey', 'hive = Hive()']
+    """
+    found, group = [], []
+    for line in [*lines, ""]:
+        if line.strip():
+            group.append(line.expandtabs())
+        elif group:
+            found.append(_paragraph(group, margin))
+            group = []
+    return found
 
 
-def _ends_in_one_line(body: list[tuple[int, str]]) -> bool:
-    """Whether the last paragraph is a single line and no list, quotation or table: what an underline can be of."""
-    if not body or not body[-1][1].strip() or re.match(r"\s*([-*+>|]|\d+[.)]|    )", body[-1][1]):
-        return False
-    return len(body) == 1 or not body[-2][1].strip()
+def _paragraph(lines: list[str], margin: int) -> str:
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    items = [bool(_LIST_ITEM.match(line)) for line in lines]
+    rows = sum(bool(_COLUMNS.search(line.strip())) or "|" in line for line in lines)
+    if min(indents) > margin + 1:
+        return block_of(lines)
+    if items[0] or sum(items) > 1 or (len(lines) > 1 and rows > len(lines) / 2):
+        return block_of(line for line in lines if any(map(str.isalnum, line)))  # rules of tables say nothing
+    return " ".join(" ".join(lines).split())
 
 
-def _paragraphs(lines: list[tuple[int, str]]) -> list[str]:
-    """What stands between empty lines, white space made one space."""
-    text = "\n".join(line for _, line in lines)
-    return [" ".join(part.split()) for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
+def block_of(lines: Iterable[str]) -> str:
+    """Lines that stay lines, with their common indentation removed.
+
+    Example:
+        >>> block_of(["", "  for bee in hive:", "    bee.fly()", ""])
+        'for bee in hive:\\n  bee.fly()'
+    """
+    return textwrap.dedent("\n".join(line.rstrip() for line in lines)).strip("\n")
 
 
 def words_in(text: str) -> int:
@@ -138,34 +129,20 @@ def words_in(text: str) -> int:
 def grouped(paragraphs: list[str], words: int = PASSAGE_WORDS) -> list[str]:
     """Paragraphs put together into passages of about so many words.
 
-    A paragraph half as long again is divided at the ends of sentences, and a sentence as long as that between words.
+    A paragraph half as long again is divided: prose at the ends of sentences, other text at the ends of lines, and a
+    sentence or line that is still as long as that between words.
 
     Example:
         >>> grouped(["one two", "three four", "five"], words=4)
         ['one two\\nthree four', 'five']
         >>> grouped(["One two. Three four five. Six seven."], words=4)
         ['One two.', 'Three four five.', 'Six seven.']
+        >>> grouped(["- one two\\n- three\\n- four five"], words=5)
+        ['- one two\\n- three', '- four five']
     """
-    pieces: list[tuple[str, str]] = []  # what stands before it, and the piece
-    for paragraph in paragraphs:
-        gap = "\n"
-        if words_in(paragraph) <= 1.5 * words:
-            pieces.append((gap, paragraph))
-            continue
-        start = 0
-        for end in [*_SENTENCE_END.finditer(paragraph), None]:
-            sentence = paragraph[start : end.start() if end else None]
-            spans = [word.span() for word in _WORD.finditer(sentence)]
-            step = words if len(spans) > 1.5 * words else max(1, len(spans))
-            for first in range(0, len(spans), step):
-                piece = sentence[spans[first][0] : spans[min(first + step, len(spans)) - 1][1]]
-                pieces.append((gap, piece))
-                gap = " " if sentence[spans[first][1] :][:1].isspace() else ""
-            if end:
-                gap, start = end[0][:1], end.end()
     passages: list[str] = []
     length = 0
-    for gap, piece in pieces:
+    for gap, piece in _pieces(paragraphs, words):
         added = words_in(piece)
         if passages and length + added <= words:
             passages[-1] += gap + piece
@@ -174,3 +151,35 @@ def grouped(paragraphs: list[str], words: int = PASSAGE_WORDS) -> list[str]:
             passages.append(piece)
             length = added
     return passages
+
+
+def _pieces(paragraphs: list[str], words: int) -> list[tuple[str, str]]:
+    """What stands before a piece, and the piece; what is longer than a passage comes in several."""
+    pieces: list[tuple[str, str]] = []
+    for paragraph in paragraphs:
+        if words_in(paragraph) <= 1.5 * words:
+            pieces.append(("\n", paragraph))
+        elif "\n" in paragraph:
+            for line in paragraph.split("\n"):
+                pieces += _pieces_of_prose(line, words) if line.strip() else []
+        else:
+            pieces += _pieces_of_prose(paragraph, words)
+    return pieces
+
+
+def _pieces_of_prose(paragraph: str, words: int) -> list[tuple[str, str]]:
+    if words_in(paragraph) <= 1.5 * words and "\n" not in paragraph and paragraph[:1].isspace():
+        return [("\n", paragraph)]  # a line of code keeps its indentation
+    pieces: list[tuple[str, str]] = []
+    gap, start = "\n", 0
+    for end in [*_SENTENCE_END.finditer(paragraph), None]:
+        sentence = paragraph[start : end.start() if end else None]
+        spans = [word.span() for word in _WORD.finditer(sentence)]
+        step = words if len(spans) > 1.5 * words else max(1, len(spans))
+        for first in range(0, len(spans), step):
+            piece = sentence[spans[first][0] : spans[min(first + step, len(spans)) - 1][1]]
+            pieces.append((gap, piece))
+            gap = " " if sentence[spans[first][1] :][:1].isspace() else ""
+        if end:
+            gap, start = end[0][:1], end.end()
+    return pieces

@@ -264,10 +264,11 @@ def collection_parser() -> Parser:
     parser = command(
         "collection",
         "write any collection as a BEIR folder",
-        "Of text:FOLDER, a passage is about 100 words of one section of a .md or .txt\n"
-        "file, and queries are a file of questions, or the headings. Of Python packages,\n"
-        "a passage is a function without its docstring, its query the docstring's first\n"
-        "sentence. What is skipped is counted.",
+        "Of text:FOLDER, a passage is about 100 words of one section of a text file:\n"
+        "Markdown, plain text, reStructuredText, HTML, or a man page. Queries are a file\n"
+        "of questions, or the headings that somebody might ask; training then reads the\n"
+        "passages without them. Of Python packages, a passage is a function without its\n"
+        "docstring, its query the docstring's first sentence. What is skipped is counted.",
         "collection text:docs data/mine --queries questions.tsv",
     )
     forms = "text:FOLDER, python-packages:NAME,NAME, a BEIR, MS MARCO or DPR folder, or a Hub id like BeIR/scifact"
@@ -285,6 +286,17 @@ def collection_parser() -> Parser:
     )
     questions = "for text:FOLDER: lines of a question, a tab, and the file that answers it"
     parser.add_argument("--queries", metavar="FILE", help=f"{questions} (the files' headings)")
+    parser.add_argument(
+        "--endings",
+        type=lambda given: given.split(","),
+        metavar="LIST",
+        help="for text:FOLDER: which files are read, such as .md,.txt,README (all that can be)",
+    )
+    parser.add_argument(
+        "--all-headings",
+        action="store_true",
+        help="for text:FOLDER: queries also of headings that are versions, signatures, or say little",
+    )
     return parser
 
 

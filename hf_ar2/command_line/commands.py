@@ -35,6 +35,8 @@ from hf_ar2.report import display_name, format_p, format_table
 from hf_ar2.run_index import RunIndex
 from hf_ar2.search_system import Hit, Ranking, SearchSystem, Settings, read_run
 
+# In a run folder, the index over passages without the headings that are queries; that of `search` is index/.
+TRAINING_INDEX = "index_for_training"
 Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
 
 
@@ -45,10 +47,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.questions is not None:
         check_judged(arguments.questions, arguments.run)
         arguments.split = QUESTIONS
-    with opened_system(arguments) as system:
+    with opened_system(arguments, for_training=True) as system:
         split = arguments.split or system.settings.report_split
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
         note = f", {system.searched_place}" if system.run_index is not None else ""
+        if system.index_name == TRAINING_INDEX:
+            note += ", read as in training: without the headings that are queries"
         print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages{note}")
         metrics = system.settings.metrics
         depth = min(system.settings.depth, passages)
@@ -277,7 +281,7 @@ def augment(arguments: argparse.Namespace) -> int:
     """Write training lists, and print what was kept, what was dropped, and where the labels may be wrong."""
     from hf_ar2.command_line.augment import augment_with
 
-    with opened_system(arguments) as system:
+    with opened_system(arguments, for_training=True) as system:
         return augment_with(system, arguments)
 
 
@@ -297,7 +301,9 @@ def collection(arguments: argparse.Namespace) -> int:
             skip=arguments.skip,
             max_passages=arguments.max_passages,
             queries=arguments.queries,
+            endings=arguments.endings,
             headings=False if no_queries else None,
+            all_headings=arguments.all_headings,
             dev_share=0,  # what is written is what was read; whoever opens it cuts the same split
         )
     finally:
@@ -315,12 +321,20 @@ def collection(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iterator[SearchSystem]:
+def opened_system(
+    arguments: argparse.Namespace, *, ranker: bool = True, for_training: bool = False
+) -> Iterator[SearchSystem]:
     """Models, collection and settings as the command line names them: by a run folder, one by one, or both.
 
     Tokens and the index are kept in the run folder. They go into a folder that is removed at the end where
     there is none, or where another retriever or collection than the run's is used. The index that a run was
     evaluated with is searched unless another is named, or other passages than it holds.
+
+    Args:
+        arguments: of the command.
+        ranker: whether the ranker is loaded.
+        for_training: read passages as training does (`Collection.for_training`), to measure what a run measured. Where
+            they differ from what is searched, their index is kept in a folder of its own.
     """
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
@@ -349,16 +363,20 @@ def opened_system(arguments: argparse.Namespace, *, ranker: bool = True) -> Iter
             temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
         work_folder = stack.enter_context(temporary) if not kept else str(run)
         quiet()
+        collection, index_name = load_collection(source), "index"
+        if "questions" in given:
+            collection = with_questions(collection, given["questions"])
+        if for_training and (read := collection.for_training()) is not collection:
+            collection, index_name = read, TRAINING_INDEX
         yield SearchSystem(
             _loaded("retriever", retriever_name, load_retriever),
             _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
-            with_questions(load_collection(source), given["questions"])
-            if "questions" in given
-            else load_collection(source),
+            collection,
             settings.changed(given),
             work_folder,
             given.get("index"),
             run_index,
+            index_name=index_name,
         )
 
 

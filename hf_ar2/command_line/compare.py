@@ -188,7 +188,7 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
             f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
             "with --collection"
         )
-    collection = load_collection(sources[0])
+    collection = load_collection(sources[0]).for_training()  # as the runs read it
     asked = dict.fromkeys(recipe["questions"] for recipe in systems.recipes if recipe.get("questions"))
     if systems.split != QUESTIONS or not asked:
         return collection

@@ -1,0 +1,241 @@
+"""What a heading asks: questions of their own, words that need to be told of what, and what nobody asks."""
+
+from __future__ import annotations
+
+import re
+
+MAX_HEADING_WORDS = 30
+
+# Alone or together they ask nothing, whatever they stand under.
+_EMPTY = set(
+    """name names synopsis description descriptions content contents toc introduction introductory intro overview notes
+    note see also table tables author authors credit credits
+    acknowledgement acknowledgements acknowledgment acknowledgments thanks
+    reference references link links misc miscellaneous other others todo todos index summary preface foreword abstract
+    appendix appendices general about detail details background remark remarks comment comments conclusion conclusions
+    preamble epilogue colophon home welcome further reading contact contacts maintainer maintainers contributor
+    contributors status copyright copyrights warning warnings caution caveat important tip tips versions version
+    release releases released changes change changelog news new what's whats date history update updates final notable
+    suggested suggestions standards conforming attributes availability disclaimer discussion motivation purpose
+    rationale scope topic topics section chapter part page pages title heading end beginning start top glossary readme
+    resources resource additional information info""".split()
+)
+# Whatever else they stand with, a file is named by them, not a question.
+_NAMES_OF_FILES = {"readme", "changelog", "todo"}
+# They ask something if it is said of what.
+_GENERIC = set(
+    """install installs installing installation installations uninstall uninstalling uninstallation setup use uses using
+    usage usages example examples sample samples option options parameter parameters params param argument arguments
+    args arg return returns returned value values exit code codes error errors exception exceptions environment
+    variable variables file files bug bugs issue issues known feature features requirement requirements prerequisite
+    prerequisites dependency dependencies license licence licenses licensing configuration configurations configure
+    configuring config settings setting command commands function functions method methods class classes module modules
+    attribute property properties field fields type types constant constants macro macros get getting started quick
+    quickstart guide guides tutorial tutorials documentation docs doc manual api basic basics advanced simple complex
+    full complete more common default defaults build builds building compile compiling compilation test tests testing
+    run running support supported development developing contribute contributing troubleshooting faq faqs frequently
+    asked question questions answer answers problem problems limitation limitations security performance compatibility
+    backward backwards platform platforms download downloads downloading source sources data input inputs output outputs
+    format formats syntax main old first second third last next previous step steps list lists figure key keys
+    design implementation interface interfaces library libraries package packages program programs tool tools project
+    projects user users developer developers system systems diagnostics caveats line lines object objects structure
+    structures model algorithm algorithms operation operations expression expressions statement statements operator
+    operators process procedure procedures rule rules case cases concept concepts theory practice task tasks goal goals
+    server client message messages signal signals request requests response responses node block header headers body
+    text string strings number numbers mode modes level levels state action actions event events result results report
+    reports reporting mailing website web site homepage directory directories folder path paths migration migrating
+    upgrade upgrading minimal short long local global internal external standard custom special available required
+    optional recommended how-to works work working improvements fixes overall alternative alternatives
+    flag flags group groups operand operands wide""".split()
+)
+_SMALL = set(
+    """a an and any are as at be been by can could did do does for from had has have how i if in into is it its me my no
+    not of off on or our out should so some than that the their them then there these they this those to up via was we
+    were what when where which who whom whose why will with within without would you your vs e.g i.e etc &""".split()
+)
+_RELEASE = set(
+    """version versions v release releases released changes change changelog new news in since from to of the a and for
+    notes note what's whats date updated update unreleased stable beta alpha patch bugfix bugfixes fixes features
+    compatible incompatible between before after later earlier monday tuesday wednesday thursday friday saturday sunday
+    mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep sept oct nov dec january february march april may june
+    july august september october november december utc gmt""".split()
+)
+_COMMON = _EMPTY | _GENERIC | _SMALL
+_OF_RELEASES = set("version release releases released changes news new changelog notes what's".split())
+_VERSION = re.compile(
+    r"(?<![\w.])(?:v|r|rev)?\d+(?:\.(?:\d+|x))+[-\w.+~]*|(?<![\w.])v\d+\b|\b\d{4}-\d\d(?:-\d\d)?\b|"
+    r"\b\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|\b(?:19|20)\d\d(?:\d{4})?\b|\b\d{1,2}:\d\d(?::\d\d)?\b"
+)
+_DEBIAN_CHANGE = re.compile(r"\S+ \([^()\s]+\) [\w -]+; ?urgency", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"(?:(?:class|def|function|sub|void|int|char|long|unsigned|const|static|struct|\w+_\w+|\w*[a-z][A-Z]\w*|"
+    r"\S*[*&])\s+){0,4}[\w.:$@%&*~\\<>-]*\w(?:\((?!s\)|es\)|ies\)).*\)?| \(\))\s*(?:->.*|[;:])?|"
+    r".*(?:->|=>)\s*[\w$]+\(.*"
+)
+# A kind of thing in code, and its name.
+_KIND = re.compile(
+    r"(?i:(?:global|static|public|private|virtual|abstract|constant|built-?in|function|macro)\s+)*"
+    r"(?i:function|method|macro|class|struct|structure|typedef|type|enum|enumeration|union|variable|constant|event|signal|"
+    r"property|attribute|field|module|namespace|interface|member|constructor|directive|sub|def|void|int|char|const)s?"
+    r"(?::\s*\S+|\s+(?:\w+[a-z][A-Z]\w*|\w*_\w*|[a-z]\w*[A-Z]\w*))",
+)
+_IDENTIFIER = re.compile(r"\w+:\s+\w+|[a-z]\w*[a-z][A-Z]\w{2,}|\w*_\w*|[a-z]+\d+")
+_ADDRESS = re.compile(r"\w@\w|://|\bwww\.")
+_NUMBERING = re.compile(
+    r"(?-i:[A-Z]{2,}\d+:\s+)|(?:Q(?:uestion)?\s*\d*\s*[.:)]\s*)|(?:(?:chapter|section|part|appendix|step|example|figure)\s+[\dA-Z.]+\s*[.:)-]\s+)|"
+    r"(?:[(\[]?(?:\d{1,3}(?:\.\d+)*|[a-zA-Z]|[IVX]{1,5})(?:\.\d+)*[.):\]]+\s+)|(?:\d{1,2}(?:\.\d{1,2})+\s+)|(?:\d{1,2}\s+(?-i:(?=[A-Z])))|[§*•#+-]\s+",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_]+(?:['’.+&/-]+[^\W\d_]+)*")
+_CODE = re.compile(
+    r"[_=\\{}\[\]<>$|;@#*~^]|::|\(\)|^/|\w/.*/|^\.|^--?[A-Za-z]|\w\.\w+\.\w|\w\.(?!g\b|e\b)\w{2,}"
+)
+_CODE_WORDS = {
+    "class",
+    "def",
+    "function",
+    "func",
+    "method",
+    "void",
+    "int",
+    "char",
+    "const",
+    "static",
+    "struct",
+    "sub",
+}
+
+
+def asked(heading: str) -> str:
+    """A heading as somebody would type it: without numbering and colon, and not in capitals.
+
+    Example:
+        >>> asked("2.1 RUNNING THE TESTS:"), asked("Q3: Why do bees dance?"), asked("3 ways to dance")
+        ('running the tests', 'Why do bees dance?', '3 ways to dance')
+    """
+    text = " ".join(heading.replace("`", "").split())
+    while found := _NUMBERING.match(text):
+        text = text[found.end() :]
+    text = text.strip(" .:;,–—-*#=")
+    if text.isupper() and len(text) > 5:
+        return text.lower()
+    words = [word.lower() if word.isupper() and word.lower() in _COMMON else word for word in text.split()]
+    return " ".join(words)
+
+
+def fault(heading: str) -> str | None:
+    """Why nobody would ask a heading, or None.
+
+    Example:
+        >>> [fault(heading) for heading in ("1.26.0 (2024-01-05)", "os.path.join(a, b)", "How bees dance")]
+        ['version numbers and dates', 'code: names, options and signatures', None]
+    """
+    text = asked(heading)
+    if not any(map(str.isalpha, text)):
+        return "numbers alone" if _VERSION.search(heading) is None else "version numbers and dates"
+    if _ADDRESS.search(text):
+        return "addresses"
+    if re.match(r"[`\"'\s]*--?[A-Za-z]", heading):
+        return "code: names, options and signatures"
+    if _is_version(heading, text):
+        return "version numbers and dates"
+    tokens = text.split()
+    plain = [token for token in tokens if not _CODE.search(token.strip("\"'`,.:;?!()"))]
+    words = [
+        word for token in plain for word in _WORD.findall(token) if word.lower() not in _SMALL | _CODE_WORDS
+    ]
+    named = _KIND.fullmatch(text) or (len(tokens) <= 2 and _IDENTIFIER.fullmatch(text))
+    if named or _SIGNATURE.fullmatch(text) or (not words and len(plain) < len(tokens)):
+        return "code: names, options and signatures"
+    return None
+
+
+def _is_version(heading: str, text: str) -> bool:
+    numbered = re.match(r"\d+(?:\.\d+)*[.)]?\s+(.*)", heading)
+    if numbered and any(word not in _RELEASE for word in _WORD.findall(numbered[1].lower())):
+        heading = numbered[1]  # a section, not a version
+    if _DEBIAN_CHANGE.match(heading):
+        return True
+    if "unreleased" in text.lower().split():
+        return True
+    rest, count = _VERSION.subn(" ", heading)
+    found = _WORD.findall(rest.lower())
+    words = [word for word in found if word not in _RELEASE and len(word) > 1]
+    if not count or any(word.endswith("ing") for word in words):
+        return False
+    told = len(words) < len(found) and _OF_RELEASES & set(found)
+    starts = _VERSION.match(heading.lstrip("#*[( "))
+    return (
+        not words or (len(words) <= 3 and bool(told)) or (len(words) == 1 and not starts and len(found) < 3)
+    )
+
+
+def is_empty(text: str) -> bool:
+    """Whether a heading asks nothing, whatever it stands under.
+
+    Example:
+        >>> is_empty("See also"), is_empty("Notes and references"), is_empty("Examples")
+        (True, True, False)
+    """
+    words = _content(text)
+    return bool(words) and (all(word in _EMPTY for word in words) or bool(_NAMES_OF_FILES & set(words)))
+
+
+def is_general(text: str) -> bool:
+    """Whether a heading needs to be told of what: a single word, or words that every manual has.
+
+    Example:
+        >>> is_general("Installation"), is_general("Return values"), is_general("How bees dance")
+        (True, True, False)
+    """
+    words = _content(text)
+    if not text.isascii() and not words:
+        return False  # a script whose words are not known here
+    specific = [word for word in words if word not in _COMMON]
+    return not specific or (len(text.split()) == 1 and _is_latin(text))
+
+
+def can_tell(context: str) -> bool:
+    """Whether a heading is short enough to say of what another one is: a name, or a command.
+
+    Example:
+        >>> can_tell("numpy"), can_tell("git remote add origin"), can_tell("Some Thoughts on the Dance of Bees")
+        (True, True, False)
+    """
+    words = context.split()
+    if not words or fault(context) or is_empty(context) or all(word in _COMMON for word in _content(context)):
+        return False
+    return len(words) <= 3 or (len(words) <= 8 and is_command(context))
+
+
+def is_command(text: str) -> bool:
+    """Whether a text is the name of a command or a package: in small letters, without small words.
+
+    Example:
+        >>> is_command("git-rebase"), is_command("Bees"), is_command("how to dance")
+        (True, False, False)
+    """
+    return text == text.lower() and not _SMALL & set(text.split())
+
+
+def joined(text: str, context: str) -> str:
+    """A heading with what it is about, as somebody would type it.
+
+    Example:
+        >>> joined("Installation", "numpy"), joined("What is it?", "numpy")
+        ('numpy installation', 'What is it? — numpy')
+    """
+    if text.endswith("?") or len(text.split()) > 4:
+        return f"{text} — {context}"
+    text = re.sub(r"^(the|an?)\s+(?=\w)", "", text, flags=re.IGNORECASE)
+    first = text.split()[0]
+    return f"{context} {first.lower() if first[1:].islower() else first}{text[len(first) :]}"
+
+
+def _content(text: str) -> list[str]:
+    words = [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+    return [word for word in words if word not in _SMALL and len(word) > 1] or words
+
+
+def _is_latin(text: str) -> bool:
+    return all(ord(character) < 0x2E80 for character in text)
