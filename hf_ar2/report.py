@@ -26,7 +26,7 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
 LogHistory = Mapping[str, Sequence[Mapping[str, Any]]]
 
-_COLUMN = {"hybrid": "with BM25"}
+_COLUMN = {"hybrid": "+ BM25"}
 RETRIEVER_METRICS = ("mrr@10", "ndcg@10", "recall@100")
 MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼ likewise, where it is worse"
 LEGEND = (

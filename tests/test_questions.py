@@ -170,7 +170,6 @@ def recipe_file(parts: Path, folder: Path, **fields: object) -> Path:
             "metrics": ["mrr@10"],
             "depth": 20,
             "rerank_depth": 5,
-            "choose_on": None,
             "rows": {"zero-shot": {"retriever": "light"}, "both": {"retriever": "g0", "ranker": "heavy"}},
         },
         **fields,
