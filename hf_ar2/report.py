@@ -26,7 +26,8 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
 LogHistory = Mapping[str, Sequence[Mapping[str, Any]]]
 
-_COLUMN = {"hybrid": "+ BM25"}
+# Columns of the retriever's first metric: with BM25 beside it, and of the pipeline.
+_SHORT = {"hybrid": "+ BM25", "pipeline": "pipeline"}
 RETRIEVER_METRICS = ("mrr@10", "ndcg@10", "recall@100")
 MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼ likewise, where it is worse"
 LEGEND = (
@@ -193,7 +194,8 @@ def stage_table(
     headings = ["stage"]
     for system, names in columns.items():
         first, *others = map(display_name, names)
-        headings += [f"{_COLUMN.get(system, system)} {first}", *others]
+        short = "hybrid" in columns and system != "retriever"  # the same metric as the retriever's first
+        headings += [_SHORT[system] if short else f"{system} {first}", *others]
     parts = [f"{split}{queries}", format_table(results, headings, markdown=markdown, width=width)]
     if compared:
         headings = ["MRR@10 compared", "change", "significance", "better", "worse", "equal"]
