@@ -92,7 +92,7 @@ def load_guard(recipe: Recipe) -> Guard | None:
             f"guard: {recipe.guard} is the collection that is trained on; expected one of other texts"
         )
     try:
-        collection = load_collection(recipe.guard)
+        collection = load_collection(recipe.guard).for_training()
         judged = [
             split
             for split in ("dev", "test")

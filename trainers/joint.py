@@ -101,7 +101,8 @@ class JointTrainer(ResumableTrainer):
     ) -> None:
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
-        self.collection, self.stored = read_stored_lists(loaded, args)
+        # Headings that are queries are hidden from the passages that training reads.
+        self.collection, self.stored = read_stored_lists(loaded.for_training(), args)
         self.collection_source = loaded.name if isinstance(collection, Collection) else str(collection)
         given = {"retriever": retriever, "ranker": ranker}
         self.sources = {role: name_of(model) for role, model in given.items() if model is not None}
