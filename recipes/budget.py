@@ -21,6 +21,8 @@ from hf_ar2.recipes.sampled import MOST_PASSAGES
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 # A backward pass costs twice a forward pass.
 _TRAINING = 3.0
+# Of the whole time, what is divided; the rest is for loading models and writing files.
+_KEPT = 0.95
 # Of the whole time, what a stage may take that trains nothing.
 _UNTRAINED = 0.1
 
@@ -109,8 +111,7 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
 
     What the stages and the evaluation on dev encode and rank is set aside first. A stage is dropped while encoding and
     ranking for it alone take longer than its training, the one with the worst proportion first, and where it would
-    not reach its `min_steps`. The first stage that trains a retriever with hard negatives, or else the first that
-    trains one, always stays.
+    not reach its `min_steps`. The first stage that trains a retriever always stays.
 
     Raises:
         RecipeError: the seconds do not even reach to what cannot be dropped.
@@ -167,6 +168,21 @@ def share_of(body: dict[str, Any]) -> float:
     return float(body.get("share", 1.0 if trains else 0.0))
 
 
+def encodes(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage searches passages that its retriever encodes; in-batch and BM25's negatives need no encoding.
+
+    Example:
+        >>> recipe = Recipe("mine", "data/mine", models={"base": {"model": "some/model"}})
+        >>> recipe.stages = {"warm-up": {"trainer": "retriever", "retriever": "base"}}
+        >>> encodes(recipe, "warm-up")
+        False
+    """
+    settings, trainer = recipe.stage_args(stage), recipe.stages[stage]["trainer"]
+    if trainer != "retriever":
+        return True
+    return settings.get("num_negatives", 0) > 0 and settings.get("mine_with", "retriever") == "retriever"
+
+
 def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
     """Seconds of encoding the corpus and of ranking dev queries, by stage, in their order; `""` for the evaluation.
 
@@ -193,8 +209,7 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
     seconds = {}
     for name, body in recipe.stages.items():
         settings, trainer = recipe.stage_args(name), body["trainer"]
-        mines = settings.get("num_negatives", 0 if trainer in ("retriever", "merge") else 1) > 0
-        mines &= settings.get("mine_with", "retriever") == "retriever"
+        mines = trainer != "merge" and encodes(recipe, name)
         if trainer == "ltre":
             passages_of[name] = passages_of.get(
                 source_name(body["retriever"]), source_name(body["retriever"])
@@ -284,8 +299,7 @@ def _relinked(source: Any, before: Any) -> Any:
 def _indispensable(recipe: Recipe, costs: Costs) -> set[str]:
     merges = [name for name, body in recipe.stages.items() if body["trainer"] == "merge"]
     retrievers = [name for name, body in recipe.stages.items() if body["trainer"] == "retriever"]
-    hard = [name for name in retrievers if recipe.stage_args(name).get("num_negatives", 0) > 0]
-    needed = set((hard or retrievers or list(recipe.stages))[:1])
+    needed = set((retrievers or list(recipe.stages))[:1])
     return needed if costs.from_people else needed | set(merges)
 
 
@@ -351,4 +365,4 @@ class Budget:
         following = names[names.index(stage) :]
         aside = sum(plan.overhead[name] for name in [*following[1:], ""])
         shares = [share_of(plan.recipe.stages[name]) for name in following]
-        return max(0.0, (self.seconds - self.spent - aside) * shares[0] / sum(shares))
+        return max(0.0, (_KEPT * self.seconds - self.spent - aside) * shares[0] / sum(shares))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.recipes.budget import Budget, Costs, Plan
+from hf_ar2.recipes.budget import Budget, Costs, Plan, encodes
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
 
@@ -32,11 +32,13 @@ class Length:
         plan: how the minutes are divided; None without minutes.
         budget: the time that the run has taken.
         costs: what things cost here; None where nothing has to be decided.
+        part: whether a part of the corpus is trained and chosen on, see `working_part`.
     """
 
     plan: Plan | None
     budget: Budget
     costs: Costs | None
+    part: bool = False
 
     def set(self, trainer: JointTrainer, body: dict[str, Any], folder: Path, stage: str) -> str:
         """Decide, or read what was decided before the run was interrupted; returns it in words."""
@@ -45,6 +47,9 @@ class Length:
             decided = json.loads(path.read_text(encoding="utf-8"))
         else:
             decided = _decide(trainer, body, stage, self.plan, self.budget, self.costs)
+            if self.part and self.plan is not None and not encodes(self.plan.recipe, stage):
+                # It trains on the whole collection, and an evaluation would encode all of it.
+                decided["settings"] |= {"eval_strategy": "no", "patience": None}
             if trainer.is_world_process_zero():
                 partial = path.with_suffix(".partial")
                 partial.write_text(json.dumps(decided), encoding="utf-8")

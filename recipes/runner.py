@@ -22,7 +22,7 @@ from hf_ar2.collections.sources import query_sources
 from hf_ar2.encodings import encoding_name
 from hf_ar2.environment import describe_environment
 from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.recipes.budget import Budget
+from hf_ar2.recipes.budget import Budget, encodes
 from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
 from hf_ar2.recipes.encodings import encodings_folder, forget_encodings
 from hf_ar2.recipes.evaluation import check_evaluation, evaluate_rows, finish
@@ -89,9 +89,11 @@ def run_recipe(recipe: Recipe) -> Path:
     state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
         write_run_header(run, recipe, query_sources(collection))
-    length = Length(plan, budget, costs)
+    length = Length(plan, budget, costs, part is not collection)
     for number, stage in enumerate(recipe.stages, 1):
-        run_stage(recipe, stage, run, part, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
+        # What needs no encoding trains on all queries.
+        trained_on = part if encodes(recipe, stage) else collection
+        run_stage(recipe, stage, run, trained_on, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
         budget.note()
     trained = time.time()
     if recipe.evaluation.get("rows"):

@@ -12,13 +12,13 @@ from hf_ar2.recipes.budget import Costs
 
 # Encoding the whole corpus may take this share of the time; where it takes more, a part of it stands for the whole,
 # whose encoding takes the other share.
-WHOLE, PART = 0.1, 0.06
+WHOLE, PART = 0.12, 0.08
 # Fewer passages would tell retrievers apart on nothing.
 FEWEST = 500
 # Of BM25's first passages, how many go with a dev query: they are what is easily taken for its positive.
 _BESIDE_DEV = 5
 # Dev queries at most, where the part has no room for more.
-_DEV_SHARE = 0.6
+_DEV_SHARE = 0.4
 
 
 def part_size(costs: Costs, seconds: float) -> int | None:
@@ -27,7 +27,7 @@ def part_size(costs: Costs, seconds: float) -> int | None:
     Example:
         >>> costs = Costs(7000, passages=15807, passage_tokens=100, query_tokens=14, pair_tokens=114, dev_queries=600)
         >>> part_size(costs, 300.0), part_size(costs, 3600.0)
-        (1260, None)
+        (1680, None)
     """
     if costs.encoding <= WHOLE * seconds:
         return None

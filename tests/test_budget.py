@@ -227,7 +227,7 @@ def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
             assert query not in kept or passage in inside  # no kept query has lost a relevant passage
     again = working_part(tiny_collection, 30, "train", "dev", seed=0)
     assert again.fingerprint == part.fingerprint != tiny_collection.fingerprint
-    assert len(working_part(tiny_collection, 60, "train", "dev", seed=0).judgments("dev")) == 8
+    assert len(working_part(tiny_collection, 200, "train", "dev", seed=0).judgments("dev")) == 8
 
 
 def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(
