@@ -16,13 +16,13 @@ import torch
 from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.evaluation.hybrid import candidates_of_both, fit_weight
+from hf_ar2.evaluation.hybrid import UNFITTED, candidates_of_both, fit_weight
 from hf_ar2.evaluation.runs import run_file, write_run
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.processes import Processes
-from hf_ar2.recipes.choosing import chief_metric, choosing_split
+from hf_ar2.recipes.choosing import chief_metric, choosing_split, from_structure
 from hf_ar2.recipes.encodings import note_row
 from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.recipes.stage_settings import row_config
@@ -69,8 +69,9 @@ def evaluate_row(
 ) -> None:
     """Rank the queries of the splits with a row's systems and write the run files.
 
-    The weight of BM25 is fitted on the split that is chosen on, then the pipeline's weight and depth; the other splits
-    are ranked with those. Where only other splits are due, the weights are those that were stored.
+    The weight of BM25 is fitted on the split that is chosen on (fixed where no person asked its queries), then the
+    pipeline's weight and depth; the other splits are ranked with those. Where only other splits are due, the weights
+    are those that were stored.
     """
     settings = recipe.evaluation
     row = settings["rows"][name]
@@ -110,7 +111,10 @@ def evaluate_row(
                 def values_of(ranking: np.ndarray, split: str = split, metric: str = metric) -> np.ndarray:
                     return measure(collection, split, ranking, [metric])[metric]
 
-                blend = Blend(blend.weight, blend.depth, fit_weight(both, temperatures[0], values_of, depth))
+                lexical_weight = UNFITTED
+                if not from_structure(collection, split):
+                    lexical_weight = fit_weight(both, temperatures[0], values_of, depth)
+                blend = Blend(blend.weight, blend.depth, lexical_weight)
             scores, rows = both.ranked(blend.lexical, temperatures[0], depth)
             found["hybrid"] = (rows, scores)
         ranked = retrieval.ranker_scores(query_rows, rows, rerank_depth, f"{name}, {split}: ranking")

@@ -13,6 +13,9 @@ from hf_ar2.index.lexical import LexicalIndex
 
 # Of BM25 beside the retriever's score over its temperature.
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+# Where no person asked the queries that a weight would be fitted on: headings share more words with their passages than
+# questions do. About what was fitted on collections of real questions.
+UNFITTED = 0.3
 # A weight that is less than so many standard errors below the best counts as equally good.
 _EQUALLY_GOOD = 0.5
 
