@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from hf_ar2.command_line.launch import INTERRUPTS
 
@@ -61,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return
+    sys.unraisablehook = _interrupt_later
     try:
         if os.environ.pop(
             INTERRUPTS, None
@@ -83,6 +87,16 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("HF_AR2_TRACEBACK"):
             raise
         sys.exit(f"recipe: {error}")
+
+
+def _interrupt_later(unraisable: Any) -> None:
+    """Python prints and forgets a Ctrl-C that arrives within a destructor; here it arrives a moment later."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        timer = threading.Timer(0.05, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def quiet() -> None:
