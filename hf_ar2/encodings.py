@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.inputs import RetrieverInputs
+from hf_ar2.json_files import write_json
 
 _NAME = re.compile(r"[0-9a-f]{32}(-float16)?")
 _LOG = "log.json"
@@ -102,6 +102,4 @@ class Encodings:
 
     def _note(self, name: str, seconds: float) -> None:
         entries = [*self.log(), {"encoding": name, "seconds": round(seconds, 3)}]
-        temporary = self.folder / f"{_LOG}.tmp"
-        temporary.write_text(json.dumps(entries, indent=1))
-        os.replace(temporary, self.folder / _LOG)
+        write_json(self.folder / _LOG, entries)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_ar2.json_files import write_json
 from hf_ar2.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
@@ -353,10 +353,7 @@ class Budget:
         """Write what was spent so far, on the first process."""
         if not PartialState().is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / ".time.json.partial"
-        partial.write_text(json.dumps({"seconds": self.spent, "clock": self.clock}), encoding="utf-8")
-        os.replace(partial, self.folder / "time.json")
+        write_json(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
 
     def training_seconds(self, plan: Plan, stage: str) -> float:
         """What a stage may train for, from now on: its share of what is left when all that follows is set aside."""

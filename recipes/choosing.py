@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.significance import PairedTest, paired_test
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.weights import Blend
+from hf_ar2.json_files import write_json
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.report import display_name
 
@@ -246,9 +245,7 @@ def serve_last(recipe: Recipe, why: str, blends: Mapping[str, Blend]) -> dict[st
 
 def write_chosen(run: Path, chosen: Mapping[str, Any]) -> None:
     """Write chosen.json, whole or not at all."""
-    partial = run / f".{CHOSEN}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(chosen, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, run / CHOSEN)
+    write_json(run / CHOSEN, chosen)
 
 
 def _is_trained(recipe: Recipe, row: str) -> bool:

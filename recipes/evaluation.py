@@ -45,8 +45,6 @@ from hf_ar2.recipes.row_evaluation import (
 from hf_ar2.report import plot_report, stage_table
 from hf_ar2.run_index import SEARCHED_INDEX
 
-# In a row's folder in evaluation/: how its pipeline orders.
-
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
     """Refuse before anything is trained an evaluation that could not be carried out after it.

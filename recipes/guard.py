@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import out_of_reach
 from hf_ar2.guard import GUARD_FILE
+from hf_ar2.json_files import write_json
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.sampled import sample_of, values_among
 from hf_ar2.search_system import SearchSystem, Settings
@@ -179,7 +179,7 @@ def evaluate_guard(
                 entry["test"] = asdict(test)
             found["rows"][name] = entry
             if PartialState().is_main_process:
-                _write(run / GUARD_FILE, found)
+                write_json(run / GUARD_FILE, found)
     PartialState().wait_for_everyone()
 
 
@@ -207,9 +207,3 @@ def _measured(
         torch.cuda.empty_cache()
     means = {metric: float(values[metric].mean()) for metric in metrics}
     return means, values[recipe.test_metric].tolist()
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

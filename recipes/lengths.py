@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.json_files import write_json
 from hf_ar2.recipes.budget import Budget, Costs, Plan, encodes
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
@@ -51,9 +51,7 @@ class Length:
                 # It trains on the whole collection, and an evaluation would encode all of it.
                 decided["settings"] |= {"eval_strategy": "no", "patience": None}
             if trainer.is_world_process_zero():
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(decided), encoding="utf-8")
-                os.replace(partial, path)
+                write_json(path, decided)
             trainer.encoders.processes.barrier()
         trainer.set_length(**decided["settings"])
         return f"{decided['steps']:,} steps ({decided['why']})"

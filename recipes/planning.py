@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.systems import evaluated_queries
+from hf_ar2.json_files import write_json
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
@@ -75,10 +75,7 @@ def plan_run(
             content["stages"] = plan.recipe.stages
             content["rows"] = plan.recipe.evaluation.get("rows", {})
             content["plan"] = {name: getattr(plan, name) for name in ("dropped", "training", "overhead")}
-        run.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, content)
     PartialState().wait_for_everyone()
     return plan, costs, part
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +19,7 @@ from hf_ar2.evaluation.runs import run_file, write_run
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.index.lexical import LexicalIndex
+from hf_ar2.json_files import write_json
 from hf_ar2.processes import Processes
 from hf_ar2.recipes.choosing import chief_metric, choosing_split, from_structure
 from hf_ar2.recipes.encodings import note_row
@@ -30,6 +29,7 @@ from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval
 
+# In a row's folder in evaluation/: how its systems order.
 BLEND = "pipeline.json"
 
 
@@ -128,17 +128,11 @@ def evaluate_row(
     if encoders.processes.is_first:
         note_row(run, name, retrieval.opened)
         if ranker is not None or lexical is not None:
-            _write_blend(run / "evaluation" / name / BLEND, blend, chosen_on if fixed is None else None)
+            note = {**asdict(blend), "fitted_on": chosen_on if fixed is None else None}
+            write_json(run / "evaluation" / name / BLEND, note)
     del retriever, ranker, retrieval
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _write_blend(path: Path, blend: Blend, fitted_on: str | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".partial")
-    new.write_text(json.dumps({**asdict(blend), "fitted_on": fitted_on}), encoding="utf-8")
-    os.replace(new, path)
 
 
 def _write_runs(

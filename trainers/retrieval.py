@@ -21,6 +21,7 @@ from hf_ar2.evaluation.systems import Ranking, index_fingerprint, rankings_of_sy
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.json_files import write_json
 from hf_ar2.models import default_temperature, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
 
@@ -338,10 +339,7 @@ class Retrieval:
             by_rank[np.sort(first)[: max(limit, len(np.unique(judgments.positives().passage_rows)))]]
         )
         if self.encoders.processes.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({"of": identity, "rows": rows.tolist()}), encoding="utf-8")
-            partial.replace(path)
+            write_json(path, {"of": identity, "rows": rows.tolist()})
         self.encoders.processes.barrier()
         return rows
 

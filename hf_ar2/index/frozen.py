@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from hf_ar2.index.corpus_index import CorpusIndex, read_meta
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, torch_searches
+from hf_ar2.json_files import write_json
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
@@ -211,9 +211,9 @@ class FrozenIndex:
         ids = list(corpus_ids)
         if self.corpus_rows is not None:
             ids = [ids[row] for row in self.corpus_rows]
-        _write_json(folder / IDS_FILE, ids)
+        write_json(folder / IDS_FILE, ids)
         described = {"passages": self.ntotal, "dimension": self.dim, "type": type(self.faiss_index).__name__}
-        _write_json(folder / ABOUT_FILE, described | {"made_from": self.fingerprint} | (about or {}))
+        write_json(folder / ABOUT_FILE, described | {"made_from": self.fingerprint} | (about or {}))
 
     @property
     def _decodes(self) -> bool:
@@ -273,9 +273,3 @@ def _hash_of(*paths: Path) -> str:
             while block := file.read(_HASHED_AT_ONCE):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,0 +1,22 @@
+"""JSON files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file under a temporary name and move it into place; its folder is made where it is not there.
+
+    Example:
+        >>> write_json(Path("notes/time.json"), {"seconds": 1.5})
+        >>> json.loads(Path("notes/time.json").read_text()), len(list(Path("notes").iterdir()))
+        ({'seconds': 1.5}, 1)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
