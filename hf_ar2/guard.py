@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_ar2.cards.facts import source_name
 from hf_ar2.cards.results import short_name
 from hf_ar2.report import display_name, format_p, format_table
 
@@ -42,7 +43,7 @@ def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int 
     metrics = list(before["metrics"])
     lines: list[list[Any]] = []
     if all(row["retriever"] != before["retriever"] for row in rows.values()):
-        lines.append([f"before: {_told(before['retriever'])}", *before["metrics"].values(), None, None])
+        lines.append([f"before: {source_name(before['retriever'])}", *before["metrics"].values(), None, None])
     for name, row in rows.items():
         test = row.get("test")
         change = (
@@ -90,7 +91,3 @@ def guard_sentence(guard: Mapping[str, Any], retriever: Any) -> str:
 def _count(guard: Mapping[str, Any], what: str) -> str:
     kept, total = guard[what], guard[f"of_{what}"]
     return f"{kept:,} {what}" if kept == total else f"{kept:,} of {total:,} {what}"
-
-
-def _told(source: Any) -> str:
-    return str(source["from"]) if isinstance(source, dict) else str(source)

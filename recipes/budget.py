@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from hf_ar2.json_files import write_json
 from hf_ar2.merging import SHARES
-from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
@@ -286,12 +286,7 @@ def _hand_on(rows: dict[str, Any], row: dict[str, Any], removed: dict[str, Any])
 
 def _relinked(source: Any, before: Any) -> Any:
     """What `source` changes in a model, changed in the one before."""
-    changes = (
-        {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
-    )
-    earlier = (
-        {key: value for key, value in before.items() if key != "from"} if isinstance(before, dict) else {}
-    )
+    changes, earlier = source_changes(source), source_changes(before)
     name = source_name(before)
     return {"from": name, **earlier, **changes} if earlier or changes else name
 

@@ -26,17 +26,6 @@ WITH_RANKER = ("pipeline", "ranker")
 Values = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def chief_metric(recipe: Recipe) -> str:
-    """The metric that is tested, and maximised on the split that is chosen on.
-
-    Example:
-        >>> chief_metric(Recipe("mine", "data", evaluation={"metrics": ["ndcg@10", "mrr@10"]}))
-        'ndcg@10'
-    """
-    settings = recipe.evaluation
-    return str(settings.get("test_metric", settings.get("metrics", ["mrr@10"])[0]))
-
-
 class Candidate(NamedTuple):
     """A system that a run could serve.
 
@@ -193,7 +182,7 @@ def choose(
         if test.difference > 0 and test.p_value < NEEDED[other]:
             level, served = other, better
     compared, declined = decided.get(level), [one for other, one in decided.items() if other > level]
-    split, metric = str(recipe.evaluation.get("choose_on", "dev")), chief_metric(recipe)
+    split, metric = str(recipe.evaluation.get("choose_on", "dev")), recipe.test_metric
     reason = [f"{split} {display_name(metric)} {_number(means[served])}"]
     if compared is not None:
         over = "its retriever" if compared.plainer == (served.row, "retriever") else _called(compared.plainer)
@@ -232,7 +221,7 @@ def serve_last(recipe: Recipe, why: str, blends: Mapping[str, Blend]) -> dict[st
     weight = " and the pipeline's weight is 1" if ranks and settings.get("pipeline_weight") is None else ""
     return {
         **_served(recipe, served, blends),
-        "metric": chief_metric(recipe),
+        "metric": recipe.test_metric,
         "split": None,
         "dev": {},
         "compared_with": None,

@@ -23,7 +23,6 @@ from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, m
 from hf_ar2.evaluation.weights import Blend
 from hf_ar2.guard import GUARD_FILE, guard_table
 from hf_ar2.recipes.choosing import (
-    chief_metric,
     choose,
     choosing_split,
     evaluated_splits,
@@ -69,11 +68,7 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
             "retrievers alone are evaluated"
         )
     metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
-    chief, depth, total = (
-        settings.get("test_metric", metrics[0]),
-        settings.get("depth", 100),
-        len(collection.corpus),
-    )
+    chief, depth, total = recipe.test_metric, settings.get("depth", 100), len(collection.corpus)
     try:
         for split in splits:
             evaluated_queries(collection, split)
@@ -174,7 +169,7 @@ def _measured_rows(run: Path, rows: dict[str, Any]) -> set[str]:
 def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
     """Write chosen.json from the stored run files, so that a run that was interrupted comes to the same."""
     settings = recipe.evaluation
-    metric = chief_metric(recipe)
+    metric = recipe.test_metric
     blends = {row: read_blend(run, row) or Blend() for row in settings["rows"]}
     split, why = choosing_split(recipe, collection)
     if split is None:
@@ -228,7 +223,7 @@ def _measure(recipe: Recipe, run: Path, collections: dict[str, Collection]) -> d
     """
     settings = recipe.evaluation
     metrics = settings.get("metrics", ["mrr@10", "ndcg@10", "recall@100"])
-    chief = settings.get("test_metric", metrics[0])
+    chief = recipe.test_metric
     means: dict[str, Any] = {}
     tests: dict[str, Any] = {}
     for split, collection in collections.items():

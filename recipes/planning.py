@@ -13,17 +13,15 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.json_files import write_json
-from hf_ar2.processes import Processes
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.stage_settings import stage_config
 from hf_ar2.recipes.working_part import part_size, working_part
 from hf_ar2.report import format_table
-from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.step_time import tokens_per_second
 
 PLAN = "plan.json"
@@ -112,14 +110,7 @@ def measure_costs(
     """Lengths of the texts, and the speed of the encoder on a sample of them."""
     first = next(name for name, body in recipe.stages.items() if body["trainer"] != "augment")
     args = stage_config(recipe, first, run)
-    encoders = Encoders(
-        device=args.device,
-        processes=Processes.current(args.device),
-        bf16=bool(args.bf16),
-        budget=args.encode_tokens or 2048,
-        show_progress=not args.disable_tqdm,
-    )
-    retrieval = Retrieval(retriever.to(args.device), None, collection, args, encoders)
+    retrieval = Retrieval(retriever.to(args.device), None, collection, args, encoders_of(args))
     inputs = retrieval.retriever_inputs
     assert inputs is not None
     passages = inputs.passage_builder.single_lengths(inputs.passage_store, np.arange(len(collection.corpus)))

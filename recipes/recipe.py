@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from hf_ar2.augmentation import AugmentConfig
+from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.merging import MergeConfig
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
@@ -117,7 +118,7 @@ class Recipe:
         changes: list[dict[str, Any]] = []
         while True:
             if isinstance(source, dict):
-                changes.insert(0, {key: value for key, value in source.items() if key != "from"})
+                changes.insert(0, source_changes(source))
             name = source_name(source)
             if name in self.models:
                 return name, changes
@@ -194,16 +195,6 @@ def config_fields(trainer: str) -> list[str]:
         (True, False)
     """
     return [f.name for f in dataclasses.fields(CONFIGS[trainer]) if f.init and f.name not in RESERVED]
-
-
-def source_name(source: Any) -> str:
-    """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`.
-
-    Example:
-        >>> source_name("light"), source_name({"from": "light", "max_length": 96})
-        ('light', 'light')
-    """
-    return source["from"] if isinstance(source, dict) else source
 
 
 def _fields() -> list[str]:

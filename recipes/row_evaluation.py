@@ -13,21 +13,19 @@ import torch
 
 from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.evaluation.hybrid import UNFITTED, candidates_of_both, fit_weight
 from hf_ar2.evaluation.runs import run_file, write_run
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.json_files import write_json
-from hf_ar2.processes import Processes
-from hf_ar2.recipes.choosing import chief_metric, choosing_split, from_structure
+from hf_ar2.recipes.choosing import choosing_split, from_structure
 from hf_ar2.recipes.encodings import note_row
 from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.recipes.stage_settings import row_config
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
-from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 
 # In a row's folder in evaluation/: how its systems order.
 BLEND = "pipeline.json"
@@ -76,13 +74,7 @@ def evaluate_row(
     settings = recipe.evaluation
     row = settings["rows"][name]
     args = row_config(recipe, name, run)
-    encoders = Encoders(
-        device=args.device,
-        processes=Processes.current(args.device),
-        bf16=bool(args.bf16),
-        budget=args.encode_tokens or 2048,
-        show_progress=not args.disable_tqdm,
-    )
+    encoders = encoders_of(args)
     retriever = load("retriever", row["retriever"]).to(args.device)
     rerank_depth, depth = settings.get("rerank_depth", 20), settings.get("depth", 100)
     ranker = load("ranker", row["ranker"]).to(args.device) if "ranker" in row and rerank_depth else None
@@ -106,7 +98,7 @@ def evaluate_row(
                 partial(retrieval.score_passages, query_rows),
             )
             if split == chosen_on:
-                metric = chief_metric(recipe)
+                metric = recipe.test_metric
 
                 def values_of(ranking: np.ndarray, split: str = split, metric: str = metric) -> np.ndarray:
                     return measure(collection, split, ranking, [metric])[metric]
@@ -119,7 +111,7 @@ def evaluate_row(
             found["hybrid"] = (rows, scores)
         ranked = retrieval.ranker_scores(query_rows, rows, rerank_depth, f"{name}, {split}: ranking")
         if ranked is not None and split == chosen_on and fixed is None:
-            fitted = fit_blend(scores, rows, ranked, collection, split, chief_metric(recipe), *temperatures)
+            fitted = fit_blend(scores, rows, ranked, collection, split, recipe.test_metric, *temperatures)
             blend = Blend(fitted.weight, fitted.depth, blend.lexical)
         with_ranker = rankings_of_systems(scores, rows, ranked, *temperatures, blend.weight, blend.depth)
         found |= {system: value for system, value in with_ranker.items() if system != "retriever"}

@@ -32,7 +32,7 @@ from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.questions import check_questions, with_recipe_questions
-from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
 from hf_ar2.recipes.time_table import more_time, time_table
 from hf_ar2.run_index import SEARCHED_INDEX
@@ -266,8 +266,7 @@ def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTra
             folder = run / "stages" / name / "retriever"
             say(f"The ranker gets a fresh head on the encoder of stage {name!r}.")
         fields["model"] = str(folder)
-    if isinstance(source, dict):
-        fields |= {key: value for key, value in source.items() if key != "from"}
+    fields |= source_changes(source)
     model = fields.pop("model")
     # A fresh head is drawn from the seed, whatever was drawn before.
     transformers.set_seed(recipe.seed)

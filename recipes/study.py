@@ -87,7 +87,7 @@ def summarise(recipe: Recipe, runs: list[Path], against: str) -> str:
     collection = load_collection(recipe.collection)
     settings = recipe.evaluation
     split = settings.get("report_split", "test")
-    metric = settings.get("test_metric", settings.get("metrics", ["mrr@10"])[0])
+    metric = recipe.test_metric
     values = {
         system: {row: seed_values(runs, row, split, system, collection, metric) for row in settings["rows"]}
         for system in ("retriever", "pipeline")

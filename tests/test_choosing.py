@@ -22,7 +22,6 @@ from hf_ar2.evaluation import read_run, write_run
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
-from hf_ar2.recipes.choosing import chief_metric
 from hf_ar2.recipes.evaluation import check_evaluation, choose_from_runs
 from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
 from hf_ar2.recipes.runner import run_recipe
@@ -521,4 +520,4 @@ def test_the_server_answers_in_the_order_of_what_is_served(run: Path, home: Path
 
 
 def test_the_first_metric_is_chosen_by_unless_one_is_named() -> None:
-    assert chief_metric(Recipe("mine", "data", evaluation={"metrics": ["a", "b"], "test_metric": "b"})) == "b"
+    assert Recipe("mine", "data", evaluation={"metrics": ["a", "b"], "test_metric": "b"}).test_metric == "b"

@@ -16,11 +16,9 @@ from transformers.utils import logging
 
 from hf_ar2.candidates import CandidatePool, pool_statistics
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.evaluation.evaluators import Encoders
 from hf_ar2.joint_model import JointModel
 from hf_ar2.length_limits import cut_line, too_many_queries, what_is_cut
 from hf_ar2.models import load_ranker, load_retriever, use_fast_attention
-from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
@@ -29,7 +27,7 @@ from hf_ar2.trainers.patience import Patience
 from hf_ar2.trainers.publishing import name_of, stages_of
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
 from hf_ar2.trainers.resuming import ResumableTrainer
-from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.rounds import Rounds
 from hf_ar2.trainers.schedule import parameter_groups, schedule
 from hf_ar2.trainers.stored_lists import (
@@ -132,13 +130,7 @@ class JointTrainer(ResumableTrainer):
         if args.bf16 and args.device.type == "cpu":
             use_fast_attention(model)
         # 3. Tokens, index, pools
-        self.encoders = Encoders(
-            device=args.device,
-            processes=Processes.current(args.device),
-            bf16=bool(args.bf16),
-            budget=args.encode_tokens or 2048,
-            show_progress=not args.disable_tqdm,
-        )
+        self.encoders = encoders_of(args)
         self.retrieval = self.make_retrieval()
         self.pool: CandidatePool | None = None
         # 4. Lists

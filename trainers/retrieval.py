@@ -23,6 +23,7 @@ from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.json_files import write_json
 from hf_ar2.models import default_temperature, weights_fingerprint
+from hf_ar2.processes import Processes
 from hf_ar2.trainers.config import JointConfig
 
 logger = logging.get_logger(__name__)
@@ -33,6 +34,22 @@ _SLACK = 8
 EVAL_PASSAGES = "eval_passages.json"
 # Times the pool depth that is searched where a margin may drop the head of a ranking.
 _DEEPER = 20
+
+
+def encoders_of(args: JointConfig) -> Encoders:
+    """How a configuration has models run outside its training steps.
+
+    Example:
+        >>> encoders_of(JointConfig("runs/mine", use_cpu=True, encode_tokens=512, disable_tqdm=True)).budget
+        512
+    """
+    return Encoders(
+        device=args.device,
+        processes=Processes.current(args.device),
+        bf16=bool(args.bf16),
+        budget=args.encode_tokens or 2048,
+        show_progress=not args.disable_tqdm,
+    )
 
 
 class Retrieval:

@@ -164,7 +164,7 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
             f"{folder}: the run serves no {role} that it trained: the system it serves, row {row or '(none)'} of its "
             f"evaluation, has none. It has: {', '.join(trained) or 'neither'}"
         )
-    source = _source(served[role])
+    source = source_name(served[role])
     if source not in stages:
         raise ValueError(
             f"{folder / 'recipe.yaml'}: row {row} of evaluation.rows, which is served, names {source!r} as {role}, "
@@ -249,7 +249,7 @@ def is_trained(folder: str | Path, recipe: Mapping[str, Any], role: str) -> bool
         (True, False)
     """
     served = served_row(folder, recipe)
-    return role in served and _source(served[role]) in (recipe.get("stages") or {})
+    return role in served and source_name(served[role]) in (recipe.get("stages") or {})
 
 
 def training_of_trainer(
@@ -322,8 +322,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _source(source: Any) -> str:
-    return str(source["from"]) if isinstance(source, dict) else str(source)
+def source_name(source: Any) -> str:
+    """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`.
+
+    Example:
+        >>> source_name("light"), source_name({"from": "light", "max_length": 96})
+        ('light', 'light')
+    """
+    return source["from"] if isinstance(source, dict) else source
+
+
+def source_changes(source: Any) -> dict[str, Any]:
+    """What is changed in the model that a role starts from.
+
+    Example:
+        >>> source_changes("light"), source_changes({"from": "light", "max_length": 96})
+        ({}, {'max_length': 96})
+    """
+    return {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
 
 
 def _other_texts(folder: Path, recipe: Mapping[str, Any], retriever: Any) -> str:
@@ -337,14 +353,14 @@ def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
     if name in stages:
         yield name
         body = stages[name]
-        for source in [_source(body[role]) for role in ROLES if role in body] + body.get("lists", []):
+        for source in [source_name(body[role]) for role in ROLES if role in body] + body.get("lists", []):
             yield from _ancestors(source, stages)
 
 
 def _base(role: str, name: str, stages: Mapping[str, Any], models: Mapping[str, Any]) -> str:
     """The model at the beginning; a ranker may have begun as a retriever."""
     while name in stages:
-        name = _source(stages[name].get(role, stages[name].get("retriever")))
+        name = source_name(stages[name].get(role, stages[name].get("retriever")))
     return str(models.get(name, {}).get("model", name))
 
 
@@ -363,12 +379,10 @@ def _stage_of_run(folder: Path, recipe: Mapping[str, Any], name: str) -> Stage:
 
 def _told_source(source: Any, models: Mapping[str, Any]) -> str:
     """Where a role begins, with what is changed in it: `stage warm-up, dropout 0.0`."""
-    name = _source(source)
+    name = source_name(source)
     fields = dict(models.get(name, {}))
     named = str(fields.pop("model")) if fields else f"stage {name}"
-    fields |= (
-        {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
-    )
+    fields |= source_changes(source)
     return ", ".join([named, *(f"{key} {value}" for key, value in fields.items())])
 
 

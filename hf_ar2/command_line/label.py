@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.collections.questions import read_judged, read_questions
 from hf_ar2.command_line.commands import opened_system
 from hf_ar2.command_line.labelling import Labelling, Search
@@ -68,12 +69,11 @@ def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
 def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: SearchSystem) -> SearchSystem:
     """The retriever of a row by itself, searched exactly; its index is in `RUN/label`."""
     source = row["retriever"]
-    name = source["from"] if isinstance(source, dict) else source
+    name = source_name(source)
     fields = dict((recipe.get("models") or {}).get(name, {}))
     if name in (recipe.get("stages") or {}):
         fields["model"] = str(Path(run) / "stages" / name / "retriever")
-    if isinstance(source, dict):
-        fields |= {key: value for key, value in source.items() if key != "from"}
+    fields |= source_changes(source)
     retriever = load_retriever(fields.pop("model"), **fields)
     settings = Settings.of_recipe(recipe).changed({"index_factory": "Flat", "search_parameters": None})
     return SearchSystem(retriever, None, served.collection, settings, Path(run) / "label")
