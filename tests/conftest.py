@@ -53,6 +53,15 @@ def tiny_ranker_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_ranker(tmp_path_factory.mktemp("models") / "tiny-ranker")
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny-retriever` and `tiny-ranker`, for scripts."""
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_retriever(folder / "tiny-retriever")
+    make_tiny_ranker(folder / "tiny-ranker")
+    return folder
+
+
 def make_tiny_collection(seed: int = 0) -> Collection:
     """The collection of the fixture; also for scripts that tests start in a process of their own."""
     from datasets import Dataset, Features, Value

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tiny_ranker, make_tiny_retriever
 from tiny_ar2 import SETTINGS, settings_of, without_dropout
 
 from hf_ar2.candidates import build_pool
@@ -30,15 +29,6 @@ from hf_ar2.trainers.schedule import schedule
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 GATED = {**SETTINGS, "teacher_gate": "ahead", "rerank_depth": 10}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder with `tiny-retriever` and `tiny-ranker`, for scripts."""
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    return folder
 
 
 def ar2(models, output, collection, **settings):

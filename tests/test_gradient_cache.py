@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import AutocastKwargs
-from conftest import make_tiny_ranker, make_tiny_retriever
 from tiny_ar2 import TRAINERS, settings_of, without_dropout
 from transformers import TrainerCallback
 from two_processes import in_two_processes
@@ -55,15 +54,6 @@ def gradients(trainer):
         name: None if p.grad is None else p.grad.detach().clone()
         for name, p in trainer.model.named_parameters()
     }
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder with `tiny-retriever` and `tiny-ranker`, for scripts."""
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_ranker, make_tiny_retriever, with_passages
+from conftest import make_tiny_retriever, with_passages
 from sentence_transformers import SentenceTransformer
 from tiny_ar2 import settings_of, without_dropout
 from transformers import BertTokenizer
@@ -27,14 +27,6 @@ from hf_ar2.trainers.ltre_index import with_missed
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 LTRE = {"num_negatives": 0, "list_depth": 10, "max_steps": 6, "steps_per_round": 3}
 JPQ = {"index_factory": "OPQ8_32,PQ8", "train_centroids": True, "centroid_learning_rate": 1e-2}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    return folder
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import make_tiny_ranker, make_tiny_retriever
 from tiny_ar2 import settings_of, without_dropout
 from torch import Tensor
 from two_processes import in_two_processes
@@ -219,14 +218,6 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
 
 
 # ---- The trainer ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    return folder
 
 
 SETTINGS = settings_of(RetrieverConfig) | {

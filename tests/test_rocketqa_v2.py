@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_ranker, make_tiny_retriever
 from tiny_ar2 import settings_of, without_dropout
 
 from hf_ar2.candidates import CandidatePool
@@ -36,15 +35,6 @@ SETTINGS = settings_of(RocketQAv2Config) | {
     "save_strategy": "no",
 }
 SETTINGS |= {"eval_on_start": False}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder with `tiny-retriever` and `tiny-ranker`, for scripts."""
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    return folder
 
 
 def joint(models, output, collection, dropout=True, **settings):

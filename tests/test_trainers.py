@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_ranker, make_tiny_retriever, with_passages
+from conftest import with_passages
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny_ar2 import SETTINGS, without_dropout
 from transformers import AutoModel, AutoModelForSequenceClassification, EarlyStoppingCallback
@@ -30,15 +30,6 @@ from hf_ar2.trainers.refusals import refuse_what_cannot_work
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 WARM_UP = {k: v for k, v in SETTINGS.items() if k in {f.name for f in dataclasses.fields(RankerConfig)}}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder with `tiny-retriever` and `tiny-ranker`, for scripts."""
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    return folder
 
 
 def ar2(models, output, collection, dropout=True, callbacks=None, **settings):
