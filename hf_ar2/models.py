@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib.util
 from pathlib import Path
@@ -336,6 +337,7 @@ def bf16_pays(device: torch.device | str) -> bool:
     )
 
 
+@functools.cache
 def _is_amd() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text()[:4096]

@@ -138,22 +138,19 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
             for name in recipe.stages
             if name not in stays
         }
-        for name in [name for name in own if share_of(recipe.stages[name]) == 0]:
-            training[name] = _UNTRAINED * seconds  # what it may take, for it has no training to compare with
-        worst = max(own, key=lambda name: own[name] / max(training[name], 1e-3), default=None)
-        if worst is not None and own[worst] > max(training[worst], 0.0) and own[worst] > 0:
-            dropped[worst] = (
-                f"encoding and ranking for it would take {own[worst]:.0f} s, longer than its training"
-            )
-            recipe = without(recipe, worst)
-            continue
-        training = {name: left * share_of(body) / total for name, body in recipe.stages.items()}
-        short = _too_short(recipe, training, costs, stays)
-        if short is not None:
-            dropped[short[0]] = short[1]
-            recipe = without(recipe, short[0])
-            continue
-        break
+        # A stage that trains nothing has no training to compare with.
+        may = {
+            name: training[name] if share_of(recipe.stages[name]) else _UNTRAINED * seconds for name in own
+        }
+        worst = max(own, key=lambda name: own[name] / max(may[name], 1e-3), default=None)
+        gone = _too_short(recipe, training, costs, stays)
+        if worst is not None and own[worst] > max(may[worst], 0.0):
+            reason = f"encoding and ranking for it would take {own[worst]:.0f} s, longer than its training"
+            gone = (worst, reason)
+        if gone is None:
+            break
+        dropped[gone[0]] = gone[1]
+        recipe = without(recipe, gone[0])
     if left <= 0:
         raise RecipeError(
             f"minutes: encoding and ranking alone take about {sum(overhead.values()) / 60:.1f} minutes here, and "
@@ -214,7 +211,7 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
             passages_of[name] = passages_of.get(
                 source_name(body["retriever"]), source_name(body["retriever"])
             )
-        seconds[name] = encoding(body["retriever"]) if mines or trainer == "ltre" else 0.0
+        seconds[name] = encoding(body["retriever"]) if mines else 0.0
         if trainer == "merge" and settings.get("share", "auto") == "auto":
             base = settings.get("base") or recipe.way_back(body["retriever"])[0]
             seconds[name] = costs.merging()

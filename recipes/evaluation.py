@@ -129,8 +129,10 @@ def evaluate_rows(
             for note in ("key.json", BLEND):
                 (run / "evaluation" / name / note).unlink(missing_ok=True)
             shutil.rmtree(run / "runs" / name, ignore_errors=True)
+    lexical = open_lexical(recipe, run, chooses)
     for first, searched in ((True, chooses), (False, collection)):
-        lexical = open_lexical(recipe, run, searched)
+        if not first and part is not None:
+            lexical = open_lexical(recipe, run, collection)
         if lexical is not None and PartialState().is_main_process:
             ranked = [split for split in [*splits, *more] if (split == chosen_on) == first]
             evaluate_lexical(recipe, run, searched, ranked, lexical)

@@ -283,8 +283,9 @@ class JointTrainer(ResumableTrainer):
         number = self.current_round
         if not self.mines or self.state.global_step >= self.total_steps:
             return
-        # A frozen retriever finds the same candidates in every round.
-        again = self.args.refresh and "retriever" in self.trained
+        # A frozen retriever and BM25 find the same candidates in every round.
+        moves = "retriever" in self.trained and self.args.mine_with == "retriever"
+        again = self.args.refresh and moves
         if self.pool is None or (self.pool.round != number and again):
             self.pool = self.retrieval.mine(number)
             self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})

@@ -133,7 +133,7 @@ class Retrieval:
         self._passage_texts: list[str] | None = None
         self._index: CorpusIndex | None = None
         self._eval_rows: np.ndarray | None = None
-        self._evaluated_with: tuple[str, bool] | None = None
+        self._evaluated_with: str | None = None
         self._evaluated: dict[str, dict[str, np.ndarray]] = {}
         self.encodings = Encodings(args.index_dir or self.folder / "index")
         self.start = self.encoding if retriever is not None else None
@@ -303,10 +303,10 @@ class Retrieval:
 
         Of the evaluation split the values are kept until one of the models changes.
         """
-        judgments = judgments if judgments is not None else self.eval_judgments
-        key = (self._models_fingerprint(), judgments is self.eval_judgments)
-        if key[1] and key == self._evaluated_with:
+        of_models = self._models_fingerprint() if judgments is None else None
+        if of_models is not None and of_models == self._evaluated_with:
             return self._evaluated
+        judgments = judgments if judgments is not None else self.eval_judgments
         scores, rows = self._retrieve_for_evaluation(judgments)
         searched = len(self.collection.corpus if self._eval_rows is None else self._eval_rows)
         depth = self.args.rerank_depth
@@ -315,8 +315,8 @@ class Retrieval:
         for system, (ranking, _) in self.rankings(judgments.query_rows, scores, rows, depth).items():
             wanted = within if system == "ranker" else self.args.eval_metrics
             values[system] = evaluate_rankings(ranking, judgments, tuple(wanted), num_passages=searched)
-        if key[1]:
-            self._evaluated_with, self._evaluated = key, values
+        if of_models is not None:
+            self._evaluated_with, self._evaluated = of_models, values
         return values
 
     def _models_fingerprint(self) -> str:

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_ar2.evaluation.weights import WEIGHTS, equally_good
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
 
-# Of BM25 beside the retriever's score over its temperature.
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 # Where no person asked the queries that a weight would be fitted on: headings share more words with their passages than
 # questions do. About what was fitted on collections of real questions.
 UNFITTED = 0.3
-# A weight that is less than so many standard errors below the best counts as equally good.
-_EQUALLY_GOOD = 0.5
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,7 @@ def fit_weight(
 ) -> float:
     """The weight of BM25 that is best on a split's queries, or the smallest that cannot be told from it.
 
-    The means are smoothed over neighbouring weights (¼, ½, ¼). Of all weights whose mean is less than half a standard
-    error of the paired difference below the best one, the smallest is taken.
+    Of all weights that are `equally_good` the smallest is taken.
 
     Args:
         values_of: from a ranking int64 `[Q, depth]` to the metric of every query, float64 `[Q]`.
@@ -132,9 +128,4 @@ def fit_weight(
         0.7
     """
     tried = np.stack([values_of(candidates.ranked(weight, temperature, depth)[1]) for weight in WEIGHTS])
-    padded = np.pad(tried.mean(axis=1), 1, mode="edge")
-    means = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
-    best = int(means.argmax())
-    errors = (tried[best] - tried).std(axis=1) / np.sqrt(tried.shape[1])
-    good = means >= means[best] - _EQUALLY_GOOD * errors - 1e-12
-    return WEIGHTS[int(np.flatnonzero(good)[0])]
+    return WEIGHTS[int(np.flatnonzero(equally_good(tried))[0])]

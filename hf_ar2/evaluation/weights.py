@@ -13,7 +13,7 @@ from hf_ar2.evaluation.evaluators import pipeline_scores
 from hf_ar2.evaluation.metrics import answer_hit_rate, mrr, parse_metric
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 
-# Of the ranker; the ranker alone (no retriever score at all) is a system of its own.
+# Of BM25 beside the retriever, and of the ranker; the ranker alone (no retriever score) is a system of its own.
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 # Tried where they are less than what the ranker scored, which is always tried.
 DEPTHS = (5, 10, 20, 50)
@@ -83,14 +83,30 @@ def fit_blend(
             heads = scores[:, :depth], ranker_scores[:, :depth]
             both = pipeline_scores(*heads, retriever_temperature, ranker_temperature, weight)
             tried[place, number] = values(np.argsort(-both, axis=1, kind="stable"))
-    padded = np.pad(tried.mean(axis=2), ((0, 0), (1, 1)), mode="edge")
-    means = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
-    best = divmod(int(means.argmax()), len(WEIGHTS))
-    errors = (tried[best] - tried).std(axis=2) / np.sqrt(tried.shape[2])
-    good = means >= means[best] - _EQUALLY_GOOD * errors - 1e-12
+    good = equally_good(tried)
     steps = np.abs(np.arange(len(WEIGHTS)) - WEIGHTS.index(1.0)) + np.arange(len(depths))[::-1, None]
     depth, weight = divmod(int(np.where(good, steps, steps.max() + 1).argmin()), len(WEIGHTS))
     return Blend(WEIGHTS[weight], None if depths[depth] == scored else depths[depth])
+
+
+def equally_good(tried: np.ndarray) -> np.ndarray:
+    """Which weights cannot be told from the best one, bool `[..., W]`.
+
+    The means are smoothed over neighbouring weights (¼, ½, ¼). Good are those that are less than half a standard error
+    of the paired difference over the queries below the best.
+
+    Args:
+        tried: the metric of every query at every weight, float64 `[..., W, Q]`, weights in their order.
+
+    Example:
+        >>> equally_good(np.array([[0.0, 0.0], [1.0, 0.5], [1.0, 0.5]])).tolist()
+        [False, False, True]
+    """
+    padded = np.pad(tried.mean(axis=-1), [(0, 0)] * (tried.ndim - 2) + [(1, 1)], mode="edge")
+    means = 0.25 * padded[..., :-2] + 0.5 * padded[..., 1:-1] + 0.25 * padded[..., 2:]
+    best = np.unravel_index(int(means.argmax()), means.shape)
+    errors = (tried[best] - tried).std(axis=-1) / np.sqrt(tried.shape[-1])
+    return np.asarray(means >= means[best] - _EQUALLY_GOOD * errors - 1e-12)
 
 
 def _values_of_order(
