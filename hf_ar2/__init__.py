@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_ar2.collections import Collection, load_collection
     from hf_ar2.index import CorpusIndex
-    from hf_ar2.joint_model import JointModel
-    from hf_ar2.models import load_ranker, load_retriever
+    from hf_ar2.models.joint import JointModel
+    from hf_ar2.models.loading import load_ranker, load_retriever
     from hf_ar2.trainers import (
         AR2Config,
         AR2Trainer,
@@ -55,7 +55,7 @@ _HOMES = {
     "Collection": "hf_ar2.collections",
     "load_collection": "hf_ar2.collections",
     "CorpusIndex": "hf_ar2.index",
-    "JointModel": "hf_ar2.joint_model",
+    "JointModel": "hf_ar2.models",
     "load_ranker": "hf_ar2.models",
     "load_retriever": "hf_ar2.models",
     "AR2Config": "hf_ar2.trainers",

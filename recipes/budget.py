@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_ar2.json_files import write_json
-from hf_ar2.merging import SHARES
+from hf_ar2.recipes.merge_share import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
 

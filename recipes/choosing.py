@@ -14,10 +14,10 @@ from hf_ar2.collections import Collection
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.significance import PairedTest, paired_test
 from hf_ar2.evaluation.systems import evaluated_queries
+from hf_ar2.evaluation.tables import display_name
 from hf_ar2.evaluation.weights import Blend
 from hf_ar2.json_files import write_json
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
-from hf_ar2.report import display_name
 
 # p below which a better system of levels 2 and 3 takes the place of a plainer one, see `choose`.
 NEEDED = {2: 0.2, 3: 0.05}

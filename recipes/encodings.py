@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from hf_ar2.encodings import Encodings
+from hf_ar2.index.encodings import Encodings
 from hf_ar2.recipes.recipe import Recipe, source_name
 
 _NOTE = "encoding.json"

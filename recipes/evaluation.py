@@ -15,13 +15,14 @@ from accelerate import PartialState
 
 from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
+from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.collections import Collection
 from hf_ar2.collections.sources import what_is_asked
 from hf_ar2.evaluation.runs import read_run, run_file
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, out_of_reach
+from hf_ar2.evaluation.tables import stage_table
 from hf_ar2.evaluation.weights import Blend
-from hf_ar2.guard import GUARD_FILE, guard_table
 from hf_ar2.recipes.choosing import (
     choose,
     choosing_split,
@@ -41,8 +42,8 @@ from hf_ar2.recipes.row_evaluation import (
     open_lexical,
     read_blend,
 )
-from hf_ar2.report import plot_report, stage_table
-from hf_ar2.run_index import SEARCHED_INDEX
+from hf_ar2.report.plot import plot_report
+from hf_ar2.search.run_index import SEARCHED_INDEX
 
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:

@@ -14,14 +14,14 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.cards.facts import read_json
+from hf_ar2.cards.guard import GUARD_FILE
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import out_of_reach
-from hf_ar2.guard import GUARD_FILE
 from hf_ar2.json_files import write_json
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.sampled import sample_of, values_among
-from hf_ar2.search_system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem, Settings
 
 if TYPE_CHECKING:
     from hf_ar2.recipes.inputs import Inputs

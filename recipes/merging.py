@@ -16,15 +16,16 @@ from sentence_transformers import SentenceTransformer
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.metrics import parse_metric
-from hf_ar2.merging import SHARES, MergeConfig, check_mergeable, choose_share, merge_retrievers
-from hf_ar2.models import load_retriever
+from hf_ar2.evaluation.tables import display_name, format_table
+from hf_ar2.models.loading import load_retriever
+from hf_ar2.models.merging import MergeConfig, check_mergeable, merge_retrievers
 from hf_ar2.recipes.encodings import encodings_folder
 from hf_ar2.recipes.guard import Guard
+from hf_ar2.recipes.merge_share import SHARES, choose_share
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.sampled import reduced, values_among
 from hf_ar2.recipes.stage_settings import stage_config
-from hf_ar2.report import display_name, format_table
-from hf_ar2.search_system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem, Settings
 
 # Of a split: this many queries, and what each of the two retrievers finds first.
 QUERIES = 150

@@ -14,13 +14,13 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.systems import evaluated_queries
+from hf_ar2.evaluation.tables import format_table
 from hf_ar2.json_files import write_json
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.stage_settings import stage_config
 from hf_ar2.recipes.working_part import part_size, working_part
-from hf_ar2.report import format_table
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.step_time import tokens_per_second
 

@@ -12,8 +12,8 @@ from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_questions, wi
 from hf_ar2.evaluation.runs import read_run, run_file
 from hf_ar2.evaluation.success import FIRST, questions_answered
 from hf_ar2.evaluation.systems import evaluated_queries
+from hf_ar2.evaluation.tables import stage_table
 from hf_ar2.recipes.recipe import Recipe, RecipeError
-from hf_ar2.report import stage_table
 
 
 def check_questions(recipe: Recipe) -> None:

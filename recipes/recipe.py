@@ -15,7 +15,7 @@ import yaml
 
 from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_changes, source_name
-from hf_ar2.merging import MergeConfig
+from hf_ar2.models.merging import MergeConfig
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
 # What a stage may be, and its settings. Two train nothing: `augment` writes training lists for later stages, `merge`

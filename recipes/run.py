@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
             INTERRUPTS, None
         ):  # what started the launcher had it ignore Ctrl-C, which is inherited
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        from hf_ar2.processes import end_processes
+        from hf_ar2.encoding.processes import end_processes
         from hf_ar2.recipes.recipe import load_recipe
 
         path, overrides = parse_arguments(arguments)

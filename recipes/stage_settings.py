@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_ar2.recipes.encodings import encodings_folder
 from hf_ar2.recipes.recipe import CONFIGS, Recipe
-from hf_ar2.run_index import SEARCHED_INDEX, RunIndex
+from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
 from hf_ar2.trainers import LTReConfig, RetrieverConfig
 
 # Of a recipe's common settings, those that say how texts are read, searched and shown; the others are about training.

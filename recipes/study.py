@@ -19,10 +19,10 @@ import numpy as np
 
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.significance import paired_test
+from hf_ar2.evaluation.tables import MARKS, format_p, format_table
 from hf_ar2.recipes.evaluation import per_query
 from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
-from hf_ar2.report import MARKS, format_p, format_table
 
 
 def main(arguments: list[str] | None = None) -> None:

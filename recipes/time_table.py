@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.evaluation.tables import format_table
 from hf_ar2.recipes.budget import Costs, make_plan
 from hf_ar2.recipes.recipe import Recipe, RecipeError
-from hf_ar2.report import format_table
 
 _MINING, _EVALUATION = "refresh", "evaluation"
 

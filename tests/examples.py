@@ -16,7 +16,7 @@ import datasets
 import pytest
 from conftest import with_passages
 
-import hf_ar2.models
+import hf_ar2.models.loading
 from hf_ar2.collections import Collection
 from hf_ar2.trainers import JointConfig, JointTrainer
 
@@ -49,9 +49,9 @@ def answer_hub_names(
     """Models and collections that examples name become tiny ones, and training a matter of two steps."""
     collection = with_passages(collection, 120)  # recall@100 asks for that many
     models = dict.fromkeys(RETRIEVERS, str(retriever)) | dict.fromkeys(RANKERS, str(ranker))
-    resolve = hf_ar2.models.resolve_model_name
+    resolve = hf_ar2.models.loading.resolve_model_name
     monkeypatch.setattr(
-        hf_ar2.models, "resolve_model_name", lambda name: resolve(models.get(str(name), name))
+        hf_ar2.models.loading, "resolve_model_name", lambda name: resolve(models.get(str(name), name))
     )
     monkeypatch.setattr(
         datasets, "load_dataset", lambda name, *part, **_: _hub_tables(collection, name, *part)

@@ -28,9 +28,10 @@ from tiny_ar2 import SETTINGS, settings_of
 from transformers import AutoModel, AutoModelForSequenceClassification
 from two_processes import leave
 
-from hf_ar2 import cli, hub
+from hf_ar2.cards import hub
+from hf_ar2.command_line import main as cli
 from hf_ar2.index.frozen import FrozenIndex
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import AR2Config, AR2Trainer, LTReConfig, LTReTrainer
 
 hub.WAITS = (0.01, 0.01)

@@ -17,15 +17,16 @@ from datasets import Dataset, concatenate_datasets
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from two_processes import in_two_processes
 
-from hf_ar2 import cli, load_collection, load_ranker, load_retriever
+from hf_ar2 import load_collection, load_ranker, load_retriever
 from hf_ar2.augmentation import AugmentConfig, augment, read_false_negatives
 from hf_ar2.augmentation import scored as scoring
+from hf_ar2.augmentation.calibration import Calibration, fit_calibration
 from hf_ar2.augmentation.confidence import log_shares
-from hf_ar2.calibration import Calibration, fit_calibration
-from hf_ar2.candidates import passage_text_keys
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.training_lists import TrainingLists, load_training_lists
+from hf_ar2.command_line import main as cli
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.training_lists.pool import passage_text_keys
+from hf_ar2.training_lists.stored import TrainingLists, load_training_lists
 
 Models = tuple[SentenceTransformer, CrossEncoder]
 MARGIN = {"thresholds": "margin", "irrelevant": 0.2, "relevant": 0.2, "bf16": False, "depth": 12}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_ar2.cli import main as cli_main
 from hf_ar2.command_line.launch import find_recipe
+from hf_ar2.command_line.main import main as cli_main
 from hf_ar2.recipes.budget import Budget, Costs, make_plan, overheads, without
 from hf_ar2.recipes.recipe import RecipeError, load_recipe
 from hf_ar2.recipes.run import main
@@ -171,7 +171,7 @@ def write_recipe(folder: Path, collection: Path, models: dict[str, str]) -> Path
 
 @pytest.fixture(scope="module")
 def collection_folder(tmp_path_factory, tiny_collection):
-    from hf_ar2.collections.beir import write_beir
+    from hf_ar2.collections.write import write_beir
 
     folder = tmp_path_factory.mktemp("data") / "tiny"
     write_beir(tiny_collection, folder)

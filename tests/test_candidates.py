@@ -8,18 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from hf_ar2.candidates import (
+from hf_ar2.collections.judgments import Judgments
+from hf_ar2.training_lists.pool import (
     CandidatePool,
     build_pool,
     padded_positives,
     passage_text_keys,
     pool_statistics,
+)
+from hf_ar2.training_lists.sampling import (
+    counter_uniform,
     sample_negatives,
     sample_positive_columns,
     sample_random_passages,
 )
-from hf_ar2.collections.judgments import Judgments
-from hf_ar2.sampling import counter_uniform
 
 
 def judge(*positives: list[int]) -> Judgments:
@@ -104,7 +106,7 @@ class TestBuild:
         assert pool.scores[0, 1] == -np.inf
 
     def test_equals_a_loop_over_queries(self, monkeypatch):
-        monkeypatch.setattr("hf_ar2.candidate_filters._CHUNK", 7)  # several chunks, the last one short
+        monkeypatch.setattr("hf_ar2.training_lists.filters._CHUNK", 7)  # several chunks, the last one short
         random = np.random.default_rng(0)
         rows = np.stack([random.permutation(60)[:20] for _ in range(50)])
         rows[random.random(rows.shape) < 0.1] = -1
@@ -231,7 +233,9 @@ class TestCounterUniform:
             assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < error
 
     def test_stays_inside_at_the_largest_hash(self, monkeypatch):
-        monkeypatch.setattr("hf_ar2.sampling._mix", lambda x: np.full_like(x, np.iinfo(np.uint64).max))
+        monkeypatch.setattr(
+            "hf_ar2.training_lists.sampling._mix", lambda x: np.full_like(x, np.iinfo(np.uint64).max)
+        )
         assert counter_uniform(0, np.arange(1), 1).item() < 1
 
 

@@ -14,12 +14,13 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from huggingface_hub import ModelCard
 
-from hf_ar2 import cli
 from hf_ar2.cards.card import index_card, license_of, model_card
 from hf_ar2.cards.facts import Stage, Training, training_of_run
-from hf_ar2.cards.view import terminal_text
+from hf_ar2.cards.provenance import settings_of
 from hf_ar2.collections import Collection
-from hf_ar2.models import load_retriever
+from hf_ar2.command_line import main as cli
+from hf_ar2.command_line.card_view import terminal_text
+from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,
@@ -28,7 +29,6 @@ from hf_ar2.trainers import (
     RetrieverConfig,
     RetrieverTrainer,
 )
-from hf_ar2.trainers.publishing import settings_of
 
 BASE_CARD = "---\nlicense: mit\ntags: [base]\n---\n# The base model's own words\n"
 

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 
-from hf_ar2 import cli
 from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import served_row, training_of_run
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.command_line import main as cli
 from hf_ar2.evaluation import read_run, write_run
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, rankings_of_systems
@@ -25,7 +25,7 @@ from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.recipes.evaluation import check_evaluation, choose_from_runs
 from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.search_system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem, Settings
 
 # Ranks of the one relevant passage of the eight dev queries.
 SECOND = [2] * 8

@@ -26,15 +26,15 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 from sentence_transformers import SentenceTransformer
 
 import hf_ar2
-from hf_ar2 import cli
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line import launch
-from hf_ar2.command_line.commands import hits_table
+from hf_ar2.command_line import main as cli
+from hf_ar2.command_line.show import hits_table
 from hf_ar2.evaluation import read_run
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
-from hf_ar2.search_system import EVALUATION_FIELDS, Hit, SearchSystem, Settings
+from hf_ar2.search.system import EVALUATION_FIELDS, Hit, SearchSystem, Settings
 
 COMMANDS = list(cli.build_parsers()[1])
 COMMANDS += ["push", "card"]
@@ -201,8 +201,8 @@ def endless(options: argparse.Namespace) -> int:
 
 def test_help_and_the_package_come_without_torch() -> None:
     code = (
-        "import sys, hf_ar2, hf_ar2.cli\n"
-        "try: hf_ar2.cli.main(['search', '--help'])\n"
+        "import sys, hf_ar2, hf_ar2.command_line.main\n"
+        "try: hf_ar2.command_line.main.main(['search', '--help'])\n"
         "finally: print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -347,7 +347,7 @@ def test_training_that_is_stopped_ends_with_all_it_started_and_no_traceback(
         "stages": {"warm-up": stage},
     }
     (tmp_path / "long.yaml").write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "hf_ar2.cli", "train", str(tmp_path / "long.yaml")]
+    command = [sys.executable, "-m", "hf_ar2.command_line.main", "train", str(tmp_path / "long.yaml")]
     command += ["--output_dir", str(tmp_path / "run")]
     if processes > 1:
         machine = {"distributed_type": "MULTI_GPU", "num_machines": 1, "mixed_precision": "no"}
@@ -466,7 +466,7 @@ def test_evaluate_prints_a_table_and_writes_run_files(
 @pytest.fixture
 def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is encoded without a recipe takes bf16 where that pays, so that another processor gives other digits."""
-    monkeypatch.setattr("hf_ar2.search_system.bf16_pays", lambda device: False)
+    monkeypatch.setattr("hf_ar2.search.system.bf16_pays", lambda device: False)
 
 
 def test_evaluate_takes_models_without_a_run_folder(

@@ -83,7 +83,7 @@ def test_a_mapped_corpus_is_parsed_once_and_again_when_the_file_changed(tmp_path
         raise AssertionError("parsed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_ar2.collections.beir._passages", never)
+        patch.setattr("hf_ar2.collections.readers.beir._passages", never)
         assert load_collection(folder, cache_dir=cache).fingerprint == first.fingerprint
     more = BEIR["corpus.jsonl"] + json_lines({"_id": "d4", "text": "later"}, {"_id": "d5", "text": " "})
     write(folder, {"corpus.jsonl": more})
@@ -95,7 +95,7 @@ def test_a_mapped_corpus_is_parsed_once_and_again_when_the_file_changed(tmp_path
 
 
 def test_a_large_corpus_is_mapped_from_the_cache_of_datasets(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("hf_ar2.collections.passages._MAPPED_FROM_BYTES", 10)
+    monkeypatch.setattr("hf_ar2.collections.readers.passages._MAPPED_FROM_BYTES", 10)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     collection = load_collection(write(tmp_path / "mine", BEIR))
     (cached,) = collection.corpus.cache_files
@@ -285,7 +285,7 @@ def test_dpr_survives_saving_as_beir(tmp_path: Path):
 @pytest.mark.parametrize("characters", [1, 7, 64, 2**20])
 @pytest.mark.parametrize("indent", [None, 4])
 def test_a_long_json_list_is_read_piece_by_piece(tmp_path: Path, monkeypatch, characters, indent):
-    from hf_ar2.collections import json_records
+    from hf_ar2.collections.readers import json_records
 
     monkeypatch.setattr(json_records, "_CHUNK_CHARACTERS", characters)
     items = [

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_ar2 import cli
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.text_folder import load_text_folder
-from hf_ar2.collections.text_sections import grouped
+from hf_ar2.collections.readers.text_folder import load_text_folder
+from hf_ar2.collections.readers.text_sections import grouped
+from hf_ar2.command_line import main as cli
 
 BEES = """\
 # Bees

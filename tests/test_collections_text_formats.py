@@ -6,16 +6,16 @@ from collections import Counter
 
 import pytest
 
-from hf_ar2.collections.heading_words import asked, can_tell, fault, is_empty, is_general, joined
-from hf_ar2.collections.left_out import LeftOut
-from hf_ar2.collections.text_files import with_questions
-from hf_ar2.collections.text_folder import _places
-from hf_ar2.collections.text_html import html_sections
-from hf_ar2.collections.text_man import man_sections
-from hf_ar2.collections.text_markdown import markdown_sections
-from hf_ar2.collections.text_plain import plain_sections
-from hf_ar2.collections.text_rst import rst_sections
-from hf_ar2.collections.text_sections import Section
+from hf_ar2.collections.readers.heading_words import asked, can_tell, fault, is_empty, is_general, joined
+from hf_ar2.collections.readers.left_out import LeftOut
+from hf_ar2.collections.readers.text_files import with_questions
+from hf_ar2.collections.readers.text_folder import _places
+from hf_ar2.collections.readers.text_html import html_sections
+from hf_ar2.collections.readers.text_man import man_sections
+from hf_ar2.collections.readers.text_markdown import markdown_sections
+from hf_ar2.collections.readers.text_plain import plain_sections
+from hf_ar2.collections.readers.text_rst import rst_sections
+from hf_ar2.collections.readers.text_sections import Section
 
 
 def found(sections: list[Section]) -> list[tuple[tuple[str, ...], list[str]]]:

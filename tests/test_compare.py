@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_ar2 import cli
 from hf_ar2.collections import Collection
+from hf_ar2.command_line import main as cli
 
 QUERIES = [f"q{number}" for number in range(1, 7)]
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import BertTokenizer
 
-from hf_ar2.index import CorpusIndex, InputBuilder, TokenStore, TorchSearcher, corpus_index
+from hf_ar2.encoding import InputBuilder, TokenStore
+from hf_ar2.index import CorpusIndex, TorchSearcher, corpus_index
 from hf_ar2.index.faiss_build import fill_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.search import FaissSearcher, query_matrix

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertTokenizer
 
-from hf_ar2.index import InputBuilder, TokenStore, encode_rows, token_budget_batches
+from hf_ar2.encoding import InputBuilder, TokenStore, encode_rows, token_budget_batches
 
 WORDS = [f"w{i}" for i in range(50)]
 

@@ -12,15 +12,14 @@ import pytest
 import torch
 from test_recipes import QUICK, changed, tiny_recipe, weights, write
 
-from hf_ar2 import cli
-from hf_ar2.encoder_fingerprint import encoder_fingerprint
-from hf_ar2.encodings import Encodings
-from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.evaluation.systems import index_fingerprint
+from hf_ar2.command_line import main as cli
+from hf_ar2.encoding.inputs import RetrieverInputs
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.index import CorpusIndex, corpus_index
-from hf_ar2.inputs import RetrieverInputs
-from hf_ar2.models import load_retriever, one_tower, tower
-from hf_ar2.processes import Processes
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.index.encodings import Encodings
+from hf_ar2.index.fingerprint import encoder_fingerprint, index_fingerprint
+from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.recipes import runner
 from hf_ar2.recipes.encodings import encodings_folder, keep_served_index
 from hf_ar2.recipes.recipe import RecipeError, load_recipe

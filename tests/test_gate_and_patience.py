@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from tiny_ar2 import SETTINGS, settings_of, without_dropout
 
-from hf_ar2.candidates import build_pool
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,
@@ -26,6 +25,7 @@ from hf_ar2.trainers import (
 )
 from hf_ar2.trainers.checkpoints import fingerprints
 from hf_ar2.trainers.schedule import schedule
+from hf_ar2.training_lists.pool import build_pool
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 GATED = {**SETTINGS, "teacher_gate": "ahead", "rerank_depth": 10}

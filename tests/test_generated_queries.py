@@ -15,11 +15,11 @@ import yaml
 from tiny_run import make_tiny_run
 from tiny_writers import make_tiny_writers
 
-from hf_ar2 import cli
 from hf_ar2.cards.facts import training_of_run
 from hf_ar2.cards.training import training_section
 from hf_ar2.collections import Collection, CollectionError, load_collection
 from hf_ar2.collections.sources import query_sources
+from hf_ar2.command_line import main as cli
 from hf_ar2.generation.endpoint import EndpointWriter
 from hf_ar2.generation.models import ModelWriter
 from hf_ar2.generation.prompts import question_in

@@ -15,7 +15,7 @@ from tiny_ar2 import TRAINERS, settings_of, without_dropout
 from transformers import TrainerCallback
 from two_processes import in_two_processes
 
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import RankerConfig, RankerTrainer
 from hf_ar2.trainers.gradient_cache import average_gradients
 

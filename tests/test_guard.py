@@ -10,17 +10,17 @@ import pytest
 import yaml
 from conftest import make_tiny_collection, make_tiny_retriever, with_passages
 
-from hf_ar2 import cli
+from hf_ar2.cards.guard import guard_sentence, guard_table
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.guard import guard_sentence, guard_table
+from hf_ar2.command_line import main as cli
 from hf_ar2.recipes import guard as module
 from hf_ar2.recipes.guard import load_guard
 from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.recipes.sampled import sample_of
-from hf_ar2.report_page import read_runs
-from hf_ar2.report_page.page import other_texts
+from hf_ar2.report.page import read_runs
+from hf_ar2.report.page.page import other_texts
 
 
 @pytest.fixture(scope="module")

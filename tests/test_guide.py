@@ -21,8 +21,8 @@ import pytest
 from conftest import ADJECTIVES, ANIMALS, OBJECTS, PLACES, VERBS, make_tiny_retriever
 from tiny_writers import make_tiny_writers
 
-from hf_ar2 import cli
 from hf_ar2.collections import load_collection
+from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.recipes.recipe import load_recipe
 
@@ -43,7 +43,7 @@ TINY = (
     "--evaluation.choose_on null"
 ).split()
 CTRL_C = (
-    "import signal, sys; from hf_ar2.cli import main; "
+    "import signal, sys; from hf_ar2.command_line.main import main; "
     "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"
 )
 
@@ -118,7 +118,12 @@ def push(arguments: list[str]) -> None:
         assert stub.stdout is not None
         endpoint = f"http://127.0.0.1:{stub.stdout.readline().strip()}"
         environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_dummy", "HF_HUB_OFFLINE": "0"}
-        words = [sys.executable, "-m", "hf_ar2.cli", *(text.replace("me/", "tester/") for text in arguments)]
+        words = [
+            sys.executable,
+            "-m",
+            "hf_ar2.command_line.main",
+            *(text.replace("me/", "tester/") for text in arguments),
+        ]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         stub.terminate()
     assert done.returncode == 0, done.stderr

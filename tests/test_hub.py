@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import make_tiny_collection, make_tiny_ranker, make_tiny_retriever
 
-from hf_ar2 import hub
+from hf_ar2.cards import hub
 
 TESTS = Path(__file__).parent
 

@@ -11,14 +11,15 @@ from conftest import make_tiny_tokenizer
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import AutoConfig, BertConfig, BertModel, ErnieConfig
 
-from hf_ar2 import cli, load_ranker, load_retriever
+from hf_ar2 import load_ranker, load_retriever
 from hf_ar2.cards.usage import ranker_usage
-from hf_ar2.importers import import_checkpoint, read_torch
-from hf_ar2.joint_model import score_pairs
-from hf_ar2.models import has_separate_towers
-from hf_ar2.paddle_tensors import read_paddle, read_tensor, write_tensor
-from hf_ar2.rocketqa_checkpoints import from_paddle_name
-from hf_ar2.saved_models import read_ranker
+from hf_ar2.command_line import main as cli
+from hf_ar2.importing.checkpoints import import_checkpoint, read_torch
+from hf_ar2.importing.paddle import read_paddle, read_tensor, write_tensor
+from hf_ar2.importing.rocketqa import from_paddle_name
+from hf_ar2.models.joint import score_pairs
+from hf_ar2.models.loading import has_separate_towers
+from hf_ar2.models.saved import read_ranker
 
 QUERIES = ["where does the badger guard the apple ?", "what does the lynx carry"]
 PASSAGES = ["the brave badger guards a apple in the attic at dawn", "the calm lynx carries a drum"]

@@ -18,13 +18,13 @@ import pytest
 import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 
-from hf_ar2 import cli
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import qrels_of, question_id, read_judged, write_judged
+from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.label import ask, passages_text, visible
 from hf_ar2.command_line.label_page import LabelServer
 from hf_ar2.command_line.labelling import Labelling, pooled
-from hf_ar2.search_system import Hit
+from hf_ar2.search.system import Hit
 
 QUESTIONS = ["where do bees live ?", "who dances ?", "what is <b>honey</b> ?"]
 
@@ -298,7 +298,7 @@ def test_what_is_wrong_is_said_before_models_are_loaded(
 
 def test_the_page_is_served_until_ctrl_c(run: Path, asked: Path) -> None:
     start = (
-        "import signal, sys; from hf_ar2.cli import main; "
+        "import signal, sys; from hf_ar2.command_line.main import main; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", start, "label", str(run), str(asked), "--browser"]

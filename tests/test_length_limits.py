@@ -9,9 +9,9 @@ import pytest
 from conftest import make_tiny_ranker, make_tiny_retriever
 
 from hf_ar2.collections import Collection
-from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.length_limits import Cut, cut_line, too_many_queries, what_is_cut
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.encoding.length_limits import Cut, cut_line, too_many_queries, what_is_cut
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 
 

@@ -17,10 +17,11 @@ from sentence_transformers import SentenceTransformer
 from tiny_ar2 import settings_of, without_dropout
 from transformers import BertTokenizer
 
-from hf_ar2.index import CorpusIndex, InputBuilder, TokenStore, TorchSearcher, frozen
+from hf_ar2.encoding import InputBuilder, TokenStore
+from hf_ar2.index import CorpusIndex, TorchSearcher, frozen
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
-from hf_ar2.models import load_retriever
+from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import LTReConfig, LTReTrainer
 from hf_ar2.trainers.ltre_index import with_missed
 

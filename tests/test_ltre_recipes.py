@@ -13,7 +13,7 @@ import yaml
 from conftest import make_tiny_collection, make_tiny_retriever, with_passages
 from sentence_transformers import SentenceTransformer
 
-from hf_ar2 import cli
+from hf_ar2.command_line import main as cli
 from hf_ar2.recipes.recipe import RecipeError, load_recipe
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.recipes.stage_settings import row_config
@@ -33,7 +33,16 @@ def home(tmp_path_factory):
 
 
 def tune(home, *options):
-    command = [sys.executable, "-m", "hf_ar2.cli", "tune-queries", "tiny-retriever", "data", "--steps", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "hf_ar2.command_line.main",
+        "tune-queries",
+        "tiny-retriever",
+        "data",
+        "--steps",
+        "4",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *options, *SHORT], cwd=home, capture_output=True, text=True, env=environment

@@ -16,16 +16,17 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
-from hf_ar2.merging import SHARES, choose_share, merge_retrievers
-from hf_ar2.models import load_retriever
+from hf_ar2.models.loading import load_retriever
+from hf_ar2.models.merging import merge_retrievers
 from hf_ar2.recipes import merging, runner
 from hf_ar2.recipes.guard import Guard, GuardSplit
 from hf_ar2.recipes.inputs import Inputs
+from hf_ar2.recipes.merge_share import SHARES, choose_share
 from hf_ar2.recipes.merging import merge, values_of_shares
 from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
 from hf_ar2.recipes.runner import load_model, run_recipe
 from hf_ar2.recipes.sampled import reduced, values_among
-from hf_ar2.search_system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem, Settings
 
 
 @pytest.fixture(scope="module")

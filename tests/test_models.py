@@ -24,17 +24,17 @@ from transformers import (
 )
 
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.joint_model import JointModel, embed, save_models, score_pairs
-from hf_ar2.models import (
+from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.encoding.processes import Processes
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.models.joint import JointModel, embed, save_models, score_pairs
+from hf_ar2.models.loading import (
     has_separate_towers,
     load_ranker,
     load_retriever,
     resolve_model_name,
     weights_fingerprint,
 )
-from hf_ar2.processes import Processes
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 

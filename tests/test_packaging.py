@@ -1,4 +1,4 @@
-"""What is installed is what is in the repository, and dependencies between the rooms point one way."""
+"""What is installed is what is in the repository, and imports between the packages point one way."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# `hf_ar2/trainers` and `hf_ar2/recipes` are links to the folders at the top.
 FOLDERS = {
     "hf_ar2": ROOT / "hf_ar2",
     "hf_ar2.trainers": ROOT / "trainers",
     "hf_ar2.recipes": ROOT / "recipes",
 }
+# Modules that any package may import; they import the standard library and tqdm alone.
+LEAVES = {"hf_ar2.json_files", "hf_ar2.progress"}
 
 
 def modules_in(folder: Path) -> list[Path]:
@@ -71,14 +75,30 @@ def test_losses_import_torch_alone_and_metrics_numpy_alone() -> None:
 
 
 def test_dependencies_point_one_way() -> None:
-    """recipes -> trainers -> hf_ar2; only hf_ar2's own __init__ hands on the trainers' names, lazily."""
-    for path in modules_in(ROOT / "hf_ar2"):
-        if path != ROOT / "hf_ar2" / "__init__.py":
-            upwards = {n for n in imports_of(path) if n.startswith(("hf_ar2.trainers", "hf_ar2.recipes"))}
-            assert not upwards, f"{path} imports {upwards}"
-    for path in modules_in(ROOT / "trainers"):
-        upwards = {name for name in imports_of(path) if name.startswith("hf_ar2.recipes")}
-        assert not upwards, f"{path} imports {upwards}"
+    """recipes -> trainers -> the other packages, and no circles among them, type annotations apart.
+
+    An `__init__` re-exports names of the packages inside it; those imports do not count.
+    """
+    packages = {
+        ".".join([package, *path.parent.relative_to(folder).parts])
+        for package, folder in FOLDERS.items()
+        for path in modules_in(folder)
+    }
+    arrows: dict[str, set[str]] = {package: set() for package in packages}
+    for package, folder in FOLDERS.items():
+        for path in modules_in(folder):
+            own = ".".join([package, *path.parent.relative_to(folder).parts])
+            for name in imports_of(path) - LEAVES:
+                parts = name.split(".")
+                prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+                target = next((prefix for prefix in prefixes if prefix in packages), own)
+                if target != own and not (path.name == "__init__.py" and target.startswith(own + ".")):
+                    arrows[own].add(target)
+    for package, targets in arrows.items():
+        if package != "hf_ar2.recipes":
+            assert "hf_ar2.recipes" not in targets, f"{package} imports hf_ar2.recipes"
+            assert package == "hf_ar2.trainers" or "hf_ar2.trainers" not in targets, package
+    assert list(TopologicalSorter(arrows).static_order())  # raises CycleError where there is a circle
 
 
 def test_the_package_imports_quickly_and_without_torch() -> None:

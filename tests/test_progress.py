@@ -11,8 +11,8 @@ from conftest import make_tiny_retriever
 
 from hf_ar2 import progress
 from hf_ar2.collections import Collection
+from hf_ar2.evaluation.tables import NAN_NOTE
 from hf_ar2.progress import progress_bar
-from hf_ar2.report import NAN_NOTE
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 from hf_ar2.trainers.log_lines import log_lines
 

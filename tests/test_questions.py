@@ -12,7 +12,6 @@ import pytest
 import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 
-from hf_ar2 import cli
 from hf_ar2.collections import Collection, CollectionError
 from hf_ar2.collections.questions import (
     QUESTIONS,
@@ -23,6 +22,7 @@ from hf_ar2.collections.questions import (
     with_questions,
     write_judged,
 )
+from hf_ar2.command_line import main as cli
 from hf_ar2.recipes.recipe import RecipeError, load_recipe
 from hf_ar2.recipes.runner import run_recipe
 

@@ -19,8 +19,8 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 from examples import answer_hub_names, python_blocks, run_block
 from tiny_run import make_tiny_run
 
-from hf_ar2 import cli
 from hf_ar2.collections import Collection
+from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.launch import shipped_recipes
 from hf_ar2.recipes import study
 from hf_ar2.recipes.recipe import load_recipe

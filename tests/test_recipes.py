@@ -11,13 +11,13 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from hf_ar2 import cli
+from hf_ar2.command_line import main as cli
 from hf_ar2.recipes import runner
 from hf_ar2.recipes.recipe import CONFIGS, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.search_system import read_run
-from hf_ar2.training_lists import load_training_lists
+from hf_ar2.search.system import read_run
+from hf_ar2.training_lists.stored import load_training_lists
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 QUICK = {

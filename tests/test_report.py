@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from hf_ar2 import report
+from hf_ar2.evaluation import tables as report
 from hf_ar2.evaluation.significance import PairedTest
-from hf_ar2.report import NAN_NOTE, display_name, format_p, format_table, plot_report, stage_table
+from hf_ar2.evaluation.tables import NAN_NOTE, display_name, format_p, format_table, stage_table
+from hf_ar2.report.plot import plot_report
 
 METRICS = {
     "zero-shot": {"test": {"retriever": {"mrr@10": 0.25, "ndcg@10": 0.312, "recall@100": 0.781}}},
@@ -240,7 +241,7 @@ def test_what_was_not_logged_is_left_out(tmp_path, history, metrics):
 def test_tables_need_no_matplotlib():
     import subprocess
 
-    code = "import sys, hf_ar2.report; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, hf_ar2.evaluation.tables; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False False"
 

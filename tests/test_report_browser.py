@@ -17,8 +17,8 @@ from datasets import Dataset, Features, Value
 from tiny_run import make_tiny_run
 
 from hf_ar2.collections import Collection
-from hf_ar2.report_page import read_runs, render_page
-from hf_ar2.report_page.page import page_data, page_of
+from hf_ar2.report.page import read_runs, render_page
+from hf_ar2.report.page.page import page_data, page_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra 'dev'")
 

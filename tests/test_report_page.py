@@ -20,17 +20,17 @@ from conftest import make_tiny_collection
 from datasets import Dataset
 from tiny_run import METRICS, make_tiny_run
 
-from hf_ar2 import cli
 from hf_ar2.collections import Collection
+from hf_ar2.command_line import main as cli
+from hf_ar2.command_line.report import common_collection
 from hf_ar2.evaluation import read_run
 from hf_ar2.evaluation.runs import run_file, write_run
 from hf_ar2.evaluation.systems import evaluated_queries, measure
-from hf_ar2.report_page import read_runs, render_page
-from hf_ar2.report_page.command import common_collection
-from hf_ar2.report_page.page import SCRIPTS, default_pair, pack, page_data
-from hf_ar2.report_page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, query_browser
-from hf_ar2.report_page.run_folder import RunFolder
-from hf_ar2.report_page.training import MOST_POINTS, stage_times, training_charts
+from hf_ar2.report.page import read_runs, render_page
+from hf_ar2.report.page.page import SCRIPTS, default_pair, pack, page_data
+from hf_ar2.report.page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, query_browser
+from hf_ar2.report.page.run_folder import RunFolder
+from hf_ar2.report.page.training import MOST_POINTS, stage_times, training_charts
 
 HOSTILE = (
     "</script><img src=x onerror=alert(1)> \"quoted\" 'single' & \u2028 \u2029 <!-- ${x} $data \\u003c 𝒳"
@@ -310,7 +310,7 @@ def test_nothing_can_be_fetched_and_no_other_script_runs(run: Path, tiny_collect
     digest = base64.b64encode(hashlib.sha256(markup.scripts[1].encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}';" in policy
     for name in SCRIPTS:
-        code = (files("hf_ar2.report_page") / name).read_text(encoding="utf-8")
+        code = (files("hf_ar2.report.page") / name).read_text(encoding="utf-8")
         for forbidden in (
             "innerHTML",
             "outerHTML =",

@@ -20,9 +20,9 @@ from torch import Tensor
 from two_processes import in_two_processes
 
 from hf_ar2.losses import in_batch_contrastive_loss, pairwise_contrastive_loss, passage_centric_loss
-from hf_ar2.models import load_retriever
+from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
-from hf_ar2.training_lists import save_training_lists
+from hf_ar2.training_lists.stored import save_training_lists
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 TEMPERATURE = 0.5

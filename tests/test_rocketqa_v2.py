@@ -15,9 +15,8 @@ import pytest
 import torch
 from tiny_ar2 import settings_of, without_dropout
 
-from hf_ar2.candidates import CandidatePool
-from hf_ar2.joint_model import embed, score_pairs
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.joint import embed, score_pairs
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     RankerConfig,
@@ -25,8 +24,9 @@ from hf_ar2.trainers import (
     RocketQAv2Config,
     RocketQAv2Trainer,
 )
-from hf_ar2.trainers.lists import ListSampler
 from hf_ar2.trainers.rocketqa_v2 import compared
+from hf_ar2.training_lists.pool import CandidatePool
+from hf_ar2.training_lists.sampler import ListSampler
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 SETTINGS = settings_of(RocketQAv2Config) | {

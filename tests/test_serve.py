@@ -24,10 +24,10 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 from datasets import Dataset
 
 import hf_ar2
-from hf_ar2 import cli
 from hf_ar2.collections import Collection
+from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.serve import SearchServer
-from hf_ar2.search_system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem, Settings
 
 HOSTILE = "<script>alert('falcon')</script> & \"quotes\""
 
@@ -199,7 +199,7 @@ def run(tmp_path: Path, tiny_collection: Collection) -> Path:
 def test_the_command_prints_where_it_is_and_ends_cleanly_on_ctrl_c(run: Path) -> None:
     # Who is started in the background may have been told to ignore Ctrl-C.
     start = (
-        "import signal, sys; from hf_ar2.cli import main; "
+        "import signal, sys; from hf_ar2.command_line.main import main; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", start, "serve", str(run), "--port", "0"]

@@ -21,7 +21,7 @@ from hf_ar2.trainers import (
     RocketQAv2Config,
     RocketQAv2Trainer,
 )
-from hf_ar2.training_lists import save_training_lists
+from hf_ar2.training_lists.stored import save_training_lists
 
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from hf_ar2.index import InputBuilder, TokenStore, tokenize, tokenizer_fingerprint
+from hf_ar2.encoding import InputBuilder, TokenStore, tokenize, tokenizer_fingerprint
 
 WORDS = "deep nets rank passages for queries; rétrieval häs <mask> [SEP] words, UNKNOWN ones & 12 345".split()
 
@@ -274,7 +274,7 @@ def test_failed_call_leaves_nothing(tmp_path):
 
 
 def test_texts_beyond_one_batch_and_none_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_ar2.index.tokens._TEXTS_PER_BATCH", 7)
+    monkeypatch.setattr("hf_ar2.encoding.tokens._TEXTS_PER_BATCH", 7)
     texts = random_texts(10, count=40)
     store = make_store(texts, bert_tokenizer(), tmp_path)
     expected = bert_tokenizer()(texts, add_special_tokens=False)["input_ids"]

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_ar2 import SETTINGS
 
 from hf_ar2.collections import Collection
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import AR2Config, AR2Trainer
 
 # What the callbacks call; `sent` is for the test.

@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny_ar2 import SETTINGS, without_dropout
 from transformers import AutoModel, AutoModelForSequenceClassification, EarlyStoppingCallback
 
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from datasets import Dataset, concatenate_datasets
 
-from hf_ar2.candidates import CandidatePool, concatenate_pools, sample_negatives
 from hf_ar2.collections import Collection, CollectionError
-from hf_ar2.training_lists import TrainingLists, load_training_lists, read_queries, save_training_lists
+from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools
+from hf_ar2.training_lists.sampling import sample_negatives
+from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, read_queries, save_training_lists
 
 LISTS: dict[str, list[Any]] = {
     "query_id": ["q200", "q200", "q203"],
@@ -165,7 +166,7 @@ def test_lists_over_another_corpus_warn(
     made = {"collection": {"corpus_fingerprint": tiny_collection.corpus_fingerprint}}
     lists = save_training_lists(tmp_path, Dataset.from_dict(LISTS), made)
     said: list[str] = []
-    monkeypatch.setattr("hf_ar2.training_lists.logger.warning", said.append)
+    monkeypatch.setattr("hf_ar2.training_lists.stored.logger.warning", said.append)
     lists.to_pool(tiny_collection)
     assert said == []
     rows = tiny_collection.corpus[:59]  # not select: another test may have attached an index

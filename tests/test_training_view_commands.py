@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import make_tiny_ranker, make_tiny_retriever
 
-from hf_ar2 import cli
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.command_line import main as cli
 from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.training_lists import load_training_lists
+from hf_ar2.training_lists.stored import load_training_lists
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from conftest import make_tiny_collection, with_passages
 from transformers import TrainerCallback
 from two_processes import leave
 
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,

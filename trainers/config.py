@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from hf_ar2.evaluation.metrics import parse_metric
-from hf_ar2.models import bf16_pays
-from hf_ar2.sampling import SAMPLERS
+from hf_ar2.models.loading import bf16_pays
+from hf_ar2.training_lists.sampling import SAMPLERS
 
 
 def setting(default: Any, text: str) -> Any:

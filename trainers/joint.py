@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
-from hf_ar2.candidates import CandidatePool, pool_statistics
+from hf_ar2.cards.provenance import name_of, stages_of
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.joint_model import JointModel
-from hf_ar2.length_limits import cut_line, too_many_queries, what_is_cut
-from hf_ar2.models import load_ranker, load_retriever, use_fast_attention
+from hf_ar2.encoding.length_limits import cut_line, too_many_queries, what_is_cut
+from hf_ar2.models.joint import JointModel
+from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
-from hf_ar2.trainers.lists import ListCollator, ListSampler, Positions, RoundSampler
+from hf_ar2.trainers.lists import ListCollator, Positions, RoundSampler
 from hf_ar2.trainers.log_lines import LogLines
 from hf_ar2.trainers.patience import Patience
-from hf_ar2.trainers.publishing import name_of, stages_of
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
 from hf_ar2.trainers.resuming import ResumableTrainer
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -34,6 +33,8 @@ from hf_ar2.trainers.stored_lists import (
     read_stored_lists,
     with_stored_lists,
 )
+from hf_ar2.training_lists.pool import CandidatePool, pool_statistics
+from hf_ar2.training_lists.sampler import ListSampler
 
 logger = logging.get_logger(__name__)
 

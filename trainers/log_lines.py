@@ -11,8 +11,8 @@ from typing import Any
 from tqdm.std import tqdm
 from transformers import TrainerCallback
 
+from hf_ar2.evaluation.tables import NAN_NOTE
 from hf_ar2.progress import in_words, line_is_due, on_terminal, progress_bar
-from hf_ar2.report import NAN_NOTE
 
 _WIDTH = 80
 _EVALUATION = re.compile(r"(?P<prefix>\w+?)_(?P<system>retriever|ranker|pipeline)_(?P<metric>.+)")

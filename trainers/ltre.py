@@ -16,15 +16,15 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from hf_ar2.cards.card import model_card
+from hf_ar2.cards.provenance import name_of, stages_of
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.retrieval import WEIGHTINGS
-from hf_ar2.models import load_retriever, one_tower, tower
+from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.trainers.config import JointConfig, setting
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ltre_index import FrozenRetrieval, with_missed
-from hf_ar2.trainers.publishing import name_of, stages_of
 
 _INDEX_NOTE, _CODEBOOK = "frozen_index.json", "codebook.safetensors"
 
@@ -182,7 +182,9 @@ class LTReTrainer(JointTrainer):
     @property
     def codebook(self) -> Codebook | None:
         """The centroids that are trained; None without `train_centroids`."""
-        return self.model.codebook
+        codebook = self.model.codebook
+        assert codebook is None or isinstance(codebook, Codebook)
+        return codebook
 
     @property
     def steps_per_round(self) -> int:

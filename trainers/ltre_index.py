@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
-from hf_ar2.run_index import check_fit
 from hf_ar2.trainers.retrieval import Retrieval
 
 

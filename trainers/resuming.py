@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from hf_ar2.candidates import CandidatePool
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.joint_model import save_models
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.models.joint import save_models
 from hf_ar2.trainers.checkpoints import (
     TRAINER_STATE,
     describe_run,
@@ -25,6 +24,7 @@ from hf_ar2.trainers.checkpoints import (
 )
 from hf_ar2.trainers.publishing import PublishingTrainer
 from hf_ar2.trainers.stored_lists import note_stored_lists, refuse_other_lists
+from hf_ar2.training_lists.pool import CandidatePool
 
 logger = logging.get_logger(__name__)
 

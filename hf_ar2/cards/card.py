@@ -17,7 +17,7 @@ from hf_ar2.cards.papers import papers_of
 from hf_ar2.cards.results import model_index, results_section, short_name, wrapped
 from hf_ar2.cards.training import bibliography, collection_told, listed, merge_told, training_section
 from hf_ar2.cards.usage import ranker_usage, retriever_usage
-from hf_ar2.saved_models import SavedRanker, SavedRetriever, read_ranker, read_retriever
+from hf_ar2.models.saved import SavedRanker, SavedRetriever, read_ranker, read_retriever
 
 _UNKNOWN = "not known"
 
@@ -137,7 +137,7 @@ def license_of(base: str) -> str | None:
     from huggingface_hub.errors import HTTPError
 
     from hf_ar2.cards.facts import hub_id
-    from hf_ar2.models import resolve_model_name
+    from hf_ar2.models.loading import resolve_model_name
 
     try:
         folder = Path(resolve_model_name(base))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.environment import describe_environment
+from hf_ar2.cards.environment import describe_environment
 
 ROLES = ("retriever", "ranker")
 # Which system a run serves, and why; written at the end of its evaluation.
@@ -343,7 +343,7 @@ def source_changes(source: Any) -> dict[str, Any]:
 
 
 def _other_texts(folder: Path, recipe: Mapping[str, Any], retriever: Any) -> str:
-    from hf_ar2.guard import GUARD_FILE, guard_sentence  # which needs this module
+    from hf_ar2.cards.guard import GUARD_FILE, guard_sentence
 
     return guard_sentence(read_json(folder / GUARD_FILE), retriever) if recipe.get("guard") else ""
 

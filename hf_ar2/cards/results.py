@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from hf_ar2.cards.facts import Training
-from hf_ar2.report import display_name, format_p, format_table
+from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
 
 def model_index(training: Training) -> list[EvalResult]:

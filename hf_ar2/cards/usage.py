@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_ar2.saved_models import SavedRanker, SavedRetriever
+from hf_ar2.models.saved import SavedRanker, SavedRetriever
 
 _TEXTS = 'queries = ["why does bread rise"]\npassages = ["Yeast turns sugar into gas.", "Bread is sold in loaves."]\n'
 

@@ -1,13 +1,13 @@
 """Test collections (corpus, queries, qrels) as `datasets.Dataset`s, one reader per format."""
 
-from hf_ar2.collections.beir import load_beir, load_beir_from_hub
 from hf_ar2.collections.collection import Collection
-from hf_ar2.collections.dpr import load_dpr
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.collections.load import load_collection
-from hf_ar2.collections.ms_marco import load_ms_marco
 from hf_ar2.collections.problems import SKIPPABLE, CollectionError
-from hf_ar2.collections.python_packages import load_python_packages
+from hf_ar2.collections.readers.beir import load_beir, load_beir_from_hub
+from hf_ar2.collections.readers.dpr import load_dpr
+from hf_ar2.collections.readers.load import load_collection
+from hf_ar2.collections.readers.ms_marco import load_ms_marco
+from hf_ar2.collections.readers.python_packages import load_python_packages
 
 __all__ = [
     "SKIPPABLE",

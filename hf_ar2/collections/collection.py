@@ -258,7 +258,7 @@ class Collection:
         Raises:
             CollectionError: The folder holds something that is not a BEIR collection.
         """
-        from hf_ar2.collections.beir import write_beir
+        from hf_ar2.collections.write import write_beir
 
         write_beir(self, Path(folder))
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import datasets
 
-from hf_ar2.collections.beir import QRELS_HEADER
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.lines import numbered_lines, tab_separated
 from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.tables import QRELS_FEATURES, arrow_column, dataset_of, rows_of
+from hf_ar2.collections.write import QRELS_HEADER
 
 logger = logging.getLogger(__name__)
 

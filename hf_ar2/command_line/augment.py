@@ -14,10 +14,10 @@ import datasets
 from hf_ar2.augmentation import AugmentConfig, Suspect, augment, read_false_negatives
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column, rows_of
-from hf_ar2.command_line.commands import ordinal
-from hf_ar2.report import format_table
-from hf_ar2.search_system import SearchSystem
-from hf_ar2.training_lists import TrainingLists
+from hf_ar2.command_line.show import ordinal
+from hf_ar2.evaluation.tables import format_table
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.training_lists.stored import TrainingLists
 
 # What a run's recipe says about how texts are read and searched.
 _OF_THE_RUN = (

@@ -7,37 +7,24 @@ import contextlib
 import json
 import logging
 import os
-import shutil
-import tempfile
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import datasets
 import numpy as np
-from safetensors import SafetensorError
-from sentence_transformers import CrossEncoder, SentenceTransformer
-from transformers.utils import logging as transformers_logging
 
 from hf_ar2.collections import load_collection
-from hf_ar2.collections.beir import check_writable
-from hf_ar2.collections.load import TEXT_FOLDER
-from hf_ar2.collections.questions import QUESTIONS, with_questions
+from hf_ar2.collections.questions import QUESTIONS
+from hf_ar2.collections.readers.load import TEXT_FOLDER
+from hf_ar2.collections.write import check_writable
 from hf_ar2.command_line.asked import answered_text, check_judged
+from hf_ar2.command_line.open import TRAINING_INDEX, is_run, opened_system
+from hf_ar2.command_line.show import left_out, print_hits
+from hf_ar2.encoding import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
-from hf_ar2.index import encode_rows
-from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.progress import on_terminal
-from hf_ar2.report import display_name, format_p, format_table
-from hf_ar2.run_index import RunIndex
-from hf_ar2.search_system import Hit, Ranking, SearchSystem, Settings, read_run
-
-# In a run folder, the index over passages without the headings that are queries; that of `search` is index/.
-TRAINING_INDEX = "index_for_training"
-Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
+from hf_ar2.evaluation.tables import display_name, format_p, format_table
+from hf_ar2.search.system import Ranking, SearchSystem
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -93,26 +80,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
             write_results(Path(arguments.output), system, split, rankings, means)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
     return 0
-
-
-def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
-    """What a table of metrics lacks, and why, in a line; "" where it lacks nothing.
-
-    Args:
-        depths: system -> passages ranked per query.
-
-    Example:
-        >>> left_out({"retriever": 100, "ranker": 20}, ["mrr@10", "recall@100"], passages=5000)
-        'Left out: recall@100 of the ranker, which orders 20 passages per query (--rerank_depth)'
-    """
-    parts = []
-    for system, depth in depths.items():
-        if beyond := out_of_reach(metrics, depth, passages):
-            option = "--rerank_depth" if system == "ranker" else "--depth"
-            parts.append(
-                f"{', '.join(beyond)} of the {system}, which orders {depth} passages per query ({option})"
-            )
-    return f"Left out: {'; '.join(parts)}" if parts else ""
 
 
 def write_results(
@@ -215,68 +182,6 @@ def _asked() -> str:
         return ""
 
 
-def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) -> None:
-    """Search and print what was found, as wide as the terminal."""
-    hits = system.search(query, arguments.k)
-    print(f"\n{hits_table(hits, shutil.get_terminal_size((100, 24)).columns)}")
-
-
-def hits_table(hits: Sequence[Hit], width: int) -> str:
-    """Hits for the terminal, both scores side by side, each with the beginning of its passage.
-
-    Args:
-        hits: in the order to show.
-        width: of the terminal, in columns. Ids are never cut.
-
-    Example:
-        >>> print(hits_table([Hit("d7", "Colds", "Vitamin D did not prevent colds.", 2, 0.61, 4.2)], 66))
-        rank   ranker  retriever         passage
-        ──────────────────────────────────────────────────────────────────
-           1    4.200      0.610  (2nd)  d7
-                                         Colds · Vitamin D did not preven…
-    """
-    ranked = any(hit.ranker_score is not None for hit in hits)
-    heading = f"rank{'   ranker  retriever         ' if ranked else '  retriever  '}passage"
-    lines = [heading, "─" * max(width, len(heading))]
-    for number, hit in enumerate(hits, 1):
-        if ranked:
-            place = f"({ordinal(hit.retriever_rank)})"
-            ranker = "–" if hit.ranker_score is None else f"{hit.ranker_score:.3f}"
-            start = f"{number:>4}{ranker:>9}{hit.retriever_score:>11.3f}  {place:<7}"
-        else:
-            start = f"{number:>4}{hit.retriever_score:>11.3f}  "
-        first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
-        shown = " · ".join(" ".join(part.split()) for part in (hit.title, first_line) if part.strip())
-        lines += [f"{start}{hit.passage_id}", " " * len(start) + clip(shown, max(20, width - len(start)))]
-    return "\n".join(lines)
-
-
-def ordinal(number: int) -> str:
-    """`1st`, `2nd`, `3rd`, `4th`, …, `11th`, …
-
-    Example:
-        >>> [ordinal(number) for number in (1, 2, 11, 23)]
-        ['1st', '2nd', '11th', '23rd']
-    """
-    teens = number % 100 in (11, 12, 13)
-    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
-
-
-def clip(text: str, width: int) -> str:
-    """The beginning of a text that fits into `width` columns of a terminal, with … where it was cut.
-
-    Chinese, Japanese and Korean characters take two columns.
-
-    Example:
-        >>> clip("vitamin", 5), clip("维生素", 5), clip("cold", 5)
-        ('vita…', '维生…', 'cold')
-    """
-    ends = np.cumsum([2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text])
-    if not len(ends) or ends[-1] <= width:
-        return text
-    return text[: int(np.searchsorted(ends, width - 1, side="right"))] + "…"
-
-
 def augment(arguments: argparse.Namespace) -> int:
     """Write training lists, and print what was kept, what was dropped, and where the labels may be wrong."""
     from hf_ar2.command_line.augment import augment_with
@@ -318,87 +223,3 @@ def collection(arguments: argparse.Namespace) -> int:
     name = Path(arguments.out).name
     print(f"Next: hf-ar2 train own-corpus --collection {arguments.out} --output_dir runs/{name}")
     return 0
-
-
-@contextlib.contextmanager
-def opened_system(
-    arguments: argparse.Namespace, *, ranker: bool = True, for_training: bool = False
-) -> Iterator[SearchSystem]:
-    """Models, collection and settings as the command line names them: by a run folder, one by one, or both.
-
-    Tokens and the index are kept in the run folder. They go into a folder that is removed at the end where
-    there is none, or where another retriever or collection than the run's is used. The index that a run was
-    evaluated with is searched unless another is named, or other passages than it holds.
-
-    Args:
-        arguments: of the command.
-        ranker: whether the ranker is loaded.
-        for_training: read passages as training does (`Collection.for_training`), to measure what a run measured. Where
-            they differ from what is searched, their index is kept in a folder of its own.
-    """
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
-    run_index = None
-    settings = Settings.of_models()
-    retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
-    source = given.get("collection")
-    kept = run is not None and given.get("retriever") is None and source is None
-    if run is not None:
-        recipe = read_run(run)
-        settings = Settings.of_recipe(recipe, run)
-        if given.keys() & {"retriever", "ranker"}:  # what the run chose was chosen for its own models
-            settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
-        retriever_name = given.get("retriever") or str(Path(run) / "retriever")
-        if ranker_name is None and (Path(run) / "ranker").is_dir():
-            ranker_name = str(Path(run) / "ranker")
-        source = source or recipe["collection"]
-        if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
-            run_index = RunIndex.of_run(run, recipe)
-        if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
-            given["questions"] = recipe["questions"]
-    assert retriever_name is not None and source is not None
-    reranks = given.get("rerank_depth") != 0  # of the command line; 0 in a recipe is about its evaluation
-    with contextlib.ExitStack() as stack:
-        if not kept:
-            temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
-        work_folder = stack.enter_context(temporary) if not kept else str(run)
-        quiet()
-        collection, index_name = load_collection(source), "index"
-        if "questions" in given:
-            collection = with_questions(collection, given["questions"])
-        if for_training and (read := collection.for_training()) is not collection:
-            collection, index_name = read, TRAINING_INDEX
-        yield SearchSystem(
-            _loaded("retriever", retriever_name, load_retriever),
-            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
-            collection,
-            settings.changed(given),
-            work_folder,
-            given.get("index"),
-            run_index,
-            index_name=index_name,
-        )
-
-
-def quiet() -> None:
-    """Leave the terminal to our own progress bars and to results; warnings stay."""
-    transformers_logging.disable_progress_bar()
-    if not on_terminal():
-        datasets.disable_progress_bars()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def is_run(name: str | None) -> bool:
-    """Whether a model's name is a run folder: then its retriever is meant, with the lengths of its recipe."""
-    return name is not None and (Path(name) / "recipe.yaml").is_file()
-
-
-def _loaded(role: str, name: str, load: Callable[[str], Model]) -> Model:
-    try:
-        return load(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{role} {name!r} cannot be loaded: {reason} Name a folder with a model, a Hub id, or "
-            "package:NAME/FOLDER"
-        ) from error

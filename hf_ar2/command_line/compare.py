@@ -24,8 +24,8 @@ from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_ru
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
-from hf_ar2.report import MARKS, NAN_NOTE, display_name, format_p, format_table
-from hf_ar2.search_system import read_recipe
+from hf_ar2.evaluation.tables import MARKS, NAN_NOTE, display_name, format_p, format_table
+from hf_ar2.search.system import read_recipe
 
 # The split of a collection that is made of a qrels file.
 JUDGED = "judged"

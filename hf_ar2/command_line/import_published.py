@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hf_ar2.importers import import_checkpoint
+from hf_ar2.importing.checkpoints import import_checkpoint
 
 
 def import_published(arguments: argparse.Namespace) -> int:

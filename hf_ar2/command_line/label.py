@@ -15,10 +15,10 @@ from typing import Any
 
 from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.collections.questions import read_judged, read_questions
-from hf_ar2.command_line.commands import opened_system
 from hf_ar2.command_line.labelling import Labelling, Search
-from hf_ar2.models import load_retriever
-from hf_ar2.search_system import Hit, SearchSystem, Settings, read_run
+from hf_ar2.command_line.open import opened_system
+from hf_ar2.models.loading import load_retriever
+from hf_ar2.search.system import Hit, SearchSystem, Settings, read_run
 
 # Passages are shown up to here.
 _CHARACTERS = 1_200

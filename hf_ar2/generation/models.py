@@ -12,9 +12,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from hf_ar2.encoding.batches import token_budget_batches
 from hf_ar2.generation.prompts import PASSAGE_CHARACTERS, default_prompt, filled
-from hf_ar2.index.encoding import token_budget_batches
-from hf_ar2.models import bf16_pays, resolve_model_name
+from hf_ar2.models.loading import bf16_pays, resolve_model_name
 
 NEW_TOKENS = 64
 # Longer prompts are cut, where the model itself reads more.

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_ar2.index.encoding import Encode, encode_rows
+from hf_ar2.encoding.batches import Encode, encode_rows
+from hf_ar2.encoding.tokens import InputBuilder, TokenStore
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index, read_faiss_index, write_faiss_index
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, torch_searches
-from hf_ar2.index.tokens import InputBuilder, TokenStore
 
 if TYPE_CHECKING:
     import datasets

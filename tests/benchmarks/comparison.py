@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_ar2.evaluation.significance import PairedTest, paired_test
-from hf_ar2.report import display_name, format_p, format_table
+from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
 METRICS = ("mrr@10", "ndcg@10")
 SYSTEMS = ("zero-shot", "retriever", "system")

@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from hf_ar2.collections import load_collection
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import RocketQAv2Config, RocketQAv2Trainer
 
 LAYERS = [0, 5]

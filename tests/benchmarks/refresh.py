@@ -35,13 +35,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from hf_ar2.candidates import CandidatePool
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.evaluation.evaluators import Encoders
-from hf_ar2.models import bf16_pays, load_retriever
-from hf_ar2.processes import Processes
+from hf_ar2.encoding.processes import Processes
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.models.loading import bf16_pays, load_retriever
 from hf_ar2.trainers import JointConfig
 from hf_ar2.trainers.retrieval import Retrieval
+from hf_ar2.training_lists.pool import CandidatePool
 
 
 class Ours:

@@ -38,7 +38,7 @@ from transformers import TrainerCallback
 
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.systems import evaluated_queries, measure
-from hf_ar2.models import resolve_model_name
+from hf_ar2.models.loading import resolve_model_name
 
 METRICS = ("mrr@10", "ndcg@10")
 DEPTHS = (0, 5, 10, 20, 50)

@@ -29,8 +29,8 @@ from hf_ar2 import (
     RetrieverTrainer,
     load_collection,
 )
-from hf_ar2.models import load_ranker, load_retriever
-from hf_ar2.report import format_table
+from hf_ar2.evaluation.tables import format_table
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers.retrieval import Retrieval
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_ar2.collections import load_collection
-from hf_ar2.models import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import AR2Config, AR2Trainer
 
 Times = dict[str, list[tuple[float, float]]]

@@ -1,0 +1,93 @@
+"""What a run says of search in other texts than its own, read from `guard.json`: a table and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_ar2.cards.facts import source_name
+from hf_ar2.cards.results import short_name
+from hf_ar2.evaluation.tables import display_name, format_p, format_table
+
+# In a run folder, where the recipe names a guard. It holds `guard` (the collection), `split`, `metric`, the counts
+# `queries` of `of_queries` and `passages` of `of_passages`, `before` (the model that training began with) and `rows`,
+# each with `retriever`, `metrics`, `values` (of the metric, per query), `key`, and rows with `test`, the fields of a
+# `PairedTest` against `before`.
+GUARD_FILE = "guard.json"
+
+
+def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int = 80) -> str:
+    """Each row's retriever on the guard, with its change against the model that training began with.
+
+    Args:
+        guard: contents of `guard.json`.
+        markdown: a Markdown table in place of one for the terminal.
+        width: of the terminal, in characters.
+
+    Example:
+        >>> test = {"difference": -0.014, "p_value": 0.12, "wins": 20, "losses": 30, "ties": 250}
+        >>> rows = {"AR2": {"retriever": "ar2", "metrics": {"mrr@10": 0.922}, "test": test}}
+        >>> before = {"retriever": "base", "metrics": {"mrr@10": 0.936}}
+        >>> counts = {"queries": 300, "of_queries": 300, "passages": 5000, "of_passages": 57638}
+        >>> print(guard_table({
+        ...     "guard": "fiqa", "split": "test", "metric": "mrr@10", "before": before, "rows": rows, **counts
+        ... }))
+        Search of other texts (fiqa, test): 300 queries, 5,000 of 57,638 passages
+        <BLANKLINE>
+        row           MRR@10  change  significance
+        ──────────────────────────────────────────
+        before: base   0.936       –  –
+        AR2            0.922  -0.014  p = .120
+    """
+    before, rows = guard["before"], guard["rows"]
+    metrics = list(before["metrics"])
+    lines: list[list[Any]] = []
+    if all(row["retriever"] != before["retriever"] for row in rows.values()):
+        lines.append([f"before: {source_name(before['retriever'])}", *before["metrics"].values(), None, None])
+    for name, row in rows.items():
+        test = row.get("test")
+        change = (
+            [f"{test['difference']:+.3f}", format_p(test["p_value"], test["difference"])]
+            if test
+            else [None, None]
+        )
+        lines.append([name, *(row["metrics"].get(metric) for metric in metrics), *change])
+    headings = ["row", *map(display_name, metrics), "change", "significance"]
+    counts = ", ".join(_count(guard, what) for what in ("queries", "passages"))
+    title = f"Search of other texts ({guard['guard']}, {guard['split']}): {counts}"
+    return f"{title}\n\n{format_table(lines, headings, markdown=markdown, width=width)}"
+
+
+def guard_sentence(guard: Mapping[str, Any], retriever: Any) -> str:
+    """What a row's retriever does on the guard, in a sentence; "" where it was not measured.
+
+    Args:
+        guard: contents of `guard.json`, or nothing.
+        retriever: as the row names it.
+
+    Example:
+        >>> test = {"difference": -0.014, "p_value": 0.12, "wins": 20, "losses": 30, "ties": 250}
+        >>> rows = {"AR2": {"retriever": "ar2", "metrics": {"mrr@10": 0.922}, "test": test}}
+        >>> before = {"retriever": "base", "metrics": {"mrr@10": 0.936}}
+        >>> counts = {"queries": 300, "of_queries": 300, "passages": 5000, "of_passages": 57638}
+        >>> guard_sentence(
+        ...     {"guard": "fiqa", "split": "test", "metric": "mrr@10", "before": before, "rows": rows, **counts}, "ar2"
+        ... )
+        'On other texts (`fiqa`, test: 300 queries, 5,000 of 57,638 passages) its MRR@10 is 0.922; ...'
+    """
+    row = next((row for row in guard.get("rows", {}).values() if row["retriever"] == retriever), None)
+    if row is None:
+        return ""
+    metric, test = guard["metric"], row.get("test")
+    counts = ", ".join(_count(guard, what) for what in ("queries", "passages"))
+    before = f"the model that training began with has {guard['before']['metrics'][metric]:.3f}"
+    change = f" ({test['difference']:+.3f}, {format_p(test['p_value'])})" if test else ""
+    return (
+        f"On other texts (`{short_name(guard['guard'])}`, {guard['split']}: {counts}) its {display_name(metric)} is "
+        f"{row['metrics'][metric]:.3f}; {before}{change}."
+    )
+
+
+def _count(guard: Mapping[str, Any], what: str) -> str:
+    kept, total = guard[what], guard[f"of_{what}"]
+    return f"{kept:,} {what}" if kept == total else f"{kept:,} of {total:,} {what}"

@@ -1,0 +1,93 @@
+"""What a trained model keeps of how it was trained: settings and stages, for its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+from typing import Any
+
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from transformers import TrainingArguments
+
+from hf_ar2.cards.facts import bears_on_the_result
+
+# Of transformers' own settings, those that a result depends on; the others are told where they are not the default.
+_ALWAYS_TOLD = {
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+}
+
+
+# What a model that a trainer has trained says of that: an attribute, for the card of who trains it on.
+_STAGES = "hf_ar2_stages"
+
+
+def settings_of(args: TrainingArguments) -> dict[str, Any]:
+    """The settings a result may depend on, as plain data: this library's own, and transformers' that differ.
+
+    Example:
+        >>> from hf_ar2.trainers import RetrieverConfig
+        >>> told = settings_of(RetrieverConfig(output_dir="runs/a", weight_decay=0.1, use_cpu=True, bf16=False))
+        >>> told["weight_decay"], told["contrast"], "dataloader_num_workers" in told
+        (0.1, 'softmax', False)
+    """
+    theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    told = {}
+    for field in dataclasses.fields(args):
+        if not bears_on_the_result(field.name):
+            continue
+        value = getattr(args, field.name)
+        known = theirs.get(field.name)
+        declared = any(
+            field.name in inspect.get_annotations(cls)
+            for cls in type(args).__mro__
+            if cls not in TrainingArguments.__mro__
+        )
+        if declared or known is None or field.name in _ALWAYS_TOLD or value != _default(known):
+            value = value.value if isinstance(value, enum.Enum) else value
+            if isinstance(value, str | int | float | list) or value is None:
+                told[field.name] = value
+    return told
+
+
+def stages_of(model: Any) -> tuple[dict[str, Any], ...]:
+    """The stages that a model object has behind it, as `PublishingTrainer.told` has them.
+
+    Example:
+        >>> stages_of("BAAI/bge-base-en")
+        ()
+    """
+    return tuple(getattr(model, _STAGES, ()))
+
+
+def name_of(model: Any) -> str:
+    """What a model is called that training begins with: the stage it comes from, or what it was loaded from.
+
+    Example:
+        >>> name_of("BAAI/bge-base-en"), name_of(None)
+        ('BAAI/bge-base-en', 'a model of no name')
+    """
+    if stages_of(model):
+        return str(stages_of(model)[-1]["name"])
+    if isinstance(model, SentenceTransformer | CrossEncoder):
+        transformers = [module for module in model.modules() if isinstance(module, Transformer)]
+        named = getattr(transformers[0].model.config, "name_or_path", "") if transformers else ""
+        return named or "a model of no name"
+    return "a model of no name" if model is None else str(model)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

@@ -1,0 +1,252 @@
+"""The BEIR layout (Thakur et al. 2021), as a folder and on the Hub.
+
+`corpus.jsonl`, `queries.jsonl`, and `qrels/<split>.tsv` for each split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.exceptions import DatasetNotFoundError
+
+from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.lines import find_file, find_splits, json_lines, tab_separated
+from hf_ar2.collections.problems import CollectionError, Problems
+from hf_ar2.collections.readers.entries import Qrels, Queries
+from hf_ar2.collections.readers.passages import PassageRows, check_passages, read_corpus
+from hf_ar2.collections.tables import (
+    HIDING_FEATURES,
+    PASSAGE_FEATURES,
+    TRAINING_COLUMNS,
+    arrow_column,
+    rows_of,
+)
+from hf_ar2.collections.write import ANSWER_SPLIT_HEADER, ANSWER_SPLITS, QRELS_HEADER
+
+
+def load_beir(
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    cache_dir: str | Path | None = None,
+    skip: Iterable[str] = (),
+) -> Collection:
+    """Reads a BEIR folder, each file plain or gzipped.
+
+    `corpus.jsonl` has `_id`, `text` and maybe `title`, and where training reads something else (see
+    `Collection.for_training`) `training_title` and `training_text`; `queries.jsonl` has `_id`, `text` and maybe
+    `answers` (a list of strings) and `source` (a string, such as "heading"); further fields are ignored.
+    `qrels/<split>.tsv` has the header `query-id`, `corpus-id`, `score`.
+
+    Args:
+        folder: The folder.
+        name: The collection's name; by default the folder's.
+        cache_dir: Where a large corpus is kept as an Arrow file, see `read_corpus`.
+        skip: Causes (`SKIPPABLE`) to leave out and count.
+
+    Raises:
+        CollectionError: A file is missing, or a line of it is wrong; the message names both.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "corpus.jsonl").write_text('{"_id": "d1", "title": "Paris", "text": "A city."}')
+        ...     _ = Path(folder, "queries.jsonl").write_text('{"_id": "q1", "text": "which city"}')
+        ...     Path(folder, "qrels").mkdir()
+        ...     _ = Path(folder, "qrels/test.tsv").write_text("query-id\\tcorpus-id\\tscore\\nq1\\td1\\t1")
+        ...     load_beir(folder, name="tiny")
+        Collection 'tiny': 1 passages, 1 queries
+          test: 1 queries, 1 judgments (1 relevant)
+    """
+    folder = Path(folder)
+    problems = Problems(skip)
+    corpus_file, queries_file = find_file(folder, "corpus.jsonl"), find_file(folder, "queries.jsonl")
+    if corpus_file is None or queries_file is None:
+        missing = "corpus.jsonl" if corpus_file is None else "queries.jsonl"
+        raise CollectionError(f"{folder}: found no {missing} or {missing}.gz; expected a BEIR folder")
+    corpus = read_corpus(
+        lambda met: _passages(corpus_file, met),
+        [corpus_file],
+        problems,
+        Path(cache_dir) if cache_dir else None,
+        HIDING_FEATURES,
+    )
+    corpus = _with_whole_columns(corpus)
+    queries = _queries(queries_file, problems).dataset()
+    query_ids, passage_ids = arrow_column(queries, "id"), arrow_column(corpus, "id")
+    files, answered = find_splits(folder / "qrels", "*.tsv"), find_splits(folder / ANSWER_SPLITS, "*.tsv")
+    if not files and not answered:
+        raise CollectionError(
+            f"{folder / 'qrels'}: found no qrels; expected a file for each split, as in test.tsv"
+        )
+    qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
+    answer_splits = {split: _answered(file, query_ids, problems) for split, file in answered.items()}
+    problems.report(str(folder))
+    return Collection(name or folder.resolve().name, corpus, queries, qrels, problems.skipped, answer_splits)
+
+
+def _passages(file: Path, problems: Problems) -> PassageRows:
+    for line, entry in json_lines(file, problems):
+        entry["title"] = entry.get("title") or ""
+        read = {name: entry.get(name) for name in TRAINING_COLUMNS.values()}
+        given = [name for name, value in read.items() if value is not None]
+        if not _has_strings(entry, ("_id", "title", "text", *given), file, line, problems):
+            continue
+        if len(given) == len(read) and not any((value or "").strip() for value in read.values()):
+            found = f"passage {entry['_id']!r} with an empty training_title and training_text"
+            problems.meet("empty passages", file, line, found, "something to read in training")
+            continue
+        yield line, entry["_id"], entry["title"], entry["text"], *read.values()
+
+
+def _with_whole_columns(corpus: datasets.Dataset) -> datasets.Dataset:
+    """The corpus with what training reads of every passage, or without these columns where that is the same of all."""
+    read = {name: arrow_column(corpus, name) for name in TRAINING_COLUMNS.values()}
+    if all(column.null_count == len(corpus) for column in read.values()):
+        return corpus.select_columns(list(PASSAGE_FEATURES))
+    columns = {name: arrow_column(corpus, name) for name in PASSAGE_FEATURES}
+    for shown, name in TRAINING_COLUMNS.items():
+        columns[name] = pc.coalesce(read[name], columns[shown])
+    return datasets.Dataset(pa.table(columns, schema=HIDING_FEATURES.arrow_schema))
+
+
+def _queries(file: Path, problems: Problems) -> Queries:
+    queries = Queries(problems)
+    for line, entry in json_lines(file, problems):
+        if not _has_strings(entry, ("_id", "text"), file, line, problems):
+            continue
+        answers, source = entry.get("answers"), entry.get("source")
+        if answers is not None and not (
+            isinstance(answers, list) and all(isinstance(one, str) for one in answers)
+        ):
+            problems.meet("malformed lines", file, line, f"answers {answers!r}", "a list of strings")
+        elif source is not None and not isinstance(source, str):
+            problems.meet("malformed lines", file, line, f"source {source!r}", "a string")
+        else:
+            queries.add(entry["_id"], entry["text"], file, line, answers, source)
+    return queries
+
+
+def _has_strings(
+    entry: dict[str, Any], fields: Iterable[str], file: Path, line: int, problems: Problems
+) -> bool:
+    for field in fields:
+        if not isinstance(entry.get(field), str):
+            found = f"{field!r}: {entry[field]!r}" if field in entry else f"the fields {sorted(entry)}"
+            problems.meet("malformed lines", file, line, found, f"a field {field!r} with a string")
+            return False
+    return True
+
+
+def _qrels(file: Path, problems: Problems) -> Qrels:
+    qrels = Qrels(file, problems)
+    for line, (query_id, passage_id, relevance) in tab_separated(file, 3, problems, header=QRELS_HEADER):
+        qrels.add(query_id, passage_id, relevance, line)
+    return qrels
+
+
+def _answered(file: Path, query_ids: pa.ChunkedArray, problems: Problems) -> np.ndarray:
+    """The rows of the queries that a file of `answer_splits` lists."""
+    listed = list(tab_separated(file, 1, problems, header=ANSWER_SPLIT_HEADER))
+    rows = rows_of([fields[0] for _, fields in listed], query_ids)
+    for row in np.flatnonzero(rows < 0).tolist():
+        line, (id,) = listed[row]
+        problems.meet("unknown queries in qrels", file, line, f"query id {id!r}", "the id of a query")
+    return np.unique(rows[rows >= 0])
+
+
+def load_beir_from_hub(
+    dataset_id: str, *, name: str | None = None, cache_dir: str | Path | None = None, skip: Iterable[str] = ()
+) -> Collection:
+    """Reads a BEIR-style collection from the Hub, as `BeIR/scifact` with its judgments in `-qrels`.
+
+    The configurations `corpus` and `queries` of the first, and the splits of the second (`validation` becomes
+    `dev`), have the columns of the BEIR files. The corpus stays where `datasets` has mapped it.
+
+    Args:
+        dataset_id: The Hub id without `-qrels`.
+        name: The collection's name; by default the part of the id after the slash.
+        cache_dir: Where `datasets` keeps what it downloads; by default its own cache.
+        skip: Causes (`SKIPPABLE`) to leave out and count.
+
+    Raises:
+        CollectionError: There is no such data set or no way to the Hub; a column is missing; or an entry is
+            wrong, and the message names the row, counted from 1.
+
+    Example:
+        ```python
+        from hf_ar2.collections import load_beir_from_hub
+
+        collection = load_beir_from_hub("BeIR/scifact")  # judgments: BeIR/scifact-qrels
+        print(collection)
+        ```
+    """
+    problems = Problems(skip)
+    try:
+        passages = datasets.load_dataset(dataset_id, "corpus", cache_dir=cache_dir)["corpus"]
+        table = datasets.load_dataset(dataset_id, "queries", cache_dir=cache_dir)["queries"]
+        judgments = datasets.load_dataset(f"{dataset_id}-qrels", cache_dir=cache_dir)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise CollectionError(
+            f"{dataset_id}: found no such folder here, and no collection on the Hub ({error}); expected a "
+            f"folder, or a Hub id whose judgments are in {dataset_id}-qrels"
+        ) from error
+    place = f"{dataset_id} (corpus)"
+    corpus = _hub_passages(passages, place)
+    keep = check_passages(corpus, lambda row: row + 1, place, problems)
+    if not keep.all():
+        corpus = corpus.select(np.flatnonzero(keep))
+    place = f"{dataset_id} (queries)"
+    queries = Queries(problems)
+    table = _with_columns(table, ["_id", "text"], place)
+    if "source" not in table.column_names:
+        table = table.add_column("source", [""] * len(table))
+    columns = [arrow_column(table, column).to_pylist() for column in ("_id", "text", "source")]
+    for row, (id, text, source) in enumerate(zip(*columns, strict=True), 1):
+        queries.add(str(id), text or "", place, row, source=source)
+    found = queries.dataset()
+    query_ids, passage_ids = arrow_column(found, "id"), arrow_column(corpus, "id")
+    qrels = {}
+    for split, part in judgments.items():
+        place = f"{dataset_id}-qrels ({split})"
+        judged = Qrels(place, problems)
+        part = _with_columns(part, QRELS_HEADER, place)
+        columns = [arrow_column(part, column).to_pylist() for column in QRELS_HEADER]
+        for row, (query_id, passage_id, relevance) in enumerate(zip(*columns, strict=True), 1):
+            # Ids that look like numbers come back from the Hub's tables as integers.
+            judged.add(str(query_id), str(passage_id), relevance, row)
+        qrels["dev" if split == "validation" else split] = judged.dataset(query_ids, passage_ids)
+    problems.report(dataset_id)
+    return Collection(name or dataset_id.split("/")[-1], corpus, found, qrels, problems.skipped)
+
+
+def _hub_passages(corpus: datasets.Dataset, place: str) -> datasets.Dataset:
+    corpus = _with_columns(corpus, ["_id", "text"], place)
+    if "title" not in corpus.column_names:
+        corpus = corpus.add_column("title", [""] * len(corpus))
+    hidden = set(TRAINING_COLUMNS.values()) <= set(corpus.column_names)
+    features = HIDING_FEATURES if hidden else PASSAGE_FEATURES
+    corpus = corpus.rename_column("_id", "id").select_columns(list(features)).cast(features)
+    if hidden:
+        corpus = _with_whole_columns(corpus)
+    if any(arrow_column(corpus, name).null_count for name in PASSAGE_FEATURES):
+        corpus = corpus.map(
+            lambda rows: {name: [value or "" for value in values] for name, values in rows.items()},
+            batched=True,
+        )
+    return corpus
+
+
+def _with_columns(table: datasets.Dataset, expected: list[str], place: str) -> datasets.Dataset:
+    missing = [column for column in expected if column not in table.column_names]
+    if missing:
+        raise CollectionError(
+            f"{place}: found columns {table.column_names}; expected {expected}, so {missing} is missing"
+        )
+    return table

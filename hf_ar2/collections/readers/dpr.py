@@ -1,0 +1,240 @@
+"""DPR's files for Natural Questions and TriviaQA: retriever json, `psgs_w100.tsv`, `*.qa.csv`.
+
+The formats of Karpukhin et al. 2020, "Dense Passage Retrieval for Open-Domain Question Answering".
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.lines import find_file, numbered_lines
+from hf_ar2.collections.problems import CollectionError, Problems
+from hf_ar2.collections.readers.entries import Qrels, Queries
+from hf_ar2.collections.readers.json_records import json_records
+from hf_ar2.collections.readers.passages import PassageRows, read_corpus
+from hf_ar2.collections.tables import arrow_column, rows_of
+from hf_ar2.progress import progress_bar
+
+PASSAGES_HEADER = ["id", "text", "title"]
+
+
+def load_dpr(
+    folder: str | Path,
+    *,
+    positives: str = "gold",
+    hard_negatives: bool = False,
+    name: str | None = None,
+    cache_dir: str | Path | None = None,
+    skip: Iterable[str] = (),
+) -> Collection:
+    """Reads DPR's files of one data set from a folder, each plain or gzipped.
+
+    - `psgs_w100.tsv`: the Wikipedia passages, with the header id, text, title.
+    - `*-train.json`, `*-dev.json`, `*-test.json` (as in `biencoder-nq-train.json`): questions with answers,
+      positive and hard-negative contexts. A question's id is its split and its place there: `train-0`.
+    - `*-train.qa.csv` and so on (as in `nq-test.qa.csv`): questions and answers. A split that has such a file
+      is in `Collection.answer_splits`; a question that the split's json has as well is the same query, any
+      other gets an id such as `test-qa-0`.
+
+    Args:
+        folder: The folder.
+        positives: `"gold"` takes the first positive context of a question, as the paper does, `"all"` all of
+            them.
+        hard_negatives: Whether to keep the hard-negative contexts, as judgments of relevance 0.
+        name: The collection's name; by default the folder's.
+        cache_dir: Where a large corpus is kept as an Arrow file, see `read_corpus`.
+        skip: Causes (`SKIPPABLE`) to leave out and count. A question without a positive stays among the
+            queries.
+
+    Raises:
+        CollectionError: A file is missing, or a line of it is wrong; the message names both.
+
+    Example:
+        >>> import json, tempfile
+        >>> question = {"question": "who sang", "answers": ["Ann"], "positive_ctxs": [{"passage_id": "7"}]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "psgs_w100.tsv").write_text("id\\ttext\\ttitle\\n7\\tAnn sang.\\tAnn")
+        ...     _ = Path(folder, "nq-dev.json").write_text(json.dumps([question]))
+        ...     collection = load_dpr(folder, name="tiny")
+        >>> collection.queries[0]
+        {'id': 'dev-0', 'text': 'who sang', 'answers': ['Ann']}
+    """
+    if positives not in ("gold", "all"):
+        raise CollectionError(f"positives: found {positives!r}; expected 'gold' or 'all'")
+    folder = Path(folder)
+    problems = Problems(skip)
+    passages = find_file(folder, "psgs_w100.tsv")
+    if passages is None:
+        raise CollectionError(
+            f"{folder}: found no psgs_w100.tsv or psgs_w100.tsv.gz; expected DPR's passages"
+        )
+    corpus = read_corpus(
+        lambda met: _passages(passages, met), [passages], problems, Path(cache_dir) if cache_dir else None
+    )
+    passage_ids = arrow_column(corpus, "id")
+    queries = Queries(problems)
+    found: dict[str, Qrels] = {}
+    for split, file in _files(folder, "json").items():
+        found[split] = _read_questions(file, split, queries, positives, hard_negatives, passage_ids, problems)
+    answered = {
+        split: _read_answers(file, split, queries, problems)
+        for split, file in _files(folder, "qa.csv").items()
+    }
+    if not len(queries):
+        raise CollectionError(
+            f"{folder}: found no questions; expected files such as nq-train.json or nq-test.qa.csv"
+        )
+    table = queries.dataset()
+    query_ids = arrow_column(table, "id")
+    qrels = {split: judged.dataset(query_ids, passage_ids) for split, judged in found.items()}
+    answer_splits = {split: np.unique(rows_of(ids, query_ids)) for split, ids in answered.items()}
+    problems.report(str(folder))
+    return Collection(name or folder.resolve().name, corpus, table, qrels, problems.skipped, answer_splits)
+
+
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    files = {}
+    for split in ("train", "dev", "test"):
+        found = [*folder.glob(f"*-{split}.{ending}"), *folder.glob(f"*-{split}.{ending}.gz")]
+        if len(found) > 1:
+            names = ", ".join(sorted(file.name for file in found))
+            raise CollectionError(
+                f"{folder}: found {names}; expected one file of {split}; use a folder per data set"
+            )
+        if found:
+            files[split] = found[0]
+    return files
+
+
+def _passages(file: Path, problems: Problems) -> PassageRows:
+    for line, fields in _csv_rows(file, problems):
+        if line == 1:
+            if fields != PASSAGES_HEADER:
+                raise CollectionError(
+                    f"{file}:1: found the columns {fields}; expected the header {PASSAGES_HEADER}"
+                )
+        elif len(fields) != 3:
+            problems.meet(
+                "malformed lines", file, line, f"{len(fields)} tab-separated columns", "3: id, text, title"
+            )
+        else:
+            id, text, title = fields
+            yield line, id, title, text
+
+
+def _csv_rows(file: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    """The first line and the fields of each record of a tab-separated file whose fields may be quoted."""
+    reader = csv.reader((text for _, text in numbered_lines(file)), delimiter="\t")
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problems.meet(
+                "malformed lines", file, line, f"a field that does not end ({error})", "closed quotes"
+            )
+            continue
+        if fields:
+            yield line, fields
+
+
+def _read_questions(
+    file: Path,
+    split: str,
+    queries: Queries,
+    positives: str,
+    hard_negatives: bool,
+    known_passages: pa.ChunkedArray,
+    problems: Problems,
+) -> Qrels:
+    """Adds the questions of a retriever json to the queries, and returns their judgments."""
+    judged: list[tuple[str, str, int, int]] = []
+    asked: dict[str, int] = {}
+    for number, (line, entry) in enumerate(
+        progress_bar(json_records(file), description=f"Reading {file.name}", unit=" questions", delay=3)
+    ):
+        query_id = f"{split}-{number}"
+        fault = _fault(entry, hard_negatives)
+        if fault is not None:
+            problems.meet("malformed lines", file, line, *fault)
+        elif queries.add(query_id, entry["question"], file, line, entry["answers"]):
+            asked[query_id] = line
+            chosen = entry["positive_ctxs"][: 1 if positives == "gold" else None]
+            # A passage listed twice is judged once; one that is a hard negative as well is a positive.
+            relevance = {_passage_id(context): 1 for context in chosen}
+            for context in entry["hard_negative_ctxs"] if hard_negatives else ():
+                relevance.setdefault(_passage_id(context), 0)
+            judged.extend((query_id, passage_id, grade, line) for passage_id, grade in relevance.items())
+    known = rows_of([passage_id for _, passage_id, _, _ in judged], known_passages) >= 0
+    answerable = {
+        query_id for (query_id, _, grade, _), here in zip(judged, known, strict=True) if here and grade
+    }
+    for query_id, line in asked.items():
+        if query_id not in answerable:
+            found = f"question {query_id!r} without a positive context that is among the passages"
+            problems.meet("questions without a positive", file, line, found, "at least one")
+    qrels = Qrels(file, problems)
+    for query_id, passage_id, grade, line in judged:
+        if query_id in answerable:
+            qrels.add(query_id, passage_id, grade, line)
+    return qrels
+
+
+def _fault(entry: Any, hard_negatives: bool) -> tuple[str, str] | None:
+    """What was found and what was expected, where an item of a retriever json is not as it should be."""
+    if not isinstance(entry, dict):
+        return f"an item that is a {type(entry).__name__}", "an object"
+    lists = ["answers", "positive_ctxs"] + ["hard_negative_ctxs"] * hard_negatives
+    for field, kind in [("question", str), *((field, list) for field in lists)]:
+        if not isinstance(entry.get(field), kind):
+            return f"{field} {entry.get(field)!r}", f"a field {field!r} of type {kind.__name__}"
+    if not all(isinstance(answer, str) for answer in entry["answers"]):
+        return f"answers {entry['answers']!r}", "a list of strings"
+    for field in lists[1:]:
+        for context in entry[field]:
+            if not isinstance(context, dict) or not _passage_id(context):
+                return f"a context in {field} without an id", "a field 'passage_id' or 'psg_id'"
+    return None
+
+
+def _passage_id(context: dict[str, Any]) -> str:
+    """Natural Questions has `passage_id`, TriviaQA `psg_id`; both name an id of `psgs_w100.tsv`."""
+    return str(context.get("passage_id") or context.get("psg_id") or "")
+
+
+def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) -> list[str]:
+    """Adds the questions of a `*.qa.csv` that are not there yet, and returns the ids of all of them."""
+    known = queries.by_text(f"{split}-")
+    ids = []
+    for number, (line, fields) in enumerate(_csv_rows(file, problems)):
+        if len(fields) != 2:
+            found = f"{len(fields)} tab-separated columns"
+            problems.meet("malformed lines", file, line, found, "2: question, list of answers")
+            continue
+        try:
+            answers = ast.literal_eval(fields[1])
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            answers = None
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            found = f"answers {fields[1][:80]!r}"
+            problems.meet(
+                "malformed lines", file, line, found, "a Python list of strings, as in ['one', 'two']"
+            )
+            continue
+        query_id = known.get(fields[0])
+        if query_id is None:
+            query_id = f"{split}-qa-{number}"
+            if not queries.add(query_id, fields[0], file, line, answers):
+                continue
+        ids.append(query_id)
+    return ids

@@ -1,0 +1,165 @@
+"""Opens a collection of any known format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.lines import find_file
+from hf_ar2.collections.problems import CollectionError, Problems
+from hf_ar2.collections.readers.beir import load_beir, load_beir_from_hub
+from hf_ar2.collections.readers.dev_split import with_dev_split
+from hf_ar2.collections.readers.dpr import load_dpr
+from hf_ar2.collections.readers.ms_marco import CORPUS_FILES, load_ms_marco
+from hf_ar2.collections.readers.python_packages import load_python_packages
+from hf_ar2.collections.readers.text_folder import load_text_folder
+
+PYTHON_PACKAGES = "python-packages:"
+TEXT_FOLDER = "text:"
+
+
+def load_collection(
+    source: str | Path,
+    *,
+    name: str | None = None,
+    cache_dir: str | Path | None = None,
+    skip: Iterable[str] = (),
+    max_passages: int | None = None,
+    titles: str | Path | None = None,
+    positives: str | None = None,
+    hard_negatives: bool | None = None,
+    queries: str | Path | None = None,
+    endings: Sequence[str] | None = None,
+    headings: bool | None = None,
+    all_headings: bool = False,
+    dev_share: float = 0.2,
+) -> Collection:
+    """Opens a collection; the form of `source` decides which reader does it.
+
+    ====================================================  ===============================================
+    source                                                reader
+    ====================================================  ===============================================
+    `python-packages:numpy,pandas`                        `load_python_packages`: installed Python packages
+    `text:notes`                                          `load_text_folder`: a folder of documentation
+    a folder with `corpus.jsonl`                          `load_beir`
+    a folder with `collection.tsv` (or `para.txt`)        `load_ms_marco`
+    a folder with `psgs_w100.tsv`                         `load_dpr`: Natural Questions, TriviaQA
+    anything else, such as `BeIR/scifact`                 `load_beir_from_hub`
+    ====================================================  ===============================================
+
+    Args:
+        source: See the table; files may be gzipped.
+        name: The collection's name; by default the folder's, the package list, or the last part of the Hub
+            id.
+        cache_dir: Folder for the memory-mapped corpus of large collections (see `read_corpus`), or for what
+            is downloaded from the Hub.
+        skip: Causes, out of `SKIPPABLE`, to leave out and count in `Collection.skipped` instead of raising.
+        max_passages: Keeps this many passages, for trials: all that are judged, then the first others.
+        titles: MS MARCO only, see `load_ms_marco`.
+        positives: DPR only, `"gold"` (default) or `"all"`, see `load_dpr`.
+        hard_negatives: DPR only, see `load_dpr`.
+        queries: Text files only, see `load_text_folder`.
+        endings: Text files only, see `load_text_folder`.
+        headings: Text files only, see `load_text_folder`.
+        all_headings: Text files only, see `load_text_folder`.
+        dev_share: A collection with a split `train` and none to tune on (BEIR's SciFact) gets this share of the
+            queries of `train` as `dev`, and says so; 0 leaves it as it is.
+
+    Returns:
+        The collection.
+
+    Raises:
+        CollectionError: The source is of no known form, or something in it is wrong; the message names file
+            and line, what was found, what was expected, and what to do.
+
+    Example:
+        >>> collection = load_collection("python-packages:json")
+        >>> collection.splits
+        ['train', 'dev', 'test']
+    """
+    options: dict[str, Any] = {"titles": titles, "positives": positives, "hard_negatives": hard_negatives}
+    options |= {"queries": queries, "endings": endings}
+    options |= {"headings": headings, "all_headings": all_headings or None}
+    options = {option: value for option, value in options.items() if value is not None}
+    skip = Problems(skip).skip
+    folder = Path(source)
+    if str(source).startswith(PYTHON_PACKAGES):
+        _refuse(options, (), source, "Python packages")
+        collection = load_python_packages(str(source).removeprefix(PYTHON_PACKAGES).split(","), name=name)
+    elif str(source).startswith(TEXT_FOLDER):
+        _refuse(options, ("queries", "endings", "headings", "all_headings"), source, "a folder of text")
+        collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
+    elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
+        _refuse(options, (), source, "a BEIR folder")
+        collection = load_beir(folder, name=name, cache_dir=cache_dir, skip=skip)
+    elif folder.is_dir() and find_file(folder, *CORPUS_FILES):
+        _refuse(options, ("titles",), source, "an MS MARCO folder")
+        collection = load_ms_marco(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
+    elif folder.is_dir() and find_file(folder, "psgs_w100.tsv"):
+        _refuse(options, ("positives", "hard_negatives"), source, "a DPR folder")
+        collection = load_dpr(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
+    elif folder.exists() or not _may_be_hub_id(source):
+        found = "a folder without any of these files" if folder.is_dir() else "no such folder"
+        raise CollectionError(
+            f"{source}: found {found}; expected a folder with corpus.jsonl (BEIR), "
+            f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped; a folder of "
+            f"text files is named {TEXT_FOLDER}{source}"
+        )
+    else:
+        _refuse(options, (), source, "a Hub id")
+        collection = load_beir_from_hub(str(source), name=name, cache_dir=cache_dir, skip=skip)
+    collection = with_dev_split(collection, dev_share)
+    return collection if max_passages is None else with_fewer_passages(collection, max_passages)
+
+
+def with_fewer_passages(collection: Collection, max_passages: int) -> Collection:
+    """The collection with at most this many passages: all that are judged in any split, then the first
+    others.
+
+    Raises:
+        CollectionError: More passages than that are judged.
+
+    Example:
+        >>> collection = load_collection("python-packages:json,textwrap")
+        >>> judged = {id for split in collection.splits for id in collection.qrels[split]["passage_id"]}
+        >>> len(with_fewer_passages(collection, len(judged)).corpus) == len(judged)
+        True
+    """
+    rows = [collection.judgments(split).passage_rows for split in collection.splits]
+    judged = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
+    if len(judged) > max_passages:
+        raise CollectionError(
+            f"max_passages: found {max_passages}; expected at least {len(judged)}, the judged passages of "
+            f"{collection.name!r}"
+        )
+    if len(collection.corpus) <= max_passages:
+        return collection
+    others = np.setdiff1d(np.arange(len(collection.corpus)), judged, assume_unique=True)[
+        : max_passages - len(judged)
+    ]
+    corpus = collection.corpus.select(np.sort(np.concatenate([judged, others])))
+    return Collection(
+        collection.name,
+        corpus,
+        collection.queries,
+        collection.qrels,
+        collection.skipped,
+        collection.answer_splits,
+    )
+
+
+def _refuse(options: dict[str, Any], accepted: tuple[str, ...], source: str | Path, form: str) -> None:
+    for option in options:
+        if option not in accepted:
+            raise CollectionError(
+                f"{option}: found a value for {source}, which is {form}; this option is not for it"
+            )
+
+
+def _may_be_hub_id(source: str | Path) -> bool:
+    parts = str(source).split("/")
+    return isinstance(source, str) and len(parts) <= 2 and all(parts) and parts[0] not in (".", "..", "~")

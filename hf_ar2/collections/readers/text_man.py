@@ -1,0 +1,245 @@
+"""Sections of manual pages: the macros of man, and the commonest of mdoc."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+from hf_ar2.collections.readers.text_mdoc import mdoc_text
+from hf_ar2.collections.readers.text_sections import Outline, Section, block_of
+
+_CHARACTERS = {
+    "aq": "'", "dq": '"', "lq": "“", "rq": "”", "oq": "‘", "cq": "’", "em": "—", "en": "–", "hy": "-", "mi": "-",
+    "bu": "•", "co": "©", "rg": "®", "tm": "™", "rs": "\\", "ti": "~", "ha": "^", "ga": "`", "ba": "|", "sl": "/",
+    "at": "@", "sh": "#", "Do": "$", "->": "→", "<-": "←", "<=": "≤", ">=": "≥", "!=": "≠", "mu": "×", "+-": "±",
+    "lB": "[", "rB": "]", "lC": "{", "rC": "}", "la": "<", "ra": ">", "ss": "ß", "Aq": "'", "C`": "", "C'": "",
+    "--": "–", "ul": "_", "pl": "+", "eq": "=",
+}  # fmt: skip
+_ESCAPE = re.compile(
+    r"\\(?:f(?:\[[^\]]*\]|\(..|.)|s[+-]?(?:\[[^\]]*\]|\(\d\d|\d)|[mn](?:\[[^\]]*\]|\(..|.)|[hvwlLbDoxX]'[^']*'|"
+    r"[*]?\((?P<two>..)|[*]?\[(?P<long>[^\]]*)\]|\*(?P<one>.)|(?P<single>.)|$)"
+)
+_SINGLE = {
+    "-": "-",
+    "e": "\\",
+    "\\": "\\",
+    " ": " ",
+    "~": " ",
+    "0": " ",
+    "t": "\t",
+    "'": "'",
+    "`": "`",
+    ".": ".",
+}
+_REQUEST = re.compile(r"[.']\s*([^\s\\]+)\s*(.*)")
+_NAME = re.compile(r"(.+?)\s+[-–—]+\s+(.+)", re.DOTALL)
+_MACROS = re.compile(r"^[.']\s*(TH|SH|Dt|Sh)\b")
+_JOINED = ("BR", "RB", "BI", "IB", "IR", "RI")
+_SPACED = ("B", "I", "R", "SM", "SB", "CW", "F", "UR", "MT")
+_PARAGRAPHS = ("PP", "LP", "P", "sp", "HP", "RS", "RE", "Pp", "Bl", "El", "br", "YS")
+_AS_IT_IS = {"nf": "fi", "EX": "EE", "Vb": "Ve", "Bd": "Ed", "TS": "TE"}
+_DEFINITIONS = ("de", "am", "ig", "de1")
+
+
+def is_man_page(lines: list[str]) -> bool:
+    """Whether the macros of a manual page are there.
+
+    Example:
+        >>> is_man_page([".TH BEE 1", ".SH NAME"]), is_man_page(["Release 1.2"])
+        (True, False)
+    """
+    return any(_MACROS.match(line) for line in lines)
+
+
+def man_sections(lines: list[str]) -> list[Section]:
+    """The sections of a manual page, under the name of what it describes.
+
+    What the section NAME says of it becomes the heading of the description. Code and tables keep their lines; comments
+    and what draws the page go.
+
+    Args:
+        lines: of the file, without line endings.
+
+    Example:
+        >>> lines = [".TH BEE 1", ".SH NAME", "bee \\\\- find nectar", ".SH DESCRIPTION", "The", ".B bee", "flies."]
+        >>> [(section.path, section.paragraphs) for section in man_sections(lines) if section.paragraphs]
+        [(('bee', 'find nectar'), ['The bee flies.'])]
+    """
+    outline = _Page().read(list(_applying(lines)))
+    named = next((section for section in outline.sections if section.heading.upper() == "NAME"), None)
+    found = _NAME.fullmatch(" ".join(" ".join(named.paragraphs).split())) if named else None
+    if not found:
+        return outline.sections
+    name, about = found[1].split(",")[0].strip(), found[2].rstrip(". ")
+    described = any(section.heading.upper() == "DESCRIPTION" for section in outline.sections)
+    sections = []
+    for section in outline.sections:
+        if (section is named and described) or not (section.heading or section.paragraphs):
+            continue
+        above, heading = section.above, section.heading
+        if described:
+            above = tuple(about if text.upper() == "DESCRIPTION" else text for text in above)
+            heading = about if heading.upper() == "DESCRIPTION" else heading
+        sections.append(Section(heading, (name, *above), section.paragraphs))
+    return sections
+
+
+class _Page:
+    """Follows the requests of a page and fills an outline."""
+
+    def __init__(self) -> None:
+        self.outline = Outline()
+        self.text: list[str] = []  # of the paragraph so far
+        self.kept: list[str] | None = None  # lines of code or of a table
+        self.kept_until = ""
+        self.awaits = ""  # the next line is a heading or the tag of an item
+        self.name = ""
+
+    def read(self, lines: list[str]) -> Outline:
+        for line in lines:
+            if line[:1] in (".", "'"):
+                if request := _REQUEST.fullmatch(line):
+                    self.request(request[1], request[2])
+            elif self.kept is not None:
+                self.kept.append(unescaped(line))
+            else:
+                self.say(unescaped(line))
+        self.end()
+        return self.outline
+
+    def request(self, name: str, rest: str) -> None:
+        if self.kept is not None:
+            if name == self.kept_until or name in ("SH", "SS", "Sh", "Ss"):
+                self.end()
+            else:
+                if name in (*_JOINED, *_SPACED) or mdoc_text(name, [], self.name) is not None:
+                    self.kept.append(self.text_of(name, rest) or "")
+                return
+            if name == self.kept_until:
+                return
+        if name in ("SH", "SS", "Sh", "Ss"):
+            self.end()
+            if rest.strip():
+                self.heading(name, " ".join(arguments(rest)))
+            else:
+                self.awaits = name
+        elif name in _AS_IT_IS:
+            self.end()
+            self.kept, self.kept_until = [], _AS_IT_IS[name]
+        elif name in ("TP", "TQ"):
+            self.end()
+            self.awaits = "TP"
+        elif name in ("IP", "It"):
+            self.end()
+            words = arguments(rest)
+            tag = mdoc_text("No", words, self.name) if name == "It" else (words[0] if words else "")
+            if tag and any(map(str.isalnum, tag)):
+                self.text.append(f"{tag}:")
+        elif name in _PARAGRAPHS:
+            self.end()
+        elif text := self.text_of(name, rest):
+            self.say(text)
+
+    def text_of(self, name: str, rest: str) -> str | None:
+        """What a macro prints in its line."""
+        words = arguments(rest)
+        if name in _JOINED:
+            return "".join(words)
+        if name in _SPACED:
+            return " ".join(words)
+        if name == "Nm" and words and not self.name:
+            self.name = words[0]
+        return mdoc_text(name, words, self.name)
+
+    def say(self, text: str) -> None:
+        if self.awaits == "TP":
+            self.awaits = ""
+            self.text.append(f"{text.strip()}:" if any(map(str.isalnum, text)) else "")
+        elif self.awaits:
+            self.heading(self.awaits, text)
+        elif text.strip():
+            self.text.append(text.strip())
+        else:
+            self.end()
+
+    def heading(self, macro: str, text: str) -> None:
+        self.awaits = ""
+        self.outline.heading(1 if macro in ("SH", "Sh") else 2, text)
+
+    def end(self) -> None:
+        """End the paragraph, the code or the table."""
+        if self.kept is not None:
+            if self.kept_until == "TE":  # the rows of a table come after its layout, which a full stop ends
+                start = next((n + 1 for n, line in enumerate(self.kept) if line.rstrip().endswith(".")), 0)
+                rows = [line.replace("\t", " | ") for line in self.kept[start:]]
+                self.kept = [
+                    line for line in rows if any(map(str.isalnum, line)) and line not in ("T{", "T}")
+                ]
+            self.outline.add(block_of(self.kept))
+        self.outline.add(" ".join(" ".join(self.text).split()))
+        self.text, self.kept, self.awaits = [], None, ""
+
+
+def _applying(lines: list[str]) -> Iterator[str]:
+    """The lines that apply to a terminal, without comments and definitions of macros."""
+    rest_of_page = iter(lines)
+    holds = True
+    for line in rest_of_page:
+        line = re.sub(r"(?<!\\)\\[\"#].*", "", line)
+        request = _REQUEST.fullmatch(line)
+        name = request[1] if request and line[:1] in (".", "'") else ""
+        if name in _DEFINITIONS:
+            for ignored in rest_of_page:
+                if re.match(r"[.']\s*\.", ignored):
+                    break
+            continue
+        if name in ("if", "ie", "el"):
+            assert request is not None
+            condition, _, rest = request[2].partition(" ") if name != "el" else ("", "", request[2])
+            holds = not holds if name == "el" else condition.startswith(("n", "!t"))
+            opens = (condition + rest).count("\\{") - (condition + rest).count("\\}")
+            if not holds:
+                while opens > 0 and (skipped := next(rest_of_page, None)) is not None:
+                    opens += skipped.count("\\{") - skipped.count("\\}")
+                continue
+            line = rest.replace("\\{", "").strip(" \\")
+            if not line:
+                continue
+        if line or request is None:
+            yield line.replace("\\}", "") if line.strip() != ".\\}" else ""
+
+
+def arguments(text: str) -> list[str]:
+    """The arguments of a macro: words, or what stands between double quotes; escapes are resolved.
+
+    Example:
+        >>> arguments(r'"see also" \\fBls\\fR (1)')
+        ['see also', 'ls', '(1)']
+    """
+    lexer = shlex.shlex(text.replace("\\ ", "\\~"), posix=True)
+    lexer.whitespace_split, lexer.quotes, lexer.escape, lexer.commenters = True, '"', "", ""
+    try:
+        words = list(lexer)
+    except ValueError:  # a quote without its other half
+        words = text.replace('"', "").split()
+    return [unescaped(word) for word in words]
+
+
+def unescaped(text: str) -> str:
+    """Text of roff with its characters, without changes of font and size.
+
+    Example:
+        >>> unescaped(r"\\fBgit\\-log\\fR\\&. \\(lqone\\(rq")
+        'git-log. “one”'
+    """
+
+    def character(found: re.Match[str]) -> str:
+        name = found["two"] or found["long"] or found["one"]
+        if name is not None:
+            if re.fullmatch(r"u[0-9A-F]{4,5}", name):
+                return chr(int(name[1:], 16))
+            return _CHARACTERS.get(name, "")
+        return _SINGLE.get(found["single"] or "", "")
+
+    return _ESCAPE.sub(character, text)

@@ -1,0 +1,82 @@
+"""A file of questions about a folder of text: the passages of the files or sections that answer them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from hf_ar2.collections.lines import numbered_lines
+from hf_ar2.collections.problems import CollectionError
+from hf_ar2.collections.readers.text_queries import Place
+
+
+def read_questions(file: Path, folder: Path, places: list[Place]) -> dict[str, tuple[str, list[str]]]:
+    """Query id -> question and the passages of the files or sections that answer it.
+
+    Args:
+        file: lines of a question, a tab, and the file that answers it, maybe with `#` and a heading.
+        folder: where the files are, for messages.
+        places: the sections of the files, with their passages.
+
+    Raises:
+        CollectionError: no such file, or a line of it names no place; the message names the line.
+
+    Example:
+        >>> from hf_ar2.collections.text_sections import Section
+        >>> place = Place("bees.md", Section("Food"), {"bees.md:1": "Nectar."})
+        >>> _ = Path("questions.tsv").write_text("what do bees eat?\\tbees.md#Food")
+        >>> read_questions(Path("questions.tsv"), Path("."), [place])
+        {'q:1': ('what do bees eat?', ['bees.md:1'])}
+    """
+    if not file.is_file():
+        raise CollectionError(
+            f"queries: {file}: no such file; expected one question a line, with a tab and the file that answers it"
+        )
+    found: dict[str, list[Place]] = {}
+    for place in places:
+        found.setdefault(place.path, []).append(place)
+    answered: dict[str, dict[str, int]] = {}  # question -> passage -> line
+    for line, text in numbered_lines(file):
+        if not text.strip():
+            continue
+        question, _, where = (part.strip() for part in text.partition("\t"))
+        if not question or not where:
+            raise CollectionError(
+                f"{file}:{line}: found {text.strip()[:80]!r}; expected a question, a tab, and the file that answers "
+                "it, maybe with # and a heading"
+            )
+        passages = answered.setdefault(question, {})
+        for id in _passages_at(where, f"{file}:{line}", folder, found):
+            if passages.setdefault(id, line) != line:
+                raise CollectionError(
+                    f"{file}:{line}: found the question of line {passages[id]} with the same answer again; expected "
+                    "each once. Delete one of the lines"
+                )
+    return {f"q:{number}": (text, list(ids)) for number, (text, ids) in enumerate(answered.items(), 1)}
+
+
+def _passages_at(where: str, line: str, folder: Path, found: dict[str, list[Place]]) -> list[str]:
+    """Ids of the passages of a file, or of the section after `#` and of what stands below it."""
+    path, _, heading = where.partition("#") if where not in found else (where, "", "")
+    path, heading = os.path.normpath(path.strip()).replace(os.sep, "/"), heading.strip()
+    if path not in found:
+        near = difflib.get_close_matches(path, found, n=1) or list(found)
+        raise CollectionError(
+            f"{line}: found the file {path!r}; expected one of the {len(found)} text files in {folder}, such as "
+            f"{near[0]!r}"
+        )
+    ids = [
+        id
+        for place in found[path]
+        if not heading or heading in (place.section.heading, *place.section.above)
+        for id in place.passages
+    ]
+    if not ids:
+        headings = [
+            place.section.heading for place in found[path] if place.passages and place.section.heading
+        ]
+        raise CollectionError(
+            f"{line}: found no text in {where!r}; headings with text there: {', '.join(headings) or 'none'}"
+        )
+    return ids

@@ -1,0 +1,168 @@
+"""Sections of reStructuredText files."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from hf_ar2.collections.readers.text_sections import Outline, Section, block_of, paragraphs_of
+
+_ADORNMENT = re.compile(r"([=\-~^\"'`#*+:.<>_])\1{2,}\s*")
+_DIRECTIVE = re.compile(r"\.\.\s+([\w:+-]+)::\s*(.*)")
+_FOOTNOTE = re.compile(r"\.\.\s+(\[[\w#*.-]+\]\s.*)")
+_OPTION = re.compile(r":[\w -]+:(\s.*)?")
+# Directives of which text can be read: their content, or as code.
+_TEXT = {
+    "note", "warning", "tip", "hint", "important", "caution", "danger", "attention", "error", "seealso", "admonition",
+    "topic", "sidebar", "container", "epigraph", "rubric", "versionadded", "versionchanged", "deprecated", "glossary",
+    "list-table", "table", "only", "todo",
+}  # fmt: skip
+_CODE = {
+    "code",
+    "code-block",
+    "sourcecode",
+    "parsed-literal",
+    "literalinclude",
+    "highlight",
+    "prompt",
+    "doctest",
+}
+_INLINE = (
+    (re.compile(r":[\w:.+-]+:`~?([^`<]+?)\s*<[^`>]*>`"), r"\1"),
+    (re.compile(r":[\w:.+-]+:`~?!?([^`]+)`"), r"\1"),
+    (re.compile(r"`([^`<]+?)\s*<[^`>]*>`__?"), r"\1"),
+    (re.compile(r"`([^`]+)`__?"), r"\1"),
+    (re.compile(r"(\*\*|(?<![\w*])\*(?!\*))(?=\S)([^*\n]+?)(?<=\S)\1(?!\w)"), r"\2"),
+    (re.compile(r"\b(\w+)__?(?=[\s.,;:)]|$)"), r"\1"),
+    (re.compile(r"\\(?=[*`_|\\ ])"), ""),
+)
+
+
+def rst_sections(lines: list[str]) -> list[Section]:
+    """The sections of a reStructuredText file: at titles that are underlined, with or without a line above.
+
+    Literal blocks, lists and tables keep their lines; comments, targets, images and directives that include or generate
+    text go.
+
+    Args:
+        lines: of the file, without line endings.
+
+    Example:
+        >>> lines = ["Bees", "====", "", "They *fly*::", "", "   bee.fly()", "", ".. mostly", ""]
+        >>> lines += ["How bees dance", "--------------", "", "In circles."]
+        >>> [(section.path, section.paragraphs) for section in rst_sections(lines)[1:]]
+        [(('Bees',), ['They fly:', 'bee.fly()']), (('Bees', 'How bees dance'), ['In circles.'])]
+    """
+    outline = Outline()
+    styles: list[str] = []  # adornments in the order they are met: their place is their level
+    _read([line.expandtabs() for line in lines], outline, styles)
+    return outline.sections
+
+
+def _read(lines: list[str], outline: Outline, styles: list[str]) -> None:
+    body: list[str] = []
+
+    def end_body() -> None:
+        literal = bool(body) and body[-1].rstrip().endswith("::")
+        for text in paragraphs_of(body, margin=0 if len(body) < 2 else 1):
+            outline.add(plain_text(text))
+        if literal and outline.sections[-1].paragraphs:
+            last = outline.sections[-1].paragraphs[-1]
+            outline.sections[-1].paragraphs[-1] = last.removesuffix("::").rstrip() + (
+                ":" if last != "::" else ""
+            )
+        body.clear()
+
+    at = 0
+    while at < len(lines):
+        line = lines[at]
+        if title := _title_at(lines, at):
+            end_body()
+            text, style, used = title
+            if style not in styles:
+                styles.append(style)
+            outline.heading(styles.index(style) + 1, plain_text(text).replace("`", ""))
+            at += used
+        elif line.startswith("..") and (line[2:3].isspace() or not line[2:].strip()):
+            end_body()
+            content, end = _indented(lines, at + 1)
+            _directive(line, content, outline, styles)
+            at = end
+        elif not line.strip() and body and body[-1].rstrip().endswith("::"):
+            content, end = _indented(lines, at)
+            if any(map(str.strip, content)):
+                end_body()
+                outline.add(block_of(content))
+            at = max(end, at + 1)
+        else:
+            body.append(line)
+            at += 1
+    end_body()
+
+
+def _title_at(lines: list[str], at: int) -> tuple[str, str, int] | None:
+    """Title, its adornment, and the lines both take, if one begins here."""
+    if at and lines[at - 1].strip() and not _ADORNMENT.fullmatch(lines[at - 1]):
+        return None
+    over = _ADORNMENT.fullmatch(lines[at])
+    if (
+        over
+        and at + 2 < len(lines)
+        and lines[at + 1].strip()
+        and lines[at + 2].rstrip() == lines[at].rstrip()
+    ):
+        return lines[at + 1].strip(), f"{over[1]}{over[1]}", 3
+    if at + 1 < len(lines) and lines[at].strip() and not lines[at][0].isspace() and not over:
+        under = _ADORNMENT.fullmatch(lines[at + 1])
+        if under and len(lines[at + 1].rstrip()) >= min(_width(lines[at].rstrip()) - 2, 80):
+            return lines[at].strip(), under[1], 2
+    return None
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _indented(lines: list[str], start: int) -> tuple[list[str], int]:
+    """The indented and empty lines from here, and where they end."""
+    end = start
+    while end < len(lines) and (not lines[end].strip() or lines[end][0].isspace()):
+        end += 1
+    return lines[start:end], end
+
+
+def _directive(line: str, content: list[str], outline: Outline, styles: list[str]) -> None:
+    """Add what a directive says; comments, targets and the others say nothing."""
+    if footnote := _FOOTNOTE.fullmatch(line.rstrip()):
+        outline.add(plain_text(" ".join(" ".join([footnote[1], *content]).split())))
+    found = _DIRECTIVE.fullmatch(line.rstrip())
+    if not found:
+        return
+    name, argument = found[1].lower(), found[2].strip()
+    while content and _OPTION.fullmatch(content[0].strip()):
+        content = content[1:]
+    if name in _CODE:
+        outline.add(block_of(content))
+    elif name in _TEXT or ":" in name or name.startswith(("function", "class", "method", "option", "envvar")):
+        # A signature is followed by what it does.
+        if argument and name not in ("only", "container", "list-table", "todo"):
+            outline.add(plain_text(argument))
+        _read(block_of(content).split("\n"), outline, styles)
+
+
+def plain_text(text: str) -> str:
+    """Text without roles, targets and emphasis.
+
+    Example:
+        >>> plain_text("See :ref:`the guide <guide>`, `here <a.html>`_, ``x = 1`` and **more**.")
+        'See the guide, here, `x = 1` and more.'
+    """
+    parts = re.split(r"(``.+?``)", text)
+    for place, part in enumerate(parts):
+        if place % 2:
+            parts[place] = part[1:-1]
+            continue
+        for pattern, replacement in _INLINE:
+            part = pattern.sub(replacement, part)
+        parts[place] = part
+    return "".join(parts)

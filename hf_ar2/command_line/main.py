@@ -1,0 +1,237 @@
+"""The command line `hf-ar2`. What trains is started by `accelerate launch` in a process of its own.
+
+Only the standard library is imported here, so that help and usage errors are there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
+from hf_ar2.command_line.arguments import PROGRAM
+from hf_ar2.command_line.launch import find_recipe, launch_command, run_to_end, shipped_recipes
+from hf_ar2.command_line.parser import USAGE_ERROR, Parser, nearest
+
+TRAINING = ("quickstart", "train", "tune-queries")
+# Where the other commands are carried out: module:function, which takes the options and returns the exit code.
+HANDLERS = {
+    "evaluate": "hf_ar2.command_line.commands:evaluate",
+    "encode": "hf_ar2.command_line.commands:encode",
+    "index": "hf_ar2.command_line.commands:index",
+    "search": "hf_ar2.command_line.commands:search",
+    "augment": "hf_ar2.command_line.commands:augment",
+    "collection": "hf_ar2.command_line.commands:collection",
+    "label": "hf_ar2.command_line.label:label",
+    "import": "hf_ar2.command_line.import_published:import_published",
+    "compare": "hf_ar2.command_line.compare:compare",
+    "serve": "hf_ar2.command_line.serve:serve",
+    "report": "hf_ar2.command_line.report:report",
+    "push": "hf_ar2.command_line.push:push",
+    "card": "hf_ar2.command_line.push:card",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `hf-ar2`.
+
+    Returns:
+        0; 1 when something failed; 2 for a wrong command line; 130 when interrupted; for training the exit code
+        of the process that trained.
+
+    Example:
+        >>> main(["serach"])
+        Traceback (most recent call last):
+        SystemExit: 2
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser, commands = build_parsers()
+    if not given:
+        parser.print_help()
+        return USAGE_ERROR
+    name = given[0]
+    if name.startswith("-"):
+        parser.parse_known_args([name])  # --help and --version leave here
+        parser.refuse([name])
+    if name not in commands:
+        parser.error(f"there is no command {name!r}{nearest(name, commands)}")
+    command = commands[name]
+    if name in TRAINING:
+        return train(command, name, given[1:])
+    # options may stand before, between and after the others
+    options, unknown = command.parse_known_intermixed_args(given[1:])
+    if unknown:
+        command.refuse(unknown)
+    if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
+        command.error("what is to be evaluated? Name a run folder, or --retriever and --collection")
+    if name == "evaluate" and options.questions and options.split not in (None, "questions"):
+        command.error("--split names a split of the collection, --questions a file: give one of them")
+    if (
+        name == "augment"
+        and not options.run
+        and not (options.retriever and options.ranker and options.collection)
+    ):
+        command.error("with which models? Name a run folder, or --retriever, --ranker and --collection")
+    if name == "collection":
+        question_arguments.check_generation(command, options)
+    return _run(name, options)
+
+
+def _run(name: str, options: argparse.Namespace) -> int:
+    try:
+        module, function = HANDLERS[name].split(":")
+        return int(getattr(importlib.import_module(module), function)(options))  # imports torch and all that
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # what read our output has had enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("HF_AR2_TRACEBACK"):
+            raise
+        way_out = ""
+        if isinstance(error, OSError) and error.filename is not None:  # the system's own words
+            way_out = ". Check that path, the rights to it and the space there"
+        print(f"{PROGRAM} {name}: {error}{way_out}", file=sys.stderr)
+        return 1
+
+
+def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
+    """Run a recipe through `accelerate launch`; what is shown and the exit code are those of its process."""
+    if name == "train" and not {"-h", "--help"} & set(arguments):
+        if not arguments or arguments[0].startswith("-"):
+            parser.error(
+                f"which recipe? It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
+            )
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and not overrides[0].startswith("--"):
+        parser.error(f"{overrides[0]!r}: expected --key value")
+    if options.config_file and not Path(options.config_file).is_file():
+        parser.error(f"--config_file {options.config_file}: no such file. Make one with: accelerate config")
+    environment = dict(os.environ)
+    if name == "quickstart":
+        environment.setdefault("HF_HUB_OFFLINE", "1")  # model and text come from installed packages
+        overrides = ["--output_dir", options.output_dir, *overrides]
+    shipped = {"quickstart": "quickstart", "tune-queries": "ltre/tune"}
+    if name == "tune-queries":
+        try:
+            overrides = [*tuning_overrides(options), *overrides]
+        except ValueError as error:
+            parser.error(str(error))
+    try:
+        recipe = find_recipe(shipped[name] if name in shipped else options.recipe)
+    except ValueError as error:
+        parser.error(str(error))
+    return run_to_end(launch_command(recipe, overrides, options.config_file), environment)
+
+
+def tuning_overrides(options: argparse.Namespace) -> list[str]:
+    """What `tune-queries` was told, as keys of the recipe `ltre/tune`.
+
+    Raises:
+        ValueError: options that contradict each other.
+
+    Example:
+        >>> options = build_parsers()[1]["tune-queries"].parse_args(["me/model", "data/mine", "--steps", "50"])
+        >>> tuning_overrides(options)[-2:]
+        ['--ltre.max_steps', '50']
+    """
+    keys = {
+        "output_dir": options.output_dir,
+        "collection": options.collection,
+        "models.published.model": options.model,
+    }
+    if options.index and options.factory:
+        raise ValueError("--index is an index that is there, --factory one to be built: give one of them")
+    if options.ids and not options.index:
+        raise ValueError("--ids belongs to --index: it names the passages of that file")
+    if options.centroids and options.factory is None and options.index is None:
+        raise ValueError("--centroids trains those of a product quantiser: --factory OPQ48,PQ48 for example")
+    if options.index:
+        keys |= {"ltre.index": options.index, "ltre.vectors": "index"}
+        for row in ("before", "after"):
+            keys[f"evaluation.rows.{row}.index"] = options.index
+        if options.ids:
+            keys["ltre.index_ids"] = options.ids
+            for row in ("before", "after"):
+                keys[f"evaluation.rows.{row}.index_ids"] = options.ids
+    if options.factory:
+        keys |= {"ltre.index_factory": options.factory, "ltre.vectors": "index"}
+        keys |= {
+            "evaluation.rows.before.index_factory": options.factory,
+            "evaluation.rows.after.index": "ltre",
+        }
+    if options.centroids:
+        keys |= {"ltre.train_centroids": "true", "evaluation.rows.after.index": "ltre"}
+        keys.pop("evaluation.rows.after.index_ids", None)  # the index that is saved has its own
+    if options.search:
+        for place in ("ltre", "evaluation.rows.before", "evaluation.rows.after"):
+            keys[f"{place}.search_parameters"] = options.search
+    if options.split:
+        keys |= {"evaluation.splits": f"[{options.split}]", "evaluation.report_split": options.split}
+    if options.steps:
+        keys["ltre.max_steps"] = str(options.steps)
+    return [part for key, value in keys.items() for part in (f"--{key}", value)]
+
+
+def build_parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of `hf-ar2` itself, and one for each command."""
+    collection = arguments.collection_parser()
+    question_arguments.add_generation(collection)
+    groups = {
+        "training": {
+            "quickstart": arguments.quickstart_parser(),
+            "train": arguments.train_parser(),
+            "tune-queries": arguments.tune_queries_parser(),
+            "augment": arguments.augment_parser(),
+        },
+        "measuring": {
+            "evaluate": arguments.evaluate_parser(),
+            "label": question_arguments.label_parser(),
+            "compare": sharing_arguments.compare_parser(),
+            "report": sharing_arguments.report_parser(),
+        },
+        "searching": {
+            "search": arguments.search_parser(),
+            "serve": sharing_arguments.serve_parser(),
+            "index": arguments.index_parser(),
+            "encode": arguments.encode_parser(),
+        },
+        "bringing and sharing": {
+            "collection": collection,
+            "import": arguments.import_parser(),
+            "card": sharing_arguments.card_parser(),
+            "push": sharing_arguments.push_parser(),
+        },
+    }
+    lines = []
+    for group, commands in groups.items():
+        lines += ["", f"{group}:", *(f"  {name:<14}{parser.does}" for name, parser in commands.items())]
+    parser = Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND ...",
+        description="Train a retriever and a ranker together, evaluate them, and search with them.\n"
+        + "\n".join(lines),
+        epilog=f"{PROGRAM} COMMAND --help says more about a command. HF_AR2_TRACEBACK=1 in the\n"
+        f"environment shows where an error came from.\n\nexample:\n  {PROGRAM} quickstart",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    return parser, {name: found for commands in groups.values() for name, found in commands.items()}
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version('hf-ar2')}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Opens the models, the collection and the index that a command names."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import datasets
+from safetensors import SafetensorError
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers.utils import logging as transformers_logging
+
+from hf_ar2.collections import load_collection
+from hf_ar2.collections.questions import QUESTIONS, with_questions
+from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.progress import on_terminal
+from hf_ar2.search.run_index import RunIndex
+from hf_ar2.search.system import SearchSystem, Settings, read_run
+
+# In a run folder, the index over passages without the headings that are queries; that of `search` is index/.
+TRAINING_INDEX = "index_for_training"
+
+
+Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
+
+
+@contextlib.contextmanager
+def opened_system(
+    arguments: argparse.Namespace, *, ranker: bool = True, for_training: bool = False
+) -> Iterator[SearchSystem]:
+    """Models, collection and settings as the command line names them: by a run folder, one by one, or both.
+
+    Tokens and the index are kept in the run folder. They go into a folder that is removed at the end where
+    there is none, or where another retriever or collection than the run's is used. The index that a run was
+    evaluated with is searched unless another is named, or other passages than it holds.
+
+    Args:
+        arguments: of the command.
+        ranker: whether the ranker is loaded.
+        for_training: read passages as training does (`Collection.for_training`), to measure what a run measured. Where
+            they differ from what is searched, their index is kept in a folder of its own.
+    """
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
+    run_index = None
+    settings = Settings.of_models()
+    retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
+    source = given.get("collection")
+    kept = run is not None and given.get("retriever") is None and source is None
+    if run is not None:
+        recipe = read_run(run)
+        settings = Settings.of_recipe(recipe, run)
+        if given.keys() & {"retriever", "ranker"}:  # what the run chose was chosen for its own models
+            settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
+        retriever_name = given.get("retriever") or str(Path(run) / "retriever")
+        if ranker_name is None and (Path(run) / "ranker").is_dir():
+            ranker_name = str(Path(run) / "ranker")
+        source = source or recipe["collection"]
+        if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
+            run_index = RunIndex.of_run(run, recipe)
+        if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
+            given["questions"] = recipe["questions"]
+    assert retriever_name is not None and source is not None
+    reranks = given.get("rerank_depth") != 0  # of the command line; 0 in a recipe is about its evaluation
+    with contextlib.ExitStack() as stack:
+        if not kept:
+            temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
+        work_folder = stack.enter_context(temporary) if not kept else str(run)
+        quiet()
+        collection, index_name = load_collection(source), "index"
+        if "questions" in given:
+            collection = with_questions(collection, given["questions"])
+        if for_training and (read := collection.for_training()) is not collection:
+            collection, index_name = read, TRAINING_INDEX
+        yield SearchSystem(
+            _loaded("retriever", retriever_name, load_retriever),
+            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
+            collection,
+            settings.changed(given),
+            work_folder,
+            given.get("index"),
+            run_index,
+            index_name=index_name,
+        )
+
+
+def quiet() -> None:
+    """Leave the terminal to our own progress bars and to results; warnings stay."""
+    transformers_logging.disable_progress_bar()
+    if not on_terminal():
+        datasets.disable_progress_bars()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def is_run(name: str | None) -> bool:
+    """Whether a model's name is a run folder: then its retriever is meant, with the lengths of its recipe."""
+    return name is not None and (Path(name) / "recipe.yaml").is_file()
+
+
+def _loaded(role: str, name: str, load: Callable[[str], Model]) -> Model:
+    try:
+        return load(name)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{role} {name!r} cannot be loaded: {reason} Name a folder with a model, a Hub id, or "
+            "package:NAME/FOLDER"
+        ) from error

@@ -1,0 +1,52 @@
+"""What `hf-ar2 report` does once the command line is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_ar2.collections import Collection, load_collection
+from hf_ar2.report.page.page import render_page
+from hf_ar2.report.page.queries import PASSAGE_CHARACTERS
+from hf_ar2.report.page.run_folder import RunFolder, read_runs
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the page of the runs that are named, and say how large it is."""
+    runs = read_runs(arguments.runs)
+    collection = common_collection(runs)
+    page = render_page(runs, collection).encode("utf-8")
+    path = Path(arguments.output or runs[0].folder / "report.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page)
+    rows = sum(len(run.metrics) for run in runs)
+    print(
+        f"{path}: {len(page) / 1e6:.1f} MB, {rows} {'row' if rows == 1 else 'rows'} of "
+        f"{', '.join(run.label for run in runs)} on {collection.name}, {runs[0].split}; passages are cut at "
+        f"{PASSAGE_CHARACTERS} characters"
+    )
+    print("Open it in a browser; it needs no network.")
+    return 0
+
+
+def common_collection(runs: Sequence[RunFolder]) -> Collection:
+    """The collection that the runs were made on.
+
+    Raises:
+        ValueError: they were made on different ones, or report on different splits.
+    """
+    splits = {run.split: run for run in runs}
+    if len(splits) > 1:
+        found = ", ".join(f"{run.folder} on {split}" for split, run in splits.items())
+        raise ValueError(
+            f"the runs report on different splits ({found}), so they share no queries; make a page of each"
+        )
+    sources = dict.fromkeys(str(run.recipe["collection"]) for run in runs)
+    collections = [load_collection(source) for source in sources]
+    if len({collection.fingerprint for collection in collections}) > 1:
+        raise ValueError(
+            f"the runs were made on different collections ({', '.join(sources)}), so they share no queries; make a "
+            "page of each"
+        )
+    return collections[0]

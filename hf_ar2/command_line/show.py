@@ -1,0 +1,95 @@
+"""Prints hits and rankings to the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from hf_ar2.evaluation.systems import out_of_reach
+from hf_ar2.search.system import Hit, SearchSystem
+
+
+def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
+    """What a table of metrics lacks, and why, in a line; "" where it lacks nothing.
+
+    Args:
+        depths: system -> passages ranked per query.
+
+    Example:
+        >>> left_out({"retriever": 100, "ranker": 20}, ["mrr@10", "recall@100"], passages=5000)
+        'Left out: recall@100 of the ranker, which orders 20 passages per query (--rerank_depth)'
+    """
+    parts = []
+    for system, depth in depths.items():
+        if beyond := out_of_reach(metrics, depth, passages):
+            option = "--rerank_depth" if system == "ranker" else "--depth"
+            parts.append(
+                f"{', '.join(beyond)} of the {system}, which orders {depth} passages per query ({option})"
+            )
+    return f"Left out: {'; '.join(parts)}" if parts else ""
+
+
+def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) -> None:
+    """Search and print what was found, as wide as the terminal."""
+    hits = system.search(query, arguments.k)
+    print(f"\n{hits_table(hits, shutil.get_terminal_size((100, 24)).columns)}")
+
+
+def hits_table(hits: Sequence[Hit], width: int) -> str:
+    """Hits for the terminal, both scores side by side, each with the beginning of its passage.
+
+    Args:
+        hits: in the order to show.
+        width: of the terminal, in columns. Ids are never cut.
+
+    Example:
+        >>> print(hits_table([Hit("d7", "Colds", "Vitamin D did not prevent colds.", 2, 0.61, 4.2)], 66))
+        rank   ranker  retriever         passage
+        ──────────────────────────────────────────────────────────────────
+           1    4.200      0.610  (2nd)  d7
+                                         Colds · Vitamin D did not preven…
+    """
+    ranked = any(hit.ranker_score is not None for hit in hits)
+    heading = f"rank{'   ranker  retriever         ' if ranked else '  retriever  '}passage"
+    lines = [heading, "─" * max(width, len(heading))]
+    for number, hit in enumerate(hits, 1):
+        if ranked:
+            place = f"({ordinal(hit.retriever_rank)})"
+            ranker = "–" if hit.ranker_score is None else f"{hit.ranker_score:.3f}"
+            start = f"{number:>4}{ranker:>9}{hit.retriever_score:>11.3f}  {place:<7}"
+        else:
+            start = f"{number:>4}{hit.retriever_score:>11.3f}  "
+        first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
+        shown = " · ".join(" ".join(part.split()) for part in (hit.title, first_line) if part.strip())
+        lines += [f"{start}{hit.passage_id}", " " * len(start) + clip(shown, max(20, width - len(start)))]
+    return "\n".join(lines)
+
+
+def ordinal(number: int) -> str:
+    """`1st`, `2nd`, `3rd`, `4th`, …, `11th`, …
+
+    Example:
+        >>> [ordinal(number) for number in (1, 2, 11, 23)]
+        ['1st', '2nd', '11th', '23rd']
+    """
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def clip(text: str, width: int) -> str:
+    """The beginning of a text that fits into `width` columns of a terminal, with … where it was cut.
+
+    Chinese, Japanese and Korean characters take two columns.
+
+    Example:
+        >>> clip("vitamin", 5), clip("维生素", 5), clip("cold", 5)
+        ('vita…', '维生…', 'cold')
+    """
+    ends = np.cumsum([2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text])
+    if not len(ends) or ends[-1] <= width:
+        return text
+    return text[: int(np.searchsorted(ends, width - 1, side="right"))] + "…"

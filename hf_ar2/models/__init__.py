@@ -1,0 +1,6 @@
+"""Models: loading, the joint module of both, merging, and what a saved model is."""
+
+from hf_ar2.models.joint import JointModel
+from hf_ar2.models.loading import load_ranker, load_retriever
+
+__all__ = ["JointModel", "load_ranker", "load_retriever"]

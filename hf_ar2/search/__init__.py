@@ -1,0 +1,5 @@
+"""A run, or two models and a collection, opened for searching."""
+
+from hf_ar2.search.system import Hit, SearchSystem, Settings
+
+__all__ = ["Hit", "SearchSystem", "Settings"]

