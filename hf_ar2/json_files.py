@@ -9,13 +9,7 @@ from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file under a temporary name and move it into place; its folder is made where it is not there.
-
-    Example:
-        >>> write_json(Path("notes/time.json"), {"seconds": 1.5})
-        >>> json.loads(Path("notes/time.json").read_text()), len(list(Path("notes").iterdir()))
-        ({'seconds': 1.5}, 1)
-    """
+    """Write a JSON file under a temporary name and move it into place; its folder is made where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -38,10 +38,6 @@ def progress_bar(
         unit: what is counted.
         show: False: nothing is shown.
         delay: seconds before a bar appears on a terminal.
-
-    Example:
-        >>> with progress_bar(total=3, description="Encoding", unit="text", show=False) as bar:
-        ...     bar.update(3)
     """
     options: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "disable": not show}
     if not on_terminal():
@@ -50,14 +46,7 @@ def progress_bar(
 
 
 def progress_line(description: str, done: float, total: float | None, unit: str, seconds: float) -> str:
-    """How far something is, in words.
-
-    Example:
-        >>> progress_line("Encoding passages", 1200, 3400, "texts", seconds=65)
-        'Encoding passages: 35 % (1,200/3,400 texts), 2 min left'
-        >>> progress_line("Reading corpus.tsv", 1_200_000, None, "passages", seconds=65)
-        'Reading corpus.tsv: 1,200,000 passages in 1 min'
-    """
+    """How far something is, in words."""
     start = f"{description}: " if description else ""
     if not total:
         return f"{start}{done:,.0f} {unit.strip()} in {in_words(seconds)}"
@@ -66,12 +55,7 @@ def progress_line(description: str, done: float, total: float | None, unit: str,
 
 
 def in_words(seconds: float) -> str:
-    """A duration to the precision that one plans with.
-
-    Example:
-        >>> in_words(4.2), in_words(110), in_words(3_700)
-        ('4 s', '2 min', '1 h 2 min')
-    """
+    """A duration to the precision that one plans with."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

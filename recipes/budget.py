@@ -36,12 +36,6 @@ class Costs:
         passages: number of passages; passage_tokens, query_tokens, pair_tokens: mean lengths as they are read.
         dev_queries: queries of the split that the served system is chosen on.
         from_people: whether people asked them; where none did, a merged retriever is not dropped.
-
-    Example:
-        >>> Costs(
-        ...     rate=1000, passages=500, passage_tokens=100, query_tokens=10, pair_tokens=110, dev_queries=50
-        ... ).encoding
-        50.0
     """
 
     rate: float
@@ -91,13 +85,6 @@ class Plan:
         dropped: stage → why.
         training: stage → seconds of its training steps.
         overhead: stage → seconds of what it encodes and ranks besides; `""`: of the evaluation at the end.
-
-    Example:
-        >>> recipe = Recipe("mine", "data/mine", models={"base": {"model": "some/model"}})
-        >>> recipe.stages = {"warm-up": {"trainer": "retriever", "retriever": "base"}}
-        >>> plan = make_plan(recipe, 60.0, Costs(1000, 100, 100, 10, 110, 50))
-        >>> plan.training
-        {'warm-up': 60.0}
     """
 
     recipe: Recipe
@@ -115,15 +102,6 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
 
     Raises:
         RecipeError: the seconds do not even reach to what cannot be dropped.
-
-    Example:
-        >>> recipe = Recipe("mine", "data/mine", models={"base": {"model": "some/model"}})
-        >>> recipe.stages = {
-        ...     "hard": {"trainer": "retriever", "retriever": "base", "args": {"num_negatives": 2}},
-        ...     "ranker": {"trainer": "ranker", "retriever": "hard", "ranker": "hard", "min_steps": 1000},
-        ... }
-        >>> make_plan(recipe, 100.0, Costs(1000, 100, 100, 10, 110, 50)).dropped
-        {'ranker': '1,000 steps or more make it useful, and there is time for 0'}
     """
     dropped: dict[str, str] = {}
     recipe = copy.deepcopy(recipe)
@@ -166,14 +144,7 @@ def share_of(body: dict[str, Any]) -> float:
 
 
 def encodes(recipe: Recipe, stage: str) -> bool:
-    """Whether a stage searches passages that its retriever encodes; in-batch and BM25's negatives need no encoding.
-
-    Example:
-        >>> recipe = Recipe("mine", "data/mine", models={"base": {"model": "some/model"}})
-        >>> recipe.stages = {"warm-up": {"trainer": "retriever", "retriever": "base"}}
-        >>> encodes(recipe, "warm-up")
-        False
-    """
+    """Whether a stage searches passages that its retriever encodes; in-batch and BM25's negatives need no encoding."""
     settings, trainer = recipe.stage_args(stage), recipe.stages[stage]["trainer"]
     if trainer != "retriever":
         return True
@@ -184,13 +155,6 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
     """Seconds of encoding the corpus and of ranking dev queries, by stage, in their order; `""` for the evaluation.
 
     The corpus is encoded once for every set of weights: what an earlier stage encoded costs a later one nothing.
-
-    Example:
-        >>> recipe = Recipe("mine", "data/mine", models={"base": {"model": "some/model"}})
-        >>> recipe.stages = {"hard": {"trainer": "retriever", "retriever": "base", "args": {"num_negatives": 2}}}
-        >>> recipe.evaluation = {"rows": {"zero-shot": {"retriever": "base"}, "hard": {"retriever": "hard"}}}
-        >>> overheads(recipe, Costs(1000, 100, 100, 10, 110, 50))  # base is encoded for the negatives, hard for its row
-        {'hard': 10.0, '': 10.0}
     """
     encoded: set[str] = set()
     # LTRe moves no passage: its corpus is that of the retriever it starts from.
@@ -233,17 +197,6 @@ def without(recipe: Recipe, stage: str) -> Recipe:
     """The recipe without a stage: what started from it starts from what the stage started from.
 
     Where a ranker is dropped, stages that need one are dropped, too, and rows do without.
-
-    Example:
-        >>> recipe = Recipe("mine", "data/mine", models={"base": {"model": "some/model"}})
-        >>> recipe.stages = {
-        ...     "warm-up": {"trainer": "retriever", "retriever": "base"},
-        ...     "hard": {"trainer": "retriever", "retriever": {"from": "warm-up", "dropout": 0.0}},
-        ... }
-        >>> recipe.evaluation = {"rows": {"warm-up": {"retriever": "warm-up"}, "hard": {"retriever": "hard"}}}
-        >>> less = without(recipe, "warm-up")
-        >>> less.stages["hard"]["retriever"], list(less.evaluation["rows"])
-        ({'from': 'base', 'dropout': 0.0}, ['hard'])
     """
     recipe = dataclasses.replace(
         recipe, stages=copy.deepcopy(recipe.stages), evaluation=copy.deepcopy(recipe.evaluation)
@@ -314,14 +267,6 @@ class Budget:
         folder: the run; `time.json` in it holds what earlier attempts took.
         seconds: what the run may take until its system is chosen; None: as long as its stages take.
         clock: a name in `CLOCKS`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     first = Budget(Path(folder), 60.0, "processor")
-        ...     first.note()
-        ...     Budget(Path(folder), 60.0, "processor").earlier > 0
-        True
     """
 
     folder: Path

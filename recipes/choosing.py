@@ -32,10 +32,6 @@ class Candidate(NamedTuple):
     Attributes:
         row: of the evaluation.
         system: `"retriever"`, `"hybrid"` (with BM25), `"pipeline"` or `"ranker"`.
-
-    Example:
-        >>> str(Candidate("AR2", "pipeline"))
-        'AR2 pipeline'
     """
 
     row: str
@@ -68,12 +64,6 @@ def choosing_split(recipe: Recipe, collection: Collection) -> tuple[str | None, 
 
     Raises:
         RecipeError: `evaluation.choose_on` names a split that the collection does not have.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> recipe = Recipe("mine", "python-packages:json", evaluation={"choose_on": None})
-        >>> choosing_split(recipe, load_collection(recipe.collection))
-        (None, 'evaluation.choose_on is null')
     """
     settings = recipe.evaluation
     split = settings.get("choose_on", "dev")
@@ -98,27 +88,14 @@ def choosing_split(recipe: Recipe, collection: Collection) -> tuple[str | None, 
 
 
 def evaluated_splits(recipe: Recipe, collection: Collection) -> list[str]:
-    """The splits that rows are evaluated on, the one that is chosen on first, whether the recipe lists it or not.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> collection = load_collection("python-packages:json,textwrap,argparse,logging")
-        >>> evaluated_splits(Recipe("mine", "", evaluation={"splits": ["test"]}), collection)
-        ['dev', 'test']
-    """
+    """The splits that rows are evaluated on, the one that is chosen on first, whether the recipe lists it or not."""
     listed = recipe.evaluation.get("splits", ["dev", "test"])
     chosen, _ = choosing_split(recipe, collection)
     return list(dict.fromkeys([chosen, *listed])) if chosen is not None else list(listed)
 
 
 def from_structure(collection: Collection, split: str) -> bool:
-    """Whether all queries of a split come from the texts' structure (headings, say) or from a model, not from people.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> from_structure(load_collection("python-packages:json"), "train")
-        False
-    """
+    """Whether no query of a split was asked by a person: they are headings, say, or a model wrote them."""
     if "source" not in collection.queries.column_names:
         return False
     return all(collection.queries.select(evaluated_queries(collection, split))["source"])
@@ -206,14 +183,7 @@ def choose(
 
 
 def serve_last(recipe: Recipe, why: str, blends: Mapping[str, Blend]) -> dict[str, Any]:
-    """What chosen.json says where there is no split to choose on: the last row, with its ranker where it has one.
-
-    Example:
-        >>> rows = {"zero-shot": {"retriever": "light"}, "mine": {"retriever": "g0"}}
-        >>> recipe = Recipe("mine", "data", evaluation={"rows": rows})
-        >>> serve_last(recipe, "data has no split dev", {})["reason"]
-        'mine (retriever), the last row: data has no split dev, so nothing was chosen.'
-    """
+    """What chosen.json says where there is no split to choose on: the last row, with its ranker where it has one."""
     settings = recipe.evaluation
     row, body = list(settings["rows"].items())[-1]
     ranks = "ranker" in body and settings.get("rerank_depth", 20) > 0

@@ -18,12 +18,7 @@ _NOTE = "encoding.json"
 
 
 def encodings_folder(run: Path) -> Path:
-    """Where the stages and rows of a run keep their indexes.
-
-    Example:
-        >>> encodings_folder(Path("runs/mine")).as_posix()
-        'runs/mine/encodings'
-    """
+    """Where the stages and rows of a run keep their indexes."""
     return run / "encodings"
 
 
@@ -32,21 +27,6 @@ def forget_encodings(recipe: Recipe, run: Path) -> None:
 
     Those stay that a finished stage noted as of the weights it started from, or ended with, where these weights are
     named again. Whatever else is there is of weights that training has left behind.
-
-    Example:
-        >>> import tempfile
-        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light"}}
-        >>> recipe = Recipe("mine", "BeIR/scifact", stages=stages, evaluation={"rows": {"after": {"retriever": "g0"}}})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run, (start, end) = Path(folder), (digit * 32 for digit in "01")
-        ...     for name in (start, end):
-        ...         (encodings_folder(run) / name).mkdir(parents=True)
-        ...     (run / "stages" / "g0").mkdir(parents=True)
-        ...     note = {"encodings": {"light": start, "g0": end}}
-        ...     _ = (run / "stages" / "g0" / "done.json").write_text(json.dumps(note))
-        ...     forget_encodings(recipe, run)
-        ...     [path.name == end for path in encodings_folder(run).iterdir()]
-        [True]
     """
     needed = {source_name(row["retriever"]) for row in recipe.evaluation.get("rows", {}).values()}
     noted: list[tuple[str, str]] = []
@@ -60,15 +40,7 @@ def forget_encodings(recipe: Recipe, run: Path) -> None:
 
 
 def note_row(run: Path, row: str, encoding: str | None) -> None:
-    """Write down which encoding a row was evaluated with; None: an index that was given or trained.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     note_row(Path(folder), "AR2", "0" * 32)
-        ...     [path.name for path in Path(folder, "evaluation", "AR2").iterdir()]
-        ['encoding.json']
-    """
+    """Write down which encoding a row was evaluated with; None: an index that was given or trained."""
     path = run / "evaluation" / row / _NOTE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"encoding": encoding}))
@@ -82,17 +54,6 @@ def keep_served_index(run: Path, row: str | None) -> None:
 
     Args:
         row: whose models are the run's; None where there is no row.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run, name = Path(folder), "0" * 32
-        ...     (encodings_folder(run) / name).mkdir(parents=True)
-        ...     _ = (encodings_folder(run) / name / "meta.json").write_text("{}")
-        ...     note_row(run, "AR2", name)
-        ...     keep_served_index(run, "AR2")
-        ...     (run / "index" / "meta.json").is_file(), list(encodings_folder(run).iterdir())
-        (True, [])
     """
     encodings = Encodings(encodings_folder(run))
     note = run / "evaluation" / row / _NOTE if row is not None else None
@@ -104,17 +65,7 @@ def keep_served_index(run: Path, row: str | None) -> None:
 
 
 def told_encodings(run: Path) -> str:
-    """How often the corpus was encoded in a run, interruptions included, and how long it took; empty if never.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     encodings_folder(Path(folder)).mkdir()
-        ...     log = [{"encoding": "0" * 32, "seconds": 1.5}, {"encoding": "1" * 32, "seconds": 2.4}]
-        ...     _ = (encodings_folder(Path(folder)) / "log.json").write_text(json.dumps(log))
-        ...     told_encodings(Path(folder))
-        'Corpus encoded 2 times, 4 s'
-    """
+    """How often the corpus was encoded in a run, interruptions included, and how long it took; empty if never."""
     log = Encodings(encodings_folder(run)).log()
     if not log:
         return ""

@@ -79,11 +79,6 @@ def load_guard(recipe: Recipe) -> Guard | None:
 
     Raises:
         RecipeError: it cannot be loaded, it has no judgments, or it is the collection that is trained on.
-
-    Example:
-        >>> guard = load_guard(Recipe("mine", "data/mine", guard="python-packages:textwrap,inspect,argparse,json"))
-        >>> print(guard.choice, "|", guard.report)
-        dev: 7 queries, 47 passages | test: 9 queries, 47 passages
     """
     if recipe.guard is None:
         return None

@@ -19,16 +19,7 @@ _FILES = ("index", "index_ids", "unlabelled")
 
 
 class Inputs:
-    """Content hashes of what a recipe only names, each thing read once.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> rows = {"zero-shot": {"retriever": "light"}}
-        >>> recipe = Recipe("mine", "python-packages:json", models={"light": {"model": "some/model"}})
-        >>> recipe.evaluation = {"rows": rows}
-        >>> list(Inputs(recipe, load_collection("python-packages:json")).of_row("zero-shot"))  # the Hub's are not local
-        ['collection']
-    """
+    """Content hashes of what a recipe only names, each thing read once."""
 
     def __init__(self, recipe: Recipe, collection: Collection, guard: Guard | None = None) -> None:
         self.recipe = recipe
@@ -81,13 +72,6 @@ def refuse_other_inputs(run: Path, inputs: Inputs) -> None:
 
     Raises:
         RecipeError: with the stage and what has changed.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light"}}
-        >>> recipe = Recipe("mine", "python-packages:json", stages=stages)
-        >>> inputs = Inputs(recipe, load_collection(recipe.collection))
-        >>> refuse_other_inputs(Path("a/run/that/is/not/there"), inputs)  # nothing to refuse
     """
     for stage in inputs.recipe.stages:
         note = run / "stages" / stage / INPUTS
@@ -102,29 +86,12 @@ def refuse_other_inputs(run: Path, inputs: Inputs) -> None:
 
 
 def differing(noted: dict[str, str], found: dict[str, str]) -> list[str]:
-    """Names of what both notes have, with another content.
-
-    Example:
-        >>> differing({"collection": "a", "models.light": "b"}, {"collection": "c"})
-        ['collection']
-    """
+    """Names of what both notes have, with another content."""
     return [name for name, content in noted.items() if found.get(name, content) != content]
 
 
 def hash_of_files(path: str | Path) -> str:
-    """32 hex digits of a file, or of the names and contents of a folder's; its README.md and hidden files do not count.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "weights").write_bytes(b"1")
-        ...     before = hash_of_files(folder)
-        ...     _ = Path(folder, "README.md").write_text("a card")
-        ...     same = hash_of_files(folder) == before
-        ...     _ = Path(folder, "weights").write_bytes(b"2")
-        ...     same, hash_of_files(folder) == before
-        (True, False)
-    """
+    """32 hex digits of a file, or of a folder's files and their names, without README.md and hidden files."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     parts: list[bytes] = []

@@ -39,13 +39,6 @@ def choose_share(
 
     Returns:
         The share, and the reason in words.
-
-    Example:
-        >>> same, less = np.array([1.0, 0.5, 1.0, 0.5, 1.0, 0.5]), np.array([0.5, 0.2, 0.5, 0.2, 0.5, 0.2])
-        >>> choose_share({0.0: same, 0.1: same, 0.3: same, 0.5: less})[0]
-        0.3
-        >>> choose_share(None)[0]
-        0.5
     """
     if dev is None:
         if guard is None:

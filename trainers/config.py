@@ -14,12 +14,7 @@ from hf_ar2.training_lists.sampling import SAMPLERS
 
 
 def setting(default: Any, text: str) -> Any:
-    """A config field with its help text; the text names the unit and the paper's value.
-
-    Example:
-        >>> setting(0.05, "Divides scores in a softmax.").metadata["help"]
-        'Divides scores in a softmax.'
-    """
+    """A config field with its help text; the text names the unit and the paper's value."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})

@@ -15,15 +15,6 @@ def check_gate(args: JointConfig, retrieval: Retrieval) -> None:
 
     Raises:
         ValueError: there are no queries to compare them on, or the ranker orders fewer passages than the metric needs.
-
-    Example:
-        ```python
-        from hf_ar2 import AR2Config, AR2Trainer
-
-        args = AR2Config(output_dir="runs/ar2", rerank_depth=20, eval_metrics=["mrr@10"])  # not less than 10
-        model = "sentence-transformers/all-MiniLM-L6-v2"
-        AR2Trainer(model, model, args=args, collection="BeIR/scifact")
-        ```
     """
     metric = args.eval_metrics[0]
     cutoff = parse_metric(metric)[1] or 1
@@ -46,17 +37,6 @@ def ranker_lead(retrieval: Retrieval) -> PairedTest:
 
     Returns:
         The paired test of the first of `eval_metrics`; `difference` is ranker less retriever.
-
-    Example:
-        ```python
-        from hf_ar2 import RankerConfig, RankerTrainer
-        from hf_ar2.trainers.gate import ranker_lead
-
-        args = RankerConfig(output_dir="runs/d0")
-        model = "sentence-transformers/all-MiniLM-L6-v2"
-        trainer = RankerTrainer(model, model, args=args, collection="BeIR/scifact")
-        print(ranker_lead(trainer.retrieval).difference)  # above 0: the ranker may teach
-        ```
     """
     metric = retrieval.args.eval_metrics[0]
     values = retrieval.per_query()

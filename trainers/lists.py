@@ -15,13 +15,7 @@ from hf_ar2.training_lists.sampler import ListSampler
 
 
 class Positions(Dataset):
-    """A data set whose items are positions; the collator turns a batch of them into lists.
-
-    Example:
-        >>> positions = Positions(3)
-        >>> len(positions), positions[2]
-        (3, 2)
-    """
+    """A data set whose items are positions; the collator turns a batch of them into lists."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -39,10 +33,6 @@ class RoundSampler(Sampler[int]):
     Args:
         length: lists per round (a multiple of the global batch).
         current_round: read when an epoch begins, so that a resumed run continues where it was.
-
-    Example:
-        >>> list(RoundSampler(4, current_round=lambda: 2))
-        [8, 9, 10, 11]
     """
 
     def __init__(self, length: int, current_round: Callable[[], int]) -> None:
@@ -68,23 +58,6 @@ class ListCollator:
         needs: from a phase to which of "queries", "passages", "pairs" its step encodes.
         step_tokens: padded tokens of a chunk.
         mini_batch_size: rows of a chunk; None: as many as the tokens allow.
-
-    Example:
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([4, 9]),
-        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
-        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
-        ... )
-        >>> collator = ListCollator(
-        ...     lists=ListSampler(pool, corpus_size=10, num_negatives=2, seed=0),
-        ...     phases=("retriever",),
-        ...     phase_positions=lambda positions: ("retriever", positions),
-        ...     needs=lambda phase: (),  # with "queries" and "passages" the batch gets their tokens, too
-        ...     retriever_inputs=None, ranker_inputs=None, step_tokens=2048,
-        ... )
-        >>> batch = collator([0, 1])
-        >>> batch["phase"], batch["passage_rows"].shape, batch["mask"].all().item()
-        ('retriever', torch.Size([2, 3]), True)
     """
 
     lists: ListSampler

@@ -58,16 +58,6 @@ class LogLines(TrainerCallback):
 
     Args:
         phases: the trainer's; where an entry is about one of them alone, its loss is the loss.
-
-    Example:
-        ```python
-        from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
-        from hf_ar2.trainers.log_lines import LogLines
-
-        args = RetrieverConfig(output_dir="runs/retriever")
-        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
-        assert any(isinstance(callback, LogLines) for callback in trainer.callback_handler.callbacks)
-        ```
     """
 
     def __init__(self, phases: Sequence[str]) -> None:
@@ -128,13 +118,6 @@ def log_lines(
         phases: of the trainer.
         eval_split: what `eval_` stands for.
         left: seconds until the end, to be told.
-
-    Example:
-        >>> print(*log_lines({"loss": 0.512, "epoch": 1.2, "lr/retriever": 1e-5}, 120, 400, left=170), sep="\\n")
-        step 120/400  round 1.20  loss  .512  lr 1.0e-5  3 min left
-        >>> print(*log_lines({"eval_retriever_mrr@10": 0.5, "eval_pipeline_mrr@10": 0.625}, 0, 400), sep="\\n")
-        step   0/400  dev: retriever  mrr@10  .500
-                           pipeline   mrr@10  .625
     """
     start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # there are none outside of training
     if "train_runtime" in logs:

@@ -24,11 +24,6 @@ def with_missed(
 
     Returns:
         rows int64 `[B, k + P]`, -1 where nothing was appended, and relevant bool `[B, k + P]`.
-
-    Example:
-        >>> rows, relevant = with_missed(np.array([[4, 7], [3, 2]]), np.array([[7, 9], [8, -1]]))
-        >>> rows.tolist(), relevant.tolist()
-        ([[4, 7, 9, -1], [3, 2, 8, -1]], [[False, True, True, False], [False, False, True, False]])
     """
     same = (found[:, :, None] == known[:, None, :]) & (known >= 0)[:, None, :]
     missed = np.where(same.any(axis=1), -1, known)
@@ -41,17 +36,7 @@ def with_missed(
 
 
 class FrozenRetrieval(Retrieval):
-    """Retrieval from one index, built or opened once.
-
-    Example:
-        ```python
-        from hf_ar2 import LTReConfig, LTReTrainer
-
-        args = LTReConfig(output_dir="runs/ltre")
-        trainer = LTReTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
-        assert trainer.retrieval.refresh() is trainer.retrieval.refresh()  # one index, which stays
-        ```
-    """
+    """Retrieval from one index, built or opened once."""
 
     _frozen: FrozenIndex | None = None
 

@@ -17,22 +17,6 @@ class Patience(TrainerCallback):
     with the schedule `warmup_stable_decay` the one that makes the decay its last `decay_share`, with any other the
     step it is at. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run ends where the
     uninterrupted one does.
-
-    Example:
-        ```python
-        from hf_ar2 import RankerConfig, RankerTrainer
-
-        args = RankerConfig(
-            output_dir="runs/d0",
-            max_steps=2000,  # at most
-            patience=3,
-            eval_strategy="steps",
-            eval_steps=50,
-            lr_scheduler_type="warmup_stable_decay",
-        )
-        model = "sentence-transformers/all-MiniLM-L6-v2"
-        RankerTrainer(model, model, args=args, collection="BeIR/scifact")
-        ```
     """
 
     def __init__(self, trainer: JointTrainer, patience: int) -> None:

@@ -36,18 +36,6 @@ class PublishingTrainer(Trainer):
     `push_to_hub=True` publishes while training goes on: at every save (`hub_strategy="every_save"`), or at the end
     alone ("end"). With "checkpoint" and "all_checkpoints" the whole checkpoint is beside the first of the two models;
     downloaded (`hf download me/name-retriever --include "last-checkpoint/*"`), it is resumed from like any other.
-
-    Example:
-        ```python
-        from hf_ar2 import RetrieverConfig, RetrieverTrainer
-
-        args = RetrieverConfig(output_dir="runs/g0", per_device_train_batch_size=32)
-        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
-        trainer.train()
-        trainer.save_model()
-        print(open("runs/g0/retriever/README.md").read())
-        trainer.push_to_hub("me/scifact", private=True)  # me/scifact-retriever, with this card
-        ```
     """
 
     model: JointModel

@@ -107,17 +107,6 @@ def ranker_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The ranker's loss on labels (listwise: L_φ of AR2, the ranker's side of equation 5; L_sup of RocketQAv2), and the
     share of lists that a positive leads.
-
-    Example:
-        ```python
-        from hf_ar2.trainers import RankerTrainer
-        from hf_ar2.trainers.ranker import ranker_loss
-
-
-        class PointwiseTrainer(RankerTrainer):
-            def phase_loss(self, phase, outputs, batch):
-                return ranker_loss(self, outputs, batch, "pointwise")
-        ```
     """
     mask, positives = batch["mask"], batch["positives"]
     scores = trainer.ranker_scores(outputs, mask)

@@ -6,14 +6,7 @@ from transformers import Trainer
 
 
 def refuse_what_cannot_work(trainer: Trainer) -> None:
-    """Raise NotImplementedError, with the reason, for launches that would train something else in silence.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> refuse_what_cannot_work(SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=True))
-        Traceback (most recent call last):
-        NotImplementedError: FSDP: saving and loading two models from one sharded module is not written; ...
-    """
+    """Raise NotImplementedError, with the reason, for launches that would train something else in silence."""
     if trainer.is_deepspeed_enabled:
         raise NotImplementedError(
             "DeepSpeed: its optimizers treat a missing gradient as zero, so the model that rests in a phase would "

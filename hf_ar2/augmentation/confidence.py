@@ -25,10 +25,6 @@ def sure_by_probability(
     Args:
         scores: float `[Q, n]`, the ranker's logits.
         calibration: makes probabilities of them; the identity for a ranker that was trained pointwise.
-
-    Example:
-        >>> sure_by_probability(np.array([[-3.0, 0.0, 3.0]]), Calibration(), 0.1, 0.9)
-        (array([[ True, False, False]]), array([[False, False,  True]]))
     """
     probabilities = calibration.probabilities(scores)
     return probabilities < irrelevant, probabilities > relevant
@@ -42,11 +38,6 @@ def log_shares(scores: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 `[Q, n]`.
-
-    Example:
-        >>> shares = log_shares(np.array([[1.0, 3.0], [101.0, 103.0]]))
-        >>> shares.round(2).tolist()
-        [[-2.13, -0.13], [-2.13, -0.13]]
     """
     scores = np.asarray(scores, dtype=np.float64)
     top = scores.max(axis=1, keepdims=True, initial=-np.inf)
@@ -69,12 +60,6 @@ def quantile_lines(
 
     Raises:
         ValueError: there is no unlabelled passage.
-
-    Example:
-        >>> scores = np.array([[0.0, 1.0, 2.0, 9.0]])
-        >>> low, high = quantile_lines([(scores, np.array([[True, True, True, False]]))], 0.5, 1.0)
-        >>> [low, high] == log_shares(scores)[0, 1:3].tolist()
-        True
     """
     shares = np.concatenate([log_shares(scores)[unlabelled] for scores, unlabelled in scored])
     if not len(shares):
@@ -84,15 +69,7 @@ def quantile_lines(
 
 
 def sure_by_share(scores: np.ndarray, low: float, high: float) -> Sure:
-    """Log-shares below `low`, and above `high`; the lines are from `quantile_lines`.
-
-    Example:
-        >>> scores = np.array([[4.0, 1.0, 0.0]])
-        >>> np.exp(log_shares(scores)).round(2).tolist()
-        [[0.94, 0.05, 0.02]]
-        >>> sure_by_share(scores, low=np.log(0.03), high=np.log(0.9))
-        (array([[False, False,  True]]), array([[ True, False, False]]))
-    """
+    """Log-shares below `low`, and above `high`; the lines are from `quantile_lines`."""
     shares = log_shares(scores)
     return shares < low, shares > high
 
@@ -106,10 +83,6 @@ def sure_by_margin(
         scores: float `[Q, n]`.
         positive_scores: float `[Q, P]`, -inf where there is none; at least one per query.
         irrelevant, relevant: in logits, at least 0.
-
-    Example:
-        >>> sure_by_margin(np.array([[0.0, 2.5, 9.0]]), np.array([[3.0, 4.0]]), irrelevant=2, relevant=2)
-        (array([[ True, False, False]]), array([[False, False,  True]]))
     """
     highest = positive_scores.max(axis=1, keepdims=True)
     lowest = np.where(np.isfinite(positive_scores), positive_scores, np.inf).min(axis=1, keepdims=True)

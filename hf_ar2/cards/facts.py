@@ -122,23 +122,13 @@ class Training:
 
 
 def hub_id(name: str | Path) -> str | None:
-    """The name, where it can be nothing but an id on the Hub: two plain words, and no folder here; else None.
-
-    Example:
-        >>> hub_id("BeIR/scifact"), hub_id("package:minilm/model"), hub_id("../models/a")
-        ('BeIR/scifact', None, None)
-    """
+    """The name, where it can be nothing but an id on the Hub: two plain words, and no folder here; else None."""
     words = r"[A-Za-z0-9][\w.-]*"
     return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
 
 
 def bears_on_the_result(setting: str) -> bool:
-    """Whether a setting of a trainer may make its models others; where they are kept or logged does not.
-
-    Example:
-        >>> bears_on_the_result("learning_rate"), bears_on_the_result("hub_token")
-        (True, False)
-    """
+    """Whether a setting of a trainer may make its models others; where they are kept or logged does not."""
     return not setting.startswith(_NO_BEARING)
 
 
@@ -196,10 +186,6 @@ def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
 
     Raises:
         ValueError: chosen.json names a row that the recipe does not have.
-
-    Example:
-        >>> served_name("runs/mine", {"evaluation": {"rows": {"zero-shot": {}, "AR2": {}}}})  # no chosen.json there
-        'AR2'
     """
     rows = (recipe.get("evaluation") or {}).get("rows") or {}
     chosen = read_json(Path(folder) / CHOSEN).get("row")
@@ -216,11 +202,6 @@ def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: as `served_name`.
-
-    Example:
-        >>> rows = {"zero-shot": {"retriever": "light"}, "AR2": {"retriever": "ar2", "ranker": "ar2"}}
-        >>> served_row("runs/mine", {"evaluation": {"rows": rows}})  # without a chosen.json the last row
-        {'retriever': 'ar2', 'ranker': 'ar2'}
     """
     name = served_name(folder, recipe)
     row = dict(recipe["evaluation"]["rows"][name]) if name else {}
@@ -230,24 +211,13 @@ def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The last row of a recipe's evaluation; `{}` where there is none. What a run serves is `served_row`.
-
-    Example:
-        >>> last_row({"evaluation": {"rows": {"zero-shot": {"retriever": "light"}, "AR2": {"retriever": "ar2"}}}})
-        {'retriever': 'ar2'}
-    """
+    """The last row of a recipe's evaluation; `{}` where there is none. What a run serves is `served_row`."""
     rows = (recipe.get("evaluation") or {}).get("rows") or {}
     return list(rows.values())[-1] if rows else {}
 
 
 def is_trained(folder: str | Path, recipe: Mapping[str, Any], role: str) -> bool:
-    """Whether a stage of the recipe trained the model that the run serves in a role.
-
-    Example:
-        >>> recipe = {"stages": {"ar2": {}}, "evaluation": {"rows": {"AR2": {"retriever": "ar2", "ranker": "heavy"}}}}
-        >>> is_trained("runs/mine", recipe, "retriever"), is_trained("runs/mine", recipe, "ranker")
-        (True, False)
-    """
+    """Whether a stage of the recipe trained the model that the run serves in a role."""
     served = served_row(folder, recipe)
     return role in served and source_name(served[role]) in (recipe.get("stages") or {})
 
@@ -269,12 +239,6 @@ def training_of_trainer(
         split: what was evaluated on.
         rerank_depth: how many passages of a query the ranker reordered.
         earlier: the same as `told` of the stages that the models have behind them, in their order.
-
-    Example:
-        >>> told = {"name": "mine", "collection": "BeIR/scifact", "trainer": "ranker", "sources": {"ranker": "a/b"}}
-        >>> log = [{"eval_pipeline_mrr@10": 0.5, "step": 0}, {"eval_pipeline_mrr@10": 0.6, "step": 9}]
-        >>> training_of_trainer(told, "ranker", log, "dev", 20).metrics["after 9 steps"]
-        {'dev': {'pipeline': {'mrr@10': 0.6}}}
     """
     stages = [
         Stage(**{name: value for name, value in stage.items() if name in Stage.__dataclass_fields__})
@@ -323,22 +287,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def source_name(source: Any) -> str:
-    """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`.
-
-    Example:
-        >>> source_name("light"), source_name({"from": "light", "max_length": 96})
-        ('light', 'light')
-    """
+    """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`."""
     return source["from"] if isinstance(source, dict) else source
 
 
 def source_changes(source: Any) -> dict[str, Any]:
-    """What is changed in the model that a role starts from.
-
-    Example:
-        >>> source_changes("light"), source_changes({"from": "light", "max_length": 96})
-        ({}, {'max_length': 96})
-    """
+    """What is changed in the model that a role starts from."""
     return {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
 
 

@@ -23,21 +23,6 @@ def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int 
         guard: contents of `guard.json`.
         markdown: a Markdown table in place of one for the terminal.
         width: of the terminal, in characters.
-
-    Example:
-        >>> test = {"difference": -0.014, "p_value": 0.12, "wins": 20, "losses": 30, "ties": 250}
-        >>> rows = {"AR2": {"retriever": "ar2", "metrics": {"mrr@10": 0.922}, "test": test}}
-        >>> before = {"retriever": "base", "metrics": {"mrr@10": 0.936}}
-        >>> counts = {"queries": 300, "of_queries": 300, "passages": 5000, "of_passages": 57638}
-        >>> print(guard_table({
-        ...     "guard": "fiqa", "split": "test", "metric": "mrr@10", "before": before, "rows": rows, **counts
-        ... }))
-        Search of other texts (fiqa, test): 300 queries, 5,000 of 57,638 passages
-        <BLANKLINE>
-        row           MRR@10  change  significance
-        ──────────────────────────────────────────
-        before: base   0.936       –  –
-        AR2            0.922  -0.014  p = .120
     """
     before, rows = guard["before"], guard["rows"]
     metrics = list(before["metrics"])
@@ -64,16 +49,6 @@ def guard_sentence(guard: Mapping[str, Any], retriever: Any) -> str:
     Args:
         guard: contents of `guard.json`, or nothing.
         retriever: as the row names it.
-
-    Example:
-        >>> test = {"difference": -0.014, "p_value": 0.12, "wins": 20, "losses": 30, "ties": 250}
-        >>> rows = {"AR2": {"retriever": "ar2", "metrics": {"mrr@10": 0.922}, "test": test}}
-        >>> before = {"retriever": "base", "metrics": {"mrr@10": 0.936}}
-        >>> counts = {"queries": 300, "of_queries": 300, "passages": 5000, "of_passages": 57638}
-        >>> guard_sentence(
-        ...     {"guard": "fiqa", "split": "test", "metric": "mrr@10", "before": before, "rows": rows, **counts}, "ar2"
-        ... )
-        'On other texts (`fiqa`, test: 300 queries, 5,000 of 57,638 passages) its MRR@10 is 0.922; ...'
     """
     row = next((row for row in guard.get("rows", {}).values() if row["retriever"] == retriever), None)
     if row is None:

@@ -79,11 +79,6 @@ def publish(
         ValueError: a folder that is not complete; a name the Hub does not allow; a private repository that is public.
         PermissionError: no token, or one that may not write there.
         ConnectionError: the connection broke off again and again, or the Hub cannot be reached.
-
-    Example:
-        >>> publish({"ranker": Path("no/such/folder")}, "me/mine", lambda what, ids: "# My ranker")
-        Traceback (most recent call last):
-        ValueError: no/such/folder: no saved ranker: config.json, tokenizer_config.json missing. ...
     """
     for what, folder in folders.items():
         check_complete(what, folder)
@@ -128,11 +123,6 @@ def make_repositories(
 
     Raises:
         ValueError, PermissionError, ConnectionError: as `publish`.
-
-    Example:
-        >>> make_repositories(["ranker"], "me/mine/too")
-        Traceback (most recent call last):
-        ValueError: 'me/mine/too-ranker': no name of a repository; expected OWNER/NAME or NAME, ...
     """
     ids = {what: f"{name}-{what}" for what in parts}
     for id in ids.values():

@@ -22,12 +22,7 @@ class Paper:
 
     @property
     def link(self) -> str:
-        """The method's name as a Markdown link to the paper.
-
-        Example:
-            >>> AR2.link
-            '[AR2](https://arxiv.org/abs/2110.03611)'
-        """
+        """The method's name as a Markdown link to the paper."""
         return f"[{self.method}](https://arxiv.org/abs/{self.arxiv})"
 
     @property
@@ -160,12 +155,6 @@ def papers_of(trainer: str, settings: Mapping[str, Any]) -> list[Paper]:
         trainer: as in a recipe: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"`, `"augment"` or
             `"merge"`.
         settings: of that trainer.
-
-    Example:
-        >>> [paper.method for paper in papers_of("ltre", {"train_centroids": True})]
-        ['LTRe', 'STAR and ADORE', 'JPQ']
-        >>> [paper.method for paper in papers_of("retriever", {"passage_weight": 0.1, "sampler": "simans"})]
-        ['PAIR', 'SimANS']
     """
     found: list[Paper] = []
     if trainer == "retriever":

@@ -34,14 +34,7 @@ _STAGES = "hf_ar2_stages"
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
-    """The settings a result may depend on, as plain data: this library's own, and transformers' that differ.
-
-    Example:
-        >>> from hf_ar2.trainers import RetrieverConfig
-        >>> told = settings_of(RetrieverConfig(output_dir="runs/a", weight_decay=0.1, use_cpu=True, bf16=False))
-        >>> told["weight_decay"], told["contrast"], "dataloader_num_workers" in told
-        (0.1, 'softmax', False)
-    """
+    """The settings a result may depend on, as plain data: this library's own, and transformers' that differ."""
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     told = {}
     for field in dataclasses.fields(args):
@@ -62,22 +55,12 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
 
 
 def stages_of(model: Any) -> tuple[dict[str, Any], ...]:
-    """The stages that a model object has behind it, as `PublishingTrainer.told` has them.
-
-    Example:
-        >>> stages_of("BAAI/bge-base-en")
-        ()
-    """
+    """The stages that a model object has behind it, as `PublishingTrainer.told` has them."""
     return tuple(getattr(model, _STAGES, ()))
 
 
 def name_of(model: Any) -> str:
-    """What a model is called that training begins with: the stage it comes from, or what it was loaded from.
-
-    Example:
-        >>> name_of("BAAI/bge-base-en"), name_of(None)
-        ('BAAI/bge-base-en', 'a model of no name')
-    """
+    """What a model is called that training begins with: the stage it comes from, or what it was loaded from."""
     if stages_of(model):
         return str(stages_of(model)[-1]["name"])
     if isinstance(model, SentenceTransformer | CrossEncoder):

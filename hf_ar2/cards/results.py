@@ -115,12 +115,7 @@ def _outcome(test: Mapping[str, Any] | None, over: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name as others may see it: of an absolute path the last two parts.
-
-    Example:
-        >>> short_name("/home/me/data/scifact"), short_name("BeIR/scifact")
-        ('data/scifact', 'BeIR/scifact')
-    """
+    """A name as others may see it: of an absolute path the last two parts."""
     return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
 
 

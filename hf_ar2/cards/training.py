@@ -54,29 +54,12 @@ def _stage_told(stage: Stage) -> str:
 
 
 def merge_told(stage: Stage) -> str:
-    """How much of which weights a merge took.
-
-    Example:
-        >>> merge_told(Stage("merged", "merge", {}, {"share": 0.3, "base": "some/model"}))
-        'share 0.3 of `some/model`'
-    """
+    """How much of which weights a merge took."""
     return f"share {stage.settings.get('share')} of `{short_name(str(stage.settings.get('base')))}`"
 
 
 def settings_text(stages: Sequence[Stage]) -> str:
-    """The settings of stages as YAML: once what all share, then what each has to itself.
-
-    Example:
-        >>> settings = {"seed": 1, "learning_rate": 0.1}
-        >>> stages = [Stage("a", "ranker", {}, settings), Stage("b", "ranker", {}, settings | {"learning_rate": 0.2})]
-        >>> print(settings_text(stages), end="")
-        all:
-          {seed: 1}
-        a:
-          {learning_rate: 0.1}
-        b:
-          {learning_rate: 0.2}
-    """
+    """The settings of stages as YAML: once what all share, then what each has to itself."""
     told = {
         stage.name: {
             key: _without_folders(value)
@@ -147,12 +130,7 @@ def collection_told(training: Training) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """Parts as a sentence has them.
-
-    Example:
-        >>> listed(["a", "b", "c"]), listed(["a"])
-        ('a, b and c', 'a')
-    """
+    """Parts as a sentence has them."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 

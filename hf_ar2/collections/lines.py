@@ -11,15 +11,7 @@ from hf_ar2.collections.problems import CollectionError, Problems
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """The first of the names that is in the folder, plain or with `.gz` after it.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Path(folder, "para.txt.gz").touch()
-        ...     find_file(Path(folder), "collection.tsv", "para.txt").name
-        'para.txt.gz'
-    """
+    """The first of the names that is in the folder, plain or with `.gz` after it."""
     candidates = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
     return next((file for file in candidates if file.is_file()), None)
 
@@ -30,14 +22,6 @@ def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
 
     Raises:
         CollectionError: Two files are of one split.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Path(folder, "qrels.train.tsv").touch()
-        ...     Path(folder, "qrels.dev.tsv.gz").touch()
-        ...     {split: file.name for split, file in find_splits(Path(folder), "qrels.*.tsv").items()}
-        {'train': 'qrels.train.tsv', 'dev': 'qrels.dev.tsv.gz'}
     """
     before, after = pattern.split("*")
     found: dict[str, Path] = {}
@@ -57,13 +41,6 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
 
     Raises:
         CollectionError: A line is not UTF-8, or the gzip data is damaged.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "some.txt").write_text("one\\ntwo")
-        ...     list(numbered_lines(Path(folder, "some.txt")))
-        [(1, 'one\\n'), (2, 'two')]
     """
     line = 0
     try:
@@ -89,13 +66,6 @@ def tab_separated(
     Raises:
         CollectionError: The first line is not the header, where there has to be one; the number of columns is
             wrong, unless malformed lines are skipped.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "some.tsv").write_text("1\\tone\\n\\n2\\ttwo")
-        ...     list(tab_separated(Path(folder, "some.tsv"), 2, Problems()))
-        [(1, ['1', 'one']), (3, ['2', 'two'])]
     """
     expected = (columns,) if isinstance(columns, int) else tuple(columns)
     for line, text in numbered_lines(file):
@@ -113,15 +83,7 @@ def tab_separated(
 
 
 def json_lines(file: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """Line number and object of each line that is not blank.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "some.jsonl").write_text('{"a": 1}\\n\\n{"a": 2}')
-        ...     list(json_lines(Path(folder, "some.jsonl"), Problems()))
-        [(1, {'a': 1}), (3, {'a': 2})]
-    """
+    """Line number and object of each line that is not blank."""
     for line, text in numbered_lines(file):
         if not text.strip():
             continue

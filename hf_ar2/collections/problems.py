@@ -43,12 +43,6 @@ class Problems:
 
     Raises:
         CollectionError: `skip` names a cause that does not exist.
-
-    Example:
-        >>> problems = Problems(skip=["empty passages"])
-        >>> problems.meet("empty passages", "corpus.jsonl", 7, "an empty passage 'd7'", "a text or a title")
-        >>> problems.skipped
-        {'empty passages': 1}
     """
 
     def __init__(self, skip: Iterable[str] = ()):

@@ -28,22 +28,12 @@ _NAMED = 5
 
 
 def normalised(text: str) -> str:
-    """A question without what does not make it another one: case, white space, and forms of the same character.
-
-    Example:
-        >>> normalised("  Where do  BEES live? ")
-        'where do bees live?'
-    """
+    """A question without what does not make it another one: case, white space, and forms of the same character."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def question_id(text: str) -> str:
-    """The id of a question, a hash of its normalised text: it stays when the file is edited or reordered.
-
-    Example:
-        >>> question_id("Where do bees live?") == question_id("where do  bees live?"), question_id("Where?")
-        (True, 'question-8cd8946b35a8')
-    """
+    """The id of a question, a hash of its normalised text: it stays when the file is edited or reordered."""
     return f"question-{hashlib.blake2b(normalised(text).encode(), digest_size=6).hexdigest()}"
 
 
@@ -54,11 +44,6 @@ def read_questions(file: str | Path) -> dict[str, str]:
 
     Raises:
         CollectionError: There is no such file, it is not UTF-8, or it has no question.
-
-    Example:
-        >>> _ = Path("asked.txt").write_text("# asked in May\\nwhere do bees live?\\n\\nWho dances?\\n")
-        >>> list(read_questions("asked.txt").values())
-        ['where do bees live?', 'Who dances?']
     """
     file = Path(file)
     if not file.is_file():
@@ -80,12 +65,7 @@ def read_questions(file: str | Path) -> dict[str, str]:
 
 
 def qrels_of(file: str | Path) -> Path:
-    """Where the judgments of a file of questions are.
-
-    Example:
-        >>> qrels_of("asked.txt").name
-        'asked.txt.qrels.tsv'
-    """
+    """Where the judgments of a file of questions are."""
     return Path(f"{file}.qrels.tsv")
 
 
@@ -94,11 +74,6 @@ def read_judged(file: str | Path) -> Judged:
 
     Raises:
         CollectionError: The file has another header, or a line that is no judgment or is there twice.
-
-    Example:
-        >>> write_judged("asked.txt", {"question-1": {"bees.md:2": 1}})
-        >>> read_judged("asked.txt")
-        {'question-1': {'bees.md:2': 1}}
     """
     path, judged = qrels_of(file), Judged()
     if not path.is_file():
@@ -123,11 +98,6 @@ def write_judged(file: str | Path, judged: Mapping[str, Mapping[str, int]]) -> N
 
     Raises:
         CollectionError: A passage id has a tab or a line break, which the layout cannot hold.
-
-    Example:
-        >>> write_judged("asked.txt", {"question-1": {"bees.md:2": 1, "bees.md:3": 0}})
-        >>> qrels_of("asked.txt").read_text()
-        'query-id\\tcorpus-id\\tscore\\nquestion-1\\tbees.md:2\\t1\\nquestion-1\\tbees.md:3\\t0\\n'
     """
     path = qrels_of(file)
     lines = ["\t".join(QRELS_HEADER)]
@@ -153,16 +123,6 @@ def with_questions(collection: Collection, file: str | Path) -> Collection:
 
     Raises:
         CollectionError: The file or its judgments cannot be read, or the collection has a split of this name.
-
-    Example:
-        >>> from hf_ar2.collections import load_collection
-        >>> collection = load_collection("python-packages:json")
-        >>> _ = Path("asked.txt").write_text("how is JSON written?\\nwho wrote it?\\n")
-        >>> [written, _] = read_questions("asked.txt")
-        >>> write_judged("asked.txt", {written: {collection.corpus[0]["id"]: 1}})
-        >>> asked = with_questions(collection, "asked.txt")
-        >>> asked.splits, len(asked.judgments("questions"))
-        (['train', 'dev', 'test', 'questions'], 1)
     """
     if QUESTIONS in {*collection.qrels, *collection.answer_splits}:
         raise CollectionError(

@@ -10,16 +10,6 @@ def what_is_asked(collection: Collection, split: str, run: str) -> str:
 
     Args:
         run: the run folder, for the command.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from hf_ar2.collections import load_collection
-        >>> Path("docs").mkdir()
-        >>> sections = (f"# How {animal} breathe\\n\\nAs {animal} do." for animal in ("frogs", "newts", "fish"))
-        >>> _ = Path("docs/animals.md").write_text("\\n\\n".join(sections))
-        >>> print(what_is_asked(load_collection("text:docs"), "test", "runs/mine"))
-        The queries of test are headings of your documents (1), not questions of your users. Write twenty real questions
-        into a file, one a line, and judge what is found: hf-ar2 label runs/mine FILE
     """
     counts = query_sources(collection).get(split, {})
     parts = []
@@ -40,13 +30,7 @@ def what_is_asked(collection: Collection, split: str, run: str) -> str:
 
 
 def query_sources(collection: Collection) -> dict[str, dict[str, int]]:
-    """Split -> source -> number of judged queries; "" for what people asked; `{}` where no source is noted.
-
-    Example:
-        >>> from hf_ar2.collections import load_collection
-        >>> query_sources(load_collection("python-packages:json"))
-        {}
-    """
+    """Split -> source -> number of judged queries; "" for what people asked; `{}` where no source is noted."""
     if "source" not in collection.queries.column_names:
         return {}
     return {split: collection.query_sources(split) for split in collection.splits}

@@ -33,35 +33,20 @@ _HASHED_ROWS = 65_536
 
 
 def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.Features) -> datasets.Dataset:
-    """A dataset from Python or numpy columns, without the encoding of each value that `from_dict` does.
-
-    Example:
-        >>> dataset_of({"id": ["q1"], "text": ["who sang"]}, QUERY_FEATURES)[0]
-        {'id': 'q1', 'text': 'who sang'}
-    """
+    """A dataset from Python or numpy columns, without the encoding of each value that `from_dict` does."""
     schema = features.arrow_schema
     arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
     return datasets.Dataset(pa.table(arrays, schema=schema))
 
 
 def arrow_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """The column as Arrow data, without a copy where the dataset has no indices mapping.
-
-    Example:
-        >>> arrow_column(datasets.Dataset.from_dict({"id": ["a", "b"]}), "id").to_pylist()
-        ['a', 'b']
-    """
+    """The column as Arrow data, without a copy where the dataset has no indices mapping."""
     column = dataset.select_columns([name]).with_format("arrow")[:][name]
     return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
 
 
 def rows_of(ids: pa.ChunkedArray | Sequence[str], known_ids: pa.ChunkedArray) -> np.ndarray:
-    """The row of each id in `known_ids` as int64 `[N]`, -1 where it is not there.
-
-    Example:
-        >>> rows_of(["b", "x"], pa.chunked_array([["a", "b"]]))
-        array([ 1, -1])
-    """
+    """The row of each id in `known_ids` as int64 `[N]`, -1 where it is not there."""
     if not isinstance(ids, pa.ChunkedArray):
         ids = pa.chunked_array([pa.array(ids, type=pa.string())])
     if len(ids) == 0:
@@ -71,12 +56,7 @@ def rows_of(ids: pa.ChunkedArray | Sequence[str], known_ids: pa.ChunkedArray) ->
 
 
 def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
-    """A bool mask `[N]`: True where the id was not seen in an earlier row.
-
-    Example:
-        >>> first_occurrences(pa.chunked_array([["a", "b", "a"]]))
-        array([ True,  True, False])
-    """
+    """A bool mask `[N]`: True where the id was not seen in an earlier row."""
     if len(ids) == 0:
         return np.empty(0, dtype=bool)
     # Codes are given in the order of first occurrence, so that of a new id is above all codes before it.
@@ -85,15 +65,7 @@ def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
 
 
 def hash_strings(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
-    """Feeds a string column to a hashlib digest; equal content gives equal digests, whatever its chunks.
-
-    Example:
-        >>> whole, parts = hashlib.blake2b(), hashlib.blake2b()
-        >>> hash_strings(pa.chunked_array([["a", "b"]]), whole)
-        >>> hash_strings(pa.chunked_array([["a"], ["b"]]), parts)
-        >>> whole.digest() == parts.digest()
-        True
-    """
+    """Feeds a string column to a hashlib digest; equal content gives equal digests, whatever its chunks."""
     digest.update(f"strings {len(column)};".encode())
     for start in range(0, len(column), _HASHED_ROWS):
         part = column.slice(start, _HASHED_ROWS).cast(pa.large_string())
@@ -106,26 +78,13 @@ def hash_strings(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
 
 
 def hash_string_lists(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
-    """Feeds a column of lists of strings to a hashlib digest.
-
-    Example:
-        >>> one, other = hashlib.blake2b(), hashlib.blake2b()
-        >>> hash_string_lists(pa.chunked_array([[["a", "b"], []]]), one)
-        >>> hash_string_lists(pa.chunked_array([[["a"], ["b"]]]), other)
-        >>> one.digest() == other.digest()
-        False
-    """
+    """Feeds a column of lists of strings to a hashlib digest."""
     digest.update(pc.list_value_length(column).to_numpy().astype(np.int64).tobytes())
     hash_strings(pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=pa.string()), digest)
 
 
 def content_hash(*parts: bytes | np.ndarray) -> str:
-    """32 hex digits over byte strings and arrays, each with its length.
-
-    Example:
-        >>> content_hash(b"ab", b"c") == content_hash(b"a", b"bc")
-        False
-    """
+    """32 hex digits over byte strings and arrays, each with its length."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()

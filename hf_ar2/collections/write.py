@@ -44,14 +44,6 @@ def write_beir(collection: Collection, folder: Path) -> None:
     Raises:
         CollectionError: The folder holds something that is not a BEIR collection, or an id has a tab or a
             line break, which the qrels format has no way to write.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2.collections import load_collection
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_beir(load_collection("python-packages:json"), Path(folder, "json"))
-        ...     load_beir(Path(folder, "json")).splits
-        ['train', 'dev', 'test']
     """
     check_writable(folder)
     for table, of in ((collection.corpus, "passage"), (collection.queries, "query")):
@@ -85,9 +77,6 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         CollectionError: It holds something else.
-
-    Example:
-        >>> check_writable(Path("a/folder/that/is/not/there"))  # says nothing
     """
     if not folder.exists():
         return

@@ -16,13 +16,6 @@ def terminal_text(card: str, width: int) -> str:
     Args:
         card: YAML metadata between lines of `---`, then Markdown.
         width: of the terminal, in columns. Code and BibTeX stay as they are.
-
-    Example:
-        >>> print(terminal_text("---\\ntags: [a]\\n---\\n# Mine\\n\\nBy [AR2](https://arxiv.org/abs/2110.03611).", 60))
-        Mine
-        ════
-        <BLANKLINE>
-        By AR2 (https://arxiv.org/abs/2110.03611).
     """
     body = re.sub(r"\A---\n.*?\n---\n+", "", card, flags=re.DOTALL)
     blocks: list[str] = []

@@ -280,12 +280,6 @@ def tested(
 
     Raises:
         ValueError: the lists of `against` itself are too short.
-
-    Example:
-        >>> new, old = {"mrr@1": np.array([1.0, 1, 1, 1, 1, 0])}, {"mrr@1": np.array([0.0, 0, 0, 0, 0, 0])}
-        >>> test, p = tested({"old": old, "new": new}, "old", "mrr@1")["new"]
-        >>> test.wins, test.ties, p
-        (5, 1, 0.0625)
     """
     if metric not in values[against]:
         raise ValueError(
@@ -354,20 +348,6 @@ def latex_table(rows: Sequence[Sequence[str]], columns: Sequence[str], caption: 
     r"""A LaTeX table in the style of the package booktabs, every text escaped.
 
     The first column is aligned on the left, the others on the right.
-
-    Example:
-        >>> print(latex_table([["bm_25", "0.5", "-0.1"]], ["system", "MRR@10", "change"], "5 % of all"))
-        \begin{table}
-        \centering
-        \begin{tabular}{lrr}
-        \toprule
-        system & MRR@10 & change \\
-        \midrule
-        bm\_25 & 0.5 & $-$0.1 \\
-        \bottomrule
-        \end{tabular}
-        \caption{5 \% of all}
-        \end{table}
     """
     lines = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in [columns, *rows]]
     return "\n".join(

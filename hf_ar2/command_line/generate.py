@@ -77,12 +77,7 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
 
 
 def counted(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:
-    """How many questions were written, kept, and dropped for which cause.
-
-    Example:
-        >>> print(counted(30, Counter({"duplicate": 2, "not found again": 4}), "some/model", 10))
-        36 questions: 30 kept; dropped: 2 duplicate, 4 not found again (among the first 10 of some/model)
-    """
+    """How many questions were written, kept, and dropped for which cause."""
     told = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
     if dropped[LOST]:
         told.append(f"{dropped[LOST]:,} {LOST} (among the first {depth} of {filter_name})")

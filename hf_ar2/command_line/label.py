@@ -123,13 +123,7 @@ def _answer(labelling: Labelling, shown: int) -> bool:
 
 
 def passages_text(hits: list[Hit], width: int) -> str:
-    """Numbered passages for the terminal, their texts wrapped, and nothing in them that a terminal would obey.
-
-    Example:
-        >>> print(passages_text([Hit("d7", "Colds", "Vitamin D\\x1b[2J", 1, 0.6, None)], 40))
-           1  Colds (d7)
-              Vitamin D\\x1b[2J
-    """
+    """Numbered passages for the terminal, their texts wrapped, and nothing in them that a terminal would obey."""
     parts = []
     for number, hit in enumerate(hits, 1):
         title = f"{hit.title} ({hit.passage_id})" if hit.title else hit.passage_id
@@ -142,12 +136,7 @@ def passages_text(hits: list[Hit], width: int) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters, and those that turn its direction, as escapes; tabs and line ends as spaces.
-
-    Example:
-        >>> print(visible("red \\x1b[31m and\\tmore"))
-        red \\x1b[31m and more
-    """
+    """The text with control characters, and those that turn its direction, as escapes; tabs and line ends as spaces."""
     return "".join(
         " "
         if character in "\t\r\n"

@@ -164,14 +164,7 @@ class _Handler(PageHandler):
 
 
 def passages_html(hits: Sequence[Hit]) -> str:
-    """Passages with a box to mark each, every text escaped.
-
-    Example:
-        >>> print(passages_html([Hit("d7", "", "a < b", 1, 0.6, None)]))
-        <label><input type="checkbox" name="relevant" value="0">
-        <strong dir="auto">d7</strong>
-        <span class="text" dir="auto">a &lt; b</span></label>
-    """
+    """Passages with a box to mark each, every text escaped."""
     return "\n".join(
         _PASSAGE.format(
             place=place, title=html.escape(hit.title or hit.passage_id), text=html.escape(hit.text)

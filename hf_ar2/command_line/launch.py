@@ -27,12 +27,7 @@ _PATIENCE = 30
 
 
 def recipe_runner() -> Path:
-    """The script that `accelerate launch` is given.
-
-    Example:
-        >>> recipe_runner().name
-        'run.py'
-    """
+    """The script that `accelerate launch` is given."""
     spec = importlib.util.find_spec("hf_ar2.recipes.run")
     if spec is None or spec.origin is None:
         raise ImportError("hf_ar2.recipes is missing: install the package again with pip install hf-ar2")
@@ -40,12 +35,7 @@ def recipe_runner() -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name → file of the recipes that come with the package, such as `quickstart` and `ar2/scifact`.
-
-    Example:
-        >>> "ar2/scifact" in shipped_recipes()
-        True
-    """
+    """Name → file of the recipes that come with the package, such as `quickstart` and `ar2/scifact`."""
     folder = recipe_runner().parent
     paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
@@ -56,13 +46,6 @@ def find_recipe(name: str) -> Path:
 
     Raises:
         ValueError: there is none; the message names the nearest one and lists them all.
-
-    Example:
-        >>> find_recipe("quickstart").name
-        'quickstart.yaml'
-        >>> find_recipe("quikstart")
-        Traceback (most recent call last):
-        ValueError: there is no file and no recipe 'quikstart'; did you mean 'quickstart'? ...
     """
     if Path(name).is_file():
         return Path(name)
@@ -85,10 +68,6 @@ def launch_command(recipe: Path, overrides: Sequence[str] = (), config_file: str
         recipe: the YAML file.
         overrides: `--key value ...`, handed to the recipe.
         config_file: what `accelerate config` wrote.
-
-    Example:
-        >>> launch_command(Path("my.yaml"), ["--seed", "7"])[-3:]
-        ['my.yaml', '--seed', '7']
     """
     if config_file is not None:
         chosen = ["--config_file", config_file]
@@ -112,10 +91,6 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     Returns:
         its exit code; 128 + n where signal n ended it or this process, 130 after Ctrl-C.
-
-    Example:
-        >>> run_to_end([sys.executable, "-c", "raise SystemExit(3)"], os.environ)
-        3
     """
     came: list[int] = []
     waiting = False
@@ -195,24 +170,14 @@ def _left(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Pr
 
 
 def number_of_gpus() -> int:
-    """GPUs that training may use.
-
-    Example:
-        >>> number_of_gpus() >= 0
-        True
-    """
+    """GPUs that training may use."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def number_of_cores() -> int:
-    """Processor cores this process may use.
-
-    Example:
-        >>> number_of_cores() >= 1
-        True
-    """
+    """Processor cores this process may use."""
     with contextlib.suppress(AttributeError):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

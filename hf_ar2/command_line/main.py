@@ -43,11 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 when something failed; 2 for a wrong command line; 130 when interrupted; for training the exit code
         of the process that trained.
-
-    Example:
-        >>> main(["serach"])
-        Traceback (most recent call last):
-        SystemExit: 2
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser, commands = build_parsers()
@@ -136,11 +131,6 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
 
     Raises:
         ValueError: options that contradict each other.
-
-    Example:
-        >>> options = build_parsers()[1]["tune-queries"].parse_args(["me/model", "data/mine", "--steps", "50"])
-        >>> tuning_overrides(options)[-2:]
-        ['--ltre.max_steps', '50']
     """
     keys = {
         "output_dir": options.output_dir,

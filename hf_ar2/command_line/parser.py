@@ -37,38 +37,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or all there is where nothing is near.
-
-    Example:
-        >>> nearest("serach", ["train", "search"])
-        "; did you mean 'search'?"
-        >>> nearest("x", ["train", "search"])
-        '; there are: train, search'
-    """
+    """`; did you mean 'x'?`, or all there is where nothing is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for `type=`.
-
-    Example:
-        >>> positive("20")
-        20
-    """
+    """A whole number of at least 1, for `type=`."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
 
 
 def not_negative(text: str) -> int:
-    """A whole number of at least 0, for `type=`.
-
-    Example:
-        >>> not_negative("0")
-        0
-    """
+    """A whole number of at least 0, for `type=`."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
     return int(text)

@@ -53,12 +53,7 @@ def check_generation(parser: Parser, options: Namespace) -> None:
 
 
 def is_url(model: str) -> bool:
-    """Whether a model's name is an endpoint's URL.
-
-    Example:
-        >>> is_url("http://127.0.0.1:8000/v1"), is_url("google/flan-t5-base")
-        (True, False)
-    """
+    """Whether a model's name is an endpoint's URL."""
     return model.startswith(("http://", "https://"))
 
 

@@ -184,17 +184,7 @@ def found(server: SearchServer, query: str, k: int) -> dict[str, Any]:
 
 
 def hits_html(hits: Sequence[dict[str, Any]]) -> str:
-    """Hits as they stand on the page, every text escaped.
-
-    Example:
-        >>> hit = {"rank": 1} | dataclasses.asdict(Hit("d7", "Signs", "a < b", 2, 0.61, 4.2))
-        >>> print(hits_html([hit]))
-        <article>
-        <h2 dir="auto">1. Signs</h2>
-        <p class="scores">d7 · ranker 4.200 · retriever 0.610 (2nd)</p>
-        <div class="text" dir="auto">a &lt; b</div>
-        </article>
-    """
+    """Hits as they stand on the page, every text escaped."""
     articles = []
     for hit in hits:
         scores = [hit["passage_id"]] if hit["title"] else []

@@ -18,10 +18,6 @@ def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> s
 
     Args:
         depths: system -> passages ranked per query.
-
-    Example:
-        >>> left_out({"retriever": 100, "ranker": 20}, ["mrr@10", "recall@100"], passages=5000)
-        'Left out: recall@100 of the ranker, which orders 20 passages per query (--rerank_depth)'
     """
     parts = []
     for system, depth in depths.items():
@@ -45,13 +41,6 @@ def hits_table(hits: Sequence[Hit], width: int) -> str:
     Args:
         hits: in the order to show.
         width: of the terminal, in columns. Ids are never cut.
-
-    Example:
-        >>> print(hits_table([Hit("d7", "Colds", "Vitamin D did not prevent colds.", 2, 0.61, 4.2)], 66))
-        rank   ranker  retriever         passage
-        ──────────────────────────────────────────────────────────────────
-           1    4.200      0.610  (2nd)  d7
-                                         Colds · Vitamin D did not preven…
     """
     ranked = any(hit.ranker_score is not None for hit in hits)
     heading = f"rank{'   ranker  retriever         ' if ranked else '  retriever  '}passage"
@@ -70,12 +59,7 @@ def hits_table(hits: Sequence[Hit], width: int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """`1st`, `2nd`, `3rd`, `4th`, …, `11th`, …
-
-    Example:
-        >>> [ordinal(number) for number in (1, 2, 11, 23)]
-        ['1st', '2nd', '11th', '23rd']
-    """
+    """`1st`, `2nd`, `3rd`, `4th`, …, `11th`, …"""
     teens = number % 100 in (11, 12, 13)
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
@@ -84,10 +68,6 @@ def clip(text: str, width: int) -> str:
     """The beginning of a text that fits into `width` columns of a terminal, with … where it was cut.
 
     Chinese, Japanese and Korean characters take two columns.
-
-    Example:
-        >>> clip("vitamin", 5), clip("维生素", 5), clip("cold", 5)
-        ('vita…', '维生…', 'cold')
     """
     ends = np.cumsum([2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text])
     if not len(ends) or ends[-1] <= width:

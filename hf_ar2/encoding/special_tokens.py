@@ -19,13 +19,6 @@ class SpecialTokens:
 
     Raises:
         ValueError: the tokenizer changes a text's own tokens when it adds special ones.
-
-    Example:
-        >>> from transformers import BertTokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
-        >>> around = SpecialTokens(BertTokenizer(vocab={word: i for i, word in enumerate(words)}), ["a", "b"])
-        >>> around.specials, around.segments, around.added
-        ([[(2, 0)], [(3, 0)], [(3, 1)]], [0, 1], 3)
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probes: list[str]) -> None:

@@ -25,10 +25,6 @@ def token_string(text: str) -> str:
 
     No token contains a space, so one token sequence contains another exactly where its string contains the
     other's: the search is Python's substring search. Empty where the text has no token.
-
-    Example:
-        >>> token_string("Grace Hopper's b. 1906")
-        " grace hopper ' s b . 1906 "
     """
     pattern = _ASCII_TOKEN if text.isascii() else _TOKEN
     tokens = pattern.findall(text if text.isascii() else unicodedata.normalize("NFD", text))

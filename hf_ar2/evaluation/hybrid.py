@@ -25,14 +25,6 @@ class Candidates:
         rows: int64 `[Q, K]`, passages, each once; -1 pads.
         retriever: float32 `[Q, K]`, the retriever's scores; -inf where there is no passage.
         lexical: float32 `[Q, K]`, BM25 scores; 0 where there is no passage.
-
-    Example:
-        >>> candidates = Candidates(
-        ...     np.array([[7, 8, 9]]), np.array([[0.6, 0.5, 0.1]], np.float32), np.array([[1.0, 2.0, 9.0]], np.float32)
-        ... )
-        >>> scores, rows = candidates.ranked(weight=0.5, temperature=0.05, depth=2)
-        >>> rows.tolist()  # 0.6 / 0.05 + 0.5, 0.5 / 0.05 + 1 and 0.1 / 0.05 + 4.5, in units of the retriever's score
-        [[7, 8]]
     """
 
     rows: np.ndarray
@@ -63,13 +55,6 @@ def candidates_of_both(
         scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
         query_texts: of the same queries.
         score_passages: from rows int64 `[Q, K]` (-1: any number) to the retriever's scores of them, float32.
-
-    Example:
-        >>> lexical = LexicalIndex.build(["the cat sat", "a dog ran", "cats and a cat"])
-        >>> found = np.array([[0.4]]), np.array([[1]])  # the retriever's score and passage
-        >>> both = candidates_of_both(*found, ["where is the cat"], lexical, lambda rows: np.full(rows.shape, 0.2))
-        >>> both.rows.tolist()
-        [[1, 0]]
     """
     _, found = lexical.search(query_texts, rows.shape[1])
     # Large corpora aside, many of BM25's are the retriever's, too: those are kept once.
@@ -90,12 +75,6 @@ def score_rows(index: CorpusIndex | FrozenIndex, queries: np.ndarray, rows: np.n
     Args:
         index: has the passages' vectors.
         queries: float32 `[Q, d]`.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> index = SimpleNamespace(embeddings=np.eye(3, dtype=np.float32))
-        >>> score_rows(index, np.array([[0.6, 0.8, 0.0]], np.float32), np.array([[1, 0]])).round(1).tolist()
-        [[0.800000011920929, 0.6000000238418579]]
     """
     scores = np.empty(rows.shape, np.float32)
     for number, passages in enumerate(np.maximum(rows, 0)):
@@ -119,13 +98,6 @@ def fit_weight(
 
     Args:
         values_of: from a ranking int64 `[Q, depth]` to the metric of every query, float64 `[Q]`.
-
-    Example:
-        >>> candidates = Candidates(
-        ...     np.array([[7, 8]] * 9), np.array([[0.6, 0.5]] * 9, np.float32), np.array([[1.0, 6.0]] * 9, np.float32)
-        ... )
-        >>> fit_weight(candidates, 0.05, lambda ranking: (ranking[:, 0] == 8).astype(float), depth=2)
-        0.7
     """
     tried = np.stack([values_of(candidates.ranked(weight, temperature, depth)[1]) for weight in WEIGHTS])
     return WEIGHTS[int(np.flatnonzero(equally_good(tried))[0])]

@@ -49,13 +49,6 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
     Raises:
         ValueError: `retrieved` is not a `[Q, K]` integer array for the queries of `judgments`, or it holds a
             judged passage twice for one query.
-
-    Example:
-        >>> from hf_ar2.collections.judgments import Judgments
-        >>> judgments = Judgments.from_triples([0, 0, 1], [4, 7, 5], [1, 2, 1])
-        >>> gains(np.array([[7, 3, 4], [6, -1, -1]]), judgments)
-        array([[2, 0, 1],
-               [0, 0, 0]], dtype=int32)
     """
     retrieved = np.asarray(retrieved)
     if retrieved.ndim != 2 or len(retrieved) != len(judgments) or retrieved.dtype.kind not in "iu":
@@ -83,13 +76,7 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
 
 
 def num_relevant(judgments: Judgments) -> np.ndarray:
-    """Number of relevant passages of each query: int64 `[Q]`.
-
-    Example:
-        >>> from hf_ar2.collections import Judgments
-        >>> num_relevant(Judgments.from_triples([0, 0, 1], [4, 5, 4], [1, 2, 0]))
-        array([2, 0])
-    """
+    """Number of relevant passages of each query: int64 `[Q]`."""
     relevant = _query_of_judgment(judgments)[judgments.relevance > 0]
     return np.bincount(relevant, minlength=len(judgments))
 
@@ -98,10 +85,6 @@ def mrr(gains: np.ndarray, k: int) -> np.ndarray:
     """Reciprocal rank of the first relevant passage among the first k, 0 where there is none: float64 `[Q]`.
 
     Its mean over queries is MRR@k, the measure of MS MARCO.
-
-    Example:
-        >>> mrr(np.array([[0, 1, 1], [0, 0, 1]]), k=2)
-        array([0.5, 0. ])
     """
     rank_of_first = np.argmax(_first(gains, k) > 0, axis=1) + 1
     return hit_rate(gains, k) / rank_of_first
@@ -111,10 +94,6 @@ def hit_rate(gains: np.ndarray, k: int) -> np.ndarray:
     """1 where a relevant passage is among the first k, else 0: float64 `[Q]`.
 
     Also known as success@k and, in DPR, top-k retrieval accuracy.
-
-    Example:
-        >>> hit_rate(np.array([[0, 1, 1], [0, 0, 1]]), k=2)
-        array([1., 0.])
     """
     return np.any(_first(gains, k) > 0, axis=1).astype(np.float64)
 
@@ -126,10 +105,6 @@ def recall(gains: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
         gains: int `[Q, K]`, see `gains`.
         num_relevant: int `[Q]`, all relevant passages of the query, retrieved or not, see `num_relevant`.
         k: cutoff.
-
-    Example:
-        >>> recall(np.array([[0, 1, 1], [0, 0, 1]]), np.array([4, 1]), k=3)
-        array([0.5, 1. ])
     """
     found = np.count_nonzero(_first(gains, k) > 0, axis=1)
     return found / np.maximum(num_relevant, 1)
@@ -141,12 +116,6 @@ def ndcg(gains: np.ndarray, judgments: Judgments, k: int) -> np.ndarray:
     DCG@k = sum over ranks r <= k of relevance_r / log2(r + 1), divided by the DCG@k of the judged passages in
     order of relevance (Järvelin and Kekäläinen 2002, with the relevance itself as the gain, not 2^relevance -
     1).
-
-    Example:
-        >>> from hf_ar2.collections.judgments import Judgments
-        >>> judgments = Judgments.from_triples([0, 0], [4, 7], [1, 2])
-        >>> ndcg(gains(np.array([[7, 3, 4]]), judgments), judgments, k=3).round(4)
-        array([0.9502])
     """
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
     rows, columns = np.nonzero(_first(gains, k) > 0)
@@ -166,10 +135,6 @@ def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None
 
     A relevant passage that is not among the first k (None: the whole list) counts 0, as in trec_eval's `map`
     and `map_cut`. The mean over queries is MAP.
-
-    Example:
-        >>> average_precision(np.array([[1, 0, 1]]), np.array([2])).round(4)
-        array([0.8333])
     """
     rows, columns = np.nonzero(_first(gains, gains.shape[1] if k is None else k) > 0)
     nth_of_query = np.arange(len(rows)) - np.searchsorted(rows, rows) + 1
@@ -185,10 +150,6 @@ def answer_hit_rate(hits: np.ndarray, k: int) -> np.ndarray:
     Args:
         hits: bool `[Q, K]` from `hf_ar2.evaluation.answer_hits`.
         k: cutoff.
-
-    Example:
-        >>> answer_hit_rate(np.array([[False, True], [False, False]]), k=2)
-        array([1., 0.])
     """
     return hit_rate(hits, k)
 
@@ -198,10 +159,6 @@ def parse_metric(name: str) -> tuple[str, int | None]:
 
     Raises:
         ValueError: no such metric; the message lists those that exist and suggests the nearest.
-
-    Example:
-        >>> parse_metric("recall@100")
-        ('recall', 100)
     """
     match = re.fullmatch(r"([a-z_]+)(?:@([1-9][0-9]*))?", name)
     if match and match[1] in MEASURES and (match[2] or match[1] == "map"):

@@ -14,10 +14,6 @@ def rerank(retrieved: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     Returns:
         int64 `[Q, k]`.
-
-    Example:
-        >>> rerank(np.array([[7, 8, 9]]), np.array([[0.1, 0.9, 0.5]])).tolist()
-        [[8, 9, 7]]
     """
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(retrieved, order, axis=1)
@@ -41,10 +37,6 @@ def pipeline_scores(
 
     Returns:
         float32 `[Q, k]`.
-
-    Example:
-        >>> pipeline_scores(np.array([[0.5, 0.4]]), np.array([[1.0, 2.5]]), retriever_temperature=0.05).tolist()
-        [[11.0, 10.5]]
     """
     if weight == 0:  # 0 times the -inf of an absent candidate is no number
         return np.where(np.isneginf(ranker_scores), -np.inf, retriever_scores / retriever_temperature)
@@ -60,10 +52,6 @@ def pipeline(retrieved: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     Returns:
         int64 `[Q, K]`.
-
-    Example:
-        >>> pipeline(np.array([[7, 8, 9]]), np.array([[0.1, 0.9]])).tolist()
-        [[8, 7, 9]]
     """
     depth = scores.shape[1]
     return np.concatenate([rerank(retrieved[:, :depth], scores), retrieved[:, depth:]], axis=1)

@@ -79,10 +79,6 @@ def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) 
         row: of the recipe's evaluation.
         split: of the collection.
         system: `"retriever"`, `"ranker"` or `"pipeline"`.
-
-    Example:
-        >>> run_file("runs/quickstart", "AR2", "test", "pipeline").as_posix()
-        'runs/quickstart/runs/AR2/test.pipeline.trec'
     """
     return Path(folder) / "runs" / row / f"{split}.{system}.trec"
 

@@ -16,13 +16,6 @@ def questions_answered(collection: Collection, split: str, rows: np.ndarray, fir
 
     Args:
         rows: int64 `[Q, K]` passage rows, in the order of `evaluated_queries`; where K is less, all are looked at.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> collection = load_collection("python-packages:json,textwrap")
-        >>> judgments = collection.judgments("train")  # one relevant passage a query
-        >>> questions_answered(collection, "train", judgments.passage_rows[:, None]) == len(judgments)
-        True
     """
     metric = f"hit_rate@{min(first, rows.shape[1])}"
     return int(measure(collection, split, rows, [metric])[metric].sum())

@@ -39,13 +39,6 @@ def rankings_of_systems(
 
     Returns:
         `retriever` `[Q, K]`, and with a ranker also `ranker` `[Q, k]` and `pipeline` `[Q, K]`.
-
-    Example:
-        >>> found = rankings_of_systems(
-        ...     np.array([[0.5, 0.45, 0.2]]), np.array([[7, 8, 9]]), np.array([[1.0, 3.0]]), retriever_temperature=0.05
-        ... )
-        >>> found["pipeline"][0].tolist(), found["pipeline"][1].tolist()
-        ([[8, 7, 9]], [[12.0, 11.0, 10.0]])
     """
     found = {"retriever": (rows, scores)}
     if ranker_scores is not None:
@@ -66,13 +59,6 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
 
     Raises:
         ValueError: the collection has no such split.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> collection = load_collection("python-packages:json,textwrap")
-        >>> rows = evaluated_queries(collection, "train")
-        >>> collection.queries[int(rows[0])]["id"] in collection.qrels["train"]["query_id"]
-        True
     """
     if split in collection.qrels:
         return collection.judgments(split).query_rows
@@ -83,14 +69,7 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
 
 
 def out_of_reach(metrics: Sequence[str], depth: int, total: int) -> list[str]:
-    """Those metrics whose cutoff is beyond the `depth` passages that are ranked of `total`, unless those are all.
-
-    Example:
-        >>> out_of_reach(["mrr@10", "recall@100", "map"], depth=20, total=5000)
-        ['recall@100']
-        >>> out_of_reach(["recall@100"], depth=20, total=20)
-        []
-    """
+    """Those metrics whose cutoff is beyond the `depth` passages that are ranked of `total`, unless those are all."""
     return [metric for metric in metrics if min(parse_metric(metric)[1] or 0, total) > depth]
 
 
@@ -110,13 +89,6 @@ def measure(
 
     Raises:
         ValueError: a metric that answers cannot give.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> collection = load_collection("python-packages:json,textwrap")
-        >>> judgments = collection.judgments("train")  # one relevant passage a query
-        >>> float(measure(collection, "train", judgments.passage_rows[:, None], ["mrr@1"])["mrr@1"].mean())
-        1.0
     """
     total = len(collection.corpus)
     beyond = out_of_reach(metrics, rows.shape[1], total)

@@ -54,13 +54,6 @@ def format_table(
 
     Raises:
         ValueError: a row with another number of cells.
-
-    Example:
-        >>> print(format_table([["zero-shot", 0.25, 448], ["ar2", None, 448]], ["stage", "MRR@10", "queries"]))
-        stage      MRR@10  queries
-        ──────────────────────────
-        zero-shot   0.250      448
-        ar2             –      448
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -117,22 +110,6 @@ def stage_table(
 
     Raises:
         ValueError: no stage has the split.
-
-    Example:
-        >>> metrics = {"zero-shot": {"test": {"retriever": {"mrr@10": 0.25, "ndcg@10": 0.3, "recall@100": 0.8}}},
-        ...            "warm-up": {"test": {"retriever": {"mrr@10": 0.5, "ndcg@10": 0.6, "recall@100": 0.9}}}}
-        >>> tests = {"warm-up": {"test": {"retriever": PairedTest(0.25, 0.012, 30, 10, 8)}}}
-        >>> print(stage_table(metrics, tests).split("* p <")[0].strip())
-        test: 48 queries
-        <BLANKLINE>
-        stage      retriever MRR@10  nDCG@10  Recall@100
-        ────────────────────────────────────────────────
-        zero-shot           0.250      0.300       0.800
-        warm-up             0.500 *    0.600       0.900
-        <BLANKLINE>
-        MRR@10 compared                    change  significance  better  worse  equal
-        ─────────────────────────────────────────────────────────────────────────────
-        retriever: warm-up over zero-shot  +0.250  p = .012 *        30     10      8
     """
     stages = [stage for stage in metrics if split in metrics[stage]]
     if not stages:
@@ -184,33 +161,18 @@ def stage_table(
 
 
 def format_p(p: float, difference: float | None = None) -> str:
-    """A p-value as papers print it; with the difference that it belongs to, with its mark.
-
-    Example:
-        >>> format_p(0.012), format_p(0.00004, 0.2), format_p(0.012, -0.1), format_p(0.16, -0.1)
-        ('p = .012', 'p < .001 ***', 'p = .012 ▼', 'p = .160')
-    """
+    """A p-value as papers print it; with the difference that it belongs to, with its mark."""
     text = "p < .001" if p < 0.001 else f"p = {f'{p:.3f}'.removeprefix('0')}"
     return text if difference is None else f"{text} {significance_mark(p, difference)}".rstrip()
 
 
 def significance_mark(p: float, difference: float) -> str:
-    """`***` below .001, `**` below .01, `*` below .05, else nothing; `▼` in place of `*` for what is worse.
-
-    Example:
-        >>> significance_mark(0.003, 0.1), significance_mark(0.003, -0.1)
-        ('**', '▼▼')
-    """
+    """`***` below .001, `**` below .01, `*` below .05, else nothing; `▼` in place of `*` for what is worse."""
     return ("▼" if difference < 0 else "*") * sum(p < level for level in (0.05, 0.01, 0.001))
 
 
 def display_name(metric: str) -> str:
-    """A metric's name as papers print it.
-
-    Example:
-        >>> display_name("mrr@10"), display_name("ndcg@10"), display_name("hit_rate@20")
-        ('MRR@10', 'nDCG@10', 'Hit rate@20')
-    """
+    """A metric's name as papers print it."""
     measure, at, cutoff = metric.partition("@")
     names = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
     return names.get(measure, measure.replace("_", " ").capitalize()) + at + cutoff

@@ -29,10 +29,6 @@ class Blend:
         weight: of the ranker.
         depth: passages of a query that are reordered; None: all that the ranker scores.
         lexical: weight of BM25 beside the retriever, see `hf_ar2.evaluation.hybrid`; 0: the retriever alone.
-
-    Example:
-        >>> Blend(0.7, 20)
-        Blend(weight=0.7, depth=20, lexical=0.0)
     """
 
     weight: float = 1.0
@@ -63,16 +59,6 @@ def fit_blend(
         ranker_scores: float32 `[Q, k]` of its first k.
         collection: has the judgments or answers of the split.
         metric: what is maximised.
-
-    Example:
-        >>> from hf_ar2 import load_collection
-        >>> collection = load_collection("python-packages:json,textwrap")
-        >>> relevant = collection.judgments("train").passage_rows  # one a query
-        >>> rows = np.stack([relevant, (relevant + 1) % len(collection.corpus)], axis=1)
-        >>> scores = np.tile(np.array([[0.6, 0.5]]), (len(rows), 1))
-        >>> against = np.tile(np.array([[0.0, 4.0]]), (len(rows), 1))  # a ranker that is always wrong
-        >>> fit_blend(scores, rows, against, collection, "train", "mrr@2", retriever_temperature=0.05)
-        Blend(weight=0.2, depth=None, lexical=0.0)
     """
     scored = ranker_scores.shape[1]
     depths = [*(depth for depth in DEPTHS if depth < scored), scored]
@@ -97,10 +83,6 @@ def equally_good(tried: np.ndarray) -> np.ndarray:
 
     Args:
         tried: the metric of every query at every weight, float64 `[..., W, Q]`, weights in their order.
-
-    Example:
-        >>> equally_good(np.array([[0.0, 0.0], [1.0, 0.5], [1.0, 0.5]])).tolist()
-        [False, False, True]
     """
     padded = np.pad(tried.mean(axis=-1), [(0, 0)] * (tried.ndim - 2) + [(1, 1)], mode="edge")
     means = 0.25 * padded[..., :-2] + 0.5 * padded[..., 1:-1] + 0.25 * padded[..., 2:]

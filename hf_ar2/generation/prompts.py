@@ -23,36 +23,19 @@ _ASKS = ("?", "？", "؟")
 
 
 def default_prompt(name: str, *, seq2seq: bool, chat: bool) -> str:
-    """The prompt for a model of a kind: a bare passage for those that are trained to read one, as doc2query.
-
-    Example:
-        >>> default_prompt("doc2query/msmarco-t5-base-v1", seq2seq=True, chat=False)
-        '{passage}'
-    """
+    """The prompt for a model of a kind: a bare passage for those that are trained to read one, as doc2query."""
     if seq2seq:
         return PASSAGE if _BARE.search(name) else SEQ2SEQ
     return CHAT if chat else CAUSAL
 
 
 def filled(prompt: str, passage: str) -> str:
-    """The prompt with the passage in it, cut at 2,000 characters.
-
-    Example:
-        >>> filled("Ask about: {passage}", "Bees dance.")
-        'Ask about: Bees dance.'
-    """
+    """The prompt with the passage in it, cut at 2,000 characters."""
     return prompt.replace(PASSAGE, passage[:PASSAGE_CHARACTERS])
 
 
 def question_in(reply: str) -> str:
-    """The question in a model's reply: the first line that asks, else the first one, without marks around it.
-
-    Example:
-        >>> question_in("Here is a question:\\n1. **Where do bees live?**")
-        'Where do bees live?'
-        >>> question_in("<think>Bees…</think> what do bees eat")
-        'what do bees eat'
-    """
+    """The question in a model's reply: the first line that asks, else the first one, without marks around it."""
     lines = [_bare(line) for line in _THOUGHT.sub("", reply).splitlines()]
     lines = [line for line in lines if line]
     asking = (line for line in lines if line.endswith(_ASKS))

@@ -48,12 +48,7 @@ class Writer(Protocol):
 
 
 def sample(total: int, limit: int, seed: int) -> np.ndarray:
-    """Rows of at most `limit` of so many passages, ascending.
-
-    Example:
-        >>> len(sample(10, 4, seed=1)), sample(3, 4, seed=1).tolist()
-        (4, [0, 1, 2])
-    """
+    """Rows of at most `limit` of so many passages, ascending."""
     rows = np.arange(total)
     return rows if total <= limit else np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
 
@@ -102,10 +97,6 @@ def sifted(replies: Mapping[int, Sequence[str]], known: Iterable[str]) -> tuple[
     Args:
         replies: passage row -> what was written for it.
         known: questions that are there already.
-
-    Example:
-        >>> sifted({3: ["Where do bees live?", "bees"], 4: ["where do bees  live?"]}, known=[])
-        ([(3, 'Where do bees live?')], Counter({'too short': 1, 'duplicate': 1}))
     """
     seen = {normalised(text) for text in known}
     pairs, dropped = [], Counter[str]()

@@ -12,13 +12,7 @@ from hf_ar2.collections.problems import CollectionError
 
 
 def store_key(passage_id: str, text: str, written_by: Mapping[str, str | int]) -> str:
-    """32 hex digits of a passage, its text, and what writes: model, prompt, number, seed.
-
-    Example:
-        >>> one = store_key("bees.md:1", "Bees dance.", {"model": "some/model"})
-        >>> one == store_key("bees.md:1", "Bees dance. They sing.", {"model": "some/model"})
-        False
-    """
+    """32 hex digits of a passage, its text, and what writes: model, prompt, number, seed."""
     content = json.dumps([passage_id, text, dict(sorted(written_by.items()))], ensure_ascii=False)
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -31,12 +25,6 @@ class ReplyStore:
 
     Raises:
         CollectionError: a line before the last one is damaged.
-
-    Example:
-        >>> store = ReplyStore(Path("work/generated.jsonl"))
-        >>> store.add([("k1", "bees.md:1", ["Where do bees live?"])])
-        >>> ReplyStore(Path("work/generated.jsonl")).replies
-        {'k1': ['Where do bees live?']}
     """
 
     def __init__(self, file: Path) -> None:

@@ -27,11 +27,6 @@ class Imported:
         used: how many published parameters are in it.
         left_out: published parameter -> why it is not in it.
         added: parameter of the standard checkpoint -> why it is there though it was not published.
-
-    Example:
-        >>> print(Imported(Path("models/dpr"), "retriever", 2, left_out={"embeddings.position_ids": "a buffer"}))
-        models/dpr: a retriever of 2 published parameters
-          left out: embeddings.position_ids (a buffer)
     """
 
     folder: Path
@@ -55,14 +50,6 @@ class Builder:
         scratch: folder for what sentence-transformers wants to read from disk.
         source: what messages call the published file.
         result: the account.
-
-    Example:
-        >>> result = Imported(Path("models/mine"), "ranker")
-        >>> layer = nn.Linear(2, 1)
-        >>> build = Builder(None, None, Path("scratch"), "published.bin", result)
-        >>> build.load(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, "scores.")
-        >>> result.used, layer.weight.tolist()
-        (2, [[1.0, 1.0]])
     """
 
     def __init__(self, config: Any, tokenizer: Any, scratch: Path, source: str, result: Imported) -> None:
@@ -159,11 +146,6 @@ class Builder:
 
 
 def listed(names: list[str]) -> str:
-    """The first twelve names, and how many there are more.
-
-    Example:
-        >>> listed(["embeddings.weight", "pooler.weight"])
-        'embeddings.weight, pooler.weight'
-    """
+    """The first twelve names, and how many there are more."""
     shown = ", ".join(names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

@@ -116,12 +116,6 @@ def read_torch(source: str | Path) -> Weights:
     Raises:
         ValueError: the file holds more than tensors and plain containers, or no dictionary of tensors.
         OSError: there is no such file.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"model_dict": {"module.weight": torch.ones(2)}}, f"{folder}/published.cp")
-        ...     read_torch(f"{folder}/published.cp")
-        {'weight': tensor([1., 1.])}
     """
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such file")
@@ -144,12 +138,7 @@ def read_torch(source: str | Path) -> Weights:
 
 
 def as_torch(arrays: Mapping[str, np.ndarray]) -> Weights:
-    """Arrays as float32 tensors of their own memory.
-
-    Example:
-        >>> as_torch({"weight": np.ones(2, np.float32)})
-        {'weight': tensor([1., 1.])}
-    """
+    """Arrays as float32 tensors of their own memory."""
     return {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in arrays.items()}
 
 

@@ -28,13 +28,6 @@ def read_paddle(source: str | Path) -> dict[str, np.ndarray]:
         ValueError: a pickle (`.pdparams`), which could run any code when it is read; or a file that is not a
             whole tensor.
         OSError: there is nothing there.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_tensor(Path(folder, "pooled_fc.b_0"), np.zeros(2, np.float32))
-        ...     read_paddle(folder)
-        {'pooled_fc.b_0': array([0., 0.], dtype=float32)}
     """
     path = Path(source)
     if path.is_dir():
@@ -69,13 +62,6 @@ def read_tensor(file: Path) -> np.ndarray:
 
     Raises:
         ValueError: the file is anything else.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_tensor(Path(folder, "weight"), np.arange(4, dtype=np.int64).reshape(2, 2))
-        ...     read_tensor(Path(folder, "weight")).tolist()
-        [[0, 1], [2, 3]]
     """
     raw = file.read_bytes()
     try:
@@ -104,13 +90,6 @@ def write_tensor(file: Path, array: np.ndarray) -> None:
 
     Raises:
         ValueError: a type of number that Paddle does not have.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_tensor(Path(folder, "bias"), np.zeros(3, np.float32))
-        ...     Path(folder, "bias").stat().st_size  # 20 bytes of header, 4 that describe, 12 of data
-        36
     """
     types = {np.dtype(name): number for number, name in _DTYPES.items()}
     if array.dtype not in types:

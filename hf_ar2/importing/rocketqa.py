@@ -43,12 +43,6 @@ def from_paddle_name(name: str) -> tuple[str, bool] | None:
     """The standard name of an ERNIE parameter without its model's prefix, and whether it is to be transposed.
 
     Paddle keeps a linear layer's weight as [in, out].
-
-    Example:
-        >>> from_paddle_name("encoder_layer_3_ffn_fc_0.w_0")
-        ('encoder.layer.3.intermediate.dense.weight', True)
-        >>> from_paddle_name("something_else") is None
-        True
     """
     for pattern, standard in _PADDLE_NAMES:
         match = re.fullmatch(pattern, name)

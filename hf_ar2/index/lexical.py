@@ -20,14 +20,7 @@ _FORMAT = "1"
 
 
 def terms(text: str) -> list[str]:
-    """The terms of a text: case-folded words; of Chinese and Japanese, characters and pairs of neighbours.
-
-    Example:
-        >>> terms("The COVID-19 vaccine, 2nd dose")
-        ['the', 'covid', '19', 'vaccine', '2nd', 'dose']
-        >>> terms("台北101")
-        ['台', '北', '台北', '101']
-    """
+    """The terms of a text: case-folded words; of Chinese and Japanese, characters and pairs of neighbours."""
     found: list[str] = []
     for term in _TERM.findall(text.casefold()):
         if re.match(f"[{_UNSPACED}]", term):
@@ -43,13 +36,6 @@ class LexicalIndex:
     Args:
         model: a `bm25s.BM25` that has indexed the passages.
         passages: their number.
-
-    Example:
-        >>> index = LexicalIndex.build(["the cat sat", "a dog ran", "cats and a cat"])
-        >>> index.scores(["where is the cat?"]).argmax(axis=1).tolist()
-        [0]
-        >>> index.scores(["unknown words"]).tolist()
-        [[0.0, 0.0, 0.0]]
     """
 
     def __init__(self, model: bm25s.BM25, passages: int) -> None:

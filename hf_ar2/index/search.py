@@ -21,10 +21,6 @@ def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
 
     Raises:
         ValueError: another shape, a dtype that is not a float, or values that are not finite.
-
-    Example:
-        >>> query_matrix(torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16), dim=2)
-        array([[1., 2.]], dtype=float32)
     """
     if isinstance(queries, torch.Tensor):
         if queries.is_floating_point():
@@ -48,12 +44,7 @@ def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
 
 
 def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order equal scores by row, lower first; [Q, k] arrays that are already best first, changed in place.
-
-    Example:
-        >>> sort_ties(np.array([[2.0, 1.0, 1.0]]), np.array([[4, 9, 3]]))[1]
-        array([[4, 3, 9]])
-    """
+    """Order equal scores by row, lower first; [Q, k] arrays that are already best first, changed in place."""
     unsorted = ((scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] < rows[:, :-1])).any(axis=1)
     if unsorted.any():
         order = np.lexsort((rows[unsorted], -scores[unsorted]), axis=1)
@@ -63,12 +54,7 @@ def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def torch_searches(device: str | torch.device) -> bool:
-    """Whether exact search on this device is for `TorchSearcher`: it is a GPU that this build of FAISS cannot use.
-
-    Example:
-        >>> torch_searches("cpu")
-        False
-    """
+    """Whether exact search on this device is for `TorchSearcher`: it is a GPU that this build of FAISS cannot use."""
     return torch.device(device).type == "cuda" and not faiss_has_gpu(import_faiss())
 
 
@@ -85,13 +71,6 @@ class FaissSearcher:
 
     Raises:
         ValueError: search parameters that the index does not know.
-
-    Example:
-        >>> index = import_faiss().IndexFlatIP(2)
-        >>> index.add(np.eye(2, dtype=np.float32))
-        >>> scores, rows = FaissSearcher(index).search(np.array([[0.5, 2.0]], np.float32), k=3)
-        >>> scores.tolist(), rows.tolist()
-        ([[2.0, 0.5, -inf]], [[1, 0, -1]])
     """
 
     def __init__(

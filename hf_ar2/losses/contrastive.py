@@ -99,16 +99,6 @@ def batch_scores(
         Scores over the temperature, float ``[B, N]``; where each query's own positive stands among them, int64
         ``[B]``; and what must not count as a negative, bool ``[B, N]``, or None if everything may. The own positive
         is never excluded.
-
-    Example:
-        >>> import torch
-        >>> passages = torch.eye(2)[:, None]  # one passage a query, its positive
-        >>> scores, positive, excluded = batch_scores(
-        ...     torch.eye(2), passages, temperature=0.5,
-        ...     passage_rows=None, known_positives=None, mask=None, gather=False,
-        ... )
-        >>> scores.tolist(), positive.tolist(), excluded
-        ([[2.0, 0.0], [0.0, 2.0]], [0, 1], None)
     """
     check_embeddings(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
     dtype = torch.promote_types(query_embeddings.dtype, torch.float32)
@@ -151,14 +141,7 @@ def _false_negatives(
 
 
 def among(rows: Tensor, known: Tensor) -> Tensor:
-    """Which of ``rows``, int64 ``[B, N]``, are in the same line of ``known``, int64 ``[B, P]`` padded with -1.
-
-    Example:
-        >>> import torch
-        >>> among(torch.tensor([[7, 8, -1], [7, 8, 9]]), torch.tensor([[8, -1], [9, 7]]))
-        tensor([[False,  True, False],
-                [ True, False,  True]])
-    """
+    """Which of ``rows``, int64 ``[B, N]``, are in the same line of ``known``, int64 ``[B, P]`` padded with -1."""
     if known.shape[1] == 0:
         return torch.zeros_like(rows, dtype=torch.bool)
     # By binary search: [B, N] at most in memory, however many rows are known.
@@ -175,14 +158,7 @@ def check_embeddings(
     known_positives: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    """Refuses embeddings, rows and masks that do not fit together; as :func:`in_batch_contrastive_loss` says.
-
-    Example:
-        >>> import torch
-        >>> check_embeddings(torch.eye(2), torch.eye(2), 1.0, None, None, None)
-        Traceback (most recent call last):
-        ValueError: passage_embeddings have shape (2, 2), expected [2, 1 + hard negatives, 2] to go with ...
-    """
+    """Refuses embeddings, rows and masks that do not fit together; as :func:`in_batch_contrastive_loss` says."""
     for name, tensor in (("query_embeddings", query_embeddings), ("passage_embeddings", passage_embeddings)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} have dtype {tensor.dtype}, expected a floating-point dtype")

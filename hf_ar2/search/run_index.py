@@ -26,10 +26,6 @@ class RunIndex:
     Attributes:
         path: a FAISS file, or a folder with one.
         ids: the ids of its passages; None: `ids.json` beside it.
-
-    Example:
-        >>> RunIndex(Path("runs/mine/searched_index")).path.name
-        'searched_index'
     """
 
     path: Path
@@ -37,16 +33,7 @@ class RunIndex:
 
     @classmethod
     def of_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
-        """The index that the row which a run serves searched; None for one that is built when it is needed.
-
-        Example:
-            >>> recipe = {"evaluation": {"rows": {"before": {}, "after": {"index": "theirs.faiss"}}}, "stages": {}}
-            >>> RunIndex.of_run("runs/mine", recipe).path.name
-            'theirs.faiss'
-            >>> recipe["stages"]["theirs.faiss"] = {"trainer": "ltre", "args": {"index_factory": "PQ8"}}
-            >>> RunIndex.of_run("runs/mine", recipe).path.name  # a stage's index is in the run
-            'searched_index'
-        """
+        """The index that the row which a run serves searched; None for one that is built when it is needed."""
         row, stages = served_row(folder, recipe), recipe.get("stages") or {}
         given = row.get("index")
         if given in stages:
@@ -64,13 +51,6 @@ class RunIndex:
         Args:
             kept: where an index is that the stage made.
             settings: of the stage.
-
-        Example:
-            >>> kept = Path("stages/ltre/searched_index")
-            >>> RunIndex.of_stage(kept, {"index": "theirs.faiss"}).path.name
-            'theirs.faiss'
-            >>> RunIndex.of_stage(kept, {"index_factory": "Flat"}) is None
-            True
         """
         given = settings.get("index")
         if given is not None and not settings.get("train_centroids"):

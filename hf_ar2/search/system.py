@@ -427,13 +427,6 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no run folder; the message names those that are near.
         ValueError: a recipe.yaml that is no recipe.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "recipe.yaml").write_text("collection: BeIR/scifact")
-        ...     read_recipe(folder)
-        {'collection': 'BeIR/scifact'}
     """
     folder = Path(folder)
     path = folder / "recipe.yaml"

@@ -20,13 +20,6 @@ def drop_known(
 
     ``known`` is cause -> (values ``[Q, K']``, values to drop, per query as in the CSR ``offsets``), ``suspect`` is
     cause -> bool ``[Q, K']``, what to drop.
-
-    Example:
-        >>> scores, rows = np.array([[0.9, 0.8, 0.7]]), np.array([[4, 6, 2]])
-        >>> positives, offsets = np.array([4]), np.array([0, 1])
-        >>> _, kept, dropped = drop_known(scores, rows, {"positive": (rows, positives)}, offsets, {}, depth=2)
-        >>> kept.tolist(), dropped
-        ([[6, 2]], {'positive': 1})
     """
     dropped: dict[str, int] = {}
     kept_rows = np.full((len(rows), depth), -1, dtype=np.int32)
@@ -51,12 +44,6 @@ def among(values: np.ndarray, known: np.ndarray, offsets: np.ndarray) -> np.ndar
     """Whether ``values[i, j]`` is one of ``known[offsets[i]:offsets[i + 1]]``; bool, the shape of values.
 
     Query and value become one integer, so that all queries are looked up in one sorted array.
-
-    Example:
-        >>> values, known, offsets = np.array([[7, 2, -1], [7, 5, 2]]), np.array([7, 1, 2]), np.array([0, 2, 3])
-        >>> among(values, known, offsets)  # 7 and 1 are the first query's, 2 is the second's
-        array([[ True, False, False],
-               [False, False,  True]])
     """
     known = known[offsets[0] : offsets[-1]]
     width = int(max(values.max(initial=0), known.max())) + 1
@@ -70,13 +57,7 @@ def among(values: np.ndarray, known: np.ndarray, offsets: np.ndarray) -> np.ndar
 def text_groups(
     text_keys: np.ndarray, rows: np.ndarray, positive_rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the positives' texts; returns those of ``rows`` (-1: no positive's) and of the positives.
-
-    Example:
-        >>> text_keys = np.array([11, 22, 11])  # passages 0 and 2 have the same text
-        >>> text_groups(text_keys, rows=np.array([[2, 1]]), positive_rows=np.array([0]))
-        (array([[ 0, -1]], dtype=int32), array([0]))
-    """
+    """Numbers the positives' texts; returns those of ``rows`` (-1: no positive's) and of the positives."""
     highest = int(max(rows.max(initial=-1), positive_rows.max(initial=-1)))
     if highest >= len(text_keys):
         raise ValueError(f"text_keys has {len(text_keys)} entries, but passage row {highest} occurs")

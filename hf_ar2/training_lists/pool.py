@@ -245,17 +245,6 @@ def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
 
     Raises:
         ValueError: no pool.
-
-    Example:
-        >>> def pool_of(query, candidates):
-        ...     return CandidatePool(
-        ...         query_rows=np.array([query]), passage_rows=np.array([candidates], dtype=np.int32),
-        ...         scores=np.zeros((1, len(candidates)), dtype=np.float32),
-        ...         positive_rows=np.array([[8]], dtype=np.int32),
-        ...         positive_scores=np.array([[0.7]], dtype=np.float32), fingerprint=f"of {query}")
-        >>> both = concatenate_pools([pool_of(0, [5, 2]), pool_of(0, [4])])
-        >>> both.query_rows.tolist(), both.passage_rows.tolist()
-        ([0, 0], [[5, 2], [4, -1]])
     """
     if not pools:
         raise ValueError("concatenate_pools: found no pool; expected at least one")
@@ -285,12 +274,6 @@ def padded_positives(judgments: Judgments) -> np.ndarray:
 
     Returns:
         int32 ``[Q, P]``, in the judgments' order; -1 pads.
-
-    Example:
-        >>> from hf_ar2.collections.judgments import Judgments
-        >>> padded_positives(Judgments(query_rows=np.array([0, 1]), offsets=np.array([0, 1, 3]),
-        ...     passage_rows=np.array([7, 2, 9]), relevance=np.array([1, 1, 1], dtype=np.int32))).tolist()
-        [[7, -1], [2, 9]]
     """
     positives = judgments.positives()
     counts = np.diff(positives.offsets)
@@ -307,11 +290,6 @@ def passage_text_keys(texts: Iterable[str]) -> np.ndarray:
 
     Returns:
         int64 ``[N]``: BLAKE2b of the case-folded text with runs of white space as one blank.
-
-    Example:
-        >>> keys = passage_text_keys(["A  cat\\nsat", "a cat sat", "a dog sat"])
-        >>> bool(keys[0] == keys[1]), bool(keys[1] == keys[2])
-        (True, False)
     """
     digests = b"".join(
         hashlib.blake2b(
@@ -337,16 +315,6 @@ def pool_statistics(pool: CandidatePool) -> dict[str, float]:
         - ``outscored``: share of queries whose first candidate scores above the positive.
 
         Means over scores and the share leave out queries with an empty pool.
-
-    Example:
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([0]), passage_rows=np.array([[5, -1]], dtype=np.int32),
-        ...     scores=np.array([[0.75, -np.inf]], dtype=np.float32),
-        ...     positive_rows=np.array([[8]], dtype=np.int32),
-        ...     positive_scores=np.array([[0.5]], dtype=np.float32))
-        >>> statistics = pool_statistics(pool)
-        >>> statistics["top_margin"], statistics["outscored"], statistics["short_pools"]
-        (-0.25, 1.0, 1.0)
     """
     lengths = (np.asarray(pool.passage_rows) >= 0).sum(axis=1)
     filled = lengths > 0

@@ -52,11 +52,6 @@ def counter_uniform(seed: int, positions: np.ndarray, columns: int, stream: int 
 
     Returns:
         float64 ``[B, columns]``, strictly between 0 and 1.
-
-    Example:
-        >>> whole = counter_uniform(7, np.arange(4), 3)
-        >>> bool((whole[2:] == counter_uniform(7, np.array([2, 3]), 3)).all())
-        True
     """
     low = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
     key = _mix(_mix(low + _GOLDEN) + _GOLDEN * np.array([stream + 1], dtype=np.uint64))
@@ -103,16 +98,6 @@ def sample_negatives(
 
     Raises:
         ValueError: unknown sampler; lengths differ; ``simans`` on a pool without the positives' scores.
-
-    Example:
-        >>> from hf_ar2.training_lists.pool import CandidatePool
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([0]), passage_rows=np.array([[5, 2, -1]], dtype=np.int32),
-        ...     scores=np.array([[0.9, 0.4, -np.inf]], dtype=np.float32),
-        ...     positive_rows=np.array([[8]], dtype=np.int32),
-        ...     positive_scores=np.array([[0.7]], dtype=np.float32))
-        >>> sample_negatives(pool, np.array([0]), 3, seed=0, positions=np.array([0]), sampler="top")
-        (array([[ 5,  2, -1]]), array([[ True,  True, False]]))
     """
     indices, positions = _aligned(indices, positions)
     rows = np.asarray(pool.passage_rows[indices], dtype=np.int64)
@@ -147,15 +132,6 @@ def sample_positive_columns(
 
     Returns:
         int64 ``[B]``: columns of ``pool.positive_rows``.
-
-    Example:
-        >>> from hf_ar2.training_lists.pool import CandidatePool
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([0]), passage_rows=np.array([[5]], dtype=np.int32),
-        ...     scores=np.array([[0.9]], dtype=np.float32),
-        ...     positive_rows=np.array([[8, -1]], dtype=np.int32), positive_scores=np.array([[0.7, -np.inf]]))
-        >>> sample_positive_columns(pool, np.array([0, 0]), seed=0, positions=np.array([0, 1]))
-        array([0, 0])
     """
     indices, positions = _aligned(indices, positions)
     if first:
@@ -187,16 +163,6 @@ def sample_more_positive_columns(
 
     Returns:
         int64 ``[B, n]``: columns of ``pool.positive_rows``; -1 where a query has no more positives.
-
-    Example:
-        >>> from hf_ar2.training_lists.pool import CandidatePool
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([0]), passage_rows=np.array([[5]], dtype=np.int32),
-        ...     scores=np.array([[0.9]], dtype=np.float32),
-        ...     positive_rows=np.array([[8, 2, -1]], dtype=np.int32),
-        ...     positive_scores=np.array([[0.7, 0.6, -np.inf]]))
-        >>> sample_more_positive_columns(pool, np.array([0]), np.array([1]), 2, seed=0, positions=np.array([0]))
-        array([[ 0, -1]])
     """
     indices, positions = _aligned(indices, positions)
     there = np.asarray(pool.positive_rows[indices]) >= 0
@@ -227,11 +193,6 @@ def sample_random_passages(
 
     Raises:
         ValueError: a row in ``exclude`` is not in the corpus.
-
-    Example:
-        >>> drawn = sample_random_passages(4, 4, seed=0, positions=np.array([0]), exclude=np.array([[2, -1]]))
-        >>> sorted(drawn[0].tolist())
-        [-1, 0, 1, 3]
     """
     positions = np.asarray(positions, dtype=np.int64)
     lists = len(positions)

@@ -262,13 +262,6 @@ def read_queries(path: str | Path) -> datasets.Dataset:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is not JSON or lacks a field; the message names the line.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "queries.jsonl").write_text('{"_id": "q1", "text": "who sang"}')
-        ...     read_queries(Path(folder, "queries.jsonl"))[0]
-        {'id': 'q1', 'text': 'who sang'}
     """
     path = Path(path)
     if not path.is_file():

@@ -24,14 +24,6 @@ def with_dev_split(collection: Collection, share: float) -> Collection:
 
     Raises:
         CollectionError: A share outside [0, 1).
-
-    Example:
-        >>> from hf_ar2.collections import load_collection
-        >>> whole = load_collection("python-packages:json,textwrap")
-        >>> without = Collection("mine", whole.corpus, whole.queries, {"train": whole.qrels["train"]})
-        >>> cut = with_dev_split(without, 0.2)
-        >>> cut.splits, sum(map(len, cut.qrels.values())) == len(whole.qrels["train"])
-        (['train', 'dev'], True)
     """
     if not 0 <= share < 1:
         raise CollectionError(f"dev_share: found {share}; expected at least 0 and less than 1")

@@ -25,13 +25,6 @@ class Queries:
 
     Args:
         problems: Meets empty texts and ids that occur twice.
-
-    Example:
-        >>> queries = Queries(Problems())
-        >>> queries.add("q1", "who sang", "queries.jsonl", line=1)
-        True
-        >>> queries.dataset()[0]
-        {'id': 'q1', 'text': 'who sang'}
     """
 
     def __init__(self, problems: Problems):
@@ -108,13 +101,6 @@ class Qrels:
     Args:
         file: The file the judgments come from.
         problems: Meets grades that are no integers, ids that point nowhere, and repeated judgments.
-
-    Example:
-        >>> qrels = Qrels("qrels/test.tsv", Problems(skip=["unknown passages in qrels"]))
-        >>> qrels.add("q1", "d7", "1", line=2)
-        >>> qrels.add("q1", "d8", "1", line=3)
-        >>> qrels.dataset(pa.chunked_array([["q1"]]), pa.chunked_array([["d7"]])).to_list()
-        [{'query_id': 'q1', 'passage_id': 'd7', 'relevance': 1}]
     """
 
     def __init__(self, file: str | Path, problems: Problems):

@@ -107,12 +107,7 @@ _CODE_WORDS = {
 
 
 def asked(heading: str) -> str:
-    """A heading as somebody would type it: without numbering and colon, and not in capitals.
-
-    Example:
-        >>> asked("2.1 RUNNING THE TESTS:"), asked("Q3: Why do bees dance?"), asked("3 ways to dance")
-        ('running the tests', 'Why do bees dance?', '3 ways to dance')
-    """
+    """A heading as somebody would type it: without numbering and colon, and not in capitals."""
     text = " ".join(heading.replace("`", "").split())
     while found := _NUMBERING.match(text):
         text = text[found.end() :]
@@ -124,12 +119,7 @@ def asked(heading: str) -> str:
 
 
 def fault(heading: str) -> str | None:
-    """Why nobody would ask a heading, or None.
-
-    Example:
-        >>> [fault(heading) for heading in ("1.26.0 (2024-01-05)", "os.path.join(a, b)", "How bees dance")]
-        ['version numbers and dates', 'code: names, options and signatures', None]
-    """
+    """Why nobody would ask a heading, or None."""
     text = asked(heading)
     if not any(map(str.isalpha, text)):
         return "numbers alone" if _VERSION.search(heading) is None else "version numbers and dates"
@@ -171,23 +161,13 @@ def _is_version(heading: str, text: str) -> bool:
 
 
 def is_empty(text: str) -> bool:
-    """Whether a heading asks nothing, whatever it stands under.
-
-    Example:
-        >>> is_empty("See also"), is_empty("Notes and references"), is_empty("Examples")
-        (True, True, False)
-    """
+    """Whether a heading asks nothing, whatever it stands under."""
     words = _content(text)
     return bool(words) and (all(word in _EMPTY for word in words) or bool(_NAMES_OF_FILES & set(words)))
 
 
 def is_general(text: str) -> bool:
-    """Whether a heading needs to be told of what: a single word, or words that every manual has.
-
-    Example:
-        >>> is_general("Installation"), is_general("Return values"), is_general("How bees dance")
-        (True, True, False)
-    """
+    """Whether a heading needs to be told of what: a single word, or words that every manual has."""
     words = _content(text)
     if not text.isascii() and not words:
         return False  # a script whose words are not known here
@@ -196,12 +176,7 @@ def is_general(text: str) -> bool:
 
 
 def can_tell(context: str) -> bool:
-    """Whether a heading is short enough to say of what another one is: a name, or a command.
-
-    Example:
-        >>> can_tell("numpy"), can_tell("git remote add origin"), can_tell("Some Thoughts on the Dance of Bees")
-        (True, True, False)
-    """
+    """Whether a heading is short enough to say of what another one is: a name, or a command."""
     words = context.split()
     if not words or fault(context) or is_empty(context) or all(word in _COMMON for word in _content(context)):
         return False
@@ -209,22 +184,12 @@ def can_tell(context: str) -> bool:
 
 
 def is_command(text: str) -> bool:
-    """Whether a text is the name of a command or a package: in small letters, without small words.
-
-    Example:
-        >>> is_command("git-rebase"), is_command("Bees"), is_command("how to dance")
-        (True, False, False)
-    """
+    """Whether a text is the name of a command or a package: in small letters, without small words."""
     return text == text.lower() and not _SMALL & set(text.split())
 
 
 def joined(text: str, context: str) -> str:
-    """A heading with what it is about, as somebody would type it.
-
-    Example:
-        >>> joined("Installation", "numpy"), joined("What is it?", "numpy")
-        ('numpy installation', 'What is it? — numpy')
-    """
+    """A heading with what it is about, as somebody would type it."""
     if text.endswith("?") or len(text.split()) > 4:
         return f"{text} — {context}"
     text = re.sub(r"^(the|an?)\s+(?=\w)", "", text, flags=re.IGNORECASE)

@@ -24,13 +24,6 @@ def json_records(file: Path) -> Iterator[tuple[int, Any]]:
 
     Raises:
         CollectionError: The file does not hold a list or is not valid JSON; the message names the line.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "some.json").write_text('[{"a": 1},\\n {"a": 2}]')
-        ...     list(json_records(Path(folder, "some.json")))
-        [(1, {'a': 1}), (2, {'a': 2})]
     """
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8-sig") as stream:

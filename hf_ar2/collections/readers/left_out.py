@@ -8,16 +8,7 @@ _NAMED = 3
 
 
 class LeftOut:
-    """Counts of what is left out, by cause, with examples.
-
-    Example:
-        >>> left_out = LeftOut()
-        >>> for number in range(5):
-        ...     left_out.add("empty files", f"{number}.txt")
-        >>> left_out.add("files of other kinds")
-        >>> left_out.counts()
-        {'empty files (0.txt, 1.txt, 2.txt, …)': 5, 'files of other kinds': 1}
-    """
+    """Counts of what is left out, by cause, with examples."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()

@@ -122,12 +122,6 @@ def with_fewer_passages(collection: Collection, max_passages: int) -> Collection
 
     Raises:
         CollectionError: More passages than that are judged.
-
-    Example:
-        >>> collection = load_collection("python-packages:json,textwrap")
-        >>> judged = {id for split in collection.splits for id in collection.qrels[split]["passage_id"]}
-        >>> len(with_fewer_passages(collection, len(judged)).corpus) == len(judged)
-        True
     """
     rows = [collection.judgments(split).passage_rows for split in collection.splits]
     judged = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)

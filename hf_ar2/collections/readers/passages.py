@@ -49,13 +49,6 @@ def read_corpus(
     Raises:
         CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless
             skipped.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     source = Path(folder, "some.txt")
-        ...     _ = source.write_text("Ann sang.")
-        ...     read_corpus(lambda problems: iter([(1, "d1", "", source.read_text())]), [source], Problems(), None)[0]
-        {'id': 'd1', 'title': '', 'text': 'Ann sang.'}
     """
     stats = [(source.resolve(), source.stat()) for source in sources]
     if cache_dir is None and sum(stat.st_size for _, stat in stats) < _MAPPED_FROM_BYTES:
@@ -134,12 +127,6 @@ def check_passages(
     Raises:
         CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless
             skipped.
-
-    Example:
-        >>> passages = datasets.Dataset.from_dict({"id": ["d1", "d2"], "title": ["", ""], "text": ["Ann sang.", " "]})
-        >>> problems = Problems(skip=["empty passages"])
-        >>> check_passages(passages, lambda row: row + 1, "corpus.tsv", problems), problems.skipped
-        (array([ True, False]), {'empty passages': 1})
     """
     ids = arrow_column(passages, "id")
     blank = pc.and_(

@@ -40,12 +40,7 @@ _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<!\bcf)[
 
 
 class Pair(NamedTuple):
-    """A function: qualified name, first sentence of its docstring, and source without the docstring.
-
-    Example:
-        >>> Pair("json.dumps", "Serialize an object to JSON.", "def dumps(obj):\\n    ...").name
-        'json.dumps'
-    """
+    """A function: qualified name, first sentence of its docstring, and source without the docstring."""
 
     name: str
     sentence: str

@@ -51,15 +51,6 @@ def read_folder(
 
     Raises:
         CollectionError: an ending that is none.
-
-    Example:
-        >>> Path("hive").mkdir()
-        >>> _ = Path("hive/bees.md").write_text("They fly."), Path("hive/bee.png").write_bytes(b"0")
-        >>> left_out = LeftOut()
-        >>> [(path, sections[0].paragraphs) for path, sections in read_folder(Path("hive"), None, None, left_out)]
-        [('bees.md', ['They fly.'])]
-        >>> left_out.counts()
-        {'files with other endings: .png 1': 1}
     """
     wanted = {checked_ending(ending) for ending in endings} if endings is not None else None
     others: Counter[str] = Counter()
@@ -111,10 +102,6 @@ def checked_ending(ending: str) -> str:
 
     Raises:
         CollectionError: neither.
-
-    Example:
-        >>> checked_ending(".MD"), checked_ending("README")
-        ('.md', 'README')
     """
     ending = ending.strip()
     if not re.fullmatch(r"\.?[^\s./*?]+", ending):
@@ -173,13 +160,7 @@ def _sections(name: str, ending: str, lines: list[str], left_out: LeftOut) -> li
 
 
 def with_questions(sections: list[Section]) -> list[Section]:
-    """The sections of a FAQ: a paragraph that is a question is a heading of what follows.
-
-    Example:
-        >>> section = Section("Bees", (), ["How do they dance?", "A: In circles."])
-        >>> [(part.path, part.paragraphs) for part in with_questions([section])]
-        [(('Bees',), []), (('Bees', 'How do they dance?'), ['In circles.'])]
-    """
+    """The sections of a FAQ: a paragraph that is a question is a heading of what follows."""
     found = []
     for section in sections:
         found.append(Section(section.heading, section.above))

@@ -83,13 +83,6 @@ def load_text_folder(
     Raises:
         CollectionError: no text or no query was found; a line of `queries` has no tab, or names a file or a heading
             that is not there.
-
-    Example:
-        >>> Path("notes").mkdir()
-        >>> _ = Path("notes/bees.md").write_text("# Bees\\n\\n## How bees dance\\n\\nA bee that found food dances.")
-        >>> collection = load_text_folder("notes")
-        >>> collection.queries["text"][:], collection.corpus[0]["title"], collection.for_training().corpus[0]["title"]
-        (['How bees dance'], 'Bees · How bees dance', 'Bees')
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():

@@ -29,11 +29,6 @@ def html_sections(lines: list[str]) -> list[Section]:
 
     Args:
         lines: of the file, without line endings.
-
-    Example:
-        >>> page = ["<title>Bees</title><nav>Home</nav><h2>How bees dance</h2>", "<p>In", "circles.<ul><li>wax</ul>"]
-        >>> [(section.path, section.paragraphs) for section in html_sections(page)[1:]]
-        [(('Bees',), []), (('Bees', 'How bees dance'), ['In circles.', '- wax'])]
     """
     text = "\n".join(lines)
     for only_main in (True, False):

@@ -43,12 +43,7 @@ _DEFINITIONS = ("de", "am", "ig", "de1")
 
 
 def is_man_page(lines: list[str]) -> bool:
-    """Whether the macros of a manual page are there.
-
-    Example:
-        >>> is_man_page([".TH BEE 1", ".SH NAME"]), is_man_page(["Release 1.2"])
-        (True, False)
-    """
+    """Whether the macros of a manual page are there."""
     return any(_MACROS.match(line) for line in lines)
 
 
@@ -60,11 +55,6 @@ def man_sections(lines: list[str]) -> list[Section]:
 
     Args:
         lines: of the file, without line endings.
-
-    Example:
-        >>> lines = [".TH BEE 1", ".SH NAME", "bee \\\\- find nectar", ".SH DESCRIPTION", "The", ".B bee", "flies."]
-        >>> [(section.path, section.paragraphs) for section in man_sections(lines) if section.paragraphs]
-        [(('bee', 'find nectar'), ['The bee flies.'])]
     """
     outline = _Page().read(list(_applying(lines)))
     named = next((section for section in outline.sections if section.heading.upper() == "NAME"), None)
@@ -211,12 +201,7 @@ def _applying(lines: list[str]) -> Iterator[str]:
 
 
 def arguments(text: str) -> list[str]:
-    """The arguments of a macro: words, or what stands between double quotes; escapes are resolved.
-
-    Example:
-        >>> arguments(r'"see also" \\fBls\\fR (1)')
-        ['see also', 'ls', '(1)']
-    """
+    """The arguments of a macro: words, or what stands between double quotes; escapes are resolved."""
     lexer = shlex.shlex(text.replace("\\ ", "\\~"), posix=True)
     lexer.whitespace_split, lexer.quotes, lexer.escape, lexer.commenters = True, '"', "", ""
     try:
@@ -227,12 +212,7 @@ def arguments(text: str) -> list[str]:
 
 
 def unescaped(text: str) -> str:
-    """Text of roff with its characters, without changes of font and size.
-
-    Example:
-        >>> unescaped(r"\\fBgit\\-log\\fR\\&. \\(lqone\\(rq")
-        'git-log. “one”'
-    """
+    """Text of roff with its characters, without changes of font and size."""
 
     def character(found: re.Match[str]) -> str:
         name = found["two"] or found["long"] or found["one"]

@@ -38,12 +38,6 @@ def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> 
     Args:
         lines: of the file, without line endings.
         dropped: counts lines of front matter other than its title.
-
-    Example:
-        >>> lines = ["Bees", "====", "", "They [fly](wings.md). <!-- mostly -->"]
-        >>> lines += ["", "## How bees dance", "", "In circles."]
-        >>> [(section.path, section.paragraphs) for section in markdown_sections(lines)[1:]]
-        [(('Bees',), ['They fly.']), (('Bees', 'How bees dance'), ['In circles.'])]
     """
     outline = Outline()
     body: list[str] = []
@@ -88,12 +82,7 @@ def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> 
 
 
 def plain_text(text: str) -> str:
-    """Markdown without images, addresses of links, emphasis and HTML tags; what is between backticks stays as it is.
-
-    Example:
-        >>> plain_text("See [the *guide*](guide.md) on `a[0](b)`. ![build](badge.svg)")
-        'See the guide on `a[0](b)`.'
-    """
+    """Markdown without images, addresses of links, emphasis and HTML tags; what is between backticks stays as it is."""
     code = _CODE_SPAN.findall(text)
     text = _CODE_SPAN.sub("\0", text)
     text = _LINK.sub(r"\1", _LINK.sub(r"\1", _IMAGE.sub("", text)))
@@ -105,12 +94,7 @@ def plain_text(text: str) -> str:
 
 
 def plain_heading(text: str) -> str:
-    """A heading as it is read: without marks, backticks and attributes.
-
-    Example:
-        >>> plain_heading("The `hive` **module** {#hive}")
-        'The hive module'
-    """
+    """A heading as it is read: without marks, backticks and attributes."""
     return " ".join(plain_text(_ATTRIBUTES.sub("", text)).replace("`", "").split())
 
 

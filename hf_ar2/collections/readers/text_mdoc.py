@@ -20,12 +20,6 @@ def mdoc_text(macro: str, words: list[str], name: str = "") -> str | None:
         macro: without its full stop.
         words: its arguments, among which further macros may be.
         name: of what the page describes, which `Nm` stands for.
-
-    Example:
-        >>> mdoc_text("Op", ["Fl", "a", "Ar", "file", "..."])
-        '[-a file ...]'
-        >>> mdoc_text("Xr", ["ls", "1", ","])
-        'ls(1),'
     """
     if macro not in (*_PLAIN, *_ENCLOSING, "Fl", "Xr", "Nm", "Nd", "Fn"):
         return None

@@ -32,11 +32,6 @@ def plain_sections(lines: list[str], is_faq: bool = False) -> list[Section]:
     Args:
         lines: of the file, without line endings.
         is_faq: questions end at their question mark, though the answer begins in the next line.
-
-    Example:
-        >>> lines = ["All about bees", "", "FOOD", "    Nectar.", "", "Their dance", "-----------", "In", "circles."]
-        >>> [(section.path, section.paragraphs) for section in plain_sections(lines)[2:]]
-        [(('All about bees', 'FOOD'), ['Nectar.']), (('All about bees', 'Their dance'), ['In circles.'])]
     """
     lines = _without_page_marks([_OVERSTRUCK.sub("", line).expandtabs() for line in lines])
     indents = Counter(len(line) - len(line.lstrip()) for line in lines if words_in(line) > 4)

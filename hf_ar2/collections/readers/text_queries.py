@@ -32,13 +32,7 @@ _RECORDS = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """A section of a file, and its passages: id -> text.
-
-    Example:
-        >>> place = Place("bees.md", Section("Bees", paragraphs=["They fly."]), {"bees.md:1": "They fly."})
-        >>> place.section.heading, list(place.passages)
-        ('Bees', ['bees.md:1'])
-    """
+    """A section of a file, and its passages: id -> text."""
 
     path: str
     section: Section
@@ -47,13 +41,7 @@ class Place:
 
 @dataclass(frozen=True)
 class HeadingQuery:
-    """A heading that is a query.
-
-    Example:
-        >>> place = Place("bees.md", Section("Food", ("Bees",)), {"bees.md:1": "Nectar."})
-        >>> HeadingQuery("Bees food", place, with_context=True).id
-        'q:bees.md:1'
-    """
+    """A heading that is a query."""
 
     text: str
     place: Place
@@ -72,13 +60,6 @@ def heading_queries(places: list[Place], left_out: LeftOut, all_headings: bool =
         places: sections with their passages.
         left_out: counts the headings that are no queries, by cause.
         all_headings: take version numbers, signatures, words that say little, and sections of many passages too.
-
-    Example:
-        >>> bees = Place("bees.md", Section("Food", ("Bees",)), {"bees.md:1": "Nectar."})
-        >>> notes = Place("bees.md", Section("See also", ("Bees",)), {"bees.md:2": "Wasps."})
-        >>> left_out = LeftOut()
-        >>> [query.text for query in heading_queries([bees, notes], left_out)], left_out.counts()
-        (['Bees food'], {'headings that ask nothing ("See also")': 1})
     """
     texts = Counter(text for place in places for text in place.passages.values())
     found = []
@@ -178,11 +159,6 @@ def training_views(places: list[Place], queries: list[HeadingQuery]) -> dict[str
 
     Returns:
         Passage id -> title and text; passages that are read as they are have no entry.
-
-    Example:
-        >>> place = Place("bees.md", Section("Food", ("Bees",)), {"bees.md:1": "Food\\nNectar."})
-        >>> training_views([place], [HeadingQuery("Bees food", place, True)])
-        {'bees.md:1': ('Bees', 'Nectar.')}
     """
     hidden = {(query.place.path, query.place.section.path) for query in queries}
     repeated_in = {query.id: _key(query.place.section.heading) for query in queries}
@@ -202,10 +178,5 @@ def training_views(places: list[Place], queries: list[HeadingQuery]) -> dict[str
 
 
 def title_of(headings: list[str] | tuple[str, ...]) -> str:
-    """Headings as a passage's title.
-
-    Example:
-        >>> title_of(("Bees", "Food"))
-        'Bees · Food'
-    """
+    """Headings as a passage's title."""
     return " · ".join(filter(None, headings))

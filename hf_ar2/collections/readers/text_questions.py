@@ -21,13 +21,6 @@ def read_questions(file: Path, folder: Path, places: list[Place]) -> dict[str, t
 
     Raises:
         CollectionError: no such file, or a line of it names no place; the message names the line.
-
-    Example:
-        >>> from hf_ar2.collections.text_sections import Section
-        >>> place = Place("bees.md", Section("Food"), {"bees.md:1": "Nectar."})
-        >>> _ = Path("questions.tsv").write_text("what do bees eat?\\tbees.md#Food")
-        >>> read_questions(Path("questions.tsv"), Path("."), [place])
-        {'q:1': ('what do bees eat?', ['bees.md:1'])}
     """
     if not file.is_file():
         raise CollectionError(

@@ -46,12 +46,6 @@ def rst_sections(lines: list[str]) -> list[Section]:
 
     Args:
         lines: of the file, without line endings.
-
-    Example:
-        >>> lines = ["Bees", "====", "", "They *fly*::", "", "   bee.fly()", "", ".. mostly", ""]
-        >>> lines += ["How bees dance", "--------------", "", "In circles."]
-        >>> [(section.path, section.paragraphs) for section in rst_sections(lines)[1:]]
-        [(('Bees',), ['They fly:', 'bee.fly()']), (('Bees', 'How bees dance'), ['In circles.'])]
     """
     outline = Outline()
     styles: list[str] = []  # adornments in the order they are met: their place is their level
@@ -151,12 +145,7 @@ def _directive(line: str, content: list[str], outline: Outline, styles: list[str
 
 
 def plain_text(text: str) -> str:
-    """Text without roles, targets and emphasis.
-
-    Example:
-        >>> plain_text("See :ref:`the guide <guide>`, `here <a.html>`_, ``x = 1`` and **more**.")
-        'See the guide, here, `x = 1` and more.'
-    """
+    """Text without roles, targets and emphasis."""
     parts = re.split(r"(``.+?``)", text)
     for place, part in enumerate(parts):
         if place % 2:

@@ -24,11 +24,6 @@ class Section:
         heading: the heading, empty where there is none.
         above: the headings that it stands under, outermost first.
         paragraphs: their texts. Prose is one line; code, lists and tables keep their lines.
-
-    Example:
-        >>> section = Section("How bees dance", above=("Bees",), paragraphs=["In circles."])
-        >>> " > ".join(section.path)
-        'Bees > How bees dance'
     """
 
     heading: str = ""
@@ -46,14 +41,6 @@ class Outline:
 
     Attributes:
         sections: what was found, those without paragraphs among them.
-
-    Example:
-        >>> outline = Outline()
-        >>> outline.heading(1, "Bees")
-        >>> outline.heading(2, "How bees dance")
-        >>> outline.add("In circles.")
-        >>> [section.path for section in outline.sections if section.paragraphs]
-        [('Bees', 'How bees dance')]
     """
 
     def __init__(self) -> None:
@@ -80,10 +67,6 @@ def paragraphs_of(lines: list[str], margin: int = 0) -> list[str]:
     Args:
         lines: without line endings.
         margin: columns that every line may be indented by; more makes code of it.
-
-    Example:
-        >>> paragraphs_of(["They fly,", "and dance.", "", "- wax", "- honey", "", "    hive = Hive()"])
-        ['They fly, and dance.', '- wax\\n- honey', 'hive = Hive()']
     """
     found, group = [], []
     for line in [*lines, ""]:
@@ -107,22 +90,12 @@ def _paragraph(lines: list[str], margin: int) -> str:
 
 
 def block_of(lines: Iterable[str]) -> str:
-    """Lines that stay lines, with their common indentation removed.
-
-    Example:
-        >>> block_of(["", "  for bee in hive:", "    bee.fly()", ""])
-        'for bee in hive:\\n  bee.fly()'
-    """
+    """Lines that stay lines, with their common indentation removed."""
     return textwrap.dedent("\n".join(line.rstrip() for line in lines)).strip("\n")
 
 
 def words_in(text: str) -> int:
-    """Words of a text, a Chinese or Japanese character counted as one.
-
-    Example:
-        >>> words_in("How bees dance"), words_in("蜜蜂怎样跳舞")
-        (3, 6)
-    """
+    """Words of a text, a Chinese or Japanese character counted as one."""
     return len(_WORD.findall(text))
 
 
@@ -131,14 +104,6 @@ def grouped(paragraphs: list[str], words: int = PASSAGE_WORDS) -> list[str]:
 
     A paragraph half as long again is divided: prose at the ends of sentences, other text at the ends of lines, and a
     sentence or line that is still as long as that between words.
-
-    Example:
-        >>> grouped(["one two", "three four", "five"], words=4)
-        ['one two\\nthree four', 'five']
-        >>> grouped(["One two. Three four five. Six seven."], words=4)
-        ['One two.', 'Three four five.', 'Six seven.']
-        >>> grouped(["- one two\\n- three\\n- four five"], words=5)
-        ['- one two\\n- three', '- four five']
     """
     passages: list[str] = []
     length = 0

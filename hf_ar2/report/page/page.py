@@ -123,11 +123,6 @@ def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int
 
     Returns:
         places in `systems`, before and after.
-
-    Example:
-        >>> rows = [("zero-shot", "retriever"), ("AR2", "retriever"), ("AR2", "pipeline")]
-        >>> default_pair([{"run": 0, "row": row, "system": system} for row, system in rows], runs=1)
-        (0, 1)
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
@@ -172,11 +167,6 @@ def pack(data: Any) -> bytes:
 
     Raises:
         ValueError: a number that JSON has no word for, nan or infinite.
-
-    Example:
-        >>> block = gzip.decompress(pack({"ranks": np.array([1, 2], np.uint16)}))
-        >>> block[4:-4], block[-4:]
-        (b'{"ranks":{"$":["u16",0,2]}} ', b'\\x01\\x00\\x02\\x00')
     """
     arrays: list[bytes] = []
     size = 0
