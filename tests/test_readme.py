@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config import get_config_parser
 from accelerate.commands.launch import launch_command_parser
 from conftest import make_tiny_ranker, make_tiny_retriever
 from examples import answer_hub_names, python_blocks, run_block
 from tiny_run import make_tiny_run
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
@@ -27,10 +29,20 @@ from hf_ar2.recipes.recipe import load_recipe
 from hf_ar2.recipes.run import parse_arguments
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "recipes/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "CHANGELOG.md",
+    ".github/CONTRIBUTING.md",
+    "recipes/README.md",
+    "recipes/RESULTS.md",
+    "recipes/METHODS.md",
+    "recipes/LAUNCHING.md",
+]
+# Python blocks to skip: a string that the block contains, and the reason.
+SKIPPED = {"loss=my_loss": "trainers do not take a loss yet"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Programs that are not ours, and are taken at their word.
-OUTSIDE = ("cd", "curl", "git", "mkdir", "source")
+OUTSIDE = ("cd", "curl", "git", "mkdir", "pre-commit", "pytest", "source")
 
 
 def read(document: str) -> str:
@@ -64,13 +76,19 @@ def test_commands_are_accepted(line: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line, comments=True)
     words = list(itertools.takewhile(lambda word: word not in ("|", ">", "&"), words))
-    words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words))
-    if not words or words[0] in OUTSIDE:
+    words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=|srun$").match, words))
+    if not words or Path(words[0]).name in OUTSIDE:
         return
     program, arguments = Path(words[0]).name, words[1:]
     if program.startswith("python") and arguments[:2] == ["-m", "pip"]:
         program, arguments = "pip", arguments[2:]
-    checks = {"make": check_make, "pip": check_pip, "accelerate": check_launch, "python": check_script}
+    checks = {
+        "make": check_make,
+        "pip": check_pip,
+        "accelerate": check_launch,
+        "torchrun": check_torchrun,
+        "python": check_script,
+    }
     if program == "hf-ar2":
         check_cli(arguments, monkeypatch)
     elif program == "python" and arguments[0].startswith("tests/benchmarks/"):
@@ -101,8 +119,17 @@ def check_recipe(arguments: list[str]) -> None:
 
 
 def check_launch(arguments: list[str]) -> None:
+    if arguments[0] == "config":
+        get_config_parser().parse_args(arguments[1:])
+        return
     launched = launch_command_parser().parse_args(arguments[1:])
     assert arguments[0] == "launch" and launched.training_script == "recipes/run.py"
+    check_recipe(launched.training_script_args)
+
+
+def check_torchrun(arguments: list[str]) -> None:
+    launched = torchrun_parser().parse_args(arguments)
+    assert launched.training_script == "recipes/run.py"
     check_recipe(launched.training_script_args)
 
 
@@ -119,6 +146,8 @@ def check_script(arguments: list[str]) -> None:
 def check_cli(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the command line refuses before it carries a command out; recipes are read, too."""
     launched: list[list[str]] = []
+    if "--config_file" in arguments:  # written by `accelerate config`
+        Path(arguments[arguments.index("--config_file") + 1]).touch()
     monkeypatch.setattr(cli, "HANDLERS", dict.fromkeys(cli.HANDLERS, f"{__name__}:carried_out"))
     monkeypatch.setattr(cli, "run_to_end", lambda command, environment: launched.append(list(command)) or 0)
     try:
@@ -220,16 +249,29 @@ def test_recipes_in_tables_are_there_and_all_of_them_are_described() -> None:
     assert recipes_in("recipes/README.md") == set(shipped_recipes())
 
 
-def test_links_within_the_repository_lead_somewhere() -> None:
-    for document in DOCUMENTS:
-        for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", read(document)):
-            assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
+def anchors(document: Path) -> set[str]:
+    """What GitHub makes of the headings: lower case, without punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", document.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_within_the_repository_lead_somewhere(document: str) -> None:
+    for link in re.findall(r"\]\((?!https?:|mailto:)([^)]+)", read(document)):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / document).parent / name if name else ROOT / document
+        assert target.exists(), f"{document} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{document} links to {link}"
+
+
+def skips(code: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.skip(reason) for part, reason in SKIPPED.items() if part in code]
 
 
 SCRIPTS = [
-    pytest.param(document, line, id=f"{document}:{line}")
+    pytest.param(document, line, id=f"{document}:{line}", marks=skips(code))
     for document in DOCUMENTS
-    for line, _ in python_blocks(read(document))
+    for line, code in python_blocks(read(document))
 ]
 
 
