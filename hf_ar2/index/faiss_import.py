@@ -15,9 +15,9 @@ def import_faiss() -> Any:
         import faiss
     except (ImportError, RuntimeError) as error:  # faiss-gpu raises RuntimeError without its CUDA libraries
         raise ImportError(
-            f"FAISS cannot be imported ({error}). Install it for the processor with "
-            '`pip install "hf-ar2[cpu]"`, or for an NVIDIA GPU under Linux x86_64 with '
-            '`pip install "hf-ar2[gpu]"`; not both, they overwrite each other.'
+            f"FAISS cannot be imported ({error}). In the checkout of hf_ar2, install it for the CPU "
+            'with `pip install -e ".[cpu]"`, or for an NVIDIA GPU on Linux x86_64 with '
+            '`pip install -e ".[gpu]"`; not both, they overwrite each other.'
         ) from error
     return faiss
 
