@@ -163,7 +163,7 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
     assert Path("runs/mine/report.html").is_file()
     assert "36 passages, index in" in said['hf-ar2 search runs/mine "how do bees tell where food is" -k 3']
 
-    # "When texts have changed, write the collection again"
+    # "When your texts change, write the collection again"
     Path("docs/new.txt").write_text(
         "About gardens\n\nThe hungry viper hides a ribbon in the garden at dusk.\n"
     )
