@@ -30,7 +30,7 @@ def recipe_runner() -> Path:
     """The script that `accelerate launch` is given."""
     spec = importlib.util.find_spec("hf_ar2.recipes.run")
     if spec is None or spec.origin is None:
-        raise ImportError("hf_ar2.recipes is missing: install hf_ar2 again, with pip install -e . in its checkout")
+        raise ImportError("hf_ar2.recipes is missing: run pip install -e . in the checkout again")
     return Path(spec.origin)
 
 
