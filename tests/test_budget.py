@@ -11,11 +11,11 @@ import yaml
 
 from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.command_line.main import main as cli_main
-from hf_ar2.recipes.budget import Budget, Costs, make_plan, overheads, without
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.budget import Budget, Costs, make_plan, more_time, overheads, without
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.planning import working_part
+from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
-from hf_ar2.recipes.time_table import more_time
-from hf_ar2.recipes.working_part import working_part
 
 COSTS = Costs(rate=7000, passages=2650, passage_tokens=125, query_tokens=14, pair_tokens=139, dev_queries=300)
 

@@ -22,8 +22,10 @@ from hf_ar2.evaluation import read_run, write_run
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
-from hf_ar2.recipes.evaluation import check_evaluation, choose_from_runs
-from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
+from hf_ar2.recipes.checks import check_evaluation
+from hf_ar2.recipes.evaluation import choose_from_runs
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.search.system import SearchSystem, Settings
 

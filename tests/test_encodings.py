@@ -21,8 +21,9 @@ from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import encoder_fingerprint, index_fingerprint
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.recipes import runner
-from hf_ar2.recipes.encodings import encodings_folder, keep_served_index
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.encodings import keep_served_index
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError, encodings_folder
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.trainers import RankerConfig, RankerTrainer, RetrieverConfig, RetrieverTrainer
 

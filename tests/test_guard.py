@@ -15,7 +15,8 @@ from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.recipes import guard as module
 from hf_ar2.recipes.guard import load_guard
-from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.recipes.sampled import sample_of
@@ -85,13 +86,13 @@ def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
         raise AssertionError("it was measured before")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_measured", measured_again)
+        patch.setattr(module, "_measure", measured_again)
         run_recipe(recipe_of(body, tmp_path, guard=others))
     assert json.loads((run / "guard.json").read_text()) == guard
     rows = {**body["evaluation"]["rows"], "short": {"retriever": {"from": "retriever", "max_length": 8}}}
     calls: list[object] = []
-    measure = module._measured
-    monkeypatch.setattr(module, "_measured", lambda *given: calls.append(given) or measure(*given))
+    measure = module._measure
+    monkeypatch.setattr(module, "_measure", lambda *given: calls.append(given) or measure(*given))
     run_recipe(
         recipe_of({**body, "evaluation": {**body["evaluation"], "rows": rows}}, tmp_path, guard=others)
     )

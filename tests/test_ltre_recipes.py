@@ -14,9 +14,9 @@ from conftest import make_tiny_collection, make_tiny_retriever, with_passages
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.command_line import main as cli
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError, row_config
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.recipes.stage_settings import row_config
 
 SHORT = ["--max_passage_length", "32", "--bf16", "false", "--disable_tqdm", "true", "--ltre.list_depth", "10"]
 # What is tuned is served, whatever eight queries of dev say of it.

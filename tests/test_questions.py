@@ -23,7 +23,8 @@ from hf_ar2.collections.questions import (
     write_judged,
 )
 from hf_ar2.command_line import main as cli
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.runner import run_recipe
 
 

@@ -23,7 +23,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.launch import shipped_recipes
 from hf_ar2.recipes import study
-from hf_ar2.recipes.recipe import load_recipe
+from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.run import parse_arguments
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from conftest import make_tiny_collection, make_tiny_retriever
 
 from hf_ar2.recipes import run as script
 from hf_ar2.recipes import runner
-from hf_ar2.recipes.recipe import load_recipe
+from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.runner import run_recipe
 
 QUICK = {

@@ -13,7 +13,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.command_line import main as cli
 from hf_ar2.recipes import runner
-from hf_ar2.recipes.recipe import CONFIGS, RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import CONFIGS, RecipeError
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.search.system import read_run
@@ -226,7 +227,7 @@ def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
         "args.max_pasage_length": (3, "did you mean 'max_passage_length'"),
         "stages.ar2.args.num_negative": (3, "did you mean 'num_negatives'"),
         "stages.ar2.trainer": ("ar3", "expected one of retriever, ranker, ar2, rocketqa-v2, ltre, augment"),
-        "stages.ar2.ranker": ("rankr", "no model or earlier stage; did you mean 'ranker'"),
+        "stages.ar2.ranker": ("rankr", "not a model or an earlier stage; did you mean 'ranker'"),
         "models.light.layer": ([0], "did you mean 'layers'"),
         "evaluation.rerank": (3, "did you mean 'rerank_depth'"),
         "evaluation.rows": ({"warm up": {"retriever": "light"}}, "white space in the row's"),
@@ -256,7 +257,7 @@ def test_command_line_values_override_fields_settings_and_stages(body, tmp_path)
     assert recipe.stage_key("retriever") != load_recipe(path).stage_key("retriever")
     with pytest.raises(RecipeError, match="did you mean 'num_rounds'"):
         load_recipe(path, {"num_round": "3"})
-    with pytest.raises(RecipeError, match="'arr2' is no stage; did you mean 'ar2'"):
+    with pytest.raises(RecipeError, match="'arr2' is not a stage; did you mean 'ar2'"):
         load_recipe(path, {"arr2.num_rounds": "3"})
     with pytest.raises(RecipeError, match="a value is missing"):
         parse_arguments([str(path), "--seed"])
@@ -363,7 +364,7 @@ def test_lists_are_taken_from_earlier_stages_that_write_them(rocketqa, tmp_path)
         ),
         "stages.pseudo.lists": (["denoised"], "writes lists and takes none"),
         "stages.retriever-2.lists": ("denoised", "expected a list"),
-        "stages.retriever-1.retriever": ("denoised", "'denoised' is no model or earlier stage"),
+        "stages.retriever-1.retriever": ("denoised", "'denoised' is not a model or an earlier stage"),
         "stages.denoised.args.thresholds": ("absolute", "need probabilities of relevance"),
         "stages.denoised.args.deep": (5, "did you mean 'depth'"),
     }
@@ -390,11 +391,11 @@ def test_a_missing_file_of_queries_is_found_before_anything_is_trained(rocketqa,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"splits": ["dev"]}, "evaluation.report_split: 'test' is none of the splits dev"),
+        ({"splits": ["dev"]}, "evaluation.report_split: found 'test', expected one of the splits dev"),
         ({"splits": ["valid"]}, "evaluation: data has no split 'valid'; it has train, dev, test"),
         ({"metrics": ["mrr10"]}, "evaluation: unknown metric 'mrr10'"),
-        ({"metrics": ["mrr@10", "recall@50"]}, "recall@50 cannot be computed of the 20 passages"),
-        ({"test_metric": "recall@10"}, "evaluation.test_metric: 'recall@10' is none of the metrics mrr@10,"),
+        ({"metrics": ["mrr@10", "recall@50"]}, "recall@50 cannot be computed from the 20 passages"),
+        ({"test_metric": "recall@10"}, "test_metric: found 'recall@10', expected one of the metrics mrr@10,"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
