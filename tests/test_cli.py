@@ -43,13 +43,6 @@ LENGTHS = {"max_query_length": 7, "max_passage_length": 11, "max_pair_length": 1
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    tiny_collection.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run folder as training leaves it."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"

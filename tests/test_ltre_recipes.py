@@ -9,8 +9,7 @@ import sys
 
 import faiss
 import pytest
-import yaml
-from conftest import make_tiny_collection, make_tiny_retriever, with_passages
+from conftest import make_tiny_collection, make_tiny_retriever, with_passages, write_recipe
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.command_line import main as cli
@@ -128,7 +127,7 @@ def test_a_row_names_the_exact_index_of_a_stage(home, tmp_path, capsys):
             "rows": {"exact": {"retriever": "ltre"}, "named": ltre},
         },
     }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    write_recipe(tmp_path / "r.yaml", recipe)
     run = tmp_path / "run"
     run_recipe(load_recipe(tmp_path / "r.yaml", {"output_dir": str(run)}))
     metrics = json.loads((run / "metrics.json").read_text())
@@ -151,8 +150,7 @@ def test_a_row_names_a_stages_index_where_that_is_kept(tmp_path):
         },
         "evaluation": {"rows": {stage: {"retriever": stage, "index": stage} for stage in ("own", "given")}},
     }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    loaded = load_recipe(tmp_path / "r.yaml")
+    loaded = load_recipe(write_recipe(tmp_path / "r.yaml", recipe))
     own, given = (row_config(loaded, row, tmp_path) for row in ("own", "given"))
     assert own.index == str(tmp_path / "stages" / "own" / "searched_index")
     assert (given.index, given.index_ids) == ("a.faiss", "a.json")
@@ -165,10 +163,9 @@ def test_an_ltre_stage_needs_no_ranker_and_a_row_names_a_stages_index(tmp_path):
         "stages": {"ltre": {"trainer": "ltre", "retriever": "tiny"}},
         "evaluation": {"rows": {"a": {"retriever": "ltre", "index": "ltre"}}},
     }
-    path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path = write_recipe(tmp_path / "r.yaml", recipe)
     assert load_recipe(path).stage_args("ltre") == {"seed": 42}
     recipe["evaluation"]["rows"]["a"]["indx"] = "PQ8"
-    path.write_text(yaml.safe_dump(recipe))
+    write_recipe(path, recipe)
     with pytest.raises(RecipeError, match="unknown key 'indx'; did you mean 'index'"):
         load_recipe(path)

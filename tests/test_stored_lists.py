@@ -7,7 +7,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_ranker, make_tiny_retriever
 from datasets import Dataset
 from tiny_ar2 import settings_of
 
@@ -27,12 +26,8 @@ QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "retriever": make_tiny_retriever(folder / "tiny-retriever"),
-        "ranker": make_tiny_ranker(folder / "tiny-ranker"),
-    }
+def models(tiny_retriever_path, tiny_ranker_path):
+    return {"retriever": tiny_retriever_path, "ranker": tiny_ranker_path}
 
 
 def write(folder, lists, extra=None):
