@@ -168,6 +168,7 @@ def path(home: Path, tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "tiny.yaml", recipe)
 
 
+@pytest.mark.slow
 def test_a_run_with_minutes_ends_with_a_system_a_plan_and_its_times(path, tmp_path, capsys):
     run = tmp_path / "run"
     arguments = [str(path), "--output_dir", str(run), "--minutes", "5", "--clock", "processor"]
@@ -191,6 +192,7 @@ def test_a_run_with_minutes_ends_with_a_system_a_plan_and_its_times(path, tmp_pa
     assert json.loads((run / "chosen.json").read_text()) == chosen
 
 
+@pytest.mark.slow
 def test_without_minutes_the_passes_bound_a_stage(path, tmp_path):
     run = tmp_path / "run"
     main([str(path), "--output_dir", str(run), "--evaluation.rows", "{hard: {retriever: hard}}"])
@@ -216,6 +218,7 @@ def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
     assert len(working_part(tiny_collection, 200, "train", "dev", seed=0).judgments("dev")) == 8
 
 
+@pytest.mark.slow
 def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_ar2.recipes.planning.part_size", lambda costs, seconds: 30)
     run = tmp_path / "run"

@@ -274,6 +274,7 @@ def files_of(run: Path) -> dict[str, str]:
     return {path.relative_to(run).as_posix(): path.read_text() for path in paths}
 
 
+@pytest.mark.slow
 def test_a_resumed_evaluation_chooses_what_an_uninterrupted_one_does(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +313,7 @@ def test_a_resumed_evaluation_chooses_what_an_uninterrupted_one_does(
     assert files_of(run) == whole
 
 
+@pytest.mark.slow
 def test_a_fixed_weight_is_taken_as_it_is(home: Path, tmp_path: Path) -> None:
     run = run_of(home, tmp_path / "run", pipeline_weight=0)
     for split in ("dev", "test"):
@@ -329,6 +331,7 @@ def test_a_fixed_weight_is_taken_as_it_is(home: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_collection_without_dev_serves_the_last_row_and_says_so(
     home: Path, tmp_path: Path, tiny_collection: Collection, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,8 @@ from hf_ar2.recipes.recipe import RecipeError, encodings_folder
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.trainers import RankerConfig, RankerTrainer, RetrieverConfig, RetrieverTrainer
 
+pytestmark = pytest.mark.slow
+
 # ---- What an encoding is called ------------------------------------------------------------------------------------
 
 

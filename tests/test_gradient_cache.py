@@ -17,6 +17,8 @@ from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import RankerConfig, RankerTrainer
 from hf_ar2.trainers.gradient_cache import average_gradients
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 ROWS = 3
 KINDS = TRAINERS | {

@@ -51,6 +51,7 @@ def recipe_of(body: dict, folder: Path, **overrides: str) -> Recipe:
     return load_recipe(path, {"output_dir": str(folder / "run"), **overrides})
 
 
+@pytest.mark.slow
 def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
     body: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

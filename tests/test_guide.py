@@ -130,6 +130,7 @@ def push(arguments: list[str]) -> None:
     assert "tester/mine-retriever" in done.stdout and "tester/mine-ranker" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_guide_runs_from_its_first_command_to_its_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ from conftest import make_tiny_collection
 
 from hf_ar2.cards import hub
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 
 

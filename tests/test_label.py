@@ -290,6 +290,7 @@ def test_what_is_wrong_is_said_before_models_are_loaded(
     assert "no-run is no run folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_is_served_until_ctrl_c(run: Path, asked: Path) -> None:
     start = (
         "import signal, sys; from hf_ar2.command_line.main import main; "

@@ -48,6 +48,7 @@ def tune(home, *options):
     )
 
 
+@pytest.mark.slow
 def test_tuning_builds_an_index_and_reports_before_and_after(home):
     done = tune(home, "--output_dir", "plain")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -67,6 +68,7 @@ def evaluated_as_at_its_end(home, run, index, capsys, monkeypatch):
     assert not (home / run / "index").exists(), "another index was built"
 
 
+@pytest.mark.slow
 def test_tuning_takes_an_index_that_is_there(home, tmp_path, capsys, monkeypatch):
     """Encoded by hand with sentence-transformers alone, as somebody else would have."""
     model = SentenceTransformer(str(home / "tiny-retriever"), device="cpu")
@@ -85,6 +87,7 @@ def test_tuning_takes_an_index_that_is_there(home, tmp_path, capsys, monkeypatch
     assert done.returncode != 0 and "its ids are in another" in done.stderr.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_tuning_trains_centroids_and_leaves_an_index_for_plain_faiss(home, capsys, monkeypatch):
     done = tune(home, "--output_dir", "jpq", "--factory", "PQ8", "--centroids")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -109,6 +112,7 @@ def test_options_that_contradict_each_other(capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_row_names_the_exact_index_of_a_stage(home, tmp_path, capsys):
     """Nothing is kept of a Flat index, for its passages give it again: the row is searched exactly."""
     ltre = {"retriever": "ltre", "index": "ltre"}

@@ -229,6 +229,7 @@ def weights_of(folder: Path | str) -> dict[str, torch.Tensor]:
     return dict(SentenceTransformer(str(folder), device="cpu").named_parameters())
 
 
+@pytest.mark.slow
 def test_a_recipe_merges_evaluates_and_says_so_on_the_card(
     body: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +256,7 @@ def test_a_recipe_merges_evaluates_and_says_so_on_the_card(
         run_recipe(recipe_of(body, tmp_path, **{"merged.share": "0.5"}))
 
 
+@pytest.mark.slow
 def test_the_base_is_cut_as_the_trained_one_was(body: dict, tmp_path: Path) -> None:
     stages = {**body["stages"]["retriever"], "retriever": {"from": "light", "layers": [1]}}
     cut = {**body, "stages": {**body["stages"], "retriever": stages}}
@@ -267,6 +269,7 @@ def test_the_base_is_cut_as_the_trained_one_was(body: dict, tmp_path: Path) -> N
         assert torch.equal(weight, expected)
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_chose_by_and_comes_to_the_same_after_an_interruption(
     body: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def recipe_file(home: Path, folder: Path, **fields: object) -> Path:
     return write_recipe(folder / "tiny.yaml", recipe)
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_on_the_questions_and_nothing_is_trained_again(
     asked: Path, home: Path, tiny_collection: Collection, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +232,7 @@ def metrics_of(said: str, system: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 def test_without_judgments_the_run_says_how_to_make_them_and_goes_on(
     asked: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

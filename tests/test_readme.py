@@ -233,6 +233,7 @@ SCRIPTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("document", "line"), SCRIPTS)
 def test_python_runs(
     document: str, line: int, tmp_path, monkeypatch, tiny_retriever_path, tiny_ranker_path, tiny_collection

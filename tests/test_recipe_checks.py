@@ -137,6 +137,7 @@ def done(recipe):
     return recipe
 
 
+@pytest.mark.slow
 def test_changed_inputs_are_an_error(done, capsys):
     run, data = done.parent / "run", done.parent / "data"
     started(done)
@@ -166,6 +167,7 @@ def test_changed_inputs_are_an_error(done, capsys):
     ).read_text() != before  # evaluated again, without a stage
 
 
+@pytest.mark.slow
 def test_a_run_without_hashes_of_its_inputs_is_continued(done, capsys):
     """Runs of earlier versions have none; a study reads and continues them."""
     run = done.parent / "run"
@@ -182,6 +184,7 @@ def test_a_run_without_hashes_of_its_inputs_is_continued(done, capsys):
     assert "done before" in capsys.readouterr().out and found.stat().st_mtime_ns == written_at
 
 
+@pytest.mark.slow
 def test_a_split_of_one_query_is_measured_and_not_tested(done):
     qrels = done.parent / "data" / "qrels" / "test.tsv"
     qrels.write_text("".join(qrels.read_text().splitlines(keepends=True)[:2]))
@@ -204,6 +207,7 @@ def test_ctrl_c_in_a_stage_exits_as_a_shell_expects(recipe, monkeypatch):
 # ---- Two processes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_in_two_processes_measures_what_one_does(done):
     """Half of the lists each, the same steps, and one folder that is written once."""
     one, two = done.parent / "run", done.parent / "two"

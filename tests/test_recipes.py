@@ -105,6 +105,7 @@ def test_every_shipped_recipe_is_valid(path, tmp_path):
         CONFIGS[body["trainer"]](**settings)  # raises if settings do not fit each other
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys):
     path = write_recipe(tmp_path / "tiny.yaml", body)
     run = tmp_path / "run"
@@ -142,6 +143,7 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     assert (run / "recipe.yaml").read_text() == header  # what is there still says how it was made
 
 
+@pytest.mark.slow
 def test_the_run_has_the_models_of_the_last_row_and_no_earlier_ones(body, tmp_path, capsys):
     ranker = str(Path(body["models"]["light"]["model"]).with_name("ranker"))
     rows = {"both": {"retriever": "retriever", "ranker": {"from": "heavy", "max_length": 40}}}
@@ -191,6 +193,7 @@ def test_the_run_has_the_models_of_the_last_row_and_no_earlier_ones(body, tmp_pa
         read_run(run)
 
 
+@pytest.mark.slow
 def test_with_a_rerank_depth_of_0_retrievers_are_alone(body, tmp_path, capsys):
     """Not in the table, not on the report page, not among the run files, even where one was evaluated before."""
     ranker = str(Path(body["models"]["light"]["model"]).with_name("ranker"))
@@ -306,6 +309,7 @@ def weights(run: Path, stage: str) -> dict:
     )
 
 
+@pytest.mark.slow
 def test_four_steps_of_rocketqa_run_and_continue_where_they_stopped(rocketqa, tmp_path, capsys, monkeypatch):
     path = write_recipe(tmp_path / "rocketqa.yaml", rocketqa)
     whole, stopped = (
@@ -396,6 +400,7 @@ def test_an_impossible_evaluation_is_an_error_before_anything_is_trained(body, t
     assert not (tmp_path / "run" / "stages").exists()
 
 
+@pytest.mark.slow
 def test_rocketqa_v2_trains_both_models_on_the_lists_of_a_stage(rocketqa, tmp_path, capsys):
     body = json.loads(json.dumps(rocketqa))
     steps = {name: body["stages"][name] for name in ("retriever-0", "ranker", "denoised")}

@@ -204,6 +204,7 @@ def one_of_two_processes(rank: int, folder: str) -> None:
     np.savez(f"{folder}/{rank}.npz", **found)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     """The processes hold unequally many pairs, so that a mean of their means would be another number."""
     in_two_processes(one_of_two_processes, tmp_path)
@@ -299,6 +300,7 @@ def test_negatives_come_from_stored_lists_where_nothing_is_mined(models, tmp_pat
         assert negative in negatives[query]
 
 
+@pytest.mark.slow
 def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection):
     settings = {name: value for name, value in SETTINGS.items() if name != "output_dir"}
     settings |= {"passage_weight": 0.3, "contrast": "pairwise"}

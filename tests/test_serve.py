@@ -191,6 +191,7 @@ def run(tmp_path: Path, tiny_collection: Collection) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_prints_where_it_is_and_ends_cleanly_on_ctrl_c(run: Path) -> None:
     # Who is started in the background may have been told to ignore Ctrl-C.
     start = (

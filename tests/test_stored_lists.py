@@ -119,6 +119,7 @@ def test_only_the_kinds_that_were_asked_for_are_taken(models, tmp_path, tiny_col
         joint(models, tmp_path, tiny_collection, train_lists=[lone], train_list_kinds=["pseudo"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mine", [True, False])
 def test_every_trainer_takes_them(models, tmp_path, tiny_collection, folder, mine):
     settings = QUIET | {"train_lists": [folder], "mine": mine, "max_steps": 8, "num_negatives": 2}
@@ -170,6 +171,7 @@ def test_lists_of_evaluated_queries_are_named(models, tmp_path, tiny_collection,
     assert "1 of the stored lists are of queries of eval_split='dev'" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_lists_it_began_with(models, tmp_path, tiny_collection, folder):
     settings = {"train_lists": [folder], "save_strategy": "steps", "save_steps": 4, "logging_steps": 2}
 

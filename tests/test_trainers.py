@@ -29,6 +29,8 @@ from hf_ar2.trainers import (
 )
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 WARM_UP = {k: v for k, v in SETTINGS.items() if k in {f.name for f in dataclasses.fields(RankerConfig)}}
 
