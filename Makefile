@@ -1,5 +1,6 @@
 # make quickstart   set up, train a retriever and a ranker against each other, show what was gained
 # make test         set up, run the tests
+# make test-fast    the same without the slow ones, in less than two minutes
 # make install      set up alone: .venv, idempotent
 # make lint         ruff, and mypy on the package as it is installed
 # make format       let ruff rewrite what it can
@@ -25,7 +26,7 @@ offline = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 launch = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: help install quickstart test lint format bench clean FORCE
+.PHONY: help install quickstart test test-fast lint format bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +55,9 @@ quickstart: install
 
 test: install
 	$(offline) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-fast: install
+	$(offline) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(JOBS) -m "not slow" $(PYTEST_ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -1,10 +1,8 @@
-"""How the minutes that a recipe gets are divided among its stages, and which stages they do not reach to."""
+"""How the minutes of a run are divided among its stages, which stages are dropped, and where the time went."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,29 +11,34 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_ar2.cards.facts import read_json
+from hf_ar2.evaluation.tables import format_table
 from hf_ar2.json_files import write_json
-from hf_ar2.recipes.merge_share import SHARES
+from hf_ar2.recipes.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
-# A backward pass costs twice a forward pass.
+# Cost of a training step in forward passes: a backward pass costs two.
 _TRAINING = 3.0
-# Of the whole time, what is divided; the rest is for loading models and writing files.
-_KEPT = 0.95
-# Of the whole time, what a stage may take that trains nothing.
+# Share of the minutes that is divided; the rest is for loading models and writing files.
+_DIVIDED = 0.95
+# Share of the minutes that a stage without training may take.
 _UNTRAINED = 0.1
+# Parts of a trainer's seconds that are not training.
+_MINING, _EVALUATION = "refresh", "evaluation"
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What things cost on this machine, for this collection.
+    """What encoding and training cost on this machine, for this collection.
 
     Attributes:
-        rate: tokens encoded in a second by the model that retrievers begin with.
-        passages: number of passages; passage_tokens, query_tokens, pair_tokens: mean lengths as they are read.
+        rate: tokens per second that the first retriever encodes.
+        passages: number of passages.
+        passage_tokens, query_tokens, pair_tokens: mean lengths after truncation.
         dev_queries: queries of the split that the served system is chosen on.
-        from_people: whether people asked them; where none did, a merged retriever is not dropped.
+        from_people: whether people asked any of them; if not, a merged retriever is not dropped.
     """
 
     rate: float
@@ -48,22 +51,22 @@ class Costs:
 
     @property
     def encoding(self) -> float:
-        """Seconds of encoding the corpus once."""
+        """Seconds to encode the corpus once."""
         return self.passages * self.passage_tokens / self.rate
 
     def ranking(self, depth: int) -> float:
-        """Seconds of ranking the first `depth` passages of every dev query."""
+        """Seconds to rank the first `depth` passages of every dev query."""
         return self.dev_queries * depth * self.pair_tokens / self.rate
 
     def merging(self) -> float:
-        """Seconds of comparing shares of the starting weights on a part of the corpus."""
+        """Seconds to compare shares of the starting weights on a part of the corpus."""
         if not self.from_people:
             return 0.0
         part = min(self.passages, max(MOST_PASSAGES, self.passages // 2))
         return len(SHARES) * part * self.passage_tokens / self.rate
 
     def step(self, trainer: str, settings: dict[str, Any]) -> float:
-        """About the seconds of a training step (of AR2: of the retriever), before one is measured."""
+        """Estimated seconds of a training step (in AR2, of the retriever), before one is measured."""
         lists = settings.get("per_device_train_batch_size", 8)
         entries = 1 + settings.get("num_negatives", 0 if trainer in ("retriever", "ltre") else 15)
         tokens = float(lists * self.query_tokens)
@@ -78,13 +81,13 @@ class Costs:
 
 @dataclass
 class Plan:
-    """What the minutes allow.
+    """How the minutes are divided.
 
     Attributes:
         recipe: the recipe without the stages that were dropped.
         dropped: stage → why.
         training: stage → seconds of its training steps.
-        overhead: stage → seconds of what it encodes and ranks besides; `""`: of the evaluation at the end.
+        overhead: stage → seconds of its encoding and ranking; `""`: of the evaluation at the end.
     """
 
     recipe: Recipe
@@ -94,14 +97,14 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
-    """Divide the seconds among the stages by their `share`; drop stages that they do not reach to.
+    """Divide the seconds among the stages by their `share`; drop stages for which there is too little time.
 
-    What the stages and the evaluation on dev encode and rank is set aside first. A stage is dropped while encoding and
-    ranking for it alone take longer than its training, the one with the worst proportion first, and where it would
-    not reach its `min_steps`. The first stage that trains a retriever always stays.
+    The time for encoding and ranking, in the stages and in the evaluation on dev, is set aside first. A stage is
+    dropped if its own encoding and ranking takes longer than its training, the one with the worst ratio first, and if
+    it would not reach its `min_steps`. The first stage that trains a retriever is never dropped.
 
     Raises:
-        RecipeError: the seconds do not even reach to what cannot be dropped.
+        RecipeError: the seconds do not suffice for what cannot be dropped.
     """
     dropped: dict[str, str] = {}
     recipe = copy.deepcopy(recipe)
@@ -110,25 +113,24 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
         left = seconds - sum(overhead.values())
         total = sum(share_of(body) for body in recipe.stages.values())
         training = {name: left * share_of(body) / total for name, body in recipe.stages.items()}
-        stays = _indispensable(recipe, costs)
+        required = _required_stages(recipe, costs)
         own = {
             name: sum(overhead.values()) - sum(overheads(without(recipe, name), costs).values())
             for name in recipe.stages
-            if name not in stays
+            if name not in required
         }
-        # A stage that trains nothing has no training to compare with.
-        may = {
-            name: training[name] if share_of(recipe.stages[name]) else _UNTRAINED * seconds for name in own
-        }
-        worst = max(own, key=lambda name: own[name] / max(may[name], 1e-3), default=None)
-        gone = _too_short(recipe, training, costs, stays)
-        if worst is not None and own[worst] > max(may[worst], 0.0):
+        other = _UNTRAINED * seconds  # a stage without training has none to compare with
+        allowed = {name: training[name] if share_of(recipe.stages[name]) else other for name in own}
+        worst = max(own, key=lambda name: own[name] / max(allowed[name], 1e-3), default=None)
+        drop = _too_short(recipe, training, costs, required)
+        if worst is not None and own[worst] > max(allowed[worst], 0.0):
             reason = f"encoding and ranking for it would take {own[worst]:.0f} s, longer than its training"
-            gone = (worst, reason)
-        if gone is None:
+            drop = worst, reason
+        if drop is None:
             break
-        dropped[gone[0]] = gone[1]
-        recipe = without(recipe, gone[0])
+        stage, reason = drop
+        dropped[stage] = reason
+        recipe = without(recipe, stage)
     if left <= 0:
         raise RecipeError(
             f"minutes: encoding and ranking alone take about {sum(overhead.values()) / 60:.1f} minutes here, and "
@@ -138,13 +140,13 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
 
 
 def share_of(body: dict[str, Any]) -> float:
-    """A stage's part of the time, in proportion to the other stages' parts."""
+    """A stage's part of the training time, relative to the other stages' parts."""
     trains = body["trainer"] not in ("augment", "merge")
     return float(body.get("share", 1.0 if trains else 0.0))
 
 
 def encodes(recipe: Recipe, stage: str) -> bool:
-    """Whether a stage searches passages that its retriever encodes; in-batch and BM25's negatives need no encoding."""
+    """Whether a stage encodes passages to search them; in-batch negatives and those of BM25 need no encoding."""
     settings, trainer = recipe.stage_args(stage), recipe.stages[stage]["trainer"]
     if trainer != "retriever":
         return True
@@ -152,12 +154,12 @@ def encodes(recipe: Recipe, stage: str) -> bool:
 
 
 def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
-    """Seconds of encoding the corpus and of ranking dev queries, by stage, in their order; `""` for the evaluation.
+    """Stage → seconds to encode the corpus and rank dev queries, in their order; `""` → those of the evaluation.
 
-    The corpus is encoded once for every set of weights: what an earlier stage encoded costs a later one nothing.
+    The corpus is encoded once for every set of weights, in the first stage that needs it.
     """
     encoded: set[str] = set()
-    # LTRe moves no passage: its corpus is that of the retriever it starts from.
+    # LTRe trains queries only: its passages are encoded as by the retriever it starts from.
     passages_of: dict[str, str] = {}
 
     def encoding(source: Any) -> float:
@@ -172,12 +174,11 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
         settings, trainer = recipe.stage_args(name), body["trainer"]
         mines = trainer != "merge" and encodes(recipe, name)
         if trainer == "ltre":
-            passages_of[name] = passages_of.get(
-                source_name(body["retriever"]), source_name(body["retriever"])
-            )
+            start = source_name(body["retriever"])
+            passages_of[name] = passages_of.get(start, start)
         seconds[name] = encoding(body["retriever"]) if mines else 0.0
         if trainer == "merge" and settings.get("share", "auto") == "auto":
-            base = settings.get("base") or recipe.way_back(body["retriever"])[0]
+            base = settings.get("base") or recipe.first_model(body["retriever"])[0]
             seconds[name] = costs.merging()
             seconds[name] += encoding(body["retriever"]) + encoding(base) if costs.from_people else 0.0
         if trainer in ("ar2", "rocketqa-v2"):
@@ -185,23 +186,20 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
             seconds[name] += (rounds - 1) * costs.encoding
             if settings.get("teacher_gate", "ahead") == "ahead" and trainer == "ar2":
                 seconds[name] += rounds * costs.ranking(settings.get("rerank_depth", 20))
-    depth = recipe.evaluation.get("rerank_depth", 20)
     seconds[""] = 0.0
-    for row in recipe.evaluation.get("rows", {}).values():
+    for row in recipe.rows.values():
         seconds[""] += encoding(row["retriever"])
-        seconds[""] += costs.ranking(depth) if "ranker" in row else 0.0
+        seconds[""] += costs.ranking(recipe.rerank_depth) if "ranker" in row else 0.0
     return seconds
 
 
 def without(recipe: Recipe, stage: str) -> Recipe:
-    """The recipe without a stage: what started from it starts from what the stage started from.
+    """The recipe without a stage: what started from it starts from what the stage itself started from.
 
-    Where a ranker is dropped, stages that need one are dropped, too, and rows do without.
+    Without a stage that trains a ranker, stages that need its ranker are dropped too, and rows lose theirs.
     """
-    recipe = dataclasses.replace(
-        recipe, stages=copy.deepcopy(recipe.stages), evaluation=copy.deepcopy(recipe.evaluation)
-    )
-    rows = recipe.evaluation.get("rows", {})
+    recipe = copy.deepcopy(recipe)
+    rows = recipe.rows
     removed = {stage: recipe.stages.pop(stage)}
     rankers = {stage} if removed[stage]["trainer"] == "ranker" else set()
     for name, body in list(recipe.stages.items()):
@@ -209,7 +207,7 @@ def without(recipe: Recipe, stage: str) -> Recipe:
             removed[name] = recipe.stages.pop(name)
             rankers.add(name)
     for name in [name for name, row in rows.items() if source_name(row["retriever"]) in removed]:
-        _hand_on(rows, rows.pop(name), removed)
+        _move_ranker(rows, rows.pop(name), removed)
     for user in [*recipe.stages.values(), *rows.values()]:
         for role in ("retriever", "ranker"):
             while role in user and source_name(user[role]) in removed:
@@ -217,13 +215,15 @@ def without(recipe: Recipe, stage: str) -> Recipe:
                 if role == "ranker" and gone in rankers:
                     del user[role]
                 else:
-                    before = removed[gone].get(role, removed[gone]["retriever"])
-                    user[role] = _relinked(user[role], before)
+                    earlier = removed[gone].get(role, removed[gone]["retriever"])
+                    changes = {**source_changes(earlier), **source_changes(user[role])}
+                    name = source_name(earlier)
+                    user[role] = {"from": name, **changes} if changes else name
     return recipe
 
 
-def _hand_on(rows: dict[str, Any], row: dict[str, Any], removed: dict[str, Any]) -> None:
-    """The ranker of a row that goes passes to the row of the retriever that its own started from."""
+def _move_ranker(rows: dict[str, Any], row: dict[str, Any], removed: dict[str, Any]) -> None:
+    """Give the ranker of a dropped row to the row of the retriever that its own started from."""
     if "ranker" not in row:
         return
     source = source_name(row["retriever"])
@@ -234,38 +234,33 @@ def _hand_on(rows: dict[str, Any], row: dict[str, Any], removed: dict[str, Any])
             other["ranker"] = row["ranker"]
 
 
-def _relinked(source: Any, before: Any) -> Any:
-    """What `source` changes in a model, changed in the one before."""
-    changes, earlier = source_changes(source), source_changes(before)
-    name = source_name(before)
-    return {"from": name, **earlier, **changes} if earlier or changes else name
-
-
-def _indispensable(recipe: Recipe, costs: Costs) -> set[str]:
-    merges = [name for name, body in recipe.stages.items() if body["trainer"] == "merge"]
+def _required_stages(recipe: Recipe, costs: Costs) -> set[str]:
+    """Stages that are never dropped: the first that trains a retriever, and merges if no person asked the queries."""
     retrievers = [name for name, body in recipe.stages.items() if body["trainer"] == "retriever"]
-    needed = set((retrievers or list(recipe.stages))[:1])
-    return needed if costs.from_people else needed | set(merges)
+    merges = [name for name, body in recipe.stages.items() if body["trainer"] == "merge"]
+    first = (retrievers or list(recipe.stages))[:1]
+    return set(first if costs.from_people else first + merges)
 
 
 def _too_short(
-    recipe: Recipe, training: dict[str, float], costs: Costs, stays: set[str]
+    recipe: Recipe, training: dict[str, float], costs: Costs, required: set[str]
 ) -> tuple[str, str] | None:
+    """The first stage that would not reach its `min_steps`, and the reason to drop it."""
     for name, body in recipe.stages.items():
         least = body.get("min_steps", 0)
         reached = int(training[name] / costs.step(body["trainer"], recipe.stage_args(name)))
-        if name not in stays and reached < least:
-            return name, f"{least:,} steps or more make it useful, and there is time for {max(reached, 0):,}"
+        if name not in required and reached < least:
+            return name, f"it needs at least {least:,} steps, and there is time for {max(reached, 0):,}"
     return None
 
 
 @dataclass
 class Budget:
-    """The time of a run, over all its attempts.
+    """The time that a run has taken, over all calls of the command.
 
     Args:
-        folder: the run; `time.json` in it holds what earlier attempts took.
-        seconds: what the run may take until its system is chosen; None: as long as its stages take.
+        folder: the run; its `time.json` has the seconds of earlier calls.
+        seconds: what the run may take until the served system is chosen; None: as long as its stages take.
         clock: a name in `CLOCKS`.
     """
 
@@ -277,26 +272,57 @@ class Budget:
     def __post_init__(self) -> None:
         self.now = CLOCKS[self.clock]
         self._began = 0.0 if self.clock == "processor" else self.now()
-        path = self.folder / "time.json"
-        if path.is_file():
-            self.earlier = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        self.earlier = float(read_json(self.folder / "time.json").get("seconds", self.earlier))
 
     @property
     def spent(self) -> float:
-        """Seconds of this attempt and the earlier ones."""
+        """Seconds of this call and the earlier ones."""
         return self.earlier + self.now() - self._began
 
-    def note(self) -> None:
-        """Write what was spent so far, on the first process."""
-        if not PartialState().is_main_process:
-            return
-        write_json(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
+    def write(self) -> None:
+        """Write the seconds so far to `time.json`, on the first process."""
+        if PartialState().is_main_process:
+            write_json(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
 
     def training_seconds(self, plan: Plan, stage: str) -> float:
-        """What a stage may train for, from now on: its share of what is left when all that follows is set aside."""
+        """How long a stage may train from now on: its share of what is left without the overhead of what follows."""
         assert self.seconds is not None
         names = list(plan.recipe.stages)
         following = names[names.index(stage) :]
-        aside = sum(plan.overhead[name] for name in [*following[1:], ""])
+        overhead = sum(plan.overhead[name] for name in [*following[1:], ""])
         shares = [share_of(plan.recipe.stages[name]) for name in following]
-        return max(0.0, (_KEPT * self.seconds - self.spent - aside) * shares[0] / sum(shares))
+        return max(0.0, (_DIVIDED * self.seconds - self.spent - overhead) * shares[0] / sum(shares))
+
+
+def time_table(run: Path, recipe: Recipe, evaluation: float) -> str:
+    """Seconds of every stage by what they were spent on, from its `done.json`, and those of the evaluation of rows."""
+    rows: list[list[Any]] = []
+    for stage in recipe.stages:
+        done = read_json(run / "stages" / stage / "done.json")
+        if done:
+            parts = done.get("parts", {})
+            mining, evaluating = (parts.get(name, 0.0) for name in (_MINING, _EVALUATION))
+            other = (_MINING, _EVALUATION, "saving")
+            training = sum(value for name, value in parts.items() if name not in other)
+            rows.append([stage, done.get("steps"), mining, training, evaluating, done["seconds"]])
+    rows.append(["rows of results", None, None, None, evaluation, evaluation])
+    sums = [sum(row[column] or 0.0 for row in rows) for column in range(2, 6)]
+    rows.append(["all", None, *sums])
+    cells = [[name, *(None if s is None else f"{s:,.0f}" for s in seconds)] for name, *seconds in rows]
+    headings = ["seconds", "steps", "encoding and mining", "training", "evaluation", "all"]
+    return format_table(cells, headings)
+
+
+def more_time(recipe: Recipe, seconds: float, costs: Costs) -> str:
+    """What another hour would be spent on, as a sentence; the recipe is the original one, with all its stages."""
+    try:
+        now, then = make_plan(recipe, seconds, costs), make_plan(recipe, seconds + 3600.0, costs)
+    except RecipeError:
+        return ""
+    parts = []
+    for stage, training in then.training.items():
+        gained = training - now.training.get(stage, 0.0)
+        new = " (not trained in this run)" if stage not in now.training else ""
+        if gained >= 1:
+            parts.append(f"{stage} +{gained:,.0f} s{new}")
+    return f"Another hour would go into: {', '.join(parts)}." if parts else ""

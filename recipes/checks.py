@@ -1,36 +1,35 @@
-"""What a recipe is refused for before anything is trained."""
+"""Checks of a recipe against its collection and files, so that its errors show before anything is trained.
+
+Each raises a `RecipeError` that names the field, what was found and what was expected.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hf_ar2.collections import Collection
+from hf_ar2.collections.questions import read_questions
+from hf_ar2.evaluation.systems import evaluated_queries, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
-from hf_ar2.recipes.recipe import Recipe, RecipeError
-from hf_ar2.recipes.stage_settings import row_config, stage_config
+from hf_ar2.recipes.choosing import evaluated_splits
+from hf_ar2.recipes.recipe import Recipe, RecipeError, errors_at, row_config, stage_config
 
 
 def check_settings(recipe: Recipe, run: Path) -> None:
-    """Refuse settings of stages and rows that their configurations refuse.
-
-    Raises:
-        RecipeError: with the stage or row, and the reason.
-    """
-    for stage in recipe.stages:
-        _refused(f"stages.{stage}.args", stage_config, recipe, stage, run)
-    for row in recipe.evaluation.get("rows", {}):
-        _refused(f"evaluation.rows.{row}", row_config, recipe, row, run)
+    """Check the settings of every stage and row."""
+    for place, configure, name, _ in _configured(recipe):
+        with errors_at(place, (ValueError, TypeError)):
+            configure(recipe, name, run)
 
 
 def check_files(recipe: Recipe) -> None:
-    """Refuse a recipe that names a file that is not there, or as an index a stage that leaves none.
-
-    Raises:
-        RecipeError: with the field and the file.
-    """
+    """Check that the files that the recipe names exist, and that a stage named as an index leaves one."""
+    if recipe.questions is not None:
+        with errors_at("questions"):
+            read_questions(str(recipe.questions))
     for stage in recipe.stages:
         settings = recipe.stage_args(stage)
         unlabelled = settings.get("unlabelled")
@@ -40,25 +39,21 @@ def check_files(recipe: Recipe) -> None:
                 f"and text, named on the command line for example: --{stage}.unlabelled queries.jsonl"
             )
         _check_index_files(f"stages.{stage}.args", settings)
-    for name, row in recipe.evaluation.get("rows", {}).items():
-        stage = row.get("index")
-        if stage not in recipe.stages:
+    for name, row in recipe.rows.items():
+        source = row.get("index")
+        if source not in recipe.stages:
             _check_index_files(f"evaluation.rows.{name}", row)
-        elif recipe.stages[stage]["trainer"] != "ltre":
+        elif recipe.stages[source]["trainer"] != "ltre":
             known = [name for name, body in recipe.stages.items() if body["trainer"] == "ltre"]
             raise RecipeError(
-                f"evaluation.rows.{name}.index: stage {stage!r} leaves no index (trainer "
-                f"{recipe.stages[stage]['trainer']!r}); expected a stage of trainer 'ltre' "
+                f"evaluation.rows.{name}.index: stage {source!r} leaves no index (trainer "
+                f"{recipe.stages[source]['trainer']!r}); expected a stage of trainer 'ltre' "
                 f"({', '.join(known) or 'there is none'}) or a FAISS file; without 'index' the row is searched exactly"
             )
 
 
 def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
-    """Refuse stages that train, evaluate or calibrate on a split without judgments.
-
-    Raises:
-        RecipeError: with the stage's setting and the splits that there are.
-    """
+    """Check that the splits that stages train, evaluate or calibrate on have judgments."""
     for stage, body in recipe.stages.items():
         config = stage_config(recipe, stage, run)
         if body["trainer"] == "augment":
@@ -67,10 +62,8 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
         elif body["trainer"] == "merge":
             names = {"eval_split": config.share == "auto"}
         else:
-            names = {
-                "train_split": True,
-                "eval_split": config.eval_strategy != "no" or config.eval_on_start,
-            }
+            evaluates = config.eval_strategy != "no" or config.eval_on_start
+            names = {"train_split": True, "eval_split": evaluates}
         for name, read in names.items():
             split = getattr(config, name)
             if read and split not in collection.qrels:
@@ -80,30 +73,64 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
                 )
 
 
+def check_evaluation(recipe: Recipe, collection: Collection) -> None:
+    """Check the splits, metrics and depths of the evaluation."""
+    if not recipe.rows:
+        return
+    splits, metrics = evaluated_splits(recipe, collection), recipe.metrics
+    weight = recipe.evaluation.get("pipeline_weight")
+    if weight is not None and not (type(weight) in (int, float) and 0 <= weight < float("inf")):
+        raise RecipeError(
+            f"evaluation.pipeline_weight: found {weight!r}, expected a number of at least 0, or null to fit it"
+        )
+    if type(recipe.rerank_depth) is not int or recipe.rerank_depth < 0:
+        raise RecipeError(
+            f"evaluation.rerank_depth: found {recipe.rerank_depth!r}, expected a whole number of at least 0; with 0 "
+            "only the retrievers are evaluated"
+        )
+    total = len(collection.corpus)
+    with errors_at("evaluation"):
+        for split in splits:
+            evaluated_queries(collection, split)
+        beyond = out_of_reach(metrics, min(recipe.depth, total), total)
+    if recipe.report_split not in splits:
+        raise RecipeError(
+            f"evaluation.report_split: found {recipe.report_split!r}, expected one of the splits {', '.join(splits)}"
+        )
+    if recipe.test_metric not in metrics:
+        raise RecipeError(
+            f"evaluation.test_metric: found {recipe.test_metric!r}, expected one of the metrics {', '.join(metrics)}"
+        )
+    if beyond:
+        raise RecipeError(
+            f"evaluation.metrics: {', '.join(beyond)} cannot be computed from the {recipe.depth} passages that are "
+            "retrieved per query; raise evaluation.depth, or leave the metric out"
+        )
+
+
 def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None:
-    """Refuse indexes that FAISS cannot make of the retrievers' vectors, or not search as they are to be.
-
-    Args:
-        load: the retriever that one of the recipe's models is.
-
-    Raises:
-        RecipeError: with the stage or row, and the reason.
-    """
+    """Check that FAISS can build and search the indexes of stages and rows; `load` returns the retriever of a model."""
     dimensions: dict[str, int] = {}
 
-    def fit(config: Any, source: Any) -> None:
-        searched = getattr(config, "search_parameters", None)
-        if getattr(config, "index", None) is not None or (config.index_factory == "Flat" and not searched):
-            return
-        name = recipe.way_back(source)[0]
-        if name not in dimensions:
-            dimensions[name] = int(load(name).get_embedding_dimension() or 0)
-        FaissSearcher(new_faiss_index(config.index_factory, dimensions[name]), "cpu", searched)
+    for place, configure, name, body in _configured(recipe):
+        with errors_at(place, (ValueError, TypeError)):
+            config = configure(recipe, name, run)
+            search_parameters = getattr(config, "search_parameters", None)
+            exact = config.index_factory == "Flat" and not search_parameters
+            if exact or getattr(config, "index", None) is not None:
+                continue
+            model, _ = recipe.first_model(body["retriever"])
+            if model not in dimensions:
+                dimensions[model] = int(load(model).get_embedding_dimension() or 0)
+            FaissSearcher(new_faiss_index(config.index_factory, dimensions[model]), "cpu", search_parameters)
 
+
+def _configured(recipe: Recipe) -> Iterator[tuple[str, Callable[..., Any], str, dict[str, Any]]]:
+    """Every stage and row: its place in the recipe, the function that returns its configuration, its name and body."""
     for stage, body in recipe.stages.items():
-        _refused(f"stages.{stage}.args", fit, stage_config(recipe, stage, run), body["retriever"])
-    for row, body in recipe.evaluation.get("rows", {}).items():
-        _refused(f"evaluation.rows.{row}", fit, row_config(recipe, row, run), body["retriever"])
+        yield f"stages.{stage}.args", stage_config, stage, body
+    for row, body in recipe.rows.items():
+        yield f"evaluation.rows.{row}", row_config, row, body
 
 
 def _check_index_files(place: str, settings: dict[str, Any]) -> None:
@@ -111,11 +138,3 @@ def _check_index_files(place: str, settings: dict[str, Any]) -> None:
         path = settings.get(name)
         if path is not None and not Path(path).exists():
             raise RecipeError(f"{place}.{name}: {path}: no such file; build it first, or correct its path")
-
-
-def _refused(place: str, make: Callable[..., Any], *arguments: Any) -> None:
-    """What `make` refuses is the recipe's error, at a place in it."""
-    try:
-        make(*arguments)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{place}: {error}") from None

@@ -1,12 +1,12 @@
-"""What stages and rows read beside the recipe, by content: the collection, local models, indexes, files of queries."""
+"""Content hashes of what stages and rows read besides the recipe: the collection, local models, indexes, queries."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
@@ -19,7 +19,7 @@ _FILES = ("index", "index_ids", "unlabelled")
 
 
 class Inputs:
-    """Content hashes of what a recipe only names, each thing read once."""
+    """Content hashes of what a recipe refers to by name; everything is read once."""
 
     def __init__(self, recipe: Recipe, collection: Collection, guard: Guard | None = None) -> None:
         self.recipe = recipe
@@ -28,7 +28,7 @@ class Inputs:
         self._hashes: dict[str, str] = {}
 
     def of_stage(self, stage: str) -> dict[str, str]:
-        """Hash by name of what a stage reads itself; what its sources read is theirs."""
+        """Name → hash of what a stage itself reads, without what the stages before it read."""
         settings = self.recipe.stage_args(stage)
         paths = {f"args.{name}": settings[name] for name in _FILES if settings.get(name)}
         paths |= {f"args.train_lists: {path}": path for path in settings.get("train_lists") or []}
@@ -41,12 +41,12 @@ class Inputs:
         return found
 
     def of_row(self, row: str) -> dict[str, str]:
-        """Hash by name of what a row of the evaluation reads itself."""
-        body = self.recipe.evaluation["rows"][row]
+        """Name → hash of what a row of the evaluation itself reads."""
+        body = self.recipe.rows[row]
         return self._of(body, {name: body[name] for name in _FILES if body.get(name)})
 
     def of_guard(self, retriever: Any) -> dict[str, str]:
-        """Hash by name of what measuring a retriever on the guard reads."""
+        """Name → hash of what the evaluation of a retriever on the guard reads."""
         assert self.guard is not None
         models = self._of({"retriever": retriever}, {})
         return {**models, "collection": self.guard.report.sample.fingerprint}
@@ -65,29 +65,39 @@ class Inputs:
         return found
 
 
-def refuse_other_inputs(run: Path, inputs: Inputs) -> None:
-    """Refuse a run folder whose stages were run on other contents of what the recipe names.
+def check_run_folder(run: Path, inputs: Inputs) -> None:
+    """Check that the stages in a run folder were run with the recipe's settings, on the present contents of its inputs.
 
-    A stage of a run that was made without such notes is taken as it is.
+    A stage of an older run, which has no hashes of its inputs, passes.
 
     Raises:
         RecipeError: with the stage and what has changed.
     """
-    for stage in inputs.recipe.stages:
-        note = run / "stages" / stage / INPUTS
-        changed = differing(json.loads(note.read_text()), inputs.of_stage(stage)) if note.is_file() else []
+    recipe = inputs.recipe
+    for stage in recipe.stages:
+        folder = run / "stages" / stage
+        key = folder / "key.txt"
+        if key.is_file() and key.read_text() != recipe.stage_key(stage):
+            raise RecipeError(
+                f"{folder}: this stage was run with other settings. Choose another --output_dir, or delete the folder "
+                "to run it again"
+            )
+    for stage in recipe.stages:
+        folder = run / "stages" / stage
+        hashes = read_json(folder / INPUTS)
+        changed = differing(hashes, inputs.of_stage(stage)) if hashes else []
         if changed:
-            sources = {"collection": inputs.recipe.collection, "guard": inputs.recipe.guard}
+            sources = {"collection": recipe.collection, "guard": recipe.guard}
             named = ", ".join(f"{name} ({sources[name]})" if name in sources else name for name in changed)
             raise RecipeError(
-                f"{note.parent}: the contents of {named} have changed since this stage was run. Choose another "
+                f"{folder}: the contents of {named} have changed since this stage was run. Choose another "
                 "--output_dir, or delete the folders of this stage and of those after it to run them again"
             )
 
 
-def differing(noted: dict[str, str], found: dict[str, str]) -> list[str]:
-    """Names of what both notes have, with another content."""
-    return [name for name, content in noted.items() if found.get(name, content) != content]
+def differing(earlier: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Names that both have, with different hashes."""
+    return [name for name, content in earlier.items() if found.get(name, content) != content]
 
 
 def hash_of_files(path: str | Path) -> str:

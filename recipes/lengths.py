@@ -1,38 +1,37 @@
-"""How many steps a stage takes: from its settings, the number of queries, and the time that it has."""
+"""How many steps a stage takes: from its settings, the number of queries, and its time."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.cards.facts import read_json
 from hf_ar2.json_files import write_json
 from hf_ar2.recipes.budget import Budget, Costs, Plan, encodes
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
 
 LENGTH = "length.json"
-# Evaluations during training may take this share of the time that training takes.
+# Evaluations during training may take this share of the training time.
 _EVALUATION_SHARE = 0.1
-# Fewer evaluations than this cannot show that nothing rises any more.
+# Fewer evaluations than this cannot show that the metric has stopped rising.
 _FEWEST_EVALUATIONS = 4
 
 
 @dataclass(frozen=True)
 class Length:
-    """Gives the trainer of a stage its number of steps and how often it evaluates.
+    """Sets the number of steps of a stage's trainer and how often it evaluates.
 
-    With a plan the stage takes the steps that fit into its time. `max_epochs` of the stage bounds them from above by
-    the number of training queries. Where `patience` is set, evaluations take at most a tenth of the time; if fewer
-    than four fit, there are none.
+    With a plan, a stage takes the steps that fit into its time, and at most `max_epochs` passes over the training
+    queries. If `patience` is set, evaluations take at most a tenth of the time; if fewer than four fit, there are none.
 
     Attributes:
         plan: how the minutes are divided; None without minutes.
         budget: the time that the run has taken.
-        costs: what things cost here; None where nothing has to be decided.
-        part: whether a part of the corpus is trained and chosen on, see `working_part`.
+        costs: of encoding and training here; None if nothing has to be decided.
+        part: whether the run trains and chooses on a part of the corpus, see `working_part`.
     """
 
     plan: Plan | None
@@ -41,14 +40,14 @@ class Length:
     part: bool = False
 
     def set(self, trainer: JointTrainer, body: dict[str, Any], folder: Path, stage: str) -> str:
-        """Decide, or read what was decided before the run was interrupted; returns it in words."""
+        """Decide, or read what was decided before the run was interrupted; returns the decision in words."""
         path = folder / LENGTH
         if path.is_file():
-            decided = json.loads(path.read_text(encoding="utf-8"))
+            decided = read_json(path)
         else:
-            decided = _decide(trainer, body, stage, self.plan, self.budget, self.costs)
+            decided = self._decide(trainer, body, stage)
             if self.part and self.plan is not None and not encodes(self.plan.recipe, stage):
-                # It trains on the whole collection, and an evaluation would encode all of it.
+                # It trains on the whole collection, all of which an evaluation would encode.
                 decided["settings"] |= {"eval_strategy": "no", "patience": None}
             if trainer.is_world_process_zero():
                 write_json(path, decided)
@@ -56,58 +55,69 @@ class Length:
         trainer.set_length(**decided["settings"])
         return f"{decided['steps']:,} steps ({decided['why']})"
 
-
-def _decide(
-    trainer: JointTrainer,
-    body: dict[str, Any],
-    stage: str,
-    plan: Plan | None,
-    budget: Budget,
-    costs: Costs | None,
-) -> dict[str, Any]:
-    args: Any = trainer.args
-    bound = None
-    if plan is None:
+    def _decide(self, trainer: JointTrainer, body: dict[str, Any], stage: str) -> dict[str, Any]:
+        args: Any = trainer.args
+        bound = None
+        if self.plan is None:
+            if isinstance(trainer, AR2Trainer):
+                bound = args.retriever_steps * args.num_rounds
+            elif args.max_steps > 0 or not body.get("max_epochs"):
+                bound = trainer.planned_steps
+        queries, why = len(trainer.retrieval.train_judgments), []
+        if body.get("max_epochs"):
+            most = math.ceil(body["max_epochs"] * queries / trainer.global_batch)
+            if bound is None or most < bound:
+                bound = most
+                why.append(f"{body['max_epochs']:g} passes over {queries:,} queries")
+        steps, seconds = bound, None
+        if self.plan is not None:
+            if isinstance(trainer, LTReTrainer):
+                trainer.prepare()
+            trainer.round_state = {"ranker_teaches": True}  # the most expensive step is measured
+            JointTrainer.begin_round(trainer)
+            seconds = _mean_step(trainer, self.budget)
+            left = self.budget.training_seconds(self.plan, stage)
+            fitting = max(1, int(left / seconds))
+            if steps is None or fitting < steps:
+                steps, why = fitting, [f"{left:.0f} s at {seconds:.2f} s a step"]
+        assert steps is not None
+        settings: dict[str, Any] = {}
         if isinstance(trainer, AR2Trainer):
-            bound = args.retriever_steps * args.num_rounds
-        elif args.max_steps > 0 or not body.get("max_epochs"):
-            bound = trainer.planned_steps
-    queries, why = len(trainer.retrieval.train_judgments), []
-    if body.get("max_epochs"):
-        most = math.ceil(body["max_epochs"] * queries / trainer.global_batch)
-        if bound is None or most < bound:
-            bound = most
-            why.append(f"{body['max_epochs']:g} passes over {queries:,} queries")
-    steps, seconds = bound, None
-    if plan is not None:
-        if isinstance(trainer, LTReTrainer):
-            trainer.prepare()
-        trainer.round_state = {"ranker_teaches": True}  # measured at its dearest, before any gate
-        JointTrainer.begin_round(trainer)
-        seconds = _mean_step(trainer, budget)
-        left = budget.training_seconds(plan, stage)
-        fitting = max(1, int(left / seconds))
-        if steps is None or fitting < steps:
-            steps, why = fitting, [f"{left:.0f} s at {seconds:.2f} s a step"]
-    assert steps is not None
-    settings: dict[str, Any] = {}
-    if isinstance(trainer, AR2Trainer):
-        rounds = max(1, min(args.num_rounds, steps))
-        share = args.ranker_steps / max(1, args.retriever_steps)
-        settings |= {
-            "num_rounds": rounds,
-            "retriever_steps": max(1, steps // rounds),
-            "ranker_steps": round(share * (steps // rounds)),
-        }
-    elif plan is not None or body.get("max_epochs"):
-        settings["max_steps"] = steps
-    if args.patience is not None and not isinstance(trainer, AR2Trainer):
-        settings |= _evaluations(trainer, steps, seconds, costs)
-    return {"settings": settings, "steps": steps, "why": ", ".join(why) or "as its settings say"}
+            rounds = max(1, min(args.num_rounds, steps))
+            share = args.ranker_steps / max(1, args.retriever_steps)
+            settings |= {
+                "num_rounds": rounds,
+                "retriever_steps": max(1, steps // rounds),
+                "ranker_steps": round(share * (steps // rounds)),
+            }
+        elif self.plan is not None or body.get("max_epochs"):
+            settings["max_steps"] = steps
+        if args.patience is not None and not isinstance(trainer, AR2Trainer):
+            settings |= self._evaluations(trainer, steps, seconds)
+        return {"settings": settings, "steps": steps, "why": ", ".join(why) or "as its settings say"}
+
+    def _evaluations(self, trainer: JointTrainer, steps: int, seconds: float | None) -> dict[str, Any]:
+        """Settings for evaluations that take at most a tenth of the time; none if fewer than four would fit."""
+        args, costs = trainer.args, self.costs
+        if costs is None:
+            return {}
+        queries = len(trainer.retrieval.eval_judgments)
+        passages = min(args.eval_passages or costs.passages, costs.passages)
+        if isinstance(trainer, LTReTrainer):  # it does not encode passages
+            passages = 0
+        one = (passages * costs.passage_tokens + queries * costs.query_tokens) / costs.rate
+        if trainer.trained == ("ranker",):
+            one += queries * args.rerank_depth * costs.pair_tokens / costs.rate
+        if seconds is None:
+            seconds = costs.step(trainer.method, vars(args))
+        every = max(int(args.eval_steps or 1), math.ceil(one / (_EVALUATION_SHARE * seconds)))
+        if steps // every < _FEWEST_EVALUATIONS:
+            return {"eval_strategy": "no", "patience": None}
+        return {"eval_steps": every}
 
 
 def _mean_step(trainer: JointTrainer, budget: Budget) -> float:
-    """Seconds of a step; of AR2, of a retriever step and its share of the ranker's."""
+    """Seconds of a step; in AR2, of a retriever step and its share of the ranker's steps."""
     if not isinstance(trainer, AR2Trainer):
         return step_seconds(trainer, 0, budget.now)
     args = trainer.args
@@ -115,26 +125,3 @@ def _mean_step(trainer: JointTrainer, budget: Budget) -> float:
     if args.ranker_steps:
         seconds += step_seconds(trainer, 0, budget.now) * args.ranker_steps / max(1, args.retriever_steps)
     return seconds
-
-
-def _evaluations(
-    trainer: JointTrainer, steps: int, seconds: float | None, costs: Costs | None
-) -> dict[str, Any]:
-    """How often to evaluate, so that it takes at most a tenth of the time; never, where that is too seldom."""
-    args = trainer.args
-    if costs is None:
-        return {}
-    queries = len(trainer.retrieval.eval_judgments)
-    passages = min(args.eval_passages or costs.passages, costs.passages)
-    if isinstance(trainer, LTReTrainer):  # its passages stay as they are
-        passages = 0
-    one = (passages * costs.passage_tokens + queries * costs.query_tokens) / costs.rate
-    if trainer.trained == ("ranker",):
-        one += queries * args.rerank_depth * costs.pair_tokens / costs.rate
-    if seconds is None:
-        settings = {name: getattr(args, name) for name in ("per_device_train_batch_size", "num_negatives")}
-        seconds = costs.step(trainer.method, settings)
-    every = max(int(args.eval_steps or 1), math.ceil(one / (_EVALUATION_SHARE * seconds)))
-    if steps // every < _FEWEST_EVALUATIONS:
-        return {"eval_strategy": "no", "patience": None}
-    return {"eval_steps": every}

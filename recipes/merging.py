@@ -1,9 +1,9 @@
-"""The stage that merges: a trained retriever's weights averaged with those of the model it goes back to."""
+"""The stage that merges: the mean of a trained retriever's weights and those of the model it started from."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,35 @@ from sentence_transformers import SentenceTransformer
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.metrics import parse_metric
+from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.models.loading import load_retriever
-from hf_ar2.models.merging import MergeConfig, check_mergeable, merge_retrievers
-from hf_ar2.recipes.encodings import encodings_folder
+from hf_ar2.models.merging import (
+    MOST_LOST,
+    SHARE_FREE,
+    SHARE_UNMEASURED,
+    MergeConfig,
+    check_mergeable,
+    merge_retrievers,
+)
 from hf_ar2.recipes.guard import Guard
-from hf_ar2.recipes.merge_share import SHARES, choose_share
-from hf_ar2.recipes.recipe import Recipe, RecipeError
+from hf_ar2.recipes.recipe import Load, Recipe, encodings_folder, errors_at, say, stage_config
 from hf_ar2.recipes.sampled import reduced, values_among
-from hf_ar2.recipes.stage_settings import stage_config
 from hf_ar2.search.system import SearchSystem, Settings
 
-# Of a split: this many queries, and what each of the two retrievers finds first.
+# Shares of the starting weights that `auto` chooses from.
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
+# Shares are compared on this many queries, among this many first passages of each of the two retrievers.
 QUERIES = 150
 CANDIDATES = 15
+_LEVEL = 0.05
 
-Load = Callable[[str, Any], Any]
+# The trained retriever and the base.
+Pair = tuple[SentenceTransformer, SentenceTransformer]
 
 
 def check_merges(recipe: Recipe, collection: Collection, run: Path, load: Load) -> None:
-    """Refuse, before anything is trained, merges that could not be carried out after it.
-
-    Args:
-        load: the model of a role and a source.
+    """Check that the merges of a recipe are possible.
 
     Raises:
         RecipeError: a base of another architecture, two towers, a split without queries to choose on.
@@ -47,44 +53,40 @@ def check_merges(recipe: Recipe, collection: Collection, run: Path, load: Load) 
         if body["trainer"] != "merge":
             continue
         config = stage_config(recipe, stage, run)
-        try:
+        with errors_at(f"stages.{stage}"):
             if config.share == "auto":
                 cut = parse_metric(recipe.test_metric)[1] or 0
-                if cut > recipe.evaluation.get("depth", 100):
-                    raise ValueError(
-                        f"{recipe.test_metric} needs {cut} passages per query; raise evaluation.depth"
-                    )
+                if cut > recipe.depth:
+                    needed = f"{recipe.test_metric} needs {cut} passages per query"
+                    raise ValueError(f"{needed}; raise evaluation.depth")
                 if not len(collection.judgments(config.eval_split).positives()):
                     raise ValueError(
                         f"share='auto' chooses on the split {config.eval_split!r} of {collection.name}, in which no "
-                        "query has a relevant passage; name a number, such as 0.3"
+                        "query has a relevant passage; give a number, such as 0.3"
                     )
             if not (run / "stages" / stage / "done.json").is_file():
-                model, changes = recipe.way_back(body["retriever"])
-                base = load_base(recipe, stage, config, load)
-                # What is trained has the architecture of the model that it goes back to.
-                trained = (
-                    base if config.base in (None, model) else _changed(load("retriever", model), changes)
-                )
+                model, changes = recipe.first_model(body["retriever"])
+                base = trained = load_base(recipe, stage, config, load)
+                # The trained retriever has the architecture of the model that it started from.
+                if config.base not in (None, model):
+                    trained = _changed(load("retriever", model), changes)
                 check_mergeable(trained, base)
-        except ValueError as error:
-            raise RecipeError(f"stages.{stage}: {error}") from None
 
 
 def load_base(recipe: Recipe, stage: str, config: MergeConfig, load: Load) -> SentenceTransformer:
-    """The model whose weights are mixed in, with all that was changed on the way to the trained one."""
-    model, changes = recipe.way_back(recipe.stages[stage]["retriever"])
+    """The model whose weights are averaged with the trained ones, with the changes that the stages made to it."""
+    model, changes = recipe.first_model(recipe.stages[stage]["retriever"])
     return _changed(load("retriever", config.base or model), changes)
 
 
 def merge(
     recipe: Recipe, stage: str, run: Path, collection: Collection, guard: Guard | None, load: Load
 ) -> dict[str, Any]:
-    """Choose the share where that is asked for, and leave the merged retriever in the stage's folder.
+    """Choose the share if it is `auto`, and save the merged retriever in the stage's folder.
 
     Returns:
-        `settings`, with the share that was taken and what the base is called, and where it was chosen `chosen`: the
-        means by share, and the reason.
+        `settings`, with the share and the base's name, and if the share was chosen `chosen`: the means by share, and
+        the reason.
     """
     folder = run / "stages" / stage
     config = stage_config(recipe, stage, run)
@@ -95,8 +97,8 @@ def merge(
     report: dict[str, Any] = {}
     share = config.share
     if share == "auto":
-        share, report["chosen"] = _choose(recipe, stage, config, run, collection, guard, trained, base)
-    _say(f"{stage}: {share:.0%} of the starting weights")
+        share, report["chosen"] = _choose(recipe, stage, run, collection, guard, (trained, base))
+    say(f"{stage}: {share:.0%} of the starting weights")
     merged = merge_retrievers(trained, base, share)
     if PartialState().is_main_process:
         new = folder / ".retriever.partial"
@@ -105,74 +107,72 @@ def merge(
         merged.save_pretrained(str(new), create_model_card=False)
         new.rename(folder / "retriever")
     del trained, base, merged
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    model = config.base or recipe.way_back(recipe.stages[stage]["retriever"])[0]
-    named = {"share": share, "base": str(recipe.models[model]["model"])}
-    return {"settings": {**recipe.stage_args(stage), **named}, **report}
+    torch.cuda.empty_cache()
+    model = config.base or recipe.first_model(recipe.stages[stage]["retriever"])[0]
+    taken = {"share": share, "base": str(recipe.models[model]["model"])}
+    return {"settings": {**recipe.stage_args(stage), **taken}, **report}
 
 
 def _choose(
-    recipe: Recipe,
-    stage: str,
-    config: MergeConfig,
-    run: Path,
-    collection: Collection,
-    guard: Guard | None,
-    trained: SentenceTransformer,
-    base: SentenceTransformer,
+    recipe: Recipe, stage: str, run: Path, collection: Collection, guard: Guard | None, retrievers: Pair
 ) -> tuple[float, dict[str, Any]]:
     """The share, and what it was chosen by."""
-    settings = Settings().changed({**asdict(config), "depth": recipe.evaluation.get("depth", 100)})
+    config = stage_config(recipe, stage, run)
+    settings = Settings().changed({**asdict(config), "depth": recipe.depth})
     measured: dict[str, dict[float, np.ndarray]] = {}
     folder = run / "stages" / stage / "index"
-    metric, name = recipe.test_metric, display_name(recipe.test_metric)
+    metric = recipe.test_metric
     judgments = collection.judgments(config.eval_split).positives()
     people = judgments.take(asked_by_people(collection, judgments.query_rows))
     if len(people):
         systems = [
             SearchSystem(model, None, collection, settings, run, index_dir=encodings_folder(run))
-            for model in (trained, base)
+            for model in retrievers
         ]
         measured["dev"] = values_of_shares(systems, people, metric, config.seed, config.eval_split)
     else:
-        _say(
+        say(
             f"The queries of {config.eval_split} come from the texts' structure (headings, say), not from people, so "
             "they do not measure what people will ask."
         )
     if guard is not None:
         sample = guard.choice.sample
         judged = sample.judgments(guard.choice.split).positives()
-        _say(f"The guard is {guard.source}, {guard.choice}.")
+        say(f"The guard is {guard.source}, {guard.choice}.")
         if guard.choice is guard.report:
-            _say("It has one split with judgments, which is chosen on and reported.")
+            say("It has one split with judgments, which is used for choosing and for the report.")
         systems = [
             SearchSystem(model, None, sample, settings, run, folder / f"guard-{part}")
-            for part, model in (("trained", trained), ("base", base))
+            for part, model in zip(("trained", "base"), retrievers, strict=True)
         ]
         measured["guard"] = values_of_shares(systems, judged, metric, config.seed, "guard")
     share, reason = choose_share(measured.get("dev"), measured.get("guard"))
-    means = {
-        what: {share: float(values.mean()) for share, values in of_share.items()}
-        for what, of_share in measured.items()
-    }
+    means: dict[str, dict[float, float]] = {}
+    for what, of_share in measured.items():
+        means[what] = {share: float(values.mean()) for share, values in of_share.items()}
     if means:
-        _say(shares_table(means, name))
-    _say(f"Chosen: {share}, {reason}.")
+        rows = [[f"{share * 100:.0f} %", *(of[share] for of in means.values())] for share in SHARES]
+        headings = [f"{display_name(metric)}, {what}" for what in means]
+        say(format_table(rows, ["starting weights", *headings]))
+    say(f"Chosen: {share}, {reason}.")
     return share, {"metric": metric, **means, "reason": reason}
 
 
 def values_of_shares(
     systems: Sequence[SearchSystem], judgments: Judgments, metric: str, seed: int, title: str
 ) -> dict[float, np.ndarray]:
-    """The metric of every share, per query, measured on a part of a corpus; only that part is encoded for each.
+    """The metric of every share, per query, measured on a part of a corpus; only that part is encoded for each share.
 
-    The part is what is relevant to some of the queries, and what the trained retriever and the base find for them.
+    The part is the passages that are relevant to a sample of the queries, and those that the trained retriever and the
+    base retrieve for them.
 
     Args:
         systems: of the trained retriever and of the base, over one collection.
         judgments: of the queries, of which at most 150 are taken.
-        title: of the line that says how large the part is.
+        title: of the printed line with the size of the part.
+
+    Returns:
+        share → float64 `[Q]`.
     """
     trained, total = systems[0], len(systems[0].collection.corpus)
     if len(judgments) > QUERIES:
@@ -180,48 +180,84 @@ def values_of_shares(
         judgments = judgments.take(np.sort(chosen))
     found = []
     for system in systems:
-        queries = system.encoders.embed_queries(
-            system.retriever, system.retriever_inputs, judgments.query_rows
-        )
+        inputs = system.retriever_inputs
+        queries = system.encoders.embed_queries(system.retriever, inputs, judgments.query_rows)
         found.append(system.searched.search(queries, min(CANDIDATES, total))[1])
     part, passage_rows = reduced(judgments, found, total, QUERIES, seed)
-    _say(f"{title}: {len(part):,} queries among {len(passage_rows):,} of {total:,} passages")
+    say(f"{title}: {len(part):,} queries among {len(passage_rows):,} of {total:,} passages")
+    inputs, encoders, depth = trained.retriever_inputs, trained.encoders, trained.settings.depth
     values = {}
     for share in SHARES:
         merged = merge_retrievers(trained.retriever, systems[1].retriever, share)
-        values[share] = values_among(
-            merged,
-            trained.retriever_inputs,
-            trained.encoders,
-            part,
-            passage_rows,
-            [metric],
-            trained.settings.depth,
-        )[metric]
+        values[share] = values_among(merged, inputs, encoders, part, passage_rows, [metric], depth)[metric]
     return values
 
 
+def choose_share(
+    dev: Mapping[float, np.ndarray] | None, guard: Mapping[float, np.ndarray] | None = None
+) -> tuple[float, str]:
+    """Which share of the starting weights to take, and why.
+
+    Differences are judged by the paired test over queries: significant below p = .05.
+
+    - *Dev alone*: the largest share up to .3 that is not significantly below the best one. Averaging makes search no
+      slower and keeps what the model knew, so a difference that may be chance is no reason to take less. A share above
+      .3 is taken only if it is the best and all shares up to .3 are significantly below it.
+    - *Dev and guard* (a collection of other texts): of all shares that are not significantly below the best one on
+      dev, the best on the guard; of equal ones there, the best on dev. Shares above .3 must also not lose more than .02
+      on dev, because with few queries hardly any difference is significant.
+    - *No dev*, if its queries come from headings and the like: people will ask other things. Half of the starting
+      weights are taken, unless another share is significantly better on the guard; then the best there.
+
+    Args:
+        dev: share → float64 `[Q]`, the test metric per query; None if the queries come from the texts' structure.
+        guard: the same for the guard's queries; None without a guard.
+
+    Returns:
+        The share, and the reason in words.
+    """
+    if dev is None:
+        if guard is None:
+            return SHARE_UNMEASURED, "the queries of dev were not asked by people, and there is no guard"
+        best = _best(guard)
+        if best != SHARE_UNMEASURED and _below(guard[SHARE_UNMEASURED], guard[best]):
+            return best, f"significantly better on the guard than {SHARE_UNMEASURED}"
+        return SHARE_UNMEASURED, (
+            "the queries of dev were not asked by people, and no other share is significantly better on the guard"
+        )
+    best = _best(dev)
+    as_good = [share for share in dev if not _below(dev[share], dev[best])]
+    if guard is not None:
+        least = dev[best].mean() - MOST_LOST
+        allowed = [share for share in as_good if share <= SHARE_FREE or dev[share].mean() >= least]
+        share = max(allowed, key=lambda share: (guard[share].mean(), dev[share].mean(), share))
+        return share, "the best on the guard of the shares that cost nothing on dev"
+    free = [share for share in as_good if share <= SHARE_FREE]
+    if not free:
+        return best, f"the best on dev, significantly above those up to {SHARE_FREE}"
+    return max(free), f"the largest up to {SHARE_FREE} that is not significantly below the best on dev"
+
+
+def _best(values: Mapping[float, np.ndarray]) -> float:
+    return max(values, key=lambda share: (values[share].mean(), -share))
+
+
+def _below(values: np.ndarray, best: np.ndarray) -> bool:
+    """Whether values are significantly below the best; never on a single query."""
+    if len(values) < 2 or values.mean() >= best.mean():
+        return False
+    return paired_test(values, best).p_value < _LEVEL
+
+
 def asked_by_people(collection: Collection, query_rows: np.ndarray) -> np.ndarray:
-    """Which queries people asked, bool `[Q]`: those whose `source` is empty, or all where queries have none."""
+    """Which queries people asked, bool `[Q]`: those with an empty `source`, or all if queries have no such column."""
     if "source" not in collection.queries.column_names:
         return np.ones(len(query_rows), bool)
     sources = collection.queries.select(query_rows)["source"]
     return np.array([not source for source in sources], bool)
 
 
-def shares_table(means: Mapping[str, Mapping[float, float]], metric: str) -> str:
-    """A line for each share."""
-    shares = next(iter(means.values()))
-    rows = [[f"{share:.0%}".replace("%", " %"), *(of[share] for of in means.values())] for share in shares]
-    return format_table(rows, ["starting weights", *(f"{metric}, {what}" for what in means)])
-
-
 def _changed(retriever: SentenceTransformer, changes: Sequence[Mapping[str, Any]]) -> SentenceTransformer:
     for fields in changes:
         retriever = load_retriever(retriever, **fields)
     return retriever
-
-
-def _say(text: str) -> None:
-    if PartialState().is_main_process:
-        print(text, flush=True)

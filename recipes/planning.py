@@ -1,10 +1,11 @@
-"""The plan of a run that gets minutes: measured once, kept in the run folder, shown before anything is trained."""
+"""The plan of a run with minutes: measured once, kept in the run folder, printed before anything is trained.
+
+With few minutes and a large corpus, the run trains and chooses on a part of the corpus, so that encoding leaves time.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,66 +13,70 @@ import numpy as np
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
+from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
+from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import format_table
+from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.json_files import write_json
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
-from hf_ar2.recipes.recipe import Recipe, RecipeError
-from hf_ar2.recipes.stage_settings import stage_config
-from hf_ar2.recipes.working_part import part_size, working_part
+from hf_ar2.recipes.recipe import Recipe, RecipeError, short_hash, stage_config
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.step_time import tokens_per_second
 
 PLAN = "plan.json"
+# If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
+# takes the other share.
+WHOLE, PART = 0.12, 0.08
+# Passages of a part at least; fewer cannot show which retriever is better.
+FEWEST = 500
+# First passages of BM25 that come with a dev query: they are easily confused with its relevant ones.
+_BESIDE_DEV = 5
+# Share of a part that dev queries with their passages may take.
+_DEV_SHARE = 0.4
 
 
 def plan_run(
     recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
 ) -> tuple[Plan | None, Costs, Collection]:
-    """What things cost here and, where the recipe has `minutes`, what they allow; a resumed run reads both.
+    """Measure the costs here and, if the recipe has `minutes`, plan the run; a resumed run reads both.
 
     Args:
-        retriever: the model that the first stage begins with.
+        retriever: the model that the first stage starts from.
 
     Returns:
         The plan (None without minutes), the costs, and the collection that is trained and chosen on: the given one, or
-        a part of it where encoding it would take too much of the minutes (see `working_part`).
+        a part of it if encoding it would take too many of the minutes (see `working_part`).
+
+    Raises:
+        RecipeError: the run folder has a plan for another recipe; or too few minutes.
     """
     path = run / PLAN
-    if path.is_file():
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        if noted["of"] != _identity(recipe):
+    stored = read_json(path)
+    if stored:
+        if stored["of"] != _identity(recipe):
             raise RecipeError(
                 f"{path}: this run was planned for another recipe, collection or number of minutes. Choose another "
                 "--output_dir, or delete the folder to run it again"
             )
         plan = None
-        if noted["plan"] is not None:
-            changed = dataclasses.replace(
-                recipe, stages=noted["stages"], evaluation={**recipe.evaluation, "rows": noted["rows"]}
-            )
-            plan = Plan(changed, **noted["plan"])
-        return plan, Costs(**noted["costs"]), _part_of(recipe, collection, noted["part"])
+        if stored["plan"] is not None:
+            evaluation = {**recipe.evaluation, "rows": stored["rows"]}
+            less = dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation)
+            plan = Plan(less, **stored["plan"])
+        return plan, Costs(**stored["costs"]), _part_of(recipe, collection, stored["part"])
     costs = measure_costs(recipe, run, collection, budget, retriever)
     size = None if budget.seconds is None else part_size(costs, budget.seconds)
     part = _part_of(recipe, collection, size)
     if part is not collection:
-        chosen_on = recipe.evaluation.get("choose_on", "dev")
-        dev_queries = len(evaluated_queries(part, chosen_on)) if chosen_on in part.splits else 0
-        costs = dataclasses.replace(costs, passages=len(part.corpus), dev_queries=dev_queries)
+        costs = dataclasses.replace(costs, passages=len(part.corpus), dev_queries=_dev_queries(recipe, part))
     plan = None if budget.seconds is None else make_plan(recipe, budget.seconds - budget.spent, costs)
     if PartialState().is_main_process:
-        content: dict[str, Any] = {
-            "of": _identity(recipe),
-            "costs": dataclasses.asdict(costs),
-            "part": size,
-            "plan": None,
-        }
+        content: dict[str, Any] = {"of": _identity(recipe), "costs": vars(costs), "part": size, "plan": None}
         if plan is not None:
-            content["stages"] = plan.recipe.stages
-            content["rows"] = plan.recipe.evaluation.get("rows", {})
+            content |= {"stages": plan.recipe.stages, "rows": plan.recipe.rows}
             content["plan"] = {name: getattr(plan, name) for name in ("dropped", "training", "overhead")}
         write_json(path, content)
     PartialState().wait_for_everyone()
@@ -81,33 +86,25 @@ def plan_run(
 def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collection:
     if size is None:
         return collection
-    chosen_on = recipe.evaluation.get("choose_on", "dev")
-    return working_part(
-        collection,
-        size,
-        recipe.args.get("train_split", "train"),
-        chosen_on if chosen_on in collection.qrels else None,
-        recipe.seed,
-        recipe.args.get("title_separator", " "),
-    )
+    train, separator = recipe.args.get("train_split", "train"), recipe.args.get("title_separator", " ")
+    dev = recipe.choose_on if recipe.choose_on in collection.qrels else None
+    return working_part(collection, size, train, dev, recipe.seed, separator)
+
+
+def _dev_queries(recipe: Recipe, collection: Collection) -> int:
+    split = recipe.choose_on
+    return len(evaluated_queries(collection, split)) if split in collection.splits else 0
 
 
 def _identity(recipe: Recipe) -> str:
-    content = [
-        recipe.collection,
-        recipe.models,
-        recipe.args,
-        recipe.stages,
-        recipe.evaluation,
-        recipe.minutes,
-    ]
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+    fields = ("collection", "models", "args", "stages", "evaluation", "minutes")
+    return short_hash([getattr(recipe, name) for name in fields])
 
 
 def measure_costs(
     recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
 ) -> Costs:
-    """Lengths of the texts, and the speed of the encoder on a sample of them."""
+    """Measure the lengths of the texts, and the speed of the encoder on a sample of them."""
     first = next(name for name, body in recipe.stages.items() if body["trainer"] != "augment")
     args = stage_config(recipe, first, run)
     retrieval = Retrieval(retriever.to(args.device), None, collection, args, encoders_of(args))
@@ -117,41 +114,89 @@ def measure_costs(
     queries = inputs.query_builder.single_lengths(inputs.query_store, np.arange(len(collection.queries)))
     passage_tokens, query_tokens = float(np.mean(passages)), float(np.mean(queries))
     longest = args.max_pair_length or passage_tokens + query_tokens
-    chosen_on = recipe.evaluation.get("choose_on", "dev")
+    chosen_on = recipe.choose_on
     return Costs(
         rate=tokens_per_second(retrieval, budget.now),
         passages=len(passages),
         passage_tokens=passage_tokens,
         query_tokens=query_tokens,
         pair_tokens=min(float(longest), passage_tokens + query_tokens),
-        dev_queries=len(evaluated_queries(collection, chosen_on)) if chosen_on in collection.splits else 0,
+        dev_queries=_dev_queries(recipe, collection),
         from_people=chosen_on not in collection.splits or not from_structure(collection, chosen_on),
     )
 
 
 def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> str:
-    """The plan as a table, with what was dropped and why.
-
-    Args:
-        passages: of the whole corpus.
-    """
-    rows: list[list[Any]] = [
-        [name, f"{plan.training[name]:.0f}", f"{plan.overhead[name]:.0f}"] for name in plan.recipe.stages
-    ]
-    rows.append(["choosing on dev", "", f"{plan.overhead['']:.0f}"])
+    """The plan as a table, with what was dropped and why; `seconds` of the run, `passages` of the whole corpus."""
     lines = [
         f"{seconds / 60:g} minutes. Encoding {costs.passages:,} passages once takes {costs.encoding:.0f} s here "
-        f"({costs.rate:,.0f} tokens a second).",
-        *(
-            [
-                f"They stand for all {passages:,} passages in training and in the choice on dev, because encoding all "
-                "takes too much of the time; more minutes use all."
-            ]
-            if costs.passages < passages
-            else []
-        ),
-        "",
-        format_table(rows, ["stage", "training, s", "encoding and ranking, s"]),
+        f"({costs.rate:,.0f} tokens a second)."
     ]
+    if costs.passages < passages:
+        lines.append(
+            f"They stand for all {passages:,} passages in training and in the choice on dev, because encoding all "
+            "takes too much of the time; more minutes use all."
+        )
+    rows = [[name, f"{plan.training[name]:.0f}", f"{plan.overhead[name]:.0f}"] for name in plan.recipe.stages]
+    rows.append(["choosing on dev", "", f"{plan.overhead['']:.0f}"])
+    lines += ["", format_table(rows, ["stage", "training, s", "encoding and ranking, s"])]
     lines += [f"Without {name}: {why}." for name, why in plan.dropped.items()]
     return "\n".join(lines)
+
+
+def part_size(costs: Costs, seconds: float) -> int | None:
+    """Passages of the part; None if there is time to encode the whole corpus."""
+    if costs.encoding <= WHOLE * seconds:
+        return None
+    return max(FEWEST, int(PART * seconds * costs.rate / costs.passage_tokens))
+
+
+def working_part(
+    collection: Collection, size: int, train: str, dev: str | None, seed: int, title_separator: str = " "
+) -> Collection:
+    """A part of a collection with about `size` passages: those that dev and training queries are about.
+
+    Dev queries come in random order, each with its relevant passages and the first ones of BM25, until they fill two
+    fifths of the part; then training queries with their relevant passages. Only queries are kept whose relevant
+    passages are all in the part.
+
+    Args:
+        size: number of passages; one dev query is taken even if it brings more.
+        train, dev: names of the splits; dev None: none is chosen on.
+        seed: of the order.
+    """
+    rng = np.random.default_rng(seed)
+    rows: set[int] = set()
+    if dev is not None:
+        judgments = collection.judgments(dev).positives()
+        texts = list(collection.queries.select(judgments.query_rows)["text"])
+        lexical = LexicalIndex.build(collection.passage_texts(title_separator))
+        _, beside = lexical.search(texts, _BESIDE_DEV)
+        for place in rng.permutation(len(judgments)):
+            added = _passages(judgments, place) | set(beside[place][beside[place] >= 0].tolist())
+            if rows and len(rows | added) > _DEV_SHARE * size:
+                break
+            rows |= added
+    judgments = collection.judgments(train).positives()
+    for place in rng.permutation(len(judgments)):
+        added = _passages(judgments, place)
+        if len(rows | added) > size:
+            break
+        rows |= added
+    kept = np.sort(np.fromiter(rows, np.int64))
+    inside = set(np.asarray(collection.corpus["id"], object)[kept].tolist())
+    qrels = {}
+    for split in dict.fromkeys([train, *([dev] if dev else [])]):
+        table = collection.qrels[split]
+        judged = list(zip(table["query_id"], table["passage_id"], table["relevance"], strict=True))
+        partial = {query for query, passage, grade in judged if grade > 0 and passage not in inside}
+        complete = [passage in inside and query not in partial for query, passage, _ in judged]
+        qrels[split] = table.select(np.flatnonzero(complete))
+    corpus = collection.corpus.select(kept)
+    return dataclasses.replace(collection, corpus=corpus, qrels=qrels, answer_splits={})
+
+
+def _passages(judgments: Judgments, place: int) -> set[int]:
+    """Passage rows of the query at a place in the judgments."""
+    start, stop = judgments.offsets[place], judgments.offsets[place + 1]
+    return set(judgments.passage_rows[start:stop].tolist())

@@ -13,12 +13,12 @@ from typing import Any
 
 from hf_ar2.command_line.launch import INTERRUPTS
 
-# Whatever is slow to import is imported where it is used, so that Ctrl-C meanwhile finds `main`.
+# Slow imports are where they are used, so that `main` handles a Ctrl-C during them.
 
 USAGE = """usage: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]
 
-  --output_dir FOLDER           where the run goes (runs/<recipe> unless given)
-  --guard COLLECTION            other texts, on which search is measured too: before and after
+  --output_dir FOLDER           the run folder (default: runs/<recipe>)
+  --guard COLLECTION            other texts, on which search is also measured: before and after
   --seed 7                      a field of the recipe
   --bf16 true                   a setting of every stage that has it
   --ar2.num_rounds 3            a setting of the stage `ar2`
@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
     """The recipe's path and its overrides.
 
     Raises:
-        RecipeError: no recipe, a value without a key or a key without a value.
+        RecipeError: no recipe, a value without a key, or a key without a value.
     """
     from hf_ar2.recipes.recipe import RecipeError
 
@@ -52,9 +52,9 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: reads the recipe, then loads what is slow to load. Ends with 130 after Ctrl-C.
+    """Entry point: runs a recipe, and exits with 130 after Ctrl-C.
 
-    What the user can mend is said in a line; `HF_AR2_TRACEBACK=1` in the environment shows where it came from.
+    An error that the user can fix is printed in one line; `HF_AR2_TRACEBACK=1` in the environment shows its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["-h"], ["--help"]):
@@ -62,12 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
         return
     sys.unraisablehook = _interrupt_later
     try:
-        if os.environ.pop(
-            INTERRUPTS, None
-        ):  # what started the launcher had it ignore Ctrl-C, which is inherited
+        # `hf-ar2 train` starts the launcher so that it ignores Ctrl-C, which this process inherits.
+        if os.environ.pop(INTERRUPTS, None):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         from hf_ar2.encoding.processes import end_processes
-        from hf_ar2.recipes.recipe import load_recipe
+        from hf_ar2.recipes.loading import load_recipe
 
         path, overrides = parse_arguments(arguments)
         recipe = load_recipe(path, overrides)
@@ -86,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _interrupt_later(unraisable: Any) -> None:
-    """Python prints and forgets a Ctrl-C that arrives within a destructor; here it arrives a moment later."""
+    """Raise Ctrl-C again a moment later if it came during a destructor, where Python prints and ignores it."""
     if unraisable.exc_type is KeyboardInterrupt:
         timer = threading.Timer(0.05, _thread.interrupt_main)
         timer.daemon = True
@@ -96,7 +95,7 @@ def _interrupt_later(unraisable: Any) -> None:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own progress and to results: no load reports, no per-module notices."""
+    """Silence load reports and notices of other libraries, so that the terminal shows progress and results."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -108,14 +107,9 @@ def quiet() -> None:
     for name in ("sentence_transformers", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     noise = ("LOAD REPORT", "Converting SentenceTransformer", "mtime may not be reliable")
-    for name in (
-        "transformers.modeling_utils",
-        "transformers.trainer_utils",
-        "sentence_transformers.base.model",
-    ):
-        logging.getLogger(name).addFilter(
-            lambda record: not any(text in record.getMessage() for text in noise)
-        )
+    noisy = ("transformers.modeling_utils", "transformers.trainer_utils", "sentence_transformers.base.model")
+    for name in noisy:
+        logging.getLogger(name).addFilter(lambda log: not any(text in log.getMessage() for text in noise))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Search measured on a part: some queries of a split and a part of the corpus, so that many retrievers cost little."""
+"""Search measured on a sample of queries and passages, so that comparing many retrievers costs little."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
 from hf_ar2.index.search import FaissSearcher
 
-# Passages of which all are taken: to encode them takes seconds.
+# A corpus of up to this many passages is not reduced: encoding it takes seconds.
 MOST_PASSAGES = 2000
 _FEWEST_QUERIES = 30
 
@@ -24,8 +24,8 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
     """A split of a collection, with a seeded sample of its queries and of the corpus where there are more.
 
     Args:
-        queries, passages: how many are kept at most. All relevant passages of the kept queries are kept, and then
-            others up to this number, drawn at random.
+        queries, passages: how many are kept at most. All relevant passages of the kept queries are kept, then random
+            others up to this number.
     """
     judgments, total = collection.judgments(split), len(collection.corpus)
     rng = np.random.default_rng(seed)
@@ -39,26 +39,23 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
         corpus = corpus.select(np.sort(np.concatenate([relevant, more])))
     asked = collection.queries.select(judgments.query_rows)
     kept_queries, kept_passages = set(asked["id"]), set(corpus["id"])
-    kept = [
-        row
-        for row, (query, passage) in enumerate(zip(qrels["query_id"], qrels["passage_id"], strict=True))
-        if query in kept_queries and passage in kept_passages
-    ]
+    pairs = zip(qrels["query_id"], qrels["passage_id"], strict=True)
+    kept = np.flatnonzero([query in kept_queries and passage in kept_passages for query, passage in pairs])
     return Collection(collection.name, corpus, asked, {split: qrels.select(kept)})
 
 
 def reduced(
     judgments: Judgments, found: Sequence[np.ndarray], total: int, queries: int, seed: int
 ) -> tuple[Judgments, np.ndarray]:
-    """Some queries, and the passages that tell retrievers apart on them: what is relevant, and what was found.
+    """A sample of queries, and the passages that matter for comparing retrievers on them: relevant or retrieved.
 
-    Where these passages are most of a corpus that is not small, fewer queries are taken.
+    If these passages are more than half of a corpus that is not small, fewer queries are taken.
 
     Args:
         judgments: of the Q queries of a split.
-        found: passage rows int64 `[Q, k]`, -1 padded, that each of several retrievers found.
+        found: passage rows int64 `[Q, k]`, -1 padded, that each of several retrievers retrieved.
         total: passages of the corpus.
-        queries: how many are taken at most, a seeded sample.
+        queries: how many are taken at most.
 
     Returns:
         The judgments of those queries, and passage rows, ascending.
@@ -68,9 +65,8 @@ def reduced(
     while True:
         chosen = np.sort(order[:count])
         part = judgments.take(chosen)
-        rows = np.unique(
-            np.concatenate([part.positives().passage_rows, *(of_one[chosen].ravel() for of_one in found)])
-        )
+        retrieved = [of_one[chosen].ravel() for of_one in found]
+        rows = np.unique(np.concatenate([part.positives().passage_rows, *retrieved]))
         rows = rows[rows >= 0]
         if len(rows) <= max(MOST_PASSAGES, total // 2) or count <= _FEWEST_QUERIES:
             return part, rows
@@ -86,13 +82,13 @@ def values_among(
     metrics: Sequence[str],
     depth: int = 100,
 ) -> dict[str, np.ndarray]:
-    """Metrics of an exact search among some passages alone; no index is written.
+    """Metrics of an exact search among some passages; no index is written.
 
     Args:
         inputs: of the collection that the rows belong to.
         judgments: of the Q queries.
         passage_rows: int64 `[P]`, ascending; what is searched.
-        depth: passages that are found per query.
+        depth: passages that are retrieved per query.
 
     Returns:
         metric → float64 `[Q]`.

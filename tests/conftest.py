@@ -10,14 +10,19 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import contextlib
 import itertools
 import string
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from socketserver import BaseServer
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertTokenizer
@@ -60,6 +65,42 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_retriever(folder / "tiny-retriever")
     make_tiny_ranker(folder / "tiny-ranker")
     return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
+    """A folder with the tiny collection in `data/`, and the tiny models in `retriever/` and `ranker/`."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny_collection.save(folder / "data")
+    make_tiny_retriever(folder / "retriever")
+    make_tiny_ranker(folder / "ranker")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
+    """A folder `tiny/` with the tiny collection."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    tiny_collection.save(folder)
+    return folder
+
+
+def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
+    """Writes the YAML file of a recipe; returns its path."""
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+@contextlib.contextmanager
+def served(server: BaseServer) -> Iterator[None]:
+    """A server answers in a thread meanwhile."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 def make_tiny_collection(seed: int = 0) -> Collection:
@@ -131,7 +172,7 @@ def make_tiny_retriever(folder: Path, seed: int = 0) -> Path:
     encoder = folder.with_name(folder.name + "-encoder")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        BertModel(_tiny_config()).save_pretrained(encoder)
+        BertModel(tiny_config()).save_pretrained(encoder)
     make_tiny_tokenizer().save_pretrained(encoder)
     transformer = Transformer(str(encoder))
     modules = [transformer, Pooling(32, pooling_mode="mean"), Normalize()]
@@ -147,14 +188,15 @@ def make_tiny_ranker(folder: Path, seed: int = 1) -> Path:
     encoder = folder.with_name(folder.name + "-encoder")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        BertForSequenceClassification(_tiny_config(num_labels=1)).save_pretrained(encoder)
+        BertForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(encoder)
     make_tiny_tokenizer().save_pretrained(encoder)
     ranker = CrossEncoder(str(encoder), activation_fn=torch.nn.Identity(), device="cpu")
     ranker.save_pretrained(str(folder))
     return folder
 
 
-def _tiny_config(**options: int) -> BertConfig:
+def tiny_config(**options: float) -> BertConfig:
+    """The configuration of the tiny models."""
     from transformers import BertConfig
 
     return BertConfig(

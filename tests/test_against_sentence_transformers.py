@@ -171,6 +171,7 @@ def tiny_rival(model: Path, **rules: int) -> Rival:
     return Rival(make_tiny_collection(), str(model), Budget(6, Ticking()), seed=1, bf16=False, rules=small)
 
 
+@pytest.mark.slow
 def test_the_rival_goes_through_all_of_its_parts(tiny_retriever_path: Path) -> None:
     rival = tiny_rival(tiny_retriever_path, ranker_least_steps=1)
     rival.train()
@@ -183,6 +184,7 @@ def test_the_rival_goes_through_all_of_its_parts(tiny_retriever_path: Path) -> N
     assert np.array_equal(np.sort(found["system"], axis=1), np.sort(found["retriever"], axis=1))
 
 
+@pytest.mark.slow
 def test_a_rival_without_the_time_for_a_ranker_trains_none(tiny_retriever_path: Path) -> None:
     rival = tiny_rival(tiny_retriever_path, ranker_least_steps=10**9)
     rival.train()

@@ -349,6 +349,7 @@ def augmented_by_one_of_two(rank: int, folder: str) -> None:
     assert len(lists) > 24
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for name, path in (("data", run.parent), ("retriever", run), ("ranker", run)):

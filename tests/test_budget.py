@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
+from conftest import write_recipe
 
 from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.command_line.main import main as cli_main
-from hf_ar2.recipes.budget import Budget, Costs, make_plan, overheads, without
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.budget import Budget, Costs, make_plan, more_time, overheads, without
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.planning import working_part
+from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
-from hf_ar2.recipes.time_table import more_time
-from hf_ar2.recipes.working_part import working_part
 
 COSTS = Costs(rate=7000, passages=2650, passage_tokens=125, query_tokens=14, pair_tokens=139, dev_queries=300)
 
@@ -25,7 +25,7 @@ def recipe():
     return load_recipe(find_recipe("own-corpus"))
 
 
-def test_every_second_is_given_to_something(recipe):
+def test_all_seconds_are_divided(recipe):
     for seconds in (300.0, 1200.0, 3600.0, 36000.0):
         plan = make_plan(recipe, seconds, COSTS)
         assert sum(plan.training.values()) + sum(plan.overhead.values()) == pytest.approx(seconds)
@@ -42,8 +42,7 @@ def test_what_is_dropped_leaves_a_recipe_that_can_be_run(recipe, tmp_path):
     for stage in recipe.stages:
         less = without(recipe, stage)
         body = {key: copy.deepcopy(value) for key, value in vars(less).items() if key != "output_dir"}
-        (tmp_path / "less.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
-        load_recipe(tmp_path / "less.yaml")  # checks that every source is there
+        load_recipe(write_recipe(tmp_path / "less.yaml", body))  # checks that every source is there
         assert stage not in less.stages
         if stage == "ranker":
             assert "ar2" not in less.stages  # which needs one
@@ -91,11 +90,13 @@ def test_wrong_values_are_named(key, value, expected):
         load_recipe(find_recipe("own-corpus"), {key: value})
 
 
-def write_recipe(folder: Path, collection: Path, models: dict[str, str]) -> Path:
+@pytest.fixture
+def path(home: Path, tmp_path: Path) -> Path:
+    """A recipe of four stages over the tiny collection."""
     recipe = {
         "name": "tiny",
-        "collection": str(collection),
-        "models": {"base": {"model": models["retriever"], "dropout": 0.0}},
+        "collection": str(home / "data"),
+        "models": {"base": {"model": str(home / "retriever"), "dropout": 0.0}},
         "args": {
             "max_passage_length": 32,
             "max_pair_length": 48,
@@ -164,24 +165,11 @@ def write_recipe(folder: Path, collection: Path, models: dict[str, str]) -> Path
             },
         },
     }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return path
+    return write_recipe(tmp_path / "tiny.yaml", recipe)
 
 
-@pytest.fixture(scope="module")
-def collection_folder(tmp_path_factory, tiny_collection):
-    from hf_ar2.collections.write import write_beir
-
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    write_beir(tiny_collection, folder)
-    return folder
-
-
-def test_a_run_with_minutes_ends_with_a_system_a_plan_and_its_times(
-    tmp_path, collection_folder, tiny_retriever_path, capsys
-):
-    path = write_recipe(tmp_path, collection_folder, {"retriever": str(tiny_retriever_path)})
+@pytest.mark.slow
+def test_a_run_with_minutes_ends_with_a_system_a_plan_and_its_times(path, tmp_path, capsys):
     run = tmp_path / "run"
     arguments = [str(path), "--output_dir", str(run), "--minutes", "5", "--clock", "processor"]
     main(arguments)
@@ -204,8 +192,8 @@ def test_a_run_with_minutes_ends_with_a_system_a_plan_and_its_times(
     assert json.loads((run / "chosen.json").read_text()) == chosen
 
 
-def test_without_minutes_the_passes_bound_a_stage(tmp_path, collection_folder, tiny_retriever_path):
-    path = write_recipe(tmp_path, collection_folder, {"retriever": str(tiny_retriever_path)})
+@pytest.mark.slow
+def test_without_minutes_the_passes_bound_a_stage(path, tmp_path):
     run = tmp_path / "run"
     main([str(path), "--output_dir", str(run), "--evaluation.rows", "{hard: {retriever: hard}}"])
     steps = {
@@ -230,11 +218,9 @@ def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
     assert len(working_part(tiny_collection, 200, "train", "dev", seed=0).judgments("dev")) == 8
 
 
-def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(
-    tmp_path, collection_folder, tiny_retriever_path, capsys, monkeypatch
-):
+@pytest.mark.slow
+def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_ar2.recipes.planning.part_size", lambda costs, seconds: 30)
-    path = write_recipe(tmp_path, collection_folder, {"retriever": str(tiny_retriever_path)})
     run = tmp_path / "run"
     arguments = [str(path), "--output_dir", str(run), "--minutes", "5", "--clock", "processor"]
     main(arguments)

@@ -220,6 +220,7 @@ def test_each_loader_s_code_comes_to_the_same_scores(
     torch.testing.assert_close(scores[2], scores[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_trainer_writes_cards_of_what_it_knows(
     models: Path, tmp_path: Path, tiny_collection: Collection
 ) -> None:
@@ -246,6 +247,7 @@ def test_a_trainer_writes_cards_of_what_it_knows(
         trainer.push_to_hub("me/mine", index=True)
 
 
+@pytest.mark.slow
 def test_a_card_tells_of_the_trainers_before_where_models_are_handed_on(
     models: Path, tmp_path: Path, tiny_collection: Collection
 ) -> None:

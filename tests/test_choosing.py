@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import make_tiny_ranker, make_tiny_retriever
+from conftest import write_recipe
 
 from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import served_row, training_of_run
@@ -22,8 +22,10 @@ from hf_ar2.evaluation import read_run, write_run
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
-from hf_ar2.recipes.evaluation import check_evaluation, choose_from_runs
-from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
+from hf_ar2.recipes.checks import check_evaluation
+from hf_ar2.recipes.evaluation import choose_from_runs
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.search.system import SearchSystem, Settings
 
@@ -105,10 +107,7 @@ def with_ranker(retriever: Sequence[int], pipeline: Sequence[int], ranker: Seque
         ),
         # Systems with a ranker need p < .05: better on 6 queries (.031) is enough, on 5 (.063) it is not.
         (
-            {
-                "zero-shot": {"retriever": [4] * 8},
-                "g0": with_ranker(SECOND, FIRST_OF[6], SECOND),
-            },
+            {"zero-shot": {"retriever": [4] * 8}, "g0": with_ranker(SECOND, FIRST_OF[6], SECOND)},
             ("g0", "pipeline"),
             "g0 (pipeline, weight 1.0 over the first 20): dev MRR@10 .875, +.375 over its retriever (p = .031), +.625 "
             "over zero-shot.",
@@ -126,16 +125,13 @@ def with_ranker(retriever: Sequence[int], pipeline: Sequence[int], ranker: Seque
         ),
         # The retriever trained without success, its ranker with it.
         (
-            {
-                "zero-shot": {"retriever": SECOND},
-                "g0": with_ranker(FIRST_OF[2], FIRST_OF[7], SECOND),
-            },
+            {"zero-shot": {"retriever": SECOND}, "g0": with_ranker(FIRST_OF[2], FIRST_OF[7], SECOND)},
             ("g0", "pipeline"),
             "+.438 over zero-shot (p = .016).",
         ),
     ],
 )
-def test_a_plainer_system_is_served_unless_another_is_clearly_better(
+def test_a_simpler_system_is_served_unless_another_is_clearly_better(
     ranks: Ranks, served: tuple[str, str], said: str, tmp_path: Path, tiny_collection: Collection
 ) -> None:
     chosen = chosen_of(tmp_path, tiny_collection, ranks)
@@ -172,7 +168,7 @@ def test_without_a_choice_the_last_row_is_served(tmp_path: Path, tiny_collection
         ({"pipeline_weight": "high"}, "evaluation.pipeline_weight: found 'high'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict, message: str, tiny_collection) -> None:
+def test_invalid_settings_are_an_error(settings: dict, message: str, tiny_collection) -> None:
     recipe = Recipe("mine", "tiny", evaluation={"rows": {"a": {"retriever": "x"}}, "depth": 100, **settings})
     with pytest.raises(RecipeError, match=message):
         check_evaluation(recipe, tiny_collection)
@@ -206,7 +202,7 @@ def test_what_makes_no_difference_leaves_weight_and_depth_as_they_are(tiny_colle
     assert fit_blend(*found, tiny_collection, "train", "recall@20", 1.0) == Blend()
 
 
-def test_a_ranker_that_is_fooled_further_down_reorders_less(tiny_collection: Collection) -> None:
+def test_a_ranker_that_errs_at_lower_ranks_reorders_fewer_passages(tiny_collection: Collection) -> None:
     scores, rows, ranker = lists(tiny_collection, 1, 2.0, 0.0, 0.1)
     relevant = tiny_collection.judgments("train").passage_rows
     ranker[rows == relevant[:, None]] = 3.0
@@ -253,22 +249,12 @@ def test_weight_0_is_the_retriever_and_a_large_one_the_ranker(tiny_collection: C
 # --- a recipe
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
-    """`data/`, `light/` and `heavy/`."""
-    folder = tmp_path_factory.mktemp("home")
-    make_tiny_retriever(folder / "light")
-    make_tiny_ranker(folder / "heavy")
-    tiny_collection.save(folder / "data")
-    return folder
-
-
 def run_of(home: Path, folder: Path, collection: str = "data", **settings: Any) -> Path:
     """The run folder of a recipe that trains nothing and evaluates two rows."""
     recipe = {
         "name": "tiny",
         "collection": str(home / collection),
-        "models": {"light": {"model": str(home / "light")}, "heavy": {"model": str(home / "heavy")}},
+        "models": {"light": {"model": str(home / "retriever")}, "heavy": {"model": str(home / "ranker")}},
         "args": {"use_cpu": True, "bf16": False, "disable_tqdm": True, "max_passage_length": 32},
         "evaluation": {
             "splits": ["test"],
@@ -279,8 +265,7 @@ def run_of(home: Path, folder: Path, collection: str = "data", **settings: Any) 
             **settings,
         },
     }
-    path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    path = write_recipe(folder.with_suffix(".yaml"), recipe)
     return run_recipe(load_recipe(path, {"output_dir": str(folder)}))
 
 
@@ -289,6 +274,7 @@ def files_of(run: Path) -> dict[str, str]:
     return {path.relative_to(run).as_posix(): path.read_text() for path in paths}
 
 
+@pytest.mark.slow
 def test_a_resumed_evaluation_chooses_what_an_uninterrupted_one_does(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -327,6 +313,7 @@ def test_a_resumed_evaluation_chooses_what_an_uninterrupted_one_does(
     assert files_of(run) == whole
 
 
+@pytest.mark.slow
 def test_a_fixed_weight_is_taken_as_it_is(home: Path, tmp_path: Path) -> None:
     run = run_of(home, tmp_path / "run", pipeline_weight=0)
     for split in ("dev", "test"):
@@ -344,6 +331,7 @@ def test_a_fixed_weight_is_taken_as_it_is(home: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_collection_without_dev_serves_the_last_row_and_says_so(
     home: Path, tmp_path: Path, tiny_collection: Collection, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,12 +357,12 @@ def test_a_collection_without_dev_serves_the_last_row_and_says_so(
 def run(home: Path, tmp_path: Path) -> Path:
     """A run folder of three rows, as training leaves it; `serve` says which is served."""
     folder = tmp_path / "mine"
-    shutil.copytree(home / "light", folder / "retriever")
-    shutil.copytree(home / "heavy", folder / "ranker")
+    shutil.copytree(home / "retriever", folder / "retriever")
+    shutil.copytree(home / "ranker", folder / "ranker")
     recipe = {
         "name": "mine",
         "collection": str(home / "data"),
-        "models": {"light": {"model": str(home / "light")}},
+        "models": {"light": {"model": str(home / "retriever")}},
         "args": {"bf16": False},
         "stages": {
             "g0": {"trainer": "retriever", "retriever": "light"},
@@ -392,7 +380,7 @@ def run(home: Path, tmp_path: Path) -> Path:
             },
         },
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    write_recipe(folder / "recipe.yaml", recipe)
     values = {"retriever": {"mrr@10": 0.5}, "ranker": {"mrr@10": 0.4}, "pipeline": {"mrr@10": 0.7}}
     metrics = {row: {"test": values} for row in ("warm-up", "AR2")}
     metrics["AR2"] = {"test": {system: {"mrr@10": 0.1} for system in values}}
@@ -443,12 +431,12 @@ def test_search_finds_what_evaluate_measures(
     assert [hit[1] == "–" for hit in hits] == [number >= depth for number in range(12)]
 
 
-def test_models_that_the_run_did_not_choose_are_asked_alike(run: Path, home: Path, tmp_path: Path) -> None:
+def test_other_models_than_the_served_ones_are_used_alike(run: Path, home: Path, tmp_path: Path) -> None:
     """Another ranker gets weight 1, and a depth that is named is the pipeline's."""
     outputs = {}
     for name, options in {
         "own": ["--rerank_depth", "10"],
-        "other": ["--ranker", str(home / "heavy")],
+        "other": ["--ranker", str(home / "ranker")],
         "one": [],
     }.items():
         if name == "one":
@@ -486,7 +474,7 @@ def test_cards_are_of_the_served_row(run: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["card", "push"])
-def test_a_zero_shot_model_is_nobody_s_to_publish(
+def test_a_model_that_was_not_trained_is_not_published(
     command: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve(run, "zero-shot", "retriever")
@@ -519,5 +507,5 @@ def test_the_server_answers_in_the_order_of_what_is_served(run: Path, home: Path
     }
 
 
-def test_the_first_metric_is_chosen_by_unless_one_is_named() -> None:
+def test_the_first_metric_chooses_unless_another_is_named() -> None:
     assert Recipe("mine", "data", evaluation={"metrics": ["a", "b"], "test_metric": "b"}).test_metric == "b"

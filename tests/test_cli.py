@@ -43,13 +43,6 @@ LENGTHS = {"max_query_length": 7, "max_passage_length": 11, "max_pair_length": 1
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    tiny_collection.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run folder as training leaves it."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
@@ -180,6 +173,7 @@ def test_errors_of_the_system_end_with_what_to_do(
     assert capsys.readouterr().err.endswith("Check that path, the rights to it and the space there\n")
 
 
+@pytest.mark.slow
 def test_who_reads_no_further_is_not_told_of_it(data: Path) -> None:
     """As in `hf-ar2 compare ... | head -1`: the rest of the output is dropped in silence."""
     code = "import sys; from hf_ar2 import cli; cli.HANDLERS['search'] = 'test_cli:endless'; sys.exit(cli.main())"
@@ -199,6 +193,7 @@ def endless(options: argparse.Namespace) -> int:
         print("hit")
 
 
+@pytest.mark.slow
 def test_help_and_the_package_come_without_torch() -> None:
     code = (
         "import sys, hf_ar2, hf_ar2.command_line.main\n"
@@ -311,6 +306,7 @@ def test_the_exit_code_is_that_of_the_process(launched: type[Launched], outcomes
     assert not launched.outcomes, "did not wait for the process to end"
 
 
+@pytest.mark.slow
 def test_who_terminates_the_command_terminates_what_it_started(tmp_path: Path) -> None:
     sleep = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
     start = (

@@ -92,6 +92,7 @@ def test_markdown_and_latex_hold_the_same_values_escaped(
     assert not re.search(r"(?<!\\)[%_#]", latex), "what LaTeX would read as a command"
 
 
+@pytest.mark.slow
 def test_pdflatex_takes_greek_letters(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     greek = [chr(code) for code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)) if code != 0x3A2]
     name = "".join(greek) + "ϵϕϑ≤≥"

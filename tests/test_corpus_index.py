@@ -243,6 +243,7 @@ def test_ranks_build_one_index_together(tmp_path, factory):
     assert len(list((tmp_path / "together").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_another_process_opens_the_same_index(tmp_path):
     embeddings, queries = vectors(50), vectors(5, seed=1)
     index = build(embeddings, tmp_path / "index")

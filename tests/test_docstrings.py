@@ -79,6 +79,7 @@ def test_what_users_import_has_an_example(package: str, name: str) -> None:
         assert "Example:" in (inspect.getdoc(value) or ""), f"{value.__module__}.{name} shows no use of it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", SCRIPTS)
 def test_example_scripts_run(
     code: str, tmp_path, monkeypatch, tiny_retriever_path, tiny_ranker_path, tiny_collection

@@ -8,6 +8,8 @@ import pkgutil
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ["hf_ar2", "hf_ar2.trainers", "hf_ar2.recipes"]
 MODULES = [
     module.name

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_recipes import QUICK, changed, tiny_recipe, weights, write
+from conftest import write_recipe
+from test_recipes import QUICK, changed, tiny_recipe, weights
 
 from hf_ar2.command_line import main as cli
 from hf_ar2.encoding.inputs import RetrieverInputs
@@ -21,10 +22,13 @@ from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import encoder_fingerprint, index_fingerprint
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.recipes import runner
-from hf_ar2.recipes.encodings import encodings_folder, keep_served_index
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.encodings import keep_served_index
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError, encodings_folder
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.trainers import RankerConfig, RankerTrainer, RetrieverConfig, RetrieverTrainer
+
+pytestmark = pytest.mark.slow
 
 # ---- What an encoding is called ------------------------------------------------------------------------------------
 
@@ -138,9 +142,9 @@ def test_a_frozen_retriever_is_searched_once(plain, tiny_ranker_path, tiny_colle
 
 
 @pytest.fixture(scope="module")
-def body(tmp_path_factory, tiny_collection):
+def body(home):
     """Warm-up, hard negatives (two rounds), ranker, AR2 (two rounds), LTRe, and rows for all of them."""
-    body = tiny_recipe(tmp_path_factory.mktemp("encodings"), tiny_collection)
+    body = tiny_recipe(home)
     measured = {"eval_depth": 20, "rerank_depth": 5, "eval_metrics": ["mrr@10"], "eval_strategy": "epoch"}
     hard = {"num_negatives": 2, "pool_depth": 8, "num_train_epochs": 2, "eval_on_start": True, **measured}
     stages = body["stages"]
@@ -180,7 +184,7 @@ DIFFERENT_WEIGHTS = 6
 def finished(body, tmp_path_factory):
     """The run without an interruption, and what it printed."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    path = write(run.with_name("recipe.yaml"), body)
+    path = write_recipe(run.with_name("recipe.yaml"), body)
     seen: list[set[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         forget = runner.forget_encodings
@@ -246,7 +250,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(body, finished, tmp_pat
     """Stopped twice in a second round, with encodings of weights on disk that training then leaves behind."""
     whole, _ = finished
     run = tmp_path / "run"
-    path = write(tmp_path / "recipe.yaml", body)
+    path = write_recipe(tmp_path / "recipe.yaml", body)
     make_trainer, to_stop = runner.make_trainer, ["hard", "ar2"]
 
     class Stopped(Exception):
@@ -284,7 +288,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(body, finished, tmp_pat
 def test_a_finished_run_keeps_its_index_and_its_count(body, finished, tmp_path, capsys):
     run = Path(shutil.copytree(finished[0], tmp_path / "run"))
     before = (run / "index" / "meta.json").read_text()
-    run_recipe(load_recipe(write(tmp_path / "recipe.yaml", body), {"output_dir": str(run)}))
+    run_recipe(load_recipe(write_recipe(tmp_path / "recipe.yaml", body), {"output_dir": str(run)}))
     assert f"Corpus encoded {DIFFERENT_WEIGHTS} times, " in capsys.readouterr().out
     assert (run / "index" / "meta.json").read_text() == before
 
@@ -301,7 +305,7 @@ def test_augmentation_finds_the_encoding_of_its_retriever(body, tmp_path):
         "again": {"trainer": "augment", "retriever": "g", "ranker": "heavy", "args": lists},
     }
     run = tmp_path / "run"
-    run_recipe(load_recipe(write(tmp_path / "r.yaml", recipe), {"output_dir": str(run)}))
+    run_recipe(load_recipe(write_recipe(tmp_path / "r.yaml", recipe), {"output_dir": str(run)}))
     assert [entry["encoding"] for entry in Encodings(encodings_folder(run)).log()] == [
         done(run, "lists")["light"],
         done(run, "again")["g"],
@@ -309,6 +313,6 @@ def test_augmentation_finds_the_encoding_of_its_retriever(body, tmp_path):
 
 
 def test_a_recipe_does_not_say_where_encodings_are(body, tmp_path):
-    path = write(tmp_path / "recipe.yaml", changed(body, "args.index_dir", "elsewhere"))
+    path = write_recipe(tmp_path / "recipe.yaml", changed(body, "args.index_dir", "elsewhere"))
     with pytest.raises(RecipeError, match="unknown key 'index_dir'"):
         load_recipe(path)

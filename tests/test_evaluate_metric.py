@@ -33,6 +33,7 @@ def metric(tmp_path_factory: pytest.TempPathFactory) -> evaluate.Metric:
     return evaluate.load(str(FOLDER), cache_dir=str(tmp_path_factory.mktemp("evaluate")))
 
 
+@pytest.mark.slow
 def test_it_loads_from_a_checkout_without_a_network(tmp_path: Path) -> None:
     code = (
         "import evaluate, json\n"

@@ -27,6 +27,8 @@ from hf_ar2.trainers.checkpoints import fingerprints
 from hf_ar2.trainers.schedule import schedule
 from hf_ar2.training_lists.pool import build_pool
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 GATED = {**SETTINGS, "teacher_gate": "ahead", "rerank_depth": 10}
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,13 @@ import torch
 from accelerate.utils import AutocastKwargs
 from tiny_ar2 import TRAINERS, settings_of, without_dropout
 from transformers import TrainerCallback
-from two_processes import in_two_processes
+from two_processes import in_two_processes, launch_two
 
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import RankerConfig, RankerTrainer
 from hf_ar2.trainers.gradient_cache import average_gradients
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 ROWS = 3
@@ -251,13 +251,9 @@ def test_two_processes_take_the_steps_of_one(models, tmp_path, make, kind, setti
     one = make(kind, True, **settings)
     without_dropout(one.model)
     one.train()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", str(SCRIPT), str(models), str(tmp_path / "two"), "--no_dropout"]
     settings |= {"per_device_train_batch_size": 2 // parts, "gradient_accumulation_steps": parts}
-    command += ["--trainer", kind, "--settings", json.dumps(settings | {"mini_batch_size": ROWS})]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    options = ["--trainer", kind, "--settings", json.dumps(settings | {"mini_batch_size": ROWS})]
+    launch_two(SCRIPT, models, tmp_path / "two", "--no_dropout", *options)
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["world_size"] == 2
     for name in ("loss", "grad_norm"):

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from conftest import make_tiny_collection, make_tiny_retriever, with_passages
+from conftest import make_tiny_collection, with_passages, write_recipe
 
 from hf_ar2.cards.guard import guard_sentence, guard_table
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.recipes import guard as module
 from hf_ar2.recipes.guard import load_guard
-from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.recipes.sampled import sample_of
@@ -24,19 +24,16 @@ from hf_ar2.report.page.page import other_texts
 
 
 @pytest.fixture(scope="module")
-def body(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> dict:
+def body(home: Path) -> dict:
     """A warm-up over the tiny collection; another such collection is in `others`."""
-    folder = tmp_path_factory.mktemp("guard")
-    make_tiny_retriever(folder / "light")
-    tiny_collection.save(folder / "data")
-    make_tiny_collection(seed=1).save(folder / "others")
+    make_tiny_collection(seed=1).save(home / "others")
     args = {"max_passage_length": 32, "use_cpu": True, "bf16": False, "disable_tqdm": True}
     args |= {"eval_strategy": "no", "eval_on_start": False, "learning_rate": 1e-3, "max_steps": 6}
     rows = {"zero-shot": {"retriever": "light"}, "warm-up": {"retriever": "retriever"}}
     return {
         "name": "tiny",
-        "collection": str(folder / "data"),
-        "models": {"light": {"model": str(folder / "light"), "max_length": 32, "dropout": 0.0}},
+        "collection": str(home / "data"),
+        "models": {"light": {"model": str(home / "retriever"), "max_length": 32, "dropout": 0.0}},
         "args": args,
         "stages": {"retriever": {"trainer": "retriever", "retriever": "light"}},
         "evaluation": {
@@ -50,11 +47,11 @@ def body(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) 
 
 
 def recipe_of(body: dict, folder: Path, **overrides: str) -> Recipe:
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(body, sort_keys=False))
+    path = write_recipe(folder / "tiny.yaml", body)
     return load_recipe(path, {"output_dir": str(folder / "run"), **overrides})
 
 
+@pytest.mark.slow
 def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
     body: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,13 +82,13 @@ def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
         raise AssertionError("it was measured before")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_measured", measured_again)
+        patch.setattr(module, "_measure", measured_again)
         run_recipe(recipe_of(body, tmp_path, guard=others))
     assert json.loads((run / "guard.json").read_text()) == guard
     rows = {**body["evaluation"]["rows"], "short": {"retriever": {"from": "retriever", "max_length": 8}}}
     calls: list[object] = []
-    measure = module._measured
-    monkeypatch.setattr(module, "_measured", lambda *given: calls.append(given) or measure(*given))
+    measure = module._measure
+    monkeypatch.setattr(module, "_measure", lambda *given: calls.append(given) or measure(*given))
     run_recipe(
         recipe_of({**body, "evaluation": {**body["evaluation"], "rows": rows}}, tmp_path, guard=others)
     )
@@ -104,7 +101,7 @@ def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
     assert "How it does on other texts" in " ".join((run / "retriever" / "README.md").read_text().split())
 
 
-def test_a_row_that_is_not_there_has_no_sentence_and_a_model_of_no_row_has_a_line() -> None:
+def test_a_missing_row_has_no_sentence_and_a_model_without_row_has_a_line() -> None:
     test = {"difference": -0.1, "p_value": 0.01, "wins": 1, "losses": 5, "ties": 2}
     before = {"retriever": "base", "metrics": {"mrr@10": 0.9}}
     rows = {"AR2": {"retriever": "ar2", "metrics": {"mrr@10": 0.8}, "test": test}}
@@ -150,7 +147,7 @@ def test_a_large_guard_is_sampled_with_all_that_is_relevant(
     assert str(guard.report) == "test: 8 queries, 100 of 300 passages"
 
 
-def test_a_guard_that_cannot_be_is_refused_before_anything_is_trained(body: dict, tmp_path: Path) -> None:
+def test_an_invalid_guard_is_an_error_before_anything_is_trained(body: dict, tmp_path: Path) -> None:
     unjudged = load_collection(body["collection"])
     unjudged.qrels = {"heldout": unjudged.qrels["test"]}
     unjudged.save(tmp_path / "unjudged")

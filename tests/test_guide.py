@@ -24,7 +24,7 @@ from tiny_writers import make_tiny_writers
 from hf_ar2.collections import load_collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.launch import find_recipe
-from hf_ar2.recipes.recipe import load_recipe
+from hf_ar2.recipes.loading import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TEXT = (RECIPES / "bring-your-own-corpus.md").read_text(encoding="utf-8")
@@ -130,6 +130,7 @@ def push(arguments: list[str]) -> None:
     assert "tester/mine-retriever" in done.stdout and "tester/mine-ranker" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_guide_runs_from_its_first_command_to_its_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

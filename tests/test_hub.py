@@ -18,19 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import make_tiny_collection, make_tiny_ranker, make_tiny_retriever
+from conftest import make_tiny_collection
 
 from hf_ar2.cards import hub
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    return folder
 
 
 @pytest.fixture(scope="module")

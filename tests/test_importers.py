@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_tokenizer
+from conftest import make_tiny_tokenizer, tiny_config
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from transformers import AutoConfig, BertConfig, BertModel, ErnieConfig
+from transformers import AutoConfig, BertModel, ErnieConfig
 
 from hf_ar2 import load_ranker, load_retriever
 from hf_ar2.cards.usage import ranker_usage
@@ -27,16 +27,7 @@ PASSAGES = ["the brave badger guards a apple in the attic at dawn", "the calm ly
 
 def make_encoder(seed: int, eps: float = 1e-12) -> BertModel:
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(make_tiny_tokenizer()),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        layer_norm_eps=eps,
-    )
-    model = BertModel(config).eval()
+    model = BertModel(tiny_config(layer_norm_eps=eps)).eval()
     for parameter in model.parameters():  # biases and norms that are not at their start
         torch.nn.init.normal_(parameter, std=0.3)
     return model

@@ -9,14 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 import yaml
-from conftest import make_tiny_ranker, make_tiny_retriever
+from conftest import make_tiny_ranker, make_tiny_retriever, served
 
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import qrels_of, question_id, read_judged, write_judged
@@ -152,13 +151,8 @@ def test_the_end_of_the_input_and_ctrl_c_end_it_and_keep_all(
 def server(labelling: Labelling) -> Iterator[LabelServer]:
     with LabelServer(0) as server:
         server.labelling, server.run = labelling, "runs/mine"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
+        with served(server):
             yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def request(
@@ -296,6 +290,7 @@ def test_what_is_wrong_is_said_before_models_are_loaded(
     assert "no-run is no run folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_is_served_until_ctrl_c(run: Path, asked: Path) -> None:
     start = (
         "import signal, sys; from hf_ar2.command_line.main import main; "

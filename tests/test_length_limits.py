@@ -47,6 +47,7 @@ def test_the_shares_are_those_of_the_texts_that_the_tokenizer_cuts(
         assert found["pairs"] == (both, pairs)
 
 
+@pytest.mark.slow
 def test_a_training_says_what_is_cut_and_warns_of_queries(
     tmp_path: Path,
     tiny_collection: Collection,

@@ -416,6 +416,7 @@ def one_of_two_processes(rank: int, folder: str) -> None:
         all_gather_with_gradient(torch.zeros(1 + rank, 3))
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
     """Hard negatives, a mask, and a shared positive whose copies lie in different processes."""
     in_two_processes(one_of_two_processes, tmp_path)

@@ -25,6 +25,8 @@ from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import LTReConfig, LTReTrainer
 from hf_ar2.trainers.ltre_index import with_missed
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 LTRE = {"num_negatives": 0, "list_depth": 10, "max_steps": 6, "steps_per_round": 3}
 JPQ = {"index_factory": "OPQ8_32,PQ8", "train_centroids": True, "centroid_learning_rate": 1e-2}

@@ -9,14 +9,13 @@ import sys
 
 import faiss
 import pytest
-import yaml
-from conftest import make_tiny_collection, make_tiny_retriever, with_passages
+from conftest import make_tiny_collection, make_tiny_retriever, with_passages, write_recipe
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.command_line import main as cli
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError, row_config
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.recipes.stage_settings import row_config
 
 SHORT = ["--max_passage_length", "32", "--bf16", "false", "--disable_tqdm", "true", "--ltre.list_depth", "10"]
 # What is tuned is served, whatever eight queries of dev say of it.
@@ -49,6 +48,7 @@ def tune(home, *options):
     )
 
 
+@pytest.mark.slow
 def test_tuning_builds_an_index_and_reports_before_and_after(home):
     done = tune(home, "--output_dir", "plain")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -68,6 +68,7 @@ def evaluated_as_at_its_end(home, run, index, capsys, monkeypatch):
     assert not (home / run / "index").exists(), "another index was built"
 
 
+@pytest.mark.slow
 def test_tuning_takes_an_index_that_is_there(home, tmp_path, capsys, monkeypatch):
     """Encoded by hand with sentence-transformers alone, as somebody else would have."""
     model = SentenceTransformer(str(home / "tiny-retriever"), device="cpu")
@@ -86,6 +87,7 @@ def test_tuning_takes_an_index_that_is_there(home, tmp_path, capsys, monkeypatch
     assert done.returncode != 0 and "its ids are in another" in done.stderr.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_tuning_trains_centroids_and_leaves_an_index_for_plain_faiss(home, capsys, monkeypatch):
     done = tune(home, "--output_dir", "jpq", "--factory", "PQ8", "--centroids")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -110,6 +112,7 @@ def test_options_that_contradict_each_other(capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_row_names_the_exact_index_of_a_stage(home, tmp_path, capsys):
     """Nothing is kept of a Flat index, for its passages give it again: the row is searched exactly."""
     ltre = {"retriever": "ltre", "index": "ltre"}
@@ -128,7 +131,7 @@ def test_a_row_names_the_exact_index_of_a_stage(home, tmp_path, capsys):
             "rows": {"exact": {"retriever": "ltre"}, "named": ltre},
         },
     }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    write_recipe(tmp_path / "r.yaml", recipe)
     run = tmp_path / "run"
     run_recipe(load_recipe(tmp_path / "r.yaml", {"output_dir": str(run)}))
     metrics = json.loads((run / "metrics.json").read_text())
@@ -151,8 +154,7 @@ def test_a_row_names_a_stages_index_where_that_is_kept(tmp_path):
         },
         "evaluation": {"rows": {stage: {"retriever": stage, "index": stage} for stage in ("own", "given")}},
     }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    loaded = load_recipe(tmp_path / "r.yaml")
+    loaded = load_recipe(write_recipe(tmp_path / "r.yaml", recipe))
     own, given = (row_config(loaded, row, tmp_path) for row in ("own", "given"))
     assert own.index == str(tmp_path / "stages" / "own" / "searched_index")
     assert (given.index, given.index_ids) == ("a.faiss", "a.json")
@@ -165,10 +167,9 @@ def test_an_ltre_stage_needs_no_ranker_and_a_row_names_a_stages_index(tmp_path):
         "stages": {"ltre": {"trainer": "ltre", "retriever": "tiny"}},
         "evaluation": {"rows": {"a": {"retriever": "ltre", "index": "ltre"}}},
     }
-    path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path = write_recipe(tmp_path / "r.yaml", recipe)
     assert load_recipe(path).stage_args("ltre") == {"seed": 42}
     recipe["evaluation"]["rows"]["a"]["indx"] = "PQ8"
-    path.write_text(yaml.safe_dump(recipe))
+    write_recipe(path, recipe)
     with pytest.raises(RecipeError, match="unknown key 'indx'; did you mean 'index'"):
         load_recipe(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from hf_ar2.models.merging import merge_retrievers
 from hf_ar2.recipes import merging, runner
 from hf_ar2.recipes.guard import Guard, GuardSplit
 from hf_ar2.recipes.inputs import Inputs
-from hf_ar2.recipes.merge_share import SHARES, choose_share
-from hf_ar2.recipes.merging import merge, values_of_shares
-from hf_ar2.recipes.recipe import Recipe, RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.merging import SHARES, choose_share, merge, values_of_shares
+from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.runner import load_model, run_recipe
 from hf_ar2.recipes.sampled import reduced, values_among
 from hf_ar2.search.system import SearchSystem, Settings
@@ -228,6 +229,7 @@ def weights_of(folder: Path | str) -> dict[str, torch.Tensor]:
     return dict(SentenceTransformer(str(folder), device="cpu").named_parameters())
 
 
+@pytest.mark.slow
 def test_a_recipe_merges_evaluates_and_says_so_on_the_card(
     body: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +256,7 @@ def test_a_recipe_merges_evaluates_and_says_so_on_the_card(
         run_recipe(recipe_of(body, tmp_path, **{"merged.share": "0.5"}))
 
 
+@pytest.mark.slow
 def test_the_base_is_cut_as_the_trained_one_was(body: dict, tmp_path: Path) -> None:
     stages = {**body["stages"]["retriever"], "retriever": {"from": "light", "layers": [1]}}
     cut = {**body, "stages": {**body["stages"], "retriever": stages}}
@@ -266,6 +269,7 @@ def test_the_base_is_cut_as_the_trained_one_was(body: dict, tmp_path: Path) -> N
         assert torch.equal(weight, expected)
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_chose_by_and_comes_to_the_same_after_an_interruption(
     body: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +310,7 @@ def test_headings_choose_no_share(
         recipe = recipe_of(with_merge(body, retriever="other", args={"base": "light"}), tmp_path)
         run = tmp_path / "run"
         (run / "stages" / "merged").mkdir(parents=True, exist_ok=True)
-        return merge(recipe, "merged", run, collection, guard, lambda *given: load_model(recipe, *given, run))
+        return merge(recipe, "merged", run, collection, guard, partial(load_model, recipe, run))
 
     report = choose(["heading"] * 40)
     assert report["settings"]["share"] == 0.5 and "dev" not in report["chosen"]
@@ -322,10 +326,10 @@ def test_headings_choose_no_share(
 def test_merges_that_cannot_be_are_refused_before_anything_is_trained(body: dict, tmp_path: Path) -> None:
     cases = [
         ({"args": {"share": "half"}}, r"stages.merged.args: share='half': expected a number between 0 and 1"),
-        ({"args": {"base": "ligth"}}, r"args.base: 'ligth' is no model; did you mean 'light'"),
+        ({"args": {"base": "ligth"}}, r"args.base: 'ligth' is not a model; did you mean 'light'"),
         ({"args": {"shares": 0.3}}, "unknown key 'shares'; did you mean 'share'"),
         ({"ranker": "retriever"}, "merged.ranker: a stage that merges takes a retriever"),
-        ({"retriever": "light"}, "merged.retriever: 'light' is the base too"),
+        ({"retriever": "light"}, "merged.retriever: 'light' is also the base"),
         ({"retriever": {"from": "retriever", "separate_towers": True}}, "it has separate_towers"),
     ]
     for fields, message in cases:

@@ -53,6 +53,7 @@ def test_every_folder_with_code_is_named_in_pyproject() -> None:
     assert found == set(SETTINGS["tool"]["setuptools"]["packages"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", FOLDERS)
 def test_the_folders_at_the_top_are_importable_as_subpackages(package: str, tmp_path: Path) -> None:
     code = f"import importlib; print(importlib.import_module({package!r}).__path__[0])"
@@ -101,6 +102,7 @@ def test_dependencies_point_one_way() -> None:
     assert list(TopologicalSorter(arrows).static_order())  # raises CycleError where there is a circle
 
 
+@pytest.mark.slow
 def test_the_package_imports_quickly_and_without_torch() -> None:
     """Names are handed on lazily, so that `hf-ar2 --help` need not wait for torch."""
     code = "import sys, hf_ar2; print([m for m in ('torch', 'transformers', 'faiss') if m in sys.modules])"
@@ -108,6 +110,7 @@ def test_the_package_imports_quickly_and_without_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_another_choice_of_what_is_installed_installs_again(tmp_path):
     def steps(*arguments: str) -> str:

@@ -143,6 +143,7 @@ def trainer(tmp_path: Path, tiny_collection: Collection) -> RetrieverTrainer:
     )
 
 
+@pytest.mark.slow
 def test_without_a_terminal_a_short_training_prints_little_and_logs_everything(
     trainer: RetrieverTrainer, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +157,7 @@ def test_without_a_terminal_a_short_training_prints_little_and_logs_everything(
     assert sum("loss" in entry for entry in trainer.state.log_history) == 8, "trackers are sent every entry"
 
 
+@pytest.mark.slow
 def test_on_a_terminal_every_entry_is_printed_above_a_bar_unless_that_is_disabled(
     trainer: RetrieverTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from conftest import make_tiny_ranker, make_tiny_retriever
+from conftest import write_recipe
 
 from hf_ar2.collections import Collection, CollectionError
 from hf_ar2.collections.questions import (
@@ -23,7 +22,8 @@ from hf_ar2.collections.questions import (
     write_judged,
 )
 from hf_ar2.command_line import main as cli
-from hf_ar2.recipes.recipe import RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.runner import run_recipe
 
 
@@ -137,21 +137,12 @@ def test_damaged_judgments_are_an_error(asked: Path, lines: str, message: str) -
 # --- a run
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    make_tiny_retriever(folder / "retriever")
-    make_tiny_ranker(folder / "ranker")
-    tiny_collection.save(folder / "data")
-    return folder
-
-
-def recipe_file(parts: Path, folder: Path, **fields: object) -> Path:
+def recipe_file(home: Path, folder: Path, **fields: object) -> Path:
     """One stage of two steps, and a row before and after it."""
     recipe = {
         "name": "tiny",
-        "collection": str(parts / "data"),
-        "models": {"light": {"model": str(parts / "retriever")}, "heavy": {"model": str(parts / "ranker")}},
+        "collection": str(home / "data"),
+        "models": {"light": {"model": str(home / "retriever")}, "heavy": {"model": str(home / "ranker")}},
         "args": {
             "max_passage_length": 32,
             "max_pair_length": 48,
@@ -174,15 +165,14 @@ def recipe_file(parts: Path, folder: Path, **fields: object) -> Path:
         },
         **fields,
     }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return path
+    return write_recipe(folder / "tiny.yaml", recipe)
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_on_the_questions_and_nothing_is_trained_again(
-    asked: Path, parts: Path, tiny_collection: Collection, capsys: pytest.CaptureFixture[str]
+    asked: Path, home: Path, tiny_collection: Collection, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, path = asked.parent / "run", recipe_file(parts, asked.parent)
+    run, path = asked.parent / "run", recipe_file(home, asked.parent)
 
     def run_with(**overrides: str) -> str:
         run_recipe(load_recipe(path, {"output_dir": str(run), **overrides}))
@@ -242,11 +232,12 @@ def metrics_of(said: str, system: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 def test_without_judgments_the_run_says_how_to_make_them_and_goes_on(
-    asked: Path, parts: Path, capsys: pytest.CaptureFixture[str]
+    asked: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     qrels_of(asked).unlink()
-    run, path = asked.parent / "run", recipe_file(parts, asked.parent, questions=str(asked))
+    run, path = asked.parent / "run", recipe_file(home, asked.parent, questions=str(asked))
     run_recipe(load_recipe(path, {"output_dir": str(run)}))
     said = capsys.readouterr().out
     assert f"Judge what is found: hf-ar2 label {run} {asked}" in said and "hf-ar2 search" in said
@@ -257,10 +248,10 @@ def test_without_judgments_the_run_says_how_to_make_them_and_goes_on(
 
 
 def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_trained(
-    asked: Path, parts: Path, caplog: pytest.LogCaptureFixture
+    asked: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
-    run, path = asked.parent / "run", recipe_file(parts, asked.parent)
+    run, path = asked.parent / "run", recipe_file(home, asked.parent)
     with pytest.raises(RecipeError, match="questions: absent.txt: no such file"):
         run_recipe(load_recipe(path, {"output_dir": str(run), "questions": "absent.txt"}))
     qrels_of(asked).write_text("nonsense\n")

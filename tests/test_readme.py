@@ -25,7 +25,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.launch import shipped_recipes
 from hf_ar2.recipes import study
-from hf_ar2.recipes.recipe import load_recipe
+from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.run import parse_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -275,6 +275,7 @@ SCRIPTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("document", "line"), SCRIPTS)
 def test_python_runs(
     document: str, line: int, tmp_path, monkeypatch, tiny_retriever_path, tiny_ranker_path, tiny_collection

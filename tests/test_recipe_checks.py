@@ -1,25 +1,24 @@
-"""What a recipe is refused for before anything is trained, and what a run notes of what it read."""
+"""Errors in a recipe that show before anything is trained, and the hashes of what a run read."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
-from conftest import make_tiny_collection, make_tiny_retriever
+from conftest import make_tiny_collection, make_tiny_retriever, write_recipe
+from two_processes import launch_two
 
 from hf_ar2.recipes import run as script
 from hf_ar2.recipes import runner
-from hf_ar2.recipes.recipe import load_recipe
+from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.runner import run_recipe
 
 QUICK = {
     "per_device_train_batch_size": 4,
     "max_passage_length": 32,
-    "num_negatives": 3,  # of no concern to a row
+    "num_negatives": 3,  # which rows do not have
     "eval_strategy": "no",
     "eval_on_start": False,
     "save_strategy": "no",
@@ -70,12 +69,7 @@ def recipe(tmp_path):
             },
         },
     }
-    return written(tmp_path / "tiny.yaml", body)
-
-
-def written(path, body):
-    path.write_text(yaml.safe_dump(body, sort_keys=False))
-    return path
+    return write_recipe(tmp_path / "tiny.yaml", body)
 
 
 def started(path, *overrides):
@@ -112,7 +106,7 @@ def started(path, *overrides):
         ),
     ],
 )
-def test_what_would_fail_in_a_later_stage_is_refused_before_the_first(recipe, key, value, message):
+def test_errors_of_later_stages_show_before_the_first(recipe, key, value, message):
     override = [f"--{key}", value]
     if key.endswith("eval_strategy"):
         override += ["--joint.eval_depth", "20"]
@@ -121,7 +115,7 @@ def test_what_would_fail_in_a_later_stage_is_refused_before_the_first(recipe, ke
     assert not (recipe.parent / "run").exists()
 
 
-def test_what_a_user_can_mend_is_said_in_a_line_unless_the_place_is_asked_for(recipe, monkeypatch):
+def test_an_error_that_the_user_can_fix_is_one_line_unless_a_traceback_is_wanted(recipe, monkeypatch):
     with pytest.raises(SystemExit, match="^recipe: .*absent"):
         started(recipe, "--collection", str(recipe.parent / "absent"))
     with pytest.raises(SystemExit, match="^recipe: .*no-such-model"):
@@ -131,7 +125,7 @@ def test_what_a_user_can_mend_is_said_in_a_line_unless_the_place_is_asked_for(re
         started(recipe, "--collection", str(recipe.parent / "absent"))
 
 
-# ---- What a run notes of what it read -------------------------------------------------------------------------------
+# ---- Hashes of what a run read --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -139,11 +133,12 @@ def done(recipe):
     """The recipe, run without its last two stages, which nothing here is about."""
     body = yaml.safe_load(recipe.read_text())
     body["stages"] = {"warm-up": body["stages"]["warm-up"]}
-    started(written(recipe, body))
+    started(write_recipe(recipe, body))
     return recipe
 
 
-def test_changed_contents_are_refused_as_other_settings_are(done, capsys):
+@pytest.mark.slow
+def test_changed_inputs_are_an_error(done, capsys):
     run, data = done.parent / "run", done.parent / "data"
     started(done)
     assert "done before" in capsys.readouterr().out
@@ -172,8 +167,9 @@ def test_changed_contents_are_refused_as_other_settings_are(done, capsys):
     ).read_text() != before  # evaluated again, without a stage
 
 
-def test_a_run_without_notes_is_taken_as_it_is(done, capsys):
-    """As runs were left before there were notes: a study reads them, and goes on with them."""
+@pytest.mark.slow
+def test_a_run_without_hashes_of_its_inputs_is_continued(done, capsys):
+    """Runs of earlier versions have none; a study reads and continues them."""
     run = done.parent / "run"
     (run / "stages" / "warm-up" / "inputs.json").unlink()
     for key in (run / "evaluation").glob("*/key.json"):
@@ -188,6 +184,7 @@ def test_a_run_without_notes_is_taken_as_it_is(done, capsys):
     assert "done before" in capsys.readouterr().out and found.stat().st_mtime_ns == written_at
 
 
+@pytest.mark.slow
 def test_a_split_of_one_query_is_measured_and_not_tested(done):
     qrels = done.parent / "data" / "qrels" / "test.tsv"
     qrels.write_text("".join(qrels.read_text().splitlines(keepends=True)[:2]))
@@ -210,17 +207,14 @@ def test_ctrl_c_in_a_stage_exits_as_a_shell_expects(recipe, monkeypatch):
 # ---- Two processes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_in_two_processes_measures_what_one_does(done):
     """Half of the lists each, the same steps, and one folder that is written once."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", script.__file__, str(done)]
-    command += ["--output_dir", str(done.parent / "two"), "--per_device_train_batch_size", "2"]
-    launched = subprocess.run(command, capture_output=True, text=True)
-    assert launched.returncode == 0, launched.stderr[-3000:]
     one, two = done.parent / "run", done.parent / "two"
+    options = ["--output_dir", two, "--per_device_train_batch_size", "2"]
+    printed = launch_two(script.__file__, done, *options)
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
-    assert launched.stdout.count("[1/1] warm-up") == 1 and launched.stdout.count("hf-ar2 search") == 1
+    assert printed.count("[1/1] warm-up") == 1 and printed.count("hf-ar2 search") == 1
     found, expected = (json.loads((run / "metrics.json").read_text()) for run in (two, one))
     assert found == expected
     logs = [json.loads((run / "stages/warm-up/trainer_state.json").read_text()) for run in (one, two)]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from conftest import make_tiny_ranker, make_tiny_retriever
+from conftest import write_recipe
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.command_line import main as cli
 from hf_ar2.recipes import runner
-from hf_ar2.recipes.recipe import CONFIGS, RecipeError, load_recipe
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import CONFIGS, RecipeError
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.search.system import read_run
@@ -28,16 +28,13 @@ QUICK = {
 }
 
 
-def tiny_recipe(folder, collection) -> dict:
-    """A recipe in three stages over tiny models and the tiny collection."""
-    make_tiny_retriever(folder / "tiny-retriever")
-    make_tiny_ranker(folder / "tiny-ranker")
-    collection.save(folder / "data")
+def tiny_recipe(home: Path) -> dict:
+    """A recipe in three stages over the tiny models and the tiny collection."""
     return {
         "name": "tiny",
-        "collection": str(folder / "data"),
+        "collection": str(home / "data"),
         "seed": 3,
-        "models": {"light": {"model": str(folder / "tiny-retriever"), "max_length": 32, "dropout": 0.0}},
+        "models": {"light": {"model": str(home / "retriever"), "max_length": 32, "dropout": 0.0}},
         "args": {**QUICK, "max_passage_length": 32, "max_pair_length": 48, "use_cpu": True, "bf16": False},
         "stages": {
             "retriever": {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 4}},
@@ -81,13 +78,8 @@ def tiny_recipe(folder, collection) -> dict:
 
 
 @pytest.fixture(scope="module")
-def body(tmp_path_factory, tiny_collection):
-    return tiny_recipe(tmp_path_factory.mktemp("recipe"), tiny_collection)
-
-
-def write(path: Path, body: dict) -> Path:
-    path.write_text(yaml.safe_dump(body, sort_keys=False))
-    return path
+def body(home):
+    return tiny_recipe(home)
 
 
 def changed(body: dict, path: str, value: object) -> dict:
@@ -101,7 +93,7 @@ def changed(body: dict, path: str, value: object) -> dict:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_shipped_recipe_is_sound(path, tmp_path):
+def test_every_shipped_recipe_is_valid(path, tmp_path):
     recipe = load_recipe(path)
     assert recipe.stages and recipe.evaluation["rows"]
     for stage, body in recipe.stages.items():
@@ -110,11 +102,12 @@ def test_every_shipped_recipe_is_sound(path, tmp_path):
             settings |= {"output_dir": str(tmp_path), "use_cpu": True}
         if body.get("lists"):
             settings["train_lists"] = body["lists"]
-        CONFIGS[body["trainer"]](**settings)  # refuses what does not fit together
+        CONFIGS[body["trainer"]](**settings)  # raises if settings do not fit each other
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys):
-    path = write(tmp_path / "tiny.yaml", body)
+    path = write_recipe(tmp_path / "tiny.yaml", body)
     run = tmp_path / "run"
     recipe = load_recipe(path, {"output_dir": str(run)})
     run_recipe(recipe)
@@ -150,8 +143,9 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     assert (run / "recipe.yaml").read_text() == header  # what is there still says how it was made
 
 
-def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_path, capsys):
-    ranker = str(Path(body["models"]["light"]["model"]).with_name("tiny-ranker"))
+@pytest.mark.slow
+def test_the_run_has_the_models_of_the_last_row_and_no_earlier_ones(body, tmp_path, capsys):
+    ranker = str(Path(body["models"]["light"]["model"]).with_name("ranker"))
     rows = {"both": {"retriever": "retriever", "ranker": {"from": "heavy", "max_length": 40}}}
     recipe = {
         **body,
@@ -163,7 +157,7 @@ def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_pa
 
     def evaluated(rows: dict) -> None:
         recipe["evaluation"]["rows"] = rows
-        run_recipe(load_recipe(write(tmp_path / "tiny.yaml", recipe), {"output_dir": str(run)}))
+        run_recipe(load_recipe(write_recipe(tmp_path / "tiny.yaml", recipe), {"output_dir": str(run)}))
 
     evaluated(rows)  # a ranker that no stage trained
     saved, pairs = (
@@ -199,9 +193,10 @@ def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_pa
         read_run(run)
 
 
+@pytest.mark.slow
 def test_with_a_rerank_depth_of_0_retrievers_are_alone(body, tmp_path, capsys):
     """Not in the table, not on the report page, not among the run files, even where one was evaluated before."""
-    ranker = str(Path(body["models"]["light"]["model"]).with_name("tiny-ranker"))
+    ranker = str(Path(body["models"]["light"]["model"]).with_name("ranker"))
     rows = {"before": {"retriever": "light"}, "both": {"retriever": "light", "ranker": "heavy"}}
     recipe = {**body, "models": {**body["models"], "heavy": {"model": ranker}}, "stages": {}}
     recipe["evaluation"] = {**body["evaluation"], "splits": ["test"], "rows": rows}
@@ -209,7 +204,7 @@ def test_with_a_rerank_depth_of_0_retrievers_are_alone(body, tmp_path, capsys):
     tables = {}
     for depth in (5, 0):
         overrides = {"output_dir": str(run), "evaluation.rerank_depth": str(depth)}
-        run_recipe(load_recipe(write(tmp_path / "tiny.yaml", recipe), overrides))
+        run_recipe(load_recipe(write_recipe(tmp_path / "tiny.yaml", recipe), overrides))
         tables[depth] = capsys.readouterr().out
         assert (run / "runs" / "both" / "test.pipeline.trec").is_file() == (depth > 0)
     assert "pipeline MRR@10" in tables[5] and "pipeline MRR@10" not in tables[0]
@@ -226,18 +221,18 @@ def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
         "args.max_pasage_length": (3, "did you mean 'max_passage_length'"),
         "stages.ar2.args.num_negative": (3, "did you mean 'num_negatives'"),
         "stages.ar2.trainer": ("ar3", "expected one of retriever, ranker, ar2, rocketqa-v2, ltre, augment"),
-        "stages.ar2.ranker": ("rankr", "no model or earlier stage; did you mean 'ranker'"),
+        "stages.ar2.ranker": ("rankr", "not a model or an earlier stage; did you mean 'ranker'"),
         "models.light.layer": ([0], "did you mean 'layers'"),
         "evaluation.rerank": (3, "did you mean 'rerank_depth'"),
         "evaluation.rows": ({"warm up": {"retriever": "light"}}, "white space in the row's"),
     }
     for path, (value, message) in cases.items():
         with pytest.raises(RecipeError, match=message):
-            load_recipe(write(tmp_path / "wrong.yaml", changed(body, path, value)))
+            load_recipe(write_recipe(tmp_path / "wrong.yaml", changed(body, path, value)))
 
 
 def test_command_line_values_override_fields_settings_and_stages(body, tmp_path):
-    path = write(tmp_path / "tiny.yaml", body)
+    path = write_recipe(tmp_path / "tiny.yaml", body)
     name, overrides = parse_arguments(
         [
             str(path),
@@ -256,7 +251,7 @@ def test_command_line_values_override_fields_settings_and_stages(body, tmp_path)
     assert recipe.stage_key("retriever") != load_recipe(path).stage_key("retriever")
     with pytest.raises(RecipeError, match="did you mean 'num_rounds'"):
         load_recipe(path, {"num_round": "3"})
-    with pytest.raises(RecipeError, match="'arr2' is no stage; did you mean 'ar2'"):
+    with pytest.raises(RecipeError, match="'arr2' is not a stage; did you mean 'ar2'"):
         load_recipe(path, {"arr2.num_rounds": "3"})
     with pytest.raises(RecipeError, match="a value is missing"):
         parse_arguments([str(path), "--seed"])
@@ -314,8 +309,9 @@ def weights(run: Path, stage: str) -> dict:
     )
 
 
+@pytest.mark.slow
 def test_four_steps_of_rocketqa_run_and_continue_where_they_stopped(rocketqa, tmp_path, capsys, monkeypatch):
-    path = write(tmp_path / "rocketqa.yaml", rocketqa)
+    path = write_recipe(tmp_path / "rocketqa.yaml", rocketqa)
     whole, stopped = (
         load_recipe(path, {"output_dir": str(tmp_path / name)}) for name in ("whole", "stopped")
     )
@@ -363,24 +359,24 @@ def test_lists_are_taken_from_earlier_stages_that_write_them(rocketqa, tmp_path)
         ),
         "stages.pseudo.lists": (["denoised"], "writes lists and takes none"),
         "stages.retriever-2.lists": ("denoised", "expected a list"),
-        "stages.retriever-1.retriever": ("denoised", "'denoised' is no model or earlier stage"),
+        "stages.retriever-1.retriever": ("denoised", "'denoised' is not a model or an earlier stage"),
         "stages.denoised.args.thresholds": ("absolute", "need probabilities of relevance"),
         "stages.denoised.args.deep": (5, "did you mean 'depth'"),
     }
     for path, (value, message) in cases.items():
         with pytest.raises(RecipeError, match=message):
-            load_recipe(write(tmp_path / "wrong.yaml", changed(rocketqa, path, value)))
+            load_recipe(write_recipe(tmp_path / "wrong.yaml", changed(rocketqa, path, value)))
 
 
 def test_other_lists_make_another_stage(rocketqa, tmp_path):
-    path = write(tmp_path / "rocketqa.yaml", rocketqa)
+    path = write_recipe(tmp_path / "rocketqa.yaml", rocketqa)
     before, after = load_recipe(path), load_recipe(path, {"denoised.depth": "11"})
     differ = [stage for stage in rocketqa["stages"] if before.stage_key(stage) != after.stage_key(stage)]
     assert differ == ["denoised", "retriever-1", "pseudo", "retriever-2"]
 
 
 def test_a_missing_file_of_queries_is_found_before_anything_is_trained(rocketqa, tmp_path):
-    path = write(tmp_path / "rocketqa.yaml", rocketqa)
+    path = write_recipe(tmp_path / "rocketqa.yaml", rocketqa)
     recipe = load_recipe(path, {"output_dir": str(tmp_path / "run"), "pseudo.unlabelled": "absent.jsonl"})
     with pytest.raises(RecipeError, match=r"stages.pseudo.args.unlabelled: absent.jsonl: no such file"):
         run_recipe(recipe)
@@ -390,22 +386,21 @@ def test_a_missing_file_of_queries_is_found_before_anything_is_trained(rocketqa,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"splits": ["dev"]}, "evaluation.report_split: 'test' is none of the splits dev"),
+        ({"splits": ["dev"]}, "evaluation.report_split: found 'test', expected one of the splits dev"),
         ({"splits": ["valid"]}, "evaluation: data has no split 'valid'; it has train, dev, test"),
         ({"metrics": ["mrr10"]}, "evaluation: unknown metric 'mrr10'"),
-        ({"metrics": ["mrr@10", "recall@50"]}, "recall@50 cannot be computed of the 20 passages"),
-        ({"test_metric": "recall@10"}, "evaluation.test_metric: 'recall@10' is none of the metrics mrr@10,"),
+        ({"metrics": ["mrr@10", "recall@50"]}, "recall@50 cannot be computed from the 20 passages"),
+        ({"test_metric": "recall@10"}, "test_metric: found 'recall@10', expected one of the metrics mrr@10,"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
-    body, tmp_path, settings, message
-):
-    path = write(tmp_path / "r.yaml", {**body, "evaluation": {**body["evaluation"], **settings}})
+def test_an_impossible_evaluation_is_an_error_before_anything_is_trained(body, tmp_path, settings, message):
+    path = write_recipe(tmp_path / "r.yaml", {**body, "evaluation": {**body["evaluation"], **settings}})
     with pytest.raises(RecipeError, match=message):
         run_recipe(load_recipe(path, {"output_dir": str(tmp_path / "run")}))
     assert not (tmp_path / "run" / "stages").exists()
 
 
+@pytest.mark.slow
 def test_rocketqa_v2_trains_both_models_on_the_lists_of_a_stage(rocketqa, tmp_path, capsys):
     body = json.loads(json.dumps(rocketqa))
     steps = {name: body["stages"][name] for name in ("retriever-0", "ranker", "denoised")}
@@ -419,7 +414,7 @@ def test_rocketqa_v2_trains_both_models_on_the_lists_of_a_stage(rocketqa, tmp_pa
     }
     rows = {"RocketQAv2": {"retriever": "joint", "ranker": "joint"}}
     body |= {"stages": steps, "evaluation": body["evaluation"] | {"rows": rows}}
-    path = write(tmp_path / "v2.yaml", body)
+    path = write_recipe(tmp_path / "v2.yaml", body)
     run_recipe(load_recipe(path, {"output_dir": str(tmp_path / "run")}))
     assert "RocketQAv2" in capsys.readouterr().out
     log = json.loads((tmp_path / "run" / "stages" / "joint" / "trainer_state.json").read_text())

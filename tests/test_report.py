@@ -238,6 +238,7 @@ def test_what_was_not_logged_is_left_out(tmp_path, history, metrics):
     assert (tmp_path / "report.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_tables_need_no_matplotlib():
     import subprocess
 

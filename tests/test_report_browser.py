@@ -20,6 +20,8 @@ from hf_ar2.collections import Collection
 from hf_ar2.report.page import read_runs, render_page
 from hf_ar2.report.page.page import page_data, page_of
 
+pytestmark = pytest.mark.slow
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra 'dev'")
 
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -39,13 +39,6 @@ DTYPES = {"u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "f32": np.float32}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    tiny_collection.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_collection: Collection) -> Path:
     return make_tiny_run(tmp_path_factory.mktemp("runs") / "tiny", str(data), tiny_collection)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 import torch.distributed as dist
 from tiny_ar2 import settings_of, without_dropout
 from torch import Tensor
-from two_processes import in_two_processes
+from two_processes import in_two_processes, launch_two
 
 from hf_ar2.losses import in_batch_contrastive_loss, pairwise_contrastive_loss, passage_centric_loss
 from hf_ar2.models.loading import load_retriever
@@ -206,6 +204,7 @@ def one_of_two_processes(rank: int, folder: str) -> None:
     np.savez(f"{folder}/{rank}.npz", **found)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     """The processes hold unequally many pairs, so that a mean of their means would be another number."""
     in_two_processes(one_of_two_processes, tmp_path)
@@ -301,17 +300,14 @@ def test_negatives_come_from_stored_lists_where_nothing_is_mined(models, tmp_pat
         assert negative in negatives[query]
 
 
+@pytest.mark.slow
 def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection):
     settings = {name: value for name, value in SETTINGS.items() if name != "output_dir"}
     settings |= {"passage_weight": 0.3, "contrast": "pairwise"}
     one = trained(models, tmp_path / "one", tiny_collection, **settings)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", str(SCRIPT), str(models), str(tmp_path / "two"), "--no_dropout"]
-    command += ["--trainer", "retriever"]
-    command += ["--settings", json.dumps({**settings, "per_device_train_batch_size": 2})]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    settings |= {"per_device_train_batch_size": 2}
+    options = ["--trainer", "retriever", "--settings", json.dumps(settings)]
+    launch_two(SCRIPT, models, tmp_path / "two", "--no_dropout", *options)
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["world_size"] == 2
     np.testing.assert_allclose(losses(two["log"]), losses(one.state.log_history), rtol=1e-4)

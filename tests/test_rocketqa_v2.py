@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_ar2 import settings_of, without_dropout
+from two_processes import launch_two
 
 from hf_ar2.models.joint import embed, score_pairs
 from hf_ar2.models.loading import load_ranker, load_retriever
@@ -27,6 +28,8 @@ from hf_ar2.trainers import (
 from hf_ar2.trainers.rocketqa_v2 import compared
 from hf_ar2.training_lists.pool import CandidatePool
 from hf_ar2.training_lists.sampler import ListSampler
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 SETTINGS = settings_of(RocketQAv2Config) | {
@@ -211,8 +214,8 @@ def test_accumulated_steps_equal_one_large_batch(models, tmp_path, tiny_collecti
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
 
 
-def run_script(models, output, *options, settings, launcher=()):
-    command = [sys.executable, *launcher, str(SCRIPT), str(models), str(output), "--trainer", "rocketqa-v2"]
+def run_script(models, output, *options, settings):
+    command = [sys.executable, str(SCRIPT), str(models), str(output), "--trainer", "rocketqa-v2"]
     command += ["--settings", json.dumps({**SETTINGS, **settings}), *options]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -220,24 +223,9 @@ def run_script(models, output, *options, settings, launcher=()):
 def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection):
     one = joint(models, tmp_path / "one", tiny_collection, dropout=False)
     one.train()
-    launcher = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = run_script(
-        models,
-        tmp_path / "two",
-        "--no_dropout",
-        settings={"per_device_train_batch_size": 2},
-        launcher=launcher,
-    )
-    assert done.returncode == 0, done.stderr
+    settings = json.dumps({**SETTINGS, "per_device_train_batch_size": 2})
+    options = ["--trainer", "rocketqa-v2", "--settings", settings, "--no_dropout"]
+    launch_two(SCRIPT, models, tmp_path / "two", *options)
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["world_size"] == 2
     np.testing.assert_allclose(losses(two["log"]), losses(one.state.log_history), rtol=1e-4)

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from conftest import make_tiny_ranker, make_tiny_retriever
+from conftest import make_tiny_ranker, make_tiny_retriever, served
 from datasets import Dataset
 
 import hf_ar2
@@ -59,13 +59,8 @@ def system(
 def serving(system: SearchSystem) -> Iterator[SearchServer]:
     with SearchServer("127.0.0.1", 0) as server:
         server.system = system
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
+        with served(server):
             yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +191,7 @@ def run(tmp_path: Path, tiny_collection: Collection) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_prints_where_it_is_and_ends_cleanly_on_ctrl_c(run: Path) -> None:
     # Who is started in the background may have been told to ignore Ctrl-C.
     start = (

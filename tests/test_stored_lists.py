@@ -7,7 +7,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_ranker, make_tiny_retriever
 from datasets import Dataset
 from tiny_ar2 import settings_of
 
@@ -27,12 +26,8 @@ QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "retriever": make_tiny_retriever(folder / "tiny-retriever"),
-        "ranker": make_tiny_ranker(folder / "tiny-ranker"),
-    }
+def models(tiny_retriever_path, tiny_ranker_path):
+    return {"retriever": tiny_retriever_path, "ranker": tiny_ranker_path}
 
 
 def write(folder, lists, extra=None):
@@ -124,6 +119,7 @@ def test_only_the_kinds_that_were_asked_for_are_taken(models, tmp_path, tiny_col
         joint(models, tmp_path, tiny_collection, train_lists=[lone], train_list_kinds=["pseudo"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mine", [True, False])
 def test_every_trainer_takes_them(models, tmp_path, tiny_collection, folder, mine):
     settings = QUIET | {"train_lists": [folder], "mine": mine, "max_steps": 8, "num_negatives": 2}
@@ -175,6 +171,7 @@ def test_lists_of_evaluated_queries_are_named(models, tmp_path, tiny_collection,
     assert "1 of the stored lists are of queries of eval_split='dev'" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_lists_it_began_with(models, tmp_path, tiny_collection, folder):
     settings = {"train_lists": [folder], "save_strategy": "steps", "save_steps": 4, "logging_steps": 2}
 

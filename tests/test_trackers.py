@@ -103,6 +103,7 @@ def tensorboard_curves(folder: Path) -> dict[str, dict[int, float]]:
     }
 
 
+@pytest.mark.slow
 def test_the_three_are_sent_the_same(
     tmp_path: Path,
     trackers: dict[str, Any],

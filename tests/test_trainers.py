@@ -16,6 +16,7 @@ from conftest import with_passages
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny_ar2 import SETTINGS, without_dropout
 from transformers import AutoModel, AutoModelForSequenceClassification, EarlyStoppingCallback
+from two_processes import launch_two
 
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
@@ -27,6 +28,8 @@ from hf_ar2.trainers import (
     RetrieverTrainer,
 )
 from hf_ar2.trainers.refusals import refuse_what_cannot_work
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 WARM_UP = {k: v for k, v in SETTINGS.items() if k in {f.name for f in dataclasses.fields(RankerConfig)}}
@@ -206,12 +209,8 @@ def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection
     settings = {"contrastive_weight": 0.5, "index_factory": "Flat"}
     one = ar2(models, tmp_path / "one", tiny_collection, dropout=False, **settings)
     one.train()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", str(SCRIPT), str(models), str(tmp_path / "two"), "--no_dropout"]
-    command += ["--settings", json.dumps({**settings, "per_device_train_batch_size": 2})]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    options = ["--settings", json.dumps({**settings, "per_device_train_batch_size": 2})]
+    launch_two(SCRIPT, models, tmp_path / "two", "--no_dropout", *options)
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["world_size"] == 2
     np.testing.assert_allclose(losses(two["log"]), losses(one.state.log_history), rtol=1e-4)

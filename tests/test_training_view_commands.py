@@ -14,6 +14,8 @@ from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.training_lists.stored import load_training_lists
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_collection: Collection) -> Path:

@@ -1,0 +1,106 @@
+"""The end of a run: the served models and their cards, the table, the plot, and what to type next."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from pathlib import Path
+
+from hf_ar2.cards.card import model_card
+from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
+from hf_ar2.cards.guard import GUARD_FILE, guard_table
+from hf_ar2.collections import Collection
+from hf_ar2.collections.sources import what_is_asked
+from hf_ar2.evaluation.tables import stage_table
+from hf_ar2.recipes.encodings import encoding_times, keep_served_index
+from hf_ar2.recipes.questions import print_questions
+from hf_ar2.recipes.recipe import Load, Recipe, source_name
+from hf_ar2.report.plot import plot_report
+from hf_ar2.search.run_index import SEARCHED_INDEX
+
+
+def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Load, times: str) -> None:
+    """Write the final models to the run's root and `report.png`, print the table and the next command.
+
+    Args:
+        collection: with the recipe's questions, if it names some.
+        seconds: that this call of the command took.
+        times: where the time went, to be printed.
+    """
+    if not recipe.rows:
+        (run / CHOSEN).unlink(missing_ok=True)  # of an evaluation that the recipe no longer has
+    chosen = read_json(run / CHOSEN)
+    written = save_served_models(recipe, run, load)
+    keep_served_index(run, chosen.get("row") if recipe.rows else None)
+    write_cards(recipe, run, written)
+    states = {stage: read_json(run / "stages" / stage / "trainer_state.json") for stage in recipe.stages}
+    histories = {stage: state["log_history"] for stage, state in states.items() if state}
+    if recipe.rows:
+        metrics, significance = read_json(run / "metrics.json"), read_json(run / "significance.json")
+        split = recipe.report_split
+        print("\n" + stage_table(metrics, significance["tests"], split=split, served=chosen["row"]))
+        if asked := what_is_asked(collection, split, str(run)):
+            print(f"\n{asked}")
+        if recipe.guard is not None:
+            print("\n" + guard_table(read_json(run / GUARD_FILE)))
+        metric = significance["metric"]
+        plot_report(histories, metrics, run / "report.png", split=split, metric=metric, title=recipe.name)
+        print_questions(recipe, run, collection)
+    written += ["metrics.json", "chosen.json", "runs/", "report.png"] if recipe.rows else ["stages/"]
+    if encoded := encoding_times(run):
+        print(f"\n{encoded}")
+    print(f"\n{times}")
+    print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
+    if chosen:
+        print(textwrap.fill(f"Served: {chosen['reason']} {chosen['advice']}", 100))
+    if "retriever/" in written:
+        print(f'Next: hf-ar2 search {run} "your query"')
+        if recipe.rows:
+            print(f"      hf-ar2 report {run}")
+
+
+def save_served_models(recipe: Recipe, run: Path, load: Load) -> list[str]:
+    """Copy what the served row of the evaluation uses to the run's root, and remove what was there before.
+
+    Returns:
+        The folders that are there now, such as `"retriever/"`.
+    """
+    served = served_row(run, vars(recipe))
+    written = []
+    ltre = (("retriever", "query_encoder"), ("index", SEARCHED_INDEX))  # what such a stage leaves besides
+    for role, part in (("retriever", "retriever"), *ltre, ("ranker", "ranker")):
+        new = run / f".{part}.partial"  # so that an interrupted copy leaves the former models, or none
+        shutil.rmtree(new, ignore_errors=True)
+        source = served.get(role)
+        stage = source_name(source) if source is not None else None
+        trained = run / "stages" / str(stage) / part
+        if stage in recipe.stages and trained.is_dir() and not (part == role and isinstance(source, dict)):
+            shutil.copytree(trained, new)
+        elif part == role and source is not None:  # one of the recipe's, or a stage's with changes
+            load(role, source).save_pretrained(str(new), create_model_card=False)
+        shutil.rmtree(run / part, ignore_errors=True)
+        if new.is_dir():
+            new.rename(run / part)
+            written.append(f"{part}/")
+    return written
+
+
+def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
+    """Write a README.md into each model at the run's root that a stage of the run trained.
+
+    Args:
+        written: folders at the run's root, such as `"retriever/"`.
+    """
+    for part, role, other in (
+        ("retriever", "retriever", "ranker"),
+        ("query_encoder", "retriever", "ranker"),
+        ("ranker", "ranker", "retriever"),
+    ):
+        if f"{part}/" in written and is_trained(run, vars(recipe), role):
+            card = model_card(
+                training_of_run(run, vars(recipe), role),
+                run / part,
+                partner=str(run / other) if f"{other}/" in written else None,
+                query_side_of=str(run / "retriever") if part == "query_encoder" else None,
+            )
+            (run / part / "README.md").write_text(card, encoding="utf-8")
