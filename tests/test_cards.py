@@ -14,7 +14,7 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from huggingface_hub import ModelCard
 
-from hf_ar2.cards.card import index_card, license_of, model_card
+from hf_ar2.cards.card import base_metadata, index_card, model_card
 from hf_ar2.cards.facts import Stage, Training, training_of_run
 from hf_ar2.cards.provenance import settings_of
 from hf_ar2.collections import Collection
@@ -30,7 +30,7 @@ from hf_ar2.trainers import (
     RetrieverTrainer,
 )
 
-BASE_CARD = "---\nlicense: mit\ntags: [base]\n---\n# The base model's own words\n"
+BASE_CARD = "---\nlicense: mit\nlanguage: [en, de]\ntags: [base]\n---\n# The base model's own words\n"
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +183,14 @@ def test_the_training_is_told_stage_by_stage_and_nothing_else_is(run: Path) -> N
 
 
 def test_licences_are_those_that_somebody_gave(run: Path, models: Path) -> None:
-    assert ModelCard(card_of(run, "retriever")).data.license == "mit"  # the base model's own README says so
+    data = ModelCard(card_of(run, "retriever")).data
+    assert (data.license, data.language) == ("mit", ["en", "de"])  # the base model's own README says so
     card = card_of(run, "retriever", license="apache-2.0", data_license="CC BY 4.0")
     assert ModelCard(card).data.license == "apache-2.0"
     assert "- this model: apache-2.0, as its publisher says\n" in card
     assert ": mit, as its own card says" in card and "`BeIR/scifact`: CC BY 4.0" in card
-    assert license_of(str(models / "retriever")) == "mit"
-    assert license_of("package:no_such_package/model") is None
-    assert license_of(str(models / "no-such-folder")) is None
+    assert base_metadata("package:no_such_package/model") == {}
+    assert base_metadata(str(models / "no-such-folder")) == {}
 
 
 def test_the_base_model_s_card_is_never_ours(run: Path) -> None:

@@ -109,6 +109,21 @@ def test_the_index_is_a_dataset_that_finds_with_the_published_retriever(results:
     assert "encoded by `tester/mine-retriever`" in results["towers"]["index_card"]
 
 
+def test_results_on_a_benchmark_of_the_hub_are_files_of_the_repository(results: dict[str, Any]) -> None:
+    (place, text), *others = results["eval_results"].items()
+    assert place == ".eval_results/benchmark.yaml" and not others  # the other data set is no benchmark
+    (entry,) = yaml.safe_load(text)  # eval.yaml has no task over dev
+    assert entry == {
+        "dataset": {"id": "tester/benchmark", "task_id": "retrieval"},
+        "value": 0.75,
+        "source": {
+            "url": "https://huggingface.co/tester/on-benchmark-retriever",
+            "name": "Model card",
+        },
+        "notes": "nDCG@10, split test",
+    }
+
+
 def test_what_is_there_already_is_not_committed_again(results: dict[str, Any]) -> None:
     before, after = results["run"]["commits"]
     assert results["run"]["again"]["code"] == 0

@@ -15,7 +15,7 @@ ROLES = ("retriever", "ranker")
 # Which system a run serves, and why; written at the end of its evaluation.
 CHOSEN = "chosen.json"
 # Settings that leave the model as it is begin so; hub_token is one of them.
-_NO_BEARING = (
+_WITHOUT_EFFECT = (
     "output_dir",
     "cache_dir",
     "index_dir",
@@ -127,9 +127,9 @@ def hub_id(name: str | Path) -> str | None:
     return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
 
 
-def bears_on_the_result(setting: str) -> bool:
+def affects_result(setting: str) -> bool:
     """Whether a setting of a trainer may make its models others; where they are kept or logged does not."""
-    return not setting.startswith(_NO_BEARING)
+    return not setting.startswith(_WITHOUT_EFFECT)
 
 
 def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) -> Training:

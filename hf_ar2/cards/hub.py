@@ -26,6 +26,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_ar2.cards.results import eval_result_files
 from hf_ar2.models.saved import read_ranker, read_retriever
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def publish(
     for what, folder in folders.items():
         check_complete(what, folder)
     ids = make_repositories(folders, name, private=private, token=token)
-    api = HfApi(token=hub_token(token))
+    token = hub_token(token)
+    api = HfApi(token=token)
     files = {
         what: {path.relative_to(folder).as_posix(): path for path in _files(folder)}
         for what, folder in folders.items()
@@ -92,7 +94,11 @@ def publish(
         files[next(iter(files))] |= {
             f"{place}/{path.relative_to(other).as_posix()}": path for path in _files(other)
         }
-    texts = {what: card(what, ids) for what in folders}
+    written: dict[str, dict[str, bytes]] = {}
+    for what, id in ids.items():
+        readme = card(what, ids)
+        results = {} if what == "index" else eval_result_files(readme, id, token)
+        written[what] = {"README.md": readme.encode(), **results}
     for what, id in ids.items():
         # The large files of all repositories, before any of them shows anything of it.
         _attempt(id, partial(_upload, api, id, what, files[what], revision))
@@ -100,7 +106,7 @@ def publish(
     for what, id in ids.items():
         try:
             commits[what] = _attempt(
-                id, partial(_commit, api, id, what, files[what], texts[what], message, revision)
+                id, partial(_commit, api, id, what, files[what], written[what], message, revision)
             )
         except OSError as error:
             done = ", ".join(ids[other] for other in commits)
@@ -238,7 +244,7 @@ def _commit(
     id: str,
     what: str,
     files: Mapping[str, Path],
-    card: str,
+    written: Mapping[str, bytes],
     message: str,
     revision: str | None,
 ) -> CommitInfo:
@@ -247,7 +253,7 @@ def _commit(
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(place, str(path)) for place, path in files.items()
     ]
-    operations.append(CommitOperationAdd("README.md", card.encode()))
+    operations += [CommitOperationAdd(place, content) for place, content in written.items()]
     there = api.list_repo_files(id, repo_type=kind, revision=revision)
     operations += [
         CommitOperationDelete(place)
