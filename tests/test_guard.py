@@ -101,7 +101,7 @@ def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
     capsys.readouterr()
     run_recipe(recipe_of(body, tmp_path))
     assert "other texts" not in capsys.readouterr().out
-    assert "How it does on other texts" in " ".join((run / "retriever" / "README.md").read_text().split())
+    assert "Its quality on other texts" in " ".join((run / "retriever" / "README.md").read_text().split())
 
 
 def test_a_row_that_is_not_there_has_no_sentence_and_a_model_of_no_row_has_a_line() -> None:
