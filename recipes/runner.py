@@ -185,7 +185,7 @@ def train(
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
     return {
-        **trainer.told(),
+        **trainer.stage_record(),
         "steps": trainer.state.global_step,
         "parts": dict(trainer.seconds),
         # of the weights the stage started from, and of those it ended with

@@ -55,7 +55,7 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
 
 
 def stages_of(model: Any) -> tuple[dict[str, Any], ...]:
-    """The stages that a model object has behind it, as `PublishingTrainer.told` has them."""
+    """The stages that a model object has behind it, as `PublishingTrainer.stage_record` has them."""
     return tuple(getattr(model, _STAGES, ()))
 
 
