@@ -384,7 +384,7 @@ def written(name: str, text: str) -> Callable[[Path], None]:
     ("spoil", "message"),
     [
         (without("recipe.yaml"), "is no run folder: it has no recipe.yaml"),
-        (without("metrics.json"), "has no metrics.json yet: its recipe has not come to its end. The command"),
+        (without("metrics.json"), "has no metrics.json yet: its recipe has not finished. Give the command"),
         (written("metrics.json", "{"), "metrics.json: not valid JSON: .* Delete it and give the command"),
         (written("metrics.json", "[]"), "metrics.json: expected a JSON object, found list"),
         (
