@@ -1,6 +1,6 @@
-"""The steps of test_hub.py that talk to the stub: a script, for huggingface_hub reads HF_ENDPOINT when it is imported.
+"""The steps of test_hub.py that use the stub: a script, because huggingface_hub reads HF_ENDPOINT at import.
 
-Writes results.json: step → what came of it.
+Writes results.json: step → its results.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ TEXTS = ["where does the otter hide the drum ?", "the calm lynx builds a candle"
 
 
 def stub(path: str, content: Any = None) -> Any:
-    """Ask the stub itself: what was committed, or to break off."""
+    """Ask the stub for its commits, or to cut a connection."""
     data = None if content is None else json.dumps(content).encode()
     with urllib.request.urlopen(os.environ["HF_ENDPOINT"] + path, data=data) as answer:
         return json.load(answer)
 
 
 def said(action: Any, *arguments: Any, **options: Any) -> str:
-    """What an error says, after its kind."""
+    """The type and the message of the error that a call raises."""
     try:
         action(*arguments, **options)
     except Exception as error:
@@ -58,7 +58,7 @@ def said(action: Any, *arguments: Any, **options: Any) -> str:
 
 
 def run_blocks(card: str) -> list[list[float]]:
-    """The scores that each block of Python on a card comes to."""
+    """The scores that each block of Python on a card computes."""
     found = []
     for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         names: dict[str, Any] = {}
@@ -158,7 +158,7 @@ def push_results(run: Path) -> dict[str, str]:
 
 
 def push_what_cannot_be(run: Path) -> dict[str, Any]:
-    """Without permission, without a token, over a broken connection, and a folder that is not whole."""
+    """Without permission, without a token, over a broken connection, and an incomplete folder."""
     found = {
         "another's name": command("push", str(run), "someone/mine"),
         "another's repository": command("push", str(run), "readonly/mine"),
@@ -181,7 +181,7 @@ def push_what_cannot_be(run: Path) -> dict[str, Any]:
 
 
 def push_two_towers(models: Path, output: Path) -> dict[str, Any]:
-    """LTRe's two towers over what was one, by the trainer's own method, and its index."""
+    """LTRe's two towers over a repository with one, by the trainer's own method, and its index."""
     settings = settings_of(LTReConfig) | {
         "num_negatives": 0,
         "rerank_depth": 0,

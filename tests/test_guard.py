@@ -122,7 +122,7 @@ def test_a_row_that_is_not_there_has_no_sentence_and_a_model_of_no_row_has_a_lin
     assert guard_sentence(guard, "retriever") == guard_sentence({}, "ar2") == ""
     assert guard_sentence(guard, "ar2") == (
         "On other texts (`data/fiqa`, dev: 8 of 20 queries, 60 passages) its MRR@10 is 0.800; the model that training "
-        "began with has 0.900 (-0.100, p = .010)."
+        "started from has 0.900 (-0.100, p = .010)."
     )
 
 

@@ -1,7 +1,7 @@
 """Publishing, against a stand-in for the Hub on the loopback address (hub_stub.py), in a process of its own.
 
-This proves which calls we make, in what order, and that what was sent loads again; it does not prove that the real
-server takes them, whose rules nobody here knows.
+The tests check which calls are made, in what order, and that the uploaded models load. They cannot check that the real
+server accepts the calls.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder, as far as publishing reads it."""
+    """A run folder with the files that publishing reads."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(models / "tiny-retriever", folder / "retriever")
     shutil.copytree(models / "tiny-ranker", folder / "ranker")
@@ -54,7 +54,7 @@ def run(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(models: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What came of the steps in sharing.py."""
+    """The results of the steps in sharing.py."""
     output = tmp_path_factory.mktemp("sharing")
     served = subprocess.Popen([sys.executable, str(TESTS / "hub_stub.py")], stdout=subprocess.PIPE, text=True)
     try:
@@ -173,7 +173,7 @@ def test_where_it_stays_broken_nothing_is_published(results: dict[str, Any]) -> 
 
 
 def test_files_of_all_repositories_are_uploaded_before_any_is_committed(results: dict[str, Any]) -> None:
-    """What fails at the second's large files leaves the first as it was."""
+    """A failure at the second repository's large files leaves the first as it was."""
     broken = results["refused"]["a break at the second's files"]
     assert broken["code"] == 1 and "both-ranker: the Hub answered 400: The store is closed." in broken["err"]
     commits = results["refused"]["commits"]
@@ -272,7 +272,7 @@ def test_without_a_token_it_says_where_to_get_one(run: Path, monkeypatch: pytest
         ("retriever", "modules.json", [], "no pooling among"),
     ],
 )
-def test_what_others_would_load_as_something_else_is_refused(
+def test_a_folder_that_others_would_load_differently_is_an_error(
     run: Path, tmp_path: Path, part: str, file: str, change: Any, message: str
 ) -> None:
     shutil.copytree(run / part, tmp_path / part)
@@ -283,7 +283,7 @@ def test_what_others_would_load_as_something_else_is_refused(
         hub.check_complete(part, tmp_path / part)
 
 
-def test_a_model_that_gives_nan_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_model_that_returns_nan_is_an_error(run: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 

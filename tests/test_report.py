@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from hf_ar2.evaluation import tables as report
 from hf_ar2.evaluation.significance import PairedTest
 from hf_ar2.evaluation.tables import NAN_NOTE, display_name, format_p, format_table, stage_table
 from hf_ar2.report.plot import _running_mean, plot_report

@@ -144,7 +144,7 @@ def _scores_of(top: np.ndarray, run: Run | None) -> np.ndarray:
 
 
 def _positives(collection: Collection, split: str, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The judged positives as offsets `[Q + 1]` and passage rows; none if the split has answers instead of judgments."""
+    """The judged positives as offsets `[Q + 1]` and passage rows; none for a split with answers instead."""
     if split not in collection.qrels:
         return np.zeros(len(query_rows) + 1, np.int64), np.zeros(0, np.int64)
     judgments = collection.judgments(split)
