@@ -52,6 +52,11 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[RunFolder]:
     Raises:
         FileNotFoundError: a folder is not a run folder, or has no metrics.
         ValueError: a folder is given twice, or a file in it cannot be read.
+
+    Example:
+        >>> from hf_ar2.report.page import read_runs
+        >>> def metrics_of_quickstart() -> dict:
+        ...     return read_runs(["runs/quickstart"])[0].metrics
     """
     paths = [Path(folder) for folder in folders]
     for place, path in enumerate(paths):
