@@ -158,7 +158,7 @@ def train(
             trainer.save_index(folder / SEARCHED_INDEX)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
     return {
-        **trainer.told(),
+        **trainer.stage_record(),
         "steps": trainer.state.global_step,
         "parts": dict(trainer.seconds),
         # Of the weights that the stage started with, and of those it ended with.

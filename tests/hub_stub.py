@@ -1,7 +1,7 @@
 """A stand-in for the Hub on the loopback address, as a process of its own: repositories in memory, one user, `tester`.
 
-`python hub_stub.py` prints its port. It answers the calls that huggingface_hub made when this was written, and knows
-none of the real server's rules. `POST /_break {"times": n}` cuts the next n commits off in the middle of the upload,
+`python hub_stub.py` prints its port. It answers the calls that huggingface_hub made when this was written, without the
+real server's checks. `POST /_break {"times": n}` cuts the next n commits off in the middle of the upload,
 and with `"at": "preupload", "of": "-ranker"` it refuses the next n times to say how files of such a repository go;
 `GET /_commits` lists what was committed.
 """

@@ -1,6 +1,6 @@
-"""The steps of test_hub.py that talk to the stub: a script, for huggingface_hub reads HF_ENDPOINT when it is imported.
+"""The steps of test_hub.py that use the stub: a script, because huggingface_hub reads HF_ENDPOINT at import.
 
-Writes results.json: step → what came of it.
+Writes results.json: step → its results.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
 # isort: split
 import torch
+import yaml
 from conftest import make_tiny_collection, with_passages
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny_ar2 import SETTINGS, settings_of
@@ -29,6 +30,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from two_processes import leave
 
 from hf_ar2.cards import hub
+from hf_ar2.cards.card import model_card
+from hf_ar2.cards.facts import Stage, Training
 from hf_ar2.command_line import main as cli
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.loading import load_ranker, load_retriever
@@ -39,14 +42,14 @@ TEXTS = ["where does the otter hide the drum ?", "the calm lynx builds a candle"
 
 
 def stub(path: str, content: Any = None) -> Any:
-    """Ask the stub itself: what was committed, or to break off."""
+    """Ask the stub for its commits, or to cut a connection."""
     data = None if content is None else json.dumps(content).encode()
     with urllib.request.urlopen(os.environ["HF_ENDPOINT"] + path, data=data) as answer:
         return json.load(answer)
 
 
 def said(action: Any, *arguments: Any, **options: Any) -> str:
-    """What an error says, after its kind."""
+    """The type and the message of the error that a call raises."""
     try:
         action(*arguments, **options)
     except Exception as error:
@@ -55,7 +58,7 @@ def said(action: Any, *arguments: Any, **options: Any) -> str:
 
 
 def run_blocks(card: str) -> list[list[float]]:
-    """The scores that each block of Python on a card comes to."""
+    """The scores that each block of Python on a card computes."""
     found = []
     for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         names: dict[str, Any] = {}
@@ -119,8 +122,43 @@ def push_a_run(run: Path) -> dict[str, Any]:
     }
 
 
+def push_results(run: Path) -> dict[str, str]:
+    """The results of a model on a data set with an eval.yaml, and on one without, as the repository has them."""
+    api = HfApi()
+    for name in ("benchmark", "other"):
+        api.create_repo(f"tester/{name}", repo_type="dataset")
+    tasks = {"tasks": [{"id": "retrieval", "config": "default", "split": "test"}]}
+    content = yaml.safe_dump(tasks).encode()
+    api.upload_file(
+        path_or_fileobj=content, path_in_repo="eval.yaml", repo_id="tester/benchmark", repo_type="dataset"
+    )
+    found = {}
+    for name in ("benchmark", "other"):
+        training = Training(
+            "retriever",
+            "mine",
+            f"tester/{name}",
+            [Stage("a", "retriever", {"retriever": "b"})],
+            "b",
+            metrics={
+                "a": {split: {"retriever": {"mrr@10": 0.5, "ndcg@10": 0.75}} for split in ("dev", "test")}
+            },
+            test_metric="ndcg@10",
+            on_the_hub=[f"tester/{name}"],
+        )
+        card = model_card(training, run / "retriever")
+        hub.publish({"retriever": run / "retriever"}, f"tester/on-{name}", lambda what, ids, card=card: card)
+        files = api.list_repo_files(f"tester/on-{name}-retriever")
+        found |= {
+            place: Path(hf_hub_download(f"tester/on-{name}-retriever", place)).read_text()
+            for place in files
+            if place.startswith(".eval_results/")
+        }
+    return found
+
+
 def push_what_cannot_be(run: Path) -> dict[str, Any]:
-    """Without permission, without a token, over a broken connection, and a folder that is not whole."""
+    """Without permission, without a token, over a broken connection, and an incomplete folder."""
     found = {
         "another's name": command("push", str(run), "someone/mine"),
         "another's repository": command("push", str(run), "readonly/mine"),
@@ -143,7 +181,7 @@ def push_what_cannot_be(run: Path) -> dict[str, Any]:
 
 
 def push_two_towers(models: Path, output: Path) -> dict[str, Any]:
-    """LTRe's two towers over what was one, by the trainer's own method, and its index."""
+    """LTRe's two towers over a repository with one, by the trainer's own method, and its index."""
     settings = settings_of(LTReConfig) | {
         "num_negatives": 0,
         "rerank_depth": 0,
@@ -233,6 +271,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
         results["run"] = push_a_run(options.run)
+        results["eval_results"] = push_results(options.run)
         results["refused"] = push_what_cannot_be(options.run)
         results["towers"] = push_two_towers(options.models, options.output / "ltre")
         results["training"] = push_while_training(options.models, options.output)

@@ -1,4 +1,4 @@
-"""Cards: what they say, where they have it from, and how they read in a terminal."""
+"""Cards: what they say, where it comes from, and how they look in a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from huggingface_hub import ModelCard
 
-from hf_ar2.cards.card import index_card, license_of, model_card
+from hf_ar2.cards.card import base_metadata, index_card, model_card
 from hf_ar2.cards.facts import Stage, Training, training_of_run
 from hf_ar2.cards.provenance import settings_of
 from hf_ar2.collections import Collection
@@ -30,7 +30,7 @@ from hf_ar2.trainers import (
     RetrieverTrainer,
 )
 
-BASE_CARD = "---\nlicense: mit\ntags: [base]\n---\n# The base model's own words\n"
+BASE_CARD = "---\nlicense: mit\nlanguage: [en, de]\ntags: [base]\n---\n# The base model's own words\n"
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_the_metadata_is_what_the_hub_reads(run: Path) -> None:
     assert ranker.eval_results[0].metric_name == "MRR@10, the first 10 passages reordered"
 
 
-def test_results_stand_before_and_after_with_their_significance(run: Path) -> None:
+def test_results_are_shown_before_and_after_with_their_significance(run: Path) -> None:
     card = card_of(run, "retriever")
     assert "`BeIR/scifact`, test, 48 queries:" in card
     assert "| zero-shot | 0.250 |  |\n| warm-up | 0.500 | zero-shot: +0.250, p = .012 |" in card
@@ -167,7 +167,7 @@ def test_a_ranker_that_was_not_evaluated_has_a_card_that_says_so(run: Path) -> N
     assert not ModelCard(card).data.eval_results
 
 
-def test_the_training_is_told_stage_by_stage_and_nothing_else_is(run: Path) -> None:
+def test_the_card_lists_the_stages_of_the_model_and_no_others(run: Path) -> None:
     card = card_of(run, "retriever")
     assert "Data: [BeIR/scifact](https://huggingface.co/datasets/BeIR/scifact): 5,183 passages, 648" in card
     assert "**warm-up**: a retriever, contrastively ([DPR](https://arxiv.org/abs/2004.04906))" in card
@@ -182,15 +182,15 @@ def test_the_training_is_told_stage_by_stage_and_nothing_else_is(run: Path) -> N
     assert "@misc{zhang2022ar2," in card and card.index("zhang2022ar2") < card.index("karpukhin2020dpr")
 
 
-def test_licences_are_those_that_somebody_gave(run: Path, models: Path) -> None:
-    assert ModelCard(card_of(run, "retriever")).data.license == "mit"  # the base model's own README says so
+def test_licences_and_languages_come_from_the_publisher_or_the_base_model(run: Path, models: Path) -> None:
+    data = ModelCard(card_of(run, "retriever")).data
+    assert (data.license, data.language) == ("mit", ["en", "de"])  # the base model's own README says so
     card = card_of(run, "retriever", license="apache-2.0", data_license="CC BY 4.0")
     assert ModelCard(card).data.license == "apache-2.0"
     assert "- this model: apache-2.0, as its publisher says\n" in card
     assert ": mit, as its own card says" in card and "`BeIR/scifact`: CC BY 4.0" in card
-    assert license_of(str(models / "retriever")) == "mit"
-    assert license_of("package:no_such_package/model") is None
-    assert license_of(str(models / "no-such-folder")) is None
+    assert base_metadata("package:no_such_package/model") == {}
+    assert base_metadata(str(models / "no-such-folder")) == {}
 
 
 def test_the_base_model_s_card_is_never_ours(run: Path) -> None:
@@ -221,9 +221,7 @@ def test_each_loader_s_code_comes_to_the_same_scores(
 
 
 @pytest.mark.slow
-def test_a_trainer_writes_cards_of_what_it_knows(
-    models: Path, tmp_path: Path, tiny_collection: Collection
-) -> None:
+def test_a_trainer_writes_cards(models: Path, tmp_path: Path, tiny_collection: Collection) -> None:
     common: dict[str, Any] = {
         "report_to": "none",
         "use_cpu": True,
@@ -248,7 +246,7 @@ def test_a_trainer_writes_cards_of_what_it_knows(
 
 
 @pytest.mark.slow
-def test_a_card_tells_of_the_trainers_before_where_models_are_handed_on(
+def test_a_card_lists_earlier_trainers_of_the_same_model_objects(
     models: Path, tmp_path: Path, tiny_collection: Collection
 ) -> None:
     """As in the README: warm-up, the ranker's training, then AR2 on the model objects of both."""
@@ -283,7 +281,7 @@ def test_a_card_tells_of_the_trainers_before_where_models_are_handed_on(
     trainer.save_model()
     card = (tmp_path / "ar2" / "retriever" / "README.md").read_text(encoding="utf-8")
     assert "1. **g0**" in card and "3. **ar2**" in card and "retriever from g0; ranker from d0" in card
-    # Trained on from a folder, a model is what the folder's card says.
+    # A model loaded from a folder has no earlier stages; the folder's card lists them.
     other = RetrieverTrainer(
         tmp_path / "ar2" / "retriever",
         args=RetrieverConfig(output_dir=str(tmp_path / "g1"), max_steps=1, **common),
@@ -292,7 +290,7 @@ def test_a_card_tells_of_the_trainers_before_where_models_are_handed_on(
     assert [stage.name for stage in other.training("retriever").stages] == ["g1"]
 
 
-def test_settings_leave_out_secrets_and_what_has_no_bearing(tmp_path: Path) -> None:
+def test_settings_leave_out_secrets_and_what_does_not_affect_the_result(tmp_path: Path) -> None:
     args = RetrieverConfig(
         output_dir=str(tmp_path), hub_token="hf_secret", use_cpu=True, bf16=False, optim="sgd", run_name="x"
     )
@@ -313,7 +311,7 @@ def test_a_run_whose_last_row_was_not_trained_has_no_card(run: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["card", "push"])
-def test_a_run_that_trained_nothing_of_its_last_row_is_refused(
+def test_a_run_that_trained_nothing_of_its_last_row_is_an_error(
     command: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -352,7 +350,7 @@ def test_a_terminal_shows_tables_lists_and_code() -> None:
     assert shown[5:] == ["a | b  1", "c      2", "", "- one more", "- two", "", "    x", "", "    y"]
 
 
-def test_the_index_s_card_says_whose_it_is() -> None:
+def test_the_index_s_card_names_its_retriever() -> None:
     training = Training(
         "retriever", "mine", "BeIR/scifact", [Stage("a", "retriever", {"retriever": "b"})], "b"
     )

@@ -98,7 +98,7 @@ def test_the_table_at_the_end_shows_every_row_and_what_evaluate_says(
     capsys.readouterr()
     run_recipe(recipe_of(body, tmp_path))
     assert "other texts" not in capsys.readouterr().out
-    assert "How it does on other texts" in " ".join((run / "retriever" / "README.md").read_text().split())
+    assert "Its quality on other texts" in " ".join((run / "retriever" / "README.md").read_text().split())
 
 
 def test_a_missing_row_has_no_sentence_and_a_model_without_row_has_a_line() -> None:
@@ -119,7 +119,7 @@ def test_a_missing_row_has_no_sentence_and_a_model_without_row_has_a_line() -> N
     assert guard_sentence(guard, "retriever") == guard_sentence({}, "ar2") == ""
     assert guard_sentence(guard, "ar2") == (
         "On other texts (`data/fiqa`, dev: 8 of 20 queries, 60 passages) its MRR@10 is 0.800; the model that training "
-        "began with has 0.900 (-0.100, p = .010)."
+        "started from has 0.900 (-0.100, p = .010)."
     )
 
 

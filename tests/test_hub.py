@@ -1,7 +1,7 @@
 """Publishing, against a stand-in for the Hub on the loopback address (hub_stub.py), in a process of its own.
 
-This proves which calls we make, in what order, and that what was sent loads again; it does not prove that the real
-server takes them, whose rules nobody here knows.
+The tests check which calls are made, in what order, and that the uploaded models load. They cannot check that the real
+server accepts the calls.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def run(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder, as far as publishing reads it."""
+    """A run folder with the files that publishing reads."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(models / "tiny-retriever", folder / "retriever")
     shutil.copytree(models / "tiny-ranker", folder / "ranker")
@@ -48,7 +48,7 @@ def run(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(models: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What came of the steps in sharing.py."""
+    """The results of the steps in sharing.py."""
     output = tmp_path_factory.mktemp("sharing")
     served = subprocess.Popen([sys.executable, str(TESTS / "hub_stub.py")], stdout=subprocess.PIPE, text=True)
     try:
@@ -103,6 +103,21 @@ def test_the_index_is_a_dataset_that_finds_with_the_published_retriever(results:
     assert "encoded by `tester/mine-retriever`" in results["towers"]["index_card"]
 
 
+def test_results_on_a_benchmark_of_the_hub_are_files_of_the_repository(results: dict[str, Any]) -> None:
+    (place, text), *others = results["eval_results"].items()
+    assert place == ".eval_results/benchmark.yaml" and not others  # the other data set is no benchmark
+    (entry,) = yaml.safe_load(text)  # eval.yaml has no task over dev
+    assert entry == {
+        "dataset": {"id": "tester/benchmark", "task_id": "retrieval"},
+        "value": 0.75,
+        "source": {
+            "url": "https://huggingface.co/tester/on-benchmark-retriever",
+            "name": "Model card",
+        },
+        "notes": "nDCG@10, split test",
+    }
+
+
 def test_what_is_there_already_is_not_committed_again(results: dict[str, Any]) -> None:
     before, after = results["run"]["commits"]
     assert results["run"]["again"]["code"] == 0
@@ -119,15 +134,15 @@ def test_what_is_there_already_is_not_committed_again(results: dict[str, Any]) -
 def test_a_public_repository_does_not_take_what_is_private(results: dict[str, Any]) -> None:
     assert results["run"]["public_now"]["code"] == 0
     refused = results["run"]["private_later"]
-    assert refused["code"] == 1 and "is there and public, but should be private" in refused["err"]
+    assert refused["code"] == 1 and "exists and is public, but should be private" in refused["err"]
 
 
 @pytest.mark.parametrize("case", ["another's name", "another's repository"])
 def test_without_permission_it_says_what_to_do(results: dict[str, Any], case: str) -> None:
     refused = results["refused"][case]
     assert refused["code"] == 1
-    assert "the token may not write there (403). Use one with write access to" in refused["err"]
-    assert refused["err"].rstrip().endswith("or publish under a name of your own")
+    assert "the token has no write access there (403). Use one with write access to" in refused["err"]
+    assert refused["err"].rstrip().endswith("or publish under your own name")
     commits = results["refused"]["commits"]
     assert not any(made for id, made in commits.items() if "readonly" in id or "someone" in id)
 
@@ -147,12 +162,12 @@ def test_a_connection_that_breaks_off_is_tried_again(results: dict[str, Any]) ->
 def test_where_it_stays_broken_nothing_is_published(results: dict[str, Any]) -> None:
     broken = results["refused"]["a break that stays"]
     assert broken["code"] == 1
-    assert "broke off 3 times" in broken["err"] and "nothing was published there" in broken["err"]
+    assert "was lost 3 times" in broken["err"] and "nothing was published there" in broken["err"]
     assert results["refused"]["commits"]["models/tester/broken-ranker"] == []
 
 
 def test_files_of_all_repositories_are_uploaded_before_any_is_committed(results: dict[str, Any]) -> None:
-    """What fails at the second's large files leaves the first as it was."""
+    """A failure at the second repository's large files leaves the first as it was."""
     broken = results["refused"]["a break at the second's files"]
     assert broken["code"] == 1 and "both-ranker: the Hub answered 400: The store is closed." in broken["err"]
     commits = results["refused"]["commits"]
@@ -161,7 +176,7 @@ def test_files_of_all_repositories_are_uploaded_before_any_is_committed(results:
 
 def test_a_name_that_no_repository_can_have(results: dict[str, Any]) -> None:
     refused = results["refused"]["a name with two slashes"]
-    assert refused["code"] == 1 and "'tester/my/run-retriever': no name of a repository" in refused["err"]
+    assert refused["code"] == 1 and "'tester/my/run-retriever': not a valid repository name" in refused["err"]
 
 
 def test_an_incomplete_folder_is_refused_before_any_repository_is_made(results: dict[str, Any]) -> None:
@@ -217,16 +232,14 @@ def test_a_push_that_fails_while_training_does_not_end_it(results: dict[str, Any
     ]
 
 
-def test_a_name_that_cannot_be_written_to_is_told_of_before_training(results: dict[str, Any]) -> None:
+def test_a_name_without_write_access_fails_before_training(results: dict[str, Any]) -> None:
     assert results["training"]["refused"].startswith(
-        "PermissionError: someone/mine-retriever: the token may not"
+        "PermissionError: someone/mine-retriever: the token has no write"
     )
 
 
 def test_offline_nothing_is_tried(run: Path) -> None:
-    with pytest.raises(
-        ConnectionError, match="HF_HUB_OFFLINE is set, so that nothing can be published; unset it"
-    ):
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set, so nothing can be published; unset it"):
         hub.publish({"ranker": run / "ranker"}, "me/mine", lambda what, ids: "# Mine")
 
 
@@ -253,7 +266,7 @@ def test_without_a_token_it_says_where_to_get_one(run: Path, monkeypatch: pytest
         ("retriever", "modules.json", [], "no pooling among"),
     ],
 )
-def test_what_others_would_load_as_something_else_is_refused(
+def test_a_folder_that_others_would_load_differently_is_an_error(
     run: Path, tmp_path: Path, part: str, file: str, change: Any, message: str
 ) -> None:
     shutil.copytree(run / part, tmp_path / part)
@@ -264,7 +277,7 @@ def test_what_others_would_load_as_something_else_is_refused(
         hub.check_complete(part, tmp_path / part)
 
 
-def test_a_model_that_gives_nan_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_model_that_returns_nan_is_an_error(run: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -273,5 +286,5 @@ def test_a_model_that_gives_nan_is_refused(run: Path, tmp_path: Path) -> None:
     weights = load_file(path)
     weights["classifier.bias"] = torch.full_like(weights["classifier.bias"], torch.nan)
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="gives numbers that are not finite; its training went wrong"):
+    with pytest.raises(ValueError, match="returns NaN or infinite values; its training diverged"):
         hub.check_loads("ranker", tmp_path / "ranker")

@@ -12,7 +12,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import AutoConfig, BertModel, ErnieConfig
 
 from hf_ar2 import load_ranker, load_retriever
-from hf_ar2.cards.usage import ranker_usage
+from hf_ar2.cards.card import model_card
+from hf_ar2.cards.facts import Stage, Training
 from hf_ar2.command_line import main as cli
 from hf_ar2.importing.checkpoints import import_checkpoint, read_torch
 from hf_ar2.importing.paddle import read_paddle, read_tensor, write_tensor
@@ -136,7 +137,8 @@ def test_a_ranker_of_ar2_is_linear_in_the_first_state(base: Path, tmp_path: Path
         np.testing.assert_allclose(score_pairs(ranker, dict(features)), expected, atol=1e-6, rtol=1e-5)
     # AutoModelForSequenceClassification would score with a head made up at random.
     assert not read_ranker(tmp_path / "out").plain
-    assert "transformers alone" not in ranker_usage("me/mine", read_ranker(tmp_path / "out"))
+    training = Training("ranker", "mine", "tiny", [Stage("a", "ranker", {"ranker": "b"})], "b")
+    assert "transformers alone" not in model_card(training, tmp_path / "out")
 
 
 @pytest.mark.parametrize("with_tasks", [False, True])

@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from hf_ar2.evaluation import tables as report
 from hf_ar2.evaluation.significance import PairedTest
 from hf_ar2.evaluation.tables import NAN_NOTE, display_name, format_p, format_table, stage_table
-from hf_ar2.report.plot import plot_report
+from hf_ar2.report.plot import _running_mean, plot_report
 
 METRICS = {
     "zero-shot": {"test": {"retriever": {"mrr@10": 0.25, "ndcg@10": 0.312, "recall@100": 0.781}}},
@@ -249,5 +248,5 @@ def test_tables_need_no_matplotlib():
 
 def test_the_running_mean():
     values = np.array([1.0, 2.0, 6.0, 3.0])
-    assert report._running_mean(values, 1).tolist() == [1.5, 3.0, 11 / 3, 4.5]
-    assert report._running_mean(values, 0).tolist() == values.tolist()
+    assert _running_mean(values, 1).tolist() == [1.5, 3.0, 11 / 3, 4.5]
+    assert _running_mean(values, 0).tolist() == values.tolist()

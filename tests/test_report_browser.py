@@ -177,7 +177,7 @@ def test_a_search_and_a_filter_leave_the_queries_that_fit(
     assert page.locator("#detail h2").inner_text() == wanted["text"]
     page.locator("#search").fill("no such words")
     assert page.locator("#list .row").count() == 0
-    assert "No query fits" in page.locator("#detail").inner_text()
+    assert "No query matches" in page.locator("#detail").inner_text()
 
 
 def test_positives_are_marked_and_both_scores_shown(
@@ -257,7 +257,7 @@ def test_training_and_setup_are_drawn(open_page, html: str) -> None:
         "Time per stage, 20 s in all",
     ]
     assert page.locator("#training figure").nth(1).locator("svg.c-blue").count() == 1
-    assert "refresh\nranker\nretriever\naround the training" in page.locator("#training").inner_text()
+    assert "refresh\nranker\nretriever\nother work" in page.locator("#training").inner_text()
     page = opened.part("setup")
     assert "torch" in page.locator("#setup").inner_text()
     assert "name: tiny" in page.locator(".recipe").inner_text()

@@ -377,7 +377,7 @@ def written(name: str, text: str) -> Callable[[Path], None]:
     ("spoil", "message"),
     [
         (without("recipe.yaml"), "is no run folder: it has no recipe.yaml"),
-        (without("metrics.json"), "has no metrics.json yet: its recipe has not come to its end. The command"),
+        (without("metrics.json"), "has no metrics.json yet: its recipe has not finished. Give the command"),
         (written("metrics.json", "{"), "metrics.json: not valid JSON: .* Delete it and give the command"),
         (written("metrics.json", "[]"), "metrics.json: expected a JSON object, found list"),
         (
@@ -397,7 +397,7 @@ def test_a_folder_that_is_no_finished_run_is_named(
 
 
 def test_runs_that_share_no_queries_are_refused(run: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is given twice; name every run once"):
+    with pytest.raises(ValueError, match="is given twice; give each run once"):
         read_runs([run, run.parent / "." / run.name])
     [found] = read_runs([run])
     other = make_tiny_collection(seed=1)

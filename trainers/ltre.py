@@ -280,7 +280,7 @@ class LTReTrainer(JointTrainer):
         )
         (folder / "query_encoder" / "README.md").write_text(card, encoding="utf-8")
 
-    def told(self) -> dict[str, Any]:
+    def stage_record(self) -> dict[str, Any]:
         """As the base's, with the index, which the query encoder belongs to."""
         index = self.index
         about = {
@@ -290,7 +290,7 @@ class LTReTrainer(JointTrainer):
             "fingerprint": index.fingerprint,
             "retriever": self.sources["retriever"],
         }
-        return {**super().told(), "index": about}
+        return {**super().stage_record(), "index": about}
 
     def save_index(self, folder: str | Path) -> None:
         """Write the index that was searched, trained centroids included: `index.faiss`, `ids.json`, `index.json`."""

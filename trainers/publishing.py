@@ -1,4 +1,4 @@
-"""The half of every trainer that says how its models came about, and publishes them."""
+"""The half of every trainer that records how its models were trained, and publishes them."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class PublishingTrainer(Trainer):
     # What a recipe calls the trainer, for the card.
     method: str = ""
 
-    # ---- How the models came about ----------------------------------------------------------------------------
+    # ---- Training provenance ---------------------------------------------------------------------------------
 
-    def told(self) -> dict[str, Any]:
-        """What a card has to know of this training, as plain data (see `hf_ar2.cards.facts.Stage`)."""
+    def stage_record(self) -> dict[str, Any]:
+        """What a card needs to know about this training, as plain data (see `hf_ar2.cards.facts.Stage`)."""
         seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
         return {
             "name": self._folder_name,
@@ -72,7 +72,7 @@ class PublishingTrainer(Trainer):
         """As the base's; what was trained knows of it afterwards."""
         result = super().train(*args, **kwargs)
         for role in self.published:
-            setattr(getattr(self.model, role), _STAGES, (*self._all_earlier(), self.told()))
+            setattr(getattr(self.model, role), _STAGES, (*self._all_earlier(), self.stage_record()))
         return result
 
     def _all_earlier(self) -> list[dict[str, Any]]:
@@ -87,13 +87,13 @@ class PublishingTrainer(Trainer):
         return tuple(role for role in ROLES if role in self.trained and getattr(self.model, role) is not None)
 
     def training(self, role: str) -> Training:
-        """How the retriever or the ranker came about, for its card."""
+        """How the retriever or the ranker was trained, for its card."""
         args: Any = self.args
         history = self.state.log_history
         if args.load_best_model_at_end and self.state.best_global_step is not None:
             history = [entry for entry in history if entry["step"] <= self.state.best_global_step]
         return training_of_trainer(
-            self.told(), role, history, args.eval_split, args.rerank_depth, self._all_earlier()
+            self.stage_record(), role, history, args.eval_split, args.rerank_depth, self._all_earlier()
         )
 
     def write_cards(self, folder: str | Path) -> None:

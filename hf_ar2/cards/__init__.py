@@ -1,1 +1,1 @@
-"""Model cards: what a model is for, how it is used, what it reaches, how it was trained."""
+"""Model cards, and publishing on the Hugging Face Hub."""

@@ -1,25 +1,29 @@
-"""Our own card for a published retriever, ranker or index: how it was trained, what it reaches, how it is used.
+"""The cards of a published retriever, ranker or index, rendered from model_card.md and index_card.md.
 
-Never the base model's card. Everything comes from the run (`Training`) and from the saved files; nothing is computed.
+Everything on a card comes from the run (`Training`) and from the saved files; nothing is computed, and nothing is
+copied from the base model's card but its licence and languages.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCardData, ModelCardData
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HTTPError
 
-from hf_ar2.cards.facts import Training
-from hf_ar2.cards.papers import papers_of
-from hf_ar2.cards.results import model_index, results_section, short_name, wrapped
-from hf_ar2.cards.training import bibliography, collection_told, listed, merge_told, training_section
-from hf_ar2.cards.usage import ranker_usage, retriever_usage
-from hf_ar2.models.saved import SavedRanker, SavedRetriever, read_ranker, read_retriever
+from hf_ar2.cards.facts import Stage, Training, affects_result, hub_id
+from hf_ar2.cards.papers import TRAINERS, Paper, papers_of
+from hf_ar2.cards.results import model_index, result_tables, short_name
+from hf_ar2.models.loading import resolve_model_name
+from hf_ar2.models.saved import read_ranker, read_retriever
 
-_UNKNOWN = "not known"
+# What the source of a query begins with where a model wrote the query.
+GENERATED = "generated:"
 
 
 def model_card(
@@ -35,12 +39,12 @@ def model_card(
     """The README.md of a saved retriever or ranker.
 
     Args:
-        training: how it came about.
+        training: how the model was trained.
         folder: the saved model; its files say how it is used.
         name: what users load it by, an id on the Hub; None: the folder.
-        partner: the same of the other model of the run, where there is one.
-        license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, where its own
-            README says it.
+        partner: the same of the other model of the run, if there is one.
+        license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, if its own
+            README states one.
         data_license: of the training data, in words; None: not known.
         query_side_of: the retriever whose query encoder the folder holds by itself; it still encodes passages.
 
@@ -50,32 +54,44 @@ def model_card(
     Raises:
         ValueError: the folder holds no complete model.
     """
-    saved = read_ranker(folder) if training.role == "ranker" else read_retriever(folder)
+    ranker = training.role == "ranker"
+    saved = read_ranker(folder) if ranker else read_retriever(folder)
     name = name or str(folder)
-    base_license = license_of(training.base)
-    metadata = _metadata(training, license or base_license, name)
-    if isinstance(saved, SavedRanker):
-        use = ranker_usage(name, saved)
-    else:
-        use = retriever_usage(name, saved, query_side_of)
-    parts = [
-        f"---\n{metadata.to_yaml()}\n---",
-        f"# {training.name}: {'query encoder' if query_side_of else training.role}",
-        _introduction(training, saved, partner, query_side_of is not None),
-        _belonging(training),
-        "## Use",
-        use,
-        "## Results",
-        results_section(training),
-        "## How it was trained",
-        *training_section(training),
-        "## Licence",
-        _licences(training, base_license, license, data_license),
-        "## Limits",
-        _limits(training, saved),
-        *bibliography(training),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    base = base_metadata(training.base)
+    stages = list(reversed(training.stages))  # the method's papers before those of its warm-ups
+    papers = dict.fromkeys(paper for stage in stages for paper in papers_of(stage.trainer, stage.settings))
+    card = ModelCard.from_template(
+        _metadata(training, base, license, name, list(papers)),
+        template_path=str(Path(__file__).with_name("model_card.md")),
+        training=training,
+        ranker=ranker,
+        saved=saved,
+        name=name,
+        partner=_linked(partner),
+        query_side_of=query_side_of,
+        collection=_collection(training),
+        index=None if ranker else training.last.index,
+        tables=result_tables(training),
+        corpus=next((stage for stage in stages if stage.passages is not None), None),
+        generated=_generated(training.environment.get("query_sources") or {}),
+        settings=_settings(training.stages),
+        machine=training.environment,
+        license=license,
+        base_license=base.get("license"),
+        data_license=data_license,
+        cut=_length_limits(training),
+        bibtex="\n\n".join(paper.bibtex for paper in papers),
+        trainers=TRAINERS,
+        links=lambda stage: _listed([paper.link for paper in papers_of(stage.trainer, stage.settings)]),
+        share=lambda stage: (
+            f"share {stage.settings.get('share')} of `{short_name(str(stage.settings.get('base')))}`"
+        ),
+        short=short_name,
+        listed=_listed,
+        duration=_duration,
+        repr=repr,
+    )
+    return str(card)
 
 
 def index_card(
@@ -87,58 +103,29 @@ def index_card(
         training: of the retriever.
         about: contents of `index.json`: `passages`, `dimension`, `type`, `made_from`.
         name: id of the repository.
-        retriever: id, name or folder of the retriever whose passages it holds.
-        normalised: whether queries are brought to unit length, as for a cosine.
+        retriever: id, name or folder of the retriever that encoded the passages.
+        normalised: whether queries are scaled to unit length, as for a cosine.
     """
-    metadata = DatasetCardData(
-        tags=["hf-ar2", "faiss", "dense-retrieval"], pretty_name=f"{training.name}: index"
+    card = DatasetCard.from_template(
+        DatasetCardData(tags=["hf-ar2", "faiss", "dense-retrieval"], pretty_name=f"{training.name}: index"),
+        template_path=str(Path(__file__).with_name("index_card.md")),
+        training=training,
+        about=about,
+        name=name,
+        retriever=retriever,
+        normalised=normalised,
+        collection=_collection(training),
     )
-    does = wrapped(
-        f"A FAISS index of {about['passages']:,} passages of {collection_told(training)}, encoded by `{retriever}`: "
-        f"{about['dimension']} dimensions, {about['type']}, compared by inner product. It serves queries of that "
-        "encoder, and of a query encoder trained against it, and no others."
-    )
-    return f"""---
-{metadata.to_yaml()}
----
-
-# {training.name}: index
-
-{does}
-
-- `index.faiss`: read by plain FAISS
-- `ids.json`: the passages' ids, in the order of the index; the passages themselves are not here
-- `index.json`: what it was made from (`made_from`: `{about["made_from"]}`)
-
-```python
-import faiss, json
-from huggingface_hub import snapshot_download
-from sentence_transformers import SentenceTransformer
-
-folder = snapshot_download("{name}", repo_type="dataset")
-index, ids = faiss.read_index(f"{{folder}}/index.faiss"), json.load(open(f"{{folder}}/ids.json"))
-queries = SentenceTransformer("{retriever}").encode_query(["a query"], normalize_embeddings={normalised})
-scores, places = index.search(queries, 10)
-found = [ids[place] for place in places[0]]
-```
-
-To train a query encoder against it: `hf-ar2 tune-queries MODEL COLLECTION --index FOLDER/index.faiss`.
-"""
+    return str(card)
 
 
 @functools.cache
-def license_of(base: str) -> str | None:
-    """The licence that a base model's own README states in its metadata; None where there is none to be had.
+def base_metadata(base: str) -> dict[str, Any]:
+    """The licence and the languages that a base model's own README states: `license`, `language`, those it has.
 
     Args:
-        base: a folder, a `package:NAME/FOLDER`, or a Hub id, whose README is fetched, or taken from the cache.
+        base: a folder, a `package:NAME/FOLDER`, or a Hub id, whose README is fetched, or read from the cache.
     """
-    from huggingface_hub import ModelCard, hf_hub_download
-    from huggingface_hub.errors import HTTPError
-
-    from hf_ar2.cards.facts import hub_id
-    from hf_ar2.models.loading import resolve_model_name
-
     try:
         folder = Path(resolve_model_name(base))
         if folder.is_dir():
@@ -146,28 +133,33 @@ def license_of(base: str) -> str | None:
         elif hub_id(base):
             path = Path(hf_hub_download(base, "README.md"))
         else:
-            return None
-        said = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
+            return {}
+        stated = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, HTTPError):  # no such package, no README, no connection
-        return None
-    return str(said) if isinstance(said, str) and said else None
+        return {}
+    kinds = {"license": str, "language": str | list}
+    return {
+        key: stated[key] for key, kind in kinds.items() if stated.get(key) and isinstance(stated[key], kind)
+    }
 
 
-def _metadata(training: Training, license: str | None, name: str) -> ModelCardData:
-    methods = dict.fromkeys(stage.trainer for stage in training.stages)
-    dense = ["sentence-transformers", "feature-extraction", "dense-retrieval"]
-    ranks = training.role == "ranker"
+def _metadata(
+    training: Training, base: Mapping[str, Any], license: str | None, name: str, papers: Sequence[Paper]
+) -> ModelCardData:
+    ranker = training.role == "ranker"
     results = model_index(training)
-    kinds = ["sentence-transformers", "cross-encoder", "reranker"] if ranks else dense
+    methods: dict[str, None] = {}
+    for stage in training.stages:
+        if stage.trainer not in ("retriever", "ranker", "augment"):
+            methods[stage.trainer] = None
+        methods |= {f"arxiv:{paper.arxiv}": None for paper in papers_of(stage.trainer, stage.settings)}
+    kinds = ["cross-encoder", "reranker"] if ranker else ["feature-extraction", "dense-retrieval"]
     return ModelCardData(
-        license=license,
+        license=license or base.get("license"),
+        language=base.get("language"),
         library_name="sentence-transformers",
-        pipeline_tag="text-ranking" if ranks else "sentence-similarity",
-        tags=[
-            *kinds,
-            "hf-ar2",
-            *(method for method in methods if method not in ("retriever", "ranker", "augment")),
-        ],
+        pipeline_tag="text-ranking" if ranker else "sentence-similarity",
+        tags=["sentence-transformers", *kinds, "hf-ar2", *methods],
         base_model=training.base if training.base in training.on_the_hub else None,
         datasets=[training.collection] if training.collection in training.on_the_hub else None,
         model_name=name.rsplit("/", 1)[-1] if results else None,
@@ -175,98 +167,89 @@ def _metadata(training: Training, license: str | None, name: str) -> ModelCardDa
     )
 
 
-def _introduction(
-    training: Training, saved: SavedRetriever | SavedRanker, partner: str | None, query_side: bool
-) -> str:
-    papers = papers_of(training.last.trainer, training.last.settings)
-    method = f"by {listed([paper.link for paper in papers])}" if papers else "by cross-entropy over lists"
-    trained = f"Trained {method} on {collection_told(training)}, with hf_ar2."
-    if training.merge is not None:
-        trained += (
-            f" Then its weights were averaged with those it started from ({merge_told(training.merge)})."
+def _collection(training: Training) -> str:
+    """What the model was trained on, in words, as a link if it is on the Hub."""
+    name = training.collection
+    if name in training.on_the_hub:
+        return f"[{name}](https://huggingface.co/datasets/{name})"
+    kind, _, packages = name.partition(":")
+    if kind == "python-packages":
+        return (
+            f"the code of {_listed(packages.split(','))} (functions as passages, the first sentences of their "
+            "docstrings as queries)"
         )
-    if isinstance(saved, SavedRanker):
-        other = f", such as {_linked(partner)}" if partner else ""
-        return wrapped(
-            "A cross-encoder: it reads a query and a passage together and gives one number, the higher the better the "
-            "passage answers the query. It is for the second stage of a search: to reorder the first passages of a "
-            f"retriever{other}. {trained}"
-        )
-    what = "The query side of a dense retriever" if query_side else "A dense retriever"
-    compared = "cosine" if saved.similarity == "cosine" else "inner product"
-    other = f" A ranker that reorders what it finds: {_linked(partner)}." if partner else ""
-    return wrapped(
-        f"{what}: it turns {'a query' if query_side else 'a query or a passage'} into a vector of {saved.dimension} "
-        f"numbers, and the {compared} of two vectors says how well the passage answers the query. It is for the first "
-        f"stage of a search, over an index of a whole collection. {trained}{other}"
-    )
+    return f"`{short_name(name)}`"
 
 
-def _belonging(training: Training) -> str:
-    """What a query encoder belongs to, where the passages stayed as they were."""
-    index = training.last.index
-    if index is None or training.role == "ranker":
-        return ""
-    encoder = short_name(str(index["retriever"]))
-    return wrapped(
-        f"**It belongs to the passages of one encoder**, that of `{encoder}`, which did not change; with passages that "
-        "another model encoded its queries find nothing of use. It was trained against this index: "
-        f"{index['type']}, {index['passages']:,} passages of {index['dimension']} dimensions, fingerprint "
-        f"`{index['fingerprint']}`."
-    )
+def _generated(sources: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """How many queries of each split a model wrote, and which model.
+
+    Args:
+        sources: split → source → number of queries, as `query_sources` counts them.
+    """
+    return [
+        f"{count:,} of the {sum(counts.values()):,} of {split} by `{source.removeprefix(GENERATED)}`"
+        for split, counts in sources.items()
+        for source, count in counts.items()
+        if source.startswith(GENERATED)
+    ]
 
 
-def _licences(
-    training: Training, base_license: str | None, license: str | None, data_license: str | None
-) -> str:
-    given = f"- this model: {license}, as its publisher says\n" if license else ""
-    stated = f"{base_license}, as its own card says" if base_license else _UNKNOWN
-    return (
-        f"{given}- base model, `{short_name(training.base)}`: {stated}\n"
-        f"- data, `{short_name(training.collection)}`: {data_license or _UNKNOWN}"
-    )
-
-
-def _limits(training: Training, saved: SavedRetriever | SavedRanker) -> str:
-    settings, ranks = training.last.settings, training.role == "ranker"
-    lengths = {
-        "queries": settings.get("max_query_length"),
-        "passages": None if ranks else settings.get("max_passage_length"),
-        "query and passage together": settings.get("max_pair_length") if ranks else None,
+def _settings(stages: Sequence[Stage]) -> str:
+    """The settings of stages as YAML: under `all` those that all stages share, then those of each stage alone."""
+    blocks = {
+        stage.name: {
+            key: _without_folders(value)
+            for key, value in stage.settings.items()
+            if value is not None and affects_result(key)
+        }
+        for stage in stages
     }
-    separator = settings.get("title_separator", " ")
-    cut = listed([f"{what} at {limit}" for what, limit in lengths.items() if limit])
-    own = f" (the model's own limit is {saved.max_length})" if saved.max_length else ""
-    collection = f"one collection, `{short_name(training.collection)}`"
-    lines = [
-        f"Trained on {collection}. {training.other_texts} How it does in other languages than the collection's was "
-        "not measured."
-        if training.other_texts
-        else f"Trained and measured on {collection}. How it does on other texts, or in other languages than the "
-        "collection's, was not measured.",
-        f"In training, texts were cut, in tokens: {cut}{own}." if cut else "",
-        f"Titles were put before their passages, with {separator!r} between.",
-    ]
-    if ranks and settings.get("ranker_loss") == "pointwise":
-        lines.append(
-            "Its logits are log-odds of relevance only as far as all relevant passages were labelled."
-        )
-    elif ranks:
-        lines.append(
-            "Its logits order the passages of one query. They are no probabilities, nor comparable between queries."
-        )
-    else:
-        lines.append("Its scores order the passages for one query. They are no probabilities.")
-    lines += [
-        "Passages that nobody judged counted as wrong, in training and in the results; some of them are not.",
-        "It has the biases of its base model and of the texts. They were not examined.",
-    ]
-    return "\n".join(wrapped(f"- {line}", "  ") for line in lines if line)
+    if len(blocks) > 1:
+        first, *others = blocks.values()
+        shared = {
+            key: value
+            for key, value in first.items()
+            if all(key in other and other[key] == value for other in others)
+        }
+        if shared:
+            alone = {
+                name: {key: block[key] for key in block if key not in shared}
+                for name, block in blocks.items()
+            }
+            blocks = {"all": shared, **alone}
+    text = ""
+    for name, block in blocks.items():
+        lines = yaml.safe_dump(block, default_flow_style=True, sort_keys=True, width=60, allow_unicode=True)
+        text += f"{name}:\n{textwrap.indent(lines, '  ')}"
+    return text
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, str):
+        return short_name(value)
+    return [_without_folders(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _length_limits(training: Training) -> list[str]:
+    settings = training.last.settings
+    names = {"max_query_length": "queries", "max_passage_length": "passages"}
+    if training.role == "ranker":
+        names = {"max_query_length": "queries", "max_pair_length": "query and passage together"}
+    return [f"{what} at {settings[key]}" for key, what in names.items() if settings.get(key)]
 
 
 def _linked(name: str | None) -> str:
-    return (
-        f"[{name}](https://huggingface.co/{name})"
-        if name and "/" in name and not Path(name).exists()
-        else f"`{name}`"
-    )
+    if name and "/" in name and not Path(name).exists():
+        return f"[{name}](https://huggingface.co/{name})"
+    return f"`{name}`" if name else ""
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""What a run was made with: Python, packages, processor, graphics processor."""
+"""The software and hardware of a run: Python, packages, processor, GPU."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and hardware, as a run's environment.json has them.
+    """Versions and hardware, as in a run's environment.json.
 
     Returns:
-        `python`, `packages` (name → version, those that are installed), `processor`, `cores`, `threads`, and `gpu`,
-        None where there is none.
+        `python`, `packages` (name → version, of installed ones), `processor`, `cores`, `threads`, and `gpu`, None
+        without a GPU.
     """
     import torch
 
@@ -41,7 +41,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, from the operating system."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""What is known of how models were trained: read from a run folder, or told by a trainer; plain data for the card."""
+"""How models were trained, as plain data for their cards: read from a run folder, or recorded by a trainer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from hf_ar2.cards.environment import describe_environment
 
 ROLES = ("retriever", "ranker")
-# Which system a run serves, and why; written at the end of its evaluation.
+# The system that a run serves, and why; written at the end of its evaluation.
 CHOSEN = "chosen.json"
-# Settings that leave the model as it is begin so; hub_token is one of them.
-_NO_BEARING = (
+# Prefixes of settings that do not change the trained model; hub_token is among them.
+_WITHOUT_EFFECT = (
     "output_dir",
     "cache_dir",
     "index_dir",
@@ -42,10 +42,10 @@ class Stage:
     Attributes:
         name: as the recipe has it.
         trainer: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"`, `"augment"` or `"merge"`.
-        sources: role → the model it began with: an earlier stage, or a name, and what was changed in it.
-        settings: every setting that bears on the result.
+        sources: role → the model it started from: an earlier stage or a name, and what was changed in that model.
+        settings: every setting that affects the result.
         steps, seconds: optimizer steps and duration, where known.
-        passages, queries: in the corpus, and trained on, where known.
+        passages, queries: their numbers in the corpus and in training, where known.
         index: what LTRe trained against: `type`, `passages`, `dimension`, `fingerprint`, and `retriever`, the name of
             the passage encoder.
     """
@@ -63,24 +63,24 @@ class Stage:
 
 @dataclass(frozen=True)
 class Training:
-    """How a retriever or a ranker came about.
+    """How a retriever or a ranker was trained.
 
     Attributes:
         role: `"retriever"` or `"ranker"`.
         name: of the run.
         collection: what was trained on, as `load_collection` takes it.
-        stages: those the model came from, in the order they ran; the last one trained it last.
-        base: the model that training began with, by the name it was given.
-        environment: as `describe_environment` has it.
-        metrics: row → split → system → metric → value, rows from before to after.
+        stages: those that led to the model, in the order they ran.
+        base: the model that training started from, by the name it was given.
+        environment: as `describe_environment` returns it.
+        metrics: row → split → system → metric → value, in the order of training.
         row: the row of `metrics` that is published; "": the last.
         chosen: contents of the run's chosen.json, where there is one.
         tests: row → split → `"retriever"` (against the row before), `"pipeline"` (against the row's retriever) or
             `"pipeline_before"` (against the last pipeline before) → fields of `PairedTest`.
-        test_metric: what the tests are about.
+        test_metric: the metric of the tests.
         rerank_depth: how many passages of a query the ranker reordered.
-        on_the_hub: those names among collection and base model that are ids on the Hub.
-        other_texts: what was measured on a collection of other texts, in a sentence; "" where nothing was.
+        on_the_hub: which of collection and base model are ids on the Hub.
+        other_texts: the result on a collection of other texts, as a sentence; "" if none was measured.
     """
 
     role: str
@@ -96,44 +96,43 @@ class Training:
     on_the_hub: Sequence[str] = ()
     row: str = ""
     chosen: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def served(self) -> str:
-        """The row of `metrics` that is published; "" where nothing was measured."""
-        return self.row if self.row in self.metrics else next(reversed(list(self.metrics)), "")
-
     other_texts: str = ""
 
     @property
+    def served(self) -> str:
+        """The row of `metrics` that is published; "" without metrics."""
+        return self.row if self.row in self.metrics else next(reversed(list(self.metrics)), "")
+
+    @property
     def last(self) -> Stage:
-        """The stage that trained the model last; a merge trains nothing."""
+        """The last stage that trained the model; a merge trains nothing."""
         return next((stage for stage in reversed(self.stages) if stage.trainer != "merge"), self.stages[-1])
 
     @property
     def merge(self) -> Stage | None:
-        """The merge that the model came out of, None where it is as it was trained."""
+        """The merge that made the model; None if no merge followed training."""
         return self.stages[-1] if self.stages[-1].trainer == "merge" else None
 
     @property
     def seconds(self) -> float | None:
-        """Duration of all stages, None where one is not known."""
+        """Duration of all stages; None if that of one is not known."""
         known = [stage.seconds for stage in self.stages]
         return None if None in known else sum(second for second in known if second is not None)
 
 
 def hub_id(name: str | Path) -> str | None:
-    """The name, where it can be nothing but an id on the Hub: two plain words, and no folder here; else None."""
+    """The name if it can only be an id on the Hub (`owner/name`, and no local path), else None."""
     words = r"[A-Za-z0-9][\w.-]*"
     return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
 
 
-def bears_on_the_result(setting: str) -> bool:
-    """Whether a setting of a trainer may make its models others; where they are kept or logged does not."""
-    return not setting.startswith(_NO_BEARING)
+def affects_result(setting: str) -> bool:
+    """Whether a trainer's setting can change its models; where they are saved or logged cannot."""
+    return not setting.startswith(_WITHOUT_EFFECT)
 
 
 def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) -> Training:
-    """What a run folder says of its retriever or its ranker: the models of the row of its evaluation that it serves.
+    """How the retriever or the ranker that a run serves was trained, from the run folder.
 
     Args:
         folder: with `environment.json`, `stages/*/done.json`, and after an evaluation `metrics.json`,
@@ -142,7 +141,7 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
         role: `"retriever"` or `"ranker"`.
 
     Raises:
-        ValueError: a file that is no valid JSON; a served row that names no stage for the role.
+        ValueError: a file is not valid JSON; the served row names no stage for the role.
     """
     folder = Path(folder)
     evaluation = recipe.get("evaluation") or {}
@@ -182,7 +181,7 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
 
 
 def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
-    """The row of a run's evaluation that is served: the one that was chosen on dev, else the last; "" without rows.
+    """The row of a run's evaluation that is served: the one chosen on dev, else the last; "" without rows.
 
     Raises:
         ValueError: chosen.json names a row that the recipe does not have.
@@ -192,13 +191,13 @@ def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
     if chosen is not None and chosen not in rows:
         raise ValueError(
             f"{Path(folder) / CHOSEN}: serves row {chosen!r}, but recipe.yaml has {', '.join(rows) or 'no rows'}. Its "
-            "evaluation has not come to its end: the command that started the run continues it"
+            "evaluation did not finish: give the command that started the run again to continue it"
         )
     return str(chosen) if chosen is not None else next(reversed(rows), "")
 
 
 def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The models and the index of the row that a run serves, without the ranker where a retriever alone is served.
+    """The models and the index of the row that a run serves, without the ranker if only the retriever is served.
 
     Raises:
         ValueError: as `served_name`.
@@ -211,7 +210,7 @@ def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The last row of a recipe's evaluation; `{}` where there is none. What a run serves is `served_row`."""
+    """The last row of a recipe's evaluation; `{}` without rows. What a run serves is `served_row`."""
     rows = (recipe.get("evaluation") or {}).get("rows") or {}
     return list(rows.values())[-1] if rows else {}
 
@@ -223,26 +222,26 @@ def is_trained(folder: str | Path, recipe: Mapping[str, Any], role: str) -> bool
 
 
 def training_of_trainer(
-    told: Mapping[str, Any],
+    record: Mapping[str, Any],
     role: str,
     log_history: Sequence[Mapping[str, Any]],
     split: str,
     rerank_depth: int,
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Training:
-    """What a trainer knows by itself; its evaluations on the way are the results, without tests of significance.
+    """How a trainer trained a model; the results are its own evaluations, without significance tests.
 
     Args:
-        told: `collection`, `trained` (roles; without it the one asked for) and the fields of `Stage`.
+        record: `collection`, `trained` (roles; by default `role` alone) and the fields of `Stage`.
         role: `"retriever"` or `"ranker"`.
         log_history: entries of `trainer.state.log_history`; the first and the last evaluation are before and after.
         split: what was evaluated on.
         rerank_depth: how many passages of a query the ranker reordered.
-        earlier: the same as `told` of the stages that the models have behind them, in their order.
+        earlier: the same as `record` for the earlier stages of the models, in order.
     """
     stages = [
         Stage(**{name: value for name, value in stage.items() if name in Stage.__dataclass_fields__})
-        for stage in (*earlier, told)
+        for stage in (*earlier, record)
     ]
     entries = [entry for entry in log_history if any(key.startswith("eval_") for key in entry)]
     metrics: dict[str, Any] = {}
@@ -250,25 +249,27 @@ def training_of_trainer(
         step = entries[entry].get("step", 0)
         row = "before" if step == 0 else f"after {step:,} steps"
         metrics[row] = {split: _by_system(entries[entry])}
-    base = next(stage["sources"][role] for stage in (*earlier, told) if role in stage.get("trained", (role,)))
+    base = next(
+        stage["sources"][role] for stage in (*earlier, record) if role in stage.get("trained", (role,))
+    )
     return Training(
         role=role,
-        name=told["name"],
-        collection=told["collection"],
+        name=record["name"],
+        collection=record["collection"],
         stages=stages,
         base=base,
         environment=describe_environment(),
         metrics=metrics,
         rerank_depth=rerank_depth,
-        on_the_hub=[name for name in (told["collection"], base) if hub_id(name)],
+        on_the_hub=[name for name in (record["collection"], base) if hub_id(name)],
     )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file.
+    """A JSON object; empty if the file does not exist.
 
     Raises:
-        ValueError: the file is no JSON object.
+        ValueError: the file holds no JSON object.
     """
     if not path.is_file():
         return {}
@@ -276,12 +277,12 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path}: not valid JSON: {error}. Delete it and give the command that made the run"
+            f"{path}: not valid JSON: {error}. Delete it and give the command that made the run again"
         ) from None
     if not isinstance(content, dict):
         raise ValueError(
             f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and give the command that "
-            "made the run"
+            "made the run again"
         )
     return content
 
@@ -292,7 +293,7 @@ def source_name(source: Any) -> str:
 
 
 def source_changes(source: Any) -> dict[str, Any]:
-    """What is changed in the model that a role starts from."""
+    """The settings changed in the model that a role starts from."""
     return {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
 
 
@@ -303,7 +304,7 @@ def _other_texts(folder: Path, recipe: Mapping[str, Any], retriever: Any) -> str
 
 
 def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
-    """The stage and all stages that what it trains comes from."""
+    """The stage and all earlier stages that its models come from."""
     if name in stages:
         yield name
         body = stages[name]
@@ -312,7 +313,7 @@ def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _base(role: str, name: str, stages: Mapping[str, Any], models: Mapping[str, Any]) -> str:
-    """The model at the beginning; a ranker may have begun as a retriever."""
+    """The model that training started from; a ranker may have started as a retriever."""
     while name in stages:
         name = source_name(stages[name].get(role, stages[name].get("retriever")))
     return str(models.get(name, {}).get("model", name))
@@ -320,19 +321,19 @@ def _base(role: str, name: str, stages: Mapping[str, Any], models: Mapping[str, 
 
 def _stage_of_run(folder: Path, recipe: Mapping[str, Any], name: str) -> Stage:
     body, done = recipe["stages"][name], read_json(folder / "stages" / name / "done.json")
-    said = {"seed": recipe.get("seed"), **(recipe.get("args") or {}), **(body.get("args") or {})}
+    given = {"seed": recipe.get("seed"), **(recipe.get("args") or {}), **(body.get("args") or {})}
     models = recipe.get("models") or {}
     return Stage(
         name=name,
         trainer=body["trainer"],
-        sources={role: _told_source(body[role], models) for role in ROLES if role in body},
-        settings=done.get("settings", said),
+        sources={role: _source_text(body[role], models) for role in ROLES if role in body},
+        settings=done.get("settings", given),
         **{key: done.get(key) for key in ("steps", "seconds", "passages", "queries", "index")},
     )
 
 
-def _told_source(source: Any, models: Mapping[str, Any]) -> str:
-    """Where a role begins, with what is changed in it: `stage warm-up, dropout 0.0`."""
+def _source_text(source: Any, models: Mapping[str, Any]) -> str:
+    """The model that a role starts from and what is changed in it: `stage warm-up, dropout 0.0`."""
     name = source_name(source)
     fields = dict(models.get(name, {}))
     named = str(fields.pop("model")) if fields else f"stage {name}"
@@ -341,7 +342,7 @@ def _told_source(source: Any, models: Mapping[str, Any]) -> str:
 
 
 def _by_system(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """`eval_retriever_mrr@10: 0.5` and its like, as system → metric → value."""
+    """Entries such as `eval_retriever_mrr@10: 0.5`, as system → metric → value."""
     found: dict[str, dict[str, float]] = {}
     for key, value in entry.items():
         match = re.fullmatch(r"eval_(retriever|ranker|pipeline)_(.+)", key)

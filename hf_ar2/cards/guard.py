@@ -1,4 +1,4 @@
-"""What a run says of search in other texts than its own, read from `guard.json`: a table and a sentence."""
+"""A run's results on a collection of other texts, from `guard.json`: a table and a sentence."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from hf_ar2.cards.facts import source_name
 from hf_ar2.cards.results import short_name
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
-# In a run folder, where the recipe names a guard. It holds `guard` (the collection), `split`, `metric`, the counts
-# `queries` of `of_queries` and `passages` of `of_passages`, `before` (the model that training began with) and `rows`,
+# In a run folder whose recipe names a guard. It holds `guard` (the collection), `split`, `metric`, the counts
+# `queries` of `of_queries` and `passages` of `of_passages`, `before` (the model that training started from) and `rows`,
 # each with `retriever`, `metrics`, `values` (of the metric, per query), `key`, and rows with `test`, the fields of a
 # `PairedTest` against `before`.
 GUARD_FILE = "guard.json"
 
 
 def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int = 80) -> str:
-    """Each row's retriever on the guard, with its change against the model that training began with.
+    """Each row's retriever on the guard, and its change against the model that training started from.
 
     Args:
         guard: contents of `guard.json`.
-        markdown: a Markdown table in place of one for the terminal.
+        markdown: a Markdown table instead of one for the terminal.
         width: of the terminal, in characters.
     """
     before, rows = guard["before"], guard["rows"]
@@ -44,18 +44,18 @@ def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int 
 
 
 def guard_sentence(guard: Mapping[str, Any], retriever: Any) -> str:
-    """What a row's retriever does on the guard, in a sentence; "" where it was not measured.
+    """The result of a row's retriever on the guard, as a sentence; "" if it was not measured.
 
     Args:
-        guard: contents of `guard.json`, or nothing.
-        retriever: as the row names it.
+        guard: contents of `guard.json`, or an empty mapping.
+        retriever: as in the row of the recipe.
     """
     row = next((row for row in guard.get("rows", {}).values() if row["retriever"] == retriever), None)
     if row is None:
         return ""
     metric, test = guard["metric"], row.get("test")
     counts = ", ".join(_count(guard, what) for what in ("queries", "passages"))
-    before = f"the model that training began with has {guard['before']['metrics'][metric]:.3f}"
+    before = f"the model that training started from has {guard['before']['metrics'][metric]:.3f}"
     change = f" ({test['difference']:+.3f}, {format_p(test['p_value'])})" if test else ""
     return (
         f"On other texts (`{short_name(guard['guard'])}`, {guard['split']}: {counts}) its {display_name(metric)} is "

@@ -1,7 +1,7 @@
 """Publishing on the Hugging Face Hub: a retriever, a ranker and an index, each in a repository of its own.
 
-A repository gets one commit, or none: what breaks off on the way leaves it as it was. The large files of all
-repositories are uploaded before the first commit, so that little is left that can break off between two of them.
+A repository gets one commit or none: if publishing fails, it stays as it was. The large files of all repositories are
+uploaded before the first commit, so that little can fail between two commits.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_ar2.cards.results import eval_result_files
 from hf_ar2.models.saved import read_ranker, read_retriever
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# Seconds before another attempt, after a connection that broke off or a server that was busy.
+# Seconds before each new attempt, after a lost connection or an answer of a busy server.
 WAITS = (1.0, 2.0, 4.0)
 INDEX_FILES = ("index.faiss", "ids.json", "index.json")
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 _BUSY = (408, 429, 500, 502, 503, 504)
-# Files a checkpoint consists of; of these, what an earlier commit left and this one has not is deleted.
+# The files of a checkpoint. Those of an earlier commit that are not in the new one are deleted.
 _OF_A_CHECKPOINT = re.compile(
     r"([^/]*\.safetensors(\.index\.json)?|((query|document)_)?\d+_[^/]+/.+|(config|modules|router_config)\.json"
     r"|(config_sentence_transformers|sentence_bert_config)\.json|tokenizer[^/]*|vocab\.[^/]+|merges\.txt|[^/]+\.model"
     r"|(special_tokens_map|added_tokens)\.json)"
 )
-# Left to the machine that trained.
+# Files of a model's folder that are not published: the card is written anew, and the other is of this machine alone.
 _KEPT_BACK = {"README.md", "training_args.bin"}
 
 
@@ -59,31 +60,32 @@ def publish(
 ) -> dict[str, CommitInfo]:
     """Publish folders as `NAME-retriever`, `NAME-ranker` and the dataset `NAME-index`.
 
-    Everything is checked before the first repository is touched, and all repositories are there before the first
-    commit.
+    All folders are checked before the first repository is made, and all repositories are made before the first commit.
+    A model's results on a benchmark data set of the Hub are published too, as `.eval_results/NAME.yaml`.
 
     Args:
-        folders: `"retriever"`, `"ranker"`, `"index"` → the folder of each; those to publish.
-        name: user or organisation, a slash, and a name; without a slash it is the user's.
-        card: takes one of these words and the ids of all repositories, returns the README.md.
-        private: visible to the owner alone; None: as the owner's settings say.
-        token: with write access; None: that of `hf auth login` or of HF_TOKEN.
+        folders: `"retriever"`, `"ranker"`, `"index"` → folder, of those to publish.
+        name: `OWNER/NAME`, or NAME alone for the user's own.
+        card: takes one of these words and the ids of all repositories, and returns the README.md.
+        private: visible to the owner alone; None: the default of the owner's account.
+        token: with write access; None: that of HF_TOKEN or of `hf auth login`.
         message: of the commits.
         revision: the branch; None: main.
-        beside: path in the repository → folder, further files of the first repository's commit.
+        beside: path in the repository → folder of more files for the first repository's commit.
 
     Returns:
-        The same words → the commit: `.repo_url`, `.commit_url`, `.oid`.
+        The same words → commit, with `.repo_url`, `.commit_url` and `.oid`.
 
     Raises:
-        ValueError: a folder that is not complete; a name the Hub does not allow; a private repository that is public.
-        PermissionError: no token, or one that may not write there.
-        ConnectionError: the connection broke off again and again, or the Hub cannot be reached.
+        ValueError: a folder is not complete; the Hub does not allow the name; a repository to be private is public.
+        PermissionError: no token, or one without write access.
+        ConnectionError: the connection was lost in every attempt, or the Hub cannot be reached.
     """
     for what, folder in folders.items():
         check_complete(what, folder)
     ids = make_repositories(folders, name, private=private, token=token)
-    api = HfApi(token=hub_token(token))
+    token = hub_token(token)
+    api = HfApi(token=token)
     files = {
         what: {path.relative_to(folder).as_posix(): path for path in _files(folder)}
         for what, folder in folders.items()
@@ -92,15 +94,19 @@ def publish(
         files[next(iter(files))] |= {
             f"{place}/{path.relative_to(other).as_posix()}": path for path in _files(other)
         }
-    texts = {what: card(what, ids) for what in folders}
+    written: dict[str, dict[str, bytes]] = {}
     for what, id in ids.items():
-        # The large files of all repositories, before any of them shows anything of it.
+        readme = card(what, ids)
+        results = {} if what == "index" else eval_result_files(readme, id, token)
+        written[what] = {"README.md": readme.encode(), **results}
+    for what, id in ids.items():
+        # The large files of all repositories first; no repository shows them before its commit.
         _attempt(id, partial(_upload, api, id, what, files[what], revision))
     commits: dict[str, CommitInfo] = {}
     for what, id in ids.items():
         try:
             commits[what] = _attempt(
-                id, partial(_commit, api, id, what, files[what], texts[what], message, revision)
+                id, partial(_commit, api, id, what, files[what], written[what], message, revision)
             )
         except OSError as error:
             done = ", ".join(ids[other] for other in commits)
@@ -112,7 +118,7 @@ def publish(
 def make_repositories(
     parts: Iterable[str], name: str, *, private: bool | None = None, token: str | None = None
 ) -> dict[str, str]:
-    """Make the repositories that are not there yet, so that what cannot be published fails before any work.
+    """Make the repositories that do not exist yet, so that missing permissions show before any work.
 
     Args:
         parts: some of `"retriever"`, `"ranker"`, `"index"`.
@@ -130,8 +136,8 @@ def make_repositories(
             validate_repo_id(id)
         except HFValidationError as error:
             raise ValueError(
-                f"{id!r}: no name of a repository; expected OWNER/NAME or NAME, of letters, digits, '-', '_' and '.', "
-                "at most 96 of them"
+                f"{id!r}: not a valid repository name; expected OWNER/NAME or NAME, of at most 96 letters, digits, "
+                "'-', '_' and '.'"
             ) from error
     api = HfApi(token=hub_token(token))
     for what, id in ids.items():
@@ -140,29 +146,29 @@ def make_repositories(
 
 
 def check_complete(what: str, folder: Path) -> None:
-    """Refuse a folder that others could not load as it was meant.
+    """Check that a folder holds everything that others need to load it correctly.
 
     Args:
         what: `"retriever"`, `"ranker"` or `"index"`.
 
     Raises:
-        ValueError: a file or a setting is missing; the message says which.
+        ValueError: a file or a setting is missing; the message names it.
     """
     if what == "index":
         missing = [name for name in INDEX_FILES if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"{folder}: no saved index: {', '.join(missing)} missing. FrozenIndex.save writes all of them"
+                f"{folder}: not a saved index: {', '.join(missing)} missing. FrozenIndex.save writes all of them"
             )
     else:
         (read_retriever if what == "retriever" else read_ranker)(folder)
 
 
 def check_loads(what: str, folder: Path) -> None:
-    """Load what is to be published, and use it once.
+    """Load a folder that is to be published, and use it once.
 
     Raises:
-        ValueError: it does not load, or gives numbers that are not finite; an index with other ids than passages.
+        ValueError: it does not load, or its output is not finite; an index does not have one id per passage.
     """
     import numpy as np
 
@@ -175,7 +181,7 @@ def check_loads(what: str, folder: Path) -> None:
         held = read_faiss_index(folder / "index.faiss").ntotal
         ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
         if held != len(ids):
-            raise ValueError(f"{folder}: index.faiss holds {held:,} passages, ids.json {len(ids):,} ids")
+            raise ValueError(f"{folder}: index.faiss holds {held:,} passages, but ids.json {len(ids):,} ids")
         return
     try:
         if what == "retriever":
@@ -185,20 +191,20 @@ def check_loads(what: str, folder: Path) -> None:
             values = [load_ranker(folder, device="cpu").predict([("a query", "a passage")])]
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"{folder}: the {what} does not load: {error}. Save it anew with save_pretrained"
+            f"{folder}: the {what} does not load: {error}. Save it again with save_pretrained"
         ) from error
     if not all(np.isfinite(value).all() for value in values):
-        raise ValueError(f"{folder}: the {what} gives numbers that are not finite; its training went wrong")
+        raise ValueError(f"{folder}: the {what} returns NaN or infinite values; its training diverged")
 
 
 def hub_token(given: str | None = None) -> str:
     """The token to publish with: the one given, that of HF_TOKEN, or that of `hf auth login`.
 
     Raises:
-        PermissionError: there is none. ConnectionError: HF_HUB_OFFLINE is set.
+        PermissionError: there is no token. ConnectionError: HF_HUB_OFFLINE is set.
     """
     if constants.HF_HUB_OFFLINE:
-        raise ConnectionError("HF_HUB_OFFLINE is set, so that nothing can be published; unset it")
+        raise ConnectionError("HF_HUB_OFFLINE is set, so nothing can be published; unset it")
     token = given or get_token()
     if token is None:
         raise PermissionError(
@@ -213,19 +219,19 @@ def _kind(what: str) -> str:
 
 
 def _repository(api: HfApi, id: str, what: str, private: bool | None) -> str:
-    """The repository's full id; made where there is none."""
+    """The repository's full id; the repository is made if it does not exist."""
     kind = _kind(what)
     full = api.create_repo(id, repo_type=kind, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(full, repo_type=kind).private:
         raise ValueError(
-            f"{full}: the repository is there and public, but should be private; change that in its settings, or "
+            f"{full}: the repository exists and is public, but should be private; change that in its settings, or "
             "publish under another name"
         )
     return full
 
 
 def _upload(api: HfApi, id: str, what: str, files: Mapping[str, Path], revision: str | None) -> None:
-    """Bring what goes by LFS to the Hub's store, where no repository shows it before a commit names it."""
+    """Upload the LFS files to the Hub's store; no repository shows them before a commit names them."""
     kind = _kind(what)
     if revision:
         api.create_branch(id, branch=revision, repo_type=kind, exist_ok=True)
@@ -238,16 +244,16 @@ def _commit(
     id: str,
     what: str,
     files: Mapping[str, Path],
-    card: str,
+    written: Mapping[str, bytes],
     message: str,
     revision: str | None,
 ) -> CommitInfo:
     kind = _kind(what)
-    # made anew in every attempt: they remember how far they came
+    # new in every attempt, for operations remember how far their upload came
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(place, str(path)) for place, path in files.items()
     ]
-    operations.append(CommitOperationAdd("README.md", card.encode()))
+    operations += [CommitOperationAdd(place, content) for place, content in written.items()]
     there = api.list_repo_files(id, repo_type=kind, revision=revision)
     operations += [
         CommitOperationDelete(place)
@@ -267,7 +273,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _attempt(id: str, action: Callable[[], Result]) -> Result:
-    """Do it, again after a while where the connection broke off; other failures say what to do about them."""
+    """Run an action, again after a while if the connection was lost; other failures say what to do."""
     for wait in (*WAITS, None):
         try:
             return action()
@@ -276,17 +282,13 @@ def _attempt(id: str, action: Callable[[], Result]) -> Result:
             if status not in _BUSY or wait is None:
                 raise _explained(id, status, error) from error
             reason = f"the Hub answered {status}"
-        except (
-            HTTPError,
-            ConnectionError,
-            RuntimeError,
-        ) as error:  # RuntimeError: of an upload of a large file
+        except (HTTPError, ConnectionError, RuntimeError) as error:  # large files raise RuntimeError
             if wait is None:
                 raise ConnectionError(
-                    f"{id}: the connection to the Hub broke off {len(WAITS) + 1} times ({error}); nothing was "
-                    "published there. Try again later"
+                    f"{id}: the connection to the Hub was lost {len(WAITS) + 1} times ({error}); nothing was published "
+                    "there. Try again later"
                 ) from error
-            reason = f"the connection broke off ({error})"
+            reason = f"the connection was lost ({error})"
         logger.warning(f"{id}: {reason}; trying again in {wait:g} s")
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
@@ -295,17 +297,17 @@ def _attempt(id: str, action: Callable[[], Result]) -> Result:
 def _explained(id: str, status: int, error: HfHubHTTPError) -> OSError:
     if status == 401 or (status == 404 and isinstance(error, RepositoryNotFoundError)):
         return PermissionError(
-            f"{id}: the Hub does not accept the token (401), or does not show it this repository. Make one with write "
-            f"access at {TOKENS_PAGE}, then run: hf auth login"
+            f"{id}: the Hub does not accept the token (401), or the token cannot see this repository. Make one with "
+            f"write access at {TOKENS_PAGE}, then run: hf auth login"
         )
     if status == 403:
         owner = id.split("/")[0] if "/" in id else "this name"
         return PermissionError(
-            f"{id}: the token may not write there (403). Use one with write access to {owner} ({TOKENS_PAGE}, then: "
-            "hf auth login), or publish under a name of your own"
+            f"{id}: the token has no write access there (403). Use one with write access to {owner} ({TOKENS_PAGE}, "
+            "then: hf auth login), or publish under your own name"
         )
     said = (error.server_message or str(error)).strip().splitlines()[0]
     return ConnectionError(
-        f"{id}: the Hub answered {status}: {said}; nothing was published there. Mend what it names, then give the same "
+        f"{id}: the Hub answered {status}: {said}; nothing was published there. Fix that, then give the same "
         "command again"
     )

@@ -11,7 +11,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import TrainingArguments
 
-from hf_ar2.cards.facts import bears_on_the_result
+from hf_ar2.cards.facts import affects_result
 
 # Of transformers' own settings, those that a result depends on; the others are told where they are not the default.
 _ALWAYS_TOLD = {
@@ -38,7 +38,7 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     told = {}
     for field in dataclasses.fields(args):
-        if not bears_on_the_result(field.name):
+        if not affects_result(field.name):
             continue
         value = getattr(args, field.name)
         known = theirs.get(field.name)
@@ -55,7 +55,7 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
 
 
 def stages_of(model: Any) -> tuple[dict[str, Any], ...]:
-    """The stages that a model object has behind it, as `PublishingTrainer.told` has them."""
+    """The stages that a model object has behind it, as `PublishingTrainer.stage_record` has them."""
     return tuple(getattr(model, _STAGES, ()))
 
 

@@ -1,128 +1,147 @@
-"""What a card says of results: tables with significance, and the same figures as a model index."""
+"""The results on a card: tables with significance, and the same numbers as the Hub reads them."""
 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    constants,
+    eval_result_entries_to_yaml,
+    hf_hub_download,
+)
+from huggingface_hub.errors import HTTPError
 
 from hf_ar2.cards.facts import Training
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
 
 def model_index(training: Training) -> list[EvalResult]:
-    """The results of the published row, as the Hub shows them: of the retriever, or of the ranker by itself."""
+    """The results of the published row for the metadata `model-index`: of the retriever, or of the ranker by itself.
+
+    The metric of the significance tests comes first.
+    """
     if not training.metrics:
         return []
-    system = training.role
-    found = []
-    for split, systems in training.metrics[training.served].items():
-        for metric, value in systems.get(system, {}).items():
-            over = f", the first {training.rerank_depth} passages reordered" if system == "ranker" else ""
-            result = EvalResult(
-                task_type="information-retrieval",
-                task_name="Information retrieval",
-                dataset_type=_slug(training.collection),
-                dataset_name=short_name(training.collection),
-                dataset_split=split,
-                metric_type=metric.replace("@", "_at_"),
-                metric_name=f"{display_name(metric)}{over}",
-                metric_value=round(float(value), 4),
-            )
-            found.append(result)
-    return found
-
-
-def results_section(training: Training) -> str:
-    """Before and after as Markdown tables, one for each split, and what the significance is that of."""
-    if not training.metrics:
-        return "None was measured in this run."
-    splits = dict.fromkeys(split for systems in training.metrics.values() for split in systems)
-    parts = [_results_of_split(training, split) for split in splits]
-    if not any(parts):
-        return "The ranker was not evaluated in this run (`rerank_depth` 0)."
-    if not training.tests:
-        parts.append("Measured by the trainer on the way; the differences were not tested for significance.")
-        return "\n\n".join(part for part in parts if part)
-    last = training.served == list(training.metrics)[-1]
-    which = "The last row is" if last else f"Row {training.served} is"
-    said = f"{which} this model. p: two-sided paired randomisation test over the queries."
-    if training.role == "ranker":
-        which = "The last rows are" if last else f"The rows of {training.served} are"
-        said = (
-            f"{which} this model. *ranker*: it reorders the retriever's first {training.rerank_depth} "
-            "passages by itself; *pipeline*: they are ordered by the retriever's score over its temperature (unless "
-            f"set, 0.05 for cosine and 1 for inner products) plus the ranker's logit over its own (unless set, 1)"
-            f"{_weighted(training.chosen)}. p: two-sided paired randomisation test over the queries."
+    over = f", the first {training.rerank_depth} passages reordered" if training.role == "ranker" else ""
+    return [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information retrieval",
+            dataset_type=re.sub(r"[^A-Za-z0-9._/-]+", "-", short_name(training.collection)),
+            dataset_name=short_name(training.collection),
+            dataset_split=split,
+            metric_type=metric.replace("@", "_at_"),
+            metric_name=f"{display_name(metric)}{over}",
+            metric_value=round(float(value), 4),
         )
-    if reason := training.chosen.get("reason"):
-        said += f" Chosen to be served: {reason}"
-    return "\n\n".join([part for part in parts if part] + [wrapped(said)])
+        for split, systems in training.metrics[training.served].items()
+        for metric, value in sorted(
+            systems.get(training.role, {}).items(), key=lambda result: result[0] != training.test_metric
+        )
+    ]
 
 
-def _weighted(chosen: Mapping[str, Any]) -> str:
-    """What a run fitted for the pipeline, in words; "" where it left the two models alike."""
-    if chosen.get("system") != "pipeline":
-        return ""
-    return f", times a weight ({chosen['weight']:g} in {chosen['row']}, over the first {chosen['depth']} passages)"
+def eval_result_files(card: str, repository: str, token: str | None = None) -> dict[str, bytes]:
+    """The files in `.eval_results/` for a card: the first metric of each split of a benchmark on the Hub.
+
+    The Hub takes such results only for a data set that is registered as a benchmark, under an id of its `eval.yaml`
+    (https://huggingface.co/docs/hub/eval-results). Other results are in the card's `model-index` alone.
+
+    Args:
+        card: a README.md as `model_card` returns it.
+        repository: id of the model's repository, the source of the results.
+        token: for a data set that is not public.
+
+    Returns:
+        Path in the repository → YAML.
+    """
+    data = ModelCard(card).data
+    files = {}
+    for dataset in data.get("datasets") or []:
+        entries = []
+        for split, task in _benchmark_tasks(dataset, token).items():
+            results = [
+                result
+                for result in data.get("eval_results") or []
+                if (result.dataset_type, result.dataset_split) == (dataset, split)
+            ]
+            for result in results[:1]:
+                entry = EvalResultEntry(
+                    dataset_id=dataset,
+                    task_id=task,
+                    value=result.metric_value,
+                    source_url=f"https://huggingface.co/{repository}",
+                    source_name="Model card",
+                    notes=f"{result.metric_name}, split {split}",
+                )
+                entries.append(entry)
+        if entries:
+            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+            files[f"{constants.EVAL_RESULTS_FOLDER}/{dataset.split('/')[-1]}.yaml"] = text.encode()
+    return files
 
 
-def _results_of_split(training: Training, split: str) -> str:
-    """A table of the retriever by row, or of what the ranker makes of each row's retriever."""
-    ranks = training.role == "ranker"
+def _benchmark_tasks(dataset: str, token: str | None) -> dict[str, str]:
+    """Split → id of the one task over it in a data set's `eval.yaml`; empty for a data set that is no benchmark."""
+    try:
+        path = Path(hf_hub_download(dataset, "eval.yaml", repo_type="dataset", token=token))
+        tasks = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]
+        splits = [task.get("split") for task in tasks]
+        return {task["split"]: str(task["id"]) for task in tasks if splits.count(task.get("split", "")) == 1}
+    except (OSError, ValueError, HTTPError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+        return {}  # no eval.yaml, or one of another form
+
+
+def result_tables(training: Training) -> list[str]:
+    """The results before and after training as Markdown tables, one for each split; none without results."""
+    splits = dict.fromkeys(split for systems in training.metrics.values() for split in systems)
+    return [table for split in splits if (table := _table_of_split(training, split))]
+
+
+def _table_of_split(training: Training, split: str) -> str:
+    """A table of each row's retriever, or of each row's ranker and pipeline with the retriever they rerank."""
+    ranker = training.role == "ranker"
+    systems = ("retriever", "ranker", "pipeline") if ranker else ("retriever",)
     measured = {row: found[split] for row, found in training.metrics.items() if split in found}
-    if ranks:
+    if ranker:
         measured = {row: found for row, found in measured.items() if "pipeline" in found}
-    systems = ("retriever", "ranker", "pipeline") if ranks else ("retriever",)
+    if not measured:
+        return ""
     metrics = list(
         dict.fromkeys(metric for found in measured.values() for metric in next(iter(found.values())))
     )
     rows: list[list[Any]] = []
     before, sizes = "", set[int]()
     for row, found in measured.items():
-        tests = training.tests.get(row, {}).get(split, {})
+        test = training.tests.get(row, {}).get(split, {}).get(systems[-1])
+        if test:
+            sizes.add(test["wins"] + test["losses"] + test["ties"])
         for system in systems:
             if system not in found:
                 continue
-            test = (
-                tests.get("pipeline" if ranks else "retriever")
-                if system in ("pipeline", systems[-1])
-                else None
-            )
-            over = "retriever" if ranks else before
-            label = f"{row}: {system}" if ranks else row
-            rows.append([label, *(found[system].get(metric) for metric in metrics), _outcome(test, over)])
-            sizes |= {test["wins"] + test["losses"] + test["ties"]} if test else set()
+            values = [found[system].get(metric) for metric in metrics]
+            tested = [_outcome(test if system == systems[-1] else None, "retriever" if ranker else before)]
+            rows.append([f"{row}: {system}" if ranker else row, *values, *(tested if training.tests else [])])
         before = row
-    if not rows:
-        return ""
-    columns = ["", *map(display_name, metrics), f"{display_name(training.test_metric)} against"]
+    columns = ["", *map(display_name, metrics)]
+    if training.tests:
+        columns.append(f"{display_name(training.test_metric)} against")
     queries = f", {sizes.pop():,} queries" if len(sizes) == 1 else ""
-    if not training.tests:
-        rows, columns = [row[:-1] for row in rows], columns[:-1]
-    name = short_name(training.collection)
-    return f"`{name}`, {split}{queries}:\n\n{format_table(rows, columns, markdown=True)}"
+    title = f"`{short_name(training.collection)}`, {split}{queries}:"
+    return f"{title}\n\n{format_table(rows, columns, markdown=True)}"
 
 
-def _outcome(test: Mapping[str, Any] | None, over: str) -> str:
-    if test is None:
-        return ""
-    return f"{over}: {test['difference']:+.3f}, {format_p(test['p_value'])}"
+def _outcome(test: Mapping[str, Any] | None, against: str) -> str:
+    return f"{against}: {test['difference']:+.3f}, {format_p(test['p_value'])}" if test else ""
 
 
 def short_name(name: str) -> str:
-    """A name as others may see it: of an absolute path the last two parts."""
+    """A name without the folders of this machine: the last two parts of an absolute path."""
     return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._/-]+", "-", short_name(name))
-
-
-def wrapped(text: str, indent: str = "") -> str:
-    """A paragraph in lines of up to 100 characters."""
-    return textwrap.fill(text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

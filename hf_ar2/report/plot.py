@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_ar2.evaluation.tables import Metrics, display_name
+from hf_ar2.report.series import PIPELINE, RETRIEVER, LogHistory, Panel, points, training_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-LogHistory = Mapping[str, Sequence[Mapping[str, Any]]]
-
-
-# The palette of Okabe and Ito, told apart by people with any kind of colour blindness.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-
-
+# The palette of Okabe and Ito, which people with any kind of colour blindness can tell apart.
+COLOURS = {
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+}
 GREY = "#6E6E6E"
-
-
-# What trainers log about the difficulty of pools: key -> label, colour, marker.
-POOL_SHARES = {
-    "ranker_accuracy": ("lists the ranker gets right", VERMILION, "s"),
-    "teacher_accuracy": ("retriever's lists the ranker gets right", PURPLE, "D"),
-    "pool/ranker_beats_positive": ("negatives ranked above the positive", BLUE, "o"),
-    "pool/deceived": ("negatives ranked above the positive", BLUE, "o"),
-    "pool/outscored": ("pools whose top beats the positive", ORANGE, "^"),
-}
-
-
-POOL_MARGINS = {
-    "pool/mean_margin": ("positive less negatives, mean", GREEN, "v"),
-    "pool/top_margin": ("positive less top candidate, mean", BLUE, "o"),
-}
-
-
-LOSSES = ("loss/retriever", "loss/ranker", "loss/adversarial", "loss/distillation")
-
-
 _MANY_POINTS = 40
 
 
@@ -59,20 +38,18 @@ def plot_report(
     metric: str = "mrr@10",
     title: str = "",
 ) -> None:
-    """Draw a run's figure, report.png: what each stage reached, dev metrics per round, losses, pool difficulty.
+    """Draw a run's figure, report.png: the metric of each stage, dev metrics per round, losses, pool difficulty.
 
-    A panel draws those of its series that were logged, and says so where none was. Stages follow each other along
-    the axis, in the order given.
+    A panel draws the series that were logged, and says so if none was. Stages follow each other along the axis, in the
+    order given.
 
     Args:
-        log_history: stage -> entries of `trainer.state.log_history`, with "epoch" and "step". Drawn are
-            `eval_retriever_<metric>` and `eval_pipeline_<metric>`, every `loss/<name>`, and the keys of
-            `POOL_SHARES` (those of `POOL_MARGINS` where no share was logged).
+        log_history: stage → log entries; `training_panels` names the keys that are drawn.
         metrics: as in metrics.json, see `stage_table`.
         path: the PNG file; its folder is made.
-        split: which split of `metrics` the first panel shows.
+        split: the split of `metrics` in the first panel.
         dev_split: the split that the trainers evaluated, for the second panel's title.
-        metric: which metric the first two panels show.
+        metric: the metric in the first two panels.
         title: headline, such as the recipe and the collection.
     """
     from matplotlib.figure import Figure  # slow to import; a Figure of its own leaves pyplot's state alone
@@ -85,25 +62,14 @@ def plot_report(
     _draw_stages(stages_axes, metrics, split, metric)
     _finish(stages_axes, f"{name} by stage, {split}", "", name)
 
-    dev = {
-        f"eval_retriever_{metric}": ("retriever", BLUE, "o"),
-        f"eval_pipeline_{metric}": ("pipeline", VERMILION, "s"),
-    }
-    _draw_series(dev_axes, log_history, dev, "epoch")
-    _finish(dev_axes, f"{name} per round, {dev_split}", "round", name)
-
-    logged = {key for entries in log_history.values() for entry in entries for key in entry}
-    losses = dict.fromkeys([*LOSSES, *sorted(key for key in logged if key.startswith("loss/"))])
-    colours = itertools.cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY))
-    styles = {
-        key: (key.removeprefix("loss/"), colour, "") for key, colour in zip(losses, colours, strict=False)
-    }
-    _draw_series(loss_axes, log_history, styles, "step")
-    _finish(loss_axes, "Losses by phase", "step", "loss")
-
-    pool, unit = (POOL_SHARES, "share") if logged & set(POOL_SHARES) else (POOL_MARGINS, "score")
-    _draw_series(pool_axes, log_history, pool, "epoch")
-    _finish(pool_axes, "Pool difficulty", "round", unit, legend_below=True)
+    dev, losses, pool = training_panels(log_history, metric, name)
+    for axes, panel, headline in (
+        (dev_axes, dev, f"{name} per round, {dev_split}"),
+        (loss_axes, losses, "Losses by phase"),
+        (pool_axes, pool, "Pool difficulty"),
+    ):
+        _draw_series(axes, log_history, panel)
+        _finish(axes, headline, panel.x_label, panel.y_label, legend_below=panel is pool)
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
@@ -111,32 +77,36 @@ def plot_report(
 
 def _draw_stages(axes: Axes, metrics: Metrics, split: str, metric: str) -> None:
     stages = [stage for stage in metrics if split in metrics[stage]]
-    for system, side, colour, hatch in (("retriever", -0.2, BLUE, ""), ("pipeline", 0.2, VERMILION, "//")):
-        values = [metrics[stage][split].get(system, {}).get(metric) for stage in stages]
+    for style, side, hatch in ((RETRIEVER, -0.2, ""), (PIPELINE, 0.2, "//")):
+        values = [metrics[stage][split].get(style.label, {}).get(metric) for stage in stages]
         bars = [(place + side, value) for place, value in enumerate(values) if value is not None]
         if bars:
             x, heights = zip(*bars, strict=True)
-            drawn = axes.bar(x, heights, 0.38, color=colour, hatch=hatch, edgecolor="white", label=system)
+            colour = COLOURS[style.colour]
+            drawn = axes.bar(
+                x, heights, 0.38, color=colour, hatch=hatch, edgecolor="white", label=style.label
+            )
             axes.bar_label(drawn, fmt="%.3f", padding=2, fontsize=9)
     axes.set_xticks(range(len(stages)), stages)
     axes.margins(y=0.2)
 
 
-def _draw_series(
-    axes: Axes, log_history: LogHistory, styles: Mapping[str, tuple[str, str, str]], along: str
-) -> None:
-    """A line per key of `styles` (label, colour, marker), broken between stages; along "epoch" or "step"."""
-    offset, shown = 0.0, []
+def _draw_series(axes: Axes, log_history: LogHistory, panel: Panel) -> None:
+    """A line per key of the panel, broken between stages."""
+    along, offset, shown = panel.along, 0.0, []
     for stage, entries in log_history.items():
-        series = {key: _points(entries, key, along) for key in styles}
-        if not any(len(points) for points in series.values()):
+        series = {key: points(entries, key, along) for key in panel.styles}
+        if not any(len(found) for found in series.values()):
             continue
-        for key, points in series.items():
-            label, colour, marker = styles[key]
-            x, y = points.T
-            if len(x) > _MANY_POINTS:  # the values as they are in pale, their running mean over them
+        for key, found in series.items():
+            label, name, marker = panel.styles[key]
+            colour = COLOURS[name]
+            x, y = found.T
+            if len(x) > _MANY_POINTS:  # the values in pale, their running mean over them
                 axes.plot(x + offset, y, color=colour, alpha=0.25, linewidth=0.8)
-                y, marker = _running_mean(y, len(y) // 20), ""
+                y = _running_mean(y, len(y) // 20)
+            if len(x) > _MANY_POINTS or along == "step":
+                marker = ""
             if len(x):
                 known = axes.get_legend_handles_labels()[1]
                 label = "_nolegend_" if label in known else label
@@ -145,8 +115,8 @@ def _draw_series(
                 )
         end = offset + max(float(entry.get(along, 0.0)) for entry in entries)
         shown.append((stage, offset, end))
-        offset = math.ceil(end) if along == "epoch" else end  # so that a stage's rounds stand at the ticks
-    # More than two names take turns between two heights: a short stage is narrower than its name.
+        offset = math.ceil(end) if along == "epoch" else end  # so that a stage's rounds are at the ticks
+    # More than two names alternate between two heights: a short stage is narrower than its name.
     for number, (stage, start, end) in enumerate(shown):
         if number:
             axes.axvline(start, color=GREY, linewidth=0.8, linestyle=":")
@@ -173,13 +143,6 @@ def _finish(axes: Axes, title: str, x_label: str, y_label: str, *, legend_below:
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     else:
         axes.legend(frameon=False, fontsize=9)
-
-
-def _points(entries: Sequence[Mapping[str, Any]], key: str, along: str) -> np.ndarray:
-    """float64 `[n, 2]`: place along the axis and value, of the entries that have the key with a finite value."""
-    points = [(entry.get(along, number), entry[key]) for number, entry in enumerate(entries) if key in entry]
-    array = np.array([(x, y) for x, y in points if y is not None], np.float64).reshape(-1, 2)
-    return array[np.isfinite(array).all(axis=1)]
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

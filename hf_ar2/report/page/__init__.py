@@ -1,9 +1,9 @@
-"""A run, or several, as one HTML page: results, what changed for each query, how training went.
+"""One or several runs as one HTML page: results, what changed for each query, and how training went.
 
-The page holds its style, its script and its data, asks the network for nothing, and needs no server.
+The page contains its style, its script and its data. It makes no requests and needs no server.
 """
 
 from hf_ar2.report.page.page import render_page
-from hf_ar2.report.page.run_folder import RunFolder, read_runs
+from hf_ar2.report.page.run_folder import read_runs
 
-__all__ = ["RunFolder", "read_runs", "render_page"]
+__all__ = ["read_runs", "render_page"]

@@ -12,7 +12,7 @@ function polygon(points) {
   return shape("polygon", { points: points.map((point) => point.join(",")).join(" ") });
 }
 
-// Round numbers that cover an interval, about as many as asked for.
+// Round numbers that cover an interval, about as many as wanted.
 function ticks(low, high, wanted, whole) {
   const span = high - low || 1;
   const power = 10 ** Math.floor(Math.log10(span / wanted));
@@ -35,12 +35,12 @@ function legendOf(series) {
     one.label)));
 }
 
-// What the axis says at a place: rounds are counted from each stage's own beginning, steps through all of them.
+// The value on the axis: rounds are counted from the start of each stage, steps across all stages.
 function placeOf(chart, value) {
   return chart.x === "round" ? value - chart.stages.findLast((stage) => stage.start <= value).start : value;
 }
 
-// A figure that is drawn again whenever its width changes.
+// A figure that is redrawn when its width changes.
 function figure(title, legend, note, draw) {
   const plot = element("div", { class: "plot" });
   const node = element("figure", { class: "card chart" }, element("figcaption", {}, title), legend, plot, note && element("p", { class: "note" }, note));
@@ -91,7 +91,7 @@ function drawLines(chart, width, height) {
 
 function stageBand(stage, number, x, box, total) {
   const start = x(stage.start), end = x(stage.end);
-  // Names that would run into each other are left to the tooltip.
+  // Names that would overlap are only in the tooltip.
   const fits = end - start > 6.5 * stage.name.length;
   return [
     total > 1 && number % 2 === 1 && shape("rect", { x: start, y: box.top - 8, width: Math.max(0, end - start), height: box.bottom - box.top + 8, class: "band" }),
@@ -100,7 +100,7 @@ function stageBand(stage, number, x, box, total) {
 
 const spoken = (one) => `${one.label} from ${three(one.lines[0][0][1])} to ${three(one.lines.at(-1).at(-1)[1])}`;
 
-// The values nearest to the pointer, and a line where they are.
+// The values nearest to the pointer, and a line at their position.
 function tooltipOver(svg, chart, x, box, width) {
   const tip = element("div", { class: "tip", hidden: true });
   const cross = shape("line", { y1: box.top - 8, y2: box.bottom, class: "cross", visibility: "hidden" });

@@ -1,10 +1,10 @@
-// The data as it was packed: a length, JSON, and arrays after it; see pack() in page.py.
+// The format of the data: a length, JSON, then the arrays; see pack() in page.py.
 
 const ARRAYS = { u8: Uint8Array, u16: Uint16Array, u32: Uint32Array, f32: Float32Array };
 
 async function unpack(base64) {
   if (!("DecompressionStream" in window)) {
-    throw new Error("this browser cannot unpack the report's data; use a version of 2023 or later (Chrome, Edge, Firefox 113, Safari 16.4)");
+    throw new Error("this browser cannot unpack the report's data; use a browser from 2023 or later (Chrome, Edge, Firefox 113, Safari 16.4)");
   }
   const text = atob(base64);
   const packed = new Uint8Array(text.length);
@@ -20,7 +20,7 @@ async function unpack(base64) {
   });
 }
 
-// What is being looked at: data, the pair that is compared, and who wants to know when it changes.
+// The state of the page: the data, the pair that is compared, and the listeners to its changes.
 class Report {
   constructor(data) {
     Object.assign(this, data);
@@ -41,7 +41,7 @@ class Report {
     for (const listener of this.listeners) listener();
   }
 
-  // The paired test of system j over system i on the metric that is tested.
+  // The paired test of system j against system i on the tested metric.
   test(i, j) {
     const found = this.browser.tests[i < j ? `${i}-${j}` : `${j}-${i}`];
     if (!found || i < j) return found;

@@ -1,4 +1,4 @@
-// Elements and numbers. A text becomes a text node, never markup.
+// Elements and numbers. Text becomes a text node, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -20,7 +20,7 @@ function built(node, attributes, children) {
   return node;
 }
 
-// A bar whose width is a share of its parent's; set through the object model, which the security policy allows.
+// A bar whose width is a share of its parent's; set through the DOM, which the security policy allows.
 function bar(className, share) {
   const node = element("i", { class: className });
   node.style.width = `${100 * Math.max(0, Math.min(1, share))}%`;
@@ -42,7 +42,7 @@ function signed(number) {
   return (number > 0 ? "+" : "−") + text;
 }
 
-// Three figures or so, as scores of any scale are read.
+// About three significant digits, for scores of any scale.
 function score(number) {
   if (!Number.isFinite(number)) return "–";
   const size = Math.abs(number);

@@ -1,4 +1,4 @@
-// Unpacks the data, draws the parts when they are first looked at, and follows the address.
+// Unpacks the data, draws each part when it is first shown, and follows the address.
 
 const PARTS = ["results", "queries", "training", "setup"];
 
@@ -32,7 +32,7 @@ function choosePair(report) {
   document.getElementById("pair").hidden = report.systems.length < 2;
 }
 
-// A typed address may hold a % that begins no escape.
+// A typed address may contain a % that starts no escape sequence.
 function decoded(text) {
   try {
     return decodeURIComponent(text);
@@ -62,7 +62,7 @@ function follow(report) {
   };
   addEventListener("hashchange", show);
   show();
-  // A count of better or worse queries leads to them.
+  // A click on a count of better or worse queries shows these queries.
   sections.results.addEventListener("click", (event) => {
     const link = event.target.closest("[data-filter]");
     if (!link) return;

@@ -1,7 +1,7 @@
-"""The page as one file: template, style and script joined, and the data packed beside them.
+"""The page as one file: template, style, script and packed data.
 
-The data is compressed and written in base64, so no text of a collection stands in the markup; the script puts every
-text into the page as text. A content security policy lets this script run, no other, and lets nothing be fetched.
+The data is compressed and encoded in base64, so the markup contains no text of a collection; the script inserts every
+text as text. A content security policy allows this script alone, and allows nothing to be fetched.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hf_ar2.report.page.run_folder import RunFolder
 from hf_ar2.report.page.training import stage_times, training_charts
 
 SCRIPTS = ("elements.js", "data.js", "charts.js", "results.js", "queries.js", "page.js")
-# Arrays begin where JavaScript can lay a typed array over them.
+# JavaScript needs arrays at a multiple of four bytes to read them as typed arrays.
 _ALIGNED = 4
 _ARRAYS = {"uint8": "u8", "uint16": "u16", "uint32": "u32", "float32": "f32"}
 
@@ -39,14 +39,14 @@ def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
     """The page of one run or several over one collection.
 
     Args:
-        runs: as `read_runs` gives them. The split is the one that the first run's recipe reports on.
-        collection: what the runs were made on.
+        runs: as `read_runs` returns them. The page shows the split that the first run's recipe reports on.
+        collection: the collection of the runs.
 
     Returns:
-        HTML, complete in itself.
+        HTML that needs no other file.
 
     Raises:
-        ValueError: a split that the collection does not have, or run files that do not fit it.
+        ValueError: the collection does not have the split, or run files do not fit it.
 
     Example:
         >>> from hf_ar2 import load_collection
@@ -59,7 +59,7 @@ def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
 
 
 def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, Any]:
-    """All that the page shows, as JSON's types and numpy arrays."""
+    """Everything that the page shows, as JSON types and numpy arrays."""
     split, chief = runs[0].split, runs[0].chief
     named = [metric for run in runs for metric in metrics_of(run)]
     metrics = list(dict.fromkeys([chief, *named]))
@@ -106,23 +106,23 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
 
 
 def metrics_of(run: RunFolder) -> list[str]:
-    """The metrics that a run's recipe asks for, those of its table where it says nothing."""
+    """The metrics of a run's recipe, or the default ones."""
     return list((run.recipe.get("evaluation") or {}).get("metrics") or DEFAULT_METRICS)
 
 
 def other_texts(run: RunFolder) -> str:
-    """What was measured on the recipe's guard for the retriever of the last row, "" without one."""
+    """The result on the recipe's guard of the last row's retriever; "" without a guard."""
     guard = read_json(run.folder / GUARD_FILE) if run.recipe.get("guard") else {}
     return guard_sentence(guard, last_row(run.recipe).get("retriever")).replace("`", "")
 
 
 def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:
-    """What is compared when the page is opened: the first and the last row of a run, or the runs' last rows.
+    """The comparison shown first: the first and the last row of one run, or the last rows of the first and last run.
 
-    Those are their pipelines where both rows have one, else their retrievers.
+    It compares their pipelines if both rows have one, else their retrievers.
 
     Returns:
-        places in `systems`, before and after.
+        Positions in `systems`, before and after.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
@@ -136,7 +136,7 @@ def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int
 
 
 def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> list[int]:
-    """Places in `systems` of what the runs serve; a ranker alone is not among them."""
+    """Positions in `systems` of the systems that the runs serve; `systems` has no rankers alone."""
     return [
         place
         for place, system in enumerate(systems)
@@ -146,7 +146,7 @@ def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) 
 
 
 def page_of(data: dict[str, Any]) -> str:
-    """The template with style, script and data in it."""
+    """The template filled with style, script and data."""
     folder = files("hf_ar2.report.page")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
@@ -160,13 +160,13 @@ def page_of(data: dict[str, Any]) -> str:
 
 
 def pack(data: Any) -> bytes:
-    """JSON and the arrays in it as one compressed block.
+    """JSON and its arrays as one compressed block.
 
-    It holds the length of the JSON (uint32, little endian), the JSON, and after it the arrays, each at a multiple of
+    The block holds the length of the JSON (uint32, little endian), the JSON, and then the arrays, each at a multiple of
     four bytes. In the JSON an array is `{"$": [type, offset among the arrays, length]}`, flat.
 
     Raises:
-        ValueError: a number that JSON has no word for, nan or infinite.
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
     """
     arrays: list[bytes] = []
     size = 0
@@ -187,8 +187,8 @@ def pack(data: Any) -> bytes:
         return {"$": [kind, start, value.size]}
 
     text = json.dumps(plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A lone half of a surrogate pair is no character, and UTF-8 has no bytes for it.
+    # UTF-8 cannot encode one half of a surrogate pair.
     written = text.encode("utf-8", "replace")
     written += b" " * (-(len(written) + 4) % _ALIGNED)
-    # No time in the header: equal runs give equal files.
+    # No time in the header, so that equal runs give equal files.
     return gzip.compress(len(written).to_bytes(4, "little") + written + b"".join(arrays), 6, mtime=0)

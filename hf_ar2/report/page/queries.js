@@ -1,4 +1,4 @@
-// The query browser: a list of which only the rows in sight are in the page, and the two rankings of one query.
+// The query browser: a list with only the visible rows in the page, and the two rankings of one query.
 
 const ROW = 76, OVERSCAN = 6, MANY_POSITIVES = 5;
 const ORDERS = {
@@ -6,7 +6,7 @@ const ORDERS = {
   loss: ["largest loss", (a) => a.delta],
   worst: ["worst after", (a) => a.after],
   best: ["best after", (a) => -a.after],
-  given: ["order of the collection", (a) => a.number],
+  given: ["collection order", (a) => a.number],
 };
 const KINDS = {
   all: ["All", () => true],
@@ -61,7 +61,7 @@ class QueryBrowser {
     new ResizeObserver(() => this.drawLinks()).observe(this.detail);
   }
 
-  // Values of the pair and the metric that were chosen.
+  // Values of the chosen pair and metric.
   update() {
     const { report } = this, before = report.systems[report.before], after = report.systems[report.after];
     const a = before.values[this.metric], b = after.values[this.metric], { top } = report;
@@ -74,12 +74,12 @@ class QueryBrowser {
     this.choose(this.scroller.clientHeight > 0);
   }
 
-  // The queries that are listed, in their order; from the top, unless the one that is shown is to stay.
+  // The listed queries, in order; from the top, unless the query that is shown should stay.
   choose(stay) {
     const said = this.entries.filter(({ number }) => this.words.every((word) => this.lower[number].includes(word)));
     this.chips.replaceChildren(...Object.entries(KINDS).map(([kind, [text, belongs]]) =>
       element("button", { type: "button", class: `chip ${kind}`, "data-kind": kind, "aria-pressed": String(kind === this.kind),
-        title: kind === "missed" ? "no positive in the top 10 of either" : null,
+        title: kind === "missed" ? "no positive in either top 10" : null,
         onclick: () => this.only(kind) }, `${text} `, element("b", {}, count(said.filter(belongs).length)))));
     const by = ORDERS[this.order][1];
     this.shown = said.filter(KINDS[this.kind][1]).sort((x, y) => by(x) - by(y) || x.number - y.number);
@@ -89,7 +89,7 @@ class QueryBrowser {
     this.select(stay ? this.shown.findIndex((entry) => entry.number === this.selected) : 0);
   }
 
-  // The queries of one kind; the better and the worse ones from the largest change on.
+  // The queries of one kind; better and worse ones start at the largest change.
   only(kind) {
     this.kind = kind;
     if (kind === "gain" || kind === "loss") this.orderSelect.value = this.order = kind;
@@ -128,12 +128,12 @@ class QueryBrowser {
     this.go(this.place + moves[event.key]);
   }
 
-  // Only what is in sight, and a little more, is in the page.
+  // Only the visible rows, and a few more, are in the page.
   drawRows() {
     const first = Math.max(0, Math.floor(this.scroller.scrollTop / ROW) - OVERSCAN);
     const last = Math.min(this.shown.length, Math.ceil((this.scroller.scrollTop + this.scroller.clientHeight) / ROW) + OVERSCAN);
     if (!this.shown.length) {
-      this.space.replaceChildren(element("p", { class: "empty" }, "No query fits."));
+      this.space.replaceChildren(element("p", { class: "empty" }, "No query matches."));
       this.scroller.removeAttribute("aria-activedescendant");
       return;
     }
@@ -156,7 +156,7 @@ class QueryBrowser {
   }
 
   drawDetail(entry) {
-    if (!entry) { this.detail.replaceChildren(element("p", { class: "empty" }, "No query fits the search and the filter.")); return; }
+    if (!entry) { this.detail.replaceChildren(element("p", { class: "empty" }, "No query matches the search and the filter.")); return; }
     const { report } = this, { browser } = report, { number } = entry;
     const pair = [report.before, report.after];
     this.lists = pair.map((system, side) => this.ranking(system, number, side, report.systems[pair[1 - side]]));
@@ -175,7 +175,7 @@ class QueryBrowser {
     this.drawLinks();
   }
 
-  // Passages in full or in two lines; and in a narrow window, which of the rankings is shown.
+  // Passages in full or in two lines; in a narrow window, also which ranking is shown.
   switches() {
     const lists = () => this.detail.querySelector(".lists");
     const group = element("span", { class: "sides", role: "group", "aria-label": "Which ranking" }, ["Before", "After"].map((text, side) =>
@@ -193,7 +193,7 @@ class QueryBrowser {
     return element("p", { class: "switches" }, group, whole);
   }
 
-  // The judged positives, above all those that neither top 10 shows.
+  // The judged positives, including those outside both top 10s.
   positivesOf(number, pair) {
     const { positives, passages } = this.report.browser, start = positives.offsets[number], end = positives.offsets[number + 1];
     if (start === end) return [];
@@ -228,7 +228,7 @@ class QueryBrowser {
   hit(passage, i, side, system, number, theirs, scores) {
     const { passages } = this.report.browser, relevance = system.relevance[number * this.report.top + i];
     const moved = theirs < 0 ? (side ? "new" : "out") : theirs === i ? "=" : side ? (theirs > i ? `▲${theirs - i}` : `▼${i - theirs}`) : "";
-    const why = { new: "not in the top 10 before", out: "not in the top 10 after", "=": "as before" }[moved] || "places moved";
+    const why = { new: "not in the top 10 before", out: "not in the top 10 after", "=": "same rank as before" }[moved] || "change of rank";
     const text = element("p", { class: "text", dir: "auto" }, passages.text[passage]);
     const node = element("li", { class: relevance ? "hit positive" : "hit", "data-passage": passage },
       element("div", { class: "rank" }, element("b", {}, i + 1), moved && (side || theirs < 0) && element("span", { class: `moved ${moved[0] === "▲" || moved === "new" ? "up" : moved[0] === "▼" || moved === "out" ? "down" : ""}`, title: why }, moved)),
@@ -244,7 +244,7 @@ class QueryBrowser {
     return node;
   }
 
-  // The same passage on both sides.
+  // Highlights the same passage on both sides.
   light(passage) {
     for (const node of this.detail.querySelectorAll("[data-passage]")) node.classList.toggle("lit", node.dataset.passage === String(passage));
   }

@@ -1,4 +1,4 @@
-"""What the page's query browser shows: the best passages of every system for every query of a split."""
+"""The data of the page's query browser: the top passages of every system for every query of a split."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ TOP = 10
 PASSAGE_CHARACTERS = 400
 QUERY_CHARACTERS = 1_000
 NO_PASSAGE = 0xFFFFFFFF
-# Systems that rank all that was retrieved; the ranker's own scores are shown beside theirs.
+# Systems that rank all retrieved passages; the ranker's scores are shown beside theirs.
 SYSTEMS = ("retriever", "pipeline")
 
 
 def query_browser(
     runs: Sequence[RunFolder], collection: Collection, split: str, metrics: Sequence[str]
 ) -> dict[str, Any]:
-    """Queries, passages and what every system found, with passages named by their place in `passages`.
+    """Queries, passages and each system's results, with passages given by their position in `passages`.
 
     Args:
-        runs: over this collection.
-        collection: gives texts and judgments.
-        split: whose queries are shown.
-        metrics: such as "mrr@10"; those that lists are too short for are left out. The first is tested.
+        runs: runs on this collection.
+        collection: its texts and judgments.
+        split: the split of the queries.
+        metrics: such as "mrr@10", without those that the lists are too short for. The first is tested.
 
     Returns:
         - `queries`: `id` and `text`, Q strings each.
         - `passages`: `id`, `title` and `text`, each passage once; texts are cut at `PASSAGE_CHARACTERS`.
         - `positives`: `offsets` uint32 `[Q + 1]` into `passages` uint32 `[P]`, as in compressed rows.
-        - `systems`: run, row and system, and arrays: `top` uint32 `[Q, 10]` (`NO_PASSAGE` where a list has ended),
-          `retriever` and `ranker` float32 `[Q, 10]` (nan where there is no score), `relevance` uint8 `[Q, 10]`,
-          `first` uint16 `[Q]` (rank of the first positive, 0 for none), `positive_ranks` uint16 `[P]` and
+        - `systems`: run, row and system, and arrays: `top` uint32 `[Q, 10]` (`NO_PASSAGE` after the end of a list),
+          `retriever` and `ranker` float32 `[Q, 10]` (NaN without a score), `relevance` uint8 `[Q, 10]`,
+          `first` uint16 `[Q]` (rank of the first positive, 0 without one), `positive_ranks` uint16 `[P]` and
           `values` (metric -> float32 `[Q]`).
         - `metrics`: those that every system has.
-        - `tests`: for systems i < j `"i-j"` -> difference, p, wins, losses and ties of j over i on the first metric.
+        - `tests`: for systems i < j `"i-j"` -> difference, p, wins, losses and ties of j against i on the first metric.
 
     Raises:
-        ValueError: no run has runs of the split, or a run file that does not fit the collection, or lists too short.
+        ValueError: no run has run files of the split, a run file does not fit the collection, or lists are too short.
     """
     query_rows = evaluated_queries(collection, split)
     query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
@@ -117,7 +117,7 @@ def _system(
     if not values:
         raise ValueError(
             f"{row}, {name}: lists of {ranking.shape[1]} passages are too short for {', '.join(metrics)}; evaluate the "
-            "recipe with a greater evaluation.depth, or with metrics of a smaller cutoff"
+            "recipe with a larger evaluation.depth, or with metrics of a smaller cutoff"
         )
     return {
         "top": top,
@@ -131,20 +131,20 @@ def _system(
 
 
 def _scores_of(top: np.ndarray, run: Run | None) -> np.ndarray:
-    """What a run gives the passages of `top`; float32 `[Q, 10]`, nan where it does not hold them."""
+    """A run's scores of the passages in `top`, float32 `[Q, 10]`; NaN for passages it does not hold."""
     scores = np.full(top.shape, np.nan, np.float32)
     if run is not None and run.passage_rows.shape[1]:
         for column in range(top.shape[1]):
             same = (run.passage_rows == top[:, column, None]) & (top[:, column, None] >= 0)
             held = np.flatnonzero(same.any(axis=1))
             scores[held, column] = run.scores[held, same[held].argmax(axis=1)]
-    # 12 bits of the mantissa are all that is shown, and zeros in place of the others compress.
+    # The page shows no more than 12 bits of the mantissa; zeros for the others compress well.
     bits = scores.view(np.uint32)
     return np.where(np.isnan(scores), scores, ((bits + 0x400) & np.uint32(0xFFFFF800)).view(np.float32))
 
 
 def _positives(collection: Collection, split: str, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The judged positives as offsets `[Q + 1]` and passage rows; none where a split is known by its answers."""
+    """The judged positives as offsets `[Q + 1]` and passage rows; none for a split with answers instead."""
     if split not in collection.qrels:
         return np.zeros(len(query_rows) + 1, np.int64), np.zeros(0, np.int64)
     judgments = collection.judgments(split)
@@ -162,7 +162,7 @@ def _passages(collection: Collection, rows: np.ndarray) -> dict[str, list[str]]:
 
 
 def _places(shown: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Places of passage rows among those that are shown, uint32."""
+    """Positions of passage rows among the shown passages, uint32."""
     return np.where(rows < 0, NO_PASSAGE, np.searchsorted(shown, rows)).astype(np.uint32)
 
 

@@ -1,4 +1,4 @@
-// The first part (what was gained, and whether it is more than luck), and the parts on training and setup.
+// The first part (what was gained, and whether it is significant), and the parts on training and setup.
 
 const LOOKS = [
   { label: "retriever", colour: "blue", marker: "o" },
@@ -22,7 +22,7 @@ function showResults(report, section) {
     ...splitsOf(report).map((split) => metricsTable(report, split)),
     ...stageTests(report), matrix,
     ...report.runs.filter((run) => run.otherTexts).map((run) => element("p", { class: "note" }, `The retriever of the last row of ${run.label}. ${run.otherTexts}`)),
-    element("p", { class: "note legend-text" }, `${report.legend} Values of p are those of single comparisons; they are not corrected for how many were made.`)].filter(Boolean));
+    element("p", { class: "note legend-text" }, `${report.legend} The p values are not corrected for multiple comparisons.`)].filter(Boolean));
 }
 
 function heroOf(report) {
@@ -41,7 +41,7 @@ function heroOf(report) {
       element("p", { class: "names" }, !alone && [report.name(before), element("span", { class: "quiet" }, " → ")], report.name(after))),
     test && element("div", { class: "verdict" },
       element("p", {}, element("b", {}, `${probability(test.p_value)} ${mark(test)}`.trim()),
-        element("span", { class: "quiet" }, test.p_value >= 0.05 ? " – may be luck" : test.difference < 0 ? " – worse, more than luck" : " – more than luck")),
+        element("span", { class: "quiet" }, test.p_value >= 0.05 ? " – not significant" : test.difference < 0 ? " – significantly worse" : " – significantly better")),
       outcomeBar(test),
       element("p", { class: "counts" },
         element("a", { href: "#queries", class: "gain", "data-filter": "gain" }, `▲ ${count(test.wins)} better`),
@@ -104,9 +104,8 @@ function metricsTable(report, split) {
         })))))));
 }
 
-// Every stage against the one before it, retriever by retriever and pipeline by pipeline, and every pipeline against its
-// retriever, as in the terminal. Runs may have
-// tested different metrics: a table for each.
+// As in the terminal: each retriever and each pipeline against that of the row before, and each pipeline against its
+// retriever. Runs may have tested different metrics: one table for each metric.
 function stageTests(report) {
   const metrics = [...new Set(report.runs.map((run) => run.chief))];
   return metrics.map((metric) => testsTable(report, metric)).filter(Boolean);
@@ -137,14 +136,14 @@ function testsTable(report, metric) {
         element("td", { class: "wide" }, outcomeBar(test))))))));
 }
 
-// Every system over every other; a cell shows the pair.
+// Every system against every other; a click on a cell chooses the pair.
 function matrixOf(report) {
   const numbers = report.systems.map((_, i) => i);
   if (!Object.keys(report.browser.tests).length || numbers.length < 3) return [];
   const most = Math.max(...numbers.flatMap((j) => numbers.map((i) => (i === j ? 0 : Math.abs(report.test(i, j).difference))))) || 1;
   return [element("div", { class: "card" },
-    element("h2", {}, `Every system over every other, ${report.names[report.chief]}`),
-    element("p", { class: "note" }, "A row's system less a column's. Choose a cell to compare the two everywhere in this report."),
+    element("h2", {}, `Every system against every other, ${report.names[report.chief]}`),
+    element("p", { class: "note" }, "The row's system minus the column's. Click a cell to compare the two throughout this report."),
     element("div", { class: "scroll" }, element("table", { class: "matrix" },
       element("thead", {}, element("tr", {}, element("td"), numbers.map((i) => element("th", { scope: "col" }, element("span", {}, report.name(i)))))),
       element("tbody", {}, numbers.map((j) => element("tr", {}, element("th", { scope: "row" }, report.name(j)), numbers.map((i) => {
@@ -172,7 +171,7 @@ function timesChart(run) {
   const shade = (phase) => `t-${phases.indexOf(phase) % 6}`;
   const swatch = (look, text) => element("li", {}, element("i", { class: `swatch ${look}` }), text);
   return element("figure", { class: "card chart" }, element("figcaption", {}, `Time per stage, ${duration(total)} in all`),
-    element("ul", { class: "legend" }, phases.map((phase) => swatch(shade(phase), phase)), swatch("t-rest", phases.length ? "around the training: loading, tokenising, scoring" : "phases were not logged in this run")),
+    element("ul", { class: "legend" }, phases.map((phase) => swatch(shade(phase), phase)), swatch("t-rest", phases.length ? "other work: loading, tokenising, scoring" : "this run did not log phases")),
     element("div", { class: "times" }, run.times.map((time) => {
       const parts = Object.entries(time.phases);
       const rest = Math.max(0, (time.seconds || 0) - parts.reduce((sum, [, spent]) => sum + spent, 0));

@@ -1,4 +1,4 @@
-"""What a run folder says of a run: its recipe, environment, metrics, tests, stages and logs."""
+"""The contents of a run folder: recipe, environment, metrics, tests, stages and logs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from hf_ar2.cards.facts import CHOSEN, read_json
 from hf_ar2.search.system import read_recipe
 
-_UNFINISHED = "its recipe has not come to its end. The command that started it continues it"
+_UNFINISHED = "its recipe has not finished. Give the command that started the run again to continue it"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run that has come to its end.
+    """A finished run.
 
     Attributes:
-        folder: where it is.
-        label: tells it from the other runs of a page.
+        folder: its path.
+        label: its name on the page.
         recipe: contents of recipe.yaml.
-        environment: contents of environment.json, empty where there is none.
+        environment: contents of environment.json; empty without the file.
         metrics: row -> split -> system -> metric -> value, as in metrics.json.
         tests: row -> split -> system -> the fields of a `PairedTest`.
-        chief: the metric that was tested.
+        chief: the tested metric.
         stages: stage -> contents of its done.json and its `log_history`, in the order they ran.
-        chosen: contents of chosen.json, which system is served; empty for a run without one.
+        chosen: contents of chosen.json, the system that is served; empty without the file.
     """
 
     folder: Path
@@ -47,16 +47,21 @@ class RunFolder:
 
 
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[RunFolder]:
-    """Read run folders, and give each a label of its own: its recipe's name, or else its folder's.
+    """Read run folders, and label each with its recipe's name, or with its folder's if recipes share a name.
 
     Raises:
-        FileNotFoundError: no run folder, or one without metrics.
-        ValueError: a folder that is given twice, or a file in it that cannot be read.
+        FileNotFoundError: a folder is not a run folder, or has no metrics.
+        ValueError: a folder is given twice, or a file in it cannot be read.
+
+    Example:
+        >>> from hf_ar2.report.page import read_runs
+        >>> def metrics_of_quickstart() -> dict:
+        ...     return read_runs(["runs/quickstart"])[0].metrics
     """
     paths = [Path(folder) for folder in folders]
     for place, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:place]]:
-            raise ValueError(f"{path} is given twice; name every run once")
+            raise ValueError(f"{path} is given twice; give each run once")
     recipes = [read_recipe(path) for path in paths]
     candidates = [
         [str(recipe.get("name", path.name)) for path, recipe in zip(paths, recipes, strict=True)],
