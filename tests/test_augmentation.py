@@ -236,7 +236,7 @@ def test_the_copy_of_an_added_positive_is_no_negative(
     tiny_collection: Collection, models: Models, tmp_path: Path
 ) -> None:
     """With lines so near that noise could part two copies, only the text keeps them apart."""
-    from hf_ar2.augmentation.known import Known
+    from hf_ar2.augmentation.labelled import LabelledCandidates
     from hf_ar2.augmentation.lists import build_lists
     from hf_ar2.augmentation.scored import ScoredCandidates
 
@@ -252,7 +252,7 @@ def test_the_copy_of_an_added_positive_is_no_negative(
     text_keys[11] = text_keys[10]
     irrelevant, relevant = scored.scores < 3, scored.scores > 3
     table, counts = build_lists(
-        "denoised", tiny_collection, Known(scored, nothing, nothing, nothing), (irrelevant, relevant),
+        "denoised", tiny_collection, LabelledCandidates(scored, nothing, nothing, nothing), (irrelevant, relevant),
         text_keys, 1, None, 0,
     )  # fmt: skip
     ids = tiny_collection.corpus["id"]
@@ -425,7 +425,7 @@ def test_a_calibration_is_read_back_only_for_what_it_was_fitted_on(tmp_path: Pat
     with pytest.raises(ValueError, match="fitted on ranker and judgments, expected another"):
         Calibration.load(tmp_path / "calibration.json", "another")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="no calibration of the format"):
+    with pytest.raises(ValueError, match="not a calibration of the format"):
         Calibration.load(tmp_path / "other.json")
 
 
