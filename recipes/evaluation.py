@@ -17,7 +17,7 @@ from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
 from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.collections import Collection
-from hf_ar2.collections.sources import what_is_asked
+from hf_ar2.collections.sources import query_source_note
 from hf_ar2.evaluation.runs import read_run, run_file
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, out_of_reach
@@ -304,8 +304,8 @@ def finish(
         tests = json.loads((run / "significance.json").read_text())
         split = recipe.evaluation.get("report_split", "test")
         print("\n" + stage_table(metrics, tests["tests"], split=split, served=chosen["row"]))
-        if asked := what_is_asked(collection, split, str(run)):
-            print(f"\n{asked}")
+        if note := query_source_note(collection, split, str(run)):
+            print(f"\n{note}")
         if recipe.guard is not None:
             print("\n" + guard_table(json.loads((run / GUARD_FILE).read_text(encoding="utf-8"))))
         plot_report(

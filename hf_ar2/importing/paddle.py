@@ -58,7 +58,7 @@ def _as_torch(array: np.ndarray) -> Tensor:
 
 
 def read_tensor(file: Path) -> np.ndarray:
-    """Reads one tensor as Paddle's `save` operator serializes it.
+    """Reads one tensor as Paddle's `save` operator serialises it.
 
     A version (uint32, 0); the number of levels of detail (uint64), each with its size in bytes (uint64) and its
     data; the version of the tensor (uint32, 0); the length (int32) of a TensorDesc, a protocol buffer with the data
