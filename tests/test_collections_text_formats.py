@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from hf_ar2.collections.readers.heading_words import (
@@ -68,8 +66,8 @@ is a rule here
 
 
 def test_markdown() -> None:
-    dropped: Counter[str] = Counter()
-    assert found(markdown_sections(MARKDOWN.split("\n"), dropped)) == [
+    skipped = SkipCounts()
+    assert found(markdown_sections(MARKDOWN.split("\n"), skipped)) == [
         (("All about ants",), ["Intro, by a keeper."]),
         (
             ("All about ants", "Ants and rain"),
@@ -86,7 +84,7 @@ def test_markdown() -> None:
             ["Text right after it. Two lines, so that --- is a rule here"],
         ),
     ]
-    assert dropped == {"lines of front matter": 2}
+    assert skipped.counts() == {"lines of front matter": 2}
 
 
 PLAIN = """\

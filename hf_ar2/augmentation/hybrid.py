@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -128,7 +127,11 @@ def augment(
             manifest["false_negatives"] = write_false_negatives(path, collection, found["labelled"])
         if args.calibrate:
             calibration.save(folder / "calibration.json")
-        save_training_lists(folder, lists, manifest, _new_queries(unlabelled, lists))
+        new_queries = None
+        if unlabelled is not None:
+            listed = rows_of(arrow_column(unlabelled, "id"), arrow_column(lists, "query_id")) >= 0
+            new_queries = unlabelled.select(np.flatnonzero(listed))
+        save_training_lists(folder, lists, manifest, new_queries)
     system.encoders.processes.barrier()
     return load_training_lists(folder)
 
@@ -197,7 +200,9 @@ def _unlabelled(
         return None, {}
     read = read_queries(args.unlabelled)
     texts = collection.queries["text"]
-    known = set(passage_text_keys(texts[int(row)] for row in _judged_queries(collection)).tolist())
+    judged = [collection.judgments(split).query_rows for split in collection.splits]
+    judged += [np.asarray(rows) for rows in collection.answer_splits.values()]
+    known = set(passage_text_keys(texts[int(row)] for rows in judged for row in rows).tolist())
     counts = {"read": len(read), "text of a judged query": 0, "text read before": 0}
     kept, seen = [], set()
     for row, key in enumerate(passage_text_keys(read["text"]).tolist()):
@@ -211,21 +216,6 @@ def _unlabelled(
     return read.select(kept), counts
 
 
-def _judged_queries(collection: Collection) -> Iterator[int]:
-    for split in collection.splits:
-        yield from collection.judgments(split).query_rows.tolist()
-    for rows in collection.answer_splits.values():
-        yield from np.asarray(rows).tolist()
-
-
-def _new_queries(unlabelled: datasets.Dataset | None, lists: datasets.Dataset) -> datasets.Dataset | None:
-    """The unlabelled queries that have a list."""
-    if unlabelled is None:
-        return None
-    listed = rows_of(arrow_column(unlabelled, "id"), arrow_column(lists, "query_id"))
-    return unlabelled.select(np.flatnonzero(listed >= 0))
-
-
 def _manifest(
     system: SearchSystem,
     args: AugmentConfig,
@@ -237,7 +227,10 @@ def _manifest(
 ) -> dict[str, Any]:
     assert system.ranker is not None
     collection = system.collection
-    models = {"retriever": system.retriever, "ranker": system.ranker}
+    models = {
+        role: {"name": names.get(role), "weights": weights_fingerprint(model)}
+        for role, model in (("retriever", system.retriever), ("ranker", system.ranker))
+    }
     return {
         "written_by": f"hf-ar2 {version('hf-ar2')}",
         "collection": {
@@ -245,10 +238,7 @@ def _manifest(
             "corpus_fingerprint": collection.corpus_fingerprint,
             "queries_fingerprint": collection.queries_fingerprint,
         },
-        "models": {
-            role: {"name": names.get(role), "weights": weights_fingerprint(model)}
-            for role, model in models.items()
-        },
+        "models": models,
         "settings": asdict(args) | {"bf16": system.encoders.bf16},
         "index_fingerprint": system.fingerprint,
         "scores_fingerprint": scores_fingerprint(system, min(args.depth, len(collection.corpus))),

@@ -21,6 +21,7 @@ from hf_ar2.collections.tables import (
     SOURCE_FEATURES,
     TRAINING_COLUMNS,
     arrow_column,
+    check_columns,
     content_hash,
     dataset_of,
     hash_string_lists,
@@ -74,12 +75,12 @@ class Collection:
     answer_splits: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_columns("corpus", self.corpus, ("id", "title", "text"))
-        _check_columns("queries", self.queries, ("id", "text"))
+        check_columns("corpus", self.corpus, ("id", "title", "text"))
+        check_columns("queries", self.queries, ("id", "text"))
         if set(TRAINING_COLUMNS.values()) & set(self.corpus.column_names):
-            _check_columns("corpus", self.corpus, tuple(TRAINING_COLUMNS.values()))
+            check_columns("corpus", self.corpus, tuple(TRAINING_COLUMNS.values()))
         for split, qrels in self.qrels.items():
-            _check_columns(f"qrels[{split!r}]", qrels, ("query_id", "passage_id", "relevance"))
+            check_columns(f"qrels[{split!r}]", qrels, ("query_id", "passage_id", "relevance"))
         if len(self.corpus) == 0:
             raise CollectionError(f"collection {self.name!r}: found no passages; expected at least one")
         self._judgments: dict[str, Judgments] = {}
@@ -177,7 +178,7 @@ class Collection:
         Raises:
             CollectionError: A column is missing, an id or a text is empty, or an id has two texts.
         """
-        _check_columns("queries to add", extra, ("id", "text"))
+        check_columns("queries to add", extra, ("id", "text"))
         known = dict(zip(self.queries["id"], self.queries["text"], strict=True))
         new: dict[str, str] = {}
         for row, (id, text) in enumerate(zip(extra["id"], extra["text"], strict=True)):
@@ -254,10 +255,8 @@ class Collection:
 
         It does not depend on the order of the judgments, the name, the path, or the format.
         """
-        parts: list[bytes | np.ndarray] = [
-            self.corpus_fingerprint.encode(),
-            self.queries_fingerprint.encode(),
-        ]
+        parts: list[bytes | np.ndarray]
+        parts = [self.corpus_fingerprint.encode(), self.queries_fingerprint.encode()]
         for split in sorted(self.qrels):
             judgments = self.judgments(split)
             parts += [f"qrels {split}".encode(), judgments.query_rows, judgments.offsets]
@@ -272,25 +271,14 @@ class Collection:
         lines = [f"Collection {self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries"]
         for split in self.splits:
             judgments = self.judgments(split)
-            counted, relevant = len(judgments.relevance), int((judgments.relevance > 0).sum())
-            lines.append(
-                f"  {split}: {len(judgments):,} queries, {counted:,} judgments ({relevant:,} relevant)"
-            )
+            counts = f"{len(judgments.relevance):,} judgments ({(judgments.relevance > 0).sum():,} relevant)"
+            lines.append(f"  {split}: {len(judgments):,} queries, {counts}")
         for split, rows in self.answer_splits.items():
             lines.append(f"  {split}: {len(rows):,} queries with answers")
         if self.skipped:
-            counts = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
+            skipped = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
+            few = len(skipped) < 4
             lines.append(
-                "  skipped: " + ", ".join(counts)
-                if len(counts) < 4
-                else "\n    ".join(["  skipped:", *counts])
+                "  skipped: " + ", ".join(skipped) if few else "\n    ".join(["  skipped:", *skipped])
             )
         return "\n".join(lines)
-
-
-def _check_columns(table: str, dataset: datasets.Dataset, expected: tuple[str, ...]) -> None:
-    missing = [name for name in expected if name not in dataset.column_names]
-    if missing:
-        raise CollectionError(
-            f"{table}: found columns {dataset.column_names}; expected {list(expected)}, {missing} is missing"
-        )

@@ -48,19 +48,15 @@ class Judgments:
         if given.dtype.kind == "f" and (given != grades).any():
             found = given[given != grades].flat[0]
             raise ValueError(f"relevance {found}: expected a whole number, the grade of a passage")
-        if not queries.shape == passages.shape == grades.shape or queries.ndim != 1:
-            raise ValueError(
-                "expected three arrays of the same length, found shapes "
-                f"{queries.shape}, {passages.shape}, {grades.shape}"
-            )
+        shapes = queries.shape, passages.shape, grades.shape
+        if len(set(shapes)) > 1 or queries.ndim != 1:
+            raise ValueError(f"expected three arrays of the same length, found shapes {shapes}")
         order = np.lexsort((passages, queries))
         queries, passages, grades = queries[order], passages[order], grades[order]
         twice = np.flatnonzero((queries[1:] == queries[:-1]) & (passages[1:] == passages[:-1]))
         if len(twice):
-            at = twice[0]
-            raise ValueError(
-                f"passage row {passages[at]} is judged more than once for query row {queries[at]}"
-            )
+            passage, query = passages[twice[0]], queries[twice[0]]
+            raise ValueError(f"passage row {passage} is judged more than once for query row {query}")
         rows, starts = np.unique(queries, return_index=True)
         return cls(rows, np.append(starts, len(queries)).astype(np.int64), passages, grades)
 
@@ -75,7 +71,15 @@ class Judgments:
 
     def positives(self) -> Judgments:
         """The judgments above 0, of the queries that have any."""
-        return self._keep(self.relevance > 0)
+        relevant = self.relevance > 0
+        offsets = np.append(0, np.cumsum(relevant))[self.offsets]
+        some = np.diff(offsets) > 0
+        return Judgments(
+            self.query_rows[some],
+            np.append(offsets[:-1][some], offsets[-1]),
+            self.passage_rows[relevant],
+            self.relevance[relevant],
+        )
 
     def take(self, indices: ArrayLike) -> Judgments:
         """The judgments of a subset of the judged queries.
@@ -100,15 +104,4 @@ class Judgments:
         entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][places] - offsets[:-1], lengths)
         return Judgments(
             self.query_rows[places], offsets, self.passage_rows[entries], self.relevance[entries]
-        )
-
-    def _keep(self, mask: np.ndarray) -> Judgments:
-        kept_before = np.append(0, np.cumsum(mask))
-        offsets = kept_before[self.offsets]
-        some = np.diff(offsets) > 0
-        return Judgments(
-            self.query_rows[some],
-            np.append(offsets[:-1][some], offsets[-1]),
-            self.passage_rows[mask],
-            self.relevance[mask],
         )

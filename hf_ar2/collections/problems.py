@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,32 +48,24 @@ class Problems:
 
     def __init__(self, skip: Iterable[str] = ()):
         self.skip = frozenset([skip] if isinstance(skip, str) else skip)
-        self.skipped: dict[str, int] = {}
+        self.skipped: Counter[str] = Counter()
         for cause in sorted(self.skip - set(SKIPPABLE)):
             nearest = difflib.get_close_matches(cause, SKIPPABLE, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise CollectionError(
-                f"skip: {cause!r} is not a cause that can be skipped.{hint} Known causes: "
-                f"{', '.join(SKIPPABLE)}."
-            )
+            known = f"Known causes: {', '.join(SKIPPABLE)}."
+            raise CollectionError(f"skip: {cause!r} is not a cause that can be skipped.{hint} {known}")
 
     def raise_or_skip(
         self, cause: str, file: str | Path, line: int | None, found: str, expected: str, advice: str = ""
     ) -> None:
         """Counts an invalid entry if its cause is in `skip`, or raises `CollectionError`."""
         if cause in self.skip:
-            self.skipped[cause] = self.skipped.get(cause, 0) + 1
+            self.skipped[cause] += 1
             return
         place = f"{file}:{line}" if line is not None else f"{file}"
         way_out = f"Correct the file, or pass skip=[{cause!r}] to skip and count such entries."
-        raise CollectionError(
-            f"{place}: found {found}; expected {expected}. {advice + ' ' if advice else ''}{way_out}"
-        )
-
-    def add(self, skipped: dict[str, int]) -> None:
-        """Adds the counts of another reader."""
-        for cause, count in skipped.items():
-            self.skipped[cause] = self.skipped.get(cause, 0) + count
+        advice = f"{advice} {way_out}" if advice else way_out
+        raise CollectionError(f"{place}: found {found}; expected {expected}. {advice}")
 
     def log_skipped(self, name: str) -> None:
         """Logs a warning for each cause that was skipped."""

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_ar2.collections.problems import CollectionError
+
 PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
 # Title and text for training, where they differ from those for search; null where they are the same.
 TRAINING_COLUMNS = {"title": "training_title", "text": "training_text"}
@@ -37,6 +39,13 @@ def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.
     schema = features.arrow_schema
     arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
     return datasets.Dataset(pa.table(arrays, schema=schema))
+
+
+def check_columns(place: str, dataset: datasets.Dataset, expected: Sequence[str]) -> None:
+    """Raises `CollectionError` if a column is missing."""
+    if missing := [name for name in expected if name not in dataset.column_names]:
+        found = f"found columns {dataset.column_names}; expected {list(expected)}, {missing} is missing"
+        raise CollectionError(f"{place}: {found}")
 
 
 def relevant_qrels(query_ids: Sequence[str], passage_ids: Sequence[str]) -> datasets.Dataset:

@@ -55,11 +55,7 @@ def sample(total: int, limit: int, seed: int) -> np.ndarray:
 
 
 def write_replies(
-    writer: Writer,
-    ids: Sequence[str],
-    passages: Sequence[str],
-    store: ReplyStore,
-    show_progress: bool = True,
+    writer: Writer, ids: Sequence[str], passages: Sequence[str], store: ReplyStore, show_progress: bool = True
 ) -> list[list[str]]:
     """Replies for each passage; those missing in the store are written and added to it, batch by batch.
 

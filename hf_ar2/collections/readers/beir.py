@@ -25,6 +25,7 @@ from hf_ar2.collections.tables import (
     TRAINING_COLUMNS,
     TRAINING_VIEW_FEATURES,
     arrow_column,
+    check_columns,
     rows_of,
 )
 from hf_ar2.collections.write import ANSWER_SPLIT_HEADER, ANSWER_SPLITS, QRELS_HEADER
@@ -202,19 +203,16 @@ def load_beir_from_hub(
         corpus = corpus.select(np.flatnonzero(keep))
     place = f"{dataset_id} (queries)"
     queries = Queries(problems)
-    table = _with_columns(table, ["_id", "text"], place)
-    if "source" not in table.column_names:
-        table = table.add_column("source", [""] * len(table))
-    columns = [arrow_column(table, column).to_pylist() for column in ("_id", "text", "source")]
-    for row, (id, text, source) in enumerate(zip(*columns, strict=True), 1):
-        queries.add(str(id), text or "", place, row, source=source)
+    check_columns(place, table, ["_id", "text"])
+    for row, entry in enumerate(table.to_list(), 1):
+        queries.add(str(entry["_id"]), entry["text"] or "", place, row, source=entry.get("source"))
     found = queries.dataset()
     query_ids, passage_ids = arrow_column(found, "id"), arrow_column(corpus, "id")
     qrels = {}
     for split, part in judgments.items():
         place = f"{dataset_id}-qrels ({split})"
         judged = Qrels(place, problems)
-        part = _with_columns(part, QRELS_HEADER, place)
+        check_columns(place, part, QRELS_HEADER)
         columns = [arrow_column(part, column).to_pylist() for column in QRELS_HEADER]
         for row, (query_id, passage_id, relevance) in enumerate(zip(*columns, strict=True), 1):
             # The Hub's tables have integers for ids that look like numbers.
@@ -225,7 +223,7 @@ def load_beir_from_hub(
 
 
 def _hub_passages(corpus: datasets.Dataset, place: str) -> datasets.Dataset:
-    corpus = _with_columns(corpus, ["_id", "text"], place)
+    check_columns(place, corpus, ["_id", "text"])
     if "title" not in corpus.column_names:
         corpus = corpus.add_column("title", [""] * len(corpus))
     hidden = set(TRAINING_COLUMNS.values()) <= set(corpus.column_names)
@@ -239,12 +237,3 @@ def _hub_passages(corpus: datasets.Dataset, place: str) -> datasets.Dataset:
             batched=True,
         )
     return corpus
-
-
-def _with_columns(table: datasets.Dataset, expected: list[str], place: str) -> datasets.Dataset:
-    missing = [column for column in expected if column not in table.column_names]
-    if missing:
-        raise CollectionError(
-            f"{place}: found columns {table.column_names}; expected {expected}, so {missing} is missing"
-        )
-    return table

@@ -9,16 +9,15 @@ MAX_HEADING_WORDS = 30
 # A heading of these words alone is not a query, even with context.
 _EMPTY = set(
     """name names synopsis description descriptions content contents toc introduction introductory intro overview notes
-    note see also table tables author authors credit credits
-    acknowledgement acknowledgements acknowledgment acknowledgments thanks
-    reference references link links misc miscellaneous other others todo todos index summary preface foreword abstract
-    appendix appendices general about detail details background remark remarks comment comments conclusion conclusions
-    preamble epilogue colophon home welcome further reading contact contacts maintainer maintainers contributor
-    contributors status copyright copyrights warning warnings caution caveat important tip tips versions version
-    release releases released changes change changelog news new what's whats date history update updates final notable
-    suggested suggestions standards conforming attributes availability disclaimer discussion motivation purpose
-    rationale scope topic topics section chapter part page pages title heading end beginning start top glossary readme
-    resources resource additional information info""".split()
+    note see also table tables author authors credit credits acknowledgement acknowledgements acknowledgment
+    acknowledgments thanks reference references link links misc miscellaneous other others todo todos index summary
+    preface foreword abstract appendix appendices general about detail details background remark remarks comment
+    comments conclusion conclusions preamble epilogue colophon home welcome further reading contact contacts maintainer
+    maintainers contributor contributors status copyright copyrights warning warnings caution caveat important tip tips
+    versions version release releases released changes change changelog news new what's whats date history update
+    updates final notable suggested suggestions standards conforming attributes availability disclaimer discussion
+    motivation purpose rationale scope topic topics section chapter part page pages title heading end beginning start
+    top glossary readme resources resource additional information info""".split()
 )
 # A heading with one of these names a file.
 _NAMES_OF_FILES = {"readme", "changelog", "todo"}
@@ -26,8 +25,8 @@ _NAMES_OF_FILES = {"readme", "changelog", "todo"}
 _GENERIC = set(
     """install installs installing installation installations uninstall uninstalling uninstallation setup use uses using
     usage usages example examples sample samples option options parameter parameters params param argument arguments
-    args arg return returns returned value values exit code codes error errors exception exceptions environment
-    variable variables file files bug bugs issue issues known feature features requirement requirements prerequisite
+    args arg return returns returned value values exit code codes error errors exception exceptions environment variable
+    variables file files bug bugs issue issues known feature features requirement requirements prerequisite
     prerequisites dependency dependencies license licence licenses licensing configuration configurations configure
     configuring config settings setting command commands function functions method methods class classes module modules
     attribute property properties field fields type types constant constants macro macros get getting started quick
@@ -36,17 +35,17 @@ _GENERIC = set(
     run running support supported development developing contribute contributing troubleshooting faq faqs frequently
     asked question questions answer answers problem problems limitation limitations security performance compatibility
     backward backwards platform platforms download downloads downloading source sources data input inputs output outputs
-    format formats syntax main old first second third last next previous step steps list lists figure key keys
-    design implementation interface interfaces library libraries package packages program programs tool tools project
-    projects user users developer developers system systems diagnostics caveats line lines object objects structure
-    structures model algorithm algorithms operation operations expression expressions statement statements operator
-    operators process procedure procedures rule rules case cases concept concepts theory practice task tasks goal goals
-    server client message messages signal signals request requests response responses node block header headers body
-    text string strings number numbers mode modes level levels state action actions event events result results report
+    format formats syntax main old first second third last next previous step steps list lists figure key keys design
+    implementation interface interfaces library libraries package packages program programs tool tools project projects
+    user users developer developers system systems diagnostics caveats line lines object objects structure structures
+    model algorithm algorithms operation operations expression expressions statement statements operator operators
+    process procedure procedures rule rules case cases concept concepts theory practice task tasks goal goals server
+    client message messages signal signals request requests response responses node block header headers body text
+    string strings number numbers mode modes level levels state action actions event events result results report
     reports reporting mailing website web site homepage directory directories folder path paths migration migrating
     upgrade upgrading minimal short long local global internal external standard custom special available required
-    optional recommended how-to works work working improvements fixes overall alternative alternatives
-    flag flags group groups operand operands wide""".split()
+    optional recommended how-to works work working improvements fixes overall alternative alternatives flag flags group
+    groups operand operands wide""".split()
 )
 _FUNCTION_WORDS = set(
     """a an and any are as at be been by can could did do does for from had has have how i if in into is it its me my no
@@ -77,7 +76,7 @@ _KIND = re.compile(
     r"(?i:(?:global|static|public|private|virtual|abstract|constant|built-?in|function|macro)\s+)*"
     r"(?i:function|method|macro|class|struct|structure|typedef|type|enum|enumeration|union|variable|constant|event|signal|"
     r"property|attribute|field|module|namespace|interface|member|constructor|directive|sub|def|void|int|char|const)s?"
-    r"(?::\s*\S+|\s+(?:\w+[a-z][A-Z]\w*|\w*_\w*|[a-z]\w*[A-Z]\w*))",
+    r"(?::\s*\S+|\s+(?:\w+[a-z][A-Z]\w*|\w*_\w*|[a-z]\w*[A-Z]\w*))"
 )
 _IDENTIFIER = re.compile(r"\w+:\s+\w+|[a-z]\w*[a-z][A-Z]\w{2,}|\w*_\w*|[a-z]+\d+")
 _ADDRESS = re.compile(r"\w@\w|://|\bwww\.")

@@ -65,7 +65,7 @@ def read_corpus(
             # The table is moved last, so that a table always has its counts.
             os.replace(Path(temporary) / "skipped.json", counts)
             os.replace(Path(temporary) / "checked.arrow", table)
-    problems.add(json.loads(counts.read_text()))
+    problems.skipped.update(json.loads(counts.read_text()))
     return datasets.Dataset.from_file(str(table))
 
 
@@ -77,15 +77,10 @@ def _checked_passages(
     passages = _write(_batches(rows, lines, file, features), folder and folder / "all.arrow", features)
     keep = check_passages(passages, lambda row: lines[row], file, problems)
     if not keep.all():
-        table = passages.with_format("arrow")
-        parts = range(0, len(passages), _BATCH_ROWS)
-        kept = (
-            batch
-            for start in parts
-            for batch in table[start : start + _BATCH_ROWS]
-            .filter(pa.array(keep[start : start + _BATCH_ROWS]))
-            .to_batches()
-        )
+        tables = passages.with_format("arrow").iter(_BATCH_ROWS)
+        masks = (pa.array(keep[at : at + _BATCH_ROWS]) for at in range(0, len(keep), _BATCH_ROWS))
+        pairs = zip(tables, masks, strict=True)
+        kept = (batch for table, mask in pairs for batch in table.filter(mask).to_batches())
         passages = _write(kept, folder and folder / "kept.arrow", features)
     if folder is not None:
         os.replace(folder / ("all.arrow" if keep.all() else "kept.arrow"), folder / "checked.arrow")
@@ -99,9 +94,8 @@ def _batches(
     while batch := list(islice(rows, _BATCH_ROWS)):
         numbers, *columns = zip(*batch, strict=True)
         lines.extend(numbers)
-        yield pa.record_batch(
-            [pa.array(column, type=pa.string()) for column in columns], schema=features.arrow_schema
-        )
+        arrays = [pa.array(column, type=pa.string()) for column in columns]
+        yield pa.record_batch(arrays, schema=features.arrow_schema)
 
 
 def _write(

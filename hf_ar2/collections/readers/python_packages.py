@@ -74,9 +74,8 @@ def load_python_packages(packages: Iterable[str], *, name: str | None = None) ->
     """
     names = [package.strip() for package in packages if package.strip()]
     if not names:
-        raise CollectionError(
-            "python-packages: found no package name; expected one or more, as in numpy,pandas"
-        )
+        raise CollectionError("python-packages: found no package name; expected some, as in numpy,pandas")
+    source = f"python-packages:{','.join(names)}"
     dropped: Counter[str] = Counter()
     modules = sorted({item for package in names for item in _modules(package)})
     with _without_garbage_collection():
@@ -84,25 +83,24 @@ def load_python_packages(packages: Iterable[str], *, name: str | None = None) ->
     pairs = _without_repeats(pairs, dropped)
     if not pairs:
         raise CollectionError(
-            f"python-packages:{','.join(names)}: found no function with a usable docstring; "
-            f"skipped: {dict(dropped)}"
+            f"{source}: found no function with a usable docstring; skipped: {dict(dropped)}"
         )
     skipped = {cause: dropped[cause] for cause in sorted(dropped)}
-    logger.info("python-packages:%s: kept %d pairs, skipped %s", ",".join(names), len(pairs), skipped)
+    logger.info("%s: kept %d pairs, skipped %s", source, len(pairs), skipped)
     ids = [pair.name for pair in pairs]
     query_ids = [f"q:{id}" for id in ids]
     qrels = {}
     for split in SPLITS:
         of_split = [id for id in ids if split_of(id) == split]
         qrels[split] = relevant_qrels([f"q:{id}" for id in of_split], of_split)
+    passages = {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]}
+    queries = {"id": query_ids, "text": [pair.sentence for pair in pairs]}
     return Collection(
-        name=name or "python-packages:" + ",".join(names),
-        corpus=dataset_of(
-            {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]}, PASSAGE_FEATURES
-        ),
-        queries=dataset_of({"id": query_ids, "text": [pair.sentence for pair in pairs]}, QUERY_FEATURES),
-        qrels=qrels,
-        skipped=skipped,
+        name or source,
+        dataset_of(passages, PASSAGE_FEATURES),
+        dataset_of(queries, QUERY_FEATURES),
+        qrels,
+        skipped,
     )
 
 
@@ -151,12 +149,9 @@ def _import_names(package: str) -> list[str]:
     files = distribution.files or []
     shipped = {file.parts[0] for file in files if len(file.parts) == 2 and file.name == "__init__.py"}
     shipped |= {file.stem for file in files if len(file.parts) == 1 and file.suffix == ".py"}
-    names = sorted(
-        name for name in shipped.union(listed) if name.isidentifier() and not _OTHER_CODE.fullmatch(name)
-    )
-    if not names:
-        names = [package.replace("-", "_")]
-    return names
+    names = {name for name in shipped.union(listed) if name.isidentifier()}
+    own = sorted(name for name in names if not _OTHER_CODE.fullmatch(name))
+    return own or [package.replace("-", "_")]
 
 
 def _pairs_of(module: str, file: Path, dropped: Counter[str]) -> Iterator[Pair]:

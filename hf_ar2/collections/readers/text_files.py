@@ -140,10 +140,7 @@ def _read(file: Path) -> tuple[str | None, str]:
 def _sections(name: str, ending: str, lines: list[str], skipped: SkipCounts) -> list[Section]:
     is_faq = "faq" in name.lower()
     if ending in _MARKDOWN:
-        front: Counter[str] = Counter()
-        sections = markdown_sections(lines, front)
-        for cause, count in front.items():
-            skipped.add(cause, count=count)
+        sections = markdown_sections(lines, skipped)
     elif ending in _RST:
         sections = rst_sections(lines)
     elif ending in _HTML:

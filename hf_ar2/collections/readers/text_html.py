@@ -26,9 +26,6 @@ def html_sections(lines: list[str]) -> list[Section]:
 
     Scripts, styles, navigation, forms and comments are removed. If the page marks its main part, only that is read.
     Preformatted text, list items and table rows keep their lines.
-
-    Args:
-        lines: of the file, without line endings.
     """
     text = "\n".join(lines)
     for only_main in (True, False):

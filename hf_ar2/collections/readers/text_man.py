@@ -41,9 +41,6 @@ def man_sections(lines: list[str]) -> list[Section]:
 
     The summary in the section NAME becomes the heading of the description. Code and tables keep their lines; comments
     and layout are removed.
-
-    Args:
-        lines: of the file, without line endings.
     """
     outline = _Page().read(list(_applicable_lines(lines)))
     named = next((section for section in outline.sections if section.heading.upper() == "NAME"), None)

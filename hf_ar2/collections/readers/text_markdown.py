@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
 from collections.abc import Iterator
 
+from hf_ar2.collections.readers.skip_counts import SkipCounts
 from hf_ar2.collections.readers.text_sections import Outline, Section, block_of, paragraphs_of
 
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*")
@@ -30,14 +30,14 @@ _TAG = re.compile(
 )
 
 
-def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> list[Section]:
+def markdown_sections(lines: list[str], skipped: SkipCounts) -> list[Section]:
     """The sections of a Markdown file: at `#`, at underlines, and at the `title:` of its front matter.
 
     Code, lists and tables keep their lines; comments, images and link targets are removed.
 
     Args:
         lines: of the file, without line endings.
-        dropped: counts the lines of front matter other than its title.
+        skipped: counts the lines of front matter other than its title.
     """
     outline = Outline()
     body: list[str] = []
@@ -50,8 +50,8 @@ def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> 
     for number, line in enumerate(lines[:front]):
         if title := _FRONT_TITLE.fullmatch(line):
             outline.heading(0, title[1])
-        elif number not in (0, front - 1) and dropped is not None:
-            dropped["lines of front matter"] += 1
+        elif number not in (0, front - 1):
+            skipped.add("lines of front matter")
     code: list[str] | None = None
     fence = ""
     for line in _without_comments(lines[front:]):

@@ -34,9 +34,6 @@ def rst_sections(lines: list[str]) -> list[Section]:
 
     Literal blocks, lists and tables keep their lines; comments, targets, images and directives that include or generate
     text are removed.
-
-    Args:
-        lines: of the file, without line endings.
     """
     outline = Outline()
     styles: list[str] = []  # adornments in order of appearance: the index is the level
