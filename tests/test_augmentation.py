@@ -296,7 +296,7 @@ def test_quantiles_are_of_shares_that_no_constant_changes() -> None:
 # --- what was scored is kept
 
 
-def test_a_killed_run_goes_on_and_other_thresholds_rank_nothing(
+def test_an_interrupted_run_resumes_and_other_thresholds_rank_nothing(
     collection: Collection, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "_BLOCK", 10)
@@ -379,7 +379,7 @@ def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_pat
         ({"calibrate": "dev", "pointwise": True}, "choose calibrate or pointwise"),
         ({"pointwise": True, "irrelevant": 0.95}, r"0 ≤ irrelevant < relevant ≤ 1"),
         ({"thresholds": "margin", "relevant": -1.0}, "expected logits, 0 or more"),
-        ({"thresholds": "margin", "calibrate": "dev"}, "calibrate and pointwise say how absolute thresholds"),
+        ({"thresholds": "margin", "calibrate": "dev"}, "calibrate and pointwise are only for"),
         ({"thresholds": "margin", "unlabelled": "x.jsonl"}, "unlabelled queries have none"),
         ({"thresholds": "sure"}, "expected one of absolute, quantile, margin"),
         ({"kinds": ["denoise"], "pointwise": True}, "expected some of undenoised, denoised, pseudo"),
@@ -391,7 +391,7 @@ def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_pat
         ({"kinds": ["undenoised"], "depth": 0}, "expected at least 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_settings_raise(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**settings)
 

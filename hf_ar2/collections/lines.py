@@ -30,7 +30,7 @@ def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
             split = file.name[len(Path(before).name) if before else 0 : len(file.name) - len(after + ending)]
             if split in found:
                 raise CollectionError(
-                    f"{file}: found a second file of split {split!r}, beside {found[split]}; keep one"
+                    f"{file}: found a second file of split {split!r}, besides {found[split]}; keep one"
                 )
             found[split] = file
     return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from hf_ar2.collections.problems import CollectionError
 
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _CHUNK_CHARACTERS = 2**22
 # A literal or escape that is cut is at most this long: an error nearer to the end of the buffer may be due to the cut.
 _CUT_CHARACTERS = 32
@@ -69,16 +71,11 @@ class _Buffer:
 
     def next_character(self) -> str:
         """Skips white space and returns the next character, or "" at the end."""
-        while True:
-            rest = self.text[self.start : self.start + 4096]
-            blank = len(rest) - len(rest.lstrip(" \t\r\n"))
-            self.advance(blank)
-            if blank < len(rest):
-                return self.text[self.start]
-            if self.start == len(self.text):
-                if self.ended:
-                    return ""
-                self.fill()
+        while not (found := _NOT_BLANK.search(self.text, self.start)) and not self.ended:
+            self.advance(len(self.text) - self.start)
+            self.fill()
+        self.advance((found.start() if found else len(self.text)) - self.start)
+        return self.text[self.start : self.start + 1]
 
     def decode(self) -> Any:
         while True:

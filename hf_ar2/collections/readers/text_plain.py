@@ -120,15 +120,15 @@ def _is_title(line: str) -> bool:
 
 
 def _without_page_marks(lines: list[str]) -> list[str]:
-    """The lines without page headers and footers: lines that recur beside page breaks, apart from numbers."""
+    """The lines without page headers and footers: lines that recur next to page breaks, apart from numbers."""
     breaks = [number for number, line in enumerate(lines) if "\f" in line]
-    beside: list[int] = []
+    candidates: list[int] = []
     for at in breaks:
         before = (number for number in range(at - 1, max(at - 6, -1), -1) if lines[number].strip())
         after = (number for number in range(at, min(at + 6, len(lines))) if lines[number].strip("\f \t"))
-        beside += [number for number in (next(before, None), next(after, None)) if number is not None]
-    marks = Counter(_masked(lines[number]) for number in beside)
-    recurring = {number for number in beside if marks[_masked(lines[number])] > 1}
+        candidates += [number for number in (next(before, None), next(after, None)) if number is not None]
+    marks = Counter(_masked(lines[number]) for number in candidates)
+    recurring = {number for number in candidates if marks[_masked(lines[number])] > 1}
     return [
         "" if number in recurring or _PAGE.fullmatch(line) else line.replace("\f", "")
         for number, line in enumerate(lines)

@@ -7,16 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from hf_ar2.collections.readers.heading_words import (
-    MAX_HEADING_WORDS,
-    add_context,
-    as_query,
-    asks_nothing,
-    gives_context,
-    is_command,
-    needs_context,
-    reason_to_skip,
-)
+from hf_ar2.collections.readers import heading_words as words
 from hf_ar2.collections.readers.skip_counts import SkipCounts
 from hf_ar2.collections.readers.text_sections import Section, words_in
 
@@ -113,27 +104,31 @@ def _without_templates(queries: list[HeadingQuery], skipped: SkipCounts) -> list
 def _query(place: Place, all_headings: bool) -> HeadingQuery | str:
     """The query of a heading, or why it has none."""
     heading = place.section.heading
-    text = as_query(heading)
+    text = words.as_query(heading)
     if not place.passages:
         return "without text of their own"
-    if not text or words_in(text) > MAX_HEADING_WORDS:
-        return f"of more than {MAX_HEADING_WORDS} words" if text else "without words"
+    if not text or words_in(text) > words.MAX_HEADING_WORDS:
+        return f"of more than {words.MAX_HEADING_WORDS} words" if text else "without words"
     query = HeadingQuery(text, place, has_context=False)
     if all_headings:
         return query
     if any(_RECORDS.match(part) for part in place.path.split("/")):
         return "of change logs and licences"
-    if cause := reason_to_skip(heading):
+    if cause := words.reason_to_skip(heading):
         return f"that are {cause}"
     if len(place.passages) > MAX_PASSAGES:
         return f"of more than {MAX_PASSAGES} passages"
-    if asks_nothing(text):
+    if words.asks_nothing(text):
         return "without a question"
-    if needs_context(text):
+    if words.needs_context(text):
         query = _in_context(query)
         if not query.has_context:
             return "of one word or general words, without a heading above that gives context"
-    elif len(text.split()) == 2 and place.section.above and is_command(as_query(place.section.above[0])):
+    elif (
+        len(text.split()) == 2
+        and place.section.above
+        and words.is_command(words.as_query(place.section.above[0]))
+    ):
         query = _in_context(query)
     return query
 
@@ -143,9 +138,9 @@ def _in_context(query: HeadingQuery) -> HeadingQuery:
     if query.has_context:
         return query
     for heading in reversed(query.place.section.above):
-        context = as_query(heading)
-        if gives_context(context) and _key(context) not in _key(query.text):
-            return replace(query, text=add_context(query.text, context), has_context=True)
+        context = words.as_query(heading)
+        if words.gives_context(context) and _key(context) not in _key(query.text):
+            return replace(query, text=words.add_context(query.text, context), has_context=True)
     return query
 
 
