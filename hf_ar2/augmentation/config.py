@@ -109,8 +109,8 @@ class AugmentConfig:
             raise ValueError(
                 f"thresholds='absolute' ({low}, {high}) need probabilities of relevance. A ranker trained on lists has "
                 "none: its loss does not change when a constant is added to a query's scores. Calibrate it on a "
-                "held-out split (calibrate='dev'), set pointwise=True if it was trained with binary cross-entropy, or use "
-                "thresholds='margin' (relative to the labelled positives) or 'quantile'"
+                "held-out split (calibrate='dev'), set pointwise=True if it was trained with binary cross-entropy, or "
+                "use thresholds='margin' (relative to the labelled positives) or 'quantile'"
             )
 
     @property

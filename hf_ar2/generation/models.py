@@ -42,6 +42,8 @@ class ModelWriter:
         self.seq2seq = bool(config.is_encoder_decoder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        # A causal model continues from the end, so its padding is on the left.
+        self.tokenizer.padding_side = "right" if self.seq2seq else "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         kind = AutoModelForSeq2SeqLM if self.seq2seq else AutoModelForCausalLM
@@ -69,7 +71,10 @@ class ModelWriter:
             passages: of the batch.
         """
         transformers.set_seed(self.seed + batch)
-        ids, mask = self._padded([self._tokens(passage) for passage in passages])
+        tokens = {"input_ids": [self._tokens(passage) for passage in passages]}
+        inputs = self.tokenizer.pad(
+            tokens, return_attention_mask=True, return_tensors="pt", verbose=False
+        ).to(self.device)
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(
             max_new_tokens=NEW_TOKENS,
@@ -83,22 +88,11 @@ class ModelWriter:
             pad_token_id=self.tokenizer.pad_token_id,
         )
         with torch.inference_mode():
-            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            out = self.model.generate(**inputs, generation_config=settings)
         if not self.seq2seq:
-            out = out[:, ids.shape[1] :]
+            out = out[:, inputs["input_ids"].shape[1] :]
         texts = iter(self.tokenizer.batch_decode(out, skip_special_tokens=True))
         return [[next(texts) for _ in range(self.count)] for _ in passages]
-
-    def _padded(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, int64 `[B, T]`."""
-        longest = max(map(len, tokens))
-        ids = torch.full((len(tokens), longest), self.tokenizer.pad_token_id, device=self.device)
-        mask = torch.zeros_like(ids)
-        for row, own in enumerate(tokens):
-            # A causal model is padded on the left, as it continues from the end.
-            place = slice(0, len(own)) if self.seq2seq else slice(longest - len(own), longest)
-            ids[row, place], mask[row, place] = torch.tensor(own, device=self.device), 1
-        return ids, mask
 
     def _tokens(self, passage: str) -> list[int]:
         ids = self._encode(fill_prompt(self.prompt, passage))
