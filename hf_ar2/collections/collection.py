@@ -16,9 +16,6 @@ import pyarrow.compute as pc
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.tables import (
-    ANSWERED_QUERY_FEATURES,
-    QUERY_FEATURES,
-    SOURCE_FEATURES,
     TRAINING_COLUMNS,
     arrow_column,
     check_columns,
@@ -26,6 +23,7 @@ from hf_ar2.collections.tables import (
     dataset_of,
     hash_string_lists,
     hash_strings,
+    query_features,
     rows_of,
 )
 
@@ -195,18 +193,14 @@ class Collection:
                 new[id] = text
         if not new:
             return self
-        columns: dict[str, list] = {"id": list(new), "text": list(new.values())}
-        features = QUERY_FEATURES
-        if "answers" in self.queries.column_names:
-            columns["answers"], features = [[] for _ in new], ANSWERED_QUERY_FEATURES
-        if "source" in self.queries.column_names or "source" in extra.column_names:
-            source = extra["source"] if "source" in extra.column_names else [""] * len(extra)
-            sources = dict(zip(extra["id"], source, strict=True))
-            columns["source"] = [sources[id] or "" for id in new]
-            features = datasets.Features({**features, **SOURCE_FEATURES})
+        source = extra["source"] if "source" in extra.column_names else [""] * len(extra)
+        sources = dict(zip(extra["id"], source, strict=True))
+        columns: dict[str, list] = {"id": list(new), "text": list(new.values()), "answers": [[]] * len(new)}
+        columns["source"] = [sources[id] or "" for id in new]
         own = self.queries
-        if "source" in features and "source" not in own.column_names:
+        if "source" in extra.column_names and "source" not in own.column_names:
             own = own.add_column("source", [""] * len(own))
+        features = query_features(own.column_names)
         own = own.select_columns(list(features))
         own = own if own.features == features else own.cast(features)
         queries = datasets.concatenate_datasets([own, dataset_of(columns, features)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -19,11 +19,10 @@ TRAINING_VIEW_FEATURES = datasets.Features(
     {**PASSAGE_FEATURES, **{name: datasets.Value("string") for name in TRAINING_COLUMNS.values()}}
 )
 QUERY_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "text")})
-ANSWERED_QUERY_FEATURES = datasets.Features(
-    {**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string"))}
+# The source of a query is its origin, such as "heading" or "generated:MODEL"; "" for queries that people asked.
+_ALL_QUERY_FEATURES = datasets.Features(
+    {**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string")), "source": datasets.Value("string")}
 )
-# The origin of a query, such as "heading" or "generated:MODEL"; "" for queries that people asked.
-SOURCE_FEATURES = datasets.Features({"source": datasets.Value("string")})
 QRELS_FEATURES = datasets.Features(
     {
         "query_id": datasets.Value("string"),
@@ -39,6 +38,14 @@ def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.
     schema = features.arrow_schema
     arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
     return datasets.Dataset(pa.table(arrays, schema=schema))
+
+
+def query_features(columns: Iterable[str]) -> datasets.Features:
+    """Features of queries with these columns, out of `id`, `text`, `answers` and `source`."""
+    given = set(columns)
+    return datasets.Features(
+        {name: _ALL_QUERY_FEATURES[name] for name in _ALL_QUERY_FEATURES if name in given}
+    )
 
 
 def check_columns(place: str, dataset: datasets.Dataset, expected: Sequence[str]) -> None:

@@ -10,14 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_ar2.collections.problems import Problems
-from hf_ar2.collections.tables import (
-    ANSWERED_QUERY_FEATURES,
-    QRELS_FEATURES,
-    QUERY_FEATURES,
-    SOURCE_FEATURES,
-    dataset_of,
-    rows_of,
-)
+from hf_ar2.collections.tables import QRELS_FEATURES, dataset_of, query_features, rows_of
 
 
 class Queries:
@@ -81,17 +74,14 @@ class Queries:
 
     def dataset(self) -> datasets.Dataset:
         """The queries in the order they were added: `id`, `text`, and `answers` and `source` if any query has one."""
-        columns: dict[str, list] = {
-            "id": list(self._found),
-            "text": [entry[0] for entry in self._found.values()],
-        }
-        if self.with_answers:
-            columns["answers"] = [entry[1] for entry in self._found.values()]
-        features = ANSWERED_QUERY_FEATURES if self.with_answers else QUERY_FEATURES
-        if self.with_sources:
-            columns["source"] = [entry[2] for entry in self._found.values()]
-            features = datasets.Features({**features, **SOURCE_FEATURES})
-        return dataset_of(columns, features)
+        columns: dict[str, list] = {"id": list(self._found)}
+        for place, name in enumerate(("text", "answers", "source")):
+            columns[name] = [entry[place] for entry in self._found.values()]
+        if not self.with_answers:
+            del columns["answers"]
+        if not self.with_sources:
+            del columns["source"]
+        return dataset_of(columns, query_features(columns))
 
 
 class Qrels:

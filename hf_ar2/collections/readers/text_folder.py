@@ -8,8 +8,6 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.readers.skip_counts import SkipCounts
@@ -20,10 +18,9 @@ from hf_ar2.collections.readers.text_sections import Section, grouped
 from hf_ar2.collections.splits import SPLITS, nonempty_splits
 from hf_ar2.collections.tables import (
     PASSAGE_FEATURES,
-    QUERY_FEATURES,
-    SOURCE_FEATURES,
     TRAINING_VIEW_FEATURES,
     dataset_of,
+    query_features,
     relevant_qrels,
 )
 
@@ -191,10 +188,12 @@ def _collection(
         rows = [(id, title, text, *views.get(id, (title, text))) for id, title, text in passages]
     corpus = dict(zip(features, zip(*rows, strict=True), strict=True))
     queries: dict[str, list[str]] = {"id": list(judged), "text": [text for text, _ in judged.values()]}
-    query_features = QUERY_FEATURES
     if source:
         queries["source"] = [source] * len(judged)
-        query_features = datasets.Features({**QUERY_FEATURES, **SOURCE_FEATURES})
     return Collection(
-        name, dataset_of(corpus, features), dataset_of(queries, query_features), qrels, skipped=skipped
+        name,
+        dataset_of(corpus, features),
+        dataset_of(queries, query_features(queries)),
+        qrels,
+        skipped=skipped,
     )
