@@ -7,28 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_ar2.augmentation.calibration import Calibration
-
 THRESHOLDS = ("absolute", "quantile", "margin")
 # Default thresholds (irrelevant, relevant); those for "absolute" are RocketQA's.
 DEFAULT_LINES = {"absolute": (0.1, 0.9), "quantile": (0.5, 0.99), "margin": (2.0, 2.0)}
 
 # Masks of the passages that are confidently irrelevant and confidently relevant, bool `[Q, n]` each.
 ConfidenceMasks = tuple[np.ndarray, np.ndarray]
-
-
-def masks_by_probability(
-    scores: np.ndarray, calibration: Calibration, irrelevant: float, relevant: float
-) -> ConfidenceMasks:
-    """Probability of relevance below `irrelevant` and above `relevant` (RocketQA: .1 and .9).
-
-    Args:
-        scores: float `[Q, n]`, the ranker's logits.
-        calibration: maps them to probabilities; the identity for a ranker trained pointwise.
-        irrelevant, relevant: the thresholds.
-    """
-    probabilities = calibration.probabilities(scores)
-    return probabilities < irrelevant, probabilities > relevant
 
 
 def log_shares(scores: np.ndarray) -> np.ndarray:
@@ -64,12 +48,6 @@ def quantile_thresholds(
         raise ValueError("there is no unlabelled passage to take quantiles of; retrieve deeper")
     low, high = np.quantile(shares, [irrelevant, relevant])
     return float(low), float(high)
-
-
-def masks_by_share(scores: np.ndarray, low: float, high: float) -> ConfidenceMasks:
-    """Log-shares below `low` and above `high`, from `quantile_thresholds`."""
-    shares = log_shares(scores)
-    return shares < low, shares > high
 
 
 def masks_by_margin(

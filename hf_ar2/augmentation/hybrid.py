@@ -13,13 +13,7 @@ import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.augmentation.calibration import Calibration, fit_calibration
-from hf_ar2.augmentation.confidence import (
-    ConfidenceMasks,
-    masks_by_margin,
-    masks_by_probability,
-    masks_by_share,
-    quantile_thresholds,
-)
+from hf_ar2.augmentation.confidence import ConfidenceMasks, log_shares, masks_by_margin, quantile_thresholds
 from hf_ar2.augmentation.config import AugmentConfig
 from hf_ar2.augmentation.false_negatives import write_false_negatives
 from hf_ar2.augmentation.labelled import LabelledCandidates, labelled_candidates
@@ -176,12 +170,12 @@ def _confidence_masks(
     masks: dict[str, ConfidenceMasks] = {}
     for name, candidates in found.items():
         scores = candidates.scored.scores
-        if args.thresholds == "quantile":
-            irrelevant, relevant = masks_by_share(scores, low, high)
-        elif args.thresholds == "margin":
+        if args.thresholds == "margin":
             irrelevant, relevant = masks_by_margin(scores, candidates.scored.positive_scores, low, high)
         else:
-            irrelevant, relevant = masks_by_probability(scores, calibration, low, high)
+            is_quantile = args.thresholds == "quantile"
+            values = log_shares(scores) if is_quantile else calibration.probabilities(scores)
+            irrelevant, relevant = values < low, values > high
         # A label of grade 0 overrides the ranker.
         labelled = candidates.judged_irrelevant
         masks[name] = irrelevant | labelled, relevant & ~labelled
