@@ -236,7 +236,7 @@ def test_the_copy_of_an_added_positive_is_no_negative(
     tiny_collection: Collection, models: Models, tmp_path: Path
 ) -> None:
     """With lines so near that noise could part two copies, only the text keeps them apart."""
-    from hf_ar2.augmentation.known import Known
+    from hf_ar2.augmentation.labelled import LabelledCandidates
     from hf_ar2.augmentation.lists import build_lists
     from hf_ar2.augmentation.scored import ScoredCandidates
 
@@ -252,7 +252,7 @@ def test_the_copy_of_an_added_positive_is_no_negative(
     text_keys[11] = text_keys[10]
     irrelevant, relevant = scored.scores < 3, scored.scores > 3
     table, counts = build_lists(
-        "denoised", tiny_collection, Known(scored, nothing, nothing, nothing), (irrelevant, relevant),
+        "denoised", tiny_collection, LabelledCandidates(scored, nothing, nothing, nothing), (irrelevant, relevant),
         text_keys, 1, None, 0,
     )  # fmt: skip
     ids = tiny_collection.corpus["id"]
@@ -296,7 +296,7 @@ def test_quantiles_are_of_shares_that_no_constant_changes() -> None:
 # --- what was scored is kept
 
 
-def test_a_killed_run_goes_on_and_other_thresholds_rank_nothing(
+def test_an_interrupted_run_resumes_and_other_thresholds_rank_nothing(
     collection: Collection, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "_BLOCK", 10)
@@ -380,7 +380,7 @@ def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_pat
         ({"calibrate": "dev", "pointwise": True}, "choose calibrate or pointwise"),
         ({"pointwise": True, "irrelevant": 0.95}, r"0 ≤ irrelevant < relevant ≤ 1"),
         ({"thresholds": "margin", "relevant": -1.0}, "expected logits, 0 or more"),
-        ({"thresholds": "margin", "calibrate": "dev"}, "calibrate and pointwise say how absolute thresholds"),
+        ({"thresholds": "margin", "calibrate": "dev"}, "calibrate and pointwise are only for"),
         ({"thresholds": "margin", "unlabelled": "x.jsonl"}, "unlabelled queries have none"),
         ({"thresholds": "sure"}, "expected one of absolute, quantile, margin"),
         ({"kinds": ["denoise"], "pointwise": True}, "expected some of undenoised, denoised, pseudo"),
@@ -392,7 +392,7 @@ def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_pat
         ({"kinds": ["undenoised"], "depth": 0}, "expected at least 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_settings_raise(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**settings)
 
@@ -426,7 +426,7 @@ def test_a_calibration_is_read_back_only_for_what_it_was_fitted_on(tmp_path: Pat
     with pytest.raises(ValueError, match="fitted on ranker and judgments, expected another"):
         Calibration.load(tmp_path / "calibration.json", "another")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="no calibration of the format"):
+    with pytest.raises(ValueError, match="not a calibration of the format"):
         Calibration.load(tmp_path / "other.json")
 
 

@@ -303,7 +303,7 @@ def test_a_collection_without_dev_gets_one_out_of_train(tmp_path: Path, caplog):
     assert {split: len(ids) for split, ids in parts.items()} == {"train": 24, "dev": 6, "test": 10}
     assert parts["train"] | parts["dev"] == {f"q{n}" for n in range(30)}
     assert len(cut.qrels["dev"]) == 12  # with all that is judged for its queries
-    assert "6 of the 30 queries of train are dev now" in caplog.text
+    assert "6 of the 30 queries of train are now dev" in caplog.text
     assert load_collection(tmp_path / "mine").fingerprint == cut.fingerprint
     assert load_collection(tmp_path / "mine", dev_share=0).splits == ["train", "test"]
     with pytest.raises(CollectionError, match=r"dev_share: found 2"):

@@ -111,7 +111,7 @@ SKIPPABLE_ERRORS = [
     ("beir", "corpus.jsonl", '{"_id": "1", "text": "one"}\n{"_id": "2", "text": "x"}\n{"_id": "1", "text": "y"}\n',
      "/corpus.jsonl:3: found passage id '1' a second time (first in line 1)", "duplicate ids"),
     ("ms marco", "queries.test.tsv", "a\tfirst\na\tfirst\n",
-     "queries.test.tsv:1); expected an id of its own for each query", "duplicate ids"),
+     "queries.test.tsv:1); expected a unique id for each query", "duplicate ids"),
     ("beir", "corpus.jsonl", '{"_id": "1", "text": "one"}\n{"_id": "2", "title": "", "text": " \\n"}\n',
      "/corpus.jsonl:2: found passage '2' without title and text; expected a text", "empty passages"),
     ("ms marco", "collection.tsv", "1\tone\n2\t\n",

@@ -1,4 +1,4 @@
-"""Folders of text as collections: headings or a file of questions as queries, and what is told of bad files."""
+"""Folders of text as collections: headings or a file of questions as queries, and the messages about bad files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_headings_are_queries_that_passages_keep_for_search_and_lose_in_training
     assert set(collection.queries["source"]) == {"heading"}
     assert collection.query_sources("test") == {"heading": 1}
     assert collection.skipped == {
-        'headings of one word or general words, with none above that says of what ("Bees")': 1,
+        'headings of one word or general words, without a heading above that gives context ("Bees")': 1,
         'headings without text of their own ("Food")': 1,
     }
 
@@ -109,7 +109,7 @@ def test_no_query_stands_in_the_training_text_of_a_passage_that_answers_it(tmp_p
     }
 
 
-def test_general_headings_are_told_of_what(tmp_path: Path) -> None:
+def test_general_headings_get_context(tmp_path: Path) -> None:
     files = {
         name: f"# {name}\n\n## Installation\n\nGet {name}.\n\n## Running the tests\n\nTest {name}.\n\n"
         f"## See also\n\nWhat {name} say.\n"
@@ -121,7 +121,7 @@ def test_general_headings_are_told_of_what(tmp_path: Path) -> None:
         for name in ("hive", "comb")
         for number, asked in ((1, "installation"), (2, "running the tests"))
     }
-    assert collection.skipped['headings that ask nothing ("See also", …)'] == 2
+    assert collection.skipped['headings without a question ("See also", …)'] == 2
 
 
 def test_what_nobody_would_ask_is_counted_and_asked_on_request(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_what_nobody_would_ask_is_counted_and_asked_on_request(tmp_path: Path) -
         'headings that are addresses ("a@hive.org is my address")': 1,
         'headings that are code: names, options and signatures ("hive.open(path, mode)")': 1,
         'headings that are version numbers and dates ("1.2.0 (2024-01-05)")': 1,
-        'headings that ask nothing ("Notes")': 1,
+        'headings without a question ("Notes")': 1,
     }
     every = load_text_folder(tmp_path, all_headings=True)
     assert len(every.queries) == len(headings) + 2 and every.skipped == {}
@@ -170,7 +170,7 @@ def test_a_text_that_several_sections_have_answers_no_query(tmp_path: Path) -> N
     assert set(answers(collection)) == {"How ants walk"} and len(collection.corpus) == 3
 
 
-# --- files that are left out
+# --- files that are skipped
 
 
 def test_a_bad_file_is_counted_by_name_and_the_others_are_read(docs: Path) -> None:
@@ -199,13 +199,13 @@ def test_a_bad_file_is_counted_by_name_and_the_others_are_read(docs: Path) -> No
     assert set(answers(collection)) == {"How bees dance", "What bees eat", "Why owls see at night"}
     counts = {cause: count for cause, count in collection.skipped.items() if "headings" not in cause}
     assert counts == {
-        "HTML pages beside the text they are made from (bees.html)": 1,
+        "HTML pages generated from another file of the folder (bees.html)": 1,
         "binary files (photo.txt)": 1,
         "empty files (blank.txt, empty.md)": 2,
-        "files that are named as man pages and are none (lib.so.1)": 1,
+        "files named like man pages without their macros (lib.so.1)": 1,
         "files that are not UTF-8 (latin0.md, latin1.md, latin2.md, …)": 6,
         "files that cannot be read (broken.txt.gz)": 1,
-        "files that repeat another word for word (copy.md)": 1,
+        "copies of another file (copy.md)": 1,
         "files with other endings: .png 2, .py 1": 3,
         "hidden files": 1,
     }
@@ -235,7 +235,7 @@ def test_endings_and_names_can_be_chosen(docs: Path) -> None:
     with pytest.raises(CollectionError, match=r"endings: found '\*\.md'; expected endings such as \.md"):
         load_text_folder(docs, endings=["*.md"])
     with pytest.raises(
-        CollectionError, match=r"found no text to read; left out: 5 files with other endings: none 2"
+        CollectionError, match=r"found no text to read; skipped: 5 files with other endings: none 2"
     ):
         load_text_folder(docs, endings=[".rst"])
 
@@ -357,7 +357,7 @@ def test_a_query_stays_in_its_split_and_none_is_empty(tmp_path: Path) -> None:
 # --- what is refused
 
 
-def test_bad_folders_are_told_with_what_to_do(docs: Path, tmp_path: Path) -> None:
+def test_errors_about_bad_folders_say_what_to_do(docs: Path, tmp_path: Path) -> None:
     for name, files in {
         "latin": {"a.md": "# fine\n\ncaf\xe9\n".encode("latin-1")},
         "empty": {"a.md": "", "b.pdf": b"%PDF"},
@@ -366,16 +366,16 @@ def test_bad_folders_are_told_with_what_to_do(docs: Path, tmp_path: Path) -> Non
         write(tmp_path / name, files)
     cases: dict[tuple[str, str | None], str] = {
         ("text:absent", None): r"text:absent: no such folder; expected one with text files: \.md, \.txt",
-        ("text:latin", None): r"found no text to read; left out: 1 files that are not UTF-8 \(a\.md\)",
+        ("text:latin", None): r"found no text to read; skipped: 1 files that are not UTF-8 \(a\.md\)",
         (
             "text:empty",
             None,
-        ): r"left out: 1 empty files \(a\.md\), 1 files with other endings: \.pdf 1\. Read are \.md",
+        ): r"skipped: 1 empty files \(a\.md\), 1 files with other endings: \.pdf 1\. Known formats are \.md",
         (
             "text:plain",
             None,
         ): r"found no query among the headings.* name it: --queries FILE, or .*--all-headings",
-        ("text:docs", "absent.tsv"): r"queries: absent.tsv: no such file; expected one question a line",
+        ("text:docs", "absent.tsv"): r"queries: absent.tsv: no such file; expected one question per line",
         ("docs", None): r"a folder of text files is named text:docs",
     }
     for (source, queries), message in cases.items():

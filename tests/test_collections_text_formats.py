@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
-from hf_ar2.collections.readers.heading_words import asked, can_tell, fault, is_empty, is_general, joined
-from hf_ar2.collections.readers.left_out import LeftOut
-from hf_ar2.collections.readers.text_files import with_questions
+from hf_ar2.collections.readers.heading_words import (
+    add_context,
+    as_query,
+    asks_nothing,
+    gives_context,
+    needs_context,
+    reason_to_skip,
+)
+from hf_ar2.collections.readers.skip_counts import SkipCounts
+from hf_ar2.collections.readers.text_files import split_at_questions
 from hf_ar2.collections.readers.text_folder import _places
 from hf_ar2.collections.readers.text_html import html_sections
 from hf_ar2.collections.readers.text_man import man_sections
@@ -61,8 +66,8 @@ is a rule here
 
 
 def test_markdown() -> None:
-    dropped: Counter[str] = Counter()
-    assert found(markdown_sections(MARKDOWN.split("\n"), dropped)) == [
+    skipped = SkipCounts()
+    assert found(markdown_sections(MARKDOWN.split("\n"), skipped)) == [
         (("All about ants",), ["Intro, by a keeper."]),
         (
             ("All about ants", "Ants and rain"),
@@ -79,7 +84,7 @@ def test_markdown() -> None:
             ["Text right after it. Two lines, so that --- is a rule here"],
         ),
     ]
-    assert dropped == {"lines of front matter": 2}
+    assert skipped.counts() == {"lines of front matter": 2}
 
 
 PLAIN = """\
@@ -159,7 +164,7 @@ def test_headers_and_footers_of_pages_go() -> None:
 def test_questions_of_a_faq_are_headings_of_their_answers() -> None:
     text = "Questions\n\n1. Do bees\n   sleep?\n2. Do they dance?\n\n"
     text += "Q: Do bees sleep?\nA: Yes.\n\nDo they dance?\n\nA lot.\n\nDaily."
-    sections = with_questions(plain_sections(text.split("\n"), is_faq=True))
+    sections = split_at_questions(plain_sections(text.split("\n"), is_faq=True))
     assert [(section.heading, section.paragraphs) for section in sections if section.paragraphs] == [
         ("Q: Do bees sleep?", ["Yes."]),
         ("Do they dance?", ["A lot.", "Daily."]),
@@ -315,9 +320,9 @@ def test_tables_of_contents_and_numbers_are_left_out() -> None:
     sections += [
         Section(heading, ("Bees",)) for heading in ("How bees dance", "What bees eat", "Where bees live")
     ]
-    left_out = LeftOut()
-    assert _places("bees.md", sections, left_out)[0].passages == {"bees.md:1": "See below."}
-    assert left_out.counts() == {"passages of numbers (bees.md)": 1, "tables of contents (bees.md)": 1}
+    skipped = SkipCounts()
+    assert _places("bees.md", sections, skipped)[0].passages == {"bees.md:1": "See below."}
+    assert skipped.counts() == {"passages of numbers (bees.md)": 1, "tables of contents (bees.md)": 1}
 
 
 # --- headings
@@ -332,7 +337,7 @@ def test_tables_of_contents_and_numbers_are_left_out() -> None:
     ],
 )  # fmt: skip
 def test_nobody_asks(heading: str) -> None:
-    assert fault(heading)
+    assert reason_to_skip(heading)
 
 
 @pytest.mark.parametrize(
@@ -344,21 +349,22 @@ def test_nobody_asks(heading: str) -> None:
     ],
 )  # fmt: skip
 def test_somebody_asks(heading: str) -> None:
-    assert fault(heading) is None and not is_empty(asked(heading))
+    assert reason_to_skip(heading) is None and not asks_nothing(as_query(heading))
 
 
 def test_what_headings_need() -> None:
     assert all(
         map(
-            is_empty, ["Notes", "See also", "Table of contents", "Introduction", "Changes", "README for bees"]
+            asks_nothing,
+            ["Notes", "See also", "Table of contents", "Introduction", "Changes", "README for bees"],
         )
     )
     general = ["Examples", "Installation", "Return values", "Caching", "Getting started", "What is it?"]
-    assert all(map(is_general, general)) and not any(map(is_empty, general))
-    assert not any(map(is_general, ["How bees dance", "Caching of nectar", "蜜蜂怎样跳舞"]))
-    assert all(map(can_tell, ["numpy", "git-rebase", "git remote add origin", "The bee book"]))
+    assert all(map(needs_context, general)) and not any(map(asks_nothing, general))
+    assert not any(map(needs_context, ["How bees dance", "Caching of nectar", "蜜蜂怎样跳舞"]))
+    assert all(map(gives_context, ["numpy", "git-rebase", "git remote add origin", "The bee book"]))
     assert not any(
-        map(can_tell, ["", "1.2.3", "Options", "Introduction", "Everything There Is to Know of Bees"])
+        map(gives_context, ["", "1.2.3", "Options", "Introduction", "Everything There Is to Know of Bees"])
     )
-    assert joined("Examples", "git-rebase") == "git-rebase examples"
-    assert joined("The SSL modes", "curl") == "curl SSL modes"
+    assert add_context("Examples", "git-rebase") == "git-rebase examples"
+    assert add_context("The SSL modes", "curl") == "curl SSL modes"

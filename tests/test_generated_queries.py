@@ -23,7 +23,7 @@ from hf_ar2.collections.sources import query_sources
 from hf_ar2.command_line import main as cli
 from hf_ar2.generation.endpoint import EndpointWriter
 from hf_ar2.generation.models import ModelWriter
-from hf_ar2.generation.prompts import question_in
+from hf_ar2.generation.prompts import extract_question
 from hf_ar2.generation.questions import sample, with_generated, write_replies
 from hf_ar2.generation.store import ReplyStore
 
@@ -127,7 +127,7 @@ def test_questions_that_find_other_passages_are_dropped(
     """A retriever that has learnt nothing finds few of them first."""
     options = ("--generate-model", "stub", "--filter-model", str(tiny_retriever_path), "--filter-depth", "1")
     assert generate(endpoint.url, *options) == 0
-    lost = re.search(r"(\d+) not found again \(among the first 1 of ", capsys.readouterr().out)
+    lost = re.search(r"(\d+) do not retrieve their passage \(among the first 1 of ", capsys.readouterr().out)
     assert lost and len(load_collection("out").queries) + int(lost[1]) == 60 and int(lost[1]) > 10
 
 
@@ -254,7 +254,7 @@ def test_the_questions_of_a_passage_are_in_one_split(tiny_collection: Collection
     ],
 )
 def test_the_question_is_found_in_what_models_say(reply: str, question: str) -> None:
-    assert question_in(reply) == question
+    assert extract_question(reply) == question
 
 
 def test_the_key_is_sent_to_this_machine_and_written_nowhere(
@@ -269,8 +269,8 @@ def test_the_key_is_sent_to_this_machine_and_written_nowhere(
     assert "answered 401 Unauthorized: the key *** is not known. Set OPENAI_API_KEY to its key" in shown.err
     written = b"".join(path.read_bytes() for path in texts.rglob("*") if path.is_file())
     assert b"sk-very-secret" not in written and "sk-very-secret" not in shown.out + shown.err
-    assert EndpointWriter("http://example.org/v1", "m").key_kept_back
-    assert not EndpointWriter("https://example.org/v1", "m").key_kept_back
+    assert EndpointWriter("http://example.org/v1", "m").key_withheld
+    assert not EndpointWriter("https://example.org/v1", "m").key_withheld
 
 
 def test_an_endpoint_that_fails_is_asked_again_and_a_redirect_is_not_followed(endpoint: Endpoint) -> None:
@@ -283,7 +283,9 @@ def test_an_endpoint_that_fails_is_asked_again_and_a_redirect_is_not_followed(en
         endpoint.answers = [(status, b"")] * 6
         with pytest.raises(ValueError, match=message):
             writer.write(0, [passage])
-    with pytest.raises(ValueError, match="cannot be reached: .*Connection refused.*what was written is kept"):
+    with pytest.raises(
+        ValueError, match="cannot be reached: .*Connection refused.*the replies so far are kept"
+    ):
         EndpointWriter("http://127.0.0.1:9/v1", "stub", waits=()).write(0, [passage])
     with pytest.raises(ValueError, match="found a password or a query in its URL"):
         EndpointWriter("http://me:secret@127.0.0.1/v1", "stub")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import Stage, Training
 from hf_ar2.command_line import main as cli
 from hf_ar2.importing.checkpoints import import_checkpoint, read_torch
-from hf_ar2.importing.paddle import read_paddle, read_tensor, write_tensor
-from hf_ar2.importing.rocketqa import from_paddle_name
+from hf_ar2.importing.layouts import from_paddle_name
+from hf_ar2.importing.paddle import DTYPES, read_paddle, read_tensor
 from hf_ar2.models.joint import score_pairs
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.saved import read_ranker
@@ -74,6 +75,20 @@ def paddle_names(model: BertModel, prefix: str, pooler: bool = False) -> dict[st
     return found
 
 
+def write_tensor(file: Path, array: np.ndarray) -> None:
+    """The inverse of `read_tensor`."""
+    types = {np.dtype(name): number for number, name in DTYPES.items()}
+    description = bytes([0x08, types[array.dtype]])
+    for size in array.shape:
+        description += b"\x10"
+        while size > 127:
+            description += bytes([size & 127 | 128])
+            size >>= 7
+        description += bytes([size])
+    head = struct.pack("<IQIi", 0, 0, 0, len(description))
+    file.write_bytes(head + description + np.ascontiguousarray(array).tobytes())
+
+
 def write_folder(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     folder.mkdir()
     for name, array in arrays.items():
@@ -111,7 +126,7 @@ def test_dual_encoders_become_two_towers(format: str, base: Path, tmp_path: Path
     torch.save(saved, tmp_path / "published.cp")
     result = import_checkpoint(format, tmp_path / "published.cp", tmp_path / "out", base=base, max_length=48)
     assert result.used == len(weights) - 1 and not result.added
-    assert list(result.left_out) == ["ctx_model.embeddings.position_ids"]
+    assert list(result.unused) == ["ctx_model.embeddings.position_ids"]
     retriever = check_retriever(tmp_path / "out", query, passage)
     assert has_separate_towers(retriever) and retriever.max_seq_length == 48
 
@@ -123,7 +138,7 @@ def test_a_ranker_of_ar2_is_linear_in_the_first_state(base: Path, tmp_path: Path
     weights |= {f"binary.{name}": value for name, value in other.state_dict().items()}
     torch.save({"model_dict": weights}, tmp_path / "reranker")
     result = import_checkpoint("ar2-ranker", tmp_path / "reranker", tmp_path / "out", base=base)
-    assert set(result.left_out) == {"binary.weight", "binary.bias"}
+    assert set(result.unused) == {"binary.weight", "binary.bias"}
     assert result.used + 2 == len(weights)
     with torch.no_grad():
         expected = head(first_states(encoder, QUERIES, PASSAGES))[:, 0].numpy()
@@ -181,20 +196,20 @@ def test_a_path_of_this_machine_is_not_on_the_card(base: Path, tmp_path: Path) -
 def test_every_parameter_is_accounted_for(base: Path, tmp_path: Path) -> None:
     weights = prefixed("question_model.", make_encoder(1)) | prefixed("ctx_model.", make_encoder(2))
 
-    def refused(changed: dict, message: str) -> None:
+    def check_error(changed: dict, message: str) -> None:
         torch.save({"model_dict": changed}, tmp_path / "changed.cp")
         with pytest.raises(ValueError) as error:
             import_checkpoint("dpr", tmp_path / "changed.cp", tmp_path / "out", base=base)
         assert message in str(error.value) and not (tmp_path / "out").exists()
 
     name = "ctx_model.encoder.layer.1.output.dense.bias"
-    refused({key: value for key, value in weights.items() if key != name}, f"missing {name}")
-    refused(
+    check_error({key: value for key, value in weights.items() if key != name}, f"missing {name}")
+    check_error(
         weights | {"ctx_model.encode_proj.weight": torch.ones(2)}, "unexpected ctx_model.encode_proj.weight"
     )
-    refused(weights | {name: torch.ones(31)}, f"{name}: found [31], expected [32]")
-    refused(weights | {"lm_head.bias": torch.ones(2)}, "found lm_head.bias")
-    refused({key: value for key, value in weights.items() if key.startswith("q")}, "no ctx_model.*")
+    check_error(weights | {name: torch.ones(31)}, f"{name}: found [31], expected [32]")
+    check_error(weights | {"lm_head.bias": torch.ones(2)}, "found lm_head.bias")
+    check_error({key: value for key, value in weights.items() if key.startswith("q")}, "no ctx_model.*")
 
 
 class Foreign:
@@ -246,7 +261,7 @@ def test_a_dual_encoder_of_rocketqa(shared: bool, base: Path, tmp_path: Path) ->
     }
     source = write_folder(tmp_path / "params", arrays)
     result = import_checkpoint("rocketqa", source, tmp_path / "out", base=base)
-    assert result.used == len(arrays) - 2 and len(result.left_out) == 2
+    assert result.used == len(arrays) - 2 and len(result.unused) == 2
     assert {name.rpartition("pooler")[2] for name in result.added} == {".dense.weight", ".dense.bias"}
     assert has_separate_towers(check_retriever(tmp_path / "out", query, passage)) is not shared
 
@@ -263,7 +278,7 @@ def test_both_models_of_rocketqa_v2_from_one_npz(base: Path, tmp_path: Path) -> 
     import_checkpoint("rocketqa", tmp_path / "v2.npz", tmp_path / "retriever", base=base)
     check_retriever(tmp_path / "retriever", query, passage)
     result = import_checkpoint("rocketqa-ranker", tmp_path / "v2.npz", tmp_path / "ranker", base=base)
-    assert result.used + len(result.left_out) == len(arrays)
+    assert result.used + len(result.unused) == len(arrays)
     with torch.no_grad():
         expected = head(first_states(ranker, QUERIES, PASSAGES))[:, 0].numpy()
     scores = load_ranker(tmp_path / "ranker", device="cpu").predict(list(zip(QUERIES, PASSAGES, strict=True)))
@@ -292,7 +307,7 @@ def test_names_that_are_not_ernies_are_named(base: Path, tmp_path: Path) -> None
     source = write_folder(tmp_path / "params", arrays)
     with pytest.raises(ValueError, match="unexpected titlepara_new_fc.w_0"):
         import_checkpoint("rocketqa", source, tmp_path / "out", base=base)
-    with pytest.raises(ValueError, match="A dual encoder is imported as rocketqa"):
+    with pytest.raises(ValueError, match="Import a dual encoder as rocketqa"):
         (source / "titlepara_new_fc.w_0").unlink()
         import_checkpoint("rocketqa-ranker", source, tmp_path / "out", base=base)
 
@@ -306,4 +321,4 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert "a retriever of" in shown and "Next: hf-ar2 " in shown
     assert cli.main(arguments) == 1
-    assert "found something in it; name a new or an empty folder" in capsys.readouterr().err
+    assert "the folder is not empty; name a new or an empty folder" in capsys.readouterr().err

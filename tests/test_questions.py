@@ -58,7 +58,7 @@ def test_a_file_of_questions_is_read_as_people_write_it(
         "\ufeffWo wohnen Bienen?\r\n\r\n# später\r\n  wer  tanzt? \r\nWO wohnen bienen?\r\n".encode()
     )
     assert list(read_questions(file).values()) == ["Wo wohnen Bienen?", "wer tanzt?"]
-    assert "questions that are there twice count once: 1 (line 5: WO wohnen bienen?)" in caplog.text
+    assert "repeated questions are ignored: 1 (line 5: WO wohnen bienen?)" in caplog.text
     for content, message in (
         (b"# nothing\n\n", "found no question"),
         (b"caf\xe9?\n", "asked.txt:1: found bytes that are not UTF-8"),
@@ -95,7 +95,7 @@ def test_the_collection_itself_stays_as_it_is(asked: Path, tiny_collection: Coll
         mine, theirs = found.judgments(split), tiny_collection.judgments(split)
         assert np.array_equal(mine.query_rows, theirs.query_rows)
         assert np.array_equal(mine.passage_rows, theirs.passage_rows)
-    with pytest.raises(CollectionError, match="has a split 'questions' already"):
+    with pytest.raises(CollectionError, match="already has a split 'questions'"):
         with_questions(found, asked)
 
 
@@ -111,9 +111,9 @@ def test_what_does_not_fit_is_counted_and_named(
     write_judged(asked, judged | {"question-of-before": {"p100": 1}})
     found = with_questions(tiny_collection, asked)
     assert len(found.judgments(QUESTIONS)) == 4
-    assert "judged passages that the corpus does not have are left out: 2 (gone1; gone2)" in caplog.text
-    assert "judged questions that asked.txt does not have are left out: 1 (question-of-before)" in caplog.text
-    assert f"questions that training queries ask too: 1 ({trained.upper()})" in caplog.text
+    assert "judged passages that are not in the corpus are ignored: 2 (gone1; gone2)" in caplog.text
+    assert "judged questions that are not in asked.txt are ignored: 1 (question-of-before)" in caplog.text
+    assert f"questions that are also training queries: 1 ({trained.upper()})" in caplog.text
 
     write_judged(asked, {first: {"gone1": 1}})
     assert QUESTIONS not in with_questions(tiny_collection, asked).splits

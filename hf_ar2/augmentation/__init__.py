@@ -1,9 +1,10 @@
 """Hybrid data augmentation (RocketQA, Qu et al., NAACL 2021; RocketQAv2, Ren et al., EMNLP 2021).
 
-A retriever finds the first n passages of every query, a ranker scores them, and three kinds of training lists are
-written: *undenoised* (labelled positives, any other retrieved passage as a negative), *denoised* (negatives only where
-the ranker is sure of irrelevance, and positives where it is sure of relevance) and *pseudo* (the same for queries
-without labels). The papers' code has no such builder; their n and thresholds for RocketQAv2 are not published.
+A retriever returns the first n passages of every query, a ranker scores them, and three kinds of training lists are
+written: *undenoised* (labelled positives, all other retrieved passages as negatives), *denoised* (confidently
+irrelevant passages as negatives, and confidently relevant ones as additional positives) and *pseudo* (the same for
+queries without labels). The papers' code does not include this step, and RocketQAv2's n and thresholds are
+unpublished.
 """
 
 from hf_ar2.augmentation.config import AugmentConfig

@@ -1,9 +1,9 @@
-"""From a ranker's logits to probabilities of relevance: a temperature and a bias, fitted on held-out judgments."""
+"""Maps a ranker's logits to probabilities of relevance, with a temperature and a bias fitted on held-out judgments."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,15 @@ _STEPS = 100
 class Calibration:
     """`p(relevant) = sigmoid(score / temperature + bias)` (Platt 1999).
 
-    The identity, temperature 1 and bias 0, is what a ranker trained pointwise (binary cross-entropy) means by its
-    logits. A ranker trained on lists knows its scores only up to a constant per query, so that they mean nothing
-    absolute before they are calibrated; a constant that differs much between queries no calibration takes away, which
-    `report` shows as a high log loss.
+    A ranker trained pointwise (binary cross-entropy) needs the identity, temperature 1 and bias 0. Listwise training
+    leaves a constant per query undetermined, so such scores have to be calibrated. Calibration cannot correct one
+    that differs much between queries; then `report` has a high log loss.
 
     Attributes:
         temperature: in logits, above 0.
         bias: in log-odds.
-        fingerprint: of what it was fitted on: ranker, queries, passages.
-        report: how it fits, see `fit_calibration`.
+        fingerprint: of the ranker, the queries and the passages that it was fitted on.
+        report: how well it fits, see `fit_calibration`.
     """
 
     temperature: float = 1.0
@@ -46,22 +45,18 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> Calibration:
-        """Reads what `save` wrote.
-
-        Args:
-            path: the file.
-            fingerprint: what it has to be fitted on; None takes any.
+        """Reads a file that `save` wrote.
 
         Raises:
-            ValueError: another format, or fitted on something else.
+            ValueError: the format or the fingerprint (unless None) is not the expected one.
         """
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("format", None) != _FORMAT:
-            raise ValueError(f"{path}: no calibration of the format {_FORMAT!r}; fit it again")
+            raise ValueError(f"{path}: not a calibration of the format {_FORMAT!r}; fit it again")
         if fingerprint is not None and content["fingerprint"] != fingerprint:
             raise ValueError(
-                f"{path}: fitted on {content['fingerprint']}, expected {fingerprint}: its ranker or judgments are "
-                "others; fit it again"
+                f"{path}: fitted on {content['fingerprint']}, expected {fingerprint}: the ranker or the judgments "
+                "differ; fit it again"
             )
         return cls(**content)
 
@@ -74,17 +69,17 @@ def fit_calibration(
     relevant_above: float = 0.9,
     fingerprint: str = "",
 ) -> Calibration:
-    """Fits temperature and bias by the likelihood of held-out judgments, with Newton's method.
+    """Fits temperature and bias to the likelihood of held-out judgments with Newton's method.
 
-    Platt's targets, (N₊+1)/(N₊+2) for the relevant and 1/(N₋+2) for the others, keep the fit finite where the scores
-    separate the two. Passages that nobody judged count as irrelevant here, so that with sparse judgments the
-    probabilities are too low rather than too high.
+    Platt's targets, (N₊+1)/(N₊+2) for the relevant and 1/(N₋+2) for the others, keep the fit finite if the scores
+    separate the two. Unjudged passages count as irrelevant: with sparse judgments the probabilities are rather too low
+    than too high.
 
     Args:
         scores: float `[N]`, the ranker's logits of pairs it was not trained on.
         relevant: bool `[N]`.
-        irrelevant_below, relevant_above: probabilities the report counts at.
-        fingerprint: kept with the result.
+        irrelevant_below, relevant_above: thresholds on probabilities, for the report.
+        fingerprint: stored in the result.
 
     Returns:
         The calibration. Its report: `pairs`, `relevant` (how many), `log_loss_before` and `log_loss` (mean, in nats,
@@ -92,14 +87,14 @@ def fit_calibration(
         (the share of them that is relevant), `below` and `relevant_below` for the other end.
 
     Raises:
-        ValueError: no relevant or no irrelevant pair, a score that is no number, or scores that do not rise with
+        ValueError: there is no relevant or no irrelevant pair, a score is not finite, or the scores do not rise with
             relevance.
     """
     scores, relevant = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     if scores.shape != relevant.shape or scores.ndim != 1:
         raise ValueError(f"scores is {scores.shape}, relevant {relevant.shape}; expected [N] for both")
     if not np.isfinite(scores).all():
-        raise ValueError(f"scores[{int(np.flatnonzero(~np.isfinite(scores))[0])}] is no finite number")
+        raise ValueError(f"scores[{int(np.flatnonzero(~np.isfinite(scores))[0])}] is not finite")
     count = int(relevant.sum())
     if count == 0 or count == len(relevant):
         raise ValueError(
@@ -109,8 +104,8 @@ def fit_calibration(
     slope, bias = _newton(scores, relevant)
     if slope <= 0:
         raise ValueError(
-            f"the ranker's scores do not rise with relevance on the held-out pairs (slope {slope:.3g}), so that no "
-            "calibration can make probabilities of them; train the ranker first"
+            f"the ranker's scores do not rise with relevance on the held-out pairs (slope {slope:.3g}), so that they "
+            "cannot be calibrated; train the ranker first"
         )
     fitted = Calibration(float(1 / slope), float(bias), fingerprint)
     probabilities = fitted.probabilities(scores)
@@ -125,11 +120,11 @@ def fit_calibration(
         "below": int(below.sum()),
         "relevant_below": float(relevant[below].mean()) if below.any() else 0.0,
     }
-    return Calibration(fitted.temperature, fitted.bias, fingerprint, report)
+    return replace(fitted, report=report)
 
 
 def _newton(scores: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
-    """Slope and bias of the logistic regression; on standardised scores, so that the Hessian is well conditioned."""
+    """Slope and bias of the logistic regression, on standardised scores for a well-conditioned Hessian."""
     count = int(relevant.sum())
     targets = np.where(relevant, (count + 1) / (count + 2), 1 / (len(scores) - count + 2))
     centre, scale = scores.mean(), scores.std() or 1.0

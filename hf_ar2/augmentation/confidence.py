@@ -1,43 +1,25 @@
-"""Where a ranker is sure: which passages it takes for irrelevant, and which for relevant.
+"""Which passages a ranker confidently scores as irrelevant, and which as relevant.
 
-Three ways to draw the two lines. Passages between them are neither, and are left out of denoised lists.
+Passages between the two thresholds are neither, and are left out of denoised lists.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from hf_ar2.augmentation.calibration import Calibration
-
 THRESHOLDS = ("absolute", "quantile", "margin")
-# The lines where nobody says otherwise, (irrelevant, relevant); the first are RocketQA's.
+# Default thresholds (irrelevant, relevant); those for "absolute" are RocketQA's.
 DEFAULT_LINES = {"absolute": (0.1, 0.9), "quantile": (0.5, 0.99), "margin": (2.0, 2.0)}
 
-# Masks of what is surely irrelevant and what is surely relevant, bool `[Q, n]` each.
-Sure = tuple[np.ndarray, np.ndarray]
-
-
-def sure_by_probability(
-    scores: np.ndarray, calibration: Calibration, irrelevant: float, relevant: float
-) -> Sure:
-    """Probability of relevance below `irrelevant`, and above `relevant`: RocketQA's .1 and .9.
-
-    Args:
-        scores: float `[Q, n]`, the ranker's logits.
-        calibration: makes probabilities of them; the identity for a ranker that was trained pointwise.
-    """
-    probabilities = calibration.probabilities(scores)
-    return probabilities < irrelevant, probabilities > relevant
+# Masks of the passages that are confidently irrelevant and confidently relevant, bool `[Q, n]` each.
+ConfidenceMasks = tuple[np.ndarray, np.ndarray]
 
 
 def log_shares(scores: np.ndarray) -> np.ndarray:
-    """The log-softmax of each query's scores, which no constant per query changes; -inf stays.
+    """The log-softmax of each query's scores, float64 `[Q, n]`; a constant per query does not change it.
 
     Args:
-        scores: float `[Q, n]`; -inf where there is no passage.
-
-    Returns:
-        float64 `[Q, n]`.
+        scores: float `[Q, n]`; -inf where there is no passage, also in the result.
     """
     scores = np.asarray(scores, dtype=np.float64)
     top = scores.max(axis=1, keepdims=True, initial=-np.inf)
@@ -47,15 +29,15 @@ def log_shares(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(scores), scores - top - np.where(np.isfinite(total), total, 0), -np.inf)
 
 
-def quantile_lines(
+def quantile_thresholds(
     scored: list[tuple[np.ndarray, np.ndarray]], irrelevant: float, relevant: float
 ) -> tuple[float, float]:
-    """Two lines on `log_shares`, as quantiles over all unlabelled passages of all queries.
+    """Two thresholds on `log_shares`, as quantiles over the unlabelled passages of all queries.
 
-    Shares and not scores, because a ranker trained on lists knows its scores only up to a constant per query.
+    They are on shares rather than scores, because listwise training leaves a constant per query undetermined.
 
     Args:
-        scored: for each set of queries scores `[Q, n]` and which passages are unlabelled, bool `[Q, n]`.
+        scored: for each set of queries the scores `[Q, n]` and a mask of the unlabelled passages, bool `[Q, n]`.
         irrelevant, relevant: quantiles between 0 and 1.
 
     Raises:
@@ -68,20 +50,14 @@ def quantile_lines(
     return float(low), float(high)
 
 
-def sure_by_share(scores: np.ndarray, low: float, high: float) -> Sure:
-    """Log-shares below `low`, and above `high`; the lines are from `quantile_lines`."""
-    shares = log_shares(scores)
-    return shares < low, shares > high
-
-
-def sure_by_margin(
+def masks_by_margin(
     scores: np.ndarray, positive_scores: np.ndarray, irrelevant: float, relevant: float
-) -> Sure:
-    """Scores further than `irrelevant` below the lowest labelled positive, and than `relevant` above the highest.
+) -> ConfidenceMasks:
+    """Scores more than `irrelevant` below the lowest labelled positive, and more than `relevant` above the highest.
 
     Args:
         scores: float `[Q, n]`.
-        positive_scores: float `[Q, P]`, -inf where there is none; at least one per query.
+        positive_scores: float `[Q, P]`, -inf padded; at least one per query.
         irrelevant, relevant: in logits, at least 0.
     """
     highest = positive_scores.max(axis=1, keepdims=True)

@@ -89,15 +89,15 @@ class AugmentConfig:
                 raise ValueError(f"margins of {low} and {high}: expected logits, 0 or more")
             if "pseudo" in self.list_kinds:
                 raise ValueError(
-                    "thresholds='margin' measure from a query's labelled positives, and unlabelled queries have none; "
-                    "use absolute ones or quantiles"
+                    "thresholds='margin' are relative to a query's labelled positives, and unlabelled queries have "
+                    "none; use 'absolute' or 'quantile'"
                 )
         elif not 0 <= low < high <= 1:
             raise ValueError(f"irrelevant={low}, relevant={high}: expected 0 ≤ irrelevant < relevant ≤ 1")
         if self.thresholds != "absolute":
             if self.calibrate or self.pointwise:
                 raise ValueError(
-                    f"calibrate and pointwise say how absolute thresholds are read, but thresholds={self.thresholds!r}"
+                    f"calibrate and pointwise are only for thresholds='absolute', not {self.thresholds!r}"
                 )
         elif self.calibrate and self.pointwise:
             raise ValueError("a pointwise ranker needs no calibration: choose calibrate or pointwise")
@@ -107,22 +107,22 @@ class AugmentConfig:
             )
         elif not self.calibrate and not self.pointwise:
             raise ValueError(
-                f"thresholds='absolute' ({low}, {high}) need probabilities of relevance. The logits of a ranker "
-                "trained on lists are none: its loss stays the same when a constant is added to a query's scores. "
-                "Calibrate it on a held-out split (calibrate='dev'); or say pointwise=True if it was trained with "
-                "binary cross-entropy; or use thresholds='margin' (to the labelled positives) or 'quantile'"
+                f"thresholds='absolute' ({low}, {high}) need probabilities of relevance. A ranker trained on lists has "
+                "none: its loss does not change when a constant is added to a query's scores. Calibrate it on a "
+                "held-out split (calibrate='dev'), set pointwise=True if it was trained with binary cross-entropy, or "
+                "use thresholds='margin' (relative to the labelled positives) or 'quantile'"
             )
 
     @property
     def list_kinds(self) -> tuple[str, ...]:
-        """The kinds of lists that are made."""
+        """The kinds of lists to make."""
         if self.kinds is not None:
             return tuple(kind for kind in KINDS if kind in self.kinds)
         return KINDS if self.unlabelled is not None else KINDS[:2]
 
     @property
     def lines(self) -> tuple[float, float]:
-        """The lines `irrelevant` and `relevant`, those of the thresholds where nothing else is said."""
+        """The thresholds `irrelevant` and `relevant`; the defaults are those of the kind of thresholds."""
         low, high = DEFAULT_LINES[self.thresholds]
         return (
             low if self.irrelevant is None else self.irrelevant,

@@ -1,9 +1,8 @@
-"""From a collection and two models to training lists on disk."""
+"""Builds training lists from a collection, a retriever and a ranker, and writes them to disk."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,16 +13,10 @@ import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.augmentation.calibration import Calibration, fit_calibration
-from hf_ar2.augmentation.confidence import (
-    Sure,
-    quantile_lines,
-    sure_by_margin,
-    sure_by_probability,
-    sure_by_share,
-)
+from hf_ar2.augmentation.confidence import ConfidenceMasks, log_shares, masks_by_margin, quantile_thresholds
 from hf_ar2.augmentation.config import AugmentConfig
 from hf_ar2.augmentation.false_negatives import write_false_negatives
-from hf_ar2.augmentation.known import Known, labelled_candidates
+from hf_ar2.augmentation.labelled import LabelledCandidates, labelled_candidates
 from hf_ar2.augmentation.lists import build_lists
 from hf_ar2.augmentation.scored import score_candidates, scores_fingerprint
 from hf_ar2.collections import Collection
@@ -48,25 +41,25 @@ def augment(
 ) -> TrainingLists:
     """Retrieves, ranks and writes training lists with their manifest.
 
-    Beside the lists it writes `false_negatives.jsonl` (see `write_false_negatives`) and, where it calibrates,
-    `calibration.json`. Scores are kept in blocks: a killed run goes on where it was, and other thresholds take seconds.
-    Under several processes every rank calls this.
+    Also writes `false_negatives.jsonl` (see `write_false_negatives`) and, if it calibrates, `calibration.json`. Scores
+    are cached in blocks, so that an interrupted run resumes and a run with other thresholds takes seconds. With several
+    processes every rank calls this.
 
     Args:
         collection: passages, queries and judgments.
-        retriever, ranker: models as `load_retriever` and `load_ranker` return them.
-        folder: to write; older lists in it are replaced.
-        args: what is made, and how.
-        names: what `retriever` and `ranker` are called in the manifest.
-        work_folder: keeps tokens, index and scores; None: `work` in the folder.
-        index_folder: an index of the collection that is there already; None: in the work folder.
-        index_dir: instead of one index, a folder of many by fingerprint, see `Encodings`.
+        retriever, ranker: as returned by `load_retriever` and `load_ranker`.
+        folder: for the lists; older ones are replaced.
+        args: the settings.
+        names: names of `retriever` and `ranker` for the manifest.
+        work_folder: for tokens, index and scores; None: `work` in the folder.
+        index_folder: an existing index of the collection; None: built in the work folder.
+        index_dir: a folder of several indexes by fingerprint, instead of `index_folder`, see `Encodings`.
 
     Returns:
-        The lists, as every trainer reads them.
+        The lists, as all trainers read them.
 
     Raises:
-        ValueError: a split without positives, nothing left to write, a ranker that cannot be calibrated.
+        ValueError: a split has no positives, no list is left, or the ranker cannot be calibrated.
 
     Example:
         ```python
@@ -99,24 +92,26 @@ def augment(
         )
     if unlabelled is not None:
         rows = rows_of(arrow_column(unlabelled, "id"), arrow_column(collection.queries, "id"))
-        none = np.zeros((len(rows), 0), dtype=np.int32)
-        scored = score_candidates(system, rows, none, args.depth, work / "scores", "Unlabelled queries")
-        nothing = np.zeros(scored.rows.shape, dtype=bool)
-        found["unlabelled"] = Known(scored, nothing, nothing, nothing)
+        no_positives = np.zeros((len(rows), 0), dtype=np.int32)
+        scored = score_candidates(
+            system, rows, no_positives, args.depth, work / "scores", "Unlabelled queries"
+        )
+        no_labels = np.zeros(scored.rows.shape, dtype=bool)
+        found["unlabelled"] = LabelledCandidates(scored, no_labels, no_labels, no_labels)
     calibration = _calibration(system, args, work, text_keys)
-    sure, lines = _sure(args, found, calibration)
+    masks, thresholds = _confidence_masks(args, found, calibration)
     tables, counts = [], {}
     for kind in args.list_kinds:
         of = "unlabelled" if kind == "pseudo" else "labelled"
         table, counts[kind] = build_lists(
-            kind, collection, found[of], sure.get(of), text_keys, args.added_positives,
+            kind, collection, found[of], masks.get(of), text_keys, args.added_positives,
             args.stored_negatives, args.seed,
         )  # fmt: skip
         tables.append(table)
     lists = datasets.concatenate_datasets(tables)
     if len(lists) == 0:
-        raise ValueError(f"no list is left to write: {json.dumps(counts)}")
-    manifest = _manifest(system, args, names or {}, lines, calibration, counts, queries_read)
+        raise ValueError(f"no list is left: {json.dumps(counts)}")
+    manifest = _manifest(system, args, names or {}, thresholds, calibration, counts, queries_read)
     if system.encoders.processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         for old in ("false_negatives.jsonl", "calibration.json"):
@@ -126,13 +121,17 @@ def augment(
             manifest["false_negatives"] = write_false_negatives(path, collection, found["labelled"])
         if args.calibrate:
             calibration.save(folder / "calibration.json")
-        save_training_lists(folder, lists, manifest, _new_queries(unlabelled, lists))
+        new_queries = None
+        if unlabelled is not None:
+            listed = rows_of(arrow_column(unlabelled, "id"), arrow_column(lists, "query_id")) >= 0
+            new_queries = unlabelled.select(np.flatnonzero(listed))
+        save_training_lists(folder, lists, manifest, new_queries)
     system.encoders.processes.barrier()
     return load_training_lists(folder)
 
 
 def _calibration(system: SearchSystem, args: AugmentConfig, work: Path, text_keys: np.ndarray) -> Calibration:
-    """The identity, or what is fitted on the passages retrieved for the split `calibrate`."""
+    """A calibration fitted on the passages retrieved for the split `calibrate`, or the identity."""
     if args.calibrate is None:
         return Calibration()
     collection = system.collection
@@ -141,61 +140,63 @@ def _calibration(system: SearchSystem, args: AugmentConfig, work: Path, text_key
         shared = np.intersect1d(held_out, trained)
         if len(shared):
             raise ValueError(
-                f"calibrate={args.calibrate!r}: {len(shared)} of its queries are in split {args.train_split!r} too, "
-                f"{collection.queries[int(shared[0])]['id']!r} for one; expected held-out queries"
+                f"calibrate={args.calibrate!r}: {len(shared)} of its queries are also in split {args.train_split!r}, "
+                f"such as {collection.queries[int(shared[0])]['id']!r}; expected held-out queries"
             )
-    known = labelled_candidates(system, args.calibrate, args.depth, work / "scores", text_keys)
-    pairs = known.free | known.positive
-    scores, relevant = known.scored.scores[pairs], known.positive[pairs]
-    made_from = scores_fingerprint(system, args.depth).encode()
+    candidates = labelled_candidates(system, args.calibrate, args.depth, work / "scores", text_keys)
+    pairs = candidates.not_positive | candidates.positive
+    scores, relevant = candidates.scored.scores[pairs], candidates.positive[pairs]
+    fingerprint = content_hash(
+        scores_fingerprint(system, args.depth).encode(), candidates.scored.rows, relevant
+    )
     low, high = args.lines
     return fit_calibration(
-        scores,
-        relevant,
-        irrelevant_below=low,
-        relevant_above=high,
-        fingerprint=content_hash(made_from, known.scored.rows, relevant),
+        scores, relevant, irrelevant_below=low, relevant_above=high, fingerprint=fingerprint
     )
 
 
-def _sure(
-    args: AugmentConfig, found: dict[str, Known], calibration: Calibration
-) -> tuple[dict[str, Sure], dict[str, float]]:
-    """Where the ranker is sure, for each set of queries, and the lines that were drawn."""
+def _confidence_masks(
+    args: AugmentConfig, found: dict[str, LabelledCandidates], calibration: Calibration
+) -> tuple[dict[str, ConfidenceMasks], dict[str, float]]:
+    """The masks for each set of queries, and the thresholds for the manifest."""
     if args.list_kinds == ("undenoised",):
         return {}, {}
     low, high = args.lines
-    lines = {"irrelevant": low, "relevant": high}
-    sure: dict[str, Sure] = {}
+    thresholds = {"irrelevant": low, "relevant": high}
     if args.thresholds == "quantile":
-        first, last = quantile_lines([(k.scored.scores, k.unlabelled) for k in found.values()], low, high)
-        lines |= {"irrelevant_log_share": first, "relevant_log_share": last}
-    for name, known in found.items():
-        scores = known.scored.scores
-        if args.thresholds == "quantile":
-            irrelevant, relevant = sure_by_share(scores, first, last)
-        elif args.thresholds == "margin":
-            irrelevant, relevant = sure_by_margin(scores, known.scored.positive_scores, low, high)
+        scored = [(candidates.scored.scores, candidates.unlabelled) for candidates in found.values()]
+        low, high = quantile_thresholds(scored, low, high)
+        thresholds |= {"irrelevant_log_share": low, "relevant_log_share": high}
+    masks: dict[str, ConfidenceMasks] = {}
+    for name, candidates in found.items():
+        scores = candidates.scored.scores
+        if args.thresholds == "margin":
+            irrelevant, relevant = masks_by_margin(scores, candidates.scored.positive_scores, low, high)
         else:
-            irrelevant, relevant = sure_by_probability(scores, calibration, low, high)
-        # A person's grade 0 outweighs the ranker.
-        sure[name] = irrelevant | known.judged_irrelevant, relevant & ~known.judged_irrelevant
-    return sure, lines
+            is_quantile = args.thresholds == "quantile"
+            values = log_shares(scores) if is_quantile else calibration.probabilities(scores)
+            irrelevant, relevant = values < low, values > high
+        # A label of grade 0 overrides the ranker.
+        labelled = candidates.judged_irrelevant
+        masks[name] = irrelevant | labelled, relevant & ~labelled
+    return masks, thresholds
 
 
 def _unlabelled(
     collection: Collection, args: AugmentConfig
 ) -> tuple[datasets.Dataset | None, dict[str, int]]:
-    """The queries of the file that nobody judged, and how many were left out for which cause.
+    """The unlabelled queries of the file, and counts of the dropped ones by cause.
 
-    A query with the text of a judged one, of whatever split, is left out: of the training split it has labels, of
-    another one it would let a model train on what it is measured by.
+    A query with the text of a judged one is dropped: it has labels if that one is in the training split, and is an
+    evaluation query if it is in another split.
     """
     if args.unlabelled is None:
         return None, {}
     read = read_queries(args.unlabelled)
     texts = collection.queries["text"]
-    known = set(passage_text_keys(texts[int(row)] for row in _judged_queries(collection)).tolist())
+    judged = [collection.judgments(split).query_rows for split in collection.splits]
+    judged += [np.asarray(rows) for rows in collection.answer_splits.values()]
+    known = set(passage_text_keys(texts[int(row)] for rows in judged for row in rows).tolist())
     counts = {"read": len(read), "text of a judged query": 0, "text read before": 0}
     kept, seen = [], set()
     for row, key in enumerate(passage_text_keys(read["text"]).tolist()):
@@ -205,37 +206,25 @@ def _unlabelled(
             seen.add(key)
             kept.append(row)
     if not kept:
-        raise ValueError(f"{args.unlabelled}: no unlabelled query is left: {json.dumps(counts)}")
+        raise ValueError(f"{args.unlabelled}: found no unlabelled query: {json.dumps(counts)}")
     return read.select(kept), counts
-
-
-def _judged_queries(collection: Collection) -> Iterator[int]:
-    for split in collection.splits:
-        yield from collection.judgments(split).query_rows.tolist()
-    for rows in collection.answer_splits.values():
-        yield from np.asarray(rows).tolist()
-
-
-def _new_queries(unlabelled: datasets.Dataset | None, lists: datasets.Dataset) -> datasets.Dataset | None:
-    """The unlabelled queries that have a list."""
-    if unlabelled is None:
-        return None
-    listed = rows_of(arrow_column(unlabelled, "id"), arrow_column(lists, "query_id"))
-    return unlabelled.select(np.flatnonzero(listed >= 0))
 
 
 def _manifest(
     system: SearchSystem,
     args: AugmentConfig,
     names: dict[str, str],
-    lines: dict[str, float],
+    thresholds: dict[str, float],
     calibration: Calibration,
     counts: dict[str, Any],
     queries_read: dict[str, int],
 ) -> dict[str, Any]:
     assert system.ranker is not None
     collection = system.collection
-    models = {"retriever": system.retriever, "ranker": system.ranker}
+    models = {
+        role: {"name": names.get(role), "weights": weights_fingerprint(model)}
+        for role, model in (("retriever", system.retriever), ("ranker", system.ranker))
+    }
     return {
         "written_by": f"hf-ar2 {version('hf-ar2')}",
         "collection": {
@@ -243,14 +232,11 @@ def _manifest(
             "corpus_fingerprint": collection.corpus_fingerprint,
             "queries_fingerprint": collection.queries_fingerprint,
         },
-        "models": {
-            role: {"name": names.get(role), "weights": weights_fingerprint(model)}
-            for role, model in models.items()
-        },
+        "models": models,
         "settings": asdict(args) | {"bf16": system.encoders.bf16},
         "index_fingerprint": system.fingerprint,
         "scores_fingerprint": scores_fingerprint(system, min(args.depth, len(collection.corpus))),
-        "thresholds": {"kind": args.thresholds, **lines} if lines else None,
+        "thresholds": {"kind": args.thresholds, **thresholds} if thresholds else None,
         "calibration": asdict(calibration) if args.calibrate else None,
         "unlabelled_queries": queries_read or None,
         "lists": counts,

@@ -1,4 +1,4 @@
-"""Training lists from scored candidates: which passages a list gets, and what became of the others."""
+"""Builds training lists from scored candidates and counts the passages that are dropped."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from hf_ar2.augmentation.confidence import Sure
-from hf_ar2.augmentation.known import Known
+from hf_ar2.augmentation.confidence import ConfidenceMasks
+from hf_ar2.augmentation.labelled import LabelledCandidates
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column
 from hf_ar2.training_lists.sampling import counter_uniform
 from hf_ar2.training_lists.stored import KINDS, LIST_FEATURES
 
-# Lists turned into a table at a time: their ids, as text, stay far below what one Arrow array can hold.
+# Lists per table, so that their ids stay far below the size limit of an Arrow array.
 _LISTS_AT_ONCE = 8192
 
 
 def build_lists(
     kind: str,
     collection: Collection,
-    known: Known,
-    sure: Sure | None,
+    candidates: LabelledCandidates,
+    masks: ConfidenceMasks | None,
     text_keys: np.ndarray,
     added_positives: int,
     stored_negatives: int | None,
@@ -33,52 +33,51 @@ def build_lists(
 
     Args:
         kind: `undenoised`, `denoised` or `pseudo`.
-        collection: gives the ids.
-        known: scored candidates of the Q queries, with what is known of them.
-        sure: where the ranker is sure of irrelevance and of relevance; not looked at for undenoised lists.
-        text_keys: int64 `[N]` of the corpus: what has the text of an added positive is no negative.
+        collection: of the candidates.
+        candidates: scored candidates of the Q queries.
+        masks: confidently irrelevant and relevant passages; None for undenoised lists.
+        text_keys: int64 `[N]` of the corpus; a passage with the text of an added positive cannot be a negative.
         added_positives, stored_negatives, seed: see `AugmentConfig`.
 
     Returns:
         A dataset with the columns of training lists, and counts: `lists`; `dropped_lists`, cause → queries without
-        one; `retrieved`, passages of all queries, which is the sum of `negatives`, `added_positives` and
-        `dropped_passages`, cause → passages left out.
+        a list; `retrieved`, the passages of all queries: the sum of `negatives`, `added_positives` and
+        `dropped_passages`, cause → passages.
     """
-    scored = known.scored
+    scored = candidates.scored
     counts: dict[str, int] = {}
 
-    def left_out(cause: str, mask: np.ndarray) -> None:
+    def count_dropped(cause: str, mask: np.ndarray) -> None:
         counts[cause] = counts.get(cause, 0) + int(mask.sum())
 
-    there = scored.rows >= 0
-    left_out("positive", known.positive)
-    left_out("duplicate of a positive", known.duplicate)
-    negative: np.ndarray = known.free
+    count_dropped("positive", candidates.positive)
+    count_dropped("duplicate of a positive", candidates.duplicate)
+    negative: np.ndarray = candidates.not_positive
     added = np.full((len(scored), 0), -1, dtype=np.int64)
     if kind != "undenoised":
-        assert sure is not None
-        irrelevant, relevant = sure
-        negative = known.free & irrelevant
-        relevant = known.free & relevant & ~irrelevant
+        assert masks is not None
+        irrelevant, relevant = masks
+        negative = candidates.not_positive & irrelevant
+        relevant = candidates.not_positive & relevant & ~irrelevant
         added = _best(scored.scores, relevant, added_positives)
         copies = negative & _has_text_of(scored.rows, added, text_keys)
         negative &= ~copies
-        chosen = np.zeros(there.shape, dtype=bool)
+        chosen = np.zeros(scored.rows.shape, dtype=bool)
         chosen[np.nonzero(added >= 0)[0], added[added >= 0]] = True
-        left_out("relevant, beyond added_positives", relevant & ~chosen)
-        left_out("unsure", known.free & ~relevant & ~irrelevant)
-        left_out("duplicate of a positive", copies)
+        count_dropped("relevant, beyond added_positives", relevant & ~chosen)
+        count_dropped("unsure", candidates.not_positive & ~relevant & ~irrelevant)
+        count_dropped("duplicate of a positive", copies)
     if stored_negatives is not None:
         drawn = _draw(negative, scored.query_rows, stored_negatives, seed + KINDS.index(kind))
-        left_out("beyond stored_negatives", negative & ~drawn)
+        count_dropped("beyond stored_negatives", negative & ~drawn)
         negative = drawn
     has_positive = np.concatenate([scored.positive_rows, added], axis=1).max(axis=1, initial=-1) >= 0
     has_negative = negative.any(axis=1)
     keep = has_positive & has_negative
-    left_out("of a list that was dropped", negative & ~keep[:, None])
+    count_dropped("of a list that was dropped", negative & ~keep[:, None])
     counts["of a list that was dropped"] += int(np.sum(added[~keep] >= 0))
     tables = [
-        _table(kind, collection, known, negative, added, entries)
+        _table(kind, collection, candidates, negative, added, entries)
         for entries in np.array_split(np.flatnonzero(keep), max(1, -(-int(keep.sum()) // _LISTS_AT_ONCE)))
     ]
     return datasets.Dataset(pa.concat_tables(tables)), {
@@ -87,22 +86,22 @@ def build_lists(
             "no relevant passage": int((~has_positive).sum()),
             "no negative": int((has_positive & ~has_negative).sum()),
         },
-        "retrieved": int(there.sum()),
+        "retrieved": int((scored.rows >= 0).sum()),
         "negatives": int(negative[keep].sum()),
         "added_positives": int((added[keep] >= 0).sum()),
         "dropped_passages": counts,
     }
 
 
-def _best(scores: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
-    """Columns of the `count` highest scores of each row, int64 `[Q, count]`, -1 padded; ties keep their order."""
+def _best(scores: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """Columns of the `count` highest scores in each row of the mask, int64 `[Q, count]`, -1 padded; stable."""
     count = min(count, scores.shape[1])
-    order = np.argsort(np.where(among, -scores, np.inf), axis=1, kind="stable")[:, :count]
-    return np.where(np.take_along_axis(among, order, axis=1), order, -1)
+    order = np.argsort(np.where(mask, -scores, np.inf), axis=1, kind="stable")[:, :count]
+    return np.where(np.take_along_axis(mask, order, axis=1), order, -1)
 
 
 def _has_text_of(rows: np.ndarray, columns: np.ndarray, text_keys: np.ndarray) -> np.ndarray:
-    """Which passages `[Q, n]` have the text of one in the given columns `[Q, A]` of their query; bool `[Q, n]`."""
+    """Which passages `[Q, n]` have the text of a passage in the columns `[Q, A]` of their row, bool `[Q, n]`."""
     keys = text_keys[np.maximum(rows, 0)]
     found = np.zeros(rows.shape, dtype=bool)
     for column in columns.T:
@@ -112,7 +111,7 @@ def _has_text_of(rows: np.ndarray, columns: np.ndarray, text_keys: np.ndarray) -
 
 
 def _draw(mask: np.ndarray, query_rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` places of each row's True ones, drawn evenly; a query's draw depends on its row and the seed alone."""
+    """At most `count` random places of each row of the mask; a draw depends only on the query's row and the seed."""
     keys = np.where(mask, counter_uniform(seed, query_rows, mask.shape[1]), np.inf)
     ranks = np.argsort(np.argsort(keys, axis=1, kind="stable"), axis=1, kind="stable")
     return mask & (ranks < count)
@@ -121,13 +120,13 @@ def _draw(mask: np.ndarray, query_rows: np.ndarray, count: int, seed: int) -> np
 def _table(
     kind: str,
     collection: Collection,
-    known: Known,
+    candidates: LabelledCandidates,
     negative: np.ndarray,
     added: np.ndarray,
     entries: np.ndarray,
 ) -> pa.Table:
-    """The lists of these queries (places in `known`) as an Arrow table."""
-    scored, schema = known.scored, LIST_FEATURES.arrow_schema
+    """The lists of these queries (indices in `candidates`) as an Arrow table."""
+    scored, schema = candidates.scored, LIST_FEATURES.arrow_schema
     passage_ids = arrow_column(collection.corpus, "id")
     query_ids = arrow_column(collection.queries, "id").take(pa.array(scored.query_rows[entries]))
     rows, scores, places = scored.rows[entries], scored.scores[entries], added[entries]

@@ -1,4 +1,4 @@
-"""What a retriever finds for queries and what a ranker makes of it: computed in blocks that are kept on disk."""
+"""Candidates from a retriever with scores from a ranker, computed in blocks that are cached on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.progress import progress_bar
 from hf_ar2.search.system import SearchSystem
 
-# Queries of a block: what a killed run has to do again at most.
+# Queries per block; an interrupted run repeats at most one block.
 _BLOCK = 128
 
 
@@ -40,7 +40,7 @@ class ScoredCandidates:
 
 
 def scores_fingerprint(system: SearchSystem, depth: int) -> str:
-    """What scores depend on beside the queries: both models, the passages, lengths, index, depth; 32 hex digits."""
+    """32 hex digits of all that scores depend on, except the queries: models, passages, lengths, index, depth."""
     assert system.ranker is not None
     retriever, ranker = system.retriever_inputs, system.ranker_inputs
     lengths = (retriever.max_query_length, system.settings.max_query_length, ranker.max_pair_length, depth)
@@ -62,22 +62,21 @@ def score_candidates(
     folder: str | Path,
     description: str = "Retrieving and ranking",
 ) -> ScoredCandidates:
-    """Retrieves and ranks, block by block; a block that is on disk already is read instead.
+    """Retrieves and ranks block by block; blocks on disk are reused.
 
-    A block's file is named by what it was made from (models, passages, settings, the texts of its queries), so that
-    a killed run goes on where it was, and other settings do not get old scores. With several processes every rank
-    calls this; all must see the folder.
+    The file name of a block is a hash of its models, passages, settings and query texts, so that an interrupted run
+    resumes and other settings do not get old scores. With several processes every rank calls this with the same folder.
 
     Args:
         system: a retriever and a ranker over a collection.
         query_rows: int64 `[Q]`.
-        positive_rows: int `[Q, P]`, labelled positives, which are scored even where they are not retrieved; -1 pads.
-        depth: n, passages retrieved per query; the whole corpus where it is smaller.
-        folder: where blocks are kept.
-        description: of the progress bar, which counts queries.
+        positive_rows: int `[Q, P]`, labelled positives, scored even if they are not retrieved; -1 padded.
+        depth: n, passages retrieved per query; at most the whole corpus.
+        folder: for the blocks.
+        description: of the progress bar.
 
     Returns:
-        The candidates of all queries, in their order.
+        The candidates of the queries, in order.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,8 +90,8 @@ def score_candidates(
     ) as bar:
         for start in range(0, len(query_rows), _BLOCK):
             queries, positives = query_rows[start : start + _BLOCK], positive_rows[start : start + _BLOCK]
-            asked = "\0".join(texts[int(row)] for row in queries)
-            name = content_hash(fingerprint.encode(), asked.encode(), positives.astype(np.int32))
+            block_texts = "\0".join(texts[int(row)] for row in queries)
+            name = content_hash(fingerprint.encode(), block_texts.encode(), positives.astype(np.int32))
             path = folder / f"{name}.npz"
             if not path.is_file():
                 rows, scores = _score_block(system, queries, positives, depth)
@@ -125,13 +124,13 @@ def _score_block(
     queries = encoders.embed_queries(system.retriever, system.retriever_inputs, query_rows)
     _, retrieved = encoders.search(system.index, queries, depth)
     rows = np.concatenate([retrieved, positive_rows], axis=1).astype(np.int32)
-    # A positive that was retrieved is scored once, so that it has one score.
-    again = np.zeros(rows.shape, dtype=bool)
+    # A retrieved positive is scored once, so that both of its columns have the same score.
+    repeated = np.zeros(rows.shape, dtype=bool)
     for column in range(depth, rows.shape[1]):
         wanted = rows[:, column]
-        again[:, column] = (retrieved == wanted[:, None]).any(axis=1) & (wanted >= 0)
-    scores = encoders.rank(system.ranker, system.ranker_inputs, query_rows, np.where(again, -1, rows))
-    for entry, column in np.argwhere(again):
+        repeated[:, column] = (retrieved == wanted[:, None]).any(axis=1) & (wanted >= 0)
+    scores = encoders.rank(system.ranker, system.ranker_inputs, query_rows, np.where(repeated, -1, rows))
+    for entry, column in np.argwhere(repeated):
         place = int(np.flatnonzero(retrieved[entry] == rows[entry, column])[0])
         scores[entry, column] = scores[entry, place]
     return rows, scores

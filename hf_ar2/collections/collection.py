@@ -1,4 +1,4 @@
-"""A test collection: a corpus of passages, queries, and the judgments that connect them."""
+"""A test collection: a corpus of passages, queries, and relevance judgments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,15 +16,14 @@ import pyarrow.compute as pc
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.tables import (
-    ANSWERED_QUERY_FEATURES,
-    QUERY_FEATURES,
-    SOURCE_FEATURES,
     TRAINING_COLUMNS,
     arrow_column,
+    check_columns,
     content_hash,
     dataset_of,
     hash_string_lists,
     hash_strings,
+    query_features,
     rows_of,
 )
 
@@ -32,17 +32,17 @@ _JOINED_ROWS = 65_536
 
 @dataclass(eq=False)
 class Collection:
-    """Corpus, queries and qrels of a test collection. String ids live here; everything inside works on rows.
+    """Corpus, queries and qrels of a test collection. It maps string ids to the row numbers used everywhere else.
 
     Attributes:
-        name: What the collection is called in tables and run files.
-        corpus: Passages, columns `id`, `title` (may be empty), `text`, all strings; where queries are headings also
+        name: Its name in tables and run files.
+        corpus: Passages, columns `id`, `title` (may be empty), `text`, all strings; if queries are headings, also
             `training_title` and `training_text`, see `for_training`.
         queries: Queries of all splits, columns `id`, `text`, and optionally `answers` (list of strings) and `source`
             (string, see `query_sources`).
-        qrels: Split -> judgments with columns `query_id`, `passage_id` (strings) and `relevance` (int32).
-        skipped: Cause -> how many entries the reader left out for it.
-        answer_splits: Split -> int64 rows of `queries`, for splits that have answers but no judgments (DPR's
+        qrels: Split -> judgments, columns `query_id`, `passage_id` (strings) and `relevance` (int32).
+        skipped: Cause -> number of entries that the reader skipped.
+        answer_splits: Split -> int64 rows of `queries`, for splits with answers and without judgments (DPR's
             `*.qa.csv`).
 
     Raises:
@@ -73,12 +73,12 @@ class Collection:
     answer_splits: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_columns("corpus", self.corpus, ("id", "title", "text"))
-        _check_columns("queries", self.queries, ("id", "text"))
+        check_columns("corpus", self.corpus, ("id", "title", "text"))
+        check_columns("queries", self.queries, ("id", "text"))
         if set(TRAINING_COLUMNS.values()) & set(self.corpus.column_names):
-            _check_columns("corpus", self.corpus, tuple(TRAINING_COLUMNS.values()))
+            check_columns("corpus", self.corpus, tuple(TRAINING_COLUMNS.values()))
         for split, qrels in self.qrels.items():
-            _check_columns(f"qrels[{split!r}]", qrels, ("query_id", "passage_id", "relevance"))
+            check_columns(f"qrels[{split!r}]", qrels, ("query_id", "passage_id", "relevance"))
         if len(self.corpus) == 0:
             raise CollectionError(f"collection {self.name!r}: found no passages; expected at least one")
         self._judgments: dict[str, Judgments] = {}
@@ -90,10 +90,10 @@ class Collection:
         return sorted(self.qrels, key=lambda split: (usual.get(split, 3), split))
 
     def judgments(self, split: str) -> Judgments:
-        """The judgments of a split by row; ids are resolved once.
+        """The judgments of a split by row.
 
         Raises:
-            CollectionError: There is no such split, or a judgment names an id that is not in the collection.
+            CollectionError: The split does not exist, or a judgment has an unknown id.
         """
         if split not in self.qrels:
             raise CollectionError(
@@ -119,7 +119,7 @@ class Collection:
             raise CollectionError(
                 f"collection {self.name!r}, qrels[{split!r}] row {unknown[0]}: found {column} "
                 f"{ids[int(unknown[0])].as_py()!r}, which is not among the {len(table)} ids of the "
-                f"{'queries' if column == 'query_id' else 'corpus'}; {len(unknown)} judgments point nowhere"
+                f"{'queries' if column == 'query_id' else 'corpus'}; {len(unknown)} judgments have unknown ids"
             )
         return rows
 
@@ -130,56 +130,33 @@ class Collection:
         for start in range(0, len(texts), _JOINED_ROWS):
             title, text = titles.slice(start, _JOINED_ROWS), texts.slice(start, _JOINED_ROWS)
             gap = pc.if_else(pc.or_(pc.equal(title, ""), pc.equal(text, "")), "", separator)
-            # The last argument is the separator put between the ones before it, here another for each row.
+            # The last argument is the separator, here one for each row.
             joined.extend(pc.binary_join_element_wise(title, text, gap).to_pylist())
         return joined
 
     def for_training(self) -> Collection:
-        """The collection as training reads it: without the headings in passages that are its queries.
+        """The collection to train on, whose passages do not include the headings that are its queries.
 
-        What is searched and shown keeps its headings. Were they kept in training too, a query that was a heading
-        would be found by its own words, and nothing would be learned.
+        Search keeps these headings. In training, a query would match the words of its own heading, and the model would
+        learn nothing.
 
         Returns:
             A collection whose `title` and `text` are `training_title` and `training_text`, with the same ids, queries
-            and judgments; this collection itself where nothing is hidden.
-
-        Example:
-            >>> from datasets import Dataset
-            >>> passage = {"id": "a", "title": "Bees · How bees dance", "text": "In circles."}
-            >>> passage |= {"training_title": "Bees", "training_text": "In circles."}
-            >>> collection = Collection(
-            ...     name="tiny",
-            ...     corpus=Dataset.from_list([passage]),
-            ...     queries=Dataset.from_dict({"id": ["q"], "text": ["How bees dance"], "source": ["heading"]}),
-            ...     qrels={},
-            ... )
-            >>> collection.for_training().corpus[0]
-            {'id': 'a', 'title': 'Bees', 'text': 'In circles.'}
-            >>> collection.for_training().for_training() is collection
-            False
+            and judgments; this collection itself if it has no such columns.
         """
         if TRAINING_COLUMNS["title"] not in self.corpus.column_names:
             return self
         corpus = self.corpus.remove_columns(list(TRAINING_COLUMNS))
         corpus = corpus.rename_columns({name: shown for shown, name in TRAINING_COLUMNS.items()})
-        read = replace(self, corpus=corpus.select_columns(["id", *TRAINING_COLUMNS]))
-        read._judgments = self._judgments  # by row, and no row has changed
-        return read
+        view = replace(self, corpus=corpus.select_columns(["id", *TRAINING_COLUMNS]))
+        view._judgments = self._judgments  # by row, and no row has changed
+        return view
 
     def query_sources(self, split: str) -> dict[str, int]:
-        """Where the queries of a split come from, and how many from each: `""` for what people asked.
+        """Source -> number of queries of a split, such as "heading"; "" for queries that people asked.
 
         Raises:
-            CollectionError: There is no such split.
-
-        Example:
-            >>> from hf_ar2.collections import load_collection
-            >>> Path("pond").mkdir()
-            >>> sections = (f"# How {animal} breathe\\n\\nAs {animal} do." for animal in ("frogs", "newts", "fish"))
-            >>> _ = Path("pond/animals.md").write_text("\\n\\n".join(sections))
-            >>> load_collection("text:pond").query_sources("test")
-            {'heading': 1}
+            CollectionError: The split does not exist.
         """
         if split in self.answer_splits:
             rows = np.asarray(self.answer_splits[split], dtype=np.int64)
@@ -191,72 +168,58 @@ class Collection:
         return {source: counted[source] for source in sorted(counted)}
 
     def with_queries(self, extra: datasets.Dataset) -> Collection:
-        """The collection with further queries, after its own, so that rows keep their meaning.
-
-        The corpus is not copied. A query whose id is there already, with the same text, is the same query.
+        """The collection with more queries, appended so that rows do not change. Queries it already has are ignored.
 
         Args:
-            extra: Columns `id`, `text` and optionally `source`; further columns are ignored.
+            extra: Columns `id`, `text` and optionally `source`; other columns are ignored.
 
         Raises:
             CollectionError: A column is missing, an id or a text is empty, or an id has two texts.
-
-        Example:
-            >>> from datasets import Dataset
-            >>> collection = Collection(
-            ...     name="tiny",
-            ...     corpus=Dataset.from_dict({"id": ["a"], "title": ["Paris"], "text": ["City"]}),
-            ...     queries=Dataset.from_dict({"id": ["q"], "text": ["which city"]}),
-            ...     qrels={},
-            ... )
-            >>> more = Dataset.from_dict({"id": ["q", "r"], "text": ["which city", "which river"]})
-            >>> list(collection.with_queries(more).queries["id"])
-            ['q', 'r']
         """
-        _check_columns("queries to add", extra, ("id", "text"))
+        check_columns("queries to add", extra, ("id", "text"))
         known = dict(zip(self.queries["id"], self.queries["text"], strict=True))
         new: dict[str, str] = {}
         for row, (id, text) in enumerate(zip(extra["id"], extra["text"], strict=True)):
             if not id or not text or not text.strip():
                 raise CollectionError(
-                    f"queries to add, row {row}: found id {id!r} with text {text!r}; expected both to be there"
+                    f"queries to add, row {row}: found id {id!r} with text {text!r}; expected both to be nonempty"
                 )
             if known.get(id, text) != text or new.get(id, text) != text:
                 raise CollectionError(
-                    f"queries to add, row {row}: found query id {id!r} with text {text!r}, which has the text "
-                    f"{known.get(id, new.get(id))!r} already; expected an id of its own for each query"
+                    f"queries to add, row {row}: found query id {id!r} with text {text!r}, but it already has the text "
+                    f"{known.get(id, new.get(id))!r}; expected a unique id for each query"
                 )
             if id not in known:
                 new[id] = text
         if not new:
             return self
-        columns: dict[str, list] = {"id": list(new), "text": list(new.values())}
-        features = QUERY_FEATURES
-        if "answers" in self.queries.column_names:
-            columns["answers"], features = [[] for _ in new], ANSWERED_QUERY_FEATURES
-        if "source" in self.queries.column_names or "source" in extra.column_names:
-            given = (
-                dict(zip(extra["id"], extra["source"], strict=True)) if "source" in extra.column_names else {}
-            )
-            columns["source"] = [given.get(id) or "" for id in new]
-            features = datasets.Features({**features, **SOURCE_FEATURES})
+        source = extra["source"] if "source" in extra.column_names else [""] * len(extra)
+        sources = dict(zip(extra["id"], source, strict=True))
+        columns: dict[str, list] = {"id": list(new), "text": list(new.values()), "answers": [[]] * len(new)}
+        columns["source"] = [sources[id] or "" for id in new]
         own = self.queries
-        if "source" in features and "source" not in own.column_names:
+        if "source" in extra.column_names and "source" not in own.column_names:
             own = own.add_column("source", [""] * len(own))
+        features = query_features(own.column_names)
         own = own.select_columns(list(features))
         own = own if own.features == features else own.cast(features)
         queries = datasets.concatenate_datasets([own, dataset_of(columns, features)])
-        extended = replace(self, queries=queries)
+        extended = self.with_same_corpus(queries=queries)
         extended._judgments = self._judgments  # by row, and no row has changed
-        if "corpus_fingerprint" in self.__dict__:  # hashing a large corpus again would take minutes
-            extended.__dict__["corpus_fingerprint"] = self.corpus_fingerprint
         return extended
 
+    def with_same_corpus(self, **fields: Any) -> Collection:
+        """A copy with other fields, which keeps the fingerprint of the corpus: hashing it can take minutes."""
+        copy = replace(self, **fields)
+        if "corpus_fingerprint" in self.__dict__:
+            copy.__dict__["corpus_fingerprint"] = self.corpus_fingerprint
+        return copy
+
     def save(self, folder: str | Path) -> None:
-        """Writes the collection as a BEIR folder; what `load_collection` reads from it has this fingerprint.
+        """Writes the collection as a BEIR folder. `load_collection` reads it back with the same fingerprint.
 
         Raises:
-            CollectionError: The folder holds something that is not a BEIR collection.
+            CollectionError: The folder has other content than a BEIR collection.
         """
         from hf_ar2.collections.write import write_beir
 
@@ -264,7 +227,7 @@ class Collection:
 
     @cached_property
     def corpus_fingerprint(self) -> str:
-        """32 hex digits of the passages' ids, titles and texts, in their order."""
+        """32 hex digits of the ids, titles and texts of the passages, in order."""
         digest = hashlib.blake2b(digest_size=16)
         for column in ("id", "title", "text"):
             hash_strings(arrow_column(self.corpus, column), digest)
@@ -272,7 +235,7 @@ class Collection:
 
     @cached_property
     def queries_fingerprint(self) -> str:
-        """32 hex digits of the queries' ids, texts and answers, in their order."""
+        """32 hex digits of the ids, texts and answers of the queries, in order."""
         digest = hashlib.blake2b(digest_size=16)
         for column in ("id", "text"):
             hash_strings(arrow_column(self.queries, column), digest)
@@ -282,21 +245,18 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits of passages, queries, and the judgments of each split, whatever their order.
+        """32 hex digits of the passages, also as training reads them, the queries, and the judgments of each split.
 
-        What training reads instead of titles and texts counts too, where that is something else. The fingerprint
-        depends on neither the name, the path, nor the format the collection was read from.
+        It does not depend on the order of the judgments, the name, the path, or the format.
         """
-        parts: list[bytes | np.ndarray] = [
-            self.corpus_fingerprint.encode(),
-            self.queries_fingerprint.encode(),
-        ]
+        parts: list[bytes | np.ndarray]
+        parts = [self.corpus_fingerprint.encode(), self.queries_fingerprint.encode()]
         for split in sorted(self.qrels):
             judgments = self.judgments(split)
             parts += [f"qrels {split}".encode(), judgments.query_rows, judgments.offsets]
             parts += [judgments.passage_rows, judgments.relevance]
-        if (read := self.for_training()) is not self:
-            parts += [b"for training", read.corpus_fingerprint.encode()]
+        if (view := self.for_training()) is not self:
+            parts += [b"for training", view.corpus_fingerprint.encode()]
         for split in sorted(self.answer_splits):
             parts += [f"answers {split}".encode(), np.asarray(self.answer_splits[split], dtype=np.int64)]
         return content_hash(*parts)
@@ -305,25 +265,14 @@ class Collection:
         lines = [f"Collection {self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries"]
         for split in self.splits:
             judgments = self.judgments(split)
-            counted, relevant = len(judgments.relevance), int((judgments.relevance > 0).sum())
-            lines.append(
-                f"  {split}: {len(judgments):,} queries, {counted:,} judgments ({relevant:,} relevant)"
-            )
+            counts = f"{len(judgments.relevance):,} judgments ({(judgments.relevance > 0).sum():,} relevant)"
+            lines.append(f"  {split}: {len(judgments):,} queries, {counts}")
         for split, rows in self.answer_splits.items():
             lines.append(f"  {split}: {len(rows):,} queries with answers")
         if self.skipped:
-            counts = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
+            skipped = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
+            few = len(skipped) < 4
             lines.append(
-                "  skipped: " + ", ".join(counts)
-                if len(counts) < 4
-                else "\n    ".join(["  skipped:", *counts])
+                "  skipped: " + ", ".join(skipped) if few else "\n    ".join(["  skipped:", *skipped])
             )
         return "\n".join(lines)
-
-
-def _check_columns(table: str, dataset: datasets.Dataset, expected: tuple[str, ...]) -> None:
-    missing = [name for name in expected if name not in dataset.column_names]
-    if missing:
-        raise CollectionError(
-            f"{table}: found columns {dataset.column_names}; expected {list(expected)}, {missing} is missing"
-        )

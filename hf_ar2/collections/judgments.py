@@ -1,4 +1,4 @@
-"""Relevance judgments by row number: which passages were judged for which query, and with what grade."""
+"""Relevance judgments by row number."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ class Judgments:
 
     @classmethod
     def from_triples(cls, query_rows: ArrayLike, passage_rows: ArrayLike, relevance: ArrayLike) -> Judgments:
-        """Builds the judgments from parallel arrays `[J]` of query row, passage row and relevance, in any
-        order.
+        """Judgments from arrays `[J]` of query row, passage row and relevance, in any order.
 
         Raises:
-            ValueError: The arrays differ in length, a relevance is no whole number, or a passage is judged twice for
-                one query.
+            ValueError: The arrays differ in length, a relevance is not a whole number, or a passage is judged twice
+                for a query.
         """
         queries = np.asarray(query_rows, dtype=np.int64)
         passages = np.asarray(passage_rows, dtype=np.int64)
@@ -48,20 +47,16 @@ class Judgments:
         grades = given.astype(np.int32)
         if given.dtype.kind == "f" and (given != grades).any():
             found = given[given != grades].flat[0]
-            raise ValueError(f"relevance {found}: expected a whole number, for each judged passage its grade")
-        if not queries.shape == passages.shape == grades.shape or queries.ndim != 1:
-            raise ValueError(
-                "expected three arrays of one length, found shapes "
-                f"{queries.shape}, {passages.shape}, {grades.shape}"
-            )
+            raise ValueError(f"relevance {found}: expected a whole number, the grade of a passage")
+        shapes = queries.shape, passages.shape, grades.shape
+        if len(set(shapes)) > 1 or queries.ndim != 1:
+            raise ValueError(f"expected three arrays of the same length, found shapes {shapes}")
         order = np.lexsort((passages, queries))
         queries, passages, grades = queries[order], passages[order], grades[order]
         twice = np.flatnonzero((queries[1:] == queries[:-1]) & (passages[1:] == passages[:-1]))
         if len(twice):
-            at = twice[0]
-            raise ValueError(
-                f"passage row {passages[at]} is judged more than once for query row {queries[at]}"
-            )
+            passage, query = passages[twice[0]], queries[twice[0]]
+            raise ValueError(f"passage row {passage} is judged more than once for query row {query}")
         rows, starts = np.unique(queries, return_index=True)
         return cls(rows, np.append(starts, len(queries)).astype(np.int64), passages, grades)
 
@@ -75,18 +70,25 @@ class Judgments:
         return self.passage_rows[part], self.relevance[part]
 
     def positives(self) -> Judgments:
-        """The judgments above 0; queries that have none are left out."""
-        return self._keep(self.relevance > 0)
+        """The judgments above 0, of the queries that have any."""
+        relevant = self.relevance > 0
+        offsets = np.append(0, np.cumsum(relevant))[self.offsets]
+        some = np.diff(offsets) > 0
+        return Judgments(
+            self.query_rows[some],
+            np.append(offsets[:-1][some], offsets[-1]),
+            self.passage_rows[relevant],
+            self.relevance[relevant],
+        )
 
     def take(self, indices: ArrayLike) -> Judgments:
         """The judgments of a subset of the judged queries.
 
         Args:
-            indices: Positions in `query_rows` (not rows themselves), ascending and distinct, or a bool mask
-                `[Q]`.
+            indices: Positions in `query_rows`, ascending and distinct, or a bool mask `[Q]`.
 
         Raises:
-            ValueError: The positions do not ascend, so that `query_rows` would not.
+            ValueError: The positions do not ascend.
         """
         places = np.asarray(indices)
         if places.dtype == bool:
@@ -98,19 +100,8 @@ class Judgments:
             raise ValueError("expected ascending and distinct indices; sort them with numpy.unique")
         lengths = np.diff(self.offsets)[places]
         offsets = np.append(0, np.cumsum(lengths))
-        # Entry j of the result belongs to one query; its place there, added to where that query started.
+        # The index of each entry: its offset within its query, added to where that query started.
         entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][places] - offsets[:-1], lengths)
         return Judgments(
             self.query_rows[places], offsets, self.passage_rows[entries], self.relevance[entries]
-        )
-
-    def _keep(self, mask: np.ndarray) -> Judgments:
-        kept_before = np.append(0, np.cumsum(mask))
-        offsets = kept_before[self.offsets]
-        some = np.diff(offsets) > 0
-        return Judgments(
-            self.query_rows[some],
-            np.append(offsets[:-1][some], offsets[-1]),
-            self.passage_rows[mask],
-            self.relevance[mask],
         )

@@ -1,27 +1,27 @@
-"""Reads text files line by line, plain or gzipped, and keeps the line numbers for the messages."""
+"""Reads text files line by line, plain or gzipped, with line numbers for messages."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hf_ar2.collections.problems import CollectionError, Problems
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """The first of the names that is in the folder, plain or with `.gz` after it."""
+    """The first of these files that is in the folder, plain or gzipped (`.gz`)."""
     candidates = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
     return next((file for file in candidates if file.is_file()), None)
 
 
 def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
-    """Split -> file, for the files whose names are `pattern` with the split's name in place of `*`, plain or
-    gzipped.
+    """Split -> file, for the files that match `pattern`, whose `*` is the split; plain or gzipped.
 
     Raises:
-        CollectionError: Two files are of one split.
+        CollectionError: There are two files of a split.
     """
     before, after = pattern.split("*")
     found: dict[str, Path] = {}
@@ -30,14 +30,14 @@ def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
             split = file.name[len(Path(before).name) if before else 0 : len(file.name) - len(after + ending)]
             if split in found:
                 raise CollectionError(
-                    f"{file}: found a second file of split {split!r}, beside {found[split]}; keep one"
+                    f"{file}: found a second file of split {split!r}, besides {found[split]}; keep one"
                 )
             found[split] = file
     return found
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The number (from 1) and the text of every line of a UTF-8 file, plain or gzipped, with its line ending.
+    """Number (from 1) and text, with its line ending, of every line of a UTF-8 file, plain or gzipped.
 
     Raises:
         CollectionError: A line is not UTF-8, or the gzip data is damaged.
@@ -50,7 +50,7 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise CollectionError(
             f"{file}:{line}: found bytes that are not UTF-8 ({error.reason} at byte {error.start} of the "
-            "line); expected UTF-8 text; convert the file, for example with iconv"
+            "line); expected UTF-8 text. Convert the file, for example with iconv"
         ) from error
     except (gzip.BadGzipFile, EOFError) as error:
         raise CollectionError(
@@ -58,16 +58,23 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
+def write_lines(file: Path, lines: Iterable[str]) -> None:
+    """Writes a UTF-8 file atomically; the lines have no line endings."""
+    partial = file.with_name(f"{file.name}.partial")
+    with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(f"{line}\n" for line in lines)
+    os.replace(partial, file)
+
+
 def tab_separated(
-    file: Path, columns: int | Sequence[int], problems: Problems, header: list[str] | None = None
+    file: Path, columns: int, problems: Problems, header: list[str] | None = None
 ) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each line that is not blank and has (one of) the expected number of columns.
+    """Line number and fields of each line that is not blank.
 
     Raises:
-        CollectionError: The first line is not the header, where there has to be one; the number of columns is
-            wrong, unless malformed lines are skipped.
+        CollectionError: The first line is not the expected header, or a line has another number of columns (unless
+            malformed lines are skipped).
     """
-    expected = (columns,) if isinstance(columns, int) else tuple(columns)
     for line, text in numbered_lines(file):
         fields = text.rstrip("\r\n").split("\t")
         if line == 1 and header is not None:
@@ -75,11 +82,11 @@ def tab_separated(
                 raise CollectionError(
                     f"{file}:1: found the columns {fields}; expected the header {header}, separated by tabs"
                 )
-        elif len(fields) in expected:
+        elif len(fields) == columns:
             yield line, fields
         elif fields != [""]:
-            found, counts = f"{len(fields)} tab-separated columns", " or ".join(map(str, expected))
-            problems.meet("malformed lines", file, line, found, counts, _shown(text))
+            found = f"{len(fields)} tab-separated columns"
+            problems.raise_or_skip("malformed lines", file, line, found, str(columns), _shown(text))
 
 
 def json_lines(file: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
@@ -89,18 +96,20 @@ def json_lines(file: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
             continue
         try:
             value = json.loads(text)
-            # An escaped half of a surrogate pair is valid JSON but no text; Arrow would not say where.
+            # An escaped half of a surrogate pair is valid JSON but invalid text; Arrow would not name the line.
             if "\\ud" in text.lower():
                 json.dumps(value, ensure_ascii=False).encode()
         except ValueError as error:
-            problems.meet(
+            problems.raise_or_skip(
                 "malformed lines", file, line, f"invalid JSON ({error})", "one JSON object", _shown(text)
             )
             continue
         if isinstance(value, dict):
             yield line, value
         else:
-            problems.meet("malformed lines", file, line, f"a JSON {type(value).__name__}", "one JSON object")
+            problems.raise_or_skip(
+                "malformed lines", file, line, f"a JSON {type(value).__name__}", "one JSON object"
+            )
 
 
 def _shown(text: str) -> str:

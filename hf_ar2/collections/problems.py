@@ -1,9 +1,10 @@
-"""What can be wrong with a collection's files: one error type, and what a reader may be told to skip."""
+"""The error type of collections, and the kinds of invalid entries that a reader can skip."""
 
 from __future__ import annotations
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ SKIPPABLE = (
 
 
 class CollectionError(ValueError):
-    """A collection cannot be used as it is; the message names the place, the finding and the way out.
+    """A collection is invalid; the message names the place, what was found and what was expected.
 
     Example:
         >>> from hf_ar2.collections import load_collection
@@ -33,48 +34,40 @@ class CollectionError(ValueError):
 
 
 class Problems:
-    """Meets the problems of one load: raises at the first, or counts it where its cause is to be skipped.
+    """Handles the invalid entries of a collection: raises an error, or counts those that are to be skipped.
 
     Args:
-        skip: Causes to skip instead of raising, each one of `SKIPPABLE`.
+        skip: Causes to skip, out of `SKIPPABLE`.
 
     Attributes:
-        skipped: Cause -> how many times it was met and skipped.
+        skipped: Cause -> number of skipped entries.
 
     Raises:
-        CollectionError: `skip` names a cause that does not exist.
+        CollectionError: `skip` names an unknown cause.
     """
 
     def __init__(self, skip: Iterable[str] = ()):
         self.skip = frozenset([skip] if isinstance(skip, str) else skip)
-        self.skipped: dict[str, int] = {}
+        self.skipped: Counter[str] = Counter()
         for cause in sorted(self.skip - set(SKIPPABLE)):
             nearest = difflib.get_close_matches(cause, SKIPPABLE, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise CollectionError(
-                f"skip: {cause!r} is not a cause that can be skipped.{hint} Known causes: "
-                f"{', '.join(SKIPPABLE)}."
-            )
+            known = f"Known causes: {', '.join(SKIPPABLE)}."
+            raise CollectionError(f"skip: {cause!r} is not a cause that can be skipped.{hint} {known}")
 
-    def meet(
+    def raise_or_skip(
         self, cause: str, file: str | Path, line: int | None, found: str, expected: str, advice: str = ""
     ) -> None:
-        """Counts a problem of a cause in `skip`; raises `CollectionError` for any other."""
+        """Counts an invalid entry if its cause is in `skip`, or raises `CollectionError`."""
         if cause in self.skip:
-            self.skipped[cause] = self.skipped.get(cause, 0) + 1
+            self.skipped[cause] += 1
             return
         place = f"{file}:{line}" if line is not None else f"{file}"
-        way_out = f"Correct the file, or pass skip=[{cause!r}] to leave such entries out; they are counted."
-        raise CollectionError(
-            f"{place}: found {found}; expected {expected}. {advice + ' ' if advice else ''}{way_out}"
-        )
+        way_out = f"Correct the file, or pass skip=[{cause!r}] to skip and count such entries."
+        advice = f"{advice} {way_out}" if advice else way_out
+        raise CollectionError(f"{place}: found {found}; expected {expected}. {advice}")
 
-    def add(self, skipped: dict[str, int]) -> None:
-        """Adds the counts of another load."""
-        for cause, count in skipped.items():
-            self.skipped[cause] = self.skipped.get(cause, 0) + count
-
-    def report(self, name: str) -> None:
-        """Logs what was skipped, one warning per cause."""
+    def log_skipped(self, name: str) -> None:
+        """Logs a warning for each cause that was skipped."""
         for cause, count in self.skipped.items():
             logger.warning("%s: skipped %d %s", name, count, cause)

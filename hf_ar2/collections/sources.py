@@ -1,12 +1,12 @@
-"""Where the queries of a collection come from: people, headings, or a model that wrote them."""
+"""The sources of queries: people, headings, or a model."""
 
 from __future__ import annotations
 
 from hf_ar2.collections.collection import Collection
 
 
-def what_is_asked(collection: Collection, split: str, run: str) -> str:
-    """What the queries of a split are where people did not ask them all, and how to measure on people's; else "".
+def query_source_note(collection: Collection, split: str, run: str) -> str:
+    """A note on a split whose queries people did not all ask, with the command to judge real ones; else "".
 
     Args:
         run: the run folder, for the command.
@@ -20,17 +20,15 @@ def what_is_asked(collection: Collection, split: str, run: str) -> str:
             parts.append(f"{name} ({count:,})")
     if not parts:
         return ""
-    people = (
-        f", beside {counts['']:,} that people asked" if counts.get("") else ", not questions of your users"
-    )
+    people = f", plus {counts['']:,} that people asked" if counts.get("") else ", not questions of your users"
     return (
-        f"The queries of {split} are {' and '.join(parts)}{people}. Write twenty real questions\ninto a file, one a "
-        f"line, and judge what is found: hf-ar2 label {run} FILE"
+        f"The queries of {split} are {' and '.join(parts)}{people}. Write twenty real questions\nto a file, one per "
+        f"line, and judge the results: hf-ar2 label {run} FILE"
     )
 
 
 def query_sources(collection: Collection) -> dict[str, dict[str, int]]:
-    """Split -> source -> number of judged queries; "" for what people asked; `{}` where no source is noted."""
+    """Split -> source -> number of judged queries, "" for those that people asked; `{}` without sources."""
     if "source" not in collection.queries.column_names:
         return {}
     return {split: collection.query_sources(split) for split in collection.splits}

@@ -1,27 +1,28 @@
-"""Arrow columns of datasets: look-up of ids and content hashes without a Python object per row."""
+"""Arrow columns of datasets: id look-up and content hashes without a Python object per row."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_ar2.collections.problems import CollectionError
+
 PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
-# What training reads instead of a passage's title and text; null where that is the same.
+# Title and text for training, where they differ from those for search; null where they are the same.
 TRAINING_COLUMNS = {"title": "training_title", "text": "training_text"}
-HIDING_FEATURES = datasets.Features(
+TRAINING_VIEW_FEATURES = datasets.Features(
     {**PASSAGE_FEATURES, **{name: datasets.Value("string") for name in TRAINING_COLUMNS.values()}}
 )
 QUERY_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "text")})
-ANSWERED_QUERY_FEATURES = datasets.Features(
-    {**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string"))}
+# The source of a query is its origin, such as "heading" or "generated:MODEL"; "" for queries that people asked.
+_ALL_QUERY_FEATURES = datasets.Features(
+    {**QUERY_FEATURES, "answers": datasets.List(datasets.Value("string")), "source": datasets.Value("string")}
 )
-# Where a query comes from, such as "heading" or "generated:MODEL"; "" for what people asked.
-SOURCE_FEATURES = datasets.Features({"source": datasets.Value("string")})
 QRELS_FEATURES = datasets.Features(
     {
         "query_id": datasets.Value("string"),
@@ -33,10 +34,31 @@ _HASHED_ROWS = 65_536
 
 
 def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.Features) -> datasets.Dataset:
-    """A dataset from Python or numpy columns, without the encoding of each value that `from_dict` does."""
+    """A dataset from Python or numpy columns; unlike `from_dict`, does not encode every value."""
     schema = features.arrow_schema
     arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
     return datasets.Dataset(pa.table(arrays, schema=schema))
+
+
+def query_features(columns: Iterable[str]) -> datasets.Features:
+    """Features of queries with these columns, out of `id`, `text`, `answers` and `source`."""
+    given = set(columns)
+    return datasets.Features(
+        {name: _ALL_QUERY_FEATURES[name] for name in _ALL_QUERY_FEATURES if name in given}
+    )
+
+
+def check_columns(place: str, dataset: datasets.Dataset, expected: Sequence[str]) -> None:
+    """Raises `CollectionError` if a column is missing."""
+    if missing := [name for name in expected if name not in dataset.column_names]:
+        found = f"found columns {dataset.column_names}; expected {list(expected)}, {missing} is missing"
+        raise CollectionError(f"{place}: {found}")
+
+
+def relevant_qrels(query_ids: Sequence[str], passage_ids: Sequence[str]) -> datasets.Dataset:
+    """Judgments that say of each pair that the passage is relevant."""
+    columns = {"query_id": query_ids, "passage_id": passage_ids, "relevance": [1] * len(query_ids)}
+    return dataset_of(columns, QRELS_FEATURES)
 
 
 def arrow_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
@@ -46,7 +68,7 @@ def arrow_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
 
 
 def rows_of(ids: pa.ChunkedArray | Sequence[str], known_ids: pa.ChunkedArray) -> np.ndarray:
-    """The row of each id in `known_ids` as int64 `[N]`, -1 where it is not there."""
+    """The row of each id in `known_ids` as int64 `[N]`, -1 where there is none."""
     if not isinstance(ids, pa.ChunkedArray):
         ids = pa.chunked_array([pa.array(ids, type=pa.string())])
     if len(ids) == 0:
@@ -56,16 +78,16 @@ def rows_of(ids: pa.ChunkedArray | Sequence[str], known_ids: pa.ChunkedArray) ->
 
 
 def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
-    """A bool mask `[N]`: True where the id was not seen in an earlier row."""
+    """A bool mask `[N]`: True where no earlier row has the same id."""
     if len(ids) == 0:
         return np.empty(0, dtype=bool)
-    # Codes are given in the order of first occurrence, so that of a new id is above all codes before it.
+    # Codes are assigned in the order of first occurrence, so a new id has a code above all before it.
     codes = pa.concat_arrays(ids.chunks).dictionary_encode().indices.to_numpy()
     return np.append(True, codes[1:] > np.maximum.accumulate(codes)[:-1])
 
 
 def hash_strings(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
-    """Feeds a string column to a hashlib digest; equal content gives equal digests, whatever its chunks."""
+    """Adds a string column to a hashlib digest; the result does not depend on the chunks."""
     digest.update(f"strings {len(column)};".encode())
     for start in range(0, len(column), _HASHED_ROWS):
         part = column.slice(start, _HASHED_ROWS).cast(pa.large_string())
@@ -78,13 +100,13 @@ def hash_strings(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
 
 
 def hash_string_lists(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
-    """Feeds a column of lists of strings to a hashlib digest."""
+    """Adds a column of lists of strings to a hashlib digest."""
     digest.update(pc.list_value_length(column).to_numpy().astype(np.int64).tobytes())
     hash_strings(pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=pa.string()), digest)
 
 
 def content_hash(*parts: bytes | np.ndarray) -> str:
-    """32 hex digits over byte strings and arrays, each with its length."""
+    """32 hex digits of byte strings and arrays, each with its length."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pyarrow.compute as pc
 
 from hf_ar2.collections.collection import Collection
-from hf_ar2.collections.lines import find_file
+from hf_ar2.collections.lines import find_file, write_lines
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.tables import (
-    TRAINING_COLUMNS,
-    arrow_column,
-)
+from hf_ar2.collections.tables import TRAINING_COLUMNS, arrow_column
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
-
-
-# What making a collection leaves beside it, so that it can go on.
+# Subfolder with the state of an interrupted command, from which it resumes.
 WORK = "work"
-
-
-# The BEIR layout has no place for splits that have answers and no judgments; such queries are listed here.
+# The BEIR layout does not cover splits with answers and without judgments; their queries are listed in this subfolder.
 ANSWER_SPLITS, ANSWER_SPLIT_HEADER = "answer_splits", ["query-id"]
-
-
 _WRITTEN_FIELDS = ("id", "title", "text", *TRAINING_COLUMNS.values(), "answers", "source")
-
-
 _WRITTEN_ROWS = 10_000
 
 
 def write_beir(collection: Collection, folder: Path) -> None:
-    """Writes a collection as a BEIR folder; answers and splits known by answers alone are kept as well.
+    """Writes a collection as a BEIR folder, with its answers and answer splits.
 
-    Each file is written beside its place and moved there whole. What an older collection has in the same
-    folder is replaced, splits that are no more included.
+    Each file is replaced atomically. Files of an older collection in the folder are replaced or removed.
 
     Raises:
-        CollectionError: The folder holds something that is not a BEIR collection, or an id has a tab or a
-            line break, which the qrels format has no way to write.
+        CollectionError: The folder has other content than a BEIR collection, or an id has a tab or a line break,
+            which qrels cannot hold.
     """
     check_writable(folder)
     for table, of in ((collection.corpus, "passage"), (collection.queries, "query")):
@@ -61,11 +48,11 @@ def write_beir(collection: Collection, folder: Path) -> None:
         listed = collection.queries.select(rows)
         lists[Path(ANSWER_SPLITS, f"{split}.tsv")] = _lines(ANSWER_SPLIT_HEADER, listed, ["id"])
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "corpus.jsonl", _json_lines(collection.corpus))
-    _write(folder / "queries.jsonl", _json_lines(collection.queries))
+    write_lines(folder / "corpus.jsonl", _json_lines(collection.corpus))
+    write_lines(folder / "queries.jsonl", _json_lines(collection.queries))
     for path, lines in lists.items():
         (folder / path).parent.mkdir(exist_ok=True)
-        _write(folder / path, lines)
+        write_lines(folder / path, lines)
     old = [folder / "corpus.jsonl.gz", folder / "queries.jsonl.gz", *folder.glob("qrels/*.tsv*")]
     for file in [*old, *folder.glob(f"{ANSWER_SPLITS}/*.tsv*")]:
         if file.is_file() and file.relative_to(folder) not in lists:
@@ -73,10 +60,10 @@ def write_beir(collection: Collection, folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that a folder is new, empty, or a BEIR folder that may be replaced; `WORK` in it does not count.
+    """Checks that a folder is new, empty or a BEIR folder, apart from `WORK`.
 
     Raises:
-        CollectionError: It holds something else.
+        CollectionError: It has other content.
     """
     if not folder.exists():
         return
@@ -84,7 +71,7 @@ def check_writable(folder: Path) -> None:
     if not folder.is_dir() or (others and not find_file(folder, "corpus.jsonl")):
         raise CollectionError(
             f"{folder}: found something that is not a BEIR folder (it has no corpus.jsonl); expected an "
-            "empty or new folder, or an older collection to replace. Nothing was written; choose another one"
+            "empty or new folder, or an older collection to replace. Nothing was written; choose another folder"
         )
 
 
@@ -106,10 +93,3 @@ def _lines(header: list[str], table: datasets.Dataset, columns: list[str]) -> It
     for rows in table.iter(_WRITTEN_ROWS):
         for values in zip(*(rows[name] for name in columns), strict=True):
             yield "\t".join(map(str, values))
-
-
-def _write(file: Path, lines: Iterable[str]) -> None:
-    partial = file.with_name(file.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(line + "\n" for line in lines)
-    os.replace(partial, file)

@@ -1,4 +1,4 @@
-"""`hf-ar2 collection --generate-queries`: a model writes questions, and those that find their passage stay."""
+"""`hf-ar2 collection --generate-queries`: a model writes questions, and those that retrieve their passage are kept."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hf_ar2.generation.endpoint import KEY, EndpointWriter
 from hf_ar2.generation.questions import (
     DUPLICATE,
     EMPTY,
-    LOST,
+    NOT_RETRIEVED,
     SHORT,
     Writer,
-    find_again,
+    retrieves_passage,
     sample,
-    sifted,
+    select_questions,
     with_generated,
     write_replies,
 )
@@ -61,11 +61,13 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     store = ReplyStore(work / "generated.jsonl")
     replies = write_replies(writer, list(passages["id"]), texts, store)
     writer.close()
-    pairs, dropped = sifted(dict(zip(rows.tolist(), replies, strict=True)), collection.queries["text"])
+    pairs, dropped = select_questions(
+        dict(zip(rows.tolist(), replies, strict=True)), collection.queries["text"]
+    )
     if pairs:
-        found = find_again(collection, pairs, retriever, arguments.filter_depth, work / "filter")
-        dropped[LOST] += int((~found).sum())
-        pairs = [pair for pair, again in zip(pairs, found, strict=True) if again]
+        found = retrieves_passage(collection, pairs, retriever, arguments.filter_depth, work / "filter")
+        dropped[NOT_RETRIEVED] += int((~found).sum())
+        pairs = [pair for pair, kept in zip(pairs, found, strict=True) if kept]
     shutil.rmtree(work / "filter", ignore_errors=True)
     print(counted(len(pairs), dropped, filter_name, arguments.filter_depth))
     if not pairs:
@@ -79,8 +81,8 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
 def counted(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:
     """How many questions were written, kept, and dropped for which cause."""
     told = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
-    if dropped[LOST]:
-        told.append(f"{dropped[LOST]:,} {LOST} (among the first {depth} of {filter_name})")
+    if dropped[NOT_RETRIEVED]:
+        told.append(f"{dropped[NOT_RETRIEVED]:,} {NOT_RETRIEVED} (among the first {depth} of {filter_name})")
     what = f"; dropped: {', '.join(told)}" if told else ""
     return f"{kept + sum(dropped.values()):,} questions: {kept:,} kept{what}"
 
@@ -95,7 +97,7 @@ def open_writer(arguments: argparse.Namespace) -> Writer:
     prompt, seed = arguments.generate_prompt, arguments.generate_seed
     if is_url(name):
         writer = EndpointWriter(name, arguments.generate_model, count, prompt, seed)
-        if writer.key_kept_back:
+        if writer.key_withheld:
             print(f"{KEY} is not sent: {writer.url} is neither https nor of this machine")
         return writer
     from hf_ar2.generation.models import ModelWriter

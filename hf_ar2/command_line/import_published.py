@@ -8,7 +8,7 @@ from hf_ar2.importing.checkpoints import import_checkpoint
 
 
 def import_published(arguments: argparse.Namespace) -> int:
-    """Write a published checkpoint as a standard one, and say what became of every parameter."""
+    """Convert a published checkpoint to a standard one and print what happened to every parameter."""
     result = import_checkpoint(
         arguments.format, arguments.file, arguments.out, base=arguments.base, max_length=arguments.max_length
     )

@@ -1,1 +1,1 @@
-"""Questions for texts that have none: written by a model, passage by passage, and kept where they find it again."""
+"""A model writes questions for the passages of a corpus; those that retrieve their passage become queries."""

@@ -1,4 +1,4 @@
-"""Questions written by an OpenAI-compatible endpoint: POST URL/chat/completions, with the standard library."""
+"""Questions from an OpenAI-compatible endpoint (POST URL/chat/completions), with the standard library."""
 
 from __future__ import annotations
 
@@ -16,35 +16,31 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 
 import numpy as np
 
-from hf_ar2.generation.prompts import CHAT, filled
+from hf_ar2.generation.prompts import CHAT, fill_prompt
 
 KEY = "OPENAI_API_KEY"
-_AT_ONCE = 8
+_PARALLEL_REQUESTS = 8
 _TIMEOUT = 300
-_MOST_BYTES = 1 << 20
-_AGAIN = (408, 409, 429, 500, 502, 503, 504)
+_MAX_BYTES = 1 << 20
+_RETRY_CODES = (408, 409, 429, 500, 502, 503, 504)
 
 
 class EndpointWriter:
     """Writes through an endpoint: one reply at temperature 0, or several with a seed each.
 
-    The key is read from the environment variable `OPENAI_API_KEY`, kept in memory alone, and sent over https or to
-    this machine only.
+    The key is read from the environment variable `OPENAI_API_KEY`. It is never written to disk, and sent only over
+    https or to this machine.
 
     Args:
         url: such as `http://127.0.0.1:8000/v1`.
-        model: what the endpoint calls its model.
+        model: its name at the endpoint.
         count: replies per passage.
-        prompt: with `{passage}` in it; None takes the one for chat models.
-        seed: of the sampling, where the endpoint takes one.
-        waits: seconds to wait before each further try.
-
-    Attributes:
-        name: the model's name.
-        prompt: what it is asked.
+        prompt: contains `{passage}`; None uses the prompt for chat models.
+        seed: of the sampling, if the endpoint supports it.
+        waits: seconds to wait before each retry.
 
     Raises:
-        ValueError: the URL is not one of http or https, or has a password in it.
+        ValueError: the URL does not start with http or https, or contains a password or a query.
     """
 
     def __init__(
@@ -68,32 +64,34 @@ class EndpointWriter:
         self.name, self.count, self.prompt, self.seed, self.waits = model, count, prompt or CHAT, seed, waits
         local = _is_local(parts.hostname)
         self._key = os.environ.get(KEY, "").strip()
-        # A key that anybody on the way could read is not sent.
-        self.key_kept_back = bool(self._key) and parts.scheme == "http" and not local
+        # The key is not sent over a connection that others can read.
+        self.key_withheld = bool(self._key) and parts.scheme == "http" and not local
         self._opener = build_opener(_NoRedirect, *([ProxyHandler({})] if local else []))
 
     def batches(self, passages: Sequence[str]) -> list[np.ndarray]:
-        """Places of the passages that are asked about at once, in their order."""
-        return np.array_split(np.arange(len(passages)), range(_AT_ONCE, len(passages), _AT_ONCE))
+        """Indices of the passages that are sent in parallel, in order."""
+        return np.array_split(
+            np.arange(len(passages)), range(_PARALLEL_REQUESTS, len(passages), _PARALLEL_REQUESTS)
+        )
 
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
         """The replies for the passages of a batch.
 
         Raises:
-            ValueError: the endpoint cannot be reached or answers with an error, each several times.
+            ValueError: the endpoint cannot be reached or returns an error, also when retried.
         """
-        asked = [(passage, number) for passage in passages for number in range(self.count)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            replies = list(pool.map(lambda one: self._reply(*one), asked))
+        requests = [(passage, number) for passage in passages for number in range(self.count)]
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+            replies = list(pool.map(lambda one: self._reply(*one), requests))
         return [replies[start : start + self.count] for start in range(0, len(replies), self.count)]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is no model in memory."""
 
     def _reply(self, passage: str, number: int) -> str:
         body = {
             "model": self.name,
-            "messages": [{"role": "user", "content": filled(self.prompt, passage)}],
+            "messages": [{"role": "user", "content": fill_prompt(self.prompt, passage)}],
             "max_tokens": 256,
             "temperature": 0.0 if self.count == 1 else 0.8,
             "seed": self.seed + number,
@@ -103,16 +101,16 @@ class EndpointWriter:
                 return _content(self._post(json.dumps(body).encode()))
             except HTTPError as error:
                 with error:
-                    said = error.read(500).decode("utf-8", "replace")
-                problem = f"answered {error.code} {error.reason}: {' '.join(said.split())}"
-                if error.code not in _AGAIN:
+                    message = error.read(500).decode("utf-8", "replace")
+                problem = f"answered {error.code} {error.reason}: {' '.join(message.split())}"
+                if error.code not in _RETRY_CODES:
                     raise ValueError(self._failed(problem, error.code)) from None
             except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 problem = (
                     f"cannot be reached: {getattr(error, 'reason', None) or error or type(error).__name__}"
                 )
             except ValueError as error:
-                problem = f"answered with something else than a completion: {error}"
+                problem = f"did not return a completion: {error}"
             if wait is None:
                 raise ValueError(self._failed(problem))
             time.sleep(wait)
@@ -120,26 +118,28 @@ class EndpointWriter:
 
     def _post(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if self._key and not self.key_kept_back:
+        if self._key and not self.key_withheld:
             headers["Authorization"] = f"Bearer {self._key}"
         with self._opener.open(Request(self.url, body, headers), timeout=_TIMEOUT) as reply:
-            return bytes(reply.read(_MOST_BYTES))
+            return bytes(reply.read(_MAX_BYTES))
 
     def _failed(self, problem: str, code: int = 0) -> str:
         advice = "Start it, or correct the URL"
         if code in (401, 403):
             advice = f"Set {KEY} to its key"
-            if self.key_kept_back:
-                advice = f"{KEY} is set and was not sent, since the URL is neither https nor of this machine"
+            if self.key_withheld:
+                advice = (
+                    f"{KEY} is set but was not sent, because the URL is neither https nor of this machine"
+                )
         elif code:
             advice = "Correct the URL or --generate-model"
         if self._key:
-            problem = problem.replace(self._key, "***")  # some servers repeat it
-        return f"endpoint {self.url} {problem}. {advice}; what was written is kept, the same command goes on"
+            problem = problem.replace(self._key, "***")  # some servers repeat the key
+        return f"endpoint {self.url} {problem}. {advice}; the replies so far are kept, run the same command to continue"
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """The key goes to the host that was named and to no other."""
+    """Refuses redirects, so that the key is sent only to the host in the URL."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -149,7 +149,7 @@ def _content(answer: bytes) -> str:
     """The text of a completion.
 
     Raises:
-        ValueError: it has none.
+        ValueError: this is not a completion.
     """
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]

@@ -1,4 +1,4 @@
-"""Models of transformers that write questions: seq2seq models, and causal ones with or without a chat template."""
+"""Questions from models of transformers: seq2seq models, and causal models with or without a chat template."""
 
 from __future__ import annotations
 
@@ -13,30 +13,26 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_ar2.encoding.batches import token_budget_batches
-from hf_ar2.generation.prompts import PASSAGE_CHARACTERS, default_prompt, filled
+from hf_ar2.generation.prompts import PASSAGE_CHARACTERS, default_prompt, fill_prompt
 from hf_ar2.models.loading import bf16_pays, resolve_model_name
 
 NEW_TOKENS = 64
-# Longer prompts are cut, where the model itself reads more.
-_MOST_TOKENS = 1024
+# Longer prompts are truncated, even if the model's limit is higher.
+_MAX_TOKENS = 1024
 _BUDGET = {"cuda": 16_384}
 
 
 class ModelWriter:
-    """Writes with a model of transformers: greedily, or several replies a passage by seeded sampling.
+    """Writes with a model of transformers: one reply per passage greedily, or several by seeded sampling.
 
     Args:
         model: a folder, a Hub id, or `package:NAME/FOLDER`.
         count: replies per passage; more than one are sampled.
-        prompt: with `{passage}` in it; None takes that of the model's kind.
+        prompt: contains `{passage}`; None uses the default for this type of model.
         seed: of the sampling.
 
-    Attributes:
-        name: the model's name.
-        prompt: what it is asked.
-
     Raises:
-        OSError, ValueError: there is no such model.
+        OSError, ValueError: the model cannot be loaded.
     """
 
     def __init__(self, model: str, count: int = 1, prompt: str | None = None, seed: int = 42) -> None:
@@ -46,6 +42,8 @@ class ModelWriter:
         self.seq2seq = bool(config.is_encoder_decoder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        # A causal model continues from the end, so its padding is on the left.
+        self.tokenizer.padding_side = "right" if self.seq2seq else "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         kind = AutoModelForSeq2SeqLM if self.seq2seq else AutoModelForCausalLM
@@ -55,12 +53,12 @@ class ModelWriter:
         self.chat = not self.seq2seq and bool(self.tokenizer.chat_template)
         self.prompt = prompt or default_prompt(Path(model).name, seq2seq=self.seq2seq, chat=self.chat)
         own = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 2**31)
-        self.max_tokens = max(8, min(own - (0 if self.seq2seq else NEW_TOKENS), _MOST_TOKENS))
+        self.max_tokens = max(8, min(own - (0 if self.seq2seq else NEW_TOKENS), _MAX_TOKENS))
 
     def batches(self, passages: Sequence[str]) -> list[np.ndarray]:
-        """Places of the passages that are written for together, of similar length, longest first.
+        """Indices of the passages of each batch, of similar length, longest first.
 
-        They depend on all passages, so that what is sampled does not depend on where an earlier run ended.
+        Batches are made of all passages, so that the samples do not depend on where an earlier run was interrupted.
         """
         lengths = np.array([len(self._tokens(passage)) + NEW_TOKENS for passage in passages])
         return token_budget_batches(lengths, max(1, _BUDGET.get(self.device.type, 4_096) // self.count))
@@ -69,10 +67,14 @@ class ModelWriter:
         """The replies for the passages of a batch.
 
         Args:
-            batch: its number, which the sampling is seeded with as well.
+            batch: its number, added to the seed of the sampling.
+            passages: of the batch.
         """
         transformers.set_seed(self.seed + batch)
-        ids, mask = self._padded([self._tokens(passage) for passage in passages])
+        tokens = {"input_ids": [self._tokens(passage) for passage in passages]}
+        inputs = self.tokenizer.pad(
+            tokens, return_attention_mask=True, return_tensors="pt", verbose=False
+        ).to(self.device)
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(
             max_new_tokens=NEW_TOKENS,
@@ -86,46 +88,32 @@ class ModelWriter:
             pad_token_id=self.tokenizer.pad_token_id,
         )
         with torch.inference_mode():
-            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            out = self.model.generate(**inputs, generation_config=settings)
         if not self.seq2seq:
-            out = out[:, ids.shape[1] :]
+            out = out[:, inputs["input_ids"].shape[1] :]
         texts = iter(self.tokenizer.batch_decode(out, skip_special_tokens=True))
         return [[next(texts) for _ in range(self.count)] for _ in passages]
 
-    def _padded(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, int64 `[B, T]`."""
-        longest = max(map(len, tokens))
-        ids = torch.full((len(tokens), longest), self.tokenizer.pad_token_id, device=self.device)
-        mask = torch.zeros_like(ids)
-        for row, own in enumerate(tokens):
-            # What a causal model goes on from is at the end.
-            place = slice(0, len(own)) if self.seq2seq else slice(longest - len(own), longest)
-            ids[row, place], mask[row, place] = torch.tensor(own, device=self.device), 1
-        return ids, mask
-
     def _tokens(self, passage: str) -> list[int]:
-        ids = self._of(filled(self.prompt, passage))
-        if len(ids) > self.max_tokens:  # the passage is cut, not what stands after it
+        ids = self._encode(fill_prompt(self.prompt, passage))
+        if len(ids) > self.max_tokens:  # truncate the passage, not the text after it
             passage = passage[:PASSAGE_CHARACTERS]
             own = self.tokenizer(passage, add_special_tokens=False, verbose=False)["input_ids"]
             kept = max(1, len(own) - (len(ids) - self.max_tokens) - 8)
             passage = self.tokenizer.decode(own[:kept], skip_special_tokens=True)
-            ids = self._of(filled(self.prompt, passage))[: self.max_tokens]
+            ids = self._encode(fill_prompt(self.prompt, passage))[: self.max_tokens]
         return ids
 
-    def _of(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         if self.chat:
             text = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],
                 tokenize=False,
                 add_generation_prompt=True,
-                enable_thinking=False,  # for the templates that know it
+                enable_thinking=False,  # for templates with this option
             )
-        encoded = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False)["input_ids"]
-        return self._without_end(list(encoded))
-
-    def _without_end(self, ids: list[int]) -> list[int]:
-        """A causal model goes on where no end is marked."""
+        ids = list(self.tokenizer(text, add_special_tokens=not self.chat, verbose=False)["input_ids"])
+        # A causal model would not continue after an end token.
         ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
         return ids[:-1] if not self.seq2seq and not self.chat and ids and ids[-1] in ends else ids
 

@@ -1,4 +1,4 @@
-"""What a model is asked to write for a passage, and the question in what it answers."""
+"""The prompts for a passage, and the question in a model's reply."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ CHAT = (
 )
 SEQ2SEQ = "Write a question that this text answers: {passage}"
 CAUSAL = "Text: {passage}\n\nA question that the text answers:"
-# Models that were trained to make a query of a bare passage are named so.
-_BARE = re.compile(r"doc2query|doct5query|t5query|query-?gen|qgen", re.IGNORECASE)
-# Longer passages are cut here: what a question is about is said at the beginning.
+# Names of models that were trained to write a query for a passage without a prompt.
+_PASSAGE_ALONE = re.compile(r"doc2query|doct5query|t5query|query-?gen|qgen", re.IGNORECASE)
+# Longer passages are truncated; their beginning is enough to ask a question.
 PASSAGE_CHARACTERS = 2_000
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
@@ -23,27 +23,27 @@ _ASKS = ("?", "？", "؟")
 
 
 def default_prompt(name: str, *, seq2seq: bool, chat: bool) -> str:
-    """The prompt for a model of a kind: a bare passage for those that are trained to read one, as doc2query."""
+    """The prompt for a type of model; the passage alone for models trained on that, such as doc2query."""
     if seq2seq:
-        return PASSAGE if _BARE.search(name) else SEQ2SEQ
+        return PASSAGE if _PASSAGE_ALONE.search(name) else SEQ2SEQ
     return CHAT if chat else CAUSAL
 
 
-def filled(prompt: str, passage: str) -> str:
-    """The prompt with the passage in it, cut at 2,000 characters."""
+def fill_prompt(prompt: str, passage: str) -> str:
+    """The prompt with the passage in it, truncated to 2,000 characters."""
     return prompt.replace(PASSAGE, passage[:PASSAGE_CHARACTERS])
 
 
-def question_in(reply: str) -> str:
-    """The question in a model's reply: the first line that asks, else the first one, without marks around it."""
-    lines = [_bare(line) for line in _THOUGHT.sub("", reply).splitlines()]
+def extract_question(reply: str) -> str:
+    """The question in a model's reply: the first line that ends in a question mark, else the first line."""
+    lines = [_clean(line) for line in _THOUGHT.sub("", reply).splitlines()]
     lines = [line for line in lines if line]
     asking = (line for line in lines if line.endswith(_ASKS))
     return next(asking, lines[0] if lines else "")
 
 
-def _bare(line: str) -> str:
-    """Without marks around it, and without what follows the question."""
+def _clean(line: str) -> str:
+    """A line without list marks, quotes, labels and text after the question."""
     line = " ".join(_MARKS.sub("", line.replace("**", "")).strip(_QUOTES).split())
     end = max(line.rfind(sign) for sign in _ASKS)
     return line[: end + 1] if end > 0 else line

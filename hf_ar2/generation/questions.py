@@ -1,4 +1,4 @@
-"""From what a model wrote to queries of a collection: each once, and kept where it finds its passage again."""
+"""Turns the replies of a model into queries: distinct questions that retrieve their passage."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from tqdm.auto import tqdm
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import normalised
 from hf_ar2.collections.readers.text_sections import words_in
-from hf_ar2.collections.tables import QRELS_FEATURES, arrow_column, dataset_of
-from hf_ar2.generation.prompts import question_in
+from hf_ar2.collections.splits import hash_of, nonempty_splits
+from hf_ar2.collections.tables import QRELS_FEATURES, arrow_column, relevant_qrels
+from hf_ar2.generation.prompts import extract_question
 from hf_ar2.generation.store import ReplyStore, store_key
 from hf_ar2.search.system import SearchSystem, Settings
 
 MIN_WORDS = 3
-EMPTY, SHORT, DUPLICATE, LOST = "empty", "too short", "duplicate", "not found again"
-_TO_FIND = "generated"
+EMPTY, SHORT, DUPLICATE, NOT_RETRIEVED = "empty", "too short", "duplicate", "do not retrieve their passage"
+_SPLIT = "generated"
 
-# The row of a passage, and a question that it answers.
+# The row of a passage and a question that it answers.
 Pair = tuple[int, str]
 
 
 class Writer(Protocol):
-    """What writes questions: a model, or an endpoint."""
+    """A model or an endpoint that writes questions."""
 
     name: str
     prompt: str
@@ -38,33 +39,31 @@ class Writer(Protocol):
     seed: int
 
     def batches(self, passages: Sequence[str]) -> list[np.ndarray]:
-        """Places of the passages that are written for together."""
+        """Indices of the passages of each batch."""
 
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
         """Replies for each passage of a batch."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free its memory."""
 
 
 def sample(total: int, limit: int, seed: int) -> np.ndarray:
-    """Rows of at most `limit` of so many passages, ascending."""
+    """Rows of at most `limit` out of `total` passages, ascending."""
     rows = np.arange(total)
     return rows if total <= limit else np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
 
 
 def write_replies(
-    writer: Writer,
-    ids: Sequence[str],
-    passages: Sequence[str],
-    store: ReplyStore,
-    show_progress: bool = True,
+    writer: Writer, ids: Sequence[str], passages: Sequence[str], store: ReplyStore, show_progress: bool = True
 ) -> list[list[str]]:
-    """Replies for each passage, those that the store lacks written now, batch by batch.
+    """Replies for each passage; those missing in the store are written and added to it, batch by batch.
 
     Args:
-        ids, passages: of the passages.
-        show_progress: a bar of passages, on which those of the store count as done before.
+        writer: writes the replies.
+        ids, passages: ids and texts of the passages.
+        store: keeps the replies.
+        show_progress: whether to show a progress bar of passages.
     """
     written_by: dict[str, str | int] = {
         "model": writer.name,
@@ -91,17 +90,19 @@ def write_replies(
     return [store.replies[key] for key in keys]
 
 
-def sifted(replies: Mapping[int, Sequence[str]], known: Iterable[str]) -> tuple[list[Pair], Counter[str]]:
-    """The questions in replies, each once, and how many were dropped for which cause.
+def select_questions(
+    replies: Mapping[int, Sequence[str]], known: Iterable[str]
+) -> tuple[list[Pair], Counter[str]]:
+    """The distinct questions in replies, and the number of dropped ones by cause.
 
     Args:
-        replies: passage row -> what was written for it.
-        known: questions that are there already.
+        replies: passage row -> replies.
+        known: questions that count as duplicates.
     """
     seen = {normalised(text) for text in known}
     pairs, dropped = [], Counter[str]()
     for row, texts in replies.items():
-        for question in map(question_in, texts):
+        for question in map(extract_question, texts):
             if not question:
                 dropped[EMPTY] += 1
             elif words_in(question) < MIN_WORDS:
@@ -114,36 +115,38 @@ def sifted(replies: Mapping[int, Sequence[str]], known: Iterable[str]) -> tuple[
     return pairs, dropped
 
 
-def find_again(
+def retrieves_passage(
     collection: Collection, pairs: Sequence[Pair], retriever: SentenceTransformer, depth: int, work: Path
 ) -> np.ndarray:
-    """Which questions find their passage among the first results of a retriever: bool `[N]`.
+    """Which questions retrieve their passage among the first results: bool `[N]`.
 
     Args:
-        collection: whose passages are searched, all of them.
-        retriever: what searches.
-        depth: how many results are looked at.
-        work: a folder for tokens and index.
+        collection: all its passages are searched.
+        pairs: passage rows and questions.
+        retriever: the model that searches.
+        depth: number of results.
+        work: a folder for tokens and the index.
     """
-    asked = datasets.Dataset.from_dict(
+    queries = datasets.Dataset.from_dict(
         {"id": [f"{number}" for number in range(len(pairs))], "text": [text for _, text in pairs]}
     )
-    alone = Collection(collection.name, collection.corpus, asked, {}, {}, {_TO_FIND: np.arange(len(pairs))})
+    alone = Collection(collection.name, collection.corpus, queries, {}, {}, {_SPLIT: np.arange(len(pairs))})
     settings = Settings.of_models().changed({"depth": depth})
-    found, _ = SearchSystem(retriever, None, alone, settings, work).rankings(_TO_FIND)["retriever"]
+    found, _ = SearchSystem(retriever, None, alone, settings, work).rankings(_SPLIT)["retriever"]
     return (found == np.array([row for row, _ in pairs])[:, None]).any(axis=1)
 
 
 def with_generated(collection: Collection, pairs: Sequence[Pair], source: str) -> Collection:
-    """The collection with questions as queries, whose column `source` says where they come from.
+    """The collection with questions as additional queries.
 
-    Where the collection has a split dev or test, they join train: what is measured stays what people asked. Else a hash
-    of the passage's id puts 80 % of the passages into train, 10 % into dev and 10 % into test; of three or more, each
-    gets one.
+    If the collection has a split dev or test, all are added to train, so that evaluation uses the original queries.
+    Otherwise a hash of the passage's id puts 80 % of the passages into train, 10 % into dev and 10 % into test; with
+    three or more passages no split is empty.
 
     Args:
+        collection: to extend.
         pairs: passage rows and questions.
-        source: such as `generated:MODEL`.
+        source: their source, such as `generated:MODEL`.
     """
     passage_ids = arrow_column(collection.corpus, "id").take([row for row, _ in pairs]).to_pylist()
     texts = [text for _, text in pairs]
@@ -151,45 +154,21 @@ def with_generated(collection: Collection, pairs: Sequence[Pair], source: str) -
     extra = datasets.Dataset.from_dict({"id": ids, "text": texts, "source": [source] * len(ids)})
     extended = collection.with_queries(extra)
     measured = {"dev", "test"} & {*collection.qrels, *collection.answer_splits}
-    splits = dict.fromkeys(passage_ids, "train") if measured else _splits(passage_ids)
+    if measured:
+        splits = dict.fromkeys(passage_ids, "train")
+    else:
+        splits = nonempty_splits({id: id for id in sorted(set(passage_ids), key=hash_of)})
     qrels = dict(collection.qrels)
     for split in dict.fromkeys(splits.values()):
         places = [place for place, id in enumerate(passage_ids) if splits[id] == split]
-        columns = {
-            "query_id": [ids[place] for place in places],
-            "passage_id": [passage_ids[place] for place in places],
-            "relevance": [1] * len(places),
-        }
-        new = dataset_of(columns, QRELS_FEATURES)
+        new = relevant_qrels([ids[place] for place in places], [passage_ids[place] for place in places])
         if split in qrels:
             own = qrels[split].select_columns(list(QRELS_FEATURES))
             own = own if own.features == QRELS_FEATURES else own.cast(QRELS_FEATURES)
             new = datasets.concatenate_datasets([own, new])
         qrels[split] = new
-    return Collection(
-        collection.name,
-        collection.corpus,
-        extended.queries,
-        qrels,
-        collection.skipped,
-        collection.answer_splits,
-    )
+    return collection.with_same_corpus(queries=extended.queries, qrels=qrels)
 
 
 def _query_id(passage_id: str, text: str) -> str:
     return f"{passage_id}:{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
-
-
-def _splits(ids: Iterable[str]) -> dict[str, str]:
-    """Passage id -> split; one that would be empty gets the passage with the smallest hash of the largest split."""
-    hashes = {id: int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") for id in ids}
-    splits = {id: _tenths(number % 10) for id, number in sorted(hashes.items(), key=lambda item: item[1])}
-    for split in ("train", "dev", "test"):
-        if split not in splits.values() and len(splits) >= 3:
-            largest = Counter(splits.values()).most_common(1)[0][0]
-            splits[next(id for id in splits if splits[id] == largest)] = split
-    return splits
-
-
-def _tenths(tenth: int) -> str:
-    return "train" if tenth < 8 else "dev" if tenth == 8 else "test"

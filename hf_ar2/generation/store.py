@@ -1,4 +1,4 @@
-"""What a model has written so far, one JSON object a line, so that writing goes on after it was interrupted."""
+"""The replies of a model so far, one JSON object per line, so that an interrupted command can resume."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hf_ar2.collections.problems import CollectionError
 
 
 def store_key(passage_id: str, text: str, written_by: Mapping[str, str | int]) -> str:
-    """32 hex digits of a passage, its text, and what writes: model, prompt, number, seed."""
+    """32 hex digits of a passage, its text, and the writer: model, prompt, number of replies, seed."""
     content = json.dumps([passage_id, text, dict(sorted(written_by.items()))], ensure_ascii=False)
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class ReplyStore:
-    """Replies by key, in a file that only grows. A last line that was not written whole is dropped.
+    """Replies by key, in a file that is only appended to. An incomplete last line is dropped.
 
     Args:
-        file: JSON lines with `key`, `passage` (its id, for a reader) and `replies`; made with the first reply.
+        file: JSON lines with `key`, `passage` (its id) and `replies`; created with the first reply.
 
     Raises:
         CollectionError: a line before the last one is damaged.
@@ -47,20 +47,18 @@ class ReplyStore:
                 if number < len(lines):
                     raise CollectionError(
                         f"{self.file}:{number}: found a damaged line ({error}); expected one JSON object. Delete the "
-                        "line, and what it held is written again"
+                        "line, and its replies are written again"
                     ) from None
                 os.truncate(self.file, whole)
             whole += len(line)
 
     def add(self, entries: Iterable[tuple[str, str, Sequence[str]]]) -> None:
         """Append (key, passage id, replies) as whole lines."""
-        written = []
+        lines = []
         for key, passage, replies in entries:
             self.replies[key] = list(replies)
-            written.append(
-                json.dumps({"key": key, "passage": passage, "replies": list(replies)}, ensure_ascii=False)
-            )
+            entry = {"key": key, "passage": passage, "replies": list(replies)}
+            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8", errors="replace", newline="\n") as stream:
-            stream.write("".join(f"{line}\n" for line in written))
-            stream.flush()
+            stream.writelines(lines)

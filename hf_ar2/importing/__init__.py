@@ -1,4 +1,4 @@
-"""Standard checkpoints from those that the papers published."""
+"""Converts published checkpoints to standard ones."""
 
 from hf_ar2.importing.checkpoints import import_checkpoint
 

@@ -1,4 +1,4 @@
-"""Standard models of named weights, and the account of what became of each: used, left out, added."""
+"""Builds standard models from named weights and records what happened to each parameter."""
 
 from __future__ import annotations
 
@@ -14,138 +14,136 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+# Parameter name -> value.
 Weights = dict[str, Tensor]
+# Published prefix of a module -> its parameters. Retriever: [query encoder,] passage encoder; ranker: encoder, head.
+Modules = dict[str, Weights]
 
 
 @dataclass
-class Imported:
-    """What became of a checkpoint.
+class ImportResult:
+    """What happened to the parameters of a checkpoint.
 
     Attributes:
+        source: the published file or folder.
         folder: where the standard checkpoint is.
         kind: `"retriever"` or `"ranker"`.
-        used: how many published parameters are in it.
-        left_out: published parameter -> why it is not in it.
-        added: parameter of the standard checkpoint -> why it is there though it was not published.
+        used: the number of published parameters in the standard checkpoint.
+        unused: published parameter -> why it is not used.
+        added: parameter of the standard checkpoint that was not published -> why it is there.
     """
 
+    source: Path
     folder: Path
     kind: str
     used: int = 0
-    left_out: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: a {self.kind} of {self.used} published parameters"]
-        for heading, reasons in (("left out", self.left_out), ("added", self.added)):
+        for heading, reasons in (("unused", self.unused), ("added", self.added)):
             lines += [f"  {heading}: {name} ({why})" for name, why in sorted(reasons.items())]
         return "\n".join(lines)
 
 
+@dataclass
 class Builder:
-    """Makes modules of named weights, and keeps the account.
+    """Builds models in the configuration of a base model.
 
-    Args:
+    Attributes:
         config, tokenizer: of the base model.
-        scratch: folder for what sentence-transformers wants to read from disk.
-        source: what messages call the published file.
-        result: the account.
+        scratch: folder for the files that sentence-transformers reads models from.
+        result: updated with the parameters that are used and added.
     """
 
-    def __init__(self, config: Any, tokenizer: Any, scratch: Path, source: str, result: Imported) -> None:
-        self.config, self.tokenizer, self.scratch = config, tokenizer, scratch
-        self.source, self.result = source, result
+    config: Any
+    tokenizer: Any
+    scratch: Path
+    result: ImportResult
 
-    def encoder(self, weights: Weights, called: str) -> Transformer:
-        """An encoder of which the token states are used; its pooler, where nobody published one, is zero."""
-        model = AutoModel.from_config(self.config)
-        wanted = model.state_dict()
-        weights = dict(weights)
-        for name in sorted(wanted):
-            if name.startswith("pooler.") and name not in weights:
-                weights[name] = torch.zeros_like(wanted[name])
-                self.result.added[called + name] = "not published and not used; zero"
-                self.result.used -= 1
-        self.load(model, weights, called)
-        return Transformer(str(self._saved(model, called)))
+    def retriever(self, modules: Modules) -> SentenceTransformer:
+        """A model with one encoder, or with separate encoders for queries and passages; similarity by dot product."""
+        towers: list[list[Any]] = [
+            [self._encoder(weights, prefix), self._pooling()] for prefix, weights in modules.items()
+        ]
+        if len(towers) == 2:
+            towers = [[Router.for_query_document(query_modules=towers[0], document_modules=towers[1])]]
+        return SentenceTransformer(
+            modules=towers[0], device="cpu", similarity_fn_name=SimilarityFunction.DOT_PRODUCT
+        )
 
-    def load(self, model: nn.Module, weights: Weights, called: str) -> None:
-        """Load weights, all of them and no other.
-
-        Raises:
-            ValueError: a parameter is missing, unexpected, or of another shape.
-        """
-        wanted = model.state_dict()
-        missing, unexpected = sorted(wanted.keys() - weights), sorted(weights.keys() - wanted)
-        other = [name for name in weights if name in wanted and weights[name].shape != wanted[name].shape]
-        if missing or unexpected or other:
-            problems = [f"missing {called + name}" for name in missing]
-            problems += [f"unexpected {called + name}" for name in unexpected]
-            problems += [
-                f"{called + name}: found {list(weights[name].shape)}, expected {list(wanted[name].shape)}"
-                for name in other
-            ]
+    def linear_ranker(self, modules: Modules) -> CrossEncoder:
+        """A ranker whose head is linear in the state of the first token, without a pooler."""
+        (prefix, weights), (name, head) = modules.items()
+        width = self.config.hidden_size
+        shapes = {parameter: list(value.shape) for parameter, value in head.items()}
+        if shapes != {"weight": [1, width], "bias": [1]}:
             raise ValueError(
-                f"{self.source}: its parameters are not those of the base model ({type(model).__name__}): "
-                f"{listed(problems)}. Name with --base the model it was trained from; one with other layers, "
-                "widths or vocabulary does not fit"
+                f"{self.result.source}: {name}: found {shapes}; expected weight {[1, width]} and bias [1], one score "
+                "from the state of the first token"
+            )
+        dense = Dense(
+            width, 1, activation_function=nn.Identity(), init_weight=head["weight"].clone(),
+            init_bias=head["bias"].clone(), module_output_name="scores",
+        )  # fmt: skip
+        self.result.used += 2
+        layers: list[nn.Module] = [self._encoder(weights, prefix), self._pooling(), dense]
+        return CrossEncoder(modules=layers, activation_fn=nn.Identity(), device="cpu")
+
+    def pooled_ranker(self, modules: Modules) -> CrossEncoder:
+        """The base model's own sequence classifier, with one logit over the published pooler."""
+        encoder, head = modules.values()
+        self.config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(self.config)
+        weights = {f"{model.base_model_prefix}.{name}": value for name, value in encoder.items()}
+        self._load(model, weights | {f"classifier.{name}": value for name, value in head.items()}, "")
+        place = str(self._save(model, ""))
+        return CrossEncoder(place, num_labels=1, activation_fn=nn.Identity(), device="cpu")
+
+    def _encoder(self, weights: Weights, prefix: str) -> Transformer:
+        """An encoder whose token states are used; a pooler that was not published is set to zero."""
+        model = AutoModel.from_config(self.config)
+        pooler = {
+            name: torch.zeros_like(value)
+            for name, value in model.state_dict().items()
+            if name.startswith("pooler.") and name not in weights
+        }
+        self._load(model, weights | pooler, prefix)
+        self.result.used -= len(pooler)
+        self.result.added |= {prefix + name: "not published and not used; zero" for name in pooler}
+        return Transformer(str(self._save(model, prefix)))
+
+    def _pooling(self) -> Pooling:
+        return Pooling(self.config.hidden_size, pooling_mode="cls")
+
+    def _load(self, model: nn.Module, weights: Weights, prefix: str) -> None:
+        """Load the weights; names and shapes have to be exactly those of the model."""
+        expected = model.state_dict()
+        problems = [f"missing {prefix}{name}" for name in sorted(expected.keys() - weights)]
+        problems += [f"unexpected {prefix}{name}" for name in sorted(weights.keys() - expected)]
+        problems += [
+            f"{prefix}{name}: found {list(value.shape)}, expected {list(expected[name].shape)}"
+            for name, value in weights.items()
+            if name in expected and value.shape != expected[name].shape
+        ]
+        if problems:
+            raise ValueError(
+                f"{self.result.source}: its parameters do not match the base model ({type(model).__name__}): "
+                f"{shorten(problems)}. Set --base to the model that the checkpoint was trained from, with the same "
+                "layers, widths and vocabulary"
             )
         model.load_state_dict(weights, strict=True)
         self.result.used += len(weights)
 
-    def _saved(self, model: Any, called: str) -> Path:
-        place = self.scratch / (re.sub(r"\W", "", called) or "model")
+    def _save(self, model: Any, prefix: str) -> Path:
+        place = self.scratch / (re.sub(r"\W", "", prefix) or "model")
         model.save_pretrained(place)
         self.tokenizer.save_pretrained(place)
         return place
 
-    def pooling(self) -> Pooling:
-        """The first token's state."""
-        return Pooling(self.config.hidden_size, pooling_mode="cls")
 
-    def linear_ranker(self, encoder: Transformer, weight: Tensor, bias: Tensor, called: str) -> CrossEncoder:
-        """A ranker that is linear in the first token's state, with nothing in between."""
-        if weight.shape != (1, self.config.hidden_size) or bias.shape != (1,):
-            raise ValueError(
-                f"{self.source}: {called}: found {list(weight.shape)} and {list(bias.shape)}; expected "
-                f"{[1, self.config.hidden_size]} and [1], one score of the first token's state"
-            )
-        head = Dense(
-            self.config.hidden_size,
-            1,
-            activation_function=nn.Identity(),
-            init_weight=weight.clone(),
-            init_bias=bias.clone(),
-            module_output_name="scores",
-        )
-        self.result.used += 2
-        modules: list[nn.Module] = [encoder, self.pooling(), head]
-        return CrossEncoder(modules=modules, activation_fn=nn.Identity(), device="cpu")
-
-    def classifier(self, encoder: Weights, weight: Tensor, bias: Tensor) -> CrossEncoder:
-        """A sequence classifier of the base's own kind, with one logit; its pooler is among the weights."""
-        self.config.num_labels = 1
-        model = AutoModelForSequenceClassification.from_config(self.config)
-        prefix = model.base_model_prefix + "."
-        weights = {prefix + name: value for name, value in encoder.items()}
-        self.load(model, weights | {"classifier.weight": weight, "classifier.bias": bias}, "")
-        place = str(self._saved(model, ""))
-        return CrossEncoder(place, num_labels=1, activation_fn=nn.Identity(), device="cpu")
-
-    def retriever(self, query: Transformer, passage: Transformer | None) -> SentenceTransformer:
-        """One tower, or one for queries and one for passages; dot products."""
-        modules: list[Any] = [query, self.pooling()]
-        if passage is not None:
-            router = Router.for_query_document(
-                query_modules=modules, document_modules=[passage, self.pooling()]
-            )
-            modules = [router]
-        return SentenceTransformer(
-            modules=modules, device="cpu", similarity_fn_name=SimilarityFunction.DOT_PRODUCT
-        )
-
-
-def listed(names: list[str]) -> str:
-    """The first twelve names, and how many there are more."""
+def shorten(names: list[str]) -> str:
+    """The first twelve names and the number of the others."""
     shown = ", ".join(names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 # VarType.Type of Paddle's framework.proto
-_DTYPES = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "u1", 21: "i1"}
-_DATA_TYPE, _DIMS = 1, 2  # fields of TensorDesc
+DTYPES = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "u1", 21: "i1"}
 
 CONVERT = (
     'python -c "import numpy, paddle; '
@@ -17,51 +20,52 @@ CONVERT = (
 )
 
 
-def read_paddle(source: str | Path) -> dict[str, np.ndarray]:
-    """Parameter name -> array.
+def read_paddle(source: str | Path) -> dict[str, Tensor]:
+    """Parameter name -> value, as float32.
 
     Args:
-        source: a folder with one file for each parameter, named as the parameter (what `fluid.io.save_params`
-            writes and RocketQA published), or a `.npz` file.
+        source: a folder with one file per parameter, named after it (what `fluid.io.save_params` writes and RocketQA
+            published), or a `.npz` file.
 
     Raises:
-        ValueError: a pickle (`.pdparams`), which could run any code when it is read; or a file that is not a
-            whole tensor.
-        OSError: there is nothing there.
+        ValueError: the file is a pickle (`.pdparams`), which may run code when it is loaded, or is not a tensor.
+        FileNotFoundError: there is no such file or folder.
     """
     path = Path(source)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
         if not files:
-            raise ValueError(f"{path}: found no file in it; expected one for each parameter")
-        return {file.name: read_tensor(file) for file in files}
+            raise ValueError(f"{path}: the folder is empty; expected one file per parameter")
+        return {file.name: _as_torch(read_tensor(file)) for file in files}
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.suffix != ".npz":
         command = CONVERT.format(file=path, out=path.with_suffix(".npz").name)
         raise ValueError(
-            f"{path}: found a file that is no .npz; Paddle's .pdparams are pickles, which may run any code when they "
-            "are read, and are not opened here. Expected a folder with a file for each parameter, or .npz. Where "
-            f"Paddle is installed, and if you trust the file, convert it:\n  {command}"
+            f"{path}: expected a folder with one file per parameter, or a .npz file. Paddle's .pdparams files are "
+            "pickles, which may run code when they are loaded, and are not read here. If you trust the file, convert "
+            f"it where Paddle is installed:\n  {command}"
         )
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return {name: _as_torch(arrays[name]) for name in arrays.files}
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as arrays ({error}); write it again with numpy.savez"
-        ) from error
+        raise ValueError(f"{path}: cannot be read as arrays ({error}); write it with numpy.savez") from error
+
+
+def _as_torch(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def read_tensor(file: Path) -> np.ndarray:
-    """One tensor as Paddle's `save` operator serialises it.
+    """Reads one tensor as Paddle's `save` operator serialises it.
 
     A version (uint32, 0); the number of levels of detail (uint64), each with its size in bytes (uint64) and its
-    data; the tensor's version (uint32, 0); the length (int32) of a TensorDesc, a protocol buffer with the type of the
-    data and the dimensions; the data, little-endian, row by row.
+    data; the version of the tensor (uint32, 0); the length (int32) of a TensorDesc, a protocol buffer with the data
+    type and the dimensions; the data, little-endian, in row-major order.
 
     Raises:
-        ValueError: the file is anything else.
+        ValueError: the file has another layout.
     """
     raw = file.read_bytes()
     try:
@@ -70,81 +74,47 @@ def read_tensor(file: Path) -> np.ndarray:
         for _ in range(levels if version == 0 and levels < 8 else 0):
             at += 8 + struct.unpack_from("<Q", raw, at)[0]
         tensor_version, length = struct.unpack_from("<Ii", raw, at)
-        data_type, shape = _description(raw[at + 8 : at + 8 + length])
-        dtype = np.dtype(_DTYPES[data_type])
-    except (struct.error, IndexError, KeyError) as error:
-        raise ValueError(_not_a_tensor(file, f"a header that does not fit ({error!r})")) from error
-    start = at + 8 + length
+        start = at + 8 + length
+        data_type, shape = _tensor_desc(raw[at + 8 : start])
+        dtype = np.dtype(DTYPES[data_type])
+    except (struct.error, StopIteration, KeyError) as error:
+        raise ValueError(_not_a_tensor(file, f"a header that does not match ({error!r})")) from error
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if version or tensor_version or levels >= 8 or len(raw) - start != expected:
-        raise ValueError(
-            _not_a_tensor(
-                file, f"versions {version} and {tensor_version}, {len(raw) - start} bytes for {dtype} {shape}"
-            )
-        )
+        found = f"versions {version} and {tensor_version}, {len(raw) - start} bytes for {dtype} {shape}"
+        raise ValueError(_not_a_tensor(file, found))
     return np.frombuffer(raw, dtype, offset=start).reshape(shape)
-
-
-def write_tensor(file: Path, array: np.ndarray) -> None:
-    """The inverse of `read_tensor`, for tests and for going back to Paddle.
-
-    Raises:
-        ValueError: a type of number that Paddle does not have.
-    """
-    types = {np.dtype(name): number for number, name in _DTYPES.items()}
-    if array.dtype not in types:
-        raise ValueError(f"{file}: found {array.dtype}; expected one of {', '.join(map(str, types))}")
-    description = bytes([_DATA_TYPE << 3, types[array.dtype]])
-    for size in array.shape:
-        description += bytes([_DIMS << 3]) + _as_varint(size)
-    head = struct.pack("<IQIi", 0, 0, 0, len(description))
-    file.write_bytes(head + description + np.ascontiguousarray(array).tobytes())
 
 
 def _not_a_tensor(file: Path, found: str) -> str:
     return (
-        f"{file}: found {found}; expected one tensor as Paddle's save operator writes it. Is it a whole file, "
-        "and one for each parameter? Move files that are no parameters out of the folder"
+        f"{file}: found {found}; expected one tensor as Paddle's save operator writes it. Check that the file is "
+        "complete, and move files that are not parameters out of the folder"
     )
 
 
-def _description(raw: bytes) -> tuple[int, tuple[int, ...]]:
-    """Type and dimensions of a TensorDesc."""
-    data_type, dims, at = -1, [], 0
-    while at < len(raw):
-        key, at = _varint(raw, at)
-        field, wire = key >> 3, key & 7
-        if wire == 2 and field == _DIMS:  # dimensions in one piece
-            length, at = _varint(raw, at)
-            end = at + length
-            while at < end:
-                value, at = _varint(raw, at)
-                dims.append(value)
-            continue
-        if wire != 0:
-            raise IndexError(f"field {field} of wire type {wire}")
-        value, at = _varint(raw, at)
-        if field == _DATA_TYPE:
-            data_type = value
-        elif field == _DIMS:
-            dims.append(value)
+def _tensor_desc(raw: bytes) -> tuple[int, tuple[int, ...]]:
+    """Data type and dimensions of a TensorDesc; the dimensions may be packed."""
+    data_type, dims, stream = -1, [], iter(raw)
+    for key in stream:
+        if key == 0x08:  # field 1, one integer
+            data_type = _varint(stream)
+        elif key == 0x10:  # field 2, one integer
+            dims.append(_varint(stream))
+        elif key == 0x12:  # field 2, packed integers
+            packed = iter(bytes(islice(stream, _varint(stream))))
+            dims += [_varint(chain([first], packed)) for first in packed]
+        else:
+            raise KeyError(key)
     return data_type, tuple(dims)
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """A protocol buffer's integer, and where it ends."""
-    value, shift = 0, 0
+def _varint(stream: Iterator[int]) -> int:
+    """An integer of a protocol buffer: seven bits per byte, the lowest first."""
+    value = shift = 0
     while True:
-        byte = raw[at]
+        byte = next(stream)
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
         if byte < 128:
-            return value, at
-
-
-def _as_varint(value: int) -> bytes:
-    parts = []
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
+            return value
+        shift += 7

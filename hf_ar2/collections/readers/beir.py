@@ -21,10 +21,11 @@ from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.readers.entries import Qrels, Queries
 from hf_ar2.collections.readers.passages import PassageRows, check_passages, read_corpus
 from hf_ar2.collections.tables import (
-    HIDING_FEATURES,
     PASSAGE_FEATURES,
     TRAINING_COLUMNS,
+    TRAINING_VIEW_FEATURES,
     arrow_column,
+    check_columns,
     rows_of,
 )
 from hf_ar2.collections.write import ANSWER_SPLIT_HEADER, ANSWER_SPLITS, QRELS_HEADER
@@ -37,21 +38,21 @@ def load_beir(
     cache_dir: str | Path | None = None,
     skip: Iterable[str] = (),
 ) -> Collection:
-    """Reads a BEIR folder, each file plain or gzipped.
+    """Reads a BEIR folder; each file may be gzipped.
 
-    `corpus.jsonl` has `_id`, `text` and maybe `title`, and where training reads something else (see
-    `Collection.for_training`) `training_title` and `training_text`; `queries.jsonl` has `_id`, `text` and maybe
-    `answers` (a list of strings) and `source` (a string, such as "heading"); further fields are ignored.
-    `qrels/<split>.tsv` has the header `query-id`, `corpus-id`, `score`.
+    `corpus.jsonl` has `_id`, `text` and optionally `title`, `training_title` and `training_text` (see
+    `Collection.for_training`); `queries.jsonl` has `_id`, `text` and optionally `answers` (a list of strings) and
+    `source` (a string, such as "heading"). Other fields are ignored. `qrels/<split>.tsv` has the header `query-id`,
+    `corpus-id`, `score`.
 
     Args:
         folder: The folder.
         name: The collection's name; by default the folder's.
-        cache_dir: Where a large corpus is kept as an Arrow file, see `read_corpus`.
-        skip: Causes (`SKIPPABLE`) to leave out and count.
+        cache_dir: Folder for the Arrow file of a large corpus, see `read_corpus`.
+        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
 
     Raises:
-        CollectionError: A file is missing, or a line of it is wrong; the message names both.
+        CollectionError: A file is missing or has an invalid line.
 
     Example:
         >>> import tempfile
@@ -71,13 +72,9 @@ def load_beir(
         missing = "corpus.jsonl" if corpus_file is None else "queries.jsonl"
         raise CollectionError(f"{folder}: found no {missing} or {missing}.gz; expected a BEIR folder")
     corpus = read_corpus(
-        lambda met: _passages(corpus_file, met),
-        [corpus_file],
-        problems,
-        Path(cache_dir) if cache_dir else None,
-        HIDING_FEATURES,
+        lambda met: _passages(corpus_file, met), [corpus_file], problems, cache_dir, TRAINING_VIEW_FEATURES
     )
-    corpus = _with_whole_columns(corpus)
+    corpus = _fill_training_columns(corpus)
     queries = _queries(queries_file, problems).dataset()
     query_ids, passage_ids = arrow_column(queries, "id"), arrow_column(corpus, "id")
     files, answered = find_splits(folder / "qrels", "*.tsv"), find_splits(folder / ANSWER_SPLITS, "*.tsv")
@@ -87,7 +84,7 @@ def load_beir(
         )
     qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
     answer_splits = {split: _answered(file, query_ids, problems) for split, file in answered.items()}
-    problems.report(str(folder))
+    problems.log_skipped(str(folder))
     return Collection(name or folder.resolve().name, corpus, queries, qrels, problems.skipped, answer_splits)
 
 
@@ -100,20 +97,20 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
             continue
         if len(given) == len(read) and not any((value or "").strip() for value in read.values()):
             found = f"passage {entry['_id']!r} with an empty training_title and training_text"
-            problems.meet("empty passages", file, line, found, "something to read in training")
+            problems.raise_or_skip("empty passages", file, line, found, "a text to train on")
             continue
         yield line, entry["_id"], entry["title"], entry["text"], *read.values()
 
 
-def _with_whole_columns(corpus: datasets.Dataset) -> datasets.Dataset:
-    """The corpus with what training reads of every passage, or without these columns where that is the same of all."""
+def _fill_training_columns(corpus: datasets.Dataset) -> datasets.Dataset:
+    """Fill null training columns from the title and the text; drop the columns if all their values are null."""
     read = {name: arrow_column(corpus, name) for name in TRAINING_COLUMNS.values()}
     if all(column.null_count == len(corpus) for column in read.values()):
         return corpus.select_columns(list(PASSAGE_FEATURES))
     columns = {name: arrow_column(corpus, name) for name in PASSAGE_FEATURES}
     for shown, name in TRAINING_COLUMNS.items():
         columns[name] = pc.coalesce(read[name], columns[shown])
-    return datasets.Dataset(pa.table(columns, schema=HIDING_FEATURES.arrow_schema))
+    return datasets.Dataset(pa.table(columns, schema=TRAINING_VIEW_FEATURES.arrow_schema))
 
 
 def _queries(file: Path, problems: Problems) -> Queries:
@@ -125,9 +122,9 @@ def _queries(file: Path, problems: Problems) -> Queries:
         if answers is not None and not (
             isinstance(answers, list) and all(isinstance(one, str) for one in answers)
         ):
-            problems.meet("malformed lines", file, line, f"answers {answers!r}", "a list of strings")
+            problems.raise_or_skip("malformed lines", file, line, f"answers {answers!r}", "a list of strings")
         elif source is not None and not isinstance(source, str):
-            problems.meet("malformed lines", file, line, f"source {source!r}", "a string")
+            problems.raise_or_skip("malformed lines", file, line, f"source {source!r}", "a string")
         else:
             queries.add(entry["_id"], entry["text"], file, line, answers, source)
     return queries
@@ -139,7 +136,7 @@ def _has_strings(
     for field in fields:
         if not isinstance(entry.get(field), str):
             found = f"{field!r}: {entry[field]!r}" if field in entry else f"the fields {sorted(entry)}"
-            problems.meet("malformed lines", file, line, found, f"a field {field!r} with a string")
+            problems.raise_or_skip("malformed lines", file, line, found, f"a field {field!r} with a string")
             return False
     return True
 
@@ -152,32 +149,34 @@ def _qrels(file: Path, problems: Problems) -> Qrels:
 
 
 def _answered(file: Path, query_ids: pa.ChunkedArray, problems: Problems) -> np.ndarray:
-    """The rows of the queries that a file of `answer_splits` lists."""
+    """The rows of the queries listed in a file of `answer_splits`."""
     listed = list(tab_separated(file, 1, problems, header=ANSWER_SPLIT_HEADER))
     rows = rows_of([fields[0] for _, fields in listed], query_ids)
     for row in np.flatnonzero(rows < 0).tolist():
         line, (id,) = listed[row]
-        problems.meet("unknown queries in qrels", file, line, f"query id {id!r}", "the id of a query")
+        problems.raise_or_skip(
+            "unknown queries in qrels", file, line, f"query id {id!r}", "the id of a query"
+        )
     return np.unique(rows[rows >= 0])
 
 
 def load_beir_from_hub(
     dataset_id: str, *, name: str | None = None, cache_dir: str | Path | None = None, skip: Iterable[str] = ()
 ) -> Collection:
-    """Reads a BEIR-style collection from the Hub, as `BeIR/scifact` with its judgments in `-qrels`.
+    """Reads a BEIR-style collection from the Hub, such as `BeIR/scifact` with its judgments in `BeIR/scifact-qrels`.
 
-    The configurations `corpus` and `queries` of the first, and the splits of the second (`validation` becomes
-    `dev`), have the columns of the BEIR files. The corpus stays where `datasets` has mapped it.
+    The configurations `corpus` and `queries` of the first dataset and the splits of the second (`validation` becomes
+    `dev`) have the columns of the BEIR files. The corpus stays memory-mapped by `datasets`.
 
     Args:
         dataset_id: The Hub id without `-qrels`.
         name: The collection's name; by default the part of the id after the slash.
-        cache_dir: Where `datasets` keeps what it downloads; by default its own cache.
-        skip: Causes (`SKIPPABLE`) to leave out and count.
+        cache_dir: Cache folder of `datasets`; by default its own.
+        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
 
     Raises:
-        CollectionError: There is no such data set or no way to the Hub; a column is missing; or an entry is
-            wrong, and the message names the row, counted from 1.
+        CollectionError: The dataset does not exist or the Hub cannot be reached, a column is missing, or an entry is
+            invalid; the message names the row, counted from 1.
 
     Example:
         ```python
@@ -204,49 +203,37 @@ def load_beir_from_hub(
         corpus = corpus.select(np.flatnonzero(keep))
     place = f"{dataset_id} (queries)"
     queries = Queries(problems)
-    table = _with_columns(table, ["_id", "text"], place)
-    if "source" not in table.column_names:
-        table = table.add_column("source", [""] * len(table))
-    columns = [arrow_column(table, column).to_pylist() for column in ("_id", "text", "source")]
-    for row, (id, text, source) in enumerate(zip(*columns, strict=True), 1):
-        queries.add(str(id), text or "", place, row, source=source)
+    check_columns(place, table, ["_id", "text"])
+    for row, entry in enumerate(table.to_list(), 1):
+        queries.add(str(entry["_id"]), entry["text"] or "", place, row, source=entry.get("source"))
     found = queries.dataset()
     query_ids, passage_ids = arrow_column(found, "id"), arrow_column(corpus, "id")
     qrels = {}
     for split, part in judgments.items():
         place = f"{dataset_id}-qrels ({split})"
         judged = Qrels(place, problems)
-        part = _with_columns(part, QRELS_HEADER, place)
+        check_columns(place, part, QRELS_HEADER)
         columns = [arrow_column(part, column).to_pylist() for column in QRELS_HEADER]
         for row, (query_id, passage_id, relevance) in enumerate(zip(*columns, strict=True), 1):
-            # Ids that look like numbers come back from the Hub's tables as integers.
+            # The Hub's tables have integers for ids that look like numbers.
             judged.add(str(query_id), str(passage_id), relevance, row)
         qrels["dev" if split == "validation" else split] = judged.dataset(query_ids, passage_ids)
-    problems.report(dataset_id)
+    problems.log_skipped(dataset_id)
     return Collection(name or dataset_id.split("/")[-1], corpus, found, qrels, problems.skipped)
 
 
 def _hub_passages(corpus: datasets.Dataset, place: str) -> datasets.Dataset:
-    corpus = _with_columns(corpus, ["_id", "text"], place)
+    check_columns(place, corpus, ["_id", "text"])
     if "title" not in corpus.column_names:
         corpus = corpus.add_column("title", [""] * len(corpus))
     hidden = set(TRAINING_COLUMNS.values()) <= set(corpus.column_names)
-    features = HIDING_FEATURES if hidden else PASSAGE_FEATURES
+    features = TRAINING_VIEW_FEATURES if hidden else PASSAGE_FEATURES
     corpus = corpus.rename_column("_id", "id").select_columns(list(features)).cast(features)
     if hidden:
-        corpus = _with_whole_columns(corpus)
+        corpus = _fill_training_columns(corpus)
     if any(arrow_column(corpus, name).null_count for name in PASSAGE_FEATURES):
         corpus = corpus.map(
             lambda rows: {name: [value or "" for value in values] for name, values in rows.items()},
             batched=True,
         )
     return corpus
-
-
-def _with_columns(table: datasets.Dataset, expected: list[str], place: str) -> datasets.Dataset:
-    missing = [column for column in expected if column not in table.column_names]
-    if missing:
-        raise CollectionError(
-            f"{place}: found columns {table.column_names}; expected {expected}, so {missing} is missing"
-        )
-    return table

@@ -35,27 +35,26 @@ def load_dpr(
     cache_dir: str | Path | None = None,
     skip: Iterable[str] = (),
 ) -> Collection:
-    """Reads DPR's files of one data set from a folder, each plain or gzipped.
+    """Reads DPR's files of one dataset from a folder; each file may be gzipped.
 
     - `psgs_w100.tsv`: the Wikipedia passages, with the header id, text, title.
     - `*-train.json`, `*-dev.json`, `*-test.json` (as in `biencoder-nq-train.json`): questions with answers,
-      positive and hard-negative contexts. A question's id is its split and its place there: `train-0`.
+      positive and hard-negative contexts. A question's id is its split and its index there: `train-0`.
     - `*-train.qa.csv` and so on (as in `nq-test.qa.csv`): questions and answers. A split that has such a file
-      is in `Collection.answer_splits`; a question that the split's json has as well is the same query, any
+      is in `Collection.answer_splits`; a question that is also in the split's json is the same query, any
       other gets an id such as `test-qa-0`.
 
     Args:
         folder: The folder.
-        positives: `"gold"` takes the first positive context of a question, as the paper does, `"all"` all of
-            them.
+        positives: `"gold"` takes the first positive context of a question, as in the paper; `"all"` takes all.
         hard_negatives: Whether to keep the hard-negative contexts, as judgments of relevance 0.
         name: The collection's name; by default the folder's.
-        cache_dir: Where a large corpus is kept as an Arrow file, see `read_corpus`.
-        skip: Causes (`SKIPPABLE`) to leave out and count. A question without a positive stays among the
-            queries.
+        cache_dir: Folder for the Arrow file of a large corpus, see `read_corpus`.
+        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count. A question without a positive stays
+            among the queries.
 
     Raises:
-        CollectionError: A file is missing, or a line of it is wrong; the message names both.
+        CollectionError: A file is missing or has an invalid line.
 
     Example:
         >>> import json, tempfile
@@ -76,9 +75,7 @@ def load_dpr(
         raise CollectionError(
             f"{folder}: found no psgs_w100.tsv or psgs_w100.tsv.gz; expected DPR's passages"
         )
-    corpus = read_corpus(
-        lambda met: _passages(passages, met), [passages], problems, Path(cache_dir) if cache_dir else None
-    )
+    corpus = read_corpus(lambda met: _passages(passages, met), [passages], problems, cache_dir)
     passage_ids = arrow_column(corpus, "id")
     queries = Queries(problems)
     found: dict[str, Qrels] = {}
@@ -96,7 +93,7 @@ def load_dpr(
     query_ids = arrow_column(table, "id")
     qrels = {split: judged.dataset(query_ids, passage_ids) for split, judged in found.items()}
     answer_splits = {split: np.unique(rows_of(ids, query_ids)) for split, ids in answered.items()}
-    problems.report(str(folder))
+    problems.log_skipped(str(folder))
     return Collection(name or folder.resolve().name, corpus, table, qrels, problems.skipped, answer_splits)
 
 
@@ -122,7 +119,7 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
                     f"{file}:1: found the columns {fields}; expected the header {PASSAGES_HEADER}"
                 )
         elif len(fields) != 3:
-            problems.meet(
+            problems.raise_or_skip(
                 "malformed lines", file, line, f"{len(fields)} tab-separated columns", "3: id, text, title"
             )
         else:
@@ -140,8 +137,8 @@ def _csv_rows(file: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]
         except StopIteration:
             return
         except csv.Error as error:
-            problems.meet(
-                "malformed lines", file, line, f"a field that does not end ({error})", "closed quotes"
+            problems.raise_or_skip(
+                "malformed lines", file, line, f"an unterminated field ({error})", "closed quotes"
             )
             continue
         if fields:
@@ -159,18 +156,18 @@ def _read_questions(
 ) -> Qrels:
     """Adds the questions of a retriever json to the queries, and returns their judgments."""
     judged: list[tuple[str, str, int, int]] = []
-    asked: dict[str, int] = {}
+    added: dict[str, int] = {}
     for number, (line, entry) in enumerate(
         progress_bar(json_records(file), description=f"Reading {file.name}", unit=" questions", delay=3)
     ):
         query_id = f"{split}-{number}"
-        fault = _fault(entry, hard_negatives)
-        if fault is not None:
-            problems.meet("malformed lines", file, line, *fault)
+        problem = _invalid(entry, hard_negatives)
+        if problem is not None:
+            problems.raise_or_skip("malformed lines", file, line, *problem)
         elif queries.add(query_id, entry["question"], file, line, entry["answers"]):
-            asked[query_id] = line
+            added[query_id] = line
             chosen = entry["positive_ctxs"][: 1 if positives == "gold" else None]
-            # A passage listed twice is judged once; one that is a hard negative as well is a positive.
+            # A passage listed twice is judged once; one that is also a hard negative is a positive.
             relevance = {_passage_id(context): 1 for context in chosen}
             for context in entry["hard_negative_ctxs"] if hard_negatives else ():
                 relevance.setdefault(_passage_id(context), 0)
@@ -179,10 +176,10 @@ def _read_questions(
     answerable = {
         query_id for (query_id, _, grade, _), here in zip(judged, known, strict=True) if here and grade
     }
-    for query_id, line in asked.items():
+    for query_id, line in added.items():
         if query_id not in answerable:
             found = f"question {query_id!r} without a positive context that is among the passages"
-            problems.meet("questions without a positive", file, line, found, "at least one")
+            problems.raise_or_skip("questions without a positive", file, line, found, "at least one")
     qrels = Qrels(file, problems)
     for query_id, passage_id, grade, line in judged:
         if query_id in answerable:
@@ -190,8 +187,8 @@ def _read_questions(
     return qrels
 
 
-def _fault(entry: Any, hard_negatives: bool) -> tuple[str, str] | None:
-    """What was found and what was expected, where an item of a retriever json is not as it should be."""
+def _invalid(entry: Any, hard_negatives: bool) -> tuple[str, str] | None:
+    """What was found and what was expected, if an item of a retriever json is invalid; else None."""
     if not isinstance(entry, dict):
         return f"an item that is a {type(entry).__name__}", "an object"
     lists = ["answers", "positive_ctxs"] + ["hard_negative_ctxs"] * hard_negatives
@@ -208,18 +205,18 @@ def _fault(entry: Any, hard_negatives: bool) -> tuple[str, str] | None:
 
 
 def _passage_id(context: dict[str, Any]) -> str:
-    """Natural Questions has `passage_id`, TriviaQA `psg_id`; both name an id of `psgs_w100.tsv`."""
+    """`passage_id` in Natural Questions, `psg_id` in TriviaQA; an id of `psgs_w100.tsv`."""
     return str(context.get("passage_id") or context.get("psg_id") or "")
 
 
 def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) -> list[str]:
-    """Adds the questions of a `*.qa.csv` that are not there yet, and returns the ids of all of them."""
+    """Adds the new questions of a `*.qa.csv` to the queries and returns the ids of all its questions."""
     known = queries.by_text(f"{split}-")
     ids = []
     for number, (line, fields) in enumerate(_csv_rows(file, problems)):
         if len(fields) != 2:
             found = f"{len(fields)} tab-separated columns"
-            problems.meet("malformed lines", file, line, found, "2: question, list of answers")
+            problems.raise_or_skip("malformed lines", file, line, found, "2: question, list of answers")
             continue
         try:
             answers = ast.literal_eval(fields[1])
@@ -227,7 +224,7 @@ def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) 
             answers = None
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             found = f"answers {fields[1][:80]!r}"
-            problems.meet(
+            problems.raise_or_skip(
                 "malformed lines", file, line, found, "a Python list of strings, as in ['one', 'two']"
             )
             continue

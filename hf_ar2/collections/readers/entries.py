@@ -1,4 +1,4 @@
-"""Collects queries and judgments while files are read, checks them, and makes datasets of them."""
+"""Collects and checks queries and judgments while files are read, and makes datasets of them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from hf_ar2.collections.problems import Problems
-from hf_ar2.collections.tables import (
-    ANSWERED_QUERY_FEATURES,
-    QRELS_FEATURES,
-    QUERY_FEATURES,
-    SOURCE_FEATURES,
-    dataset_of,
-    rows_of,
-)
+from hf_ar2.collections.tables import QRELS_FEATURES, dataset_of, query_features, rows_of
 
 
 class Queries:
     """Collects the queries of one collection from any number of files.
 
     Args:
-        problems: Meets empty texts and ids that occur twice.
+        problems: Handles empty texts and duplicate ids.
     """
 
     def __init__(self, problems: Problems):
@@ -44,26 +37,26 @@ class Queries:
         answers: list[str] | None = None,
         source: str | None = None,
     ) -> bool:
-        """Adds a query and says whether that was done; the same query in another file is the same query.
+        """Adds a query and returns whether it was added; a query repeated in another file is ignored.
 
         Args:
-            id: Of the query. text: What is asked.
-            file: Where it stands. line: The line there.
+            id, text: The query.
+            file, line: Its place, for messages.
             answers: Texts that a relevant passage contains.
-            source: Where the query comes from, such as "heading"; nothing for a question of people.
+            source: The origin of the query, such as "heading"; empty if a person asked it.
 
         Raises:
             CollectionError: The id or the text is empty, or the id was used before, unless skipped.
         """
         if not id:
-            self.problems.meet("malformed lines", file, line, "an empty query id", "an id")
+            self.problems.raise_or_skip("malformed lines", file, line, "an empty query id", "an id")
         elif not text.strip():
-            self.problems.meet("empty queries", file, line, f"query {id!r} without a text", "a text")
+            self.problems.raise_or_skip("empty queries", file, line, f"query {id!r} without a text", "a text")
         elif id in self._found:
             other, _, _, where, at = self._found[id]
             if other != text or where == file:
                 found = f"query id {id!r} a second time (first at {where}:{at})"
-                self.problems.meet("duplicate ids", file, line, found, "an id of its own for each query")
+                self.problems.raise_or_skip("duplicate ids", file, line, found, "a unique id for each query")
         else:
             self.with_answers |= answers is not None
             self.with_sources |= bool(source)
@@ -72,7 +65,7 @@ class Queries:
         return False
 
     def by_text(self, prefix: str) -> dict[str, str]:
-        """Text -> id of the queries whose ids begin with the prefix; of equal texts the first."""
+        """Text -> id of the queries whose ids start with the prefix; the first id of equal texts."""
         ids: dict[str, str] = {}
         for id, (text, *_) in self._found.items():
             if id.startswith(prefix):
@@ -80,27 +73,23 @@ class Queries:
         return ids
 
     def dataset(self) -> datasets.Dataset:
-        """The queries in the order they were added: `id`, `text`, and `answers` and `source` where there are any."""
-        columns: dict[str, list] = {
-            "id": list(self._found),
-            "text": [entry[0] for entry in self._found.values()],
-        }
-        if self.with_answers:
-            columns["answers"] = [entry[1] for entry in self._found.values()]
-        features = ANSWERED_QUERY_FEATURES if self.with_answers else QUERY_FEATURES
-        if self.with_sources:
-            columns["source"] = [entry[2] for entry in self._found.values()]
-            features = datasets.Features({**features, **SOURCE_FEATURES})
-        return dataset_of(columns, features)
+        """The queries in the order they were added: `id`, `text`, and `answers` and `source` if any query has one."""
+        columns: dict[str, list] = {"id": list(self._found)}
+        for place, name in enumerate(("text", "answers", "source")):
+            columns[name] = [entry[place] for entry in self._found.values()]
+        if not self.with_answers:
+            del columns["answers"]
+        if not self.with_sources:
+            del columns["source"]
+        return dataset_of(columns, query_features(columns))
 
 
 class Qrels:
-    """Collects the judgments of one split, with the line each came from, and checks them against the
-    collection.
+    """Collects the judgments of one split and checks them against the collection.
 
     Args:
-        file: The file the judgments come from.
-        problems: Meets grades that are no integers, ids that point nowhere, and repeated judgments.
+        file: The file of the judgments.
+        problems: Handles grades that are not integers, unknown ids, and duplicate judgments.
     """
 
     def __init__(self, file: str | Path, problems: Problems):
@@ -115,19 +104,14 @@ class Qrels:
         """Adds a judgment.
 
         Raises:
-            CollectionError: The relevance is not an integer (of 32 bits), unless malformed lines are skipped.
+            CollectionError: The relevance is not a 32-bit integer, unless malformed lines are skipped.
         """
         try:
             grade = int(relevance)
             self.relevance.append(grade)
         except (ValueError, OverflowError):
-            self.problems.meet(
-                "malformed lines",
-                self.file,
-                line,
-                f"relevance {relevance!r}",
-                "an integer, 0 for not relevant",
-            )
+            found, expected = f"relevance {relevance!r}", "an integer, 0 for not relevant"
+            self.problems.raise_or_skip("malformed lines", self.file, line, found, expected)
             return
         self.query_ids.append(query_id)
         self.passage_ids.append(passage_id)
@@ -137,7 +121,7 @@ class Qrels:
         """The judgments as a dataset, given the ids of the queries and of the passages.
 
         Raises:
-            CollectionError: A judgment points nowhere or is made twice, unless skipped.
+            CollectionError: A judgment has an unknown id or is repeated, unless skipped.
         """
         query_rows = rows_of(self.query_ids, known_queries)
         passage_rows = rows_of(self.passage_ids, known_passages)
@@ -149,24 +133,16 @@ class Qrels:
         for row in np.flatnonzero(~keep).tolist():
             query, passage = self.query_ids[row], self.passage_ids[row]
             if query_rows[row] < 0:
-                cause, found, expected = (
-                    "unknown queries in qrels",
-                    f"query id {query!r}",
-                    "the id of a query",
-                )
+                cause, found = "unknown queries in qrels", f"query id {query!r}"
+                expected = "the id of a query"
             elif passage_rows[row] < 0:
-                cause, found, expected = (
-                    "unknown passages in qrels",
-                    f"passage id {passage!r}",
-                    "the id of a passage",
-                )
+                cause, found = "unknown passages in qrels", f"passage id {passage!r}"
+                expected = "the id of a passage"
             else:
-                cause, found = (
-                    "duplicate judgments",
-                    f"a second judgment of passage {passage!r} for query {query!r}",
-                )
+                cause = "duplicate judgments"
+                found = f"a second judgment of passage {passage!r} for query {query!r}"
                 expected = "one judgment for each pair"
-            self.problems.meet(cause, self.file, self.lines[row], found, expected)
+            self.problems.raise_or_skip(cause, self.file, self.lines[row], found, expected)
         columns: dict[str, list[str] | np.ndarray] = {
             "query_id": self.query_ids,
             "passage_id": self.passage_ids,

@@ -1,4 +1,4 @@
-"""What a heading asks: questions of their own, words that need to be told of what, and what nobody asks."""
+"""Classifies headings: queries as they are, headings that need context, and headings that nobody would ask."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import re
 
 MAX_HEADING_WORDS = 30
 
-# Alone or together they ask nothing, whatever they stand under.
+# A heading of these words alone is not a query, even with context.
 _EMPTY = set(
     """name names synopsis description descriptions content contents toc introduction introductory intro overview notes
-    note see also table tables author authors credit credits
-    acknowledgement acknowledgements acknowledgment acknowledgments thanks
-    reference references link links misc miscellaneous other others todo todos index summary preface foreword abstract
-    appendix appendices general about detail details background remark remarks comment comments conclusion conclusions
-    preamble epilogue colophon home welcome further reading contact contacts maintainer maintainers contributor
-    contributors status copyright copyrights warning warnings caution caveat important tip tips versions version
-    release releases released changes change changelog news new what's whats date history update updates final notable
-    suggested suggestions standards conforming attributes availability disclaimer discussion motivation purpose
-    rationale scope topic topics section chapter part page pages title heading end beginning start top glossary readme
-    resources resource additional information info""".split()
+    note see also table tables author authors credit credits acknowledgement acknowledgements acknowledgment
+    acknowledgments thanks reference references link links misc miscellaneous other others todo todos index summary
+    preface foreword abstract appendix appendices general about detail details background remark remarks comment
+    comments conclusion conclusions preamble epilogue colophon home welcome further reading contact contacts maintainer
+    maintainers contributor contributors status copyright copyrights warning warnings caution caveat important tip tips
+    versions version release releases released changes change changelog news new what's whats date history update
+    updates final notable suggested suggestions standards conforming attributes availability disclaimer discussion
+    motivation purpose rationale scope topic topics section chapter part page pages title heading end beginning start
+    top glossary readme resources resource additional information info""".split()
 )
-# Whatever else they stand with, a file is named by them, not a question.
+# A heading with one of these names a file.
 _NAMES_OF_FILES = {"readme", "changelog", "todo"}
-# They ask something if it is said of what.
+# A heading of these words is a query only with context.
 _GENERIC = set(
     """install installs installing installation installations uninstall uninstalling uninstallation setup use uses using
     usage usages example examples sample samples option options parameter parameters params param argument arguments
-    args arg return returns returned value values exit code codes error errors exception exceptions environment
-    variable variables file files bug bugs issue issues known feature features requirement requirements prerequisite
+    args arg return returns returned value values exit code codes error errors exception exceptions environment variable
+    variables file files bug bugs issue issues known feature features requirement requirements prerequisite
     prerequisites dependency dependencies license licence licenses licensing configuration configurations configure
     configuring config settings setting command commands function functions method methods class classes module modules
     attribute property properties field fields type types constant constants macro macros get getting started quick
@@ -36,19 +35,19 @@ _GENERIC = set(
     run running support supported development developing contribute contributing troubleshooting faq faqs frequently
     asked question questions answer answers problem problems limitation limitations security performance compatibility
     backward backwards platform platforms download downloads downloading source sources data input inputs output outputs
-    format formats syntax main old first second third last next previous step steps list lists figure key keys
-    design implementation interface interfaces library libraries package packages program programs tool tools project
-    projects user users developer developers system systems diagnostics caveats line lines object objects structure
-    structures model algorithm algorithms operation operations expression expressions statement statements operator
-    operators process procedure procedures rule rules case cases concept concepts theory practice task tasks goal goals
-    server client message messages signal signals request requests response responses node block header headers body
-    text string strings number numbers mode modes level levels state action actions event events result results report
+    format formats syntax main old first second third last next previous step steps list lists figure key keys design
+    implementation interface interfaces library libraries package packages program programs tool tools project projects
+    user users developer developers system systems diagnostics caveats line lines object objects structure structures
+    model algorithm algorithms operation operations expression expressions statement statements operator operators
+    process procedure procedures rule rules case cases concept concepts theory practice task tasks goal goals server
+    client message messages signal signals request requests response responses node block header headers body text
+    string strings number numbers mode modes level levels state action actions event events result results report
     reports reporting mailing website web site homepage directory directories folder path paths migration migrating
     upgrade upgrading minimal short long local global internal external standard custom special available required
-    optional recommended how-to works work working improvements fixes overall alternative alternatives
-    flag flags group groups operand operands wide""".split()
+    optional recommended how-to works work working improvements fixes overall alternative alternatives flag flags group
+    groups operand operands wide""".split()
 )
-_SMALL = set(
+_FUNCTION_WORDS = set(
     """a an and any are as at be been by can could did do does for from had has have how i if in into is it its me my no
     not of off on or our out should so some than that the their them then there these they this those to up via was we
     were what when where which who whom whose why will with within without would you your vs e.g i.e etc &""".split()
@@ -60,7 +59,7 @@ _RELEASE = set(
     mon tue wed thu fri sat sun jan feb mar apr jun jul aug sep sept oct nov dec january february march april may june
     july august september october november december utc gmt""".split()
 )
-_COMMON = _EMPTY | _GENERIC | _SMALL
+_COMMON = _EMPTY | _GENERIC | _FUNCTION_WORDS
 _OF_RELEASES = set("version release releases released changes news new changelog notes what's".split())
 _VERSION = re.compile(
     r"(?<![\w.])(?:v|r|rev)?\d+(?:\.(?:\d+|x))+[-\w.+~]*|(?<![\w.])v\d+\b|\b\d{4}-\d\d(?:-\d\d)?\b|"
@@ -72,12 +71,12 @@ _SIGNATURE = re.compile(
     r"\S*[*&])\s+){0,4}[\w.:$@%&*~\\<>-]*\w(?:\((?!s\)|es\)|ies\)).*\)?| \(\))\s*(?:->.*|[;:])?|"
     r".*(?:->|=>)\s*[\w$]+\(.*"
 )
-# A kind of thing in code, and its name.
+# A kind of code object and its name.
 _KIND = re.compile(
     r"(?i:(?:global|static|public|private|virtual|abstract|constant|built-?in|function|macro)\s+)*"
     r"(?i:function|method|macro|class|struct|structure|typedef|type|enum|enumeration|union|variable|constant|event|signal|"
     r"property|attribute|field|module|namespace|interface|member|constructor|directive|sub|def|void|int|char|const)s?"
-    r"(?::\s*\S+|\s+(?:\w+[a-z][A-Z]\w*|\w*_\w*|[a-z]\w*[A-Z]\w*))",
+    r"(?::\s*\S+|\s+(?:\w+[a-z][A-Z]\w*|\w*_\w*|[a-z]\w*[A-Z]\w*))"
 )
 _IDENTIFIER = re.compile(r"\w+:\s+\w+|[a-z]\w*[a-z][A-Z]\w{2,}|\w*_\w*|[a-z]+\d+")
 _ADDRESS = re.compile(r"\w@\w|://|\bwww\.")
@@ -90,24 +89,11 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’.+&/-]+[^\W\d_]+)*")
 _CODE = re.compile(
     r"[_=\\{}\[\]<>$|;@#*~^]|::|\(\)|^/|\w/.*/|^\.|^--?[A-Za-z]|\w\.\w+\.\w|\w\.(?!g\b|e\b)\w{2,}"
 )
-_CODE_WORDS = {
-    "class",
-    "def",
-    "function",
-    "func",
-    "method",
-    "void",
-    "int",
-    "char",
-    "const",
-    "static",
-    "struct",
-    "sub",
-}
+_CODE_WORDS = set("class def function func method void int char const static struct sub".split())
 
 
-def asked(heading: str) -> str:
-    """A heading as somebody would type it: without numbering and colon, and not in capitals."""
+def as_query(heading: str) -> str:
+    """A heading as a query: without numbering and colon, and not in capitals."""
     text = " ".join(heading.replace("`", "").split())
     while found := _NUMBERING.match(text):
         text = text[found.end() :]
@@ -118,9 +104,9 @@ def asked(heading: str) -> str:
     return " ".join(words)
 
 
-def fault(heading: str) -> str | None:
+def reason_to_skip(heading: str) -> str | None:
     """Why nobody would ask a heading, or None."""
-    text = asked(heading)
+    text = as_query(heading)
     if not any(map(str.isalpha, text)):
         return "numbers alone" if _VERSION.search(heading) is None else "version numbers and dates"
     if _ADDRESS.search(text):
@@ -132,7 +118,10 @@ def fault(heading: str) -> str | None:
     tokens = text.split()
     plain = [token for token in tokens if not _CODE.search(token.strip("\"'`,.:;?!()"))]
     words = [
-        word for token in plain for word in _WORD.findall(token) if word.lower() not in _SMALL | _CODE_WORDS
+        word
+        for token in plain
+        for word in _WORD.findall(token)
+        if word.lower() not in _FUNCTION_WORDS | _CODE_WORDS
     ]
     named = _KIND.fullmatch(text) or (len(tokens) <= 2 and _IDENTIFIER.fullmatch(text))
     if named or _SIGNATURE.fullmatch(text) or (not words and len(plain) < len(tokens)):
@@ -143,7 +132,7 @@ def fault(heading: str) -> str | None:
 def _is_version(heading: str, text: str) -> bool:
     numbered = re.match(r"\d+(?:\.\d+)*[.)]?\s+(.*)", heading)
     if numbered and any(word not in _RELEASE for word in _WORD.findall(numbered[1].lower())):
-        heading = numbered[1]  # a section, not a version
+        heading = numbered[1]  # the number of a section, not a version
     if _DEBIAN_CHANGE.match(heading):
         return True
     if "unreleased" in text.lower().split():
@@ -153,43 +142,46 @@ def _is_version(heading: str, text: str) -> bool:
     words = [word for word in found if word not in _RELEASE and len(word) > 1]
     if not count or any(word.endswith("ing") for word in words):
         return False
-    told = len(words) < len(found) and _OF_RELEASES & set(found)
-    starts = _VERSION.match(heading.lstrip("#*[( "))
-    return (
-        not words or (len(words) <= 3 and bool(told)) or (len(words) == 1 and not starts and len(found) < 3)
-    )
+    if not words or (len(words) <= 3 and _OF_RELEASES & set(found)):
+        return True
+    return len(words) == 1 and len(found) < 3 and not _VERSION.match(heading.lstrip("#*[( "))
 
 
-def is_empty(text: str) -> bool:
-    """Whether a heading asks nothing, whatever it stands under."""
+def asks_nothing(text: str) -> bool:
+    """Whether a heading is not a query even with context."""
     words = _content(text)
     return bool(words) and (all(word in _EMPTY for word in words) or bool(_NAMES_OF_FILES & set(words)))
 
 
-def is_general(text: str) -> bool:
-    """Whether a heading needs to be told of what: a single word, or words that every manual has."""
+def needs_context(text: str) -> bool:
+    """Whether a heading is unclear alone: a single word, or only words that every manual has."""
     words = _content(text)
     if not text.isascii() and not words:
-        return False  # a script whose words are not known here
+        return False  # in a script whose words are not listed here
     specific = [word for word in words if word not in _COMMON]
     return not specific or (len(text.split()) == 1 and _is_latin(text))
 
 
-def can_tell(context: str) -> bool:
-    """Whether a heading is short enough to say of what another one is: a name, or a command."""
+def gives_context(context: str) -> bool:
+    """Whether a heading can give context to another one: a short name, or a command."""
     words = context.split()
-    if not words or fault(context) or is_empty(context) or all(word in _COMMON for word in _content(context)):
+    if (
+        not words
+        or reason_to_skip(context)
+        or asks_nothing(context)
+        or all(word in _COMMON for word in _content(context))
+    ):
         return False
     return len(words) <= 3 or (len(words) <= 8 and is_command(context))
 
 
 def is_command(text: str) -> bool:
-    """Whether a text is the name of a command or a package: in small letters, without small words."""
-    return text == text.lower() and not _SMALL & set(text.split())
+    """Whether a text looks like the name of a command or a package: in lower case, without function words."""
+    return text == text.lower() and not _FUNCTION_WORDS & set(text.split())
 
 
-def joined(text: str, context: str) -> str:
-    """A heading with what it is about, as somebody would type it."""
+def add_context(text: str, context: str) -> str:
+    """A heading joined with its context as a query."""
     if text.endswith("?") or len(text.split()) > 4:
         return f"{text} — {context}"
     text = re.sub(r"^(the|an?)\s+(?=\w)", "", text, flags=re.IGNORECASE)
@@ -199,7 +191,7 @@ def joined(text: str, context: str) -> str:
 
 def _content(text: str) -> list[str]:
     words = [word.lower().replace("’", "'") for word in _WORD.findall(text)]
-    return [word for word in words if word not in _SMALL and len(word) > 1] or words
+    return [word for word in words if word not in _FUNCTION_WORDS and len(word) > 1] or words
 
 
 def _is_latin(text: str) -> bool:

@@ -1,29 +1,30 @@
-"""Streams the objects of one large JSON list, so that a file of gigabytes is never held whole."""
+"""Streams the items of a large JSON list without loading the whole file."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from hf_ar2.collections.problems import CollectionError
 
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _CHUNK_CHARACTERS = 2**22
-# What a cut can leave of a literal or an escape: an error this close to the end of the buffer may be
-# the cut's.
+# A literal or escape that is cut is at most this long: an error nearer to the end of the buffer may be due to the cut.
 _CUT_CHARACTERS = 32
 
 
 def json_records(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yields the line each item of a JSON list begins in (from 1), and the item.
+    """Yields the line on which each item of a JSON list begins (from 1), and the item.
 
     Args:
-        file: A UTF-8 file that holds one list, plain or gzipped, on one line or on many.
+        file: A UTF-8 file with one list, plain or gzipped.
 
     Raises:
-        CollectionError: The file does not hold a list or is not valid JSON; the message names the line.
+        CollectionError: The file is not valid JSON or not a list; the message names the line.
     """
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8-sig") as stream:
@@ -48,7 +49,7 @@ def json_records(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 class _Buffer:
-    """A window on the text: what was read and not yet decoded, and the line it begins in."""
+    """The text that was read and not yet decoded, and the line on which it begins."""
 
     def __init__(self, file: Path, stream: TextIO):
         self.file, self.stream = file, stream
@@ -56,7 +57,7 @@ class _Buffer:
         self.ended = False
 
     def fill(self) -> None:
-        """Reads on, as much again as is left, so that an item far longer than a chunk takes few attempts."""
+        """Reads at least as much as is left, so that a very long item takes few attempts."""
         left = self.text[self.start :]
         try:
             more = self.stream.read(max(_CHUNK_CHARACTERS, len(left)))
@@ -69,17 +70,12 @@ class _Buffer:
         self.start += count
 
     def next_character(self) -> str:
-        """The next character that is no white space, which becomes the first of the window; "" at the end."""
-        while True:
-            rest = self.text[self.start : self.start + 4096]
-            blank = len(rest) - len(rest.lstrip(" \t\r\n"))
-            self.advance(blank)
-            if blank < len(rest):
-                return self.text[self.start]
-            if self.start == len(self.text):
-                if self.ended:
-                    return ""
-                self.fill()
+        """Skips white space and returns the next character, or "" at the end."""
+        while not (found := _NOT_BLANK.search(self.text, self.start)) and not self.ended:
+            self.advance(len(self.text) - self.start)
+            self.fill()
+        self.advance((found.start() if found else len(self.text)) - self.start)
+        return self.text[self.start : self.start + 1]
 
     def decode(self) -> Any:
         while True:

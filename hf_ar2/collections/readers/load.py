@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def load_collection(
     all_headings: bool = False,
     dev_share: float = 0.2,
 ) -> Collection:
-    """Opens a collection; the form of `source` decides which reader does it.
+    """Opens a collection with the reader for its format.
 
     ====================================================  ===============================================
     source                                                reader
@@ -53,54 +54,52 @@ def load_collection(
 
     Args:
         source: See the table; files may be gzipped.
-        name: The collection's name; by default the folder's, the package list, or the last part of the Hub
-            id.
-        cache_dir: Folder for the memory-mapped corpus of large collections (see `read_corpus`), or for what
-            is downloaded from the Hub.
-        skip: Causes, out of `SKIPPABLE`, to leave out and count in `Collection.skipped` instead of raising.
-        max_passages: Keeps this many passages, for trials: all that are judged, then the first others.
+        name: The collection's name; by default the folder's, the package list, or the last part of the Hub id.
+        cache_dir: Folder for the memory-mapped corpus of a large collection (see `read_corpus`), or for downloads
+            from the Hub.
+        skip: Kinds of invalid entries, out of `SKIPPABLE`, to skip and count in `Collection.skipped`.
+        max_passages: Keeps this many passages, for trials: all judged ones, then the first others.
         titles: MS MARCO only, see `load_ms_marco`.
-        positives: DPR only, `"gold"` (default) or `"all"`, see `load_dpr`.
-        hard_negatives: DPR only, see `load_dpr`.
-        queries: Text files only, see `load_text_folder`.
-        endings: Text files only, see `load_text_folder`.
-        headings: Text files only, see `load_text_folder`.
-        all_headings: Text files only, see `load_text_folder`.
-        dev_share: A collection with a split `train` and none to tune on (BEIR's SciFact) gets this share of the
-            queries of `train` as `dev`, and says so; 0 leaves it as it is.
-
-    Returns:
-        The collection.
+        positives, hard_negatives: DPR only, see `load_dpr`.
+        queries, endings, headings, all_headings: Text files only, see `load_text_folder`.
+        dev_share: A collection with a split `train` and without `dev` (BEIR's SciFact) gets this share of the
+            queries of `train` as `dev`, with a warning; 0 changes nothing.
 
     Raises:
-        CollectionError: The source is of no known form, or something in it is wrong; the message names file
-            and line, what was found, what was expected, and what to do.
+        CollectionError: The format of the source is unknown, an option is not for this format, or an entry is
+            invalid; the message names the file and line.
 
     Example:
         >>> collection = load_collection("python-packages:json")
         >>> collection.splits
         ['train', 'dev', 'test']
     """
-    options: dict[str, Any] = {"titles": titles, "positives": positives, "hard_negatives": hard_negatives}
-    options |= {"queries": queries, "endings": endings}
-    options |= {"headings": headings, "all_headings": all_headings or None}
-    options = {option: value for option, value in options.items() if value is not None}
+    given: dict[str, Any] = {
+        "titles": titles,
+        "positives": positives,
+        "hard_negatives": hard_negatives,
+        "queries": queries,
+    }
+    given |= {"endings": endings, "headings": headings, "all_headings": all_headings or None}
+    options = {option: value for option, value in given.items() if value is not None}
     skip = Problems(skip).skip
     folder = Path(source)
     if str(source).startswith(PYTHON_PACKAGES):
-        _refuse(options, (), source, "Python packages")
+        _check_options(options, (), source, "Python packages")
         collection = load_python_packages(str(source).removeprefix(PYTHON_PACKAGES).split(","), name=name)
     elif str(source).startswith(TEXT_FOLDER):
-        _refuse(options, ("queries", "endings", "headings", "all_headings"), source, "a folder of text")
+        _check_options(
+            options, ("queries", "endings", "headings", "all_headings"), source, "a folder of text"
+        )
         collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
     elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
-        _refuse(options, (), source, "a BEIR folder")
+        _check_options(options, (), source, "a BEIR folder")
         collection = load_beir(folder, name=name, cache_dir=cache_dir, skip=skip)
     elif folder.is_dir() and find_file(folder, *CORPUS_FILES):
-        _refuse(options, ("titles",), source, "an MS MARCO folder")
+        _check_options(options, ("titles",), source, "an MS MARCO folder")
         collection = load_ms_marco(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
     elif folder.is_dir() and find_file(folder, "psgs_w100.tsv"):
-        _refuse(options, ("positives", "hard_negatives"), source, "a DPR folder")
+        _check_options(options, ("positives", "hard_negatives"), source, "a DPR folder")
         collection = load_dpr(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
     elif folder.exists() or not _may_be_hub_id(source):
         found = "a folder without any of these files" if folder.is_dir() else "no such folder"
@@ -110,21 +109,20 @@ def load_collection(
             f"text files is named {TEXT_FOLDER}{source}"
         )
     else:
-        _refuse(options, (), source, "a Hub id")
+        _check_options(options, (), source, "a Hub id")
         collection = load_beir_from_hub(str(source), name=name, cache_dir=cache_dir, skip=skip)
     collection = with_dev_split(collection, dev_share)
     return collection if max_passages is None else with_fewer_passages(collection, max_passages)
 
 
 def with_fewer_passages(collection: Collection, max_passages: int) -> Collection:
-    """The collection with at most this many passages: all that are judged in any split, then the first
-    others.
+    """The collection with at most this many passages: all judged ones, then the first others.
 
     Raises:
-        CollectionError: More passages than that are judged.
+        CollectionError: More passages are judged.
     """
-    rows = [collection.judgments(split).passage_rows for split in collection.splits]
-    judged = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
+    of_splits = [collection.judgments(split).passage_rows for split in collection.splits]
+    judged = np.unique(np.concatenate(of_splits)) if of_splits else np.zeros(0, np.int64)
     if len(judged) > max_passages:
         raise CollectionError(
             f"max_passages: found {max_passages}; expected at least {len(judged)}, the judged passages of "
@@ -132,21 +130,12 @@ def with_fewer_passages(collection: Collection, max_passages: int) -> Collection
         )
     if len(collection.corpus) <= max_passages:
         return collection
-    others = np.setdiff1d(np.arange(len(collection.corpus)), judged, assume_unique=True)[
-        : max_passages - len(judged)
-    ]
-    corpus = collection.corpus.select(np.sort(np.concatenate([judged, others])))
-    return Collection(
-        collection.name,
-        corpus,
-        collection.queries,
-        collection.qrels,
-        collection.skipped,
-        collection.answer_splits,
-    )
+    others = np.setdiff1d(np.arange(len(collection.corpus)), judged, assume_unique=True)
+    rows = np.sort(np.concatenate([judged, others[: max_passages - len(judged)]]))
+    return replace(collection, corpus=collection.corpus.select(rows))
 
 
-def _refuse(options: dict[str, Any], accepted: tuple[str, ...], source: str | Path, form: str) -> None:
+def _check_options(options: dict[str, Any], accepted: tuple[str, ...], source: str | Path, form: str) -> None:
     for option in options:
         if option not in accepted:
             raise CollectionError(

@@ -1,4 +1,4 @@
-"""MS MARCO passages in tab-separated files, as released and as RocketQA lays them out."""
+"""MS MARCO passages in tab-separated files, as released and in RocketQA's layout."""
 
 from __future__ import annotations
 
@@ -23,26 +23,25 @@ def load_ms_marco(
     cache_dir: str | Path | None = None,
     skip: Iterable[str] = (),
 ) -> Collection:
-    """Reads MS MARCO passages from tab-separated files without headers, each plain or gzipped.
+    """Reads MS MARCO passages from tab-separated files without headers; each file may be gzipped.
 
     - `collection.tsv` (RocketQA: `para.txt`): passage id and text, or id, title and text.
     - `queries.<split>.tsv` (RocketQA: `<split>.query.txt`): query id and text.
     - `qrels.<split>.tsv`: query id and passage id (relevance 1), or the four TREC columns query id, 0,
       passage id, relevance; the columns may be separated by spaces.
 
-    The splits are those of the qrels; queries of files without qrels are read, too.
+    The splits are those of the qrels. Queries of files without qrels are read too.
 
     Args:
         folder: The folder.
-        titles: A file of passage id and title, for example RocketQA's `para.title.txt`, which is used by
-            itself where the folder has it. `-` stands for no title. Titles are held in memory while the
-            corpus is read.
+        titles: A file of passage id and title; by default RocketQA's `para.title.txt` if the folder has it. `-`
+            means no title. Titles are held in memory while the corpus is read.
         name: The collection's name; by default the folder's.
-        cache_dir: Where a large corpus is kept as an Arrow file, see `read_corpus`.
-        skip: Causes (`SKIPPABLE`) to leave out and count.
+        cache_dir: Folder for the Arrow file of a large corpus, see `read_corpus`.
+        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
 
     Raises:
-        CollectionError: A file is missing, or a line of it is wrong; the message names both.
+        CollectionError: A file is missing or has an invalid line.
 
     Example:
         >>> import tempfile
@@ -68,7 +67,7 @@ def load_ms_marco(
         lambda met: _passages(passages, title_file, met),
         [passages] if title_file is None else [passages, title_file],
         problems,
-        Path(cache_dir) if cache_dir else None,
+        cache_dir,
     )
     queries = Queries(problems)
     for pattern in ("queries.*.tsv", "*.query.txt"):
@@ -84,7 +83,7 @@ def load_ms_marco(
             f"{folder}: found no {missing}; expected a file for each split, as in train, dev"
         )
     qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
-    problems.report(str(folder))
+    problems.log_skipped(str(folder))
     return Collection(name or folder.resolve().name, corpus, found, qrels, problems.skipped)
 
 
@@ -98,7 +97,7 @@ def _passages(file: Path, title_file: Path | None, problems: Problems) -> Passag
 
 
 def _number_of_columns(file: Path) -> int:
-    """2 or 3, as the first line has it: all others must have the same."""
+    """The number of columns of the first line, 2 or 3, which the other lines must have too."""
     line, text = next(numbered_lines(file), (1, ""))
     columns = len(text.rstrip("\r\n").split("\t"))
     if columns not in (2, 3):
@@ -118,9 +117,6 @@ def _qrels(file: Path, problems: Problems) -> Qrels:
         elif len(fields) == 4:
             qrels.add(fields[0], fields[2], fields[3], line)
         elif fields:
-            found, expected = (
-                f"{len(fields)} columns",
-                "2 (query, passage) or 4 (query, 0, passage, relevance)",
-            )
-            problems.meet("malformed lines", file, line, found, expected)
+            expected = "2 (query, passage) or 4 (query, 0, passage, relevance)"
+            problems.raise_or_skip("malformed lines", file, line, f"{len(fields)} columns", expected)
     return qrels

@@ -1,4 +1,4 @@
-"""Streams passages into an Arrow-backed dataset, in memory or memory-mapped, and checks them."""
+"""Streams passages into an Arrow dataset, in memory or memory-mapped, and checks them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_ar2.collections.problems import Problems
 from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, content_hash, first_occurrences, rows_of
 from hf_ar2.progress import progress_bar
 
-# Passages, each with the line of the file it was found in: (line, id, title, text), and further columns.
+# (line in the file, id, title, text) of each passage, and further columns.
 PassageRows = Iterator[tuple]
 
 _BATCH_ROWS = 10_000
@@ -30,30 +30,29 @@ def read_corpus(
     rows: Callable[[Problems], PassageRows],
     sources: Sequence[Path],
     problems: Problems,
-    cache_dir: Path | None,
+    cache_dir: str | Path | None,
     features: datasets.Features = PASSAGE_FEATURES,
 ) -> datasets.Dataset:
     """Streams passages into a dataset and checks ids and texts.
 
-    Small corpora stay in memory. Larger ones (from 256 MiB of source), and all where `cache_dir` is given,
-    are written once as an Arrow file and memory-mapped, so that the processes of a machine share one copy.
-    The file is keyed by path, size and modification time of the sources and by what is skipped.
+    A small corpus stays in memory. A larger one (256 MiB of sources or more), and any with a `cache_dir`, is written
+    once as an Arrow file and memory-mapped, so that the processes of a machine share one copy. The file is keyed by
+    path, size and modification time of the sources and by what is skipped.
 
     Args:
-        rows: Given the problems to report to, yields line, id, title and text of each passage, in order.
+        rows: Given a `Problems`, yields line, id, title and text of each passage, in order.
         sources: The files that the rows come from; messages name the first.
-        problems: Meets what is wrong.
+        problems: Handles invalid passages.
         cache_dir: Folder for the Arrow file; by default `hf_ar2` in the cache of `datasets`.
-        features: What the rows have after the line.
+        features: The columns of the rows after the line.
 
     Raises:
-        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless
-            skipped.
+        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless skipped.
     """
     stats = [(source.resolve(), source.stat()) for source in sources]
-    if cache_dir is None and sum(stat.st_size for _, stat in stats) < _MAPPED_FROM_BYTES:
+    if not cache_dir and sum(stat.st_size for _, stat in stats) < _MAPPED_FROM_BYTES:
         return _checked_passages(rows(problems), sources[0], problems, None, features)
-    folder = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_ar2"
+    folder = Path(cache_dir) if cache_dir else Path(datasets.config.HF_DATASETS_CACHE) / "hf_ar2"
     folder.mkdir(parents=True, exist_ok=True)
     made_from = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     key = content_hash(json.dumps(["corpus 2", made_from, sorted(problems.skip), list(features)]).encode())
@@ -63,30 +62,25 @@ def read_corpus(
             own = Problems(problems.skip)
             _checked_passages(rows(own), sources[0], own, Path(temporary), features)
             (Path(temporary) / "skipped.json").write_text(json.dumps(own.skipped))
-            # The table comes last: where it is, its counts are.
+            # The table is moved last, so that a table always has its counts.
             os.replace(Path(temporary) / "skipped.json", counts)
             os.replace(Path(temporary) / "checked.arrow", table)
-    problems.add(json.loads(counts.read_text()))
+    problems.skipped.update(json.loads(counts.read_text()))
     return datasets.Dataset.from_file(str(table))
 
 
 def _checked_passages(
     rows: PassageRows, file: Path, problems: Problems, folder: Path | None, features: datasets.Features
 ) -> datasets.Dataset:
-    """The passages as a dataset, in memory or in the folder's `checked.arrow`."""
+    """The valid passages as a dataset, in memory or in the folder's `checked.arrow`."""
     lines = array("q")
     passages = _write(_batches(rows, lines, file, features), folder and folder / "all.arrow", features)
     keep = check_passages(passages, lambda row: lines[row], file, problems)
     if not keep.all():
-        table = passages.with_format("arrow")
-        parts = range(0, len(passages), _BATCH_ROWS)
-        kept = (
-            batch
-            for start in parts
-            for batch in table[start : start + _BATCH_ROWS]
-            .filter(pa.array(keep[start : start + _BATCH_ROWS]))
-            .to_batches()
-        )
+        tables = passages.with_format("arrow").iter(_BATCH_ROWS)
+        masks = (pa.array(keep[at : at + _BATCH_ROWS]) for at in range(0, len(keep), _BATCH_ROWS))
+        pairs = zip(tables, masks, strict=True)
+        kept = (batch for table, mask in pairs for batch in table.filter(mask).to_batches())
         passages = _write(kept, folder and folder / "kept.arrow", features)
     if folder is not None:
         os.replace(folder / ("all.arrow" if keep.all() else "kept.arrow"), folder / "checked.arrow")
@@ -100,15 +94,14 @@ def _batches(
     while batch := list(islice(rows, _BATCH_ROWS)):
         numbers, *columns = zip(*batch, strict=True)
         lines.extend(numbers)
-        yield pa.record_batch(
-            [pa.array(column, type=pa.string()) for column in columns], schema=features.arrow_schema
-        )
+        arrays = [pa.array(column, type=pa.string()) for column in columns]
+        yield pa.record_batch(arrays, schema=features.arrow_schema)
 
 
 def _write(
     batches: Iterable[pa.RecordBatch], file: Path | None, features: datasets.Features
 ) -> datasets.Dataset:
-    """Streams record batches to memory or, with a file, to disk, and opens them as a dataset."""
+    """Writes record batches to memory or to a file and opens them as a dataset."""
     sink = pa.BufferOutputStream() if file is None else pa.OSFile(str(file), "wb")
     with sink:
         with pa.ipc.new_stream(sink, features.arrow_schema) as writer:
@@ -122,11 +115,10 @@ def _write(
 def check_passages(
     passages: datasets.Dataset, line_of: Callable[[int], int | None], file: str | Path, problems: Problems
 ) -> np.ndarray:
-    """A bool mask `[N]` of the passages to keep; what is wrong with the others goes to `problems`.
+    """A bool mask `[N]` of the valid passages; the others are passed to `problems`.
 
     Raises:
-        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless
-            skipped.
+        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless skipped.
     """
     ids = arrow_column(passages, "id")
     blank = pc.and_(
@@ -139,10 +131,12 @@ def check_passages(
     for row, before in zip(wrong.tolist(), earlier.tolist(), strict=True):
         line, shown = line_of(row), repr(ids[row].as_py())
         if no_id[row]:
-            problems.meet("malformed lines", file, line, "an empty passage id", "an id")
+            problems.raise_or_skip("malformed lines", file, line, "an empty passage id", "an id")
         elif empty[row]:
-            problems.meet("empty passages", file, line, f"passage {shown} without title and text", "a text")
+            problems.raise_or_skip(
+                "empty passages", file, line, f"passage {shown} without title and text", "a text"
+            )
         else:
             found = f"passage id {shown} a second time (first in line {line_of(before)})"
-            problems.meet("duplicate ids", file, line, found, "an id of its own for each passage")
+            problems.raise_or_skip("duplicate ids", file, line, found, "a unique id for each passage")
     return ~no_id & ~empty & first

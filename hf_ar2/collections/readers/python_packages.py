@@ -1,13 +1,12 @@
-"""Functions of installed Python packages as passages, first sentences of their docstrings as queries.
+"""Functions of installed Python packages as passages, the first sentences of their docstrings as queries.
 
-Real text that is already on the machine. The packages are parsed, never imported.
+The text is already on the machine. The packages are parsed, never imported.
 """
 
 from __future__ import annotations
 
 import ast
 import gc
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -22,7 +21,8 @@ from typing import NamedTuple
 
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
+from hf_ar2.collections.splits import SPLITS, split_of
+from hf_ar2.collections.tables import PASSAGE_FEATURES, QUERY_FEATURES, dataset_of, relevant_qrels
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ MIN_BODY_LINES = 3
 
 _OTHER_CODE = re.compile(
     r"_?(tests?|testing|vendor|vendored|externals?|extern|third_?party|conftest|test_.*|.*_tests?"
-    # Other projects' code that packages of the default collection keep under plain names.
+    # Vendored code under other names, in the packages of the default collection.
     r"|array_api.*|cobyqa|pyprima|uarray|pep440|clipboard)"
 )
 _CODE_MARK = re.compile(r"""[`=\[\]{}<>|\\@#$^*~]|::|\(\)|_\w|\w_""")
@@ -50,22 +50,22 @@ class Pair(NamedTuple):
 def load_python_packages(packages: Iterable[str], *, name: str | None = None) -> Collection:
     """Builds a collection from installed packages.
 
-    A passage is a function's or method's signature and body without docstring and decorators, as it is
-    written, shifted to the left margin; its title is empty. Its query is the docstring's first sentence. Left
-    out, and counted in `Collection.skipped`: sentences that do not have 5 to 30 words, are not ASCII, have
-    code marks or name the function; bodies under three lines; sentences and sources that occur more than
-    once. Tests and vendored code are not looked at. A hash of the qualified name puts 80 % of the pairs into
-    train, 10 % into dev and 10 % into test. The result depends on the installed versions and on nothing else.
+    A passage is the source of a function or method without docstring, decorators and common indentation; its title is
+    empty. Its query is the first sentence of the docstring. Skipped, and counted in `Collection.skipped`: sentences
+    that do not have 5 to 30 words, are not ASCII, have code marks or name the function; bodies under three lines;
+    sentences and sources that occur more than once. Tests and vendored code are ignored. A hash of the qualified name
+    puts 80 % of the pairs into train, 10 % into dev and 10 % into test. The result depends only on the installed
+    versions.
 
     Args:
-        packages: Names of distributions (`scikit-learn`) or of what they install (`sklearn`).
+        packages: Names of distributions (`scikit-learn`) or of modules (`sklearn`).
         name: The collection's name; by default `python-packages:` and the names.
 
     Returns:
         The collection; passage ids are qualified names, query ids the same after `q:`.
 
     Raises:
-        CollectionError: A package is not installed, or nothing usable was found.
+        CollectionError: A package is not installed, or has no usable function.
 
     Example:
         >>> collection = load_python_packages(["json"])
@@ -74,9 +74,8 @@ def load_python_packages(packages: Iterable[str], *, name: str | None = None) ->
     """
     names = [package.strip() for package in packages if package.strip()]
     if not names:
-        raise CollectionError(
-            "python-packages: found no package name; expected one or more, as in numpy,pandas"
-        )
+        raise CollectionError("python-packages: found no package name; expected some, as in numpy,pandas")
+    source = f"python-packages:{','.join(names)}"
     dropped: Counter[str] = Counter()
     modules = sorted({item for package in names for item in _modules(package)})
     with _without_garbage_collection():
@@ -84,39 +83,30 @@ def load_python_packages(packages: Iterable[str], *, name: str | None = None) ->
     pairs = _without_repeats(pairs, dropped)
     if not pairs:
         raise CollectionError(
-            f"python-packages:{','.join(names)}: found no function with a usable docstring; "
-            f"left out: {dict(dropped)}"
+            f"{source}: found no function with a usable docstring; skipped: {dict(dropped)}"
         )
     skipped = {cause: dropped[cause] for cause in sorted(dropped)}
-    logger.info("python-packages:%s: kept %d pairs, left out %s", ",".join(names), len(pairs), skipped)
+    logger.info("%s: kept %d pairs, skipped %s", source, len(pairs), skipped)
     ids = [pair.name for pair in pairs]
     query_ids = [f"q:{id}" for id in ids]
-    splits = [_split_of(id) for id in ids]
     qrels = {}
-    for split in ("train", "dev", "test"):
-        rows = [row for row, of_row in enumerate(splits) if of_row == split]
-        qrels[split] = dataset_of(
-            {
-                "query_id": [query_ids[row] for row in rows],
-                "passage_id": [ids[row] for row in rows],
-                "relevance": [1] * len(rows),
-            },
-            QRELS_FEATURES,
-        )
+    for split in SPLITS:
+        of_split = [id for id in ids if split_of(id) == split]
+        qrels[split] = relevant_qrels([f"q:{id}" for id in of_split], of_split)
+    passages = {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]}
+    queries = {"id": query_ids, "text": [pair.sentence for pair in pairs]}
     return Collection(
-        name=name or "python-packages:" + ",".join(names),
-        corpus=dataset_of(
-            {"id": ids, "title": [""] * len(ids), "text": [pair.source for pair in pairs]}, PASSAGE_FEATURES
-        ),
-        queries=dataset_of({"id": query_ids, "text": [pair.sentence for pair in pairs]}, QUERY_FEATURES),
-        qrels=qrels,
-        skipped=skipped,
+        name or source,
+        dataset_of(passages, PASSAGE_FEATURES),
+        dataset_of(queries, QUERY_FEATURES),
+        qrels,
+        skipped,
     )
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Parsing makes millions of nodes without a cycle; looking for cycles takes longer than parsing."""
+    """Parsing creates millions of nodes without cycles; searching them for cycles takes longer than parsing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -126,16 +116,10 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _split_of(name: str) -> str:
-    """train for 80 % of the names, dev and test for 10 % each; the same on every machine."""
-    tenth = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 10
-    return "train" if tenth < 8 else "dev" if tenth == 8 else "test"
-
-
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
     """Qualified name and file of the modules of an installed package, without tests and vendored code."""
     for root in _import_names(package):
-        spec = importlib.util.find_spec(root)  # of a top-level name: this runs no code of the package
+        spec = importlib.util.find_spec(root)  # runs no code of the package, as it is a top-level name
         if spec is None:
             continue
         if spec.submodule_search_locations is None:
@@ -151,7 +135,7 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _import_names(package: str) -> list[str]:
-    """The top-level names to look at: the package itself if it is a module, else what it installs."""
+    """The package itself if it is a module, else the top-level modules that it installs."""
     if package.isidentifier() and importlib.util.find_spec(package) is not None:
         return [package]
     try:
@@ -165,12 +149,9 @@ def _import_names(package: str) -> list[str]:
     files = distribution.files or []
     shipped = {file.parts[0] for file in files if len(file.parts) == 2 and file.name == "__init__.py"}
     shipped |= {file.stem for file in files if len(file.parts) == 1 and file.suffix == ".py"}
-    names = sorted(
-        name for name in shipped.union(listed) if name.isidentifier() and not _OTHER_CODE.fullmatch(name)
-    )
-    if not names:
-        names = [package.replace("-", "_")]
-    return names
+    names = {name for name in shipped.union(listed) if name.isidentifier()}
+    own = sorted(name for name in names if not _OTHER_CODE.fullmatch(name))
+    return own or [package.replace("-", "_")]
 
 
 def _pairs_of(module: str, file: Path, dropped: Counter[str]) -> Iterator[Pair]:
@@ -178,7 +159,7 @@ def _pairs_of(module: str, file: Path, dropped: Counter[str]) -> Iterator[Pair]:
         with tokenize.open(file) as stream:
             source = stream.read()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of other people's escape sequences
+            warnings.simplefilter("ignore", SyntaxWarning)  # for invalid escape sequences
             tree = ast.parse(source)
     except (SyntaxError, UnicodeDecodeError):
         dropped["files that do not parse"] += 1
@@ -191,7 +172,7 @@ def _pairs_of(module: str, file: Path, dropped: Counter[str]) -> Iterator[Pair]:
             continue
         sentence = _first_sentence(docstring)
         passage = _source_without_docstring(node, lines)
-        cause = _fault(node.name, sentence, passage, node)
+        cause = _reason_to_skip(node.name, sentence, passage, node)
         if cause:
             dropped[cause] += 1
         else:
@@ -199,7 +180,7 @@ def _pairs_of(module: str, file: Path, dropped: Counter[str]) -> Iterator[Pair]:
 
 
 def _functions(prefix: str, parent: ast.AST) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Functions and methods with their qualified names; those inside of functions are part of these."""
+    """Functions and methods with their qualified names; nested functions belong to the outer one."""
     for node in ast.iter_child_nodes(parent):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{prefix}.{node.name}", node
@@ -222,10 +203,10 @@ def _source_without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, line
     return "\n".join(line.removeprefix(margin).rstrip() for line in kept).strip("\n")
 
 
-def _fault(
+def _reason_to_skip(
     name: str, sentence: str, passage: str, node: ast.FunctionDef | ast.AsyncFunctionDef
 ) -> str | None:
-    """Why a function is left out, or None."""
+    """Why a function is skipped, or None."""
     docstring, rest = node.body[0], node.body[1:]
     if docstring.lineno == node.lineno or (rest and rest[0].lineno <= (docstring.end_lineno or 0)):
         return "docstrings that share a line with code"
@@ -244,7 +225,7 @@ def _fault(
 
 
 def _without_repeats(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
-    """Drops later definitions of a name, and all copies of a sentence or source that several have."""
+    """Drops later definitions of a name, and all pairs that share their sentence or source with another."""
     by_name: dict[str, Pair] = {}
     for pair in pairs:
         by_name.setdefault(pair.name, pair)

@@ -1,4 +1,4 @@
-"""The text files of a folder: which ones are read, and their sections whatever the format."""
+"""Finds the text files of a folder and reads their sections in any known format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.readers.left_out import LeftOut
+from hf_ar2.collections.readers.skip_counts import SkipCounts
 from hf_ar2.collections.readers.text_html import html_sections
 from hf_ar2.collections.readers.text_man import is_man_page, man_sections
 from hf_ar2.collections.readers.text_markdown import markdown_sections
@@ -21,12 +21,8 @@ from hf_ar2.collections.readers.text_sections import Section, words_in
 
 FORMATS = ".md, .txt, .rst, .html, man pages (.1 to .8), and README, FAQ and the like without an ending"
 
-_MARKDOWN, _PLAIN, _RST, _HTML = (
-    (".md", ".markdown"),
-    (".txt", ".text"),
-    (".rst",),
-    (".html", ".htm", ".xhtml"),
-)
+_MARKDOWN, _PLAIN, _RST = (".md", ".markdown"), (".txt", ".text"), (".rst",)
+_HTML = (".html", ".htm", ".xhtml")
 _SOURCES = (*_MARKDOWN, *_PLAIN, *_RST)
 _MAN = re.compile(r"\.[1-8][a-z]*")
 _NAMES = {
@@ -39,24 +35,24 @@ _OTHER_ENDINGS = 5
 
 
 def read_folder(
-    folder: Path, endings: Sequence[str] | None, questions: Path | None, left_out: LeftOut
+    folder: Path, endings: Sequence[str] | None, questions: Path | None, skipped: SkipCounts
 ) -> Iterator[tuple[str, list[Section]]]:
-    """Path and sections of the text files of a folder and the folders in it, in the order of their paths.
+    """Path and sections of the text files of a folder and its subfolders, sorted by path.
 
     Args:
-        folder: where they are.
-        endings: those that are read, such as `.md`, or whole names of files, such as `README`; None: `FORMATS`.
-        questions: a file that is left alone.
-        left_out: counts files that are left out: hidden, with other endings, binary, not UTF-8, without text.
+        folder: the folder.
+        endings: of the files to read, such as `.md`, or whole names, such as `README`; None: `FORMATS`.
+        questions: a file to ignore.
+        skipped: counts the skipped files: hidden, with other endings, binary, not UTF-8, without text.
 
     Raises:
-        CollectionError: an ending that is none.
+        CollectionError: an ending is invalid.
     """
-    wanted = {checked_ending(ending) for ending in endings} if endings is not None else None
+    wanted = {normalise_ending(ending) for ending in endings} if endings is not None else None
     others: Counter[str] = Counter()
     seen: set[bytes] = set()
     files = sorted(folder.rglob("*"))
-    # What a page was made from, where it is beside it.
+    # Files from which an HTML page of the same name was generated.
     sources = {
         file.with_name(_plain_name(file)).with_suffix("") for file in files if _ending(file) in _SOURCES
     }
@@ -65,7 +61,7 @@ def read_folder(
             continue
         path = file.relative_to(folder)
         if any(part.startswith(".") for part in path.parts):
-            left_out.add("hidden files")
+            skipped.add("hidden files")
             continue
         name, ending = _plain_name(file), _ending(file)
         if not (_is_text(name, ending) if wanted is None else wanted & {ending, name}):
@@ -73,41 +69,41 @@ def read_folder(
             continue
         shown = path.as_posix().encode("utf-8", "replace").decode()
         if ending in _HTML and file.with_name(name).with_suffix("") in sources:
-            left_out.add("HTML pages beside the text they are made from", shown)
+            skipped.add("HTML pages generated from another file of the folder", shown)
             continue
-        text, fault = _read(file)
+        text, problem = _read(file)
         if text is None:
-            left_out.add(fault, shown)
+            skipped.add(problem, shown)
             continue
         lines = re.split(r"\r\n|\r|\n", text)
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if not text.strip():
-            left_out.add("empty files", shown)
+            skipped.add("empty files", shown)
         elif digest in seen:
-            left_out.add("files that repeat another word for word", shown)
+            skipped.add("copies of another file", shown)
         elif _MAN.fullmatch(ending) and not is_man_page(lines):
-            left_out.add("files that are named as man pages and are none", shown)
+            skipped.add("files named like man pages without their macros", shown)
         else:
             seen.add(digest)
-            yield path.as_posix(), _sections(name, ending, lines, left_out)
+            yield path.as_posix(), _sections(name, ending, lines, skipped)
     if others:
         listed = [f"{ending} {count:,}" for ending, count in others.most_common(_OTHER_ENDINGS)]
         rest = sum(others.values()) - sum(count for _, count in others.most_common(_OTHER_ENDINGS))
         listed += [f"others {rest:,}"] if rest else []
-        left_out.add(f"files with other endings: {', '.join(listed)}", count=sum(others.values()))
+        skipped.add(f"files with other endings: {', '.join(listed)}", count=sum(others.values()))
 
 
-def checked_ending(ending: str) -> str:
-    """An ending as it is compared: in small letters; the whole name of a file stays as it is.
+def normalise_ending(ending: str) -> str:
+    """An ending in lower case; a whole file name stays as it is.
 
     Raises:
-        CollectionError: neither.
+        CollectionError: neither an ending nor a file name.
     """
     ending = ending.strip()
     if not re.fullmatch(r"\.?[^\s./*?]+", ending):
         raise CollectionError(
-            f"endings: found {ending!r}; expected endings such as .md, or whole names such as README, with commas "
-            "between them: --endings .md,.txt,README"
+            f"endings: found {ending!r}; expected endings such as .md, or whole names such as README, separated by "
+            "commas: --endings .md,.txt,README"
         )
     return ending.lower() if ending.startswith(".") else ending
 
@@ -122,12 +118,12 @@ def _ending(file: Path) -> str:
 
 def _is_text(name: str, ending: str) -> bool:
     if ending:
-        return ending in (*_MARKDOWN, *_PLAIN, *_RST, *_HTML) or bool(_MAN.fullmatch(ending))
+        return ending in (*_SOURCES, *_HTML) or bool(_MAN.fullmatch(ending))
     return bool(_NAMES & {name.upper(), *re.split(r"[-_ ]", name.upper())})
 
 
 def _read(file: Path) -> tuple[str | None, str]:
-    """The text of a file, or why it has none."""
+    """The text of a file, or None and why it is skipped."""
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
             data = stream.read()
@@ -141,13 +137,10 @@ def _read(file: Path) -> tuple[str | None, str]:
     return (None, "binary files") if "\0" in text else (text, "")
 
 
-def _sections(name: str, ending: str, lines: list[str], left_out: LeftOut) -> list[Section]:
+def _sections(name: str, ending: str, lines: list[str], skipped: SkipCounts) -> list[Section]:
     is_faq = "faq" in name.lower()
     if ending in _MARKDOWN:
-        front: Counter[str] = Counter()
-        sections = markdown_sections(lines, front)
-        for cause, count in front.items():
-            left_out.add(cause, count=count)
+        sections = markdown_sections(lines, skipped)
     elif ending in _RST:
         sections = rst_sections(lines)
     elif ending in _HTML:
@@ -156,17 +149,17 @@ def _sections(name: str, ending: str, lines: list[str], left_out: LeftOut) -> li
         sections = man_sections(lines)
     else:
         sections = plain_sections(lines, is_faq)
-    return with_questions(sections) if is_faq else sections
+    return split_at_questions(sections) if is_faq else sections
 
 
-def with_questions(sections: list[Section]) -> list[Section]:
-    """The sections of a FAQ: a paragraph that is a question is a heading of what follows."""
+def split_at_questions(sections: list[Section]) -> list[Section]:
+    """The sections of an FAQ: a paragraph that is a question becomes the heading of what follows."""
     found = []
     for section in sections:
         found.append(Section(section.heading, section.above))
         for text in section.paragraphs:
-            asks = text.rstrip().endswith("?") and text.count("?") == 1
-            if asks and words_in(text) <= _MAX_QUESTION_WORDS:
+            is_question = text.rstrip().endswith("?") and text.count("?") == 1
+            if is_question and words_in(text) <= _MAX_QUESTION_WORDS:
                 found.append(Section(" ".join(text.split()), section.path))
             else:
                 found[-1].paragraphs.append(_ANSWER.sub("", text, count=1) if _ANSWER.match(text) else text)

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import urllib.parse
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import datasets
 
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.problems import CollectionError
-from hf_ar2.collections.readers.left_out import LeftOut
+from hf_ar2.collections.readers.skip_counts import SkipCounts
 from hf_ar2.collections.readers.text_files import FORMATS, read_folder
 from hf_ar2.collections.readers.text_queries import Place, heading_queries, title_of, training_views
 from hf_ar2.collections.readers.text_questions import read_questions
 from hf_ar2.collections.readers.text_sections import Section, grouped
+from hf_ar2.collections.splits import SPLITS, nonempty_splits
 from hf_ar2.collections.tables import (
-    HIDING_FEATURES,
     PASSAGE_FEATURES,
-    QRELS_FEATURES,
-    QUERY_FEATURES,
-    SOURCE_FEATURES,
-    TRAINING_COLUMNS,
+    TRAINING_VIEW_FEATURES,
     dataset_of,
+    query_features,
+    relevant_qrels,
 )
 
 logger = logging.getLogger(__name__)
 
-# What columns of run files cannot hold, and what stands for it.
+# Characters that columns of run files cannot hold, and `%`, which encodes them.
 _UNFIT_FOR_IDS = re.compile(r"[\s%\ud800-\udfff]")
-# A paragraph of so many lines, most of them headings of the same file, is a table of contents.
+# A paragraph with at least so many lines, most of them headings of the file, is a table of contents.
 _CONTENTS_LINES, _CONTENTS_SHARE = 3, 0.6
 _NO_LETTER = re.compile(r"[\W\d_]+")
 
@@ -48,98 +42,98 @@ def load_text_folder(
     headings: bool = True,
     all_headings: bool = False,
 ) -> Collection:
-    """Builds a collection from the documentation in a folder and the folders in it.
+    """Builds a collection from the documentation in a folder and its subfolders.
 
-    Read are Markdown, plain text, reStructuredText, HTML and manual pages, each also gzipped, in UTF-8. A file that
-    cannot be read is left out, not an error. A passage is a run of paragraphs of one section, of about 100 words (of
-    Chinese and Japanese: characters); its title is its headings. Prose is one line; code, lists and tables keep theirs.
-    Comments and tables of contents are left out.
+    Reads Markdown, plain text, reStructuredText, HTML and manual pages in UTF-8, plain or gzipped. Files that cannot be
+    read are skipped. A passage is a run of paragraphs of one section, about 100 words long (Chinese and Japanese: about
+    100 characters); its title is the section's headings. Prose becomes one line; code, lists and tables keep their
+    lines. Comments and tables of contents are dropped.
 
-    With `queries`, each line of that file is a question, a tab, and the file that answers it (relative to the
-    folder), maybe with `#` and the heading of the section: its passages, and those of what stands below it, are
-    relevant. A question that several places answer has a line for each.
+    With `queries`, each line of that file is a question, a tab, and the file that answers it (relative to the folder),
+    optionally with `#` and the heading of a section. The passages there, and in the sections below it, are relevant. A
+    question with several answers has a line for each.
 
-    Without, headings are queries, of the source `heading`, and the passages of their sections are relevant. Headings
-    that need to be told of what get the heading above them: "Installation" below "numpy" becomes "numpy installation".
-    The same is done with headings that several sections have. What nobody would ask is no query: version numbers and
-    dates, signatures, "Notes", and headings of more than 5 passages. Passages keep their headings for search; training
-    reads them without those that are queries, see `Collection.for_training`.
+    Without `queries`, headings are queries, of the source `heading`, and the passages of their sections are relevant. A
+    heading that is unclear alone, or that several sections have, is joined with the heading above it: "Installation"
+    below "numpy" becomes "numpy installation". Headings that nobody would ask are skipped: version numbers and dates,
+    signatures, "Notes", and headings with more than 5 passages. Passages keep their headings for search; training reads
+    them without those that are queries, see `Collection.for_training`.
 
-    A hash of the query puts 80 % into train, 10 % into dev and 10 % into test; of three or more, each gets one.
+    A hash of the query puts 80 % into train, 10 % into dev and 10 % into test; with three or more queries no split is
+    empty.
 
     Args:
-        folder: the folder. Files and folders whose names begin with a dot are not looked at.
+        folder: the folder. Files and folders whose names start with a dot are ignored.
         name: the collection's name; by default the folder's.
-        queries: the file of questions. It may be in the folder: it is no passage.
-        endings: of the files that are read, such as `.md`, or whole names, such as `README`; by default all that can
-            be.
-        headings: False: without `queries`, the collection has passages and no queries.
-        all_headings: headings that say little are queries too.
+        queries: the file of questions. If it is in the folder, it is not read as text.
+        endings: of the files to read, such as `.md`, or whole names, such as `README`; by default all known ones.
+        headings: if False and without `queries`, the collection has no queries.
+        all_headings: also use the headings that would be skipped.
 
     Returns:
-        The collection. Passage ids are `FILE:NUMBER`, from 1 in each file; what ids cannot hold is `%`-encoded. What
-        was left out is counted in `skipped`, with the first few names.
+        The collection. Passage ids are `FILE:NUMBER`, from 1 in each file, `%`-encoded where necessary. Skipped files
+        and headings are counted in `skipped`, with a few names each.
 
     Raises:
-        CollectionError: no text or no query was found; a line of `queries` has no tab, or names a file or a heading
-            that is not there.
+        CollectionError: there is no text or no query, or a line of `queries` has no tab or names an unknown file or
+            heading.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise CollectionError(f"text:{folder}: no such folder; expected one with text files: {FORMATS}")
     questions = Path(queries) if queries is not None else None
-    left_out = LeftOut()
+    skipped = SkipCounts()
     places: list[Place] = []
-    for path, sections in read_folder(folder, endings, questions, left_out):
-        of_file = _places(path, sections, left_out)
+    for path, sections in read_folder(folder, endings, questions, skipped):
+        of_file = _places(path, sections, skipped)
         if not any(place.passages for place in of_file):
-            left_out.add("files without text", path)
+            skipped.add("files without text", path)
         places += of_file
     if not any(place.passages for place in places):
         raise CollectionError(
-            f"text:{folder}: found no text to read{_reasons(left_out)}. Read are {FORMATS}; name a folder with such "
-            "files, or their endings: --endings .md,.txt"
+            f"text:{folder}: found no text to read{_reasons(skipped)}. Known formats are {FORMATS}; name a folder "
+            "with such files, or the endings of yours: --endings .md,.txt"
         )
     judged: dict[str, tuple[str, list[str]]] = {}
     views: dict[str, tuple[str, str]] = {}
     if questions is not None:
         judged = read_questions(questions, folder, places)
     elif headings:
-        found = heading_queries(places, left_out, all_headings)
+        found = heading_queries(places, skipped, all_headings)
         judged = {query.id: (query.text, list(query.place.passages)) for query in found}
         views = training_views(places, found)
     if not judged and (headings or questions is not None):
         where = f"in {questions}" if questions is not None else "among the headings"
-        advice = "" if all_headings or questions is not None else ", or take all headings: --all-headings"
+        advice = "" if all_headings or questions is not None else ", or use all headings: --all-headings"
         raise CollectionError(
-            f"text:{folder}: found no query {where}{_reasons(left_out)}. Write questions into a file, one a "
+            f"text:{folder}: found no query {where}{_reasons(skipped)}. Write questions to a file, one per "
             f"line with a tab and the file that answers it, and name it: --queries FILE{advice}"
         )
-    skipped = left_out.counts()
+    counts = skipped.counts()
     passages = [
         (id, title_of(place.section.path), text) for place in places for id, text in place.passages.items()
     ]
-    logger.info("text:%s: %d passages, %d queries, left out %s", folder, len(passages), len(judged), skipped)
+    logger.info("text:%s: %d passages, %d queries, skipped %s", folder, len(passages), len(judged), counts)
     source = "heading" if questions is None else ""
-    return _collection(name or folder.resolve().name, passages, views, judged, source, skipped)
+    return _collection(name or folder.resolve().name, passages, views, judged, source, counts)
 
 
-def _reasons(left_out: LeftOut) -> str:
-    counts = [f"{count:,} {cause}" for cause, count in left_out.counts().items()]
-    return f"; left out: {', '.join(counts)}" if counts else ""
+def _reasons(skipped: SkipCounts) -> str:
+    counts = [f"{count:,} {cause}" for cause, count in skipped.counts().items()]
+    return f"; skipped: {', '.join(counts)}" if counts else ""
 
 
-def _places(path: str, sections: list[Section], left_out: LeftOut) -> list[Place]:
+def _places(path: str, sections: list[Section], skipped: SkipCounts) -> list[Place]:
     """The sections of a file with their passages."""
     headings = {_letters(section.heading) for section in sections} - {""}
     places, number = [], 0
     for section in sections:
         paragraphs = [text for text in section.paragraphs if not _is_contents(text, headings)]
-        left_out.add("tables of contents", path, len(section.paragraphs) - len(paragraphs))
+        skipped.add("tables of contents", path, len(section.paragraphs) - len(paragraphs))
         passages = {}
         for text in grouped(paragraphs):
             if _is_numbers(text):
-                left_out.add("passages of numbers", path)
+                skipped.add("passages of numbers", path)
                 continue
             number += 1
             passages[f"{_id(path)}:{number}"] = text
@@ -155,7 +149,7 @@ def _is_contents(text: str, headings: set[str]) -> bool:
 
 
 def _is_numbers(text: str) -> bool:
-    """Whether a passage is data: of twenty numbers or more, with hardly a letter."""
+    """Whether a passage is data: at least twenty numbers and hardly a letter."""
     characters = "".join(text.split())
     return len(text.split()) >= 20 and sum(map(str.isalpha, characters)) < 0.1 * len(characters)
 
@@ -166,30 +160,8 @@ def _letters(text: str) -> str:
 
 
 def _id(path: str) -> str:
-    """A path as part of an id; different paths give different ids."""
+    """A path as part of an id; unique for each path."""
     return _UNFIT_FOR_IDS.sub(lambda found: urllib.parse.quote(found[0], errors="surrogateescape"), path)
-
-
-def _splits_of(judged: dict[str, tuple[str, list[str]]]) -> dict[str, str]:
-    """Query id -> split, by a hash of its text: train for 80 % of the queries, dev and test for 10 % each.
-
-    The same on every machine, whatever other queries there are; only where a split would be empty, the query with
-    the smallest hash of the largest split is put there.
-    """
-    hashes = {
-        query: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-        for query, (text, _) in judged.items()
-    }
-    splits = {
-        query: "train" if number % 10 < 8 else "dev" if number % 10 == 8 else "test"
-        for query, number in hashes.items()
-    }
-    for split in ("train", "dev", "test"):
-        if split not in splits.values() and len(splits) >= 3:
-            largest = Counter(splits.values()).most_common(1)[0][0]
-            of_largest = (query for query in splits if splits[query] == largest)
-            splits[min(of_largest, key=hashes.__getitem__)] = split
-    return splits
 
 
 def _collection(
@@ -200,48 +172,28 @@ def _collection(
     source: str,
     skipped: dict[str, int],
 ) -> Collection:
-    splits = _splits_of(judged)
+    splits = nonempty_splits({query: text for query, (text, _) in judged.items()})
     qrels = {}
-    for split in ("train", "dev", "test"):
-        pairs = [
-            (query, passage)
-            for query, (_, ids) in judged.items()
-            if splits[query] == split
-            for passage in ids
-        ]
-        if not judged:
-            break
-        if not pairs:
+    for split in SPLITS if judged else ():
+        of_split = {query: ids for query, (_, ids) in judged.items() if splits[query] == split}
+        if of_split:
+            query_ids = [query for query, ids in of_split.items() for _ in ids]
+            qrels[split] = relevant_qrels(query_ids, [id for ids in of_split.values() for id in ids])
+        else:
             logger.warning("%s: none of the %d queries fell into split %s", name, len(judged), split)
-            continue
-        columns: dict[str, list[Any]] = {
-            "query_id": [query for query, _ in pairs],
-            "passage_id": [passage for _, passage in pairs],
-            "relevance": [1] * len(pairs),
-        }
-        qrels[split] = dataset_of(columns, QRELS_FEATURES)
-    corpus = {
-        "id": [id for id, _, _ in passages],
-        "title": [title for _, title, _ in passages],
-        "text": [text for _, _, text in passages],
-    }
     features = PASSAGE_FEATURES
+    rows: list[tuple[str, ...]] = [*passages]
     if views:
-        features = HIDING_FEATURES
-        read = [views.get(id, (title, text)) for id, title, text in passages]
-        corpus |= {
-            column: list(values)
-            for column, values in zip(TRAINING_COLUMNS.values(), zip(*read, strict=True), strict=True)
-        }
-    asked: dict[str, list[str]] = {"id": list(judged), "text": [text for text, _ in judged.values()]}
-    query_features = QUERY_FEATURES
+        features = TRAINING_VIEW_FEATURES
+        rows = [(id, title, text, *views.get(id, (title, text))) for id, title, text in passages]
+    corpus = dict(zip(features, zip(*rows, strict=True), strict=True))
+    queries: dict[str, list[str]] = {"id": list(judged), "text": [text for text, _ in judged.values()]}
     if source:
-        asked["source"] = [source] * len(judged)
-        query_features = datasets.Features({**QUERY_FEATURES, **SOURCE_FEATURES})
+        queries["source"] = [source] * len(judged)
     return Collection(
-        name=name,
-        corpus=dataset_of(corpus, features),
-        queries=dataset_of(asked, query_features),
-        qrels=qrels,
+        name,
+        dataset_of(corpus, features),
+        dataset_of(queries, query_features(queries)),
+        qrels,
         skipped=skipped,
     )

@@ -1,4 +1,4 @@
-"""Sections of HTML pages, with the parser of the standard library."""
+"""Sections of HTML pages, read with the parser of the standard library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DROPPED = {
     "script", "style", "nav", "header", "footer", "aside", "form", "button", "select", "template", "noscript", "svg",
     "iframe", "object", "canvas",
 }  # fmt: skip
-# What text ends at. The first ones have end tags always, so that these can be matched.
+# Elements that end a paragraph. Those in _CLOSED always have an end tag.
 _CLOSED = {
     "div", "section", "article", "body", "blockquote", "dl", "figure", "details", "address", "fieldset", "center",
 }  # fmt: skip
@@ -22,13 +22,10 @@ _VOID = {"br", "hr", "img", "input", "link", "meta", "area", "base", "col", "emb
 
 
 def html_sections(lines: list[str]) -> list[Section]:
-    """The sections of an HTML page: at h1 to h4, under its title.
+    """The sections of an HTML page, at h1 to h4, below its title.
 
-    Scripts, styles, navigation, forms and comments go. Where the page marks its main part, the rest goes too.
+    Scripts, styles, navigation, forms and comments are removed. If the page marks its main part, only that is read.
     Preformatted text, list items and table rows keep their lines.
-
-    Args:
-        lines: of the file, without line endings.
     """
     text = "\n".join(lines)
     for only_main in (True, False):
@@ -42,19 +39,19 @@ def html_sections(lines: list[str]) -> list[Section]:
 
 
 class _Reader(HTMLParser):
-    """Fills an outline; `only_main` takes nothing outside of <main> or role=main."""
+    """Fills an outline; with `only_main` from <main> and role=main only."""
 
     def __init__(self, only_main: bool) -> None:
         super().__init__(convert_charrefs=True)
         self.outline = Outline()
         self.only_main = only_main
         self.text: list[str] = []
-        self.main = 0 if only_main else 1  # > 0: inside the main part
-        self.open: list[tuple[str, str]] = []  # tags that change what text is: (tag, what it does)
+        self.main = 0 if only_main else 1  # above 0 inside the main part
+        self.open: list[tuple[str, str]] = []  # enclosing tags: (tag, meaning for the text in it)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _VOID:
-            if tag == "br" and self.doing("title", "heading") is None:
+            if tag == "br" and self.inside("title", "heading") is None:
                 self.text.append("\n")
             elif tag == "hr":
                 self.end_text()
@@ -62,23 +59,20 @@ class _Reader(HTMLParser):
         given = dict(attrs)
         role = given.get("role")
         if tag in _DROPPED or role in ("navigation", "search", "banner", "contentinfo", "complementary"):
-            if self.doing("drop") is None:
+            if self.inside("drop") is None:
                 self.end_text()
             self.open.append((tag, "drop"))
-        elif self.doing("drop"):
+        elif self.inside("drop"):
             self.open.append((tag, ""))
         elif tag == "main" or role == "main":
             self.end_text()
             self.main += 1
             self.open.append((tag, "main"))
-        elif tag in _HEADINGS or tag == "title":
+        elif tag in _HEADINGS or tag in ("title", "pre"):
             self.end_text()
-            self.open.append((tag, "title" if tag == "title" else "heading"))
-        elif tag == "pre":
-            self.end_text()
-            self.open.append((tag, "pre"))
+            self.open.append((tag, "heading" if tag in _HEADINGS else tag))
         elif tag in _LISTS:
-            if not self.doing("list"):
+            if not self.inside("list"):
                 self.end_text()
             self.open.append((tag, "list"))
         elif tag == "li":
@@ -97,53 +91,52 @@ class _Reader(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         at = next((place for place in reversed(range(len(self.open))) if self.open[place][0] == tag), None)
         if at is None:
-            if tag in _ENDS_TEXT and not self.doing("drop"):
+            if tag in _ENDS_TEXT and not self.inside("drop"):
                 self.end_block()
             return
-        # A tag that was left open inside of another one ends with it, but nothing ends what is dropped but its end.
-        inner = [what for _, what in self.open[at + 1 :]]
+        # An end tag also ends the tags left open inside; but dropped content ends only with its own end tag.
+        kind, *inner = [kind for _, kind in self.open[at:]]
         if "drop" in inner:
             return
-        what = self.open[at][1]
-        if what == "list" and [doing for _, doing in self.open].count("list") > 1:
+        if kind == "list" and [kind for _, kind in self.open].count("list") > 1:
             self.text.append("\n")
-        elif what and what != "drop":
+        elif kind and kind != "drop":
             self.end_text()
-        elif not what and not self.doing("drop"):
+        elif not kind and not self.inside("drop"):
             self.end_block()
-        self.main -= [what, *inner].count("main")
+        self.main -= [kind, *inner].count("main")
         del self.open[at:]
 
     def handle_data(self, data: str) -> None:
-        is_anchor = data.strip() in ("#", "¶", "§", "🔗") and self.doing("heading")
-        if not self.doing("drop") and not is_anchor:
-            self.text.append(data if self.doing("pre") else re.sub(r"\s+", " ", data))
+        is_anchor = data.strip() in ("#", "¶", "§", "🔗") and self.inside("heading")
+        if not self.inside("drop") and not is_anchor:
+            self.text.append(data if self.inside("pre") else re.sub(r"\s+", " ", data))
 
-    def doing(self, *whats: str) -> str | None:
-        """The innermost of these that is open."""
-        return next((what for _, what in reversed(self.open) if what in whats), None)
+    def inside(self, *kinds: str) -> str | None:
+        """The innermost of these meanings that applies."""
+        return next((kind for _, kind in reversed(self.open) if kind in kinds), None)
 
     def end_block(self) -> None:
-        """End a paragraph; in a list or table it is part of an item or row."""
-        if self.doing("list", "pre", "heading", "title") is None:
+        """End a paragraph; in a list or table the item or row continues."""
+        if self.inside("list", "pre", "heading", "title") is None:
             self.end_text()
         else:
             self.text.append(" ")
 
     def end_text(self) -> None:
-        """Make a heading or a paragraph of the text so far."""
+        """Add the text so far to the outline as a heading or a paragraph."""
         text, self.text = "".join(self.text), []
-        inside = self.doing("title", "heading", "pre", "list")
-        if inside == "title":
+        kind = self.inside("title", "heading", "pre", "list")
+        if kind == "title":
             self.outline.heading(0, text)
         elif not self.main or not text.strip():
             return
-        elif inside == "heading":
-            tag = next(tag for tag, what in reversed(self.open) if what == "heading")
+        elif kind == "heading":
+            tag = next(tag for tag, kind in reversed(self.open) if kind == "heading")
             self.outline.heading(_HEADINGS[tag], text)
-        elif inside == "pre":
+        elif kind == "pre":
             self.outline.add(block_of(text.split("\n")))
-        elif inside == "list" or self.doing("list"):
+        elif kind == "list" or self.inside("list"):
             kept = [" ".join(line.split()) for line in text.split("\n")]
             self.outline.add("\n".join(line for line in kept if any(map(str.isalnum, line))))
         else:

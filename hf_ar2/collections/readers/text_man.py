@@ -1,4 +1,4 @@
-"""Sections of manual pages: the macros of man, and the commonest of mdoc."""
+"""Sections of manual pages, written with the macros of man or the most common ones of mdoc."""
 
 from __future__ import annotations
 
@@ -20,43 +20,29 @@ _ESCAPE = re.compile(
     r"\\(?:f(?:\[[^\]]*\]|\(..|.)|s[+-]?(?:\[[^\]]*\]|\(\d\d|\d)|[mn](?:\[[^\]]*\]|\(..|.)|[hvwlLbDoxX]'[^']*'|"
     r"[*]?\((?P<two>..)|[*]?\[(?P<long>[^\]]*)\]|\*(?P<one>.)|(?P<single>.)|$)"
 )
-_SINGLE = {
-    "-": "-",
-    "e": "\\",
-    "\\": "\\",
-    " ": " ",
-    "~": " ",
-    "0": " ",
-    "t": "\t",
-    "'": "'",
-    "`": "`",
-    ".": ".",
-}
+_SINGLE = {"e": "\\", "~": " ", "0": " ", "t": "\t"} | {character: character for character in "-\\ '`."}
 _REQUEST = re.compile(r"[.']\s*([^\s\\]+)\s*(.*)")
 _NAME = re.compile(r"(.+?)\s+[-–—]+\s+(.+)", re.DOTALL)
 _MACROS = re.compile(r"^[.']\s*(TH|SH|Dt|Sh)\b")
 _JOINED = ("BR", "RB", "BI", "IB", "IR", "RI")
 _SPACED = ("B", "I", "R", "SM", "SB", "CW", "F", "UR", "MT")
 _PARAGRAPHS = ("PP", "LP", "P", "sp", "HP", "RS", "RE", "Pp", "Bl", "El", "br", "YS")
-_AS_IT_IS = {"nf": "fi", "EX": "EE", "Vb": "Ve", "Bd": "Ed", "TS": "TE"}
+_VERBATIM = {"nf": "fi", "EX": "EE", "Vb": "Ve", "Bd": "Ed", "TS": "TE"}
 _DEFINITIONS = ("de", "am", "ig", "de1")
 
 
 def is_man_page(lines: list[str]) -> bool:
-    """Whether the macros of a manual page are there."""
+    """Whether the lines have macros of a manual page."""
     return any(_MACROS.match(line) for line in lines)
 
 
 def man_sections(lines: list[str]) -> list[Section]:
-    """The sections of a manual page, under the name of what it describes.
+    """The sections of a manual page, below the name of what it describes.
 
-    What the section NAME says of it becomes the heading of the description. Code and tables keep their lines; comments
-    and what draws the page go.
-
-    Args:
-        lines: of the file, without line endings.
+    The summary in the section NAME becomes the heading of the description. Code and tables keep their lines; comments
+    and layout are removed.
     """
-    outline = _Page().read(list(_applying(lines)))
+    outline = _Page().read(list(_applicable_lines(lines)))
     named = next((section for section in outline.sections if section.heading.upper() == "NAME"), None)
     found = _NAME.fullmatch(" ".join(" ".join(named.paragraphs).split())) if named else None
     if not found:
@@ -76,14 +62,14 @@ def man_sections(lines: list[str]) -> list[Section]:
 
 
 class _Page:
-    """Follows the requests of a page and fills an outline."""
+    """Interprets the requests of a page and fills an outline."""
 
     def __init__(self) -> None:
         self.outline = Outline()
-        self.text: list[str] = []  # of the paragraph so far
-        self.kept: list[str] | None = None  # lines of code or of a table
+        self.text: list[str] = []  # the paragraph so far
+        self.kept: list[str] | None = None  # lines of code or a table
         self.kept_until = ""
-        self.awaits = ""  # the next line is a heading or the tag of an item
+        self.awaits = ""  # macro whose argument is the next line: a heading or the tag of an item
         self.name = ""
 
     def read(self, lines: list[str]) -> Outline:
@@ -114,9 +100,9 @@ class _Page:
                 self.heading(name, " ".join(arguments(rest)))
             else:
                 self.awaits = name
-        elif name in _AS_IT_IS:
+        elif name in _VERBATIM:
             self.end()
-            self.kept, self.kept_until = [], _AS_IT_IS[name]
+            self.kept, self.kept_until = [], _VERBATIM[name]
         elif name in ("TP", "TQ"):
             self.end()
             self.awaits = "TP"
@@ -132,7 +118,7 @@ class _Page:
             self.say(text)
 
     def text_of(self, name: str, rest: str) -> str | None:
-        """What a macro prints in its line."""
+        """The text that a macro prints within a line."""
         words = arguments(rest)
         if name in _JOINED:
             return "".join(words)
@@ -160,19 +146,18 @@ class _Page:
     def end(self) -> None:
         """End the paragraph, the code or the table."""
         if self.kept is not None:
-            if self.kept_until == "TE":  # the rows of a table come after its layout, which a full stop ends
+            if self.kept_until == "TE":  # rows follow the layout, which ends with a full stop
                 start = next((n + 1 for n, line in enumerate(self.kept) if line.rstrip().endswith(".")), 0)
                 rows = [line.replace("\t", " | ") for line in self.kept[start:]]
-                self.kept = [
-                    line for line in rows if any(map(str.isalnum, line)) and line not in ("T{", "T}")
-                ]
+                rows = [line for line in rows if line not in ("T{", "T}")]
+                self.kept = [line for line in rows if any(map(str.isalnum, line))]
             self.outline.add(block_of(self.kept))
         self.outline.add(" ".join(" ".join(self.text).split()))
         self.text, self.kept, self.awaits = [], None, ""
 
 
-def _applying(lines: list[str]) -> Iterator[str]:
-    """The lines that apply to a terminal, without comments and definitions of macros."""
+def _applicable_lines(lines: list[str]) -> Iterator[str]:
+    """The lines that apply to terminal output, without comments and macro definitions."""
     rest_of_page = iter(lines)
     holds = True
     for line in rest_of_page:
@@ -201,18 +186,18 @@ def _applying(lines: list[str]) -> Iterator[str]:
 
 
 def arguments(text: str) -> list[str]:
-    """The arguments of a macro: words, or what stands between double quotes; escapes are resolved."""
+    """The arguments of a macro: words or double-quoted strings, with escapes resolved."""
     lexer = shlex.shlex(text.replace("\\ ", "\\~"), posix=True)
     lexer.whitespace_split, lexer.quotes, lexer.escape, lexer.commenters = True, '"', "", ""
     try:
         words = list(lexer)
-    except ValueError:  # a quote without its other half
+    except ValueError:  # an unclosed quote
         words = text.replace('"', "").split()
     return [unescaped(word) for word in words]
 
 
 def unescaped(text: str) -> str:
-    """Text of roff with its characters, without changes of font and size."""
+    """Text of roff with its escapes resolved, without changes of font and size."""
 
     def character(found: re.Match[str]) -> str:
         name = found["two"] or found["long"] or found["one"]

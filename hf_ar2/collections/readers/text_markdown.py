@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
 from collections.abc import Iterator
 
+from hf_ar2.collections.readers.skip_counts import SkipCounts
 from hf_ar2.collections.readers.text_sections import Outline, Section, block_of, paragraphs_of
 
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*")
 _HTML_HEADING = re.compile(r"\s*<h([1-6])[^>]*>(.*?)</h\1>\s*", re.IGNORECASE)
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
-_UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")  # makes a heading of the line above it
+_UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")  # the line above it is a heading
 _FRONT_TITLE = re.compile(r"""title:[ \t]*["']?(.*?)["']?[ \t]*""")
 _NOT_UNDERLINED = re.compile(r"\s*([-*+>|]|\d+[.)]|    )")
 _ATTRIBUTES = re.compile(r"\s*\{:?\s*[#.][^}]*\}\s*$")
@@ -30,14 +30,14 @@ _TAG = re.compile(
 )
 
 
-def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> list[Section]:
-    """The sections of a Markdown file: at `#`, at underlines, and at the `title:` of a front matter.
+def markdown_sections(lines: list[str], skipped: SkipCounts) -> list[Section]:
+    """The sections of a Markdown file: at `#`, at underlines, and at the `title:` of its front matter.
 
-    Fenced and indented code, lists and tables keep their lines; comments, images and the addresses of links go.
+    Code, lists and tables keep their lines; comments, images and link targets are removed.
 
     Args:
         lines: of the file, without line endings.
-        dropped: counts lines of front matter other than its title.
+        skipped: counts the lines of front matter other than its title.
     """
     outline = Outline()
     body: list[str] = []
@@ -50,8 +50,8 @@ def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> 
     for number, line in enumerate(lines[:front]):
         if title := _FRONT_TITLE.fullmatch(line):
             outline.heading(0, title[1])
-        elif number not in (0, front - 1) and dropped is not None:
-            dropped["lines of front matter"] += 1
+        elif number not in (0, front - 1):
+            skipped.add("lines of front matter")
     code: list[str] | None = None
     fence = ""
     for line in _without_comments(lines[front:]):
@@ -69,7 +69,7 @@ def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> 
             end_body()
             level = heading[1]
             outline.heading(len(level) if level[0] == "#" else int(level), plain_heading(heading[2]))
-        elif (underline := _UNDERLINE.fullmatch(line)) and _ends_in_one_line(body):
+        elif (underline := _UNDERLINE.fullmatch(line)) and _can_be_underlined(body):
             text = body.pop()
             end_body()
             outline.heading(1 if underline[1][0] == "=" else 2, plain_heading(text))
@@ -82,7 +82,7 @@ def markdown_sections(lines: list[str], dropped: Counter[str] | None = None) -> 
 
 
 def plain_text(text: str) -> str:
-    """Markdown without images, addresses of links, emphasis and HTML tags; what is between backticks stays as it is."""
+    """Markdown without images, link targets, emphasis and HTML tags; code spans stay as they are."""
     code = _CODE_SPAN.findall(text)
     text = _CODE_SPAN.sub("\0", text)
     text = _LINK.sub(r"\1", _LINK.sub(r"\1", _IMAGE.sub("", text)))
@@ -94,26 +94,26 @@ def plain_text(text: str) -> str:
 
 
 def plain_heading(text: str) -> str:
-    """A heading as it is read: without marks, backticks and attributes."""
+    """A heading without markup, backticks and attributes."""
     return " ".join(plain_text(_ATTRIBUTES.sub("", text)).replace("`", "").split())
 
 
 def _front_matter(lines: list[str]) -> int:
-    """How many lines it has: those from a first `---` to the next; 0 where there is none."""
+    """Number of lines of the front matter, between `---` on the first line and the next `---`."""
     if not lines or lines[0].rstrip() != "---":
         return 0
     return next((number + 1 for number, line in enumerate(lines) if number and line.rstrip() == "---"), 0)
 
 
-def _ends_in_one_line(body: list[str]) -> bool:
-    """Whether the last paragraph is a single line and no list, quotation or table: what an underline can be of."""
+def _can_be_underlined(body: list[str]) -> bool:
+    """Whether the last paragraph can be an underlined heading: one line, not a list, quotation or table."""
     if not body or not body[-1].strip() or _NOT_UNDERLINED.match(body[-1]):
         return False
     return len(body) == 1 or not body[-2].strip()
 
 
 def _without_comments(lines: list[str]) -> Iterator[str]:
-    """The lines without what stands between `<!--` and `-->`, but for those in fenced code."""
+    """The lines without comments, except in fenced code."""
     fence, inside = "", False
     for line in lines:
         mark = _FENCE.match(line)

@@ -1,4 +1,4 @@
-"""The macros of mdoc that say something within a line of a manual page."""
+"""The macros of mdoc that print text within a line of a manual page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CLOSING = tuple(".,;:)]?!")
 
 
 def mdoc_text(macro: str, words: list[str], name: str = "") -> str | None:
-    """What a macro of mdoc prints; None for one that prints nothing.
+    """The text that a macro of mdoc prints; None if it prints none.
 
     Args:
-        macro: without its full stop.
-        words: its arguments, among which further macros may be.
-        name: of what the page describes, which `Nm` stands for.
+        macro: without its dot.
+        words: its arguments, which may include macros.
+        name: printed by `Nm`.
     """
     if macro not in (*_PLAIN, *_ENCLOSING, "Fl", "Xr", "Nm", "Nd", "Fn"):
         return None

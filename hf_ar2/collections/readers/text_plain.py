@@ -18,26 +18,26 @@ _QUESTION_MARK = re.compile(
     r"\s*[*#-]*\s*(Q(uestion)?\s*\d*\s*[.:)]|\(?\[?\d+(\.\d+)*[.)\]]?)\s", re.IGNORECASE
 )
 _PAGE = re.compile(r".*\[page \d+\]\s*", re.IGNORECASE)
-_OF_CHANGE = re.compile(r"@|\d{4}-\d\d|urgency=")  # the first line of a change log is no title
+_OF_CHANGE = re.compile(r"@|\d{4}-\d\d|urgency=")  # the first line of a change log is not a title
 _OVERSTRUCK = re.compile(".\b")
 
 
 def plain_sections(lines: list[str], is_faq: bool = False) -> list[Section]:
     """The sections of a plain text file.
 
-    A heading is underlined, or numbered and alone between empty lines, or in capitals and above text that follows an
-    empty line or is indented; and the first line is the title where it is short and an empty line follows. Headers and
-    footers of pages go.
+    A heading is underlined; or numbered and between empty lines; or in capitals, above text that is indented or follows
+    an empty line. The first line is the title if it is short and an empty line follows. Page headers and footers are
+    removed.
 
     Args:
         lines: of the file, without line endings.
-        is_faq: questions end at their question mark, though the answer begins in the next line.
+        is_faq: whether a question ends at its question mark even if the answer follows without an empty line.
     """
     lines = _without_page_marks([_OVERSTRUCK.sub("", line).expandtabs() for line in lines])
     indents = Counter(len(line) - len(line.lstrip()) for line in lines if words_in(line) > 4)
     margin = indents.most_common(1)[0][0] if indents else 0
     outline = Outline()
-    rules: list[str] = []  # what titles are underlined with, in the order it is met: its place is its level
+    rules: list[str] = []  # underlining characters in order of appearance: the index is the level
     groups = _groups(lines, is_faq)
     for number, group in enumerate(groups):
         following = groups[number + 1] if number + 1 < len(groups) else []
@@ -46,7 +46,7 @@ def plain_sections(lines: list[str], is_faq: bool = False) -> list[Section]:
             if not used and number == 0 and len(group) == 1 and following and _is_title(group[0]):
                 level, text, used = (0, group[0], 1) if not _OF_CHANGE.search(group[0]) else (0, "", 0)
             if not used:
-                # A title may follow a line of text without an empty line.
+                # An underlined title may follow text without an empty line.
                 end = next((at for at in range(1, len(group)) if _underlined(group[at : at + 3])), len(group))
                 outline.add(*paragraphs_of(group[:end], margin))
                 group = group[end:]
@@ -57,7 +57,7 @@ def plain_sections(lines: list[str], is_faq: bool = False) -> list[Section]:
 
 
 def _groups(lines: list[str], is_faq: bool) -> list[list[str]]:
-    """Lines between empty lines; in answers to questions also those up to a question mark."""
+    """Lines between empty lines; in an FAQ a question mark also ends a group."""
     groups: list[list[str]] = [[]]
     for line in lines:
         if not line.strip():
@@ -70,7 +70,7 @@ def _groups(lines: list[str], is_faq: bool) -> list[list[str]]:
 
 
 def _heading(group: list[str], following: list[str], margin: int, rules: list[str]) -> tuple[int, str, int]:
-    """Level and text of the heading that a group begins with, and how many of its lines it takes; 0 for none."""
+    """Level, text and number of lines of the heading that a group begins with; 0 lines for none."""
     if found := _underlined(group):
         text, rule, used = found
         if rule not in rules:
@@ -91,8 +91,8 @@ def _heading(group: list[str], following: list[str], margin: int, rules: list[st
 
 
 def _underlined(group: list[str]) -> tuple[str, str, int] | None:
-    """Title, what it is underlined with, and the lines both take."""
-    for start in (0, 1):  # a line may be above the title as well
+    """Title, underlining and number of lines."""
+    for start in (0, 1):  # there may be a line above the title too
         if len(group) < start + 2 or (start and not _RULE.fullmatch(group[0])):
             continue
         title, rule = group[start].strip(), _RULE.fullmatch(group[start + 1])
@@ -120,17 +120,17 @@ def _is_title(line: str) -> bool:
 
 
 def _without_page_marks(lines: list[str]) -> list[str]:
-    """The lines without the headers and footers of pages: what stands beside several page breaks, but for numbers."""
+    """The lines without page headers and footers: lines that recur next to page breaks, apart from numbers."""
     breaks = [number for number, line in enumerate(lines) if "\f" in line]
-    beside: list[int] = []
+    candidates: list[int] = []
     for at in breaks:
         before = (number for number in range(at - 1, max(at - 6, -1), -1) if lines[number].strip())
         after = (number for number in range(at, min(at + 6, len(lines))) if lines[number].strip("\f \t"))
-        beside += [number for number in (next(before, None), next(after, None)) if number is not None]
-    marks = Counter(_masked(lines[number]) for number in beside)
-    furniture = {number for number in beside if marks[_masked(lines[number])] > 1}
+        candidates += [number for number in (next(before, None), next(after, None)) if number is not None]
+    marks = Counter(_masked(lines[number]) for number in candidates)
+    recurring = {number for number in candidates if marks[_masked(lines[number])] > 1}
     return [
-        "" if number in furniture or _PAGE.fullmatch(line) else line.replace("\f", "")
+        "" if number in recurring or _PAGE.fullmatch(line) else line.replace("\f", "")
         for number, line in enumerate(lines)
     ]
 

@@ -1,4 +1,4 @@
-"""A file of questions about a folder of text: the passages of the files or sections that answer them."""
+"""Reads a file of questions about a folder of text, with the files or sections that answer them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hf_ar2.collections.readers.text_queries import Place
 
 
 def read_questions(file: Path, folder: Path, places: list[Place]) -> dict[str, tuple[str, list[str]]]:
-    """Query id -> question and the passages of the files or sections that answer it.
+    """Query id -> question and the passages that answer it.
 
     Args:
-        file: lines of a question, a tab, and the file that answers it, maybe with `#` and a heading.
-        folder: where the files are, for messages.
-        places: the sections of the files, with their passages.
+        file: on each line a question, a tab, and the file that answers it, optionally with `#` and a heading.
+        folder: the folder of text, for messages.
+        places: its sections, with their passages.
 
     Raises:
-        CollectionError: no such file, or a line of it names no place; the message names the line.
+        CollectionError: the file does not exist, or a line is invalid.
     """
     if not file.is_file():
         raise CollectionError(
-            f"queries: {file}: no such file; expected one question a line, with a tab and the file that answers it"
+            f"queries: {file}: no such file; expected one question per line, with a tab and the file that answers it"
         )
     found: dict[str, list[Place]] = {}
     for place in places:
@@ -37,20 +37,20 @@ def read_questions(file: Path, folder: Path, places: list[Place]) -> dict[str, t
         if not question or not where:
             raise CollectionError(
                 f"{file}:{line}: found {text.strip()[:80]!r}; expected a question, a tab, and the file that answers "
-                "it, maybe with # and a heading"
+                "it, optionally with # and a heading"
             )
         passages = answered.setdefault(question, {})
         for id in _passages_at(where, f"{file}:{line}", folder, found):
             if passages.setdefault(id, line) != line:
                 raise CollectionError(
-                    f"{file}:{line}: found the question of line {passages[id]} with the same answer again; expected "
-                    "each once. Delete one of the lines"
+                    f"{file}:{line}: found the question of line {passages[id]} with the same answer again; delete one "
+                    "of the lines"
                 )
     return {f"q:{number}": (text, list(ids)) for number, (text, ids) in enumerate(answered.items(), 1)}
 
 
 def _passages_at(where: str, line: str, folder: Path, found: dict[str, list[Place]]) -> list[str]:
-    """Ids of the passages of a file, or of the section after `#` and of what stands below it."""
+    """Ids of the passages of a file, or of the section after `#` and the sections below it."""
     path, _, heading = where.partition("#") if where not in found else (where, "", "")
     path, heading = os.path.normpath(path.strip()).replace(os.sep, "/"), heading.strip()
     if path not in found:
@@ -66,9 +66,8 @@ def _passages_at(where: str, line: str, folder: Path, found: dict[str, list[Plac
         for id in place.passages
     ]
     if not ids:
-        headings = [
-            place.section.heading for place in found[path] if place.passages and place.section.heading
-        ]
+        with_text = [place.section for place in found[path] if place.passages]
+        headings = [section.heading for section in with_text if section.heading]
         raise CollectionError(
             f"{line}: found no text in {where!r}; headings with text there: {', '.join(headings) or 'none'}"
         )

@@ -11,22 +11,13 @@ _ADORNMENT = re.compile(r"([=\-~^\"'`#*+:.<>_])\1{2,}\s*")
 _DIRECTIVE = re.compile(r"\.\.\s+([\w:+-]+)::\s*(.*)")
 _FOOTNOTE = re.compile(r"\.\.\s+(\[[\w#*.-]+\]\s.*)")
 _OPTION = re.compile(r":[\w -]+:(\s.*)?")
-# Directives of which text can be read: their content, or as code.
+# Directives whose content is text, and directives whose content is code.
 _TEXT = {
     "note", "warning", "tip", "hint", "important", "caution", "danger", "attention", "error", "seealso", "admonition",
     "topic", "sidebar", "container", "epigraph", "rubric", "versionadded", "versionchanged", "deprecated", "glossary",
     "list-table", "table", "only", "todo",
 }  # fmt: skip
-_CODE = {
-    "code",
-    "code-block",
-    "sourcecode",
-    "parsed-literal",
-    "literalinclude",
-    "highlight",
-    "prompt",
-    "doctest",
-}
+_CODE = set("code code-block sourcecode parsed-literal literalinclude highlight prompt doctest".split())
 _INLINE = (
     (re.compile(r":[\w:.+-]+:`~?([^`<]+?)\s*<[^`>]*>`"), r"\1"),
     (re.compile(r":[\w:.+-]+:`~?!?([^`]+)`"), r"\1"),
@@ -39,16 +30,13 @@ _INLINE = (
 
 
 def rst_sections(lines: list[str]) -> list[Section]:
-    """The sections of a reStructuredText file: at titles that are underlined, with or without a line above.
+    """The sections of a reStructuredText file, at its underlined titles.
 
     Literal blocks, lists and tables keep their lines; comments, targets, images and directives that include or generate
-    text go.
-
-    Args:
-        lines: of the file, without line endings.
+    text are removed.
     """
     outline = Outline()
-    styles: list[str] = []  # adornments in the order they are met: their place is their level
+    styles: list[str] = []  # adornments in order of appearance: the index is the level
     _read([line.expandtabs() for line in lines], outline, styles)
     return outline.sections
 
@@ -61,10 +49,9 @@ def _read(lines: list[str], outline: Outline, styles: list[str]) -> None:
         for text in paragraphs_of(body, margin=0 if len(body) < 2 else 1):
             outline.add(plain_text(text))
         if literal and outline.sections[-1].paragraphs:
-            last = outline.sections[-1].paragraphs[-1]
-            outline.sections[-1].paragraphs[-1] = last.removesuffix("::").rstrip() + (
-                ":" if last != "::" else ""
-            )
+            paragraphs = outline.sections[-1].paragraphs
+            text = paragraphs[-1].removesuffix("::").rstrip()
+            paragraphs[-1] = text + (":" if paragraphs[-1] != "::" else "")
         body.clear()
 
     at = 0
@@ -95,17 +82,13 @@ def _read(lines: list[str], outline: Outline, styles: list[str]) -> None:
 
 
 def _title_at(lines: list[str], at: int) -> tuple[str, str, int] | None:
-    """Title, its adornment, and the lines both take, if one begins here."""
+    """Title, adornment and number of lines of the title that begins here, if any."""
     if at and lines[at - 1].strip() and not _ADORNMENT.fullmatch(lines[at - 1]):
         return None
     over = _ADORNMENT.fullmatch(lines[at])
-    if (
-        over
-        and at + 2 < len(lines)
-        and lines[at + 1].strip()
-        and lines[at + 2].rstrip() == lines[at].rstrip()
-    ):
-        return lines[at + 1].strip(), f"{over[1]}{over[1]}", 3
+    title, below = [*lines[at + 1 : at + 3], "", ""][:2]
+    if over and title.strip() and below.rstrip() == lines[at].rstrip():
+        return title.strip(), f"{over[1]}{over[1]}", 3
     if at + 1 < len(lines) and lines[at].strip() and not lines[at][0].isspace() and not over:
         under = _ADORNMENT.fullmatch(lines[at + 1])
         if under and len(lines[at + 1].rstrip()) >= min(_width(lines[at].rstrip()) - 2, 80):
@@ -118,7 +101,7 @@ def _width(text: str) -> int:
 
 
 def _indented(lines: list[str], start: int) -> tuple[list[str], int]:
-    """The indented and empty lines from here, and where they end."""
+    """The indented and empty lines from `start`, and the index after them."""
     end = start
     while end < len(lines) and (not lines[end].strip() or lines[end][0].isspace()):
         end += 1
@@ -126,7 +109,7 @@ def _indented(lines: list[str], start: int) -> tuple[list[str], int]:
 
 
 def _directive(line: str, content: list[str], outline: Outline, styles: list[str]) -> None:
-    """Add what a directive says; comments, targets and the others say nothing."""
+    """Add the text of a directive; comments, targets and other directives have none."""
     if footnote := _FOOTNOTE.fullmatch(line.rstrip()):
         outline.add(plain_text(" ".join(" ".join([footnote[1], *content]).split())))
     found = _DIRECTIVE.fullmatch(line.rstrip())
@@ -138,7 +121,7 @@ def _directive(line: str, content: list[str], outline: Outline, styles: list[str
     if name in _CODE:
         outline.add(block_of(content))
     elif name in _TEXT or ":" in name or name.startswith(("function", "class", "method", "option", "envvar")):
-        # A signature is followed by what it does.
+        # The argument is text too, such as a signature before its description.
         if argument and name not in ("only", "container", "list-table", "todo"):
             outline.add(plain_text(argument))
         _read(block_of(content).split("\n"), outline, styles)

@@ -1,4 +1,4 @@
-"""Sections of a document, whatever its format, and the passages they are cut into."""
+"""Sections of a document in any format, and the passages they are divided into."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 PASSAGE_WORDS = 100
 
-# Chinese and Japanese have no spaces: there a character is a word, and a sentence ends without one.
+# Chinese and Japanese have no spaces: each character counts as a word, and no space follows a sentence.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])(\s+)|(?<=[。！？])(\s*)")
 _LIST_ITEM = re.compile(r"\s*([-*+•·o]|\(?(\d{1,3}|[a-zA-Z]|#)[.)])\s+\S")
@@ -18,12 +18,12 @@ _COLUMNS = re.compile(r"\S(\t| {3,})\S")
 
 @dataclass
 class Section:
-    """What stands under one heading, or before a file's first.
+    """The text under one heading, or before the first.
 
     Attributes:
-        heading: the heading, empty where there is none.
-        above: the headings that it stands under, outermost first.
-        paragraphs: their texts. Prose is one line; code, lists and tables keep their lines.
+        heading: the heading, or empty.
+        above: the headings of the enclosing sections, outermost first.
+        paragraphs: prose is one line; code, lists and tables keep their lines.
     """
 
     heading: str = ""
@@ -37,36 +37,36 @@ class Section:
 
 
 class Outline:
-    """Collects the sections of a file as a reader comes to their headings and paragraphs.
+    """Collects sections from the headings and paragraphs of a file.
 
     Attributes:
-        sections: what was found, those without paragraphs among them.
+        sections: the sections so far, including those without paragraphs.
     """
 
     def __init__(self) -> None:
         self.sections = [Section()]
-        self._open: list[tuple[int, str]] = []  # level and text of the headings that are open
+        self._open: list[tuple[int, str]] = []  # level and text of the enclosing headings
 
     def heading(self, level: int, text: str) -> None:
-        """Begin a section; it closes those of the same level and of deeper ones."""
+        """Begin a section; it ends those of the same and of deeper levels."""
         text = " ".join(text.split()).rstrip(":").rstrip()
-        # A page's title often stands in its front matter and again as its first heading.
+        # A page's title is often in its front matter and again in its first heading.
         self._open = [entry for entry in self._open if entry[0] < level and entry[1] != text]
         self.sections.append(Section(text, tuple(above for _, above in self._open)))
         if text:
             self._open.append((level, text))
 
     def add(self, *paragraphs: str) -> None:
-        """Add paragraphs to the last section; those without a letter or digit say nothing."""
+        """Add paragraphs to the last section, except those without a letter or digit."""
         self.sections[-1].paragraphs += [text for text in paragraphs if any(map(str.isalnum, text))]
 
 
 def paragraphs_of(lines: list[str], margin: int = 0) -> list[str]:
-    """What stands between empty lines: prose as one line; lists, tables and what is indented with their lines.
+    """The text between empty lines: prose as one line; lists, tables and indented text keep their lines.
 
     Args:
         lines: without line endings.
-        margin: columns that every line may be indented by; more makes code of it.
+        margin: indentation of normal text in columns; a paragraph indented further is code.
     """
     found, group = [], []
     for line in [*lines, ""]:
@@ -85,25 +85,25 @@ def _paragraph(lines: list[str], margin: int) -> str:
     if min(indents) > margin + 1:
         return block_of(lines)
     if items[0] or sum(items) > 1 or (len(lines) > 1 and rows > len(lines) / 2):
-        return block_of(line for line in lines if any(map(str.isalnum, line)))  # rules of tables say nothing
+        return block_of(line for line in lines if any(map(str.isalnum, line)))  # without the rules of tables
     return " ".join(" ".join(lines).split())
 
 
 def block_of(lines: Iterable[str]) -> str:
-    """Lines that stay lines, with their common indentation removed."""
+    """Lines joined as they are, without their common indentation."""
     return textwrap.dedent("\n".join(line.rstrip() for line in lines)).strip("\n")
 
 
 def words_in(text: str) -> int:
-    """Words of a text, a Chinese or Japanese character counted as one."""
+    """Number of words; each Chinese or Japanese character counts as one."""
     return len(_WORD.findall(text))
 
 
 def grouped(paragraphs: list[str], words: int = PASSAGE_WORDS) -> list[str]:
-    """Paragraphs put together into passages of about so many words.
+    """Groups paragraphs into passages of about so many words.
 
-    A paragraph half as long again is divided: prose at the ends of sentences, other text at the ends of lines, and a
-    sentence or line that is still as long as that between words.
+    A paragraph more than 1.5 times as long is divided: prose after sentences, other text after lines, and a sentence or
+    line that is still too long between words.
     """
     passages: list[str] = []
     length = 0
@@ -119,7 +119,7 @@ def grouped(paragraphs: list[str], words: int = PASSAGE_WORDS) -> list[str]:
 
 
 def _pieces(paragraphs: list[str], words: int) -> list[tuple[str, str]]:
-    """What stands before a piece, and the piece; what is longer than a passage comes in several."""
+    """(separator before the piece, piece); a paragraph that is too long gives several pieces."""
     pieces: list[tuple[str, str]] = []
     for paragraph in paragraphs:
         if words_in(paragraph) <= 1.5 * words:

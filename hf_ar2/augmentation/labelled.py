@@ -1,4 +1,4 @@
-"""Scored candidates of labelled queries, and what their labels say of them."""
+"""Scored candidates, with their labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hf_ar2.training_lists.pool import padded_positives
 
 
 @dataclass(frozen=True)
-class Known:
-    """Scored candidates of some queries, and what is known of them before the ranker is asked.
+class LabelledCandidates:
+    """Scored candidates of Q queries, with their labels.
 
     Attributes:
-        scored: of Q queries.
+        scored: the candidates.
         positive: bool `[Q, n]`, labelled relevant.
-        duplicate: bool `[Q, n]`, the text of a labelled positive, without being one.
+        duplicate: bool `[Q, n]`, not labelled relevant, but with the text of a labelled positive.
         judged_irrelevant: bool `[Q, n]`, labelled with grade 0.
     """
 
@@ -32,24 +32,26 @@ class Known:
     judged_irrelevant: np.ndarray
 
     @cached_property
-    def free(self) -> np.ndarray:
-        """Passages that are there and neither positives nor copies of one, bool `[Q, n]`."""
+    def not_positive(self) -> np.ndarray:
+        """Passages that are neither positives nor duplicates of one, bool `[Q, n]`."""
         return (self.scored.rows >= 0) & ~self.positive & ~self.duplicate
 
     @cached_property
     def unlabelled(self) -> np.ndarray:
-        """Of the free ones those nobody judged, bool `[Q, n]`."""
-        return self.free & ~self.judged_irrelevant
+        """Those of `not_positive` without a label, bool `[Q, n]`."""
+        return self.not_positive & ~self.judged_irrelevant
 
 
 def labelled_candidates(
     system: SearchSystem, split: str, depth: int, folder: Path, text_keys: np.ndarray
-) -> Known:
-    """The first passages of a split's queries that have a relevant one, ranked.
+) -> LabelledCandidates:
+    """Scored candidates of the queries of a split that have a relevant passage.
 
     Args:
+        system: a retriever and a ranker over a collection.
+        split: of the collection.
         depth: passages retrieved per query.
-        folder: where scores are kept.
+        folder: for the scores.
         text_keys: int64 `[N]`, `passage_text_keys` of the corpus.
 
     Raises:
@@ -59,18 +61,12 @@ def labelled_candidates(
     positives = judgments.positives()
     if len(positives) == 0:
         raise ValueError(f"split {split!r} of {system.collection.name} has no query with a relevant passage")
-    scored = score_candidates(
-        system,
-        positives.query_rows,
-        padded_positives(positives),
-        depth,
-        folder,
-        f"Queries of {split}",
-    )
+    padded = padded_positives(positives)
+    scored = score_candidates(system, positives.query_rows, padded, depth, folder, f"Queries of {split}")
     positive = among(scored.rows, positives.passage_rows, positives.offsets)
     groups, of_positives = text_groups(text_keys, scored.rows, positives.passage_rows)
     duplicate = among(groups, of_positives, positives.offsets) & ~positive
-    return Known(scored, positive, duplicate, _judged_irrelevant(scored, judgments))
+    return LabelledCandidates(scored, positive, duplicate, _judged_irrelevant(scored, judgments))
 
 
 def _judged_irrelevant(scored: ScoredCandidates, judgments: Judgments) -> np.ndarray:

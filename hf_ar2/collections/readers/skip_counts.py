@@ -1,4 +1,4 @@
-"""Counts what is left out, and keeps the first few by name."""
+"""Counts skipped files and headings, with the first few names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 _NAMED = 3
 
 
-class LeftOut:
-    """Counts of what is left out, by cause, with examples."""
+class SkipCounts:
+    """Counts by cause, with a few names each."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._named: dict[str, list[str]] = {}
 
     def add(self, cause: str, name: str = "", count: int = 1) -> None:
-        """Count something; its name is shown if it is among the first of its cause."""
+        """Add to the count of a cause; its first few names are kept."""
         if count:
             self._counts[cause] += count
             named = self._named.setdefault(cause, [])
@@ -23,7 +23,7 @@ class LeftOut:
                 named.append(name)
 
     def counts(self) -> dict[str, int]:
-        """Cause, with what it is shown by, → count; in the order of the causes."""
+        """Cause, with its names, → count; sorted by cause."""
         found = {}
         for cause in sorted(self._counts):
             named = ", ".join(self._named[cause])
