@@ -14,7 +14,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,34 @@ class Run:
             held = self.query_rows[place] == query_rows
             passage_rows[held], scores[held] = self.passage_rows[place[held]], self.scores[place[held]]
         return Run(query_rows, passage_rows, scores, self.tag)
+
+
+def run_of_scores(
+    scores: Mapping[str, Mapping[str, float]],
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    tag: str = "",
+) -> Run:
+    """The run of a mapping from query id to passage id to score; passages are sorted by score, ties as given.
+
+    Raises:
+        ValueError: an unknown id; the message begins with the tag.
+    """
+    query_row, passage_row = _rows_of(query_ids), _rows_of(passage_ids)
+    for query, found in scores.items():
+        for kind, ids, known in (("query", [query], query_row), ("passage", found, passage_row)):
+            unknown = next((name for name in ids if name not in known), None)
+            if unknown is not None:
+                raise ValueError(f"{tag}: unknown {kind} id {unknown!r}; the collection does not have it")
+    queries = sorted(scores, key=query_row.__getitem__)
+    passage_rows = np.full((len(queries), max(map(len, scores.values()), default=0)), -1, np.int64)
+    values = np.full(passage_rows.shape, -np.inf, np.float32)
+    for i, query in enumerate(queries):
+        found = scores[query]
+        best_first = sorted(found, key=found.__getitem__, reverse=True)
+        passage_rows[i, : len(found)] = [passage_row[passage] for passage in best_first]
+        values[i, : len(found)] = [found[passage] for passage in best_first]
+    return Run(np.array([query_row[query] for query in queries], np.int64), passage_rows, values, tag)
 
 
 def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) -> Path:

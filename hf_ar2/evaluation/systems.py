@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_ar2.collections import Collection
 from hf_ar2.evaluation.answers import answer_hits
 from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
 from hf_ar2.evaluation.pipeline import pipeline, pipeline_scores, rerank
+
+if TYPE_CHECKING:
+    from hf_ar2.collections import Collection
 
 # retriever: alone; hybrid: with BM25 beside it; ranker: over the first of those; pipeline: the weighted sum of all.
 SYSTEMS = ("retriever", "hybrid", "ranker", "pipeline")

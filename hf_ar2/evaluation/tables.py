@@ -10,14 +10,11 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_ar2.evaluation.significance import PairedTest
-
-if TYPE_CHECKING:
-    pass
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
@@ -60,7 +57,7 @@ def format_table(
             raise ValueError(
                 f"row {number} has {len(row)} cells for the {len(columns)} columns {list(columns)}: {row}"
             )
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[format_cell(value) for value in row] for row in rows]
     numeric = [all(re.match(r" *([-+]?\d|–|NaN)", row[i]) for row in cells) for i in range(len(columns))]
     note = NAN_NOTE if any("NaN" in row for row in cells) else ""
     if markdown:
@@ -132,8 +129,8 @@ def stage_table(
             values = [systems.get(system, {}).get(name) for name in names]
             test = outcome.get(system)
             mark = significance_mark(test.p_value, test.difference) if test is not None else ""
-            first = _cell(values[0])
-            row += [f"{first:>5} {mark:<{longest}}" if longest else first, *map(_cell, values[1:])]
+            first = format_cell(values[0])
+            row += [f"{first:>5} {mark:<{longest}}" if longest else first, *map(format_cell, values[1:])]
         results.append(row)
         over = f"{stage} over {stages[number - 1]}" if number else stage
         for key, label in (
@@ -178,7 +175,8 @@ def display_name(metric: str) -> str:
     return names.get(measure, measure.replace("_", " ").capitalize()) + at + cutoff
 
 
-def _cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """A value as tables show it: floats with three decimals, None as a dash."""
     if value is None:
         return "–"
     if isinstance(value, (float, np.floating)) and math.isnan(value):
