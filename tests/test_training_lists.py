@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from hf_ar2.collections import Collection, CollectionError
+from hf_ar2.training_lists.draws import sample_negatives
 from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools
-from hf_ar2.training_lists.sampling import sample_negatives
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, read_queries, save_training_lists
 
 LISTS: dict[str, list[Any]] = {

@@ -10,7 +10,7 @@ import transformers
 
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.models.loading import bf16_pays
-from hf_ar2.training_lists.sampling import SAMPLERS
+from hf_ar2.training_lists.draws import SAMPLERS
 
 
 def setting(default: Any, text: str) -> Any:

@@ -33,8 +33,8 @@ from hf_ar2.trainers.stored_lists import (
     read_stored_lists,
     with_stored_lists,
 )
+from hf_ar2.training_lists.list_sampler import ListSampler
 from hf_ar2.training_lists.pool import CandidatePool, pool_statistics
-from hf_ar2.training_lists.sampler import ListSampler
 
 logger = logging.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from hf_ar2.augmentation.confidence import Sure
 from hf_ar2.augmentation.known import Known
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column
-from hf_ar2.training_lists.sampling import counter_uniform
+from hf_ar2.training_lists.draws import counter_uniform
 from hf_ar2.training_lists.stored import KINDS, LIST_FEATURES
 
 # Lists turned into a table at a time: their ids, as text, stay far below what one Arrow array can hold.

@@ -22,7 +22,7 @@ from hf_ar2.evaluation import compare as compare_systems
 from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
-from hf_ar2.search.system import read_recipe
+from hf_ar2.search.recipe_file import read_recipe
 
 # The split of a collection that is made of a qrels file.
 JUDGED = "judged"

@@ -1,7 +1,7 @@
 """Candidate pools: for each training query the passages its retriever ranks highest, without its positives.
 
 A pool is built once per round from the retriever's search results, kept as memory-mapped arrays, and read by
-the samplers of :mod:`hf_ar2.training_lists.sampling`.
+the samplers of :mod:`hf_ar2.training_lists.draws`.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_ar2.training_lists.pool import CandidatePool
-from hf_ar2.training_lists.sampling import (
+from hf_ar2.training_lists.draws import (
     sample_more_positive_columns,
     sample_negatives,
     sample_positive_columns,
     sample_random_passages,
 )
+from hf_ar2.training_lists.pool import CandidatePool
 
 _STREAM = 1_000_003
 
