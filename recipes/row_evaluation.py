@@ -13,7 +13,7 @@ import torch
 
 from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.hybrid import UNFITTED, candidates_of_both, fit_weight
+from hf_ar2.evaluation.hybrid import DEFAULT_LEXICAL_WEIGHT, candidates_of_both, fit_weight
 from hf_ar2.evaluation.runs import run_file, write_run
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
@@ -103,7 +103,7 @@ def evaluate_row(
                 def values_of(ranking: np.ndarray, split: str = split, metric: str = metric) -> np.ndarray:
                     return measure(collection, split, ranking, [metric])[metric]
 
-                lexical_weight = UNFITTED
+                lexical_weight = DEFAULT_LEXICAL_WEIGHT
                 if not from_structure(collection, split):
                     lexical_weight = fit_weight(both, temperatures[0], values_of, depth)
                 blend = Blend(blend.weight, blend.depth, lexical_weight)

@@ -191,7 +191,7 @@ class TestFolder:
     def test_an_incomplete_folder_is_refused(self, tmp_path):
         self.build(tmp_path / "pool")
         (tmp_path / "pool" / "meta.json").unlink()
-        with pytest.raises(FileNotFoundError, match=r"meta.json: no such file.*no complete candidate pool"):
+        with pytest.raises(FileNotFoundError, match=r"meta.json: no such file.*is not a candidate pool"):
             CandidatePool.open(tmp_path / "pool")
 
     def test_an_array_that_does_not_fit_is_refused(self, tmp_path):

@@ -466,7 +466,7 @@ def test_evaluate_prints_a_table_and_writes_run_files(
 @pytest.fixture
 def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is encoded without a recipe takes bf16 where that pays, so that another processor gives other digits."""
-    monkeypatch.setattr("hf_ar2.search.system.bf16_pays", lambda device: False)
+    monkeypatch.setattr("hf_ar2.search.system.bf16_is_faster", lambda device: False)
 
 
 def test_evaluate_takes_models_without_a_run_folder(
@@ -579,7 +579,7 @@ def test_the_index_is_built_once_and_refused_where_it_does_not_fit(
     index = CorpusIndex.open(own)
     assert (index.factory, index.embeddings.dtype, index.ntotal) == ("HNSW8", np.float16, 60)
     # as `tune-queries --index` opens it
-    frozen = FrozenIndex.of_files(own, load_collection(data).corpus["id"])
+    frozen = FrozenIndex.from_files(own, load_collection(data).corpus["id"])
     assert frozen.ntotal == 60 and frozen.corpus_rows is None
     assert cli.main(["search", str(run), "falcon", "--index", str(own)]) == 0
     assert f"index in {own}" in capsys.readouterr().out

@@ -63,7 +63,7 @@ def opened_system(
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
-            run_index = RunIndex.of_run(run, recipe)
+            run_index = RunIndex.from_run(run, recipe)
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None

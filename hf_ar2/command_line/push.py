@@ -110,6 +110,6 @@ def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path
     options = argparse.Namespace(run=arguments.run)
     with opened_system(options, ranker=False) as system:
         about, searched = {"collection": system.collection.name}, system.searched
-        index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.of_corpus(searched)
+        index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.from_corpus_index(searched)
         index.save(temporary, system.collection.corpus["id"], about)
     return temporary

@@ -206,5 +206,5 @@ def in_chunks(
 def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
     """The prompts that `encode_query` and `encode_document` put before a text."""
     prompts = retriever.prompts or {}
-    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
-    return prompts.get("query") or "", passage
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None)
+    return prompts.get("query") or "", passage or ""

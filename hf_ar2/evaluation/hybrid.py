@@ -14,7 +14,7 @@ from hf_ar2.index.lexical import LexicalIndex
 
 # Where no person asked the queries that a weight would be fitted on: headings share more words with their passages than
 # questions do. About what was fitted on collections of real questions.
-UNFITTED = 0.3
+DEFAULT_LEXICAL_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)

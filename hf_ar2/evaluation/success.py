@@ -8,10 +8,10 @@ from hf_ar2.collections import Collection
 from hf_ar2.evaluation.systems import measure
 
 # How many results are looked at.
-FIRST = 3
+TOP_K = 3
 
 
-def questions_answered(collection: Collection, split: str, rows: np.ndarray, first: int = FIRST) -> int:
+def questions_answered(collection: Collection, split: str, rows: np.ndarray, first: int = TOP_K) -> int:
     """The number of a split's queries of which the first results hold a relevant passage.
 
     Args:

@@ -21,7 +21,7 @@ SEARCHED_INDEX = "searched_index"
 
 @dataclass(frozen=True)
 class RunIndex:
-    """Where an index is that `FrozenIndex.of_files` opens.
+    """Where an index is that `FrozenIndex.from_files` opens.
 
     Attributes:
         path: a FAISS file, or a folder with one.
@@ -32,20 +32,20 @@ class RunIndex:
     ids: Path | None = None
 
     @classmethod
-    def of_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
+    def from_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
         """The index that the row which a run serves searched; None for one that is built when it is needed."""
         row, stages = served_row(folder, recipe), recipe.get("stages") or {}
         given = row.get("index")
         if given in stages:
             settings = {**(recipe.get("args") or {}), **(stages[given].get("args") or {})}
-            return cls.of_stage(Path(folder) / SEARCHED_INDEX, settings)
+            return cls.from_stage(Path(folder) / SEARCHED_INDEX, settings)
         if given is not None:
             return cls(Path(given), Path(row["index_ids"]) if row.get("index_ids") else None)
         kept = Path(folder) / SEARCHED_INDEX
         return cls(kept) if kept.is_dir() else None
 
     @classmethod
-    def of_stage(cls, kept: Path, settings: Mapping[str, Any]) -> RunIndex | None:
+    def from_stage(cls, kept: Path, settings: Mapping[str, Any]) -> RunIndex | None:
         """The index that an LTRe stage trained against; None for an exact one, which its passages give again.
 
         Args:
@@ -70,7 +70,7 @@ class RunIndex:
         Raises:
             FileNotFoundError: it is not there any more. ValueError: it belongs to other passages or another encoder.
         """
-        index = FrozenIndex.of_files(
+        index = FrozenIndex.from_files(
             self.path, corpus_ids, self.ids, device=encoders.device, search_parameters=search_parameters
         )
         check_fit(index, str(self.path), encoders, retriever, inputs)

@@ -23,7 +23,7 @@ from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.models.loading import bf16_pays, default_temperature, similarity_of
+from hf_ar2.models.loading import bf16_is_faster, default_temperature, similarity_of
 from hf_ar2.search.run_index import RunIndex
 
 # What the `evaluation` of a recipe says, its served row, or its chosen.json; all other settings are in its `args`.
@@ -182,7 +182,7 @@ class SearchSystem:
         self.run_index = run_index
         self.encodings = Encodings(index_dir) if index_dir is not None else None
         self.index_name = index_name
-        bf16 = bf16_pays(retriever.device) if settings.bf16 is None else settings.bf16
+        bf16 = bf16_is_faster(retriever.device) if settings.bf16 is None else settings.bf16
         self.encoders = Encoders(
             retriever.device,
             Processes.current(retriever.device),
