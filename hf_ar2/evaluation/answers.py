@@ -1,10 +1,9 @@
-"""Does a passage contain an answer? The token match of DPR (Karpukhin et al. 2020), used for answer-string
-hit rates and to keep passages that answer the question out of its negatives.
+"""Does a passage contain an answer? The token match of DPR (Karpukhin et al. 2020), used for answer-string hit rates
+and to keep passages that answer the question out of its negatives.
 
-Text is brought to Unicode normal form D and cut into runs of letters, digits and marks, every other visible
-character being a token of its own; tokens are compared in lower case. An answer matches where its tokens
-stand in the passage one after the other, so "art" is not found in "party". DPR searches the passage's text
-without its title.
+Text is brought to Unicode normal form D and cut into runs of letters, digits and marks, every other visible character
+being a token of its own; tokens are compared in lower case. An answer matches where its tokens stand in the passage one
+after the other, so "art" is not found in "party". DPR searches the passage's text without its title.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ def token_string(text: str) -> str:
 def has_answer(answers: Sequence[str], text: str) -> bool:
     """Whether a text contains one of the answers as a sequence of tokens.
 
-    An answer without any token (empty, or white space alone) matches nothing; in DPR's code it matches
-    everything.
+    An answer without any token (empty, or white space alone) matches nothing; in DPR's code it matches everything.
 
     Example:
         >>> has_answer(["New York"], "He moved to new york, then left."), has_answer(["art"], "The party")

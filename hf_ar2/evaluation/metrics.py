@@ -1,21 +1,20 @@
 """Retrieval metrics over arrays of row numbers, in numpy alone.
 
-A ranking is an int array `retrieved` `[Q, K]`: for query `i` of the judgments, passage rows, best first, with
--1 where fewer than K passages were retrieved. `gains` looks the judged relevance of every hit up once; the
-measures are then small functions of that array and return one float64 per query, which is what a paired test
-needs.
+A ranking is an int array `retrieved` `[Q, K]`: for query `i` of the judgments, passage rows, best first, with -1 where
+fewer than K passages were retrieved. `gains` looks the judged relevance of every hit up once; the measures are then
+small functions of that array and return one float64 per query, which is what a paired test needs.
 
 Conventions, those of trec_eval (and so of pytrec_eval and ir_measures):
 
 - A passage is relevant where its relevance is above 0; a passage that nobody judged counts as not relevant.
-- The rank is the column. Nothing is sorted here, so equal scores stay in the order they were given in
-  (trec_eval sorts by score, then by document id descending).
+- The rank is the column. Nothing is sorted here, so equal scores stay in the order they were given in (trec_eval sorts
+  by score, then by document id descending).
 - nDCG's gain is the relevance itself and its discount log2(rank + 1); negative relevance gains 0.
-- A query for which nothing was retrieved scores 0 and counts in a mean. So does a query without a relevant
-  passage; `judgments.positives()` leaves such queries out.
+- A query for which nothing was retrieved scores 0 and counts in a mean. So does a query without a relevant passage;
+  `judgments.positives()` leaves such queries out.
 
-A measure is named as in the field, with its cutoff: "mrr@10", "recall@100", "hit_rate@20", "ndcg@10",
-"map@100"; "map" alone uses the whole list.
+A measure is named as in the field, with its cutoff: "mrr@10", "recall@100", "hit_rate@20", "ndcg@10", "map@100"; "map"
+alone uses the whole list.
 """
 
 from __future__ import annotations
@@ -39,16 +38,15 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
     """Judged relevance of every retrieved passage.
 
     Args:
-        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of
-            `judgments`.
+        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of `judgments`.
         judgments: the judgments of the same Q queries.
 
     Returns:
         int32 `[Q, K]`; 0 where the passage is not judged or the list has ended.
 
     Raises:
-        ValueError: `retrieved` is not a `[Q, K]` integer array for the queries of `judgments`, or it holds a
-            judged passage twice for one query.
+        ValueError: `retrieved` is not a `[Q, K]` integer array for the queries of `judgments`, or it holds a judged
+            passage twice for one query.
     """
     retrieved = np.asarray(retrieved)
     if retrieved.ndim != 2 or len(retrieved) != len(judgments) or retrieved.dtype.kind not in "iu":
@@ -113,9 +111,8 @@ def recall(gains: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
 def ndcg(gains: np.ndarray, judgments: Judgments, k: int) -> np.ndarray:
     """Normalised discounted cumulative gain of the first k, `ndcg_cut` of trec_eval: float64 `[Q]`.
 
-    DCG@k = sum over ranks r <= k of relevance_r / log2(r + 1), divided by the DCG@k of the judged passages in
-    order of relevance (Järvelin and Kekäläinen 2002, with the relevance itself as the gain, not 2^relevance -
-    1).
+    DCG@k = sum over ranks r <= k of relevance_r / log2(r + 1), divided by the DCG@k of the judged passages in order of
+    relevance (Järvelin and Kekäläinen 2002, with the relevance itself as the gain, not 2^relevance - 1).
     """
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
     rows, columns = np.nonzero(_first(gains, k) > 0)
@@ -186,19 +183,17 @@ def evaluate_rankings(
     """Several metrics of one set of rankings, per query.
 
     Args:
-        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of
-            `judgments`.
+        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of `judgments`.
         judgments: the judgments of the same Q queries.
         metrics: names, see `parse_metric`.
-        num_passages: size of the corpus. Only where the lists are as long as the corpus may a cutoff exceed
-            K.
+        num_passages: size of the corpus. Only where the lists are as long as the corpus may a cutoff exceed K.
 
     Returns:
         metric name -> float64 `[Q]`, in the order of `judgments`; take the mean for the figure of the field.
 
     Raises:
-        ValueError: an unknown metric; a cutoff above K (Recall@100 of 20 hits would be a silently wrong
-            number); malformed `retrieved`, see `gains`.
+        ValueError: an unknown metric; a cutoff above K (Recall@100 of 20 hits would be a silently wrong number);
+            malformed `retrieved`, see `gains`.
 
     Example:
         >>> from hf_ar2.collections.judgments import Judgments

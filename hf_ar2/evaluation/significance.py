@@ -91,8 +91,7 @@ def paired_test(
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """p-values of several comparisons, adjusted so that the chance of any false claim stays below the level.
 
-    Holm's step-down method (1979): the i-th smallest of m is multiplied by m - i + 1, kept in order, capped
-    at 1.
+    Holm's step-down method (1979): the i-th smallest of m is multiplied by m - i + 1, kept in order, capped at 1.
 
     Returns:
         float64, in the order given; compare each with the level, such as .05.

@@ -21,8 +21,8 @@ def adversarial_loss(
 
     With retriever scores ``s`` and ranker scores ``u``, both divided by their temperatures already:
 
-    ``form="reference"``, the released code: cross-entropy of the retriever, over the whole list, to the
-    unnormalised target ``w_i = softplus(u_i - u_0) = -log sigmoid(u_0 - u_i)``, so ``w_0 = log 2``:
+    ``form="reference"``, the released code: cross-entropy of the retriever, over the whole list, to the unnormalised
+    target ``w_i = softplus(u_i - u_0) = -log sigmoid(u_0 - u_i)``, so ``w_0 = log 2``:
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\sum_{i \\ge 0} w_{bi} \\log \\mathrm{softmax}(s_b)_i, \\qquad
               \\partial L_b / \\partial s_j = p_j \\sum_i w_i - w_j
@@ -35,11 +35,11 @@ def adversarial_loss(
               r_{bi} = \\log \\sigma(u_{b0} - u_{bi}), \\qquad
               \\partial \\hat J_b / \\partial s_j = p_j (r_j - \\hat J_b)
 
-    The positive gets no gradient. Its minimiser puts all mass on the negative that the ranker scores highest, so it must
-    be combined with a loss that trains the positive (``distillation_loss``). With one negative its gradient is 0.
+    The positive gets no gradient. Its minimiser puts all mass on the negative that the ranker scores highest, so it
+    must be combined with a loss that trains the positive (``distillation_loss``). With one negative its gradient is 0.
 
-    Both are means over queries. The released code sums the first over the batch but averages the distillation
-    loss added to it, so its λ corresponds to λ·B here (B queries per device; λ = 0.5 at B = 8 is a weight of 4).
+    Both are means over queries. The released code sums the first over the batch but averages the distillation loss
+    added to it, so its λ corresponds to λ·B here (B queries per device; λ = 0.5 at B = 8 is a weight of 4).
 
     Args:
         retriever_scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive.

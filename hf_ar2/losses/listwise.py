@@ -14,8 +14,8 @@ def listwise_cross_entropy(
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\log \\frac{\\exp s_{b0}}{\\sum_i \\exp s_{bi}}
 
-    With several positives ``P_b`` in a list, each is compared with only the negatives ``N_b``, and the list's loss is the
-    mean over its positives:
+    With several positives ``P_b`` in a list, each is compared with only the negatives ``N_b``, and the list's loss is
+    the mean over its positives:
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\frac{1}{|P_b|} \\sum_{i \\in P_b}
               \\log \\frac{\\exp s_{bi}}{\\exp s_{bi} + \\sum_{j \\in N_b} \\exp s_{bj}}
@@ -33,8 +33,8 @@ def listwise_cross_entropy(
         ValueError: the shapes do not fit, a positive is masked, or column 0 is not a positive.
         TypeError: ``scores`` are not floating point, or ``mask`` or ``positives`` are not bool.
 
-    Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5. RocketQAv2
-    (arXiv 2110.07367), equation 5, with denoised positives beside the labelled one.
+    Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5. RocketQAv2 (arXiv
+    2110.07367), equation 5, with denoised positives beside the labelled one.
 
     Example:
         >>> import torch
@@ -67,8 +67,8 @@ def pointwise_cross_entropy(
     .. math:: L = -\\frac{1}{B} \\sum_b \\frac{1}{L_b} \\sum_i
               \\left[ y_{bi} \\log \\sigma(s_{bi}) + (1 - y_{bi}) \\log \\sigma(-s_{bi}) \\right]
 
-    Unlike a listwise ranker's scores, these are logits of relevance, whose sigmoids are comparable across queries; their
-    level depends on the share of positives in the lists.
+    Unlike a listwise ranker's scores, these are logits of relevance, whose sigmoids are comparable across queries;
+    their level depends on the share of positives in the lists.
 
     Args:
         scores: ``[B, L]``, ``L >= 2``, any float dtype.
@@ -80,8 +80,8 @@ def pointwise_cross_entropy(
     Raises:
         ValueError, TypeError: as :func:`listwise_cross_entropy`.
 
-    Source: the ranker of RocketQA (arXiv 2010.08191), whose two-class softmax this is with one logit, and the
-    pointwise ranker of RocketQAv2's ablation (arXiv 2110.07367).
+    Source: the ranker of RocketQA (arXiv 2010.08191), whose two-class softmax this is with one logit, and the pointwise
+    ranker of RocketQAv2's ablation (arXiv 2110.07367).
 
     Example:
         >>> import torch

@@ -36,8 +36,8 @@ def passage_centric_loss(
     ``form="reference"``, the released code: ``X_b`` are the other *queries* and all hard negatives, but no positive
     passage of another query.
 
-    Both exclude false negatives: copies of the positive and known positives of query b, and in the second form copies of
-    query b and queries for which the passage is known to be relevant. PAIR trains its first stage on ``(1 - α) *
+    Both exclude false negatives: copies of the positive and known positives of query b, and in the second form copies
+    of query b and queries for which the passage is known to be relevant. PAIR trains its first stage on ``(1 - α) *
     query-centric + α * passage-centric`` with α = 0.1, its second on the query-centric loss.
 
     Args:

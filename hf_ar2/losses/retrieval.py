@@ -24,12 +24,12 @@ def retrieval_pairwise_loss(
     .. math:: L = \\frac{1}{B} \\sum_b \\frac{1}{|P_b| |N_b|} \\sum_{p \\in P_b} \\sum_{n \\in N_b}
               |v(r_p) - v(r_n)| \\log (1 + \\exp(s_n - s_p))
 
-    with the relevant passages ``P_b`` and the others ``N_b`` of list b, and the rank ``r`` of a passage, its column + 1.
-    The value ``v`` of a rank r within ``cut`` is 1/r (``lambda_mrr``) or 1/log2(1 + r) (``lambda_ndcg``), beyond it 0.
-    ``ranknet`` gives all pairs the weight 1.
+    with the relevant passages ``P_b`` and the others ``N_b`` of list b, and the rank ``r`` of a passage, its column +
+    1. The value ``v`` of a rank r within ``cut`` is 1/r (``lambda_mrr``) or 1/log2(1 + r) (``lambda_ndcg``), beyond it
+    0. ``ranknet`` gives all pairs the weight 1.
 
-    For one relevant passage the weight is the change of MRR (or DCG) when the two are swapped. Positives that the search
-    missed are appended to the list; with ``cut`` at the depth of the search they have the value 0.
+    For one relevant passage the weight is the change of MRR (or DCG) when the two are swapped. Positives that the
+    search missed are appended to the list; with ``cut`` at the depth of the search they have the value 0.
 
     Args:
         scores: ``[B, L]``, any float dtype, divided by the temperature already, in the retrieved order.

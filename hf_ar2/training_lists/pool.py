@@ -150,8 +150,8 @@ def build_pool(
 
     Passages are dropped, and counted under the first of these causes that holds: ``positive`` (judged relevant to the
     query), ``duplicate_of_positive`` (has the text of one of its positives), ``contains_answer``, ``within_margin``
-    (see ``relative_margin``). The first ``depth`` of the others are kept, so search deeper than ``depth`` by the number of
-    passages that the filters may drop.
+    (see ``relative_margin``). The first ``depth`` of the others are kept, so search deeper than ``depth`` by the number
+    of passages that the filters may drop.
 
     Args:
         retrieved_scores: float ``[Q, K']``, best first.
