@@ -185,7 +185,7 @@ class TestFolder:
 
     def test_another_fingerprint_is_refused(self, tmp_path):
         self.build(tmp_path / "pool")
-        with pytest.raises(ValueError, match=r"made from abc, expected xyz.*build the pool again"):
+        with pytest.raises(ValueError, match=r"fingerprint abc, expected xyz.*build the pool again"):
             CandidatePool.open(tmp_path / "pool", fingerprint="xyz")
 
     def test_an_incomplete_folder_is_refused(self, tmp_path):

@@ -669,5 +669,5 @@ def test_search_agrees_with_rankings_for_two_towers_and_dot_products(
     measured = measure(system.collection, "quiz", rankings["retriever"][0], ["hit_rate@20", "mrr@60"])
     assert set(measured) == {"hit_rate@20", "mrr@60"} and len(measured["mrr@60"]) == 3
     assert measured["mrr@60"].min() > 0, "every answer is somewhere in the corpus"
-    with pytest.raises(ValueError, match=r"known by its answers alone, so ndcg@10 cannot"):
+    with pytest.raises(ValueError, match=r"has answers but no judgments, so ndcg@10 cannot"):
         measure(system.collection, "quiz", rankings["retriever"][0], ["ndcg@10"])

@@ -221,5 +221,5 @@ def metrics_of(recipes: Sequence[dict[str, Any]]) -> list[str]:
     """The metrics of the first run folder's recipe, the one it tests first; without a run folder the usual three."""
     evaluation = (recipes[0].get("evaluation") or {}) if recipes else {}
     metrics = list(evaluation.get("metrics") or DEFAULT_METRICS)
-    chief = evaluation.get("test_metric")
-    return list(dict.fromkeys([chief, *metrics])) if chief else metrics
+    primary = evaluation.get("test_metric")
+    return list(dict.fromkeys([primary, *metrics])) if primary else metrics
