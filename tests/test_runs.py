@@ -13,7 +13,7 @@ import regex
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation import runs
 from hf_ar2.evaluation.answers import answer_hits, has_answer, token_string
-from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings
+from hf_ar2.evaluation.metrics import evaluate_rankings, hit_rate
 from hf_ar2.evaluation.runs import read_qrels, read_run, write_qrels, write_run
 
 QUERIES = ["q0", "q1", "q2"]
@@ -249,7 +249,7 @@ def test_answer_hits_tokenise_each_passage_once(monkeypatch):
     assert [tokenised.count(text) for text in texts] == [1, 1, 1, 0]
     answer_hits(retrieved, wanted, texts, cache)
     assert [tokenised.count(text) for text in texts] == [1, 1, 1, 0]
-    assert answer_hit_rate(hits, 2).tolist() == [1.0, 1.0, 0.0]
+    assert hit_rate(hits, 2).tolist() == [1.0, 1.0, 0.0]
 
 
 def test_answers_that_are_no_lists_are_refused():

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from hf_ar2.encoding.tokens import InputBuilder, TokenStore
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.progress import progress_bar
 
 Encode = Callable[[dict[str, torch.Tensor]], torch.Tensor]

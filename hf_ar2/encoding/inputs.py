@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.batches import token_budget_batches
-from hf_ar2.encoding.tokens import InputBuilder, tokenize
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import tokenize
 
 Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
 

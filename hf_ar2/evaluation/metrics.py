@@ -85,7 +85,7 @@ def mrr(gains: np.ndarray, k: int) -> np.ndarray:
 
 
 def hit_rate(gains: np.ndarray, k: int) -> np.ndarray:
-    """1 if a relevant passage is among the first k, else 0: float64 `[Q]`. Also called success@k or top-k accuracy."""
+    """1 if a relevant passage is among the first k, else 0: float64 `[Q]`. Also success@k, top-k accuracy."""
     return np.any(_first(gains, k) > 0, axis=1).astype(np.float64)
 
 
@@ -130,14 +130,6 @@ def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None
     nth_of_query = np.arange(len(rows)) - np.searchsorted(rows, rows) + 1
     precision = np.bincount(rows, nth_of_query / (columns + 1), minlength=len(gains))
     return precision / np.maximum(num_relevant, 1)
-
-
-def answer_hit_rate(hits: np.ndarray, k: int) -> np.ndarray:
-    """1 if one of the first k passages contains an answer, else 0: float64 `[Q]`; `hits` are of `answer_hits`.
-
-    The "top-k retrieval accuracy" of DPR (Karpukhin et al. 2020).
-    """
-    return hit_rate(hits, k)
 
 
 def parse_metric(name: str) -> tuple[str, int | None]:
@@ -195,20 +187,16 @@ def evaluate_rankings(
     exhaustive = num_passages is not None and gain.shape[1] >= num_passages
     values = {}
     for name, measure, k in parsed:
-        if k is not None and exhaustive:
-            gain = _padded(gain, k)
-        if measure == "map":
+        if exhaustive and k is not None and k > gain.shape[1]:
+            gain = np.pad(gain, ((0, 0), (0, k - gain.shape[1])))
+        if k is None or measure == "map":
             values[name] = average_precision(gain, relevant, k)
-            continue
-        assert k is not None
-        if measure == "mrr":
-            values[name] = mrr(gain, k)
         elif measure == "recall":
             values[name] = recall(gain, relevant, k)
-        elif measure == "hit_rate":
-            values[name] = hit_rate(gain, k)
-        else:
+        elif measure == "ndcg":
             values[name] = ndcg(gain, judgments, k)
+        else:
+            values[name] = mrr(gain, k) if measure == "mrr" else hit_rate(gain, k)
     return values
 
 
@@ -222,11 +210,6 @@ def _first(gains: np.ndarray, k: int) -> np.ndarray:
             f"or choose a cutoff of at most {gains.shape[1]}"
         )
     return gains[:, :k]
-
-
-def _padded(gains: np.ndarray, k: int) -> np.ndarray:
-    missing = max(0, k - gains.shape[1])
-    return np.pad(gains, ((0, 0), (0, missing))) if missing else gains
 
 
 def _query_of_judgment(judgments: Judgments) -> np.ndarray:

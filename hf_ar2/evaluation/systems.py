@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
+from hf_ar2.evaluation.metrics import evaluate_rankings, hit_rate, mrr, parse_metric
 from hf_ar2.evaluation.pipeline import pipeline, pipeline_scores, rerank
 
 if TYPE_CHECKING:
@@ -107,6 +107,5 @@ def measure(
     answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
     hits = answer_hits(rows, answers, collection.corpus["text"])
     return {
-        name: answer_hit_rate(hits, k or 1) if kind == "hit_rate" else mrr(hits.astype(np.int32), k or 1)
-        for name, (kind, k) in parsed.items()
+        name: (hit_rate if kind == "hit_rate" else mrr)(hits, k or 1) for name, (kind, k) in parsed.items()
     }

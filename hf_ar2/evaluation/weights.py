@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.metrics import answer_hit_rate, mrr, parse_metric
+from hf_ar2.evaluation.metrics import hit_rate, mrr, parse_metric
 from hf_ar2.evaluation.pipeline import pipeline_scores
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 
@@ -107,8 +107,6 @@ def _values_of_order(
         ordered = np.concatenate([head, ranked[:, order.shape[1] :]], axis=1)[:, :cutoff]
         if judged:
             return measure(collection, split, ordered, [metric])[metric]
-        if kind == "hit_rate":
-            return answer_hit_rate(ordered, cutoff or 1)
-        return mrr(ordered.astype(np.int32), cutoff or 1)
+        return (hit_rate if kind == "hit_rate" else mrr)(ordered, cutoff or 1)
 
     return values

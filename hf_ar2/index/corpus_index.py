@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from hf_ar2.encoding.batches import Encode, encode_rows
-from hf_ar2.encoding.tokens import InputBuilder, TokenStore
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index, read_faiss_index, write_faiss_index
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
 

@@ -63,13 +63,7 @@ def in_batch_contrastive_loss(
         0.2901
     """
     scores, positive, excluded = batch_scores(
-        query_embeddings,
-        passage_embeddings,
-        temperature=temperature,
-        passage_rows=passage_rows,
-        known_positives=known_positives,
-        mask=mask,
-        gather=gather,
+        query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask, gather
     )
     with torch.autocast(scores.device.type, enabled=False):
         if excluded is not None:
@@ -80,7 +74,6 @@ def in_batch_contrastive_loss(
 def batch_scores(
     query_embeddings: Tensor,
     passage_embeddings: Tensor,
-    *,
     temperature: float,
     passage_rows: Tensor | None,
     known_positives: Tensor | None,

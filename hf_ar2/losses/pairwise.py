@@ -54,13 +54,7 @@ def pairwise_contrastive_loss(
         0.3133
     """
     scores, positive, excluded = batch_scores(
-        query_embeddings,
-        passage_embeddings,
-        temperature=temperature,
-        passage_rows=passage_rows,
-        known_positives=known_positives,
-        mask=mask,
-        gather=gather,
+        query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask, gather
     )
     with torch.autocast(scores.device.type, enabled=False):
         pairs = torch.ones_like(scores, dtype=torch.bool) if excluded is None else ~excluded

@@ -74,13 +74,7 @@ def passage_centric_loss(
         raise ValueError(f"query_rows have shape {found}, expected {expected}, one for each query")
     check_embeddings(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
     scores, place, excluded = batch_scores(
-        passage_embeddings[:, 0],
-        passage_embeddings,
-        temperature=temperature,
-        passage_rows=passage_rows,
-        known_positives=known_positives,
-        mask=mask,
-        gather=gather,
+        passage_embeddings[:, 0], passage_embeddings, temperature, passage_rows, known_positives, mask, gather
     )
     with torch.autocast(scores.device.type, enabled=False):
         queries = query_embeddings.to(scores.dtype)

@@ -226,26 +226,14 @@ class SearchSystem:
         Raises:
             ValueError: `index_folder` has an index of another retriever, other lengths, or another corpus.
         """
-        fingerprint = self.fingerprint
+        fingerprint, settings = self.fingerprint, self.settings
+        kind = fingerprint, settings.index_factory, settings.index_dtype
         if self.index_folder is not None and (self.index_folder / "meta.json").is_file():
             return CorpusIndex.open(self.index_folder, fingerprint, device=self.encoders.device)
         if self.index_folder is None and self.encodings is not None:
-            return self.encodings.index(
-                self.encoders,
-                self.retriever,
-                self.retriever_inputs,
-                fingerprint,
-                self.settings.index_factory,
-                self.settings.index_dtype,
-            )
-        return self.encoders.build_index(
-            self.retriever,
-            self.retriever_inputs,
-            self.index_folder or self.work_folder / self.index_name,
-            fingerprint,
-            self.settings.index_factory,
-            self.settings.index_dtype,
-        )
+            return self.encodings.index(self.encoders, self.retriever, self.retriever_inputs, *kind)
+        folder = self.index_folder or self.work_folder / self.index_name
+        return self.encoders.build_index(self.retriever, self.retriever_inputs, folder, *kind)
 
     @cached_property
     def searched(self) -> CorpusIndex | FrozenIndex:
