@@ -501,7 +501,7 @@ def test_evaluate_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.C
         ([str(run), "--metrics", "mr@10"], "did you mean 'mrr@10'?"),
         (
             [str(run.parent / "tny")],
-            f"tny is no run folder: there is no such folder. Run folders here: {run}",
+            f"tny is not a run folder: there is no such folder. Run folders here: {run}",
         ),
         ([str(run), "--ranker", str(tmp_path)], "cannot be loaded"),
         (

@@ -176,7 +176,7 @@ def test_lists_over_another_corpus_warn(
     rows = tiny_collection.corpus[:59]  # not select: another test may have attached an index
     smaller = Collection("cut", Dataset.from_dict(rows), tiny_collection.queries, {})
     lists.to_pool(smaller)
-    assert "over another corpus than cut is now" in said[0]
+    assert "from another corpus than cut is now" in said[0]
 
 
 # --- queries without labels

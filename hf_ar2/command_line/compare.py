@@ -110,11 +110,11 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _refuse_results(folder: Path) -> None:
-    """Refuse what `hf-ar2 evaluate --output` wrote, which is no run folder but has run files to name."""
+    """Refuse what `hf-ar2 evaluate --output` wrote, which is not a run folder but has run files to name."""
     files = sorted(folder.glob("*.trec"))
     if files and not (folder / "recipe.yaml").is_file():
         qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")
-        raise ValueError(f"{folder} is no run folder; name its run files: {files[0]} ... --qrels {qrels}")
+        raise ValueError(f"{folder} is not a run folder; name its run files: {files[0]} ... --qrels {qrels}")
 
 
 def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:

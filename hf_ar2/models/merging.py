@@ -64,26 +64,22 @@ def check_mergeable(trained: SentenceTransformer, base: SentenceTransformer) -> 
             "the retriever has a tower for queries and one for passages; expected one tower: merge before LTRe and "
             "without separate_towers"
         )
+    advice = "Name the base that training started from"
     ours, theirs = (
-        {name: tuple(weight.shape) for name, weight in model.named_parameters()} for model in (trained, base)
+        {name: list(weight.shape) for name, weight in model.named_parameters()} for model in (trained, base)
     )
     for name in dict.fromkeys([*ours, *theirs]):
         if ours.get(name) == theirs.get(name):
             continue
+        found = f"is only in the {'trained one' if name in ours else 'base'}"
         if name in ours and name in theirs:
-            found = f"has the shape {list(ours[name])} in the trained one, {list(theirs[name])} in the base"
-        else:
-            found = f"is only in the {'trained one' if name in ours else 'base'}"
-        raise ValueError(
-            f"the retrievers have different architectures: parameter {name!r} {found}. Name the base that training "
-            "started from"
-        )
+            found = f"has the shape {ours[name]} in the trained one and {theirs[name]} in the base"
+        raise ValueError(f"the retrievers have different architectures: parameter {name!r} {found}. {advice}")
     buffers = dict(base.named_buffers())
     for name, buffer in trained.named_buffers():
         if name not in buffers or not torch.equal(buffer.cpu(), buffers[name].cpu()):
             raise ValueError(
-                f"the retrievers have different architectures: buffer {name!r} differs. Name the base that training "
-                "started from"
+                f"the retrievers have different architectures: buffer {name!r} differs. {advice}"
             )
 
 

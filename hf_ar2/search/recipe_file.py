@@ -53,7 +53,7 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
             else "Make one with: hf-ar2 quickstart"
         )
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"{folder} is no run folder: {what}. {here}")
+        raise FileNotFoundError(f"{folder} is not a run folder: {what}. {here}")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

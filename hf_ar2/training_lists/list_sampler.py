@@ -30,14 +30,10 @@ class Lists:
         known_positives: int64 `[B, P]`, -1 padded.
 
     Example:
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([4, 9]),
-        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
-        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
-        ... )
-        >>> lists = ListSampler(pool, corpus_size=10, num_negatives=2, seed=0)(np.array([0]))
-        >>> lists.passage_rows.shape, lists.positives.tolist()
-        ((1, 3), [[True, False, False]])
+        >>> passages, real = np.array([[1, 7]]), np.array([[True, True]])
+        >>> lists = Lists(np.array([4]), passages, real, np.array([[True, False]]), known_positives=np.array([[1]]))
+        >>> lists.passage_rows[lists.positives]
+        array([1])
     """
 
     query_rows: np.ndarray
