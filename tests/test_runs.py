@@ -122,14 +122,14 @@ def test_qrels_are_read_as_they_were_written(tmp_path, name):
         ("q1 Q0 d1 first 0.5 x", r":3: rank is 'first'; expected an integer"),
         ("q1 Q0 d1 99999999999999999999 0.5 x", r":3: rank is '99999999999999999999'"),
         ("q1 Q0 d1 1 high x", r":3: score is 'high'; expected a number"),
-        ("q9 Q0 d1 1 0.5 x", r":3: unknown query id 'q9'; the collection's 3 query ids"),
+        ("q9 Q0 d1 1 0.5 x", r":3: unknown query id 'q9': it is not among the collection's 3 query ids"),
         ("q1 Q0 d9 1 0.5 x", r":3: unknown passage id 'd9'"),
         ("q0 Q0 d1 7 0.5 x", r":3: passage 'd1' is retrieved a second time for query 'q0'"),
     ],
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_a_bad_line_is_named(tmp_path, monkeypatch, line, message, block):
-    monkeypatch.setattr(runs, "_BYTES_AT_ONCE", block)
+    monkeypatch.setattr(runs, "_BYTES_PER_BLOCK", block)
     (tmp_path / "run").write_text(f"q0 Q0 d0 1 0.9 x\nq0 Q0 d1 2 0.8 x\n{line}\nq2 Q0 d1 1 0.5 x\n")
     with pytest.raises(ValueError, match=f"run{message}"):
         read_run(tmp_path / "run", QUERIES, PASSAGES)
