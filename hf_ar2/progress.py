@@ -1,4 +1,4 @@
-"""Progress: tqdm's bars on a terminal and in a notebook, and a line now and then where the output goes to a file."""
+"""Progress: tqdm bars on a terminal and in a notebook, a line now and then if the output goes to a file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from tqdm.auto import tqdm as auto_tqdm
 from tqdm.std import tqdm
 
-# Without a terminal, lines are at least this far apart, and what is done sooner prints none.
+# Without a terminal, lines are at least this far apart; a task that takes less time prints none.
 SECONDS_BETWEEN_LINES = 30.0
 
 
 def on_terminal() -> bool:
-    """Whether bars can be drawn over and over: on a terminal, or in a notebook."""
+    """Whether bars can be redrawn: on a terminal or in a notebook."""
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in auto_tqdm.__mro__)
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
@@ -29,33 +29,30 @@ def progress_bar(
     show: bool = True,
     delay: float = 0.0,
 ) -> tqdm[Any]:
-    """A tqdm bar; without a terminal one that prints a line every 30 seconds at most.
+    """A tqdm bar; without a terminal it prints a line every 30 seconds at most.
 
     Args:
-        iterable: what is counted while it is iterated over; None: `update` counts.
-        total: how much there is; None: the length of `iterable`, where it has one.
-        description: what is being done.
-        unit: what is counted.
-        show: False: nothing is shown.
+        iterable: counted while it is iterated over; None: `update` counts.
+        total: number of units; None: the length of `iterable`, if it has one.
         delay: seconds before a bar appears on a terminal.
     """
     options: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "disable": not show}
     if not on_terminal():
-        return _Lines(iterable, **options)
+        return _ProgressLines(iterable, **options)
     return auto_tqdm(iterable, delay=delay, dynamic_ncols=True, unit_scale=unit == "tok", **options)
 
 
 def progress_line(description: str, done: float, total: float | None, unit: str, seconds: float) -> str:
-    """How far something is, in words."""
+    """Progress as text: share done, counts, and the time left."""
     start = f"{description}: " if description else ""
     if not total:
-        return f"{start}{done:,.0f} {unit.strip()} in {in_words(seconds)}"
-    left = f", {in_words(seconds * (total - done) / done)} left" if 0 < done < total else ""
+        return f"{start}{done:,.0f} {unit.strip()} in {format_duration(seconds)}"
+    left = f", {format_duration(seconds * (total - done) / done)} left" if 0 < done < total else ""
     return f"{start}{done / total * 100:.0f} % ({done:,.0f}/{total:,.0f} {unit.strip()}){left}"
 
 
-def in_words(seconds: float) -> str:
-    """A duration to the precision that one plans with."""
+def format_duration(seconds: float) -> str:
+    """A duration in seconds, minutes, or hours and minutes."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -63,7 +60,7 @@ def in_words(seconds: float) -> str:
 
 
 def line_is_due() -> bool:
-    """Whether it is time for a line, 30 seconds after the last one of this process; if so, it counts as printed."""
+    """Whether the last line of this process is 30 seconds ago; if so, the time starts again."""
     global _last_line
     now = time.monotonic()
     if now - _last_line < SECONDS_BETWEEN_LINES:
@@ -75,7 +72,7 @@ def line_is_due() -> bool:
 _last_line = float("-inf")
 
 
-class _Lines(tqdm):
+class _ProgressLines(tqdm):
     """A bar that prints lines."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -84,7 +81,7 @@ class _Lines(tqdm):
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Print a line, if it is time for one."""
+        """Print a line if one is due."""
         now = time.monotonic()
         if now - self._began >= SECONDS_BETWEEN_LINES and line_is_due():
             text = progress_line(
@@ -93,9 +90,9 @@ class _Lines(tqdm):
             print(text, file=sys.stderr, flush=True)
 
     def clear(self, nolock: bool = False) -> None:
-        """Lines that were printed stay."""
+        """Do nothing: printed lines stay."""
 
     def close(self) -> None:
-        """End it, with nothing to clear away."""
+        """End the bar without a last line."""
         self.last_print_t = float("-inf")
         super().close()

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from hf_ar2.cards.facts import CHOSEN, read_json
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.hybrid import UNFITTED, candidates_of_both, fit_weight
+from hf_ar2.evaluation.hybrid import DEFAULT_LEXICAL_WEIGHT, candidates_of_both, fit_weight
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
@@ -189,7 +189,7 @@ def evaluate_row(
                 def values_of(ranking: np.ndarray, split: str = split) -> np.ndarray:
                     return measure(collection, split, ranking, [metric])[metric]
 
-                lexical_weight = UNFITTED
+                lexical_weight = DEFAULT_LEXICAL_WEIGHT
                 if not from_structure(collection, split):
                     lexical_weight = fit_weight(both, temperatures[0], values_of, depth)
                 blend = Blend(blend.weight, blend.depth, lexical_weight)

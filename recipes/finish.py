@@ -10,7 +10,7 @@ from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
 from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.collections import Collection
-from hf_ar2.collections.sources import what_is_asked
+from hf_ar2.collections.sources import query_source_note
 from hf_ar2.evaluation.tables import stage_table
 from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
@@ -39,7 +39,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
         metrics, significance = read_json(run / "metrics.json"), read_json(run / "significance.json")
         split = recipe.report_split
         print("\n" + stage_table(metrics, significance["tests"], split=split, served=chosen["row"]))
-        if asked := what_is_asked(collection, split, str(run)):
+        if asked := query_source_note(collection, split, str(run)):
             print(f"\n{asked}")
         if recipe.guard is not None:
             print("\n" + guard_table(read_json(run / GUARD_FILE)))

@@ -20,9 +20,9 @@ from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.models.merging import (
-    MOST_LOST,
-    SHARE_FREE,
-    SHARE_UNMEASURED,
+    MAX_LOSS,
+    MAX_FREE_SHARE,
+    DEFAULT_SHARE,
     MergeConfig,
     check_mergeable,
     merge_retrievers,
@@ -218,24 +218,24 @@ def choose_share(
     """
     if dev is None:
         if guard is None:
-            return SHARE_UNMEASURED, "the queries of dev were not asked by people, and there is no guard"
+            return DEFAULT_SHARE, "the queries of dev were not asked by people, and there is no guard"
         best = _best(guard)
-        if best != SHARE_UNMEASURED and _below(guard[SHARE_UNMEASURED], guard[best]):
-            return best, f"significantly better on the guard than {SHARE_UNMEASURED}"
-        return SHARE_UNMEASURED, (
+        if best != DEFAULT_SHARE and _below(guard[DEFAULT_SHARE], guard[best]):
+            return best, f"significantly better on the guard than {DEFAULT_SHARE}"
+        return DEFAULT_SHARE, (
             "the queries of dev were not asked by people, and no other share is significantly better on the guard"
         )
     best = _best(dev)
     as_good = [share for share in dev if not _below(dev[share], dev[best])]
     if guard is not None:
-        least = dev[best].mean() - MOST_LOST
-        allowed = [share for share in as_good if share <= SHARE_FREE or dev[share].mean() >= least]
+        least = dev[best].mean() - MAX_LOSS
+        allowed = [share for share in as_good if share <= MAX_FREE_SHARE or dev[share].mean() >= least]
         share = max(allowed, key=lambda share: (guard[share].mean(), dev[share].mean(), share))
         return share, "the best on the guard of the shares that cost nothing on dev"
-    free = [share for share in as_good if share <= SHARE_FREE]
+    free = [share for share in as_good if share <= MAX_FREE_SHARE]
     if not free:
-        return best, f"the best on dev, significantly above those up to {SHARE_FREE}"
-    return max(free), f"the largest up to {SHARE_FREE} that is not significantly below the best on dev"
+        return best, f"the best on dev, significantly above those up to {MAX_FREE_SHARE}"
+    return max(free), f"the largest up to {MAX_FREE_SHARE} that is not significantly below the best on dev"
 
 
 def _best(values: Mapping[float, np.ndarray]) -> float:

@@ -9,7 +9,7 @@ from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_questions, with_questions
 from hf_ar2.evaluation.runs import read_run, run_file
-from hf_ar2.evaluation.success import FIRST, questions_answered
+from hf_ar2.evaluation.success import TOP_K, questions_answered
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import stage_table
 from hf_ar2.recipes.recipe import Recipe, errors_at
@@ -69,4 +69,4 @@ def print_questions(recipe: Recipe, run: Path, collection: Collection) -> None:
     print(f"\n{stage_table(read_json(run / 'metrics.json'), tests, split=QUESTIONS)}")
     print(f"\n{recipe.questions}: {judged:,} of {asked:,} questions are judged. A relevant passage is")
     for row, (system, count) in answered(run, recipe.rows, collection).items():
-        print(f"  among the first {FIRST} of {row}, {system}: in {count:,} of {judged:,} questions")
+        print(f"  among the first {TOP_K} of {row}, {system}: in {count:,} of {judged:,} questions")

@@ -215,7 +215,7 @@ def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReCon
     stage = settings.get("index")
     if stage is not None and stage in recipe.stages:
         del settings["index"]
-        found = RunIndex.of_stage(run / "stages" / stage / SEARCHED_INDEX, recipe.stage_args(stage))
+        found = RunIndex.from_stage(run / "stages" / stage / SEARCHED_INDEX, recipe.stage_args(stage))
         if found is None:  # it is searched exactly, as it was trained
             settings["index_factory"] = "Flat"
         else:

@@ -98,7 +98,7 @@ def push_a_run(run: Path) -> dict[str, Any]:
     }
     folder = Path(snapshot_download("tester/mine-index", repo_type="dataset"))
     collection = make_tiny_collection()
-    index = FrozenIndex.of_files(folder, list(collection.corpus["id"]))
+    index = FrozenIndex.from_files(folder, list(collection.corpus["id"]))
     query = saved.encode_query([collection.queries["text"][0]], normalize_embeddings=True)
     best = int(index.search(query, 1)[1][0, 0])
     passages = [f"{row['title']} {row['text']}".strip() for row in collection.corpus]

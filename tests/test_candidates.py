@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from hf_ar2.collections.judgments import Judgments
+from hf_ar2.training_lists.draws import (
+    counter_uniform,
+    sample_negatives,
+    sample_positive_columns,
+    sample_random_passages,
+)
 from hf_ar2.training_lists.pool import (
     CandidatePool,
     build_pool,
     padded_positives,
     passage_text_keys,
     pool_statistics,
-)
-from hf_ar2.training_lists.sampling import (
-    counter_uniform,
-    sample_negatives,
-    sample_positive_columns,
-    sample_random_passages,
 )
 
 
@@ -185,13 +185,13 @@ class TestFolder:
 
     def test_another_fingerprint_is_refused(self, tmp_path):
         self.build(tmp_path / "pool")
-        with pytest.raises(ValueError, match=r"made from abc, expected xyz.*build the pool again"):
+        with pytest.raises(ValueError, match=r"fingerprint abc, expected xyz.*build the pool again"):
             CandidatePool.open(tmp_path / "pool", fingerprint="xyz")
 
     def test_an_incomplete_folder_is_refused(self, tmp_path):
         self.build(tmp_path / "pool")
         (tmp_path / "pool" / "meta.json").unlink()
-        with pytest.raises(FileNotFoundError, match=r"meta.json: no such file.*no complete candidate pool"):
+        with pytest.raises(FileNotFoundError, match=r"meta.json: no such file.*is not a candidate pool"):
             CandidatePool.open(tmp_path / "pool")
 
     def test_an_array_that_does_not_fit_is_refused(self, tmp_path):
@@ -234,7 +234,7 @@ class TestCounterUniform:
 
     def test_stays_inside_at_the_largest_hash(self, monkeypatch):
         monkeypatch.setattr(
-            "hf_ar2.training_lists.sampling._mix", lambda x: np.full_like(x, np.iinfo(np.uint64).max)
+            "hf_ar2.training_lists.draws._mix", lambda x: np.full_like(x, np.iinfo(np.uint64).max)
         )
         assert counter_uniform(0, np.arange(1), 1).item() < 1
 

@@ -462,7 +462,7 @@ def test_evaluate_prints_a_table_and_writes_run_files(
 @pytest.fixture
 def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is encoded without a recipe takes bf16 where that pays, so that another processor gives other digits."""
-    monkeypatch.setattr("hf_ar2.search.system.bf16_pays", lambda device: False)
+    monkeypatch.setattr("hf_ar2.search.system.bf16_is_faster", lambda device: False)
 
 
 def test_evaluate_takes_models_without_a_run_folder(
@@ -497,7 +497,7 @@ def test_evaluate_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.C
         ([str(run), "--metrics", "mr@10"], "did you mean 'mrr@10'?"),
         (
             [str(run.parent / "tny")],
-            f"tny is no run folder: there is no such folder. Run folders here: {run}",
+            f"tny is not a run folder: there is no such folder. Run folders here: {run}",
         ),
         ([str(run), "--ranker", str(tmp_path)], "cannot be loaded"),
         (
@@ -575,7 +575,7 @@ def test_the_index_is_built_once_and_refused_where_it_does_not_fit(
     index = CorpusIndex.open(own)
     assert (index.factory, index.embeddings.dtype, index.ntotal) == ("HNSW8", np.float16, 60)
     # as `tune-queries --index` opens it
-    frozen = FrozenIndex.of_files(own, load_collection(data).corpus["id"])
+    frozen = FrozenIndex.from_files(own, load_collection(data).corpus["id"])
     assert frozen.ntotal == 60 and frozen.corpus_rows is None
     assert cli.main(["search", str(run), "falcon", "--index", str(own)]) == 0
     assert f"index in {own}" in capsys.readouterr().out
@@ -665,5 +665,5 @@ def test_search_agrees_with_rankings_for_two_towers_and_dot_products(
     measured = measure(system.collection, "quiz", rankings["retriever"][0], ["hit_rate@20", "mrr@60"])
     assert set(measured) == {"hit_rate@20", "mrr@60"} and len(measured["mrr@60"]) == 3
     assert measured["mrr@60"].min() > 0, "every answer is somewhere in the corpus"
-    with pytest.raises(ValueError, match=r"known by its answers alone, so ndcg@10 cannot"):
+    with pytest.raises(ValueError, match=r"has answers but no judgments, so ndcg@10 cannot"):
         measure(system.collection, "quiz", rankings["retriever"][0], ["ndcg@10"])

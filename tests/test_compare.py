@@ -233,8 +233,11 @@ def test_bad_input_is_answered_with_what_to_do(
         ),
         (["bm_25.trec", "--collection", "letters", "--split", "dev"], "has no split 'dev'; it has test"),
         (["one", "other"], "the runs are of 2 collections"),
-        (["results"], f"results is no run folder; name its run files: {Path('results/test.retriever.trec')}"),
-        (["letters"], "letters is no run folder: it has no recipe.yaml."),
+        (
+            ["results"],
+            f"results is not a run folder; name its run files: {Path('results/test.retriever.trec')}",
+        ),
+        (["letters"], "letters is not a run folder: it has no recipe.yaml."),
         (["one", "--metrics", "mr@10"], "did you mean 'mrr@10'?"),
         (["one", "--metrics", "mrr@10"], "the lists of AR2 are too short for mrr@10"),
         (["one", "--against", "AR3"], "--against AR3: no such system; did you mean 'AR2'?"),

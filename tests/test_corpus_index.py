@@ -205,7 +205,7 @@ def test_an_index_that_cannot_be_made_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the corpus is empty"):
         build(embeddings[:0], tmp_path, encode)
     assert encode.calls == 0
-    with pytest.raises(ValueError, match="30 passages do not suffice to train this IndexIVFFlat"):
+    with pytest.raises(ValueError, match="30 passages are too few to train this IndexIVFFlat"):
         build(embeddings, tmp_path, factory="IVF64,Flat")
 
 
@@ -350,9 +350,9 @@ DAMAGES = {
     r"index-.*is missing, expected \d+ bytes": lambda folder: next(folder.glob("index-*")).unlink(),
     r"index-.*is not a FAISS index that can be read": damage_index,
     r"meta\.json is damaged": lambda folder: (folder / "meta.json").write_text('{"fing'),
-    r"meta\.json describes no index.*found format None": lambda folder: (folder / "meta.json").write_text(
-        "{}"
-    ),
+    r"this version cannot read the index: found format None": lambda folder: (
+        folder / "meta.json"
+    ).write_text("{}"),
 }
 
 
@@ -396,7 +396,7 @@ def test_saved_copy_is_whole_and_portable(tmp_path):
     assert np.array_equal(copy.embeddings, embeddings)
     for found, expected in zip(copy.search(queries, 5), index.search(queries, 5), strict=True):
         assert np.array_equal(found, expected)
-    with pytest.raises(ValueError, match="is where the index already is"):
+    with pytest.raises(ValueError, match="is the folder of the index itself"):
         copy.save(tmp_path / "elsewhere")
 
 

@@ -157,7 +157,7 @@ def test_embeddings_beyond_float16_are_refused():
 
 def test_wrong_shapes_are_refused():
     store, builder = random_store(3), InputBuilder(tokenizer(), 40)
-    with pytest.raises(ValueError, match=r"out must be \[3, d\], one line per row; found shape \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"out must be \[3, d\]; found shape \(2, 8\)"):
         encode_rows(BagEncoder(), builder, store, range(3), np.empty((2, 8), np.float32), show_progress=False)
     with pytest.raises(ValueError, match=r"embeddings of shape \(3, 8\), expected \(3, 4\)"):
         encode_rows(BagEncoder(), builder, store, range(3), np.empty((3, 4), np.float32), show_progress=False)

@@ -104,7 +104,7 @@ def test_it_equals_the_numpy_functions(metric: evaluate.Metric) -> None:
             ["a"],
             {"passage_ids": ["a"], "relevance": [1]},
             {"metrics": ["mrr@10"]},
-            "cutoff 10 asked of lists of 1",
+            "cutoff 10 exceeds the lists of 1",
         ),
     ],
 )

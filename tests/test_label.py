@@ -287,7 +287,7 @@ def test_what_is_wrong_is_said_before_models_are_loaded(
     assert "found the columns ['nonsense']" in capsys.readouterr().err
     qrels_of(asked).unlink()
     assert cli.main(["label", "no-run", str(asked)]) == 1
-    assert "no-run is no run folder" in capsys.readouterr().err
+    assert "no-run is not a run folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.encoding.length_limits import Cut, cut_line, too_many_queries, what_is_cut
+from hf_ar2.encoding.length_limits import Truncation, query_truncation_warning, truncation_line, truncations
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 
@@ -23,7 +23,7 @@ def test_the_shares_are_those_of_the_texts_that_the_tokenizer_cuts(
     ranker = load_ranker(str(make_tiny_ranker(tmp_path / "ranker")), device="cpu")
     lengths = {"max_query_length": queries, "show_progress": False}
     cache = tmp_path / "cache"
-    cuts = what_is_cut(
+    cuts = truncations(
         RetrieverInputs(retriever, tiny_collection, cache, max_passage_length=passages, **lengths),
         RankerInputs(ranker, tiny_collection, cache, max_pair_length=pairs, **lengths),
         positives := tiny_collection.judgments("train").positives(),
@@ -61,14 +61,19 @@ def test_a_training_says_what_is_cut_and_warns_of_queries(
         trainer = RetrieverTrainer(model, args=config, collection=tiny_collection)
         trainer.train()
         said = capsys.readouterr().out
-        assert said.startswith("Cut at the length limits: ") and f" of queries ({length} tokens)" in said
+        assert said.startswith("Truncated: ") and f" of queries ({length} tokens)" in said
         assert ("Raise max_query_length" in caplog.text) == warns
 
 
 def test_small_shares_are_not_rounded_away() -> None:
-    cuts = [Cut("passages", 0.125, 128), Cut("queries", 0.00001, 32), Cut("pairs", 0.0, 160)]
-    said = " ".join(cut_line(cuts).split())
+    cuts = [
+        Truncation("passages", 0.125, 128),
+        Truncation("queries", 0.00001, 32),
+        Truncation("pairs", 0.0, 160),
+    ]
+    said = " ".join(truncation_line(cuts).split())
     assert said.endswith(
         "12 % of passages (128 tokens), 0.1 % of queries (32 tokens), 0 % of pairs (160 tokens)"
     )
-    assert too_many_queries(cuts) is None and too_many_queries([Cut("queries", 0.051, 32)]) is not None
+    assert query_truncation_warning(cuts) is None
+    assert query_truncation_warning([Truncation("queries", 0.051, 32)]) is not None

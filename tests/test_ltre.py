@@ -269,7 +269,7 @@ def test_a_folder_that_hf_ar2_index_wrote_is_opened_by_what_its_meta_json_names(
         show_progress=False,
     )
     (tmp_path / "ids.json").write_text('["d", "c", "b", "a"]')
-    index = FrozenIndex.of_files(tmp_path, ["a", "b", "c", "d"])
+    index = FrozenIndex.from_files(tmp_path, ["a", "b", "c", "d"])
     assert built.meta["files"]["index"] != "index.faiss"
     assert np.array_equal(index.search(embeddings, 4)[1], 3 - built.search(embeddings, 4)[1])
 
@@ -294,13 +294,13 @@ def test_a_gpu_that_faiss_cannot_use_searches_flat_files_in_torch(tmp_path, monk
     # as with a build for GPUs on a machine whose GPU it cannot use
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
-    found = FrozenIndex.of_files(tmp_path / "Flat.faiss", ids, device="cuda:0").search(queries, 3)
+    found = FrozenIndex.from_files(tmp_path / "Flat.faiss", ids, device="cuda:0").search(queries, 3)
     assert [device for device, _ in copied] == ["cuda:0"] and np.array_equal(copied[0][1], passages[::-1])
-    expected = FrozenIndex.of_files(tmp_path / "Flat.faiss", ids).search(queries, 3)
+    expected = FrozenIndex.from_files(tmp_path / "Flat.faiss", ids).search(queries, 3)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     assert np.array_equal(found[1], expected[1])
-    FrozenIndex.of_files(tmp_path / "HNSW4.faiss", ids, device="cuda:0")
-    FrozenIndex.of_files(tmp_path / "Flat.faiss", ids, device="cpu")
+    FrozenIndex.from_files(tmp_path / "HNSW4.faiss", ids, device="cuda:0")
+    FrozenIndex.from_files(tmp_path / "Flat.faiss", ids, device="cpu")
     assert len(copied) == 1
 
 
@@ -322,26 +322,26 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     index.add(np.eye(4, dtype=np.float32))
     faiss.write_index(index, str(tmp_path / "a.faiss"))
     with pytest.raises(FileNotFoundError, match="b.faiss: no such FAISS index"):
-        FrozenIndex.of_files(tmp_path / "b.faiss", ["a"])
-    with pytest.raises(FileNotFoundError, match="ids.json: not there; expected the ids"):
-        FrozenIndex.of_files(tmp_path / "a.faiss", ["a"])
+        FrozenIndex.from_files(tmp_path / "b.faiss", ["a"])
+    with pytest.raises(FileNotFoundError, match="ids.json: no such file; expected the ids"):
+        FrozenIndex.from_files(tmp_path / "a.faiss", ["a"])
     ids = tmp_path / "ids.json"
     for content, message in (
         ('["a", "b"]', "2 ids, but .*a.faiss holds 4 passages"),
-        ('["a", "b", "c", "x"]', "the id 'x' is none of the corpus"),
+        ('["a", "b", "c", "x"]', "the id 'x' is not in the corpus"),
         ('["a", "b", "c", "c"]', r"4 ids \(3 of them different\); expected each of the corpus's 4 ids once"),
         ("{}", "expected a JSON list of passage ids"),
         ("[", "not valid JSON"),
     ):
         ids.write_text(content)
         with pytest.raises(ValueError, match=message):
-            FrozenIndex.of_files(tmp_path / "a.faiss", ["a", "b", "c", "d"])
+            FrozenIndex.from_files(tmp_path / "a.faiss", ["a", "b", "c", "d"])
     with pytest.raises(ValueError, match="L2 distance"):
         FrozenIndex(faiss.IndexFlatL2(4), "x")
     with pytest.raises(ValueError, match="numbers of its own"):
         FrozenIndex(faiss.IndexIDMap(faiss.IndexFlatIP(4)), "x")
     with pytest.raises(
-        ValueError, match="vectors='exact': a IndexScalarQuantizer keeps compressed vectors alone"
+        ValueError, match="vectors='exact': a IndexScalarQuantizer keeps only compressed vectors"
     ):
         FrozenIndex(faiss.index_factory(4, "SQ8", faiss.METRIC_INNER_PRODUCT), "x")
 

@@ -127,7 +127,9 @@ def test_long_judgment_lists_are_joined_in_blocks(monkeypatch):
 
 def test_a_cutoff_beyond_the_lists_is_refused():
     judgments = Judgments.from_triples([0], [5], [1])
-    with pytest.raises(ValueError, match=r"cutoff 100 asked of lists of 2 passages; retrieve at least 100"):
+    with pytest.raises(
+        ValueError, match=r"cutoff 100 exceeds the lists of 2 passages; retrieve at least 100"
+    ):
         evaluate_rankings(np.array([[5, 6]]), judgments, ["recall@100"])
 
 

@@ -97,7 +97,7 @@ def test_a_worse_stage_is_shown_as_worse():
     tests = {"ar2": {"test": {"retriever": PairedTest(-0.01, 0.0002, 3, 20, 25)}}}
     table = stage_table(METRICS, tests)
     assert "0.516 ▼▼▼" in table and "-0.010  p < .001 ▼▼▼" in table
-    assert "▼, ▼▼, ▼▼▼ likewise, where it is worse" in table
+    assert "▼, ▼▼, ▼▼▼: the same, for a loss" in table
     assert "*" not in table.split("\n\n* p <")[0], "a loss has no star"
 
 
@@ -136,7 +136,7 @@ def test_cells_and_alignment():
         "a     0.123  12,000  –",
         "bb      NaN       7  x",
         "",
-        "NaN: no number; nothing was there to average, or a value was not finite.",
+        "NaN: there was nothing to average, or a value was not finite.",
     ]
     assert format_table([[float("nan")]], ["a"], markdown=True).splitlines()[2:] == ["| NaN |", "", NAN_NOTE]
     assert format_table([], ["a", "b"]).splitlines() == ["a  b", "────"]

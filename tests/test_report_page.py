@@ -426,4 +426,4 @@ def test_the_command_writes_the_page_and_says_how_large_it_is(
     assert cli.main(["report", str(run)]) == 0
     assert (run / "report.html").read_bytes() == path.read_bytes()
     assert cli.main(["report", str(tmp_path / "absent")]) == 1
-    assert "absent is no run folder: there is no such folder" in capsys.readouterr().err
+    assert "absent is not a run folder: there is no such folder" in capsys.readouterr().err

@@ -26,8 +26,8 @@ from hf_ar2.trainers import (
     RocketQAv2Trainer,
 )
 from hf_ar2.trainers.rocketqa_v2 import compared
+from hf_ar2.training_lists.list_sampler import ListSampler
 from hf_ar2.training_lists.pool import CandidatePool
-from hf_ar2.training_lists.sampler import ListSampler
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import regex
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation import runs
 from hf_ar2.evaluation.answers import answer_hits, has_answer, token_string
-from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings
+from hf_ar2.evaluation.metrics import evaluate_rankings, hit_rate
 from hf_ar2.evaluation.runs import read_qrels, read_run, write_qrels, write_run
 
 QUERIES = ["q0", "q1", "q2"]
@@ -122,14 +122,14 @@ def test_qrels_are_read_as_they_were_written(tmp_path, name):
         ("q1 Q0 d1 first 0.5 x", r":3: rank is 'first'; expected an integer"),
         ("q1 Q0 d1 99999999999999999999 0.5 x", r":3: rank is '99999999999999999999'"),
         ("q1 Q0 d1 1 high x", r":3: score is 'high'; expected a number"),
-        ("q9 Q0 d1 1 0.5 x", r":3: unknown query id 'q9'; the collection's 3 query ids"),
+        ("q9 Q0 d1 1 0.5 x", r":3: unknown query id 'q9': it is not among the collection's 3 query ids"),
         ("q1 Q0 d9 1 0.5 x", r":3: unknown passage id 'd9'"),
         ("q0 Q0 d1 7 0.5 x", r":3: passage 'd1' is retrieved a second time for query 'q0'"),
     ],
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_a_bad_line_is_named(tmp_path, monkeypatch, line, message, block):
-    monkeypatch.setattr(runs, "_BYTES_AT_ONCE", block)
+    monkeypatch.setattr(runs, "_BYTES_PER_BLOCK", block)
     (tmp_path / "run").write_text(f"q0 Q0 d0 1 0.9 x\nq0 Q0 d1 2 0.8 x\n{line}\nq2 Q0 d1 1 0.5 x\n")
     with pytest.raises(ValueError, match=f"run{message}"):
         read_run(tmp_path / "run", QUERIES, PASSAGES)
@@ -249,7 +249,7 @@ def test_answer_hits_tokenise_each_passage_once(monkeypatch):
     assert [tokenised.count(text) for text in texts] == [1, 1, 1, 0]
     answer_hits(retrieved, wanted, texts, cache)
     assert [tokenised.count(text) for text in texts] == [1, 1, 1, 0]
-    assert answer_hit_rate(hits, 2).tolist() == [1.0, 1.0, 0.0]
+    assert hit_rate(hits, 2).tolist() == [1.0, 1.0, 0.0]
 
 
 def test_answers_that_are_no_lists_are_refused():

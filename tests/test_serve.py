@@ -230,4 +230,4 @@ def test_what_cannot_be_served_is_told_before_models_are_loaded(
             assert cli.main(["serve", str(tmp_path / "no-run"), *options]) == 1
             assert message in capsys.readouterr().err
     assert cli.main(["serve", str(tmp_path / "no-run"), "--port", "0"]) == 1
-    assert "no-run is no run folder" in capsys.readouterr().err
+    assert "no-run is not a run folder" in capsys.readouterr().err

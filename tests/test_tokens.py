@@ -307,10 +307,10 @@ def test_damaged_or_wrong_store_is_refused(tmp_path):
 
 
 def test_wrong_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_length 2 leaves no room: the tokenizer adds 2 special tokens"):
+    with pytest.raises(ValueError, match="max_length is 2, but the tokenizer adds 2 special tokens"):
         InputBuilder(bert_tokenizer(), 2)
     store = make_store(["deep"], bert_tokenizer(), tmp_path)
-    with pytest.raises(ValueError, match="so it must be at least 4"):
+    with pytest.raises(ValueError, match="expected at least 4"):
         InputBuilder(bert_tokenizer(), 3).pair(store, [0], store, [0])
     with pytest.raises(ValueError, match="found 2 queries and 1 passages"):
         InputBuilder(bert_tokenizer(), 9).pair(store, [0, 0], store, [0])

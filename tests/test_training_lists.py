@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from hf_ar2.collections import Collection, CollectionError
+from hf_ar2.training_lists.draws import sample_negatives
 from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools
-from hf_ar2.training_lists.sampling import sample_negatives
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, read_queries, save_training_lists
 
 LISTS: dict[str, list[Any]] = {
@@ -100,15 +100,19 @@ def test_concatenated_pools_pad_and_sum(lists: TrainingLists, tiny_collection: C
         (
             "positive_scores",
             [3.0],
-            "column positive_scores, row 1: found another number of scores than of ids",
+            "column positive_scores, row 1: found different numbers of scores and ids",
         ),
-        ("negative_scores", [float("nan")], "column negative_scores, row 1: found a score that is no number"),
+        (
+            "negative_scores",
+            [float("nan")],
+            "column negative_scores, row 1: found a score that is not finite",
+        ),
         (
             "negative_ids",
             ["p104"],
-            "column negative_ids, row 1: found a passage that is among positive_ids too",
+            "column negative_ids, row 1: found a passage that is also in positive_ids",
         ),
-        ("query_id", None, "column query_id, row 1: found nothing"),
+        ("query_id", None, "column query_id, row 1: found null"),
     ],
 )
 def test_a_wrong_list_is_named(column: str, value: Any, message: str, tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_an_unknown_id_is_named_with_its_row(
 
 def test_what_is_no_folder_of_lists_is_refused(lists: TrainingLists, tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"holds no complete training lists; write them with hf-ar2 augment"
+        FileNotFoundError, match=r"has no complete training lists; write them with hf-ar2 augment"
     ):
         load_training_lists(tmp_path)
     with pytest.raises(ValueError, match=r"\['kind'\] is missing"):
@@ -172,7 +176,7 @@ def test_lists_over_another_corpus_warn(
     rows = tiny_collection.corpus[:59]  # not select: another test may have attached an index
     smaller = Collection("cut", Dataset.from_dict(rows), tiny_collection.queries, {})
     lists.to_pool(smaller)
-    assert "over another corpus than cut is now" in said[0]
+    assert "from another corpus than cut is now" in said[0]
 
 
 # --- queries without labels

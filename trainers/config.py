@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from hf_ar2.evaluation.metrics import parse_metric
-from hf_ar2.models.loading import bf16_pays
-from hf_ar2.training_lists.sampling import SAMPLERS
+from hf_ar2.models.loading import bf16_is_faster
+from hf_ar2.training_lists.draws import SAMPLERS
 
 
 def setting(default: Any, text: str) -> Any:
@@ -178,7 +178,7 @@ class JointConfig(transformers.TrainingArguments):
     def __post_init__(self) -> None:
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and bf16_pays("cuda" if on_gpu else "cpu")
+            self.bf16 = not self.fp16 and bf16_is_faster("cuda" if on_gpu else "cpu")
         if self.bf16 and not on_gpu and not torch.backends.mps.is_available():
             self.use_cpu = True  # transformers accepts bf16 without a GPU only when told so
         if not on_gpu:

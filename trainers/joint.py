@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from hf_ar2.cards.provenance import name_of, stages_of
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.encoding.length_limits import cut_line, too_many_queries, what_is_cut
+from hf_ar2.encoding.length_limits import query_truncation_warning, truncation_line, truncations
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
 from hf_ar2.trainers.config import JointConfig
@@ -33,8 +33,8 @@ from hf_ar2.trainers.stored_lists import (
     read_stored_lists,
     with_stored_lists,
 )
+from hf_ar2.training_lists.list_sampler import ListSampler
 from hf_ar2.training_lists.pool import CandidatePool, pool_statistics
-from hf_ar2.training_lists.sampler import ListSampler
 
 logger = logging.get_logger(__name__)
 
@@ -320,10 +320,10 @@ class JointTrainer(ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and say before what is cut at the length limits."""
         retrieval = self.retrieval
-        cuts = what_is_cut(retrieval.retriever_inputs, retrieval.ranker_inputs, retrieval.train_judgments)
+        cuts = truncations(retrieval.retriever_inputs, retrieval.ranker_inputs, retrieval.train_judgments)
         if self.is_world_process_zero():
-            print(cut_line(cuts), flush=True)
-            if (warning := too_many_queries(cuts)) is not None:
+            print(truncation_line(cuts), flush=True)
+            if (warning := query_truncation_warning(cuts)) is not None:
                 logger.warning(warning)
         return super().train(*args, **kwargs)
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.training_lists.sampler import ListSampler
+from hf_ar2.training_lists.list_sampler import ListSampler
 
 
 class Positions(Dataset):

@@ -12,7 +12,7 @@ from tqdm.std import tqdm
 from transformers import TrainerCallback
 
 from hf_ar2.evaluation.tables import NAN_NOTE
-from hf_ar2.progress import in_words, line_is_due, on_terminal, progress_bar
+from hf_ar2.progress import format_duration, line_is_due, on_terminal, progress_bar
 
 _WIDTH = 80
 _EVALUATION = re.compile(r"(?P<prefix>\w+?)_(?P<system>retriever|ranker|pipeline)_(?P<metric>.+)")
@@ -149,7 +149,7 @@ def log_lines(
     if "epoch" in logs:
         items.insert(0, f"round {logs['epoch']:.2f}")
     if left is not None:
-        items.append(f"{in_words(left)} left")
+        items.append(f"{format_duration(left)} left")
     lines = _wrapped(items, start, 0)
     return [*lines, " " * len(start) + NAN_NOTE] if any(item.endswith(" NaN") for item in items) else lines
 
@@ -165,8 +165,11 @@ def _telling(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
 
 def _of_the_end(logs: Mapping[str, Any], step: int) -> list[str]:
     spent = {key.removeprefix("seconds/"): logs[key] for key in logs if key.startswith("seconds/")}
-    took = f"{step:,} {'step' if step == 1 else 'steps'} in {in_words(logs['train_runtime'])}"
-    return [took + (":" if spent else ""), *(f"{name} {in_words(value)}" for name, value in spent.items())]
+    took = f"{step:,} {'step' if step == 1 else 'steps'} in {format_duration(logs['train_runtime'])}"
+    return [
+        took + (":" if spent else ""),
+        *(f"{name} {format_duration(value)}" for name, value in spent.items()),
+    ]
 
 
 def _item(name: str, value: Any) -> str:

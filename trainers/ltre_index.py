@@ -53,10 +53,10 @@ class FrozenRetrieval(Retrieval):
             if args.index is None:
                 built = super().refresh()
                 assert isinstance(built, CorpusIndex)
-                self._frozen = FrozenIndex.of_corpus(built, **common)
+                self._frozen = FrozenIndex.from_corpus_index(built, **common)
             else:
                 ids = list(self.collection.corpus["id"])
-                self._frozen = FrozenIndex.of_files(args.index, ids, args.index_ids, **common)
+                self._frozen = FrozenIndex.from_files(args.index, ids, args.index_ids, **common)
                 assert self.retriever is not None and self.retriever_inputs is not None
                 check_fit(self._frozen, args.index, self.encoders, self.retriever, self.retriever_inputs)
         return self._frozen

@@ -260,7 +260,7 @@ class PublishingTrainer(Trainer):
 
 def _save_index(searched: Any, folder: Path, trainer: PublishingTrainer) -> None:
     """Write the index of a trainer's collection: `index.faiss`, `ids.json`, `index.json`."""
-    index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.of_corpus(searched)
+    index = searched if isinstance(searched, FrozenIndex) else FrozenIndex.from_corpus_index(searched)
     index.save(folder, trainer.collection.corpus["id"], {"collection": trainer.collection.name})
 
 

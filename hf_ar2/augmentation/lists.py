@@ -12,7 +12,7 @@ from hf_ar2.augmentation.confidence import ConfidenceMasks
 from hf_ar2.augmentation.labelled import LabelledCandidates
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column
-from hf_ar2.training_lists.sampling import counter_uniform
+from hf_ar2.training_lists.draws import counter_uniform
 from hf_ar2.training_lists.stored import KINDS, LIST_FEATURES
 
 # Lists per table, so that their ids stay far below the size limit of an Arrow array.

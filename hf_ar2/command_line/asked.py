@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_judged, read_questions
-from hf_ar2.evaluation.success import FIRST, questions_answered
+from hf_ar2.evaluation.success import TOP_K, questions_answered
 from hf_ar2.evaluation.systems import Ranking
 
 
@@ -28,7 +28,7 @@ def answered_text(collection: Collection, rankings: Mapping[str, Ranking]) -> st
     """In how many questions the first results of retriever and pipeline hold a relevant passage."""
     total = len(collection.judgments(QUESTIONS))
     return "\n".join(
-        f"Among the first {FIRST} of the {name} is a relevant passage in "
+        f"Among the first {TOP_K} of the {name} is a relevant passage in "
         f"{questions_answered(collection, QUESTIONS, rankings[name][0]):,} of {total:,} questions"
         for name in ("retriever", "pipeline")
         if name in rankings

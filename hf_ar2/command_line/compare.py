@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +18,14 @@ from hf_ar2.collections.lines import numbered_lines
 from hf_ar2.collections.questions import QUESTIONS, with_questions
 from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
 from hf_ar2.command_line.parser import nearest
-from hf_ar2.evaluation import PairedTest, holm, paired_test, read_qrels, read_run
+from hf_ar2.evaluation import compare as compare_systems
+from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
-from hf_ar2.evaluation.systems import evaluated_queries, measure
-from hf_ar2.evaluation.tables import MARKS, NAN_NOTE, display_name, format_p, format_table
-from hf_ar2.search.system import read_recipe
+from hf_ar2.search.recipe_file import read_recipe
 
 # The split of a collection that is made of a qrels file.
 JUDGED = "judged"
-NONE = "–"
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", NONE: "--", "≤": r"$\leq$", "≥": r"$\geq$"}
-_LATEX["▼"] = r"$\bigtriangledown$"
-# pdflatex stops at a Greek letter. LaTeX has no commands for those that look like Latin ones.
-_GREEK = (
-    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi mathrm{o} pi rho varsigma sigma tau "
-    "upsilon varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega epsilon phi vartheta"
-).split()
-_LATEX |= {
-    letter: rf"$\{name}$"
-    for letter, name in zip("αβγδεζηθικλμνξοπρςστυφχψωΓΔΘΛΞΠΣΥΦΨΩϵϕϑ", _GREEK, strict=True)
-}
-_LATEX |= dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEZHIKMNOPTX", strict=True))
 
 
 @dataclass
@@ -74,12 +56,12 @@ def compare(arguments: argparse.Namespace) -> int:
     against = arguments.against or next(iter(systems.files))
     if against not in systems.files:
         raise ValueError(f"--against {against}: no such system{nearest(against, systems.files)}")
-    values = values_of(systems, collection, split, metrics)
-    tests = tested(values, against, metrics[0])
-    queries = len(evaluated_queries(collection, split))
-    title = f"{collection.name}{'' if arguments.qrels else f', {split}'}: {queries:,} queries"
-    form = "latex" if arguments.latex else "markdown" if arguments.markdown else "text"
-    text = table_text(title, values, tests, against, metrics, systems.notes, form)
+    result = compare_systems(collection, systems.files, split, metrics, against)
+    title = result.title.replace(f", {JUDGED}:", ":") if arguments.qrels else result.title
+    result = replace(result, title=title, notes=[*systems.notes, *result.notes])
+    text = str(result)
+    if arguments.markdown or arguments.latex:
+        text = result.to_latex() if arguments.latex else result.to_markdown()
     print(text)
     if arguments.output:
         path = Path(arguments.output)
@@ -128,11 +110,11 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _refuse_results(folder: Path) -> None:
-    """Refuse what `hf-ar2 evaluate --output` wrote, which is no run folder but has run files to name."""
+    """Refuse what `hf-ar2 evaluate --output` wrote, which is not a run folder but has run files to name."""
     files = sorted(folder.glob("*.trec"))
     if files and not (folder / "recipe.yaml").is_file():
         qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")
-        raise ValueError(f"{folder} is no run folder; name its run files: {files[0]} ... --qrels {qrels}")
+        raise ValueError(f"{folder} is not a run folder; name its run files: {files[0]} ... --qrels {qrels}")
 
 
 def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
@@ -239,138 +221,5 @@ def metrics_of(recipes: Sequence[dict[str, Any]]) -> list[str]:
     """The metrics of the first run folder's recipe, the one it tests first; without a run folder the usual three."""
     evaluation = (recipes[0].get("evaluation") or {}) if recipes else {}
     metrics = list(evaluation.get("metrics") or DEFAULT_METRICS)
-    chief = evaluation.get("test_metric")
-    return list(dict.fromkeys([chief, *metrics])) if chief else metrics
-
-
-def values_of(
-    systems: Systems, collection: Collection, split: str, metrics: Sequence[str]
-) -> dict[str, dict[str, np.ndarray]]:
-    """System -> metric -> float64 `[Q]`; queries that a file lacks count 0, and are noted.
-
-    Raises:
-        ValueError: a file with ids that the collection does not have, or without any query of the split.
-    """
-    rows = evaluated_queries(collection, split)
-    ids = list(collection.queries["id"]), list(collection.corpus["id"])
-    values = {}
-    for name, path in systems.files.items():
-        run = read_run(path, *ids)
-        held = int(np.isin(rows, run.query_rows).sum())
-        other = len(run.query_rows) - held
-        if not held:
-            raise ValueError(
-                f"{path}: none of its {len(run.query_rows):,} queries is among the {len(rows):,} judged ones of "
-                f"{collection.name}, such as {ids[0][int(rows[0])]!r}. Give the run of that split, or other judgments"
-            )
-        if held < len(rows):
-            systems.notes.append(f"{name}: queries without a list, which count 0: {len(rows) - held:,}.")
-        if other:
-            systems.notes.append(f"{name}: queries without judgments, which are left out: {other:,}.")
-        values[name] = measure(collection, split, run.of_queries(rows).passage_rows, metrics)
-    return values
-
-
-def tested(
-    values: dict[str, dict[str, np.ndarray]], against: str, metric: str
-) -> dict[str, tuple[PairedTest, float]]:
-    """System -> its paired test against one of them, and p corrected for all of these comparisons (Holm).
-
-    Systems whose lists are too short for the metric are left out.
-
-    Raises:
-        ValueError: the lists of `against` itself are too short.
-    """
-    if metric not in values[against]:
-        raise ValueError(
-            f"the lists of {against} are too short for {metric}; put a metric first that all systems have: --metrics"
-        )
-    base = values[against][metric]
-    if len(base) < 2:
-        return {}
-    tests = {
-        name: paired_test(found[metric], base)
-        for name, found in values.items()
-        if name != against and metric in found
-    }
-    corrected = holm([test.p_value for test in tests.values()]).tolist()
-    return dict(zip(tests, zip(tests.values(), corrected, strict=True), strict=True))
-
-
-def table_text(
-    title: str,
-    values: dict[str, dict[str, np.ndarray]],
-    tests: dict[str, tuple[PairedTest, float]],
-    against: str,
-    metrics: Sequence[str],
-    notes: Sequence[str],
-    form: str = "text",
-) -> str:
-    """The table with what has to be known to read it; `form` is text, markdown or latex."""
-    columns = ["system", *map(display_name, metrics)]
-    if tests:
-        columns += [f"Δ {display_name(metrics[0])}", "p", "W/L/T"]
-    rows = []
-    for name, found in values.items():
-        means = [float(found[metric].mean()) if metric in found else None for metric in metrics]
-        row = [name, *(NONE if mean is None else "NaN" if mean != mean else f"{mean:.3f}" for mean in means)]
-        if name in tests:
-            test, p = tests[name]
-            row += [f"{test.difference:+.3f}", re.sub(r"^p (= )?", "", format_p(p, test.difference))]
-            row.append(f"{test.wins}/{test.losses}/{test.ties}")
-        elif tests:
-            row += [NONE, NONE, NONE]
-        rows.append(row)
-    remarks = list(notes)
-    if any(metric not in found for found in values.values() for metric in metrics):
-        remarks.append(f"{NONE}: the system's lists are shorter than the cutoff.")
-    if tests:
-        corrected = f", p corrected for {len(tests)} comparisons (Holm)" if len(tests) > 1 else ""
-        remarks.insert(
-            0,
-            f"Δ, p and queries won/lost/tied: {display_name(metrics[0])} against {against}; two-sided paired "
-            f"randomisation test over the queries{corrected}; {MARKS}.",
-        )
-    if form == "latex":
-        if any("NaN" in row for row in rows):  # the other two forms say it themselves
-            remarks.append(NAN_NOTE)
-        return latex_table(rows, columns, " ".join([f"{title}.", *remarks]))
-    if form == "markdown":
-        rows = [[_markdown(row[0]), *row[1:]] for row in rows]
-        table = format_table(rows, columns, markdown=True)
-        return "\n\n".join([_markdown(title), table, *(map(_markdown, remarks))])
-    width = shutil.get_terminal_size((80, 24)).columns
-    wrapped = "\n".join(textwrap.fill(remark, width, break_on_hyphens=False) for remark in remarks)
-    return f"{title}\n\n{format_table(rows, columns, width=width)}" + (f"\n\n{wrapped}" if remarks else "")
-
-
-def latex_table(rows: Sequence[Sequence[str]], columns: Sequence[str], caption: str) -> str:
-    r"""A LaTeX table in the style of the package booktabs, every text escaped.
-
-    The first column is aligned on the left, the others on the right.
-    """
-    lines = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in [columns, *rows]]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\caption{{{_latex(caption)}}}",
-            r"\end{table}",
-        ]
-    )
-
-
-def _latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"^-(?=\d)", "$-$", escaped)
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_<>\[\]])", r"\\\1", text)
+    primary = evaluation.get("test_metric")
+    return list(dict.fromkeys([primary, *metrics])) if primary else metrics

@@ -19,8 +19,9 @@ from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS, with_questions
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
+from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import RunIndex
-from hf_ar2.search.system import SearchSystem, Settings, read_run
+from hf_ar2.search.system import SearchSystem, Settings
 
 # In a run folder, the index over passages without the headings that are queries; that of `search` is index/.
 TRAINING_INDEX = "index_for_training"
@@ -53,7 +54,7 @@ def opened_system(
     source = given.get("collection")
     kept = run is not None and given.get("retriever") is None and source is None
     if run is not None:
-        recipe = read_run(run)
+        recipe = read_finished_recipe(run)
         settings = Settings.of_recipe(recipe, run)
         if given.keys() & {"retriever", "ranker"}:  # what the run chose was chosen for its own models
             settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
@@ -62,7 +63,7 @@ def opened_system(
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
-            run_index = RunIndex.of_run(run, recipe)
+            run_index = RunIndex.from_run(run, recipe)
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None

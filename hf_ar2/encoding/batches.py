@@ -1,4 +1,4 @@
-"""Encoding many stored texts in length-sorted batches of about equal numbers of tokens."""
+"""Encoding many stored texts in length-sorted batches with about the same number of tokens."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from hf_ar2.encoding.tokens import InputBuilder, TokenStore
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.progress import progress_bar
 
 Encode = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
 def token_budget_batches(lengths: np.ndarray, budget: int, max_rows: int | None = None) -> list[np.ndarray]:
-    """Cut rows into batches of similar length whose padded size stays within a budget of tokens.
+    """Split rows into batches of similar length whose padded size stays within a budget of tokens.
 
     Args:
-        lengths: int [N], tokens per row, special tokens counted.
-        budget: most tokens of a batch once padded: rows × longest. A single row may exceed it.
+        lengths: int [N], tokens per row, special tokens included.
+        budget: most tokens of a padded batch (rows × longest). A single row may exceed it.
         max_rows: most rows of a batch.
 
     Returns:
-        int64 index arrays that together hold 0..N-1 once each. Longest first, so that memory runs out at once
-        or never.
+        int64 index arrays that together hold 0..N-1 once each. Longest first, so that memory runs out at once or never.
 
     Example:
         >>> [batch.tolist() for batch in token_budget_batches(np.array([2, 9, 3, 2]), budget=9)]
@@ -60,14 +60,14 @@ def encode_rows(
     """Encode stored texts: `out[i]` becomes the embedding of row `rows[i]`.
 
     Args:
-        encode: from model inputs on `device` to float embeddings [b, d] of any float dtype. Evaluation mode,
-            autocast and normalisation are its own matter; it is called without gradient.
-        builder, store: what makes the inputs of `rows`, int [N].
+        encode: from model inputs on `device` to embeddings [b, d] of any float dtype. It is called without gradient;
+            evaluation mode, autocast and normalisation are up to it.
+        builder, store: make the inputs of `rows`, int [N].
         out: float32 or float16 [N, d], an array or a memory map opened for writing.
         budget: most tokens of a padded batch.
-        rank, world_size: this process encodes every world_size-th batch, from `rank` on, and leaves the other
-            rows of `out` alone. The batches do not depend on world_size.
-        description, show_progress: the label of the progress bar (it counts tokens), and whether to show it.
+        rank, world_size: this process encodes every world_size-th batch, from `rank` on, and leaves the other rows of
+            `out` unchanged. The batches do not depend on world_size.
+        description, show_progress: the label of the progress bar, and whether to show it.
 
     Raises:
         ValueError: embeddings of another shape than `out`, or not finite; the message names the row.
@@ -86,7 +86,7 @@ def encode_rows(
     """
     rows = np.asarray(rows, np.int64)
     if out.ndim != 2 or len(out) != len(rows):
-        raise ValueError(f"out must be [{len(rows)}, d], one line per row; found shape {out.shape}")
+        raise ValueError(f"out must be [{len(rows)}, d]; found shape {out.shape}")
     device = torch.device(device)
     lengths = builder.single_lengths(store, rows)
     batches = token_budget_batches(lengths, budget)[rank::world_size]
@@ -103,7 +103,7 @@ def encode_rows(
             elif device.type != "cpu":
                 inputs = {name: t.to(device) for name, t in inputs.items()}
             started = _Pending(batch, encode(inputs))
-            # the device works on this batch while the previous one is written and the next one is built
+            # The device works on this batch while the previous one is written and the next one is built.
             if waiting is not None:
                 waiting.write(rows, out)
                 progress.update(int(lengths[waiting.batch].sum()))
@@ -114,11 +114,11 @@ def encode_rows(
 
 
 class _Pending:
-    """A batch whose embeddings may still be on their way from the device."""
+    """A batch whose embeddings may not have arrived from the device yet."""
 
     def __init__(self, batch: np.ndarray, embeddings: torch.Tensor) -> None:
         self.batch = batch
-        # numpy knows no bfloat16
+        # numpy has no bfloat16
         self.embeddings = embeddings.detach().float().to("cpu", non_blocking=embeddings.is_cuda)
         self.arrived = None
         if embeddings.is_cuda:

@@ -1,10 +1,9 @@
-"""Model inputs of a collection, by row: tokenised once, joined and padded on demand."""
+"""Model inputs of a collection by row: tokenised once, joined and padded on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.batches import token_budget_batches
-from hf_ar2.encoding.tokens import InputBuilder, TokenStore, tokenize
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import tokenize
 
 Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
 
@@ -25,9 +25,9 @@ class RetrieverInputs:
         retriever: its tokenizer, prompts and `max_seq_length` are used.
         collection: corpus and queries.
         cache_dir: where token stores are kept, keyed by tokenizer, prompt, length and texts.
-        max_query_length: tokens a query is cut at, special tokens included; at most the retriever's own limit.
+        max_query_length: longest query in tokens, special tokens included; at most the retriever's own limit.
         max_passage_length: the same for passages; None takes the retriever's `max_seq_length`.
-        title_separator: what stands between a passage's title and its text.
+        title_separator: text between a passage's title and its text.
         show_progress: a bar while texts are tokenised.
 
     Example:
@@ -61,17 +61,25 @@ class RetrieverInputs:
         self.query_builder = InputBuilder(tokenizer, self.max_query_length)
         self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
         query_prompt, passage_prompt = retriever_prompts(retriever)
-        self.query_store = _tokenize_queries(
-            collection, tokenizer, cache_dir, self.max_query_length, query_prompt, show_progress
-        )
-        self.passage_store = _tokenize_passages(
-            collection,
+        self.query_store = tokenize(
+            collection.queries["text"],
             tokenizer,
             cache_dir,
-            self.max_passage_length,
-            title_separator,
-            passage_prompt,
-            show_progress,
+            max_tokens=self.max_query_length,
+            prompt=query_prompt,
+            text_fingerprint=collection.queries_fingerprint,
+            description="Tokenising queries",
+            show_progress=show_progress,
+        )
+        self.passage_store = tokenize(
+            collection.passage_texts(title_separator),
+            tokenizer,
+            cache_dir,
+            max_tokens=self.max_passage_length,
+            prompt=passage_prompt,
+            text_fingerprint=f"{collection.corpus_fingerprint}:{title_separator}",
+            description="Tokenising passages",
+            show_progress=show_progress,
         )
 
     def queries(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -83,13 +91,13 @@ class RetrieverInputs:
         return self.passage_builder.single(self.passage_store, rows)
 
     def query_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
-        """Query rows `[n]` (each encoded once, however often it occurs) in length-sorted chunks; see `in_chunks`."""
+        """Query rows `[n]` in length-sorted chunks, see `in_chunks`; a row that occurs twice is encoded once."""
         unique, inverse = np.unique(rows, return_inverse=True)
         lengths = self.query_builder.single_lengths(self.query_store, unique)
         return in_chunks(lengths, inverse, budget, lambda i: self.queries(unique[i]), max_rows)
 
     def passage_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
-        """Passage rows `[n]` in chunks, as `query_chunks`."""
+        """As `query_chunks`, for passage rows `[n]`."""
         unique, inverse = np.unique(rows, return_inverse=True)
         lengths = self.passage_builder.single_lengths(self.passage_store, unique)
         return in_chunks(lengths, inverse, budget, lambda i: self.passages(unique[i]), max_rows)
@@ -100,9 +108,9 @@ class RankerInputs:
 
     Args:
         ranker: its tokenizer and `max_seq_length` are used.
-        max_query_length: tokens of a query that are kept, without special tokens, before it is paired.
-        max_pair_length: tokens a pair is cut at, special tokens included; None takes the ranker's own limit. Of query
-            and passage the longer one gives way ("longest_first").
+        max_query_length: longest query in tokens, without special tokens, before it is paired.
+        max_pair_length: longest pair in tokens, special tokens included; None takes the ranker's own limit. The longer
+            of query and passage is truncated ("longest_first").
 
     Example:
         >>> import tempfile
@@ -129,13 +137,24 @@ class RankerInputs:
         limit = ranker.max_seq_length or 512
         self.max_pair_length = min(max_pair_length or limit, limit)
         self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
-        self.query_store = _tokenize_queries(
-            collection, ranker.tokenizer, cache_dir, max_query_length, "", show_progress
+        self.query_store = tokenize(
+            collection.queries["text"],
+            ranker.tokenizer,
+            cache_dir,
+            max_tokens=max_query_length,
+            text_fingerprint=collection.queries_fingerprint,
+            description="Tokenising queries",
+            show_progress=show_progress,
         )
-        # as much of a passage as tells whether it is longer than the query, which decides who gives way
-        passage_length = max(self.max_pair_length, max_query_length)
-        self.passage_store = _tokenize_passages(
-            collection, ranker.tokenizer, cache_dir, passage_length, title_separator, "", show_progress
+        self.passage_store = tokenize(
+            collection.passage_texts(title_separator),
+            ranker.tokenizer,
+            cache_dir,
+            # Enough to know whether the passage is longer than the query: the longer one is truncated.
+            max_tokens=max(self.max_pair_length, max_query_length),
+            text_fingerprint=f"{collection.corpus_fingerprint}:{title_separator}",
+            description="Tokenising passages",
+            show_progress=show_progress,
         )
 
     def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:
@@ -151,12 +170,9 @@ class RankerInputs:
     ) -> Chunks:
         """Pairs `[n]` in length-sorted chunks; see `in_chunks`."""
         lengths = self.pair_lengths(query_rows, passage_rows)
+        rows = np.arange(len(lengths))
         return in_chunks(
-            lengths,
-            np.arange(len(lengths)),
-            budget,
-            lambda i: self.pairs(query_rows[i], passage_rows[i]),
-            max_rows,
+            lengths, rows, budget, lambda i: self.pairs(query_rows[i], passage_rows[i]), max_rows
         )
 
 
@@ -167,17 +183,17 @@ def in_chunks(
     build: Callable[[np.ndarray], dict[str, Tensor]],
     max_rows: int | None = None,
 ) -> Chunks:
-    """Split rows by length so that little is spent on padding.
+    """Group rows of similar length into chunks, to save padding.
 
     Args:
         lengths: tokens of each distinct row, `[U]`.
-        inverse: which distinct row each wanted row is, `[n]`.
-        budget: padded tokens of a chunk at most.
+        inverse: index of each wanted row among the distinct rows, `[n]`.
+        budget: most padded tokens of a chunk.
         build: from indices into `lengths` to features.
-        max_rows: rows of a chunk at most; None: as many as the budget allows.
+        max_rows: most rows of a chunk; None: as many as the budget allows.
 
     Returns:
-        `chunks`, features in length order, and `order`, int64 `[n]`: where each wanted row is among them.
+        `chunks`, features in length order, and `order`, int64 `[n]`: the position of each wanted row in them.
     """
     batches = token_budget_batches(lengths, budget, max_rows)
     position = np.empty(len(lengths), np.int64)
@@ -189,50 +205,7 @@ def in_chunks(
 
 
 def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
-    """The prompts `encode_query` and `encode_document` put before a text."""
+    """The prompts that `encode_query` and `encode_document` put before a text."""
     prompts = retriever.prompts or {}
-    passage = (
-        next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None) or ""
-    )
-    return prompts.get("query") or "", passage
-
-
-def _tokenize_queries(
-    collection: Collection,
-    tokenizer: Any,
-    cache_dir: str | Path,
-    max_tokens: int,
-    prompt: str,
-    show_progress: bool,
-) -> TokenStore:
-    return tokenize(
-        collection.queries["text"],
-        tokenizer,
-        cache_dir,
-        max_tokens=max_tokens,
-        prompt=prompt,
-        text_fingerprint=collection.queries_fingerprint,
-        description="Tokenising queries",
-        show_progress=show_progress,
-    )
-
-
-def _tokenize_passages(
-    collection: Collection,
-    tokenizer: Any,
-    cache_dir: str | Path,
-    max_tokens: int,
-    separator: str,
-    prompt: str,
-    show_progress: bool,
-) -> TokenStore:
-    return tokenize(
-        collection.passage_texts(separator),
-        tokenizer,
-        cache_dir,
-        max_tokens=max_tokens,
-        prompt=prompt,
-        text_fingerprint=f"{collection.corpus_fingerprint}:{separator}",
-        description="Tokenising passages",
-        show_progress=show_progress,
-    )
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None)
+    return prompts.get("query") or "", passage or ""

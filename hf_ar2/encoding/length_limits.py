@@ -1,4 +1,4 @@
-"""How much of a collection is cut at the length limits, told from the tokens that are stored anyway."""
+"""How much of a collection is truncated at the length limits, computed from the stored tokens."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 
-# What is cut of a query is not searched for, so that few should be.
-MANY_QUERIES = 0.05
-_UNBROKEN = "\0"
+MAX_TRUNCATED_QUERIES = 0.05
+_NO_BREAK = "\0"
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A share of texts that is cut.
+class Truncation:
+    """The share of texts that are truncated.
 
     Attributes:
         what: "passages", "queries" or "pairs".
@@ -36,15 +35,15 @@ class Cut:
         return f"{shown} % of {self.what} ({self.limit} tokens)"
 
 
-def what_is_cut(
+def truncations(
     retriever: RetrieverInputs | None, ranker: RankerInputs | None = None, positives: Judgments | None = None
-) -> list[Cut]:
-    """Which shares of passages, queries and pairs are cut.
+) -> list[Truncation]:
+    """The shares of passages, queries and pairs that are truncated.
 
     Args:
-        retriever: passages and queries as it reads them, all of the collection.
-        ranker: pairs as it reads them.
-        positives: the pairs: queries with their relevant passages. What else a query is paired with is about as long.
+        retriever: inputs of all passages and queries.
+        ranker: inputs of the pairs.
+        positives: the pairs to count, queries with their relevant passages; other passages are about as long.
     """
     found = []
     if retriever is not None:
@@ -52,28 +51,30 @@ def what_is_cut(
             ("passages", retriever.passage_builder, retriever.passage_store),
             ("queries", retriever.query_builder, retriever.query_store),
         ):
-            found.append(Cut(what, _mean(builder.single_cut(store)), builder.max_length))
+            found.append(Truncation(what, _mean(builder.single_truncated(store)), builder.max_length))
     if ranker is not None and positives is not None:
         queries = np.repeat(positives.query_rows, np.diff(positives.offsets))
         stores = ranker.query_store, queries, ranker.passage_store, positives.passage_rows
-        found.append(Cut("pairs", _mean(ranker.builder.pair_cut(*stores)), ranker.builder.max_length))
+        found.append(
+            Truncation("pairs", _mean(ranker.builder.pair_truncated(*stores)), ranker.builder.max_length)
+        )
     return found
 
 
-def cut_line(cuts: Sequence[Cut]) -> str:
-    """What is cut, in a line, or in two of 80 columns."""
-    whole = ", ".join(str(cut).replace(" ", _UNBROKEN) for cut in cuts)
-    line = textwrap.fill(f"Cut at the length limits: {whole}", 80, subsequent_indent="  ")
-    return line.replace(_UNBROKEN, " ")
+def truncation_line(cuts: Sequence[Truncation]) -> str:
+    """The shares as text, in lines of at most 80 characters."""
+    whole = ", ".join(str(cut).replace(" ", _NO_BREAK) for cut in cuts)
+    line = textwrap.fill(f"Truncated: {whole}", 80, subsequent_indent="  ")
+    return line.replace(_NO_BREAK, " ")
 
 
-def too_many_queries(cuts: Sequence[Cut]) -> str | None:
-    """What to say where more than 5 % of the queries are cut; None where they are not."""
+def query_truncation_warning(cuts: Sequence[Truncation]) -> str | None:
+    """A warning if more than 5 % of the queries are truncated, else None."""
     for cut in cuts:
-        if cut.what == "queries" and cut.share > MANY_QUERIES:
+        if cut.what == "queries" and cut.share > MAX_TRUNCATED_QUERIES:
             return (
-                f"{cut}: what is cut is not searched for. Raise max_query_length, up to the limit of the model, unless "
-                "the queries are meant to be cut"
+                f"{cut} are truncated; the rest of them is not searched for. Raise max_query_length, up to the limit "
+                "of the model, unless this is intended"
             )
     return None
 

@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run need from each other outside the training step."""
+"""Communication between the ranks of a distributed run outside the training step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its peers; one process alone when torch.distributed is not running."""
+    """This process in a distributed run; rank 0 of 1 if torch.distributed is not initialised."""
 
     rank: int
     world_size: int
@@ -31,12 +31,12 @@ class Processes:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
 
     def combine(self, array: np.ndarray) -> np.ndarray:
-        """Add up what every rank filled in (each its own share, zeros elsewhere); exact, since the rest is zero."""
+        """The sum over ranks of arrays in which each rank filled its own share and left zeros elsewhere."""
         if self.world_size == 1:
             return array
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -45,10 +45,10 @@ class Processes:
 
 
 def end_processes() -> None:
-    """Leave the process group, where there is one, at the end of a script.
+    """Destroy the process group, if there is one, at the end of a script.
 
-    A process that exits with the group's threads running may abort, and one that holds a wrapped model longer than the
-    group may wait forever: so trainers, which refer to themselves, are collected first.
+    A process that exits while the group's threads run may abort, and one that holds a wrapped model longer than the
+    group may hang, so trainers (which refer to themselves) are garbage-collected first.
     """
     gc.collect()
     if dist.is_available() and dist.is_initialized():

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class SpecialTokens:
-    """The special tokens around one text, or around and between two, learned by tokenising probes.
+    """The special tokens around one text, or around and between two, found by tokenising probes.
 
     Attributes:
         specials: one list of (token id, segment id) before, between and after the texts.
@@ -18,7 +18,7 @@ class SpecialTokens:
         added: the number of special tokens.
 
     Raises:
-        ValueError: the tokenizer changes a text's own tokens when it adds special ones.
+        ValueError: a text has other tokens when the tokenizer adds special tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probes: list[str]) -> None:
@@ -40,6 +40,6 @@ class SpecialTokens:
         plain = tokenizer(probes, add_special_tokens=False)["input_ids"]
         if len(self.segments) != len(probes) or own_tokens != list(chain.from_iterable(plain)):
             raise ValueError(
-                f"{type(tokenizer).__name__} encodes the texts {probes} as {ids}, but without special tokens "
-                f"as {plain}: stored tokens cannot be completed to its inputs"
+                f"{type(tokenizer).__name__} encodes the texts {probes} as {ids}, but without special tokens as "
+                f"{plain}: its inputs cannot be built from stored tokens"
             )

@@ -1,17 +1,9 @@
-"""Texts are tokenised once and stored; model inputs are put together from the stored ids.
-
-A `TokenStore` holds the token ids of many texts without special tokens, end to end, in memory maps. An
-`InputBuilder` adds the special tokens, truncates and pads, so that the result equals what the tokenizer
-itself would have returned for the text, or for the pair of texts.
-"""
+"""The token ids of many texts, without special tokens, tokenised once and stored."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
@@ -19,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from hf_ar2.encoding.special_tokens import SpecialTokens
+from hf_ar2.folders import complete_folder
 from hf_ar2.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -35,11 +26,11 @@ class TokenStore:
     """The token ids of many texts, without special tokens.
 
     Attributes:
-        ids: int32 [T], the ids of all texts one after the other (a memory map when opened from a folder).
+        ids: int32 [T], the ids of all texts, concatenated (a memory map when opened from a folder).
         offsets: int64 [N+1]; text i has `ids[offsets[i]:offsets[i + 1]]`.
-        fingerprint: what the ids were made from: tokenizer, prompt, cap and texts.
-        max_tokens: the cap in tokens at which texts were cut when stored; None where nothing was cut.
-        folder: where it was opened from; None for arrays in memory. Pickling then refers to the folder.
+        fingerprint: of the tokenizer, prompt, `max_tokens` and texts.
+        max_tokens: the length at which texts were truncated when stored; None if they were not.
+        folder: where it was opened from; None for arrays in memory. Pickling a store with a folder pickles the path.
 
     Example:
         >>> store = TokenStore(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
@@ -64,11 +55,14 @@ class TokenStore:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is None:
             return TokenStore, (self.ids, self.offsets, self.fingerprint, self.max_tokens)
-        return TokenStore.open, (self.folder, self.fingerprint)  # a worker maps the files, it gets no copy
+        return TokenStore.open, (
+            self.folder,
+            self.fingerprint,
+        )  # a worker maps the files instead of getting a copy
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """int64 [N], the number of stored tokens of each text."""
+        """Stored tokens of each text, int64 [N]."""
         return np.diff(np.asarray(self.offsets))
 
     def __len__(self) -> int:
@@ -82,22 +76,22 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: str | None = None) -> TokenStore:
-        """Map a folder that `tokenize` wrote.
+        """Map a folder written by `tokenize`.
 
         Raises:
             FileNotFoundError: the folder holds no token store.
-            ValueError: its files do not fit its meta.json, or its fingerprint is not the one asked for.
+            ValueError: its files do not fit its meta.json, or it has another fingerprint.
         """
         folder = Path(folder)
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(
-                f"{folder} holds no token store: meta.json is missing. Delete the folder if it is there, "
-                "and make the store with tokenize()."
+                f"{folder} holds no token store: meta.json is missing. Delete the folder if it exists, and make the "
+                "store with tokenize()."
             )
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if fingerprint is not None and meta["fingerprint"] != fingerprint:
             raise ValueError(
-                f"the token store in {folder} is of other texts or another tokenizer: its fingerprint is "
+                f"the token store in {folder} was made from other texts or by another tokenizer: its fingerprint is "
                 f"{meta['fingerprint']}, expected {fingerprint}. Delete the folder and tokenise again."
             )
         ids = _open_map(folder / "ids.bin", np.int32, meta["tokens"])
@@ -115,15 +109,15 @@ def _open_map(path: Path, dtype: type, count: int) -> np.ndarray:
             f"{path} is {'missing' if found is None else f'{found} bytes long'}, expected {expected} bytes: "
             f"the token store is damaged. Delete {path.parent} and tokenise again."
         )
-    # an empty file cannot be mapped
+    # An empty file cannot be mapped.
     return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """32 hex digits that name what a tokenizer does: vocabulary, merges, normaliser, special tokens.
+    """32 hex digits that identify a tokenizer's output: vocabulary, merges, normaliser, special tokens.
 
-    Its name, its folder and its present truncation and padding do not count: those differ between two loads
-    of one tokenizer, or change while it is used.
+    Its name, folder, truncation and padding settings are not part of it: they change while a tokenizer is used, or
+    differ from one load to the next.
 
     Raises:
         TypeError: a tokenizer without a `tokenizers` backend.
@@ -138,7 +132,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         >>> [tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(another) for another in (same, other)]
         [True, False]
     """
-    state = json.loads(_backend(tokenizer).to_str())
+    state = json.loads(backend_of(tokenizer).to_str())
     state["truncation"] = state["padding"] = None
     state["sides"] = [tokenizer.truncation_side, bool(getattr(tokenizer, "split_special_tokens", False))]
     return _hash(state)
@@ -148,7 +142,12 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()[:32]
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The `tokenizers.Tokenizer` of a fast tokenizer.
+
+    Raises:
+        TypeError: the tokenizer is not a fast one.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TypeError(
@@ -169,17 +168,16 @@ def tokenize(
     description: str = "Tokenising",
     show_progress: bool = True,
 ) -> TokenStore:
-    """Tokenise texts once; a second call with the same texts and tokenizer opens what the first one wrote.
+    """Tokenise texts once; a second call with the same texts and tokenizer opens the stored ids.
 
     Args:
         texts: N strings.
-        tokenizer: a fast tokenizer. Its truncation and padding settings are left as they were.
-        cache_dir: the store is written to `cache_dir/<fingerprint>/`, whole or not at all; several processes
-            may call at once.
-        max_tokens: texts are cut at this many tokens (special tokens not counted), on the tokenizer's
-            truncation side. Choose at least the longest length that any model is to see.
-        text_fingerprint: names the content of `texts`; texts that differ need another one.
-        prompt: put in front of every text before it is tokenised.
+        tokenizer: a fast tokenizer. Its truncation and padding settings are restored.
+        cache_dir: the store is written to `cache_dir/<fingerprint>/`; several processes may call at once.
+        max_tokens: texts are truncated to this many tokens, without special tokens, on the tokenizer's truncation side.
+            Choose at least the longest length that a model will read.
+        text_fingerprint: identifies `texts`; other texts need another one.
+        prompt: prepended to every text.
         description, show_progress: the label of the progress bar, and whether to show it.
 
     Raises:
@@ -189,6 +187,7 @@ def tokenize(
         >>> from transformers import BertTokenizer
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
         >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     store = tokenize(
         ...         ["deep nets", "nets"], tokenizer, folder, max_tokens=8, text_fingerprint="two texts",
@@ -202,32 +201,17 @@ def tokenize(
     fingerprint = _hash([_FORMAT, tokenizer_fingerprint(tokenizer), prompt, max_tokens, text_fingerprint])
     folder = Path(cache_dir) / fingerprint
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=folder.parent))
-        try:
+        with complete_folder(folder) as temporary:
             _write_store(
                 temporary, texts, tokenizer, max_tokens, prompt, fingerprint, description, show_progress
             )
-            _move_unless_present(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     store = TokenStore.open(folder, fingerprint)
     if len(store) != len(texts):
         raise ValueError(
-            f"the token store in {folder} holds {len(store)} texts, but {len(texts)} were given under the "
-            f"same text_fingerprint {text_fingerprint!r}: the fingerprint must change with the texts."
+            f"the token store in {folder} holds {len(store)} texts, but {len(texts)} were given with the same "
+            f"text_fingerprint {text_fingerprint!r}: other texts need another fingerprint."
         )
     return store
-
-
-def _move_unless_present(temporary: Path, folder: Path) -> None:
-    temporary.chmod(0o755)  # mkdtemp makes it private; other users may share the cache
-    try:
-        os.replace(temporary, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        # another process finished first, with the same content
 
 
 def _write_store(
@@ -240,7 +224,7 @@ def _write_store(
     description: str,
     show_progress: bool,
 ) -> None:
-    backend = _backend(tokenizer)
+    backend = backend_of(tokenizer)
     truncation, padding, split = backend.truncation, backend.padding, backend.encode_special_tokens
     offsets = np.zeros(len(texts) + 1, np.int64)
     try:
@@ -274,166 +258,3 @@ def _write_store(
     meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
     meta |= {"texts": len(texts), "tokens": int(offsets[-1])}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-
-
-class InputBuilder:
-    """Model inputs from stored token ids, equal to what the tokenizer returns for the texts.
-
-    The special tokens and their segments are learned by tokenising two probes, so BERT, ERNIE, RoBERTa,
-    ModernBERT and others need no rules of their own. Nothing is tokenised afterwards.
-
-    Args:
-        tokenizer: a fast tokenizer with a padding token. Its padding and truncation sides are followed.
-        max_length: longest input in tokens, special tokens counted.
-
-    Raises:
-        TypeError: no fast tokenizer. ValueError: no padding token, or max_length leaves no room for a token.
-
-    Example:
-        >>> from transformers import BertTokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
-        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-        >>> store = TokenStore(np.array([5, 6, 6], np.int32), np.array([0, 2, 3]))
-        >>> InputBuilder(tokenizer, max_length=8).single(store, [0, 1])["input_ids"]
-        tensor([[2, 5, 6, 3],
-                [2, 6, 3, 0]])
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        _backend(tokenizer)
-        if tokenizer.pad_token_id is None:
-            raise ValueError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token")
-        self.max_length = max_length
-        self.pad_id = int(tokenizer.pad_token_id)
-        self.pad_type_id = int(tokenizer.pad_token_type_id)
-        self.pad_left = tokenizer.padding_side == "left"
-        self.keep_end = tokenizer.truncation_side == "left"
-        self.with_types = "token_type_ids" in tokenizer.model_input_names
-        self._single = SpecialTokens(tokenizer, ["a"])
-        self._pair = SpecialTokens(tokenizer, ["a", "b"])
-        self._room(self._single, max_length)
-
-    def single(
-        self, store: TokenStore, rows: np.ndarray | Sequence[int], max_length: int | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Inputs of single texts: `tokenizer(texts, truncation=True, max_length=..., padding="longest")`.
-
-        Args:
-            store: the tokenised texts. rows: int [B]. max_length: instead of the builder's own.
-
-        Returns:
-            int64 CPU tensors [B, L]: input_ids, attention_mask, token_type_ids where the model takes them.
-        """
-        rows = np.asarray(rows, np.int64)
-        kept = np.minimum(store.lengths[rows], self._room(self._single, max_length or self.max_length))
-        return self._build(self._single, [(store, rows, kept)])
-
-    def pair(
-        self,
-        query_store: TokenStore,
-        query_rows: np.ndarray | Sequence[int],
-        passage_store: TokenStore,
-        passage_rows: np.ndarray | Sequence[int],
-    ) -> dict[str, torch.Tensor]:
-        """Inputs of pairs: `tokenizer(queries, passages, truncation="longest_first", ...)`, int64 [B, L].
-
-        The result is that of the queries as they were cut when stored. Passages may be cut, too, but at no fewer
-        tokens than the queries: else a passage may be taken for the shorter text and get one token fewer or more.
-        """
-        queries, passages = np.asarray(query_rows, np.int64), np.asarray(passage_rows, np.int64)
-        if queries.shape != passages.shape:
-            raise ValueError(
-                f"one passage per query: found {len(queries)} queries and {len(passages)} passages"
-            )
-        first, second = self._kept_of_pairs(query_store.lengths[queries], passage_store.lengths[passages])
-        return self._build(self._pair, [(query_store, queries, first), (passage_store, passages, second)])
-
-    def single_lengths(
-        self, store: TokenStore, rows: np.ndarray | Sequence[int], max_length: int | None = None
-    ) -> np.ndarray:
-        """int64 [B]: the tokens that `single` gives each row, special tokens counted, padding not."""
-        room = self._room(self._single, max_length or self.max_length)
-        return np.minimum(store.lengths[np.asarray(rows, np.int64)], room) + self._single.added
-
-    def pair_lengths(
-        self,
-        query_store: TokenStore,
-        query_rows: np.ndarray | Sequence[int],
-        passage_store: TokenStore,
-        passage_rows: np.ndarray | Sequence[int],
-    ) -> np.ndarray:
-        """int64 [B]: the tokens that `pair` gives each row, special tokens counted, padding not."""
-        first = query_store.lengths[np.asarray(query_rows, np.int64)]
-        second = passage_store.lengths[np.asarray(passage_rows, np.int64)]
-        return np.minimum(first + second, self._room(self._pair, self.max_length)) + self._pair.added
-
-    def single_cut(self, store: TokenStore) -> np.ndarray:
-        """bool [N]: which texts `single` cuts. Where the store was cut at the same length, just as long ones count."""
-        room = self._room(self._single, self.max_length)
-        return store.lengths > (room if store.max_tokens is None else min(room, store.max_tokens - 1))
-
-    def pair_cut(
-        self,
-        query_store: TokenStore,
-        query_rows: np.ndarray,
-        passage_store: TokenStore,
-        passage_rows: np.ndarray,
-    ) -> np.ndarray:
-        """bool [B]: which pairs `pair` cuts; that a query was cut when it was stored does not count."""
-        lengths = query_store.lengths[query_rows] + passage_store.lengths[passage_rows]
-        return lengths > self._room(self._pair, self.max_length)
-
-    def _room(self, template: SpecialTokens, max_length: int) -> int:
-        room = max_length - template.added
-        if room < 1:
-            raise ValueError(
-                f"max_length {max_length} leaves no room: the tokenizer adds {template.added} special "
-                f"tokens, so it must be at least {template.added + 1}"
-            )
-        return room
-
-    def _kept_of_pairs(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How many tokens "longest_first" keeps of each text, as the `tokenizers` library does it: the shorter
-        stays whole where the longer can give way; else both get half, the longer the odd token."""
-        room = self._room(self._pair, self.max_length)
-        swapped = first > second
-        shorter = np.where(swapped, second, first)
-        longer = np.maximum(shorter, room - shorter)
-        halved = shorter + longer > room
-        shorter, longer = np.where(halved, room // 2, shorter), np.where(halved, room - room // 2, longer)
-        fits = first + second <= room
-        return (
-            np.where(fits, first, np.where(swapped, longer, shorter)),
-            np.where(fits, second, np.where(swapped, shorter, longer)),
-        )
-
-    def _build(
-        self, template: SpecialTokens, parts: list[tuple[TokenStore, np.ndarray, np.ndarray]]
-    ) -> dict[str, torch.Tensor]:
-        """Fill [B, L] arrays from left to right: special tokens, a text, special tokens, ..."""
-        totals = template.added + np.sum([kept for _, _, kept in parts], axis=0)
-        batch, width = len(totals), int(totals.max(initial=0))
-        start = width - totals if self.pad_left else np.zeros_like(totals)
-        ids = np.full((batch, width), self.pad_id, np.int64)
-        types = np.full((batch, width), self.pad_type_id, np.int64)
-        columns, rows_of_batch = np.arange(width), np.arange(batch)
-        position = start.copy()
-        for i, specials in enumerate(template.specials):
-            for token, segment in specials:
-                ids[rows_of_batch, position] = token
-                types[rows_of_batch, position] = segment
-                position += 1
-            if i < len(parts):
-                store, rows, kept = parts[i]
-                source = store.offsets[rows] + (store.lengths[rows] - kept if self.keep_end else 0)
-                within = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-                target = np.repeat(rows_of_batch * width + position, kept) + within
-                ids.ravel()[target] = np.asarray(store.ids)[np.repeat(source, kept) + within]
-                types.ravel()[target] = template.segments[i]
-                position += kept
-        mask = (columns >= start[:, None]) & (columns < (start + totals)[:, None])
-        inputs = {"input_ids": torch.from_numpy(ids)}
-        inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
-        if self.with_types:
-            inputs["token_type_ids"] = torch.from_numpy(types)
-        return inputs

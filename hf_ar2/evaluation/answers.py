@@ -1,10 +1,9 @@
-"""Does a passage contain an answer? The token match of DPR (Karpukhin et al. 2020), used for answer-string
-hit rates and to keep passages that answer the question out of its negatives.
+"""Does a passage contain an answer? The token match of DPR (Karpukhin et al. 2020), used for answer-string hit rates
+and to keep passages that answer the question out of its negatives.
 
-Text is brought to Unicode normal form D and cut into runs of letters, digits and marks, every other visible
-character being a token of its own; tokens are compared in lower case. An answer matches where its tokens
-stand in the passage one after the other, so "art" is not found in "party". DPR searches the passage's text
-without its title.
+Text is normalised (Unicode NFD), lower-cased and split into runs of letters, digits and marks; every other visible
+character is a token. An answer matches if the passage contains its tokens in sequence, so "art" does not match "party".
+DPR searches the passage's text without its title.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ _ASCII_TOKEN = re.compile(r"[A-Za-z0-9]+|[!-~]")
 
 
 def token_string(text: str) -> str:
-    """The lower-case tokens of a text, each between single spaces.
+    """The lower-case tokens of a text, each between single spaces; empty if it has none.
 
-    No token contains a space, so one token sequence contains another exactly where its string contains the
-    other's: the search is Python's substring search. Empty where the text has no token.
+    No token contains a space, so a search for a sequence of tokens is a substring search.
     """
     pattern = _ASCII_TOKEN if text.isascii() else _TOKEN
     tokens = pattern.findall(text if text.isascii() else unicodedata.normalize("NFD", text))
@@ -34,8 +32,7 @@ def token_string(text: str) -> str:
 def has_answer(answers: Sequence[str], text: str) -> bool:
     """Whether a text contains one of the answers as a sequence of tokens.
 
-    An answer without any token (empty, or white space alone) matches nothing; in DPR's code it matches
-    everything.
+    An answer without any token (empty, or only white space) matches nothing; in DPR's code it matches everything.
 
     Example:
         >>> has_answer(["New York"], "He moved to new york, then left."), has_answer(["art"], "The party")
@@ -51,8 +48,6 @@ def answer_hits(
     cache: dict[int, str] | None = None,
 ) -> np.ndarray:
     """Which retrieved passages contain an answer to their query.
-
-    Each passage is tokenised once, however many queries retrieved it.
 
     Args:
         retrieved: int `[Q, K]`, passage rows, -1 padded.

@@ -1,4 +1,4 @@
-"""Retriever and BM25 together: candidates of both, in the order of a weighted sum."""
+"""Hybrid retrieval: candidates of the retriever and of BM25, sorted by a weighted sum of scores."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
 
-# Where no person asked the queries that a weight would be fitted on: headings share more words with their passages than
-# questions do. About what was fitted on collections of real questions.
-UNFITTED = 0.3
+# For collections whose queries are headings, which share more words with their passages than questions do, so that a
+# fitted weight would be too high. It is close to the weights fitted on collections of real questions.
+DEFAULT_LEXICAL_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the retriever and BM25 found for Q queries.
+    """Passages found by the retriever or by BM25 for Q queries.
 
     Attributes:
         rows: int64 `[Q, K]`, passages, each once; -1 pads.
-        retriever: float32 `[Q, K]`, the retriever's scores; -inf where there is no passage.
-        lexical: float32 `[Q, K]`, BM25 scores; 0 where there is no passage.
+        retriever: float32 `[Q, K]`, the retriever's scores; -inf under padding.
+        lexical: float32 `[Q, K]`, BM25 scores; 0 under padding.
     """
 
     rows: np.ndarray
@@ -34,8 +34,7 @@ class Candidates:
     def ranked(self, weight: float, temperature: float, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 and rows int64 `[Q, depth]`, best first: retriever / temperature + weight · BM25.
 
-        The sum is multiplied by the temperature, so that it is in units of the retriever's score and takes its place
-        beside a ranker.
+        The sum is multiplied by the temperature, so that it can replace the retriever's score.
         """
         scores = (self.retriever + temperature * weight * self.lexical).astype(np.float32)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
@@ -49,15 +48,15 @@ def candidates_of_both(
     lexical: LexicalIndex,
     score_passages: Callable[[np.ndarray], np.ndarray],
 ) -> Candidates:
-    """The passages that the retriever found, then those that BM25 alone found, with the scores of both.
+    """The passages that the retriever found, then those that only BM25 found, with the scores of both.
 
     Args:
-        scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
+        scores, rows: float32 and int64 `[Q, K]`, the retriever's results, best first.
         query_texts: of the same queries.
-        score_passages: from rows int64 `[Q, K]` (-1: any number) to the retriever's scores of them, float32.
+        score_passages: from rows int64 `[Q, K]` to the retriever's scores, float32; scores of -1 are ignored.
     """
     _, found = lexical.search(query_texts, rows.shape[1])
-    # Large corpora aside, many of BM25's are the retriever's, too: those are kept once.
+    # Passages that both found are kept once.
     repeated = (found[:, :, None] == rows[:, None, :]).any(axis=2)
     extra = np.where(repeated, -1, found)
     both = np.concatenate([rows, extra], axis=1)
@@ -70,7 +69,7 @@ def candidates_of_both(
 
 
 def score_rows(index: CorpusIndex | FrozenIndex, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The retriever's scores float32 `[Q, K]` of passages at corpus rows `[Q, K]` (-1: any number).
+    """The retriever's scores float32 `[Q, K]` of passages at corpus rows `[Q, K]`; scores of -1 are arbitrary.
 
     Args:
         index: has the passages' vectors.
@@ -92,9 +91,7 @@ def fit_weight(
     values_of: Callable[[np.ndarray], np.ndarray],
     depth: int,
 ) -> float:
-    """The weight of BM25 that is best on a split's queries, or the smallest that cannot be told from it.
-
-    Of all weights that are `equally_good` the smallest is taken.
+    """The smallest weight of BM25 that is `equally_good` as the best one on a split's queries.
 
     Args:
         values_of: from a ranking int64 `[Q, depth]` to the metric of every query, float64 `[Q]`.

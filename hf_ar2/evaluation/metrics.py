@@ -1,21 +1,19 @@
-"""Retrieval metrics over arrays of row numbers, in numpy alone.
+"""Retrieval metrics over arrays of row numbers, in pure numpy.
 
-A ranking is an int array `retrieved` `[Q, K]`: for query `i` of the judgments, passage rows, best first, with
--1 where fewer than K passages were retrieved. `gains` looks the judged relevance of every hit up once; the
-measures are then small functions of that array and return one float64 per query, which is what a paired test
-needs.
+A ranking is an int array `retrieved` `[Q, K]`: for query `i` of the judgments, passage rows, best first, with -1 where
+fewer than K passages were retrieved. `gains` looks up the judged relevance of every hit; the measures are functions of
+that array and return one float64 per query, as a paired test needs.
 
 Conventions, those of trec_eval (and so of pytrec_eval and ir_measures):
 
-- A passage is relevant where its relevance is above 0; a passage that nobody judged counts as not relevant.
-- The rank is the column. Nothing is sorted here, so equal scores stay in the order they were given in
-  (trec_eval sorts by score, then by document id descending).
-- nDCG's gain is the relevance itself and its discount log2(rank + 1); negative relevance gains 0.
-- A query for which nothing was retrieved scores 0 and counts in a mean. So does a query without a relevant
-  passage; `judgments.positives()` leaves such queries out.
+- A passage is relevant if its relevance is above 0; an unjudged passage is not relevant.
+- The rank is the column; equal scores keep the given order (trec_eval sorts by score, then by document id descending).
+- nDCG's gain is the relevance and its discount log2(rank + 1); negative relevance has gain 0.
+- A query without retrieved passages, or without relevant ones, scores 0 and is part of the mean;
+  `judgments.positives()` leaves out the latter.
 
-A measure is named as in the field, with its cutoff: "mrr@10", "recall@100", "hit_rate@20", "ndcg@10",
-"map@100"; "map" alone uses the whole list.
+Metrics are named with their cutoff: "mrr@10", "recall@100", "hit_rate@20", "ndcg@10", "map@100"; "map" without a cutoff
+uses the whole list.
 """
 
 from __future__ import annotations
@@ -39,16 +37,15 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
     """Judged relevance of every retrieved passage.
 
     Args:
-        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of
-            `judgments`.
+        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of `judgments`.
         judgments: the judgments of the same Q queries.
 
     Returns:
-        int32 `[Q, K]`; 0 where the passage is not judged or the list has ended.
+        int32 `[Q, K]`; 0 for unjudged passages and padding.
 
     Raises:
-        ValueError: `retrieved` is not a `[Q, K]` integer array for the queries of `judgments`, or it holds a
-            judged passage twice for one query.
+        ValueError: `retrieved` is not a `[Q, K]` integer array for the queries of `judgments`, or it holds a judged
+            passage twice for one query.
     """
     retrieved = np.asarray(retrieved)
     if retrieved.ndim != 2 or len(retrieved) != len(judgments) or retrieved.dtype.kind not in "iu":
@@ -57,8 +54,8 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
             f"the {len(judgments)} judged queries; found {retrieved.dtype} {list(retrieved.shape)}"
         )
     result = np.zeros(retrieved.shape, np.int32)
-    # Judgments are few and lists are long: comparing each judged passage with its query's list costs about a
-    # nanosecond a cell, looking every hit up among the judgments by binary search a hundred.
+    # Comparing each judged passage with its query's list costs about a nanosecond per cell; a binary search for every
+    # hit among the judgments takes a hundred times as long.
     query_of = _query_of_judgment(judgments)
     step = max(1, _CELLS_AT_ONCE // max(1, retrieved.shape[1]))
     for start in range(0, len(query_of), step):
@@ -76,25 +73,19 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
 
 
 def num_relevant(judgments: Judgments) -> np.ndarray:
-    """Number of relevant passages of each query: int64 `[Q]`."""
+    """Number of relevant passages of each query, int64 `[Q]`."""
     relevant = _query_of_judgment(judgments)[judgments.relevance > 0]
     return np.bincount(relevant, minlength=len(judgments))
 
 
 def mrr(gains: np.ndarray, k: int) -> np.ndarray:
-    """Reciprocal rank of the first relevant passage among the first k, 0 where there is none: float64 `[Q]`.
-
-    Its mean over queries is MRR@k, the measure of MS MARCO.
-    """
+    """Reciprocal rank of the first relevant passage among the first k, else 0: float64 `[Q]`; its mean is MRR@k."""
     rank_of_first = np.argmax(_first(gains, k) > 0, axis=1) + 1
     return hit_rate(gains, k) / rank_of_first
 
 
 def hit_rate(gains: np.ndarray, k: int) -> np.ndarray:
-    """1 where a relevant passage is among the first k, else 0: float64 `[Q]`.
-
-    Also known as success@k and, in DPR, top-k retrieval accuracy.
-    """
+    """1 if a relevant passage is among the first k, else 0: float64 `[Q]`. Also success@k, top-k accuracy."""
     return np.any(_first(gains, k) > 0, axis=1).astype(np.float64)
 
 
@@ -113,9 +104,8 @@ def recall(gains: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
 def ndcg(gains: np.ndarray, judgments: Judgments, k: int) -> np.ndarray:
     """Normalised discounted cumulative gain of the first k, `ndcg_cut` of trec_eval: float64 `[Q]`.
 
-    DCG@k = sum over ranks r <= k of relevance_r / log2(r + 1), divided by the DCG@k of the judged passages in
-    order of relevance (Järvelin and Kekäläinen 2002, with the relevance itself as the gain, not 2^relevance -
-    1).
+    DCG@k = sum over ranks r <= k of relevance_r / log2(r + 1), divided by the DCG@k of the judged passages in order of
+    relevance (Järvelin and Kekäläinen 2002, with the relevance itself as the gain, not 2^relevance - 1).
     """
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
     rows, columns = np.nonzero(_first(gains, k) > 0)
@@ -131,7 +121,7 @@ def ndcg(gains: np.ndarray, judgments: Judgments, k: int) -> np.ndarray:
 
 
 def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None = None) -> np.ndarray:
-    """Mean, over all relevant passages of a query, of the precision at their ranks: float64 `[Q]`.
+    """Mean precision at the ranks of a query's relevant passages: float64 `[Q]`; its mean over queries is MAP.
 
     A relevant passage that is not among the first k (None: the whole list) counts 0, as in trec_eval's `map`
     and `map_cut`. The mean over queries is MAP.
@@ -142,23 +132,11 @@ def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None
     return precision / np.maximum(num_relevant, 1)
 
 
-def answer_hit_rate(hits: np.ndarray, k: int) -> np.ndarray:
-    """1 where one of the first k passages contains an answer string, else 0: float64 `[Q]`.
-
-    The "top-k retrieval accuracy" of DPR (Karpukhin et al. 2020).
-
-    Args:
-        hits: bool `[Q, K]` from `hf_ar2.evaluation.answer_hits`.
-        k: cutoff.
-    """
-    return hit_rate(hits, k)
-
-
 def parse_metric(name: str) -> tuple[str, int | None]:
-    """Split a metric's name into its measure and its cutoff.
+    """Split the name of a metric into its measure and its cutoff.
 
     Raises:
-        ValueError: no such metric; the message lists those that exist and suggests the nearest.
+        ValueError: no such metric; the message lists the metrics and suggests the nearest.
     """
     match = re.fullmatch(r"([a-z_]+)(?:@([1-9][0-9]*))?", name)
     if match and match[1] in MEASURES and (match[2] or match[1] == "map"):
@@ -186,19 +164,16 @@ def evaluate_rankings(
     """Several metrics of one set of rankings, per query.
 
     Args:
-        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of
-            `judgments`.
+        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of `judgments`.
         judgments: the judgments of the same Q queries.
         metrics: names, see `parse_metric`.
-        num_passages: size of the corpus. Only where the lists are as long as the corpus may a cutoff exceed
-            K.
+        num_passages: size of the corpus. A cutoff may exceed K only if the lists hold the whole corpus.
 
     Returns:
-        metric name -> float64 `[Q]`, in the order of `judgments`; take the mean for the figure of the field.
+        metric name -> float64 `[Q]`, in the order of `judgments`.
 
     Raises:
-        ValueError: an unknown metric; a cutoff above K (Recall@100 of 20 hits would be a silently wrong
-            number); malformed `retrieved`, see `gains`.
+        ValueError: an unknown metric; a cutoff above K; malformed `retrieved`, see `gains`.
 
     Example:
         >>> from hf_ar2.collections.judgments import Judgments
@@ -212,40 +187,31 @@ def evaluate_rankings(
     exhaustive = num_passages is not None and gain.shape[1] >= num_passages
     values = {}
     for name, measure, k in parsed:
-        if k is not None and exhaustive:
-            gain = _padded(gain, k)
-        if measure == "map":
+        if exhaustive and k is not None and k > gain.shape[1]:
+            gain = np.pad(gain, ((0, 0), (0, k - gain.shape[1])))
+        if k is None or measure == "map":
             values[name] = average_precision(gain, relevant, k)
-            continue
-        assert k is not None
-        if measure == "mrr":
-            values[name] = mrr(gain, k)
         elif measure == "recall":
             values[name] = recall(gain, relevant, k)
-        elif measure == "hit_rate":
-            values[name] = hit_rate(gain, k)
-        else:
+        elif measure == "ndcg":
             values[name] = ndcg(gain, judgments, k)
+        else:
+            values[name] = mrr(gain, k) if measure == "mrr" else hit_rate(gain, k)
     return values
 
 
 def _first(gains: np.ndarray, k: int) -> np.ndarray:
-    """The first k columns, refusing lists that are too short to have them."""
+    """The first k columns; raises if the lists are shorter."""
     if k < 1:
         raise ValueError(f"the cutoff k must be at least 1, found {k}")
     if k > gains.shape[1]:
         raise ValueError(
-            f"cutoff {k} asked of lists of {gains.shape[1]} passages; retrieve at least {k} passages per "
-            f"query, or choose a cutoff of at most {gains.shape[1]}"
+            f"the cutoff {k} exceeds the lists of {gains.shape[1]} passages; retrieve at least {k} passages per query, "
+            f"or choose a cutoff of at most {gains.shape[1]}"
         )
     return gains[:, :k]
 
 
-def _padded(gains: np.ndarray, k: int) -> np.ndarray:
-    missing = max(0, k - gains.shape[1])
-    return np.pad(gains, ((0, 0), (0, missing))) if missing else gains
-
-
 def _query_of_judgment(judgments: Judgments) -> np.ndarray:
-    """int64 `[J]`: position, among the judged queries, of the query that each judgment belongs to."""
+    """The position of each judgment's query among the judged queries, int64 `[J]`."""
     return np.repeat(np.arange(len(judgments)), np.diff(judgments.offsets))

@@ -1,4 +1,4 @@
-"""Rankings by the retriever, by the ranker over the retriever's top k, and by the pipeline of both."""
+"""Reranking by the ranker, and by the pipeline of retriever and ranker."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def pipeline_scores(
     ranker_temperature: float = 1.0,
     weight: float = 1.0,
 ) -> np.ndarray:
-    """Scores of the two models together: log p_retriever(d|q) + weight · log p_ranker(d|q), up to a constant per query.
+    """log p_retriever(d|q) + weight · log p_ranker(d|q), up to a constant per query.
 
-    Each model was trained as a softmax over its scores at its temperature. With weight 1 their product asks both
-    alike; `hf_ar2.evaluation.weights` fits another weight on a dev split.
+    Each model was trained as a softmax over its scores at its temperature. `hf_ar2.evaluation.weights` fits the weight
+    on a dev split.
 
     Args:
-        retriever_scores, ranker_scores: float32 `[Q, k]` of the same candidates; -inf where there is none.
-        weight: of the ranker, at least 0; 0 leaves the retriever's order.
+        retriever_scores, ranker_scores: float32 `[Q, k]` of the same candidates; -inf under padding.
+        weight: of the ranker, at least 0; 0 keeps the retriever's order.
 
     Returns:
         float32 `[Q, k]`.
     """
-    if weight == 0:  # 0 times the -inf of an absent candidate is no number
+    if weight == 0:  # 0 times the -inf of padding is NaN
         return np.where(np.isneginf(ranker_scores), -np.inf, retriever_scores / retriever_temperature)
     return retriever_scores / retriever_temperature + weight * (ranker_scores / ranker_temperature)
 

@@ -1,12 +1,11 @@
-"""Run files and qrels files, the formats that retrieval systems and trec_eval exchange.
+"""Run files and qrels files, the formats of retrieval systems and trec_eval.
 
-A run file has one retrieved passage a line, `query_id Q0 passage_id rank score tag`; MS MARCO's has three
-columns, `query_id passage_id rank`. A qrels file has `query_id 0 passage_id relevance`. Paths that end in .gz
-are compressed. Ids are strings in the files and rows of the corpus and of the queries everywhere else.
+A line of a run file has one retrieved passage, `query_id Q0 passage_id rank score tag`, or in MS MARCO's format
+`query_id passage_id rank`. A line of a qrels file is `query_id 0 passage_id relevance`. Paths that end in .gz are
+compressed. The files have ids; everywhere else passages and queries are rows.
 
-Order: a run is written in the order it is given, rank 1 first, with its scores as they are, and read back in
-the order of its rank column. trec_eval ignores that column and sorts by score and then by document id, both
-descending: where scores are tied, or do not fall with the rank, its metrics differ from ours by those swaps.
+A run is written in the given order, and read in the order of its rank column. trec_eval ignores that column and sorts
+by score and then by document id, both descending, so its metrics may differ where scores are tied or do not fall.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,13 @@ import numpy as np
 if TYPE_CHECKING:
     from hf_ar2.collections.judgments import Judgments
 
-# Blocks that stay in the processor's cache: with 16 MB ones reading takes twice as long.
-_BYTES_AT_ONCE = 1 << 16
+# Blocks of this size stay in the CPU cache; reading blocks of 16 MB takes twice as long.
+_BYTES_PER_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one system retrieved.
+    """The passages that one system retrieved.
 
     Attributes:
         query_rows: int64 `[Q]`, ascending.
@@ -41,7 +40,7 @@ class Run:
 
     Example:
         >>> run = Run(np.array([0, 2]), np.array([[5, 3], [4, -1]]), np.array([[2, 1], [0.5, -np.inf]]), "bm25")
-        >>> run.of_queries([2, 1]).passage_rows.tolist()  # the run holds nothing of query 1
+        >>> run.of_queries([2, 1]).passage_rows.tolist()  # the run has no list for query 1
         [[4, -1], [-1, -1]]
     """
 
@@ -51,15 +50,9 @@ class Run:
     tag: str = ""
 
     def of_queries(self, query_rows: np.ndarray) -> Run:
-        """The run of these queries, in this order; one that the run does not hold gets an empty list.
+        """The run of these queries, int64 `[Q']`, in this order; a query that the run lacks gets an empty list.
 
-        `run.of_queries(judgments.query_rows).passage_rows` is what the metrics take.
-
-        Args:
-            query_rows: int64 `[Q']`.
-
-        Returns:
-            a Run over exactly `query_rows`.
+        The metrics take `run.of_queries(judgments.query_rows).passage_rows`.
         """
         query_rows = np.asarray(query_rows, np.int64)
         passage_rows = np.full((len(query_rows), self.passage_rows.shape[1]), -1, np.int64)
@@ -71,15 +64,36 @@ class Run:
         return Run(query_rows, passage_rows, scores, self.tag)
 
 
-def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) -> Path:
-    """Where a run folder keeps the TREC run of a row of its table.
+def run_of_scores(
+    scores: Mapping[str, Mapping[str, float]],
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    tag: str = "",
+) -> Run:
+    """The run of a mapping from query id to passage id to score; passages are sorted by score, ties as given.
 
-    Args:
-        folder: the run folder.
-        row: of the recipe's evaluation.
-        split: of the collection.
-        system: `"retriever"`, `"ranker"` or `"pipeline"`.
+    Raises:
+        ValueError: an unknown id; the message begins with the tag.
     """
+    query_row, passage_row = _rows_of(query_ids), _rows_of(passage_ids)
+    for query, found in scores.items():
+        for kind, ids, known in (("query", [query], query_row), ("passage", found, passage_row)):
+            unknown = next((name for name in ids if name not in known), None)
+            if unknown is not None:
+                raise ValueError(f"{tag}: unknown {kind} id {unknown!r}; the collection does not have it")
+    queries = sorted(scores, key=query_row.__getitem__)
+    passage_rows = np.full((len(queries), max(map(len, scores.values()), default=0)), -1, np.int64)
+    values = np.full(passage_rows.shape, -np.inf, np.float32)
+    for i, query in enumerate(queries):
+        found = scores[query]
+        best_first = sorted(found, key=found.__getitem__, reverse=True)
+        passage_rows[i, : len(found)] = [passage_row[passage] for passage in best_first]
+        values[i, : len(found)] = [found[passage] for passage in best_first]
+    return Run(np.array([query_row[query] for query in queries], np.int64), passage_rows, values, tag)
+
+
+def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) -> Path:
+    """The path of a TREC run in a run folder; `system` is `"retriever"`, `"ranker"` or `"pipeline"`."""
     return Path(folder) / "runs" / row / f"{split}.{system}.trec"
 
 
@@ -93,22 +107,19 @@ def write_run(
     *,
     format: Literal["trec", "ms-marco"] = "trec",
 ) -> None:
-    """Write a run; the file appears complete or not at all.
-
-    Scores are written with nine significant digits, enough to read the same float32 back.
+    """Write a run, with nine significant digits of each score, enough to read the same float32 back.
 
     Args:
-        path: the file, compressed if it ends in .gz.
+        path: the file.
         query_ids: Q ids, of the queries of the rankings.
-        passage_ids: id of every passage of the corpus, indexed by row.
-        rows: int `[Q, K]`, passage rows, best first, -1 padded; the padding is not written.
+        passage_ids: id of every passage of the corpus, by row.
+        rows: int `[Q, K]`, passage rows, best first, -1 padded.
         scores: float `[Q, K]`.
         tag: the system's name.
         format: `"trec"` (six columns) or `"ms-marco"` (three columns, tabs, no scores).
 
     Raises:
-        ValueError: an id or the tag is empty or has white space, which the format cannot hold; arrays that do
-            not fit each other.
+        ValueError: an id or the tag is empty or has white space; arrays that do not fit each other.
 
     Example:
         >>> import tempfile
@@ -141,23 +152,22 @@ def write_run(
                 line = f"{escaped} Q0 %s %d %.9g {tag.replace('%', '%%')}\n"
             else:
                 line = f"{escaped}\t%s\t%d\n"
-            # One % over all lines of a query runs in C; a call per line takes several times as long.
+            # One % for all lines of a query runs in C; a call per line takes several times as long.
             file.write(line * len(columns[0]) % tuple(_interleaved(columns, len(columns[0]))))
 
 
 def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids: Sequence[str]) -> Run:
-    """Read a run in TREC's six columns or MS MARCO's three, whichever the first line has.
+    """Read a run in TREC's six columns or MS MARCO's three, depending on the first line.
 
-    The rank column decides the order (equal ranks: the order of the lines). Without a score column the scores
-    are 1 / rank.
+    The rank column decides the order, for equal ranks the order of the lines. Without a score column scores are 1 /
+    rank.
 
     Args:
-        path: the file, compressed if it ends in .gz.
-        query_ids: id of every query, indexed by row.
-        passage_ids: id of every passage, indexed by row.
+        path: the file.
+        query_ids, passage_ids: the ids of all queries and passages, by row.
 
     Raises:
-        ValueError: a line with another number of columns, a rank or score that is no number, an unknown id, a
+        ValueError: a line with another number of columns, a rank or score that is not a number, an unknown id, a
             passage listed twice for a query; the message names the file and the line.
 
     Example:
@@ -183,7 +193,7 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
         {"query": _rows_of(query_ids), "passage": _rows_of(passage_ids), "rank": int, "score": float},
     )
     query, passage, rank = columns["query"], columns["passage"], columns["rank"]
-    _refuse_repeats(path, query, passage, "retrieved", query_ids, passage_ids)
+    _check_no_repeats(path, query, passage, "retrieved", query_ids, passage_ids)
     score = columns["score"] if trec else 1.0 / np.maximum(rank, 1)
 
     order = np.lexsort((rank, query))
@@ -201,16 +211,10 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
 def write_qrels(
     path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids: Sequence[str], judgments: Judgments
 ) -> None:
-    """Write judgments as `query_id 0 passage_id relevance`, the qrels format of trec_eval.
-
-    Args:
-        path: the file, compressed if it ends in .gz.
-        query_ids: id of every query, indexed by row.
-        passage_ids: id of every passage, indexed by row.
-        judgments: the judgments.
+    """Write judgments as `query_id 0 passage_id relevance`, with arguments as `read_qrels`.
 
     Raises:
-        ValueError: an id is empty or has white space, which the format cannot hold.
+        ValueError: an id is empty or has white space.
 
     Example:
         >>> import tempfile
@@ -234,16 +238,15 @@ def write_qrels(
 def read_qrels(
     path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids: Sequence[str]
 ) -> Judgments:
-    """Read a qrels file of trec_eval, `query_id 0 passage_id relevance`.
+    """Read a qrels file, `query_id 0 passage_id relevance`.
 
     Args:
-        path: the file, compressed if it ends in .gz.
-        query_ids: id of every query, indexed by row.
-        passage_ids: id of every passage, indexed by row.
+        path: the file.
+        query_ids, passage_ids: the ids of all queries and passages, by row.
 
     Raises:
-        ValueError: a line with another number of columns, a relevance that is no integer, an unknown id, a
-            passage judged twice for a query; the message names the file and the line.
+        ValueError: a line with another number of columns, a relevance that is not an integer, an unknown id, a passage
+            judged twice for a query; the message names the file and the line.
 
     Example:
         >>> import tempfile
@@ -257,7 +260,7 @@ def read_qrels(
 
     kinds: dict[str, Any] = {"query": _rows_of(query_ids), "passage": _rows_of(passage_ids), "relevance": int}
     columns = _read_columns(path, ("query", "0", "passage", "relevance"), kinds)
-    _refuse_repeats(path, columns["query"], columns["passage"], "judged", query_ids, passage_ids)
+    _check_no_repeats(path, columns["query"], columns["passage"], "judged", query_ids, passage_ids)
     return Judgments.from_triples(columns["query"], columns["passage"], columns["relevance"])
 
 
@@ -266,13 +269,12 @@ def _read_columns(
 ) -> dict[str, np.ndarray]:
     """The columns in `kinds` as int64 or float64 arrays; a kind is int, float or a dict from id to row.
 
-    Works through blocks of lines with calls that loop in C. Only where a block fails is it gone through line
-    by line, to say which line it was.
+    Blocks of lines are converted by calls that loop in C. If a block fails, its lines are checked to name the bad one.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names if name in kinds}
     done = 0
     with _opened(path) as file:
-        while lines := file.readlines(_BYTES_AT_ONCE):
+        while lines := file.readlines(_BYTES_PER_BLOCK):
             fields = list(map(str.split, lines))
             try:
                 for name, column in zip(names, zip(*fields, strict=True), strict=True):
@@ -304,15 +306,15 @@ def _raise_at_line(
         if len(line) != len(names):
             raise ValueError(
                 f"{path}:{number}: found {len(line)} columns; expected {len(names)}: {' '.join(names)} "
-                "(ids must not have white space)"
+                "(ids must not contain white space)"
             )
         for name, value in zip(names, line, strict=True):
             kind = kinds.get(name)
             if isinstance(kind, dict):
                 if value not in kind:
                     raise ValueError(
-                        f"{path}:{number}: unknown {name} id {value!r}; the collection's {len(kind)} {name} "
-                        "ids do not have it. Is the file made for this collection and version?"
+                        f"{path}:{number}: unknown {name} id {value!r}: it is not among the collection's {len(kind)} "
+                        f"{name} ids. Was the file made for this version of the collection?"
                     )
             elif kind is not None:
                 try:
@@ -322,7 +324,7 @@ def _raise_at_line(
                     raise ValueError(f"{path}:{number}: {name} is {value!r}; expected {expected}") from None
 
 
-def _refuse_repeats(
+def _check_no_repeats(
     path: str | os.PathLike[str],
     query: np.ndarray,
     passage: np.ndarray,
@@ -346,17 +348,17 @@ def _rows_of(ids: Sequence[str]) -> dict[str, int]:
 
 
 def _check_ids(what: str, ids: list[str]) -> None:
-    # One split over all of them finds in C whether any is empty or has white space.
+    # One call of split finds in C whether any is empty or has white space.
     if len(" ".join(ids).split()) != len(ids):
         wrong = next(name for name in ids if len(name.split()) != 1)
         raise ValueError(
-            f"{what} {wrong!r} is empty or has white space; columns of run and qrels files are separated by "
-            "white space. Rename it, for example with '_' in place of spaces"
+            f"{what} {wrong!r} is empty or has white space, which separates the columns of run and qrels files. Rename "
+            "it, for example with '_' in place of spaces"
         )
 
 
 def _interleaved(columns: Sequence[Sequence[Any]], length: int) -> list[Any]:
-    """[a1, b1, c1, a2, b2, c2, ...] of equally long beginnings of the columns."""
+    """[a1, b1, c1, a2, b2, c2, ...] of the first `length` values of the columns."""
     flat: list[Any] = [None] * (length * len(columns))
     for place, column in enumerate(columns):
         flat[place :: len(columns)] = column[:length]
@@ -377,14 +379,14 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
 
 @contextmanager
 def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """A text file to write that takes the place of `path` only once it is complete."""
+    """A text file to write, which replaces `path` when it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as raw:
             if path.suffix == ".gz":
-                # No name and time in the header: equal runs give equal files.
+                # No name or time in the header, so that equal runs give equal files.
                 compressed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0)
                 with compressed, io.TextIOWrapper(compressed, encoding="utf-8") as file:
                     yield file

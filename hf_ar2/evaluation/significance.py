@@ -1,4 +1,4 @@
-"""Is the difference between two runs more than luck? Paired tests over per-query values."""
+"""Paired significance tests over per-query values."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-# Up to this many differing queries all 2^n sign assignments are counted instead of sampled.
+# Up to this many differing queries all 2^n sign assignments are enumerated.
 _EXACT_UP_TO = 16
 _CELLS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Outcome of a paired test between runs a and b over the same queries.
+    """The result of a paired test between runs a and b over the same queries.
 
     Attributes:
         difference: mean of a minus mean of b.
@@ -44,20 +44,18 @@ def paired_test(
     samples: int = 10_000,
     seed: int = 0,
 ) -> PairedTest:
-    """Two-sided paired test of the hypothesis that runs a and b are equally good.
+    """Two-sided paired test of the null hypothesis that runs a and b are equally good.
 
-    `"randomization"` is Fisher's randomisation test, which assumes nothing about the distribution (Smucker,
-    Allan and Carterette 2007): under the hypothesis each query's difference is as likely to have either sign,
-    so p is the share of sign assignments whose mean is at least as far from 0 as the observed one. With up to
-    16 differing queries all assignments are counted and p is exact; otherwise `samples` random ones are drawn
-    and p = (count + 1) / (samples + 1), which is never 0. `"t"` is Student's paired t test.
+    `"randomization"` is Fisher's randomisation test (Smucker, Allan and Carterette 2007): under the null hypothesis
+    both signs of each query's difference are equally likely, so p is the share of sign assignments whose mean is at
+    least as far from 0 as the observed one. With up to 16 differing queries all assignments are enumerated and p is
+    exact; otherwise `samples` random ones are drawn and p = (count + 1) / (samples + 1). `"t"` is Student's paired t
+    test.
 
     Args:
-        a: float `[Q]`, one value per query, for example `mrr(...)` of the new run.
-        b: float `[Q]`, the values of the other run for the same queries in the same order.
+        a, b: float `[Q]`, one value per query, of the same queries in the same order.
         method: `"randomization"` or `"t"`.
-        samples: random sign assignments.
-        seed: of those samples; equal seeds give equal p.
+        samples, seed: of the random sign assignments.
 
     Raises:
         ValueError: shapes differ, fewer than two queries, a value that is not finite, an unknown method.
@@ -76,7 +74,7 @@ def paired_test(
         query = int(np.flatnonzero(~(np.isfinite(a) & np.isfinite(b)))[0])
         raise ValueError(f"values must be finite; query {query} has a = {a[query]} and b = {b[query]}")
     difference = a - b
-    # Equal metrics that were summed in another order differ in the last bits; that is a tie.
+    # Equal metrics that were summed in another order differ in the last bits; they are ties.
     difference[np.abs(difference) <= 1e-12 * np.maximum(np.abs(a), np.abs(b))] = 0.0
     if method == "randomization":
         p_value = _randomization_p(difference[difference != 0], samples, seed)
@@ -89,13 +87,12 @@ def paired_test(
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p-values of several comparisons, adjusted so that the chance of any false claim stays below the level.
+    """p-values of several comparisons, corrected for the family-wise error rate by Holm's step-down method (1979).
 
-    Holm's step-down method (1979): the i-th smallest of m is multiplied by m - i + 1, kept in order, capped
-    at 1.
+    The i-th smallest of m is multiplied by m - i + 1; the results are made monotone and capped at 1.
 
     Returns:
-        float64, in the order given; compare each with the level, such as .05.
+        float64, in the order given.
 
     Raises:
         ValueError: a value outside [0, 1].
@@ -115,11 +112,11 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _randomization_p(difference: np.ndarray, samples: int, seed: int) -> float:
-    """p of the non-zero differences; leaving the zeros out changes no sum."""
+    """The p-value, from the non-zero differences."""
     n = len(difference)
     if n == 0:
         return 1.0
-    # Rounding must not decide whether an assignment is as extreme as the observed one.
+    # A tolerance, so that rounding does not decide whether an assignment is as extreme as the observed one.
     observed = abs(difference.sum()) - 1e-10 * np.abs(difference).sum()
     if n <= _EXACT_UP_TO:
         signs = 2.0 * ((np.arange(1 << n)[:, None] >> np.arange(n)) & 1) - 1.0
@@ -133,7 +130,7 @@ def _randomization_p(difference: np.ndarray, samples: int, seed: int) -> float:
         size = min(step, samples - start)
         random = rng.integers(0, 256, (size, bytes_per_sample), np.uint8)
         bits = np.unpackbits(random, axis=1, count=n)
-        # Sum of signed differences = twice the sum of those given a plus, less the sum of all.
+        # Sum of signed differences = twice the sum of the positive ones, minus the sum of all.
         count += int((np.abs(2.0 * (bits @ difference) - difference.sum()) >= observed).sum())
     return (count + 1) / (samples + 1)
 

@@ -1,4 +1,4 @@
-"""What a person who searches looks at: in how many questions one of the first results is relevant."""
+"""The number of questions with a relevant passage among the first results."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import numpy as np
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.systems import measure
 
-# How many results are looked at.
-FIRST = 3
+# The number of results that a user is assumed to look at.
+TOP_K = 3
 
 
-def questions_answered(collection: Collection, split: str, rows: np.ndarray, first: int = FIRST) -> int:
-    """The number of a split's queries of which the first results hold a relevant passage.
+def questions_answered(collection: Collection, split: str, rows: np.ndarray, first: int = TOP_K) -> int:
+    """The number of a split's queries with a relevant passage among the first results.
 
     Args:
-        rows: int64 `[Q, K]` passage rows, in the order of `evaluated_queries`; where K is less, all are looked at.
+        rows: int64 `[Q, K]` passage rows, in the order of `evaluated_queries`; if K is smaller than `first`, all count.
     """
     metric = f"hit_rate@{min(first, rows.shape[1])}"
     return int(measure(collection, split, rows, [metric])[metric].sum())

@@ -1,17 +1,20 @@
-"""What is compared at the end: the retriever, the ranker over its first candidates, and the pipeline of both."""
+"""The systems that are evaluated: the retriever, the ranker over its first candidates, and the pipeline of both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_ar2.collections import Collection
 from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.metrics import answer_hit_rate, evaluate_rankings, mrr, parse_metric
+from hf_ar2.evaluation.metrics import evaluate_rankings, hit_rate, mrr, parse_metric
 from hf_ar2.evaluation.pipeline import pipeline, pipeline_scores, rerank
 
-# retriever: alone; hybrid: with BM25 beside it; ranker: over the first of those; pipeline: the weighted sum of all.
+if TYPE_CHECKING:
+    from hf_ar2.collections import Collection
+
+# hybrid: retriever and BM25; ranker: reranks the first of their passages; pipeline: the weighted sum of all scores.
 SYSTEMS = ("retriever", "hybrid", "ranker", "pipeline")
 # The row of BM25 alone.
 LEXICAL_ROW = "BM25"
@@ -29,13 +32,13 @@ def rankings_of_systems(
     weight: float = 1.0,
     depth: int | None = None,
 ) -> dict[str, Ranking]:
-    """The rankings of the three systems, as (passage rows, falling scores).
+    """The rankings of retriever, ranker and pipeline.
 
     Args:
-        scores, rows: float32 and int64 `[Q, K]`, what the retriever found, best first.
+        scores, rows: float32 and int64 `[Q, K]`, the retriever's results, best first.
         ranker_scores: float32 `[Q, k]` of its first k; None without a ranker.
         weight: of the ranker in the pipeline, see `pipeline_scores`.
-        depth: how many of the k the pipeline reorders; None: all.
+        depth: number of passages that the pipeline reorders; None: k.
 
     Returns:
         `retriever` `[Q, K]`, and with a ranker also `ranker` `[Q, k]` and `pipeline` `[Q, K]`.
@@ -47,7 +50,7 @@ def rankings_of_systems(
         temperatures = retriever_temperature, ranker_temperature
         both = pipeline_scores(scores[:, :depth], ranker_scores[:, :depth], *temperatures, weight)
         ordered = -np.sort(-both, axis=1)
-        # Below the ranker's candidates the retriever's order goes on, with scores that say so.
+        # The passages below keep the retriever's order, with falling scores.
         tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - depth, dtype=ordered.dtype)
         found["ranker"] = (rerank(rows[:, :scored], ranker_scores), -np.sort(-ranker_scores, axis=1))
         found["pipeline"] = (pipeline(rows, both), np.concatenate([ordered, tail], axis=1))
@@ -55,7 +58,7 @@ def rankings_of_systems(
 
 
 def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
-    """Rows of a split's queries, int64 `[Q]`: the judged ones, or those known by their answers.
+    """Rows of a split's queries with judgments or, in a split without judgments, with answers: int64 `[Q]`.
 
     Raises:
         ValueError: the collection has no such split.
@@ -69,7 +72,7 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
 
 
 def out_of_reach(metrics: Sequence[str], depth: int, total: int) -> list[str]:
-    """Those metrics whose cutoff is beyond the `depth` passages that are ranked of `total`, unless those are all."""
+    """The metrics whose cutoff exceeds `depth`, the ranked passages of `total`, unless all passages are ranked."""
     return [metric for metric in metrics if min(parse_metric(metric)[1] or 0, total) > depth]
 
 
@@ -78,7 +81,7 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Metrics of a ranking of a split, per query.
 
-    Where a split has answers but no judgments, a passage counts if it contains an answer (DPR's measure).
+    In a split with answers but without judgments, a passage is relevant if it contains an answer (as in DPR).
 
     Args:
         rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
@@ -88,7 +91,7 @@ def measure(
         metric → float64 `[Q]`.
 
     Raises:
-        ValueError: a metric that answers cannot give.
+        ValueError: a metric that needs judgments.
     """
     total = len(collection.corpus)
     beyond = out_of_reach(metrics, rows.shape[1], total)
@@ -98,12 +101,11 @@ def measure(
     wrong = [name for name, (kind, k) in parsed.items() if kind not in ("hit_rate", "mrr") or k is None]
     if wrong:
         raise ValueError(
-            f"split {split!r} is known by its answers alone, so {', '.join(wrong)} cannot be computed; hit_rate@k and "
+            f"split {split!r} has answers but no judgments, so {', '.join(wrong)} cannot be computed; hit_rate@k and "
             "mrr@k can"
         )
     answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
     hits = answer_hits(rows, answers, collection.corpus["text"])
     return {
-        name: answer_hit_rate(hits, k or 1) if kind == "hit_rate" else mrr(hits.astype(np.int32), k or 1)
-        for name, (kind, k) in parsed.items()
+        name: (hit_rate if kind == "hit_rate" else mrr)(hits, k or 1) for name, (kind, k) in parsed.items()
     }

@@ -1,8 +1,4 @@
-"""What a person sees at the end of a run: tables for the terminal and for Markdown, and the figure report.png.
-
-Everything here takes plain data: the contents of a run's metrics.json, results of paired tests, and the entries that
-trainers log. Nothing here computes a metric.
-"""
+"""Tables of results for the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -10,27 +6,24 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_ar2.evaluation.significance import PairedTest
 
-if TYPE_CHECKING:
-    pass
-
 Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
 
-# Columns of the retriever's first metric: with BM25 beside it, and of the pipeline.
+# Column headings of the systems for which only the first metric is shown.
 _SHORT = {"hybrid": "+ BM25", "pipeline": "pipeline"}
 RETRIEVER_METRICS = ("mrr@10", "ndcg@10", "recall@100")
-MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼ likewise, where it is worse"
+MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼: the same, for a loss"
 LEGEND = (
-    f"{MARKS} (two-sided paired test over the queries). A mark after a retriever compares it with the retriever of "
-    "the stage before, a mark after a pipeline with the retriever of its stage."
+    f"{MARKS} (two-sided paired test over the queries). The mark of a retriever compares it with the retriever of the "
+    "stage before, the mark of a pipeline with the retriever of its stage."
 )
-NAN_NOTE = "NaN: no number; nothing was there to average, or a value was not finite."
+NAN_NOTE = "NaN: there was nothing to average, or a value was not finite."
 
 
 def format_table(
@@ -42,14 +35,13 @@ def format_table(
 ) -> str:
     """An aligned table as text.
 
-    Floats get three decimals, None a dash. A NaN is shown as such, with a note below the table that says what it is.
-    Columns of numbers are aligned on the right, others on the left.
-    A text table wider than `width` has its text columns wrapped, the widest first; nothing is cut off.
+    Floats get three decimals, None a dash; a note below the table explains NaN. Columns of numbers are aligned on the
+    right, others on the left. If a text table is wider than `width`, its text columns are wrapped, the widest first.
 
     Args:
         rows: cells, as many in each row as there are columns.
         columns: headings.
-        markdown: a Markdown table in place of one for the terminal.
+        markdown: Markdown instead of text.
         width: of the terminal, in characters.
 
     Raises:
@@ -60,7 +52,7 @@ def format_table(
             raise ValueError(
                 f"row {number} has {len(row)} cells for the {len(columns)} columns {list(columns)}: {row}"
             )
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[format_cell(value) for value in row] for row in rows]
     numeric = [all(re.match(r" *([-+]?\d|–|NaN)", row[i]) for row in cells) for i in range(len(columns))]
     note = NAN_NOTE if any("NaN" in row for row in cells) else ""
     if markdown:
@@ -95,18 +87,18 @@ def stage_table(
     width: int = 80,
     served: str | None = None,
 ) -> str:
-    """The table that a run ends with: what each stage reached, and which changes are more than luck.
+    """The table that a run ends with: the metrics of each stage, and the significance of the changes.
 
     Args:
         metrics: stage -> split -> "retriever" | "hybrid" | "ranker" | "pipeline" -> metric -> value, stages in order,
-            as in metrics.json. What is missing is shown as a dash; without any pipeline there is no column for it.
+            as in metrics.json. Missing values are shown as a dash; a system that no stage has gets no column.
         tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of MRR@10: this
             stage's retriever against the one of the stage before, this stage's pipeline against this stage's
             retriever, and against the last pipeline before it. A test may be a `PairedTest` or the dict of its fields.
         split: which split to show.
-        markdown: Markdown in place of text for the terminal.
+        markdown: Markdown instead of text.
         width: of the terminal, in characters.
-        served: the stage whose models are served, which is marked.
+        served: the stage to mark as served.
 
     Raises:
         ValueError: no stage has the split.
@@ -132,8 +124,8 @@ def stage_table(
             values = [systems.get(system, {}).get(name) for name in names]
             test = outcome.get(system)
             mark = significance_mark(test.p_value, test.difference) if test is not None else ""
-            first = _cell(values[0])
-            row += [f"{first:>5} {mark:<{longest}}" if longest else first, *map(_cell, values[1:])]
+            first = format_cell(values[0])
+            row += [f"{first:>5} {mark:<{longest}}" if longest else first, *map(format_cell, values[1:])]
         results.append(row)
         over = f"{stage} over {stages[number - 1]}" if number else stage
         for key, label in (
@@ -161,13 +153,13 @@ def stage_table(
 
 
 def format_p(p: float, difference: float | None = None) -> str:
-    """A p-value as papers print it; with the difference that it belongs to, with its mark."""
+    """A p-value as papers print it; given the difference, with its mark."""
     text = "p < .001" if p < 0.001 else f"p = {f'{p:.3f}'.removeprefix('0')}"
     return text if difference is None else f"{text} {significance_mark(p, difference)}".rstrip()
 
 
 def significance_mark(p: float, difference: float) -> str:
-    """`***` below .001, `**` below .01, `*` below .05, else nothing; `▼` in place of `*` for what is worse."""
+    """`***` below .001, `**` below .01, `*` below .05, else nothing; `▼` instead of `*` for a loss."""
     return ("▼" if difference < 0 else "*") * sum(p < level for level in (0.05, 0.01, 0.001))
 
 
@@ -178,7 +170,8 @@ def display_name(metric: str) -> str:
     return names.get(measure, measure.replace("_", " ").capitalize()) + at + cutoff
 
 
-def _cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """A value as tables show it: floats with three decimals, None as a dash."""
     if value is None:
         return "–"
     if isinstance(value, (float, np.floating)) and math.isnan(value):
@@ -198,7 +191,7 @@ def _paired_tests(tests: Mapping[str, PairedTest | Mapping[str, Any]]) -> dict[s
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
-    """The lines of one row; a cell wider than its column takes several."""
+    """The lines of one row; cells wider than their column are wrapped."""
     wrapped = [
         textwrap.wrap(cell, width, break_on_hyphens=False) if len(cell) > width else [cell]
         for cell, width in zip(cells, widths, strict=True)

@@ -1,4 +1,4 @@
-"""The pipeline's two numbers, how much the ranker counts and how deep it reorders, fitted on a dev split."""
+"""The weight of the ranker and the depth of the pipeline, fitted on a dev split."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.answers import answer_hits
-from hf_ar2.evaluation.metrics import answer_hit_rate, mrr, parse_metric
+from hf_ar2.evaluation.metrics import hit_rate, mrr, parse_metric
 from hf_ar2.evaluation.pipeline import pipeline_scores
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 
-# Of BM25 beside the retriever, and of the ranker; the ranker alone (no retriever score) is a system of its own.
+# Of BM25 in the hybrid, and of the ranker in the pipeline; the ranker alone is a separate system.
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
-# Tried where they are less than what the ranker scored, which is always tried.
+# Tried if smaller than the number of passages that the ranker scored, which is always tried.
 DEPTHS = (5, 10, 20, 50)
-# What is within so many standard errors of the best counts as equally good.
+# Settings within this many standard errors of the best one count as equally good.
 _EQUALLY_GOOD = 0.5
 
 
@@ -27,8 +27,8 @@ class Blend:
 
     Attributes:
         weight: of the ranker.
-        depth: passages of a query that are reordered; None: all that the ranker scores.
-        lexical: weight of BM25 beside the retriever, see `hf_ar2.evaluation.hybrid`; 0: the retriever alone.
+        depth: passages of a query that are reordered; None: all that the ranker scored.
+        lexical: weight of BM25, see `hf_ar2.evaluation.hybrid`; 0: the retriever alone.
     """
 
     weight: float = 1.0
@@ -46,19 +46,18 @@ def fit_blend(
     retriever_temperature: float,
     ranker_temperature: float = 1.0,
 ) -> Blend:
-    """The weight and the depth that are best on a split, or the nearest to 1 and to all that cannot be told from it.
+    """Fit weight and depth on a split; of settings that are `equally_good`, take the nearest to weight 1 and full
+    depth.
 
-    Every weight of `WEIGHTS` is tried with every depth. A split of 50 queries says little about one cell of that
-    grid, so the means are smoothed over neighbouring weights (¼, ½, ¼), and of all cells that are less than half a
-    standard error (of the paired difference over the queries) below the best, the one in the fewest steps from
-    weight 1 and the full depth is taken. In simulations with 50 to 300 queries this lost less than .01 MRR@10
-    against the best weight, where weight 1 lost up to .2 beside a weak ranker.
+    Every weight of `WEIGHTS` is tried with every depth, and distance is counted in steps of that grid. In simulations
+    with 50 to 300 queries this lost less than .01 MRR@10 against the best weight, while weight 1 lost up to .2 with a
+    weak ranker.
 
     Args:
-        scores, rows: float32 and int64 `[Q, K]`, what the retriever found for the split's queries, best first.
+        scores, rows: float32 and int64 `[Q, K]`, the retriever's results for the split's queries, best first.
         ranker_scores: float32 `[Q, k]` of its first k.
         collection: has the judgments or answers of the split.
-        metric: what is maximised.
+        metric: the one to maximise.
     """
     scored = ranker_scores.shape[1]
     depths = [*(depth for depth in DEPTHS if depth < scored), scored]
@@ -76,13 +75,13 @@ def fit_blend(
 
 
 def equally_good(tried: np.ndarray) -> np.ndarray:
-    """Which weights cannot be told from the best one, bool `[..., W]`.
+    """Which settings are less than half a standard error below the best one, bool `[..., W]`.
 
-    The means are smoothed over neighbouring weights (¼, ½, ¼). Good are those that are less than half a standard error
-    of the paired difference over the queries below the best.
+    The means are smoothed over neighbouring weights (¼, ½, ¼), because a small split says little about one setting. The
+    standard error is that of the paired difference over the queries.
 
     Args:
-        tried: the metric of every query at every weight, float64 `[..., W, Q]`, weights in their order.
+        tried: the metric of every query at every weight, float64 `[..., W, Q]`, weights ascending.
     """
     padded = np.pad(tried.mean(axis=-1), [(0, 0)] * (tried.ndim - 2) + [(1, 1)], mode="edge")
     means = 0.25 * padded[..., :-2] + 0.5 * padded[..., 1:-1] + 0.25 * padded[..., 2:]
@@ -97,21 +96,17 @@ def _values_of_order(
     """A function from the order of each query's first passages, int64 `[Q, k]`, to the metric, float64 `[Q]`."""
     kind, cutoff = parse_metric(metric)
     judged = split in collection.qrels
-    what: np.ndarray = rows
+    ranked: np.ndarray = rows
     if not judged:
-        # Whether a passage has an answer is looked up once, not for every order.
+        # Answers are matched once, not for every order.
         answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
-        what = answer_hits(rows[:, : max(scored, cutoff or 0)], answers, collection.corpus["text"])
+        ranked = answer_hits(rows[:, : max(scored, cutoff or 0)], answers, collection.corpus["text"])
 
     def values(order: np.ndarray) -> np.ndarray:
-        head = np.take_along_axis(what, order, axis=1)
-        ordered = np.concatenate([head, what[:, order.shape[1] :]], axis=1)[:, :cutoff]
+        head = np.take_along_axis(ranked, order, axis=1)
+        ordered = np.concatenate([head, ranked[:, order.shape[1] :]], axis=1)[:, :cutoff]
         if judged:
             return measure(collection, split, ordered, [metric])[metric]
-        return (
-            answer_hit_rate(ordered, cutoff or 1)
-            if kind == "hit_rate"
-            else mrr(ordered.astype(np.int32), cutoff or 1)
-        )
+        return (hit_rate if kind == "hit_rate" else mrr)(ordered, cutoff or 1)
 
     return values

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hf_ar2.encoding.batches import token_budget_batches
 from hf_ar2.generation.prompts import PASSAGE_CHARACTERS, default_prompt, fill_prompt
-from hf_ar2.models.loading import bf16_pays, resolve_model_name
+from hf_ar2.models.loading import bf16_is_faster, resolve_model_name
 
 NEW_TOKENS = 64
 # Longer prompts are truncated, even if the model's limit is higher.
@@ -47,7 +47,7 @@ class ModelWriter:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         kind = AutoModelForSeq2SeqLM if self.seq2seq else AutoModelForCausalLM
-        dtype = torch.bfloat16 if bf16_pays(self.device) else torch.float32
+        dtype = torch.bfloat16 if bf16_is_faster(self.device) else torch.float32
         self.model: Any = kind.from_pretrained(folder, dtype=dtype).eval()
         self.model.to(self.device)
         self.chat = not self.seq2seq and bool(self.tokenizer.chat_template)

@@ -1,4 +1,4 @@
-"""Product quantisation whose centroids are trained (JPQ): codes and rotation stay, the index follows the centroids."""
+"""Product quantisation with trained centroids (JPQ); the codes and the rotation are not trained."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from hf_ar2.index.faiss_import import import_faiss
 
 
 class Codebook(nn.Module):
-    """The centroids of a FAISS product quantiser as a parameter, with scores that are differentiable in them.
+    """The centroids of a FAISS product quantiser as a parameter, with differentiable scores.
 
-    Passage n is the concatenation of M centroids, one per subspace, named by its code; before, a rotation was applied
-    to it, as it is to a query. Its inner product with a query q is
+    The code of passage n selects a centroid in each of M subspaces. With the index's rotation A (the identity if it has
+    none), the inner product with a query q is
 
     .. math:: s(q, n) = \\sum_m (A q)_m \\cdot C_{m, code(n, m)}
 
-    Codes stay in the FAISS index as they are, uint8; they are no buffer, so that neither checkpoints nor
-    `DistributedDataParallel` copy them.
+    The codes are not a buffer, so that neither checkpoints nor `DistributedDataParallel` copy them.
 
     Args:
-        index: a `faiss.IndexPQ` of 8 bits with inner products, in memory (not mapped), or one behind linear transforms
-            (`OPQ48,PQ48`). It is changed by `write_back`.
+        index: a `faiss.IndexPQ` of 8 bits with inner products, in memory (not mapped), with or without linear
+            transforms before it (`OPQ48,PQ48`). `write_back` changes it.
 
     Attributes:
         centroids: parameter float32 `[M, 256, d/M]`. codes: uint8 `[N, M]`.
 
     Raises:
-        ValueError: another type of index.
+        ValueError: the index is of another type.
 
     Source: JPQ (arXiv 2108.00644); jingtaozhan/JPQ.
 
@@ -59,8 +58,8 @@ class Codebook(nn.Module):
             inner = faiss.downcast_index(index.index)
         if not isinstance(inner, faiss.IndexPQ) or inner.pq.nbits != 8:
             raise ValueError(
-                f"centroids can be trained of a product quantiser of 8 bits alone, found {type(inner).__name__}; use "
-                f"an index like 'PQ48' or 'OPQ48,PQ48', where 48 bytes are kept of each passage"
+                f"only the centroids of an 8-bit product quantiser can be trained, found {type(inner).__name__}; use "
+                f"an index like 'PQ48' or 'OPQ48,PQ48', which keeps 48 bytes per passage"
             )
         if inner.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("the index compares by L2 distance, expected inner products")
@@ -78,10 +77,10 @@ class Codebook(nn.Module):
 
         Args:
             queries: float32 `[B, d]`. positions: int64 `[B, L]`, in the index.
-            centroids: those that went through the joint model's forward; None: the parameter itself.
+            centroids: as returned by the joint model's forward; None: the parameter itself.
 
         Returns:
-            float32 `[B, L]`, what the index gives after `write_back`.
+            float32 `[B, L]`, the scores that the index gives after `write_back`.
         """
         centroids = self.centroids if centroids is None else centroids
         rotated = queries if self.rotation is None else queries @ self.rotation.T
@@ -92,7 +91,7 @@ class Codebook(nn.Module):
         return table.gather(2, codes.transpose(1, 2)).sum(dim=1)
 
     def write_back(self) -> None:
-        """Give the index the centroids as they are now."""
+        """Copy the current centroids into the index."""
         values = self.centroids.detach().float().cpu().numpy()
         import_faiss().copy_array_to_vector(
             np.ascontiguousarray(values).reshape(-1), self._inner.pq.centroids
@@ -107,7 +106,7 @@ def _rotation(index: Any) -> Tensor:
         transform = faiss.downcast_VectorTransform(index.chain.at(number))
         if not isinstance(transform, faiss.LinearTransform) or transform.have_bias:
             raise ValueError(
-                f"a {type(transform).__name__} stands before the product quantiser, expected rotations (OPQ) alone"
+                f"a {type(transform).__name__} comes before the product quantiser; expected only rotations (OPQ)"
             )
         step = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in)
         matrix = step @ matrix

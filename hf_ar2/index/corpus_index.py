@@ -1,4 +1,4 @@
-"""The embeddings of a corpus on disk and the FAISS index over them, keyed by what they were made from."""
+"""The embeddings of a corpus on disk and the FAISS index over them, identified by a fingerprint."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from hf_ar2.encoding.batches import Encode, encode_rows
-from hf_ar2.encoding.tokens import InputBuilder, TokenStore
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index, read_faiss_index, write_faiss_index
-from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, torch_searches
+from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
 
 if TYPE_CHECKING:
     import datasets
 
 _FORMAT = 1
-# Names that nobody else gives, and those of a saved copy, which others give too.
+# Names that only this library uses, and those of a saved copy, which other programs may use too.
 _OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
 _SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
 
@@ -31,15 +32,15 @@ _SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
 class CorpusIndex:
     """Passage embeddings and an inner-product index over them, shared by all processes through memory maps.
 
-    Made by `CorpusIndex.build`, opened again by `CorpusIndex.open`. The folder holds the embeddings
-    (`embeddings-*.npy`), the FAISS index (`index-*.faiss`) and `meta.json`, which names the two and is replaced
-    last: what is there is a whole index, or none. Building from other weights replaces the files by new ones;
-    maps of the old ones stay valid for who has them open. Needs disk for both until the new one is complete.
+    `CorpusIndex.build` makes it, `CorpusIndex.open` opens it again. The folder holds the embeddings
+    (`embeddings-*.npy`), the FAISS index (`index-*.faiss`) and `meta.json`, which names the two and is written last, so
+    that an interrupted build leaves no index. Building from other weights replaces the files; processes that have the
+    old ones open can still use them. The disk must hold both until the new index is complete.
 
     Attributes:
-        folder: where it is. fingerprint: what it was made from. factory: the FAISS factory string.
+        fingerprint: identifies what it was made from. factory: the FAISS factory string.
         embeddings: float32 or float16 memory map [N, d], read-only.
-        faiss_index: the `faiss.Index` on the processor, mapped; do not add to it.
+        faiss_index: the memory-mapped `faiss.Index` on the CPU; do not add to it.
         ntotal, dim: N and d.
 
     Example:
@@ -102,30 +103,29 @@ class CorpusIndex:
         on_encoded: Callable[[float], None] = lambda seconds: None,
         show_progress: bool = True,
     ) -> CorpusIndex:
-        """Encode the corpus and index it; an index of the same fingerprint, factory and dtype is opened instead.
+        """Encode the corpus and index it, or open an index with the same fingerprint, factory and dtype.
 
-        With several processes every rank calls this with the same arguments but `rank`. Each encodes its share
-        straight into the one file, which all must see (one machine, or a shared file system); rank 0 then makes
-        the FAISS index, of which it holds one copy in memory until it is written.
+        With several processes every rank calls this with the same arguments, `rank` apart. Each encodes its share into
+        one file, which all must see (one machine, or a shared file system); rank 0 then builds the FAISS index.
 
         Args:
             encode, builder, budget, show_progress: as in `encode_rows`.
             store: the tokenised corpus, N passages.
-            folder: of the index; a former one in it is replaced, other files stay.
-            fingerprint: names the weights, the pooling, the lengths and the data the embeddings come from.
+            folder: of the index; an earlier index in it is replaced, other files are kept.
+            fingerprint: identifies the weights, the pooling, the lengths and the data.
             dim: d of the embeddings.
-            factory: FAISS factory string, for instance "Flat" (exact), "IVF256,Flat", "HNSW32", "OPQ24,PQ24".
-                Where it needs training, it is trained on a seeded random sample of the passages.
+            factory: FAISS factory string, such as "Flat" (exact), "IVF256,Flat", "HNSW32", "OPQ24,PQ24". If it needs
+                training, it is trained on a seeded random sample of the passages.
             dtype: of the stored embeddings, "float32" or "float16"; FAISS gets float32 values of them.
-            device: encodes, and searches later.
-            search_parameters: as in "nprobe=16" or "efSearch=128", kept with the index.
+            device: for encoding, and for searching later.
+            search_parameters: such as "nprobe=16" or "efSearch=128", stored with the index.
             seed: of the training sample.
-            rank, world_size, barrier: this process, their number, and what waits for all of them.
-            on_encoded: called on rank 0 with the seconds that encoding took, where the corpus had to be encoded.
+            rank, world_size, barrier: this process, the number of processes, and a function that waits for all.
+            on_encoded: called on rank 0 with the seconds that encoding took, if the corpus had to be encoded.
 
         Raises:
-            ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index,
-                embeddings that are not finite, a folder with an index.faiss or embeddings.npy of other origin.
+            ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index, embeddings
+                that are not finite, or an index.faiss or embeddings.npy in the folder that is not this library's.
         """
         wanted: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "factory": factory}
         wanted |= {"dtype": dtype, "dim": dim, "ntotal": len(store)}
@@ -134,18 +134,18 @@ class CorpusIndex:
         if len(store) == 0:
             raise ValueError("the corpus is empty: there is nothing to index")
         folder = Path(folder)
-        found = _whole_meta(folder)
+        found = _complete_meta(folder)
         if found is not None and all(found[name] == value for name, value in wanted.items()):
             return cls.open(folder, fingerprint, device=device, search_parameters=search_parameters)
-        _refuse_foreign_files(folder)
+        _check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         names = _file_names(wanted)
-        barrier()  # every rank has looked at the folder before the first one changes it
+        barrier()  # every rank must read the folder before one changes it
         if found is None or found["files"]["embeddings"] != names["embeddings"]:
             path = folder / names["embeddings"]
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                path.unlink(missing_ok=True)  # of a build that was killed
+                path.unlink(missing_ok=True)  # left by an interrupted build
                 np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (len(store), dim)).flush()
             barrier()
             embeddings = np.load(path, mmap_mode="r+")
@@ -170,10 +170,10 @@ class CorpusIndex:
         if rank == 0:
             fill_faiss_index(empty, np.load(folder / names["embeddings"], mmap_mode="r"), seed)
             write_faiss_index(empty, folder / names["index"])
-            former = _named_files(folder)
+            old = _named_files(folder)
             _write_meta(folder, wanted | {"search_parameters": search_parameters, "files": names})
-            _remove_former_files(folder, former, names)
-        del empty  # what has been filled is mapped from disk from now on
+            _remove_old_files(folder, old, names)
+        del empty  # frees the memory: the index is mapped from disk below
         barrier()
         return cls.open(folder, fingerprint, device=device)
 
@@ -185,12 +185,12 @@ class CorpusIndex:
         device: str | torch.device = "cpu",
         search_parameters: str | None = None,
     ) -> CorpusIndex:
-        """Map an index that was built before.
+        """Map an existing index.
 
         Args:
-            folder: what `build` or `save` wrote.
-            fingerprint: what the index must have been made from; None takes any.
-            device: searches. search_parameters: instead of those kept with the index.
+            folder: written by `build` or `save`.
+            fingerprint: the expected one; None accepts any.
+            device: for searching. search_parameters: instead of those stored with the index.
 
         Raises:
             FileNotFoundError: no index there. ValueError: another fingerprint, or damaged files.
@@ -211,7 +211,7 @@ class CorpusIndex:
             except (FileNotFoundError, ValueError):
                 if read_meta(folder) == meta:
                     raise
-                continue  # it was replaced while it was being opened
+                continue  # another process replaced it meanwhile
             if embeddings.shape != (meta["ntotal"], meta["dim"]) or faiss_index.ntotal != meta["ntotal"]:
                 raise ValueError(
                     f"the index in {folder} is damaged: embeddings of shape {embeddings.shape} and a FAISS index "
@@ -231,14 +231,14 @@ class CorpusIndex:
     def search(self, queries: np.ndarray | torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k passages of highest inner product with each query.
 
-        On a GPU FAISS searches if it is built for it; else, for the factory "Flat", `TorchSearcher` does.
+        On a GPU that FAISS cannot use, `TorchSearcher` searches an index of the factory "Flat".
 
         Args:
             queries: [Q, d] of any float dtype. k: passages per query; may exceed N.
 
         Returns:
-            scores float32 [Q, k] and passage rows int64 [Q, k], best first, of equal scores the lower row
-            first; padded with -inf and -1 where there are no more passages.
+            scores float32 [Q, k] and passage rows int64 [Q, k], best first, the lower row first where scores are equal;
+            padded with -inf and -1.
 
         Raises:
             ValueError: queries of another shape or not finite, k below 1, or above 2048 with FAISS on a GPU.
@@ -249,20 +249,20 @@ class CorpusIndex:
         if self._searcher is None:
             self._searcher = (
                 TorchSearcher(self.embeddings, self.device)
-                if self.factory == "Flat" and torch_searches(self.device)
+                if self.factory == "Flat" and uses_torch(self.device)
                 else FaissSearcher(self.faiss_index, self.device, self.search_parameters)
             )
         return self._searcher.search(matrix, k)
 
     def release_device(self) -> None:
-        """Give back the memory that searching took on a GPU; the next search takes it again."""
+        """Free the GPU memory of the search; the next search allocates it again."""
         self._searcher = None
 
     def attach(self, corpus: datasets.Dataset, name: str = "embeddings") -> datasets.Dataset:
         """Make `corpus.search_batch(name, ...)`, `get_nearest_examples_batch`, `save_faiss_index` work on this index.
 
         Nothing is copied: the dataset refers to `faiss_index`. An index that it had under this name is replaced.
-        Attach last: `select`, `filter` and `shuffle` refuse a dataset with an index, `map` drops it, and
+        Attach last: `select`, `filter` and `shuffle` fail on a dataset with an index, `map` drops it, and
         `remove_columns` or `with_format` copy it.
 
         Returns:
@@ -281,9 +281,9 @@ class CorpusIndex:
         if name in corpus.list_indexes():
             corpus.drop_index(name)
         shown = not are_progress_bars_disabled()
-        disable_progress_bars()  # datasets would show one for adding no vectors
+        disable_progress_bars()  # of adding no vectors
         try:
-            # an empty array: the vectors are in the index, datasets would add them a second time
+            # An empty array: the vectors are in the index already, and datasets would add them again.
             corpus.add_faiss_index_from_external_arrays(
                 np.empty((0, self.dim), np.float32), name, custom_index=self.faiss_index
             )
@@ -296,27 +296,27 @@ class CorpusIndex:
         """Copy the index to another folder, as embeddings.npy, index.faiss and meta.json; `open` reads it.
 
         Raises:
-            ValueError: the index's own folder, or one with an index.faiss or embeddings.npy of other origin.
+            ValueError: the index's own folder, or one with an index.faiss or embeddings.npy that is not this library's.
         """
         folder = Path(folder)
         if folder.resolve() == self.folder.resolve():
-            raise ValueError(f"{folder} is where the index already is")
-        _refuse_foreign_files(folder)
-        names, former = _SAVED_FILES, _named_files(folder)
+            raise ValueError(f"{folder} is the folder of the index itself; name another to copy it to")
+        _check_no_foreign_files(folder)
+        names, old = _SAVED_FILES, _named_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "meta.json").unlink(missing_ok=True)  # until the copy is whole there is none
-        # from the open maps: a refresh may have removed the files they came from
+        (folder / "meta.json").unlink(missing_ok=True)  # until the copy is complete
+        # From the open maps: a rebuild may have removed their files.
         temporary = folder / f"{names['embeddings']}.tmp"
         with open(temporary, "wb") as file:
             np.save(file, self.embeddings)
         os.replace(temporary, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])
         _write_meta(folder, self.meta | {"files": names})
-        _remove_former_files(folder, former, names)
+        _remove_old_files(folder, old, names)
 
 
 def _file_names(meta: dict[str, Any]) -> dict[str, str]:
-    """Names that differ where the contents do, so that a new index never overwrites one that is open."""
+    """Names that depend on the contents, so that a new index never overwrites one that is open."""
 
     def digest(*fields: str) -> str:
         return hashlib.sha256(json.dumps([meta[field] for field in fields]).encode("utf-8")).hexdigest()[:16]
@@ -336,7 +336,7 @@ def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta.json of an index: what it was made from, and under `files` the names of `embeddings` and `index`.
+    """The meta.json of an index; `files` has the names of its `embeddings` and `index`.
 
     Raises:
         FileNotFoundError: no index there. ValueError: a meta.json that is damaged, or not of this version.
@@ -344,8 +344,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"{folder} holds no index: meta.json is missing. None was built there, or the building was "
-            "interrupted; build it with CorpusIndex.build (hf-ar2 index)."
+            f"{folder} holds no index: meta.json is missing. None was built there, or the build was interrupted; "
+            "build it with CorpusIndex.build (hf-ar2 index)."
         )
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -354,7 +354,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise ValueError(
-            f"{path} describes no index that this version reads: found format {found}, expected {_FORMAT}. "
+            f"{path}: this version cannot read the index: found format {found}, expected {_FORMAT}. "
             f"Delete {folder} and build the index again."
         )
     return meta
@@ -371,8 +371,8 @@ def _check_files(folder: Path, meta: dict[str, Any]) -> None:
             )
 
 
-def _whole_meta(folder: Path) -> dict[str, Any] | None:
-    """The description of the index in a folder, None where there is none or it is damaged."""
+def _complete_meta(folder: Path) -> dict[str, Any] | None:
+    """The meta.json of the index in a folder; None if there is no index or it is damaged."""
     try:
         meta = read_meta(folder)
         _check_files(folder, meta)
@@ -382,27 +382,27 @@ def _whole_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _named_files(folder: Path) -> set[str]:
-    """The files that the meta.json in a folder, whole or not, names as the index's."""
+    """The files that a folder's meta.json names; it may be damaged."""
     try:
         return set(json.loads((folder / "meta.json").read_text(encoding="utf-8"))["files"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
 
 
-def _refuse_foreign_files(folder: Path) -> None:
-    """Refuse a folder where somebody keeps vectors or a FAISS file that no meta.json describes."""
+def _check_no_foreign_files(folder: Path) -> None:
+    """Raise if a folder has vectors or a FAISS file that no meta.json describes."""
     for name in set(_SAVED_FILES.values()) - _named_files(folder):
         if (folder / name).exists():
             raise ValueError(
-                f"{folder}: found {name}, which no meta.json there names, so it is not this library's and nothing is "
-                "built beside it. Name another folder for the index (`hf-ar2 tune-queries --index` is what takes a "
-                f"FAISS file), or delete {name} if it is left from a copy that was interrupted"
+                f"{folder}: found {name}, which no meta.json there names, so it is not this library's. Name another "
+                "folder for the index (to use a FAISS file: `hf-ar2 tune-queries --index`), or delete "
+                f"{name} if an interrupted copy left it"
             )
 
 
-def _remove_former_files(folder: Path, former: set[str], names: dict[str, str]) -> None:
-    """Remove what an index before, or a build that was killed, left, and nothing of other origin."""
-    former = former & set(_SAVED_FILES.values())
+def _remove_old_files(folder: Path, old: set[str], names: dict[str, str]) -> None:
+    """Remove the files of an earlier index or an interrupted build, and no others."""
+    old = old & set(_SAVED_FILES.values())
     for path in folder.iterdir():
-        if (path.name in former or _OUR_FILES.fullmatch(path.name)) and path.name not in names.values():
+        if (path.name in old or _OUR_FILES.fullmatch(path.name)) and path.name not in names.values():
             path.unlink()

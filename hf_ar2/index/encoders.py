@@ -1,8 +1,9 @@
-"""Runs models outside training steps: embeds queries and passages, scores pairs."""
+"""Running models outside training steps: embeddings of queries and passages, scores of pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from hf_ar2.models.joint import embed, score_pairs
 from hf_ar2.models.loading import Task
 from hf_ar2.progress import progress_bar
 
-# Bounds what ranks exchange at a time.
-_QUERIES_AT_ONCE = 65536
+# Bounds what the ranks exchange at a time.
+_QUERIES_PER_EXCHANGE = 65536
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Encoders:
     show_progress: bool = True
 
     def autocast(self) -> torch.autocast:
-        """bf16 autocast where it was asked for."""
+        """bf16 autocast, if `bf16` is set."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @property
@@ -68,47 +69,37 @@ class Encoders:
         description: str = "Queries",
     ) -> np.ndarray:
         """Embeddings of query rows `[Q]`: float32 `[Q, d]`, on every rank; each rank encodes its share."""
-        training = retriever.training
-        retriever.eval()
-        dim = retriever.get_embedding_dimension()
-        assert dim is not None
-        out = np.zeros((len(rows), dim), np.float32)
-        encode_rows(
-            self.embedder(retriever, "query"),
-            inputs.query_builder,
-            inputs.query_store,
-            rows,
-            out,
-            budget=self.budget,
-            device=self.device,
-            rank=self.processes.rank,
-            world_size=self.processes.world_size,
-            description=description,
-            show_progress=self.progress,
-        )
-        retriever.train(training)
+        out = np.zeros((len(rows), _dimension(retriever)), np.float32)
+        with _evaluation_mode(retriever):
+            encode_rows(
+                self.embedder(retriever, "query"),
+                inputs.query_builder,
+                inputs.query_store,
+                rows,
+                out,
+                budget=self.budget,
+                device=self.device,
+                rank=self.processes.rank,
+                world_size=self.processes.world_size,
+                description=description,
+                show_progress=self.progress,
+            )
         return self.processes.combine(out)
 
     def embed_passages(
         self, retriever: SentenceTransformer, inputs: RetrieverInputs, rows: np.ndarray
     ) -> np.ndarray:
-        """Embeddings of passage rows `[P]`, a few of the corpus: float32 `[P, d]`, on every rank."""
-        training = retriever.training
-        retriever.eval()
-        dim = retriever.get_embedding_dimension()
-        assert dim is not None
-        out = np.zeros((len(rows), dim), np.float32)
-        encode_rows(
+        """Embeddings of a few passage rows `[P]`: float32 `[P, d]`; every rank encodes all of them."""
+        out = np.zeros((len(rows), _dimension(retriever)), np.float32)
+        encode, builder, store = (
             self.embedder(retriever, "document"),
             inputs.passage_builder,
             inputs.passage_store,
-            rows,
-            out,
-            budget=self.budget,
-            device=self.device,
-            show_progress=False,
         )
-        retriever.train(training)
+        with _evaluation_mode(retriever):
+            encode_rows(
+                encode, builder, store, rows, out, budget=self.budget, device=self.device, show_progress=False
+            )
         return out
 
     def build_index(
@@ -124,45 +115,38 @@ class Encoders:
         """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused.
 
         Args:
-            on_encoded: called on rank 0 with the seconds it took, where the corpus had to be encoded.
+            on_encoded: called on rank 0 with the seconds it took, if the corpus had to be encoded.
         """
-        training = retriever.training
-        retriever.eval()
-        dim = retriever.get_embedding_dimension()
-        assert dim is not None
-        index = CorpusIndex.build(
-            self.embedder(retriever, "document"),
-            inputs.passage_builder,
-            inputs.passage_store,
-            folder,
-            fingerprint=fingerprint,
-            dim=dim,
-            factory=factory,
-            dtype=dtype,
-            device=self.device,
-            budget=self.budget,
-            rank=self.processes.rank,
-            world_size=self.processes.world_size,
-            barrier=self.processes.barrier,
-            on_encoded=on_encoded,
-            show_progress=self.progress,
-        )
-        retriever.train(training)
-        return index
+        with _evaluation_mode(retriever):
+            return CorpusIndex.build(
+                self.embedder(retriever, "document"),
+                inputs.passage_builder,
+                inputs.passage_store,
+                folder,
+                fingerprint=fingerprint,
+                dim=_dimension(retriever),
+                factory=factory,
+                dtype=dtype,
+                device=self.device,
+                budget=self.budget,
+                rank=self.processes.rank,
+                world_size=self.processes.world_size,
+                barrier=self.processes.barrier,
+                on_encoded=on_encoded,
+                show_progress=self.progress,
+            )
 
     def search(self, index: CorpusIndex, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `index.search`, each rank searching its share of the queries `[Q, d]`; the results are on every rank."""
+        """As `index.search`; each rank searches its share of the queries `[Q, d]`, and all get the results."""
         if self.processes.world_size == 1:
             return index.search(queries, k)
         scores, rows = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
-        for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            part = slice(start, start + _QUERIES_AT_ONCE)
+        for start in range(0, len(queries), _QUERIES_PER_EXCHANGE):
+            part = slice(start, start + _QUERIES_PER_EXCHANGE)
             share = np.arange(len(queries[part]))[self.processes.rank :: self.processes.world_size] + start
             scores[share], rows[share] = index.search(queries[share], k)
-            scores[part], rows[part] = (
-                self.processes.combine(scores[part]),
-                self.processes.combine(rows[part]),
-            )
+            scores[part] = self.processes.combine(scores[part])
+            rows[part] = self.processes.combine(rows[part])
         return scores, rows
 
     def rank(
@@ -177,13 +161,11 @@ class Encoders:
 
         Args:
             query_rows: int64 `[Q]`.
-            passage_rows: int64 `[Q, k]`, -1 where there is no candidate.
+            passage_rows: int64 `[Q, k]`, padded with -1.
 
         Returns:
-            float32 `[Q, k]` on every rank, -inf where there is no candidate.
+            float32 `[Q, k]` on every rank, -inf under the padding.
         """
-        training = ranker.training
-        ranker.eval()
         scores = np.zeros(passage_rows.shape, np.float32)
         cells = np.flatnonzero(passage_rows.reshape(-1) >= 0)
         queries = np.repeat(query_rows, passage_rows.shape[1])[cells]
@@ -193,6 +175,7 @@ class Encoders:
         flat = scores.reshape(-1)
         total = int(sum(lengths[batch].sum() for batch in batches))
         with (
+            _evaluation_mode(ranker),
             torch.inference_mode(),
             self.autocast(),
             progress_bar(total=total, description=description, unit="tok", show=self.progress) as bar,
@@ -204,7 +187,20 @@ class Encoders:
                 }
                 flat[cells[batch]] = score_pairs(ranker, features).float().cpu().numpy()
                 bar.update(int(lengths[batch].sum()))
-        ranker.train(training)
         scores = self.processes.combine(scores)
         scores[passage_rows < 0] = -np.inf
         return scores
+
+
+@contextmanager
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    yield
+    model.train(training)
+
+
+def _dimension(retriever: SentenceTransformer) -> int:
+    dim = retriever.get_embedding_dimension()
+    assert dim is not None
+    return dim

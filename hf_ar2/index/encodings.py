@@ -1,4 +1,4 @@
-"""Indexes of one corpus by many encoders, kept by what they were made from, so that none is encoded twice."""
+"""Indexes of one corpus by many encoders, named by fingerprint, so that nothing is encoded twice."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ _LOG = "log.json"
 
 
 def encoding_name(fingerprint: str, dtype: str = "float32") -> str:
-    """The folder of an encoding: its fingerprint, with the type of the stored numbers where it is not float32."""
+    """The folder of an encoding: its fingerprint, followed by the dtype if that is not float32."""
     return fingerprint if dtype == "float32" else f"{fingerprint}-{dtype}"
 
 
 class Encodings:
     """A folder of indexes, one folder per fingerprint.
 
-    An index is there as a whole or not at all: its `meta.json` is written last (see `CorpusIndex`). Another FAISS
-    factory over the same embeddings replaces the FAISS file, and the corpus is not encoded again. One process, or the
-    ranks of one run, use a folder at a time.
+    Another FAISS factory over the same embeddings replaces the FAISS file; the corpus is not encoded again. Only one
+    process, or the ranks of one run, may use a folder at a time.
 
     Args:
-        folder: made when the first index is built. Files in it that are not an index of ours are left alone.
+        folder: created when the first index is built. Other files in it are left alone.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,7 +47,7 @@ class Encodings:
         factory: str = "Flat",
         dtype: str = "float32",
     ) -> CorpusIndex:
-        """The index of a fingerprint (see `index_fingerprint`): opened where it is there, else encoded and built."""
+        """The index with a fingerprint (see `index_fingerprint`): opened if it exists, else encoded and built."""
         name = encoding_name(fingerprint, dtype)
         return encoders.build_index(
             retriever,
@@ -57,12 +56,12 @@ class Encodings:
             fingerprint,
             factory,
             dtype,
-            on_encoded=lambda seconds: self._note(name, seconds),
+            on_encoded=lambda seconds: self._log_encoding(name, seconds),
         )
 
     def remove(self, name: str) -> None:
-        """Delete an encoding; whoever has it open keeps it."""
-        # The description goes first, so that a deletion that is interrupted leaves no index rather than a damaged one.
+        """Delete an encoding; processes that have it open can still use it."""
+        # meta.json is deleted first, so that an interrupted deletion leaves no index rather than a damaged one.
         (self.folder / name / "meta.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -74,11 +73,11 @@ class Encodings:
                 self.remove(path.name)
 
     def log(self) -> list[dict[str, Any]]:
-        """Every time the corpus was encoded: `encoding`, the name, and `seconds`. Outlives the encodings."""
+        """An entry for each time the corpus was encoded: `encoding` (its name) and `seconds`."""
         path = self.folder / _LOG
         found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
         return found
 
-    def _note(self, name: str, seconds: float) -> None:
+    def _log_encoding(self, name: str, seconds: float) -> None:
         entries = [*self.log(), {"encoding": name, "seconds": round(seconds, 3)}]
         write_json(self.folder / _LOG, entries)

@@ -1,4 +1,4 @@
-"""Making, writing and reading FAISS indexes over embeddings that stay on disk."""
+"""Building, writing and reading FAISS indexes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def new_faiss_index(factory: str, dim: int) -> Any:
     """An empty inner-product index of a FAISS factory string.
 
     Raises:
-        ValueError: FAISS cannot make such an index of vectors of this dimension.
+        ValueError: FAISS cannot build such an index for this dimension.
     """
     faiss = import_faiss()
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ValueError(
-            f"FAISS cannot make an inner-product index {factory!r} of {dim}-dimensional vectors: {error}. "
-            "Common ones are 'Flat', 'IVF256,Flat', 'HNSW32', 'SQ8', 'PQ48'; a PQ's number must divide the dimension."
+            f"FAISS cannot make an inner-product index {factory!r} of {dim}-dimensional vectors: {error}. Common "
+            "factories are 'Flat', 'IVF256,Flat', 'HNSW32', 'SQ8', 'PQ48'; a PQ's number must divide the dimension."
         ) from error
 
 
 def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
-    """Train an empty index where its type needs it, and add embeddings [N, d] of any float dtype in blocks.
+    """Train an empty index if its type needs it, and add embeddings [N, d] of any float dtype.
 
-    The training sample is drawn from all rows: a corpus is often ordered, its beginning is not like the rest.
+    The training sample is drawn from all rows, because the beginning of an ordered corpus is unlike the rest.
 
     Raises:
         ValueError: too few embeddings to train on.
@@ -49,7 +49,7 @@ def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
             index.train(np.ascontiguousarray(embeddings[sample], np.float32))
         except RuntimeError as error:
             raise ValueError(
-                f"{len(embeddings)} passages do not suffice to train this {type(index).__name__}: {error}. "
+                f"{len(embeddings)} passages are too few to train this {type(index).__name__}: {error}. "
                 "Use a factory with fewer lists or centroids, or 'Flat', which needs no training."
             ) from error
     for start in range(0, len(embeddings), _ROWS_PER_BLOCK):
@@ -57,14 +57,14 @@ def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
 
 
 def _accept_few_points(index: Any) -> None:
-    """Keep FAISS from printing, hundreds of times, that 256 centroids would like 9,984 passages."""
+    """Keep FAISS from warning hundreds of times that 256 centroids need 9,984 passages."""
     faiss = import_faiss()
     if isinstance(index, faiss.IndexPreTransform):
         for number in range(index.chain.size()):
             transform = faiss.downcast_VectorTransform(index.chain.at(number))
             if isinstance(transform, faiss.OPQMatrix) and transform.pq is None:
                 transform.pq = faiss.ProductQuantizer(transform.d_out, transform.M, 8)
-                transform.pq.this.disown()  # the index holds the bare pointer for as long as it lives
+                transform.pq.this.disown()  # the index keeps the bare pointer
                 transform.pq.cp.min_points_per_centroid = 1
         index = faiss.downcast_index(index.index)
     holders: list[Any] = [index, getattr(index, "pq", None)]
@@ -74,21 +74,21 @@ def _accept_few_points(index: Any) -> None:
 
 
 def write_faiss_index(index: Any, path: Path) -> None:
-    """Write an index to `path`, whole or not at all."""
+    """Write an index to `path`; an interrupted write leaves no file there."""
     temporary = path.with_name(path.name + ".tmp")
     import_faiss().write_index(index, str(temporary))
     os.replace(temporary, path)
 
 
 def read_faiss_index(path: Path) -> Any:
-    """Open an index memory-mapped, so that processes share its pages; what FAISS cannot map it reads.
+    """Open an index, memory-mapped if FAISS can map its type, so that processes share its pages.
 
     Raises:
         ValueError: FAISS cannot read the file.
     """
     faiss = import_faiss()
     try:
-        # the flag maps large arrays (Flat, codes, graphs); types without support for it are read into memory
+        # The flag maps large arrays (Flat, codes, graphs); other types are read into memory.
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError:
         try:

@@ -1,4 +1,4 @@
-"""FAISS comes in two packages, so it is no hard dependency: it is imported where it is needed."""
+"""FAISS comes in two packages (CPU and GPU), so it is an optional dependency, imported when it is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def import_faiss() -> Any:
     """The module `faiss`.
 
     Raises:
-        ImportError: it is missing or cannot be loaded; the message names both extras that install it.
+        ImportError: it is missing or cannot be loaded; the message names the two extras that install it.
     """
     try:
         import faiss
@@ -25,6 +25,6 @@ def import_faiss() -> Any:
 def faiss_has_gpu(faiss: Any) -> bool:
     """Whether this build of FAISS can search on a GPU of this machine.
 
-    A build for GPUs imports and makes resources without a GPU and fails only later, hence the count.
+    A GPU build can be imported on a machine without a GPU and fails only later, so the GPUs are counted.
     """
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0

@@ -1,4 +1,4 @@
-"""What decides the vectors of an encoder, as a hash."""
+"""Hashes of everything that determines the vectors of an encoder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.models.loading import similarity_of, tower, weights_fingerprint
 
-# Of a transformer's configuration, what its last hidden state does not depend on outside training. What is not listed
-# counts: a field too many in the hash costs an encoding, a field too few would give the vectors of another model.
-_NO_BEARING = {
+# Fields of a transformer's configuration that its last hidden state does not depend on in evaluation mode. All other
+# fields are hashed: one too many costs an encoding, one too few would return the vectors of another model.
+_IGNORED_FIELDS = {
     "_name_or_path",
     "architectures",
     "auto_map",
@@ -37,15 +37,14 @@ _NO_BEARING = {
 
 
 def encoder_fingerprint(encoder: nn.Module) -> str:
-    """32 hex digits of what decides an encoder's vectors in evaluation mode: weights, modules, configuration.
+    """32 hex digits that identify an encoder's vectors in evaluation mode: weights, modules, configuration.
 
-    Dropout does not count, nor where the encoder was loaded from, nor whether it stands alone or is a tower of a
-    retriever with two.
+    They do not depend on dropout, on where the encoder was loaded from, or on whether it is one of two towers.
 
     Args:
-        encoder: a `SentenceTransformer`, or what `tower` returns.
+        encoder: a `SentenceTransformer`, or the result of `tower`.
     """
-    # Numbered anew: the names of a module's children depend on what was removed before them.
+    # Renumber the children: their names depend on modules that were removed before them.
     modules = nn.Sequential(*(child for child in encoder.children() if "dropout" not in _kind(child).lower()))
     configs = [_plain(module.config) for module in modules.modules() if isinstance(module, PreTrainedModel)]
     content = [weights_fingerprint(modules), [repr(child) for child in modules], configs]
@@ -57,19 +56,17 @@ def _kind(module: nn.Module) -> str:
 
 
 def _plain(config: Any) -> dict[str, str]:
-    """The fields of a configuration that count, as text."""
     return {
         name: str(value)
         for name, value in config.to_dict().items()
-        if name not in _NO_BEARING and "dropout" not in name
+        if name not in _IGNORED_FIELDS and "dropout" not in name
     }
 
 
 def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, bf16: bool) -> str:
-    """What an index is made from: weights, modules, tokens, lengths, precision; 32 hex digits.
+    """32 hex digits that identify the contents of an index: weights, modules, tokens, lengths, precision.
 
-    Of a retriever with separate towers only the passages' counts, so that training the other one leaves it valid.
-    Neither dropout counts nor where the retriever was loaded from: saved and loaded again, it finds its index.
+    Of two separate towers only the passages' counts, so that training the query tower keeps the index valid.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in (

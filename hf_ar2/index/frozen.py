@@ -1,4 +1,4 @@
-"""An index that does not move: searched at every step, with the passage vectors that a loss takes."""
+"""An index that stays fixed while the query encoder is trained, with the passage vectors that the loss needs."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from torch import Tensor
 from hf_ar2.index.corpus_index import CorpusIndex, read_meta
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
-from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, torch_searches
+from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
 from hf_ar2.json_files import write_json
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
-_HASHED_AT_ONCE = 1 << 24
+_BYTES_PER_READ = 1 << 24
 
 
 class FrozenIndex:
-    """Search over a whole corpus by corpus row, and the vectors of what was found.
+    """Search over a whole corpus, and the vectors of the passages found, by corpus row.
 
-    It is no `nn.Module`: checkpoints hold its fingerprint, not its passages.
+    It is not an `nn.Module`: checkpoints hold its fingerprint, not its passages.
 
     Args:
-        faiss_index: inner products.
-        fingerprint: names what the index is: passages, encoder, factory.
-        embeddings: float32 or float16 `[N, d]`, what was indexed, in corpus order; None where only the index is
-            there, which then decodes its own vectors.
-        corpus_rows: int64 `[N]`, the corpus row of each position of the index; None where they are the same.
-        vectors: "exact" are `embeddings`; "index" are those the index decodes, which its scores come from.
-        device: gets the vectors, and searches: FAISS does where it can, on a GPU it cannot use `TorchSearcher` for an
-            exact index (`IndexFlat`); every other type stays on the processor.
-        search_parameters: as in "nprobe=16" or "efSearch=128".
+        faiss_index: an inner-product index.
+        fingerprint: identifies passages, encoder and factory.
+        embeddings: float32 or float16 `[N, d]`, the indexed vectors in corpus order; None: the index decodes its own.
+        corpus_rows: int64 `[N]`, the corpus row of each position of the index; None: they are the same.
+        vectors: "exact" returns `embeddings`; "index" returns the vectors decoded from the index, which its scores are
+            computed from.
+        device: of the vectors and of the search. On a GPU that FAISS cannot use, `TorchSearcher` searches an exact
+            index (`IndexFlat`); every other type is searched on the CPU.
+        search_parameters: such as "nprobe=16" or "efSearch=128".
 
     Attributes:
         ntotal, dim: N and d.
 
     Raises:
-        ValueError: an index of L2 distances or of ids of its own, exact vectors without embeddings, or of a
-            compressed index.
+        ValueError: an index with L2 distances or with its own ids, or `vectors="exact"` for a compressed index
+            without embeddings.
 
     Example:
         >>> index = import_faiss().IndexFlatIP(2)
@@ -72,8 +72,7 @@ class FrozenIndex:
             )
         if isinstance(faiss_index, faiss.IndexIDMap):
             raise ValueError(
-                "the index gives passages numbers of its own (IndexIDMap), expected positions, with a file of ids in "
-                "that order"
+                "the index numbers its passages itself (IndexIDMap); expected positions and a file of ids in that order"
             )
         self.faiss_index = faiss_index
         self.fingerprint = fingerprint
@@ -84,15 +83,15 @@ class FrozenIndex:
         self.ntotal, self.dim = faiss_index.ntotal, faiss_index.d
         if vectors == "exact" and embeddings is None and not _keeps_vectors(faiss_index):
             raise ValueError(
-                f"vectors='exact': a {type(faiss_index).__name__} keeps compressed vectors alone; use "
-                "vectors='index', which are also what serving will see"
+                f"vectors='exact': a {type(faiss_index).__name__} keeps only compressed vectors; use vectors='index', "
+                "the vectors that are searched when the model is served"
             )
         self._positions: np.ndarray | None = None
         if corpus_rows is not None:
             self._positions = np.empty(len(corpus_rows), np.int64)
             self._positions[corpus_rows] = np.arange(len(corpus_rows))
         self._searcher: FaissSearcher | TorchSearcher
-        if isinstance(faiss_index, faiss.IndexFlat) and torch_searches(device):
+        if isinstance(faiss_index, faiss.IndexFlat) and uses_torch(device):
             in_order = embeddings if corpus_rows is None else None
             self._searcher = TorchSearcher(
                 in_order if in_order is not None else _stored_vectors(faiss_index), device
@@ -102,10 +101,10 @@ class FrozenIndex:
         if self._decodes:
             lists = faiss.try_extract_index_ivf(faiss_index)
             if lists is not None:
-                lists.make_direct_map()  # without it an inverted file does not find a passage by its number
+                lists.make_direct_map()  # needed to look up passages by number
 
     @classmethod
-    def of_corpus(
+    def from_corpus_index(
         cls,
         index: CorpusIndex,
         vectors: Vectors = "exact",
@@ -131,7 +130,7 @@ class FrozenIndex:
         )
 
     @classmethod
-    def of_files(
+    def from_files(
         cls,
         path: str | Path,
         corpus_ids: Sequence[str],
@@ -141,7 +140,7 @@ class FrozenIndex:
         search_parameters: str | None = None,
         writable: bool = False,
     ) -> FrozenIndex:
-        """From a FAISS file that somebody made, and the ids of its passages in the order they were added.
+        """From a FAISS file, and the ids of its passages in the order they were added.
 
         Args:
             path: the FAISS file, or a folder: one that `hf-ar2 index` wrote, or with `index.faiss` and `ids.json`.
@@ -149,7 +148,7 @@ class FrozenIndex:
             ids: a JSON list of ids, or a text file with one per line; None: `ids.json` beside the FAISS file.
 
         Raises:
-            FileNotFoundError: a file that is missing. ValueError: ids that are not those of the corpus, one for one.
+            FileNotFoundError: a file is missing. ValueError: the ids are not exactly those of the corpus.
         """
         path = Path(path)
         path = path / _index_file(path) if path.is_dir() else path
@@ -158,16 +157,16 @@ class FrozenIndex:
             raise FileNotFoundError(f"{path}: no such FAISS index")
         if not ids.is_file():
             raise FileNotFoundError(
-                f"{ids}: not there; expected the ids of the index's passages in its order, as a JSON list or one a "
-                "line. Name the file that has them"
+                f"{ids}: no such file; expected the ids of the index's passages in its order, as a JSON list or one "
+                "per line"
             )
         faiss_index = import_faiss().read_index(str(path)) if writable else read_faiss_index(path)
         rows = _rows_of_ids(_read_ids(ids), corpus_ids, ids, faiss_index.ntotal, path)
-        unmoved = bool((rows == np.arange(len(rows))).all())
+        in_order = bool((rows == np.arange(len(rows))).all())
         return cls(
             faiss_index,
             _hash_of(path, ids),
-            corpus_rows=None if unmoved else rows,
+            corpus_rows=None if in_order else rows,
             vectors=vectors,
             device=device,
             search_parameters=search_parameters,
@@ -185,11 +184,11 @@ class FrozenIndex:
         return scores, np.where(positions >= 0, self.corpus_rows[positions], -1)
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
-        """Where corpus rows (none below 0) stand in the index."""
+        """The positions of corpus rows (none negative) in the index."""
         return rows if self._positions is None else self._positions[rows]
 
     def vectors(self, rows: np.ndarray) -> Tensor:
-        """Vectors float32 `[..., d]` of corpus rows int64 `[...]`, on the device; row 0's in the place of -1."""
+        """Vectors float32 `[..., d]` of corpus rows int64 `[...]`, on the device; for -1 the vector of row 0."""
         wanted = np.maximum(rows, 0)
         if isinstance(self._searcher, TorchSearcher) and self._searcher.stored is not None:
             stored = self._searcher.stored
@@ -204,7 +203,7 @@ class FrozenIndex:
     def save(
         self, folder: str | Path, corpus_ids: Sequence[str], about: dict[str, Any] | None = None
     ) -> None:
-        """Write `index.faiss`, which plain FAISS reads, `ids.json` in its order, and `index.json` about it."""
+        """Write `index.faiss` (which FAISS reads), `ids.json` in its order, and its description `index.json`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_faiss_index(self.faiss_index, folder / INDEX_FILE)
@@ -226,13 +225,13 @@ def _keeps_vectors(index: Any) -> bool:
 
 
 def _stored_vectors(index: Any) -> np.ndarray:
-    """What an `IndexFlat` keeps, float32 `[N, d]`: a view into the index, which has to live as long."""
+    """The vectors of an `IndexFlat`, float32 `[N, d]`: a view, so the index must stay alive."""
     found: np.ndarray = import_faiss().rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
     return found.reshape(index.ntotal, index.d)
 
 
 def _index_file(folder: Path) -> str:
-    """The name of the FAISS file in a folder, which the meta.json of a `CorpusIndex` says."""
+    """The name of the FAISS file in a folder; the meta.json of a `CorpusIndex` has it."""
     return str(read_meta(folder)["files"]["index"]) if (folder / "meta.json").is_file() else INDEX_FILE
 
 
@@ -256,10 +255,10 @@ def _rows_of_ids(
     if len(ids) != ntotal:
         raise ValueError(f"{ids_path}: {len(ids):,} ids, but {index_path} holds {ntotal:,} passages")
     known = {id: row for row, id in enumerate(corpus_ids)}
-    strangers = [id for id in ids if id not in known]
-    if strangers or len(ids) != len(known) or len(set(ids)) != len(ids):
-        what = f"the id {strangers[0]!r} is none of the corpus" if strangers else ""
-        what = what or (f"{len(ids):,} ids ({len(set(ids)):,} of them different)")
+    unknown = [id for id in ids if id not in known]
+    if unknown or len(ids) != len(known) or len(set(ids)) != len(ids):
+        found = f"{len(ids):,} ids ({len(set(ids)):,} of them different)"
+        what = f"the id {unknown[0]!r} is not in the corpus" if unknown else found
         raise ValueError(
             f"{ids_path}: {what}; expected each of the corpus's {len(known):,} ids once, in the order of the index"
         )
@@ -270,6 +269,6 @@ def _hash_of(*paths: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         with open(path, "rb") as file:
-            while block := file.read(_HASHED_AT_ONCE):
+            while block := file.read(_BYTES_PER_READ):
                 digest.update(block)
     return digest.hexdigest()

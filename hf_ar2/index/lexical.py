@@ -1,26 +1,25 @@
-"""Lexical search (BM25) over the passages of a collection, beside the retriever's: it needs no training."""
+"""Lexical search (BM25) over the passages of a collection; it needs no training."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import bm25s
 import numpy as np
 
-# Scripts that put no blanks between words: Han, kana, and their extensions.
+from hf_ar2.folders import complete_folder
+
+# Scripts without spaces between words: Han, kana, and their extensions.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TERM = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 _FORMAT = "1"
 
 
 def terms(text: str) -> list[str]:
-    """The terms of a text: case-folded words; of Chinese and Japanese, characters and pairs of neighbours."""
+    """The terms of a text: case-folded words; in Chinese and Japanese, characters and bigrams."""
     found: list[str] = []
     for term in _TERM.findall(text.casefold()):
         if re.match(f"[{_UNSPACED}]", term):
@@ -47,7 +46,7 @@ class LexicalIndex:
         """Index the texts of N passages.
 
         Raises:
-            ValueError: no text has a word.
+            ValueError: no text contains a word.
         """
         tokens = [terms(text) for text in texts]
         if not any(tokens):
@@ -58,7 +57,7 @@ class LexicalIndex:
 
     @classmethod
     def open_or_build(cls, texts: Sequence[str], folder: str | Path) -> LexicalIndex:
-        """The index of these texts in `folder/<hash of the texts>`, built and written there if it is not there yet."""
+        """The index of these texts, opened from `folder/<hash of the texts>`, or built and saved there."""
         digest = hashlib.blake2b(_FORMAT.encode(), digest_size=12)
         for text in texts:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -68,16 +67,8 @@ class LexicalIndex:
                 bm25s.BM25.load(str(place), mmap=True, show_progress=False, allow_pickle=False), len(texts)
             )
         index = cls.build(texts)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".lexical-", dir=place.parent))
-        try:
+        with complete_folder(place) as temporary:
             index.model.save(str(temporary), show_progress=False, allow_pickle=False)
-            temporary.chmod(0o755)
-            os.replace(temporary, place)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if not place.is_dir():  # else another process was first
-                raise
         return index
 
     def scores(self, queries: Sequence[str], rows: np.ndarray | None = None) -> np.ndarray:
@@ -93,7 +84,7 @@ class LexicalIndex:
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best passages of each query: scores float32 `[Q, k]` and rows int64 `[Q, k]`, best first, -1 padded.
 
-        A passage that shares no word with the query is not found.
+        A passage that shares no term with the query is not found.
         """
         k = min(k, self.passages)
         scores = np.full((len(queries), k), -np.inf, np.float32)

@@ -1,4 +1,4 @@
-"""Searching: FAISS on the processor or a GPU, or exact search by chunked matrix products in torch."""
+"""Search with FAISS on the CPU or a GPU, or exact search by chunked matrix products in torch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
     """
     if isinstance(queries, torch.Tensor):
         if queries.is_floating_point():
-            queries = queries.float()  # numpy knows no bfloat16
+            queries = queries.float()  # numpy has no bfloat16
         queries = queries.detach().cpu().numpy()
     queries = np.asarray(queries)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(
-            f"queries must be [Q, {dim}], one embedding per line; found shape {queries.shape}. "
+            f"queries must be [Q, {dim}], one embedding per row; found shape {queries.shape}. "
             "A single query is queries[None]."
         )
     if not np.issubdtype(queries.dtype, np.floating):
@@ -44,7 +44,7 @@ def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
 
 
 def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order equal scores by row, lower first; [Q, k] arrays that are already best first, changed in place."""
+    """Sort equal scores by row, lower first, in place; the [Q, k] arrays are already sorted by score."""
     unsorted = ((scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] < rows[:, :-1])).any(axis=1)
     if unsorted.any():
         order = np.lexsort((rows[unsorted], -scores[unsorted]), axis=1)
@@ -53,24 +53,24 @@ def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     return scores, rows
 
 
-def torch_searches(device: str | torch.device) -> bool:
-    """Whether exact search on this device is for `TorchSearcher`: it is a GPU that this build of FAISS cannot use."""
+def uses_torch(device: str | torch.device) -> bool:
+    """Whether `TorchSearcher` does exact search on this device: a GPU that this build of FAISS cannot use."""
     return torch.device(device).type == "cuda" and not faiss_has_gpu(import_faiss())
 
 
 class FaissSearcher:
-    """A FAISS index behind the interface of `CorpusIndex.search`, on a GPU where FAISS can use one.
+    """Search in a FAISS index, on a GPU if FAISS can use one.
 
     The GPU path has not been run: it needs the package faiss-gpu and a GPU.
 
     Args:
         index: a `faiss.Index` in memory or mapped.
         device: "cuda" or "cuda:1" copies the index there if FAISS was built for GPUs. Types that FAISS cannot
-            copy to a GPU (HNSW, PQ without IVF) stay on the processor, with a warning.
-        search_parameters: as in "nprobe=16" or "efSearch=128"; None leaves the index's own.
+            copy to a GPU (HNSW, PQ without IVF) are searched on the CPU, with a warning.
+        search_parameters: such as "nprobe=16" or "efSearch=128"; None keeps the index's own.
 
     Raises:
-        ValueError: search parameters that the index does not know.
+        ValueError: the index does not have these search parameters.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FaissSearcher:
                 self.on_gpu = True
             except RuntimeError as error:
                 logger.warning(
-                    "FAISS cannot copy this %s to %s, it is searched on the processor: %s",
+                    "FAISS cannot copy this %s to %s, so it is searched on the CPU: %s",
                     type(index).__name__,
                     device,
                     error,
@@ -103,7 +103,7 @@ class FaissSearcher:
                 ) from error
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [Q, k] and rows int64 [Q, k], best first, -inf and -1 where there are no more.
+        """Scores float32 [Q, k] and rows int64 [Q, k], best first, padded with -inf and -1.
 
         Raises:
             ValueError: k above 2048 on a GPU, FAISS's limit there.
@@ -121,19 +121,17 @@ class FaissSearcher:
 class TorchSearcher:
     """Exact inner-product search with a half-precision copy of the embeddings on a device.
 
-    Candidates are found by matrix products of half-precision embeddings, accumulated in float32; k + 32 of them
-    are kept and scored again in float32 against the stored embeddings. The result is that of a float32 search as
-    long as no passage of the best k falls more than 32 places behind through rounding. That takes more than 32
-    passages within some 1e-5 (float16) or 1e-4 (bfloat16) of the k-th best score of unit vectors, so prefer
-    float16 unless embeddings exceed its range.
+    Matrix products of half-precision embeddings, accumulated in float32, find k + 32 candidates, which are scored again
+    in float32 against the stored embeddings. The result equals a float32 search unless rounding moves a passage of the
+    best k by more than 32 places. That needs more than 32 passages within about 1e-5 (float16) or 1e-4 (bfloat16) of
+    the k-th best score of unit vectors, so prefer float16 unless the embeddings exceed its range.
 
     Args:
         embeddings: float32 or float16 [N, d], an array or a memory map; read in blocks.
-        device: where the copy lives: N·d·2 bytes, and N·d·4 more for float32 embeddings where at most half of
-            the free memory of a GPU is needed; else those are read from `embeddings` when scoring again.
+        device: of the copy: N·d·2 bytes, and N·d·4 more for float32 embeddings if they need at most half of the
+            GPU's free memory; else they are read from `embeddings` when scoring again.
         dtype: of the copy, torch.float16 or torch.bfloat16.
-        chunk_rows, chunk_queries: passages and queries of one matrix product; the product takes
-            chunk_rows·chunk_queries·4 bytes.
+        chunk_rows, chunk_queries: passages and queries of one matrix product of chunk_rows·chunk_queries·4 bytes.
 
     Raises:
         ValueError: an embedding exceeds the range of float16.
@@ -159,7 +157,7 @@ class TorchSearcher:
         self.chunk_queries = chunk_queries
         self._half = torch.empty(embeddings.shape, dtype=dtype, device=self.device)
         exact_copy = embeddings.dtype == np.float16 and dtype == torch.float16
-        self.stored = self._half if exact_copy else self._room_for_stored()
+        self.stored = self._half if exact_copy else self._allocate_stored()
         for start in range(0, len(embeddings), chunk_rows):
             block = torch.from_numpy(np.array(embeddings[start : start + chunk_rows])).to(self.device)
             half = self._half[start : start + chunk_rows]
@@ -172,7 +170,7 @@ class TorchSearcher:
             if self.stored is not None and self.stored is not self._half:
                 self.stored[start : start + chunk_rows].copy_(block)
 
-    def _room_for_stored(self) -> torch.Tensor | None:
+    def _allocate_stored(self) -> torch.Tensor | None:
         if self.device.type != "cuda":
             return None
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -183,15 +181,14 @@ class TorchSearcher:
 
     @torch.no_grad()
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [Q, k] and rows int64 [Q, k] for float32 queries [Q, d], best first, -inf and -1 where
-        there are no more."""
+        """Scores float32 [Q, k] and rows int64 [Q, k] of float32 queries [Q, d], best first, padded with -inf, -1."""
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         found = min(k, len(self.embeddings))
         for start in range(0, len(queries), self.chunk_queries):
             block = torch.from_numpy(queries[start : start + self.chunk_queries]).to(self.device)
             candidates = self._candidates(block, min(k + _OVER_FETCH, len(self.embeddings)))
-            # ascending rows and a stable sort: of equal scores the lower row comes first
+            # Ascending rows and a stable sort put the lower row first where scores are equal.
             candidates = candidates.sort(dim=1).values
             exact = self._exact_scores(block, candidates)
             order = exact.argsort(dim=1, descending=True, stable=True)[:, :found]
@@ -200,13 +197,13 @@ class TorchSearcher:
         return scores, rows
 
     def _candidates(self, queries: torch.Tensor, k: int) -> torch.Tensor:
-        """Rows int64 [q, k] of the best half-precision scores, in no order that matters."""
+        """Rows int64 [q, k] of the best half-precision scores, unsorted."""
         half_queries = queries.to(self._half.dtype)
         best_scores = best_rows = None
         for start in range(0, len(self._half), self.chunk_rows):
             chunk = self._half[start : start + self.chunk_rows]
             if self.device.type == "cuda":
-                # half-precision sums would be rounded to 11 or 8 bits, too coarse to rank by
+                # Half-precision sums, rounded to 11 or 8 bits, are too coarse to rank by.
                 products = torch.mm(half_queries, chunk.T, out_dtype=torch.float32)
             else:
                 products = half_queries.float() @ chunk.float().T
@@ -230,6 +227,6 @@ class TorchSearcher:
                 vectors = self.stored[rows]
             else:
                 vectors = torch.from_numpy(self.embeddings[rows.cpu().numpy()]).to(self.device)
-            # a sum of products, not a matrix product, which may run in reduced precision (TF32)
+            # A sum of products: a matrix product may run in reduced precision (TF32).
             scores[start : start + step] = (vectors.float() * queries[start : start + step, None]).sum(-1)
         return scores

@@ -1,7 +1,7 @@
 """Losses on score tensors: a positive in column 0, negatives after it, an optional mask of real entries.
 
-All of them compute in float32 and in log space whatever the autocast state, and return a scalar, averaged over
-the queries of the batch unless asked for otherwise. They import torch alone.
+All compute in float32 and in log space, under autocast too, and return a scalar, by default the mean over the queries
+of the batch. They import only torch.
 """
 
 from __future__ import annotations

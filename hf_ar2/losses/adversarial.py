@@ -17,37 +17,36 @@ def adversarial_loss(
     form: Literal["reference", "paper"] = "reference",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """What the retriever minimises against the ranker. The ranker's scores are detached.
+    """AR2's adversarial loss of the retriever. The ranker's scores are detached.
 
     With retriever scores ``s`` and ranker scores ``u``, both divided by their temperatures already:
 
-    ``form="reference"``, the released code: cross-entropy of the retriever, over the whole list, to the
-    unnormalised target ``w_i = softplus(u_i - u_0) = -log sigmoid(u_0 - u_i)``, so ``w_0 = log 2``:
+    ``form="reference"``, the released code: cross-entropy of the retriever, over the whole list, to the unnormalised
+    target ``w_i = softplus(u_i - u_0) = -log sigmoid(u_0 - u_i)``, so ``w_0 = log 2``:
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\sum_{i \\ge 0} w_{bi} \\log \\mathrm{softmax}(s_b)_i, \\qquad
               \\partial L_b / \\partial s_j = p_j \\sum_i w_i - w_j
 
     Its minimiser is ``p`` proportional to ``w``: a second, softer distillation.
 
-    ``form="paper"``, equations 9 and 10: the expected reward under a softmax over the negatives alone,
+    ``form="paper"``, equations 9 and 10: the expected reward under a softmax over only the negatives,
 
     .. math:: L = \\frac{1}{B} \\sum_b \\hat J_b, \\quad \\hat J_b = \\sum_{i \\ge 1} p_{bi} r_{bi}, \\quad
               r_{bi} = \\log \\sigma(u_{b0} - u_{bi}), \\qquad
               \\partial \\hat J_b / \\partial s_j = p_j (r_j - \\hat J_b)
 
-    and no gradient at all reaches the positive. Its minimiser puts all mass on the ranker's favourite
-    negative, so it needs a loss beside it that holds the positive up (``distillation_loss``). With one
-    negative its gradient is 0.
+    The positive gets no gradient. Its minimiser puts all mass on the negative that the ranker scores highest, so it
+    must be combined with a loss that trains the positive (``distillation_loss``). With one negative its gradient is 0.
 
-    Both are means over queries. The released code sums the first over the batch but averages the distillation
-    beside it, so a λ there stands for λ·B here (B queries per device; λ = 0.5 at B = 8 is a weight of 4).
+    Both are means over queries. The released code sums the first over the batch but averages the distillation loss
+    added to it, so its λ corresponds to λ·B here (B queries per device; λ = 0.5 at B = 8 is a weight of 4).
 
     Args:
         retriever_scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive.
         ranker_scores: ``[B, L]``, raw logits over their temperature; no gradient flows into them.
         form: ``"reference"`` or ``"paper"``.
-        mask: ``[B, L]`` bool, True = real entry; column 0 must be real. Masked entries get a gradient of
-            exactly 0. A query whose negatives are all masked contributes 0 and still counts in the mean.
+        mask: ``[B, L]`` bool, True = real entry; column 0 must be real. Masked entries get a gradient of exactly 0. A
+            query whose negatives are all masked contributes 0 to the mean.
 
     Returns:
         Scalar, float32 (float64 for float64 scores), the mean over the ``B`` queries. Never negative for

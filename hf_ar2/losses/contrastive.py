@@ -20,28 +20,26 @@ def in_batch_contrastive_loss(
     mask: Tensor | None = None,
     gather: bool = False,
 ) -> Tensor:
-    """Cross-entropy of each query's positive over all passages of the batch, from all processes if asked.
+    """Cross-entropy of each query's positive over all passages of the batch, optionally those of all processes.
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\log \\frac{\\exp(q_b \\cdot d_{b0} / T)}
               {\\sum_{i \\in N_b} \\exp(q_b \\cdot d_i / T)}
 
-    where ``N_b`` are all ``W * B * L`` passages of ``W`` processes, without masked entries and without what
-    would be a false negative of query b: other copies of its positive and its known positives. They are told
-    by row number, never by text or embedding (with dropout, equal texts embed differently). A true negative
-    that stands in the batch twice counts twice.
+    where ``N_b`` are all ``W * B * L`` passages of ``W`` processes, without masked entries and without false negatives
+    of query b: other copies of its positive, and its known positives. These are recognised by row number. A true
+    negative that occurs twice in the batch counts twice.
 
     Args:
         query_embeddings: ``[B, d]``, any float dtype; scores are dot products, so normalise for cosine.
-        passage_embeddings: ``[B, L, d]``, ``L >= 1``. Column 0 is the query's positive, the rest are its hard
-            negatives.
+        passage_embeddings: ``[B, L, d]``, ``L >= 1``. Column 0 is the query's positive, the others are hard negatives.
         temperature: scores are divided by it. 1 in the paper (raw dot products), about 0.05 when normalised.
-        passage_rows: ``[B, L]`` int64, the rows of the passages in the corpus. Without it nothing can be told
-            to be a copy or a known positive.
+        passage_rows: ``[B, L]`` int64, the rows of the passages in the corpus. Without it false negatives are not
+            recognised.
         known_positives: ``[B, P]`` int64, rows of all judged positives of each query, padded with -1.
         mask: ``[B, L]`` bool, True = real entry; column 0 must be real.
-        gather: also take the passages of all other processes as negatives, with gradient; every process must
-            hold the same B and L. The mean runs over the local queries: with the average over processes that
-            ``DistributedDataParallel`` takes, loss and gradients are those of the whole batch in one process.
+        gather: also use the passages of all other processes as negatives, with gradient; B and L must be the same on
+            all processes. The mean is over the local queries: averaged by ``DistributedDataParallel``, loss and
+            gradients are those of the whole batch in one process.
 
     Returns:
         Scalar, float32 (float64 for float64 embeddings), the mean over the ``B`` local queries.
@@ -65,13 +63,7 @@ def in_batch_contrastive_loss(
         0.2901
     """
     scores, positive, excluded = batch_scores(
-        query_embeddings,
-        passage_embeddings,
-        temperature=temperature,
-        passage_rows=passage_rows,
-        known_positives=known_positives,
-        mask=mask,
-        gather=gather,
+        query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask, gather
     )
     with torch.autocast(scores.device.type, enabled=False):
         if excluded is not None:
@@ -82,29 +74,24 @@ def in_batch_contrastive_loss(
 def batch_scores(
     query_embeddings: Tensor,
     passage_embeddings: Tensor,
-    *,
     temperature: float,
     passage_rows: Tensor | None,
     known_positives: Tensor | None,
     mask: Tensor | None,
     gather: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores of each query with all ``N = W * B * L`` passages of the batch: what contrastive losses are made of.
-
-    Args:
-        query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask, gather: as in
-            :func:`in_batch_contrastive_loss`.
+    """Scores of each query with all ``N = W * B * L`` passages, with arguments as :func:`in_batch_contrastive_loss`.
 
     Returns:
-        Scores over the temperature, float ``[B, N]``; where each query's own positive stands among them, int64
-        ``[B]``; and what must not count as a negative, bool ``[B, N]``, or None if everything may. The own positive
-        is never excluded.
+        Scores over the temperature, float ``[B, N]``; the column of each query's own positive, int64 ``[B]``; and the
+        entries that must not count as negatives, bool ``[B, N]``, or None if there are none. The own positive is never
+        among them.
     """
     check_embeddings(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
     dtype = torch.promote_types(query_embeddings.dtype, torch.float32)
     with torch.autocast(query_embeddings.device.type, enabled=False):
         passages = passage_embeddings.to(dtype)
-        if mask is not None:  # it may hold anything, and 0 times NaN would reach the query's gradient
+        if mask is not None:  # masked entries may be NaN, and 0 times NaN would reach the query's gradient
             passages = passages.masked_fill(~mask[:, :, None], 0.0)
         rows = passage_rows
         batch, list_size, dim = passages.shape
@@ -114,7 +101,7 @@ def batch_scores(
             passages = all_gather_with_gradient(passages)
             rows = None if rows is None else all_gather(rows)
             mask = None if mask is None else all_gather(mask)
-        positive = first * list_size  # where each query's own positive stands among all passages
+        positive = first * list_size  # the column of each query's own positive
         scores = query_embeddings.to(dtype) @ passages.reshape(-1, dim).T / temperature
         return scores, positive, _false_negatives(positive, scores.shape, rows, known_positives, mask)
 
@@ -126,7 +113,7 @@ def _false_negatives(
     known_positives: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor | None:
-    """``[B, N]`` bool: what must not count as a negative; the query's own positive never is among it."""
+    """Entries that must not count as negatives, bool ``[B, N]``; the query's own positive is never among them."""
     if rows is None and mask is None:
         return None
     excluded = torch.zeros(shape, dtype=torch.bool, device=positive.device)
@@ -141,10 +128,10 @@ def _false_negatives(
 
 
 def among(rows: Tensor, known: Tensor) -> Tensor:
-    """Which of ``rows``, int64 ``[B, N]``, are in the same line of ``known``, int64 ``[B, P]`` padded with -1."""
+    """Which of ``rows``, int64 ``[B, N]``, are in the same row of ``known``, int64 ``[B, P]`` padded with -1."""
     if known.shape[1] == 0:
         return torch.zeros_like(rows, dtype=torch.bool)
-    # By binary search: [B, N] at most in memory, however many rows are known.
+    # Binary search needs memory for [B, N] values, however many rows are known.
     known, rows = known.sort(dim=1).values.contiguous(), rows.contiguous()
     place = torch.searchsorted(known, rows).clamp(max=known.shape[1] - 1)
     return (known.gather(1, place) == rows) & (rows >= 0)
@@ -158,7 +145,7 @@ def check_embeddings(
     known_positives: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    """Refuses embeddings, rows and masks that do not fit together; as :func:`in_batch_contrastive_loss` says."""
+    """Raise the errors of :func:`in_batch_contrastive_loss`."""
     for name, tensor in (("query_embeddings", query_embeddings), ("passage_embeddings", passage_embeddings)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} have dtype {tensor.dtype}, expected a floating-point dtype")

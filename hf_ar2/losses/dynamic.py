@@ -1,4 +1,4 @@
-"""RocketQAv2's dynamic listwise distillation between a ranker and a retriever that train together."""
+"""RocketQAv2's dynamic listwise distillation between a ranker and a retriever that are trained together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hf_ar2.losses.listwise import checked_lists, masked_log_softmax
 
-# What the released code computes, and what the paper prints: keywords of `dynamic_listwise_distillation`.
-# Equation 4 sums over queries where the supervised loss beside it is a mean, so that, read literally, the divergence
-# would weigh N times as much in a batch of N; the preset takes the mean of both.
+# Arguments of `dynamic_listwise_distillation` for the released code and for the paper. The paper's equation 4 sums over
+# queries while its supervised loss is a mean, which would give the divergence N times the weight in a batch of N; the
+# preset takes the mean of both.
 PRESETS: dict[str, dict[str, Any]] = {
     "reference": {"direction": "ranker_to_retriever", "detach_teacher": True, "reduction": "mean"},
     "paper": {"direction": "retriever_to_ranker", "detach_teacher": False, "reduction": "batchmean"},
@@ -28,14 +28,14 @@ def dynamic_listwise_distillation(
     reduction: Literal["batchmean", "mean", "sum"] = "batchmean",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """KL divergence between the distributions of ranker and retriever over each list.
+    """KL divergence between the distributions of the ranker and the retriever over each list.
 
     With ``p = softmax(s / T_s)`` of the retriever and ``r = softmax(u / T_u)`` of the ranker, per query
 
     .. math:: \\mathrm{KL}(r \\| p) = \\sum_i r_i \\log (r_i / p_i) \\quad \\text{(ranker_to_retriever)}, \\qquad
               \\mathrm{KL}(p \\| r) = \\sum_i p_i \\log (p_i / r_i) \\quad \\text{(retriever_to_ranker)}
 
-    and the gradients, for temperatures of 1 (else over the temperature of the side):
+    and the gradients, for temperatures of 1 (else divided by that side's temperature):
 
     =======================  =======================  ========================
     direction                in ``s``                 in ``u``, not detached
@@ -44,25 +44,25 @@ def dynamic_listwise_distillation(
     ``retriever_to_ranker``  ``p (log(p / r) - KL)``  ``r - p``
     =======================  =======================  ========================
 
-    The paper prints KL(p ‖ r), lets it train both models, and sums over queries. Its released code computes
-    KL(r ‖ p) over the length of the list, and no gradient of it reaches the ranker, which so learns from labels
-    alone while it teaches. ``hf_ar2.losses.dynamic.PRESETS`` has both, as keywords of this function.
+    The paper has KL(p ‖ r), trains both models with it, and sums over queries. The released code has KL(r ‖ p) divided
+    by the length of the list, without a gradient to the ranker, which learns only from labels.
+    ``hf_ar2.losses.dynamic.PRESETS`` has both, as arguments of this function.
 
     Args:
         retriever_scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is a positive.
         ranker_scores: ``[B, L]``, any float dtype, of the same lists.
-        direction: whose distribution the divergence is of: it is taken from the first named to the second.
+        direction: see above.
         detach_teacher: no gradient flows into the ranker's scores, in either direction.
-        retriever_temperature: the retriever's scores are divided by it. 1 in the paper (raw dot products);
-            normalised embeddings need about 0.05.
+        retriever_temperature: the retriever's scores are divided by it. 1 in the paper (raw dot products); normalised
+            embeddings need about 0.05.
         ranker_temperature: the ranker's scores are divided by it. 1 in the paper.
-        reduction: ``"batchmean"``: the mean over queries; ``"mean"``: that of each query's divergence over the
-            length of its list, which for full lists is the mean over all ``B * L`` elements; ``"sum"``: over queries.
-        mask: ``[B, L]`` bool, True = real entry; column 0 must be real. Masked entries count for nothing and get a
-            gradient of exactly 0. A query whose negatives are all masked contributes 0.
+        reduction: ``"batchmean"``: mean over queries; ``"mean"``: mean over queries of the divergence divided by the
+            length of the list; ``"sum"``: sum over queries.
+        mask: ``[B, L]`` bool, True = real entry; column 0 must be real. Masked entries are ignored and get a gradient
+            of exactly 0. A query whose negatives are all masked contributes 0.
 
     Returns:
-        Scalar, float32 (float64 for float64 scores), never negative but for rounding.
+        Scalar, float32 (float64 for float64 scores), not negative up to rounding.
 
     Raises:
         ValueError: an unknown direction or reduction, shapes that do not fit, a masked column 0, or a temperature that
@@ -109,11 +109,11 @@ def dynamic_listwise_distillation(
 
 
 def kl_divergence(of: Tensor, to: Tensor) -> Tensor:
-    """KL(of ‖ to) of each list, float ``[B]``, from log-probabilities as `masked_log_softmax` returns them."""
-    # Masked entries are 0 in both, so that they add exp(0) * 0.
+    """KL(of ‖ to) of each list, float ``[B]``, from log-probabilities of `masked_log_softmax`."""
+    # Masked entries are 0 in both and add exp(0) * 0.
     return (of.exp() * (of - to)).sum(dim=1)
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
-    """Entropy of each list in nats, float ``[B]``, from log-probabilities as `masked_log_softmax` returns them."""
+    """Entropy of each list in nats, float ``[B]``, from log-probabilities of `masked_log_softmax`."""
     return -(log_probabilities.exp() * log_probabilities).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Gathering a tensor from all processes so that gradients flow back to the process each part came from."""
+"""Gathering a tensor from all processes, with gradients that flow back to each process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from torch import Tensor
 
 
 def all_gather_with_gradient(tensor: Tensor) -> Tensor:
-    """The tensors of all processes one after the other, in rank order; in a single process the tensor itself.
+    """The tensors of all processes, concatenated in rank order; in a single process the tensor itself.
 
-    Backward sums over the processes what each of them computed for this process's part. So where every
-    process averages a loss over its own queries against the gathered passages, and
-    ``DistributedDataParallel`` averages gradients, the parameters get exactly the gradient of one process
-    with the whole batch.
+    The backward pass sums the gradients of all processes for this process's part. If every process averages a loss over
+    its own queries against the gathered passages, and ``DistributedDataParallel`` averages gradients, the parameters
+    get exactly the gradient of one process with the whole batch.
 
     Args:
         tensor: ``[n, ...]``, the same shape and dtype on every process, on the device the backend serves.
@@ -38,7 +37,7 @@ def all_gather_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """As :func:`all_gather_with_gradient`, for row numbers and masks: no gradient and no check of shapes."""
+    """As :func:`all_gather_with_gradient`, without gradient and without a check of shapes."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -47,17 +46,17 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def world_size() -> int:
-    """How many processes train together; 1 where there is no process group."""
+    """The number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """This process's number, 0 where there is no process group."""
+    """The rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 class _AllGather(torch.autograd.Function):
-    """all_gather forward; all_reduce and this process's slice backward."""
+    """Forward: all_gather; backward: all_reduce and the slice of this process."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -66,21 +65,22 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()  # all_reduce works in place, and autograd may hold it
+        total = (
+            gradients[0].contiguous().clone()
+        )  # all_reduce works in place, and autograd may need the original
         dist.all_reduce(total)
         start = dist.get_rank() * ctx.rows
         return total[start : start + ctx.rows]
 
 
 def _check_same_shape(tensor: Tensor) -> None:
-    # Unequal shapes would hang or read garbage in the collective, so they are compared first: the number of
-    # dimensions, then the sizes, padded so that this comparison itself always fits.
+    # The collective hangs or reads garbage if shapes differ. Dimensions and sizes are padded to one length to compare.
     padding = [0] * (8 - tensor.dim())
     shape = torch.tensor([[tensor.dim(), *tensor.shape, *padding]], device=tensor.device)
     shapes = all_gather(shape).tolist()
     if any(shape != shapes[0] for shape in shapes):
         found = ", ".join(f"rank {rank} {shape[1 : 1 + shape[0]]}" for rank, shape in enumerate(shapes))
         raise ValueError(
-            f"gathered tensors must have one shape on all processes, found {found}: give every process the "
-            "same number of queries and of passages per query (drop a last batch that is uneven)"
+            f"gathered tensors must have the same shape on all processes, found {found}: give every process the same "
+            "number of queries and of passages per query (drop an uneven last batch)"
         )

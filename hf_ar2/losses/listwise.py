@@ -1,4 +1,4 @@
-"""Losses over lists: cross-entropy to the positives, listwise and pointwise, and to a teacher's distribution."""
+"""Losses over lists: listwise and pointwise cross-entropy, and cross-entropy to a teacher's distribution."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from torch import Tensor
 def listwise_cross_entropy(
     scores: Tensor, mask: Tensor | None = None, positives: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of the positive over its list: what the ranker is trained with.
+    """Cross-entropy of the positive over its list, the training loss of the ranker.
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\log \\frac{\\exp s_{b0}}{\\sum_i \\exp s_{bi}}
 
-    With several positives ``P_b`` in a list, each is ranked against the negatives ``N_b`` alone, the other positives
-    left out, and the list's loss is the mean over its positives:
+    With several positives ``P_b`` in a list, each is compared with only the negatives ``N_b``, and the list's loss is
+    the mean over its positives:
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\frac{1}{|P_b|} \\sum_{i \\in P_b}
               \\log \\frac{\\exp s_{bi}}{\\exp s_{bi} + \\sum_{j \\in N_b} \\exp s_{bj}}
 
     Args:
-        scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is a positive. Divided by the temperature already.
-        mask: ``[B, L]`` bool, True = real entry. A masked entry counts for nothing and gets a gradient of
-            exactly 0, whatever stands there. Column 0 must be real. A query whose negatives are all masked
-            contributes 0 and still counts in the mean, so that equal batches keep equal weights.
-        positives: ``[B, L]`` bool, True = positive; column 0 must be one. None: column 0 alone.
+        scores: ``[B, L]``, ``L >= 2``, any float dtype, divided by the temperature already. Column 0 is a positive.
+        mask: ``[B, L]`` bool, True = real entry; column 0 must be real. Masked entries are ignored, may hold any value,
+            and get a gradient of exactly 0. A query whose negatives are all masked contributes 0 to the mean.
+        positives: ``[B, L]`` bool, True = positive; column 0 must be one. None: only column 0.
 
     Returns:
         Scalar, float32 (float64 for float64 scores), the mean over the ``B`` queries.
 
     Raises:
-        ValueError: the shapes do not fit, a positive is masked, or column 0 is no positive.
+        ValueError: the shapes do not fit, a positive is masked, or column 0 is not a positive.
         TypeError: ``scores`` are not floating point, or ``mask`` or ``positives`` are not bool.
 
-    Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5. RocketQAv2
-    (arXiv 2110.07367), equation 5, with denoised positives beside the labelled one.
+    Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5. RocketQAv2 (arXiv
+    2110.07367), equation 5, with denoised positives beside the labelled one.
 
     Example:
         >>> import torch
@@ -53,7 +52,7 @@ def listwise_cross_entropy(
             return -masked_log_softmax(scores, mask)[:, 0].mean()
         positives = checked_positives(positives, mask, scores.shape)
         negatives = ~positives if mask is None else ~positives & mask
-        # A finite filling value: without a single negative the loss and its gradient are 0, not NaN.
+        # With a finite fill value, loss and gradient of a list without negatives are 0, not NaN.
         against = scores.masked_fill(~negatives, torch.finfo(scores.dtype).min).logsumexp(dim=1, keepdim=True)
         margins = (scores - against).masked_fill(~positives, 0.0)
         losses = -F.logsigmoid(margins).masked_fill(~positives, 0.0)
@@ -63,13 +62,13 @@ def listwise_cross_entropy(
 def pointwise_cross_entropy(
     scores: Tensor, mask: Tensor | None = None, positives: Tensor | None = None
 ) -> Tensor:
-    """Binary cross-entropy of every entry by itself: the pointwise way to train a ranker.
+    """Binary cross-entropy of every entry, the pointwise training loss of a ranker.
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\frac{1}{L_b} \\sum_i
               \\left[ y_{bi} \\log \\sigma(s_{bi}) + (1 - y_{bi}) \\log \\sigma(-s_{bi}) \\right]
 
-    Unlike a listwise ranker's, the scores are logits of relevance: their sigmoid may be compared across queries. Its
-    level follows the share of positives in the lists.
+    Unlike a listwise ranker's scores, these are logits of relevance, whose sigmoids are comparable across queries;
+    their level depends on the share of positives in the lists.
 
     Args:
         scores: ``[B, L]``, ``L >= 2``, any float dtype.
@@ -81,8 +80,8 @@ def pointwise_cross_entropy(
     Raises:
         ValueError, TypeError: as :func:`listwise_cross_entropy`.
 
-    Source: the ranker of RocketQA (arXiv 2010.08191), whose two-class softmax this is with one logit, and the
-    pointwise ranker of RocketQAv2's ablation (arXiv 2110.07367).
+    Source: the ranker of RocketQA (arXiv 2010.08191), whose two-class softmax this is with one logit, and the pointwise
+    ranker of RocketQAv2's ablation (arXiv 2110.07367).
 
     Example:
         >>> import torch
@@ -109,7 +108,7 @@ def distillation_loss(
     teacher_temperature: float = 1.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of the student to the teacher's distribution over the list. The teacher is detached.
+    """Cross-entropy of the student to the teacher's distribution over the list; the teacher is detached.
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\sum_i \\mathrm{softmax}(t_b / T_t)_i
               \\log \\mathrm{softmax}(s_b / T_s)_i
@@ -120,10 +119,9 @@ def distillation_loss(
     Args:
         student_scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive.
         teacher_scores: ``[B, L]``; no gradient flows into them.
-        student_temperature: the student's scores are divided by it. 1 in the paper, where scores are raw dot
-            products; normalised embeddings need about 0.05.
-        teacher_temperature: the teacher's scores are divided by it; above 1 flattens the target. 1 in the
-            paper.
+        student_temperature: the student's scores are divided by it. 1 in the paper (raw dot products); normalised
+            embeddings need about 0.05.
+        teacher_temperature: the teacher's scores are divided by it; above 1 flattens the target. 1 in the paper.
         mask: ``[B, L]`` bool, True = real entry, for both lists; as in :func:`listwise_cross_entropy`.
 
     Returns:
@@ -156,9 +154,9 @@ def distillation_loss(
 
 
 def masked_log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Log-softmax over the real entries of each row; 0 at masked ones, so sums may run over the whole row.
+    """Log-softmax over the real entries of each row, and 0 at masked ones.
 
-    The filling value is finite: a row without a single real entry gives zeros and zero gradients, not NaN.
+    A row without real entries gives zeros and zero gradients, not NaN.
     """
     if mask is None:
         return torch.log_softmax(scores, dim=1)
@@ -169,7 +167,7 @@ def masked_log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 def checked_lists(
     scores: Tensor, mask: Tensor | None, name: str = "scores", like: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The scores in float32 (float64 stays) and the mask, both checked.
+    """The scores in float32 (float64 is kept) and the mask, both checked.
 
     Raises:
         ValueError: the shapes do not fit, or a positive (column 0) is masked.
@@ -191,7 +189,7 @@ def checked_lists(
 
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:
-    """Refuses a mask of another shape or dtype, and one that masks a positive."""
+    """Raise if a mask has another shape or dtype, or masks column 0."""
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}, expected torch.bool (True = real entry)")
     if mask.shape != shape:
@@ -202,7 +200,7 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
 
 
 def checked_positives(positives: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
-    """The real positives; refuses another shape or dtype, and lists whose column 0 is no positive."""
+    """The positives that are not masked; raises if column 0 is not positive, or shape or dtype are wrong."""
     if positives.dtype != torch.bool:
         raise TypeError(f"positives have dtype {positives.dtype}, expected torch.bool (True = positive)")
     if positives.shape != shape:

@@ -1,4 +1,4 @@
-"""STAR's contrastive loss: each query's positive against one passage of the batch at a time."""
+"""STAR's contrastive loss: each query's positive is compared with one passage of the batch at a time."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def pairwise_contrastive_loss(
     mask: Tensor | None = None,
     gather: bool = False,
 ) -> Tensor:
-    """Mean two-way cross-entropy of each query's positive over every passage of the batch by itself.
+    """Mean two-way cross-entropy of each query's positive and every other passage of the batch.
 
     .. math:: L = \\frac{1}{\\sum_b |N_b|} \\sum_b \\sum_{i \\in N_b}
               \\log (1 + \\exp((q_b \\cdot d_i - q_b \\cdot d_{b0}) / T))
 
-    where ``N_b`` are all passages of the batch without false negatives, as in :func:`in_batch_contrastive_loss`:
-    the other queries' positives, which are random negatives, and the hard negatives of all queries. Pairs count
-    alike, as in the released code (the paper weighs hard against random ones), so that among the many pairs of a
-    large batch a query's own hard negatives are few: in a batch of 256 with one each, 1 in 511.
+    where ``N_b`` are all passages of the batch without false negatives, as in :func:`in_batch_contrastive_loss`: the
+    other queries' positives (random negatives), and the hard negatives of all queries. All pairs have the same weight,
+    as in the released code (the paper weights hard against random ones), so in a batch of 256 with one hard negative
+    each, 1 pair in 511 has a query's own hard negative.
 
     Args:
         query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask: as in
             :func:`in_batch_contrastive_loss`.
-        gather: also take the passages of all other processes, with gradient. The mean runs over the pairs of all
-            processes; with the average that ``DistributedDataParallel`` takes, loss and gradients are those of the
-            whole batch in one process.
+        gather: also use the passages of all other processes, with gradient. The mean is over the pairs of all
+            processes: averaged by ``DistributedDataParallel``, loss and gradients are those of the whole batch in one
+            process.
 
     Returns:
-        Scalar, float32 (float64 for float64 embeddings); 0 where there is no pair at all.
+        Scalar, float32 (float64 for float64 embeddings); 0 if there is no pair.
 
     Raises:
         ValueError, TypeError: as :func:`in_batch_contrastive_loss`.
@@ -54,13 +54,7 @@ def pairwise_contrastive_loss(
         0.3133
     """
     scores, positive, excluded = batch_scores(
-        query_embeddings,
-        passage_embeddings,
-        temperature=temperature,
-        passage_rows=passage_rows,
-        known_positives=known_positives,
-        mask=mask,
-        gather=gather,
+        query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask, gather
     )
     with torch.autocast(scores.device.type, enabled=False):
         pairs = torch.ones_like(scores, dtype=torch.bool) if excluded is None else ~excluded

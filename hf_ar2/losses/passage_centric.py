@@ -1,4 +1,4 @@
-"""PAIR's passage-centric loss: a positive passage against other passages, with its own query as the target."""
+"""PAIR's passage-centric loss: a positive passage must be closer to its query than to other passages."""
 
 from __future__ import annotations
 
@@ -24,31 +24,29 @@ def passage_centric_loss(
     mask: Tensor | None = None,
     gather: bool = False,
 ) -> Tensor:
-    """Cross-entropy of each positive passage's own query: nearer to it than what does not belong to that query.
+    """Cross-entropy of each positive passage's own query over that query and other texts of the batch.
 
     .. math:: L = -\\frac{1}{B} \\sum_b \\log \\frac{\\exp(d_{b0} \\cdot q_b / T)}
               {\\exp(d_{b0} \\cdot q_b / T) + \\sum_{x \\in X_b} \\exp(d_{b0} \\cdot x / T)}
 
-    ``form="paper"``: ``X_b`` are the negative passages of query b, as `in_batch_contrastive_loss` has them: other
-    queries' positives and all hard negatives. Passages are told apart from passages, which the query-centric loss never
-    does. The paper prints the loss for one list; that a batch's other passages count as well is our reading.
+    ``form="paper"``: ``X_b`` are the negative passages of query b, as in `in_batch_contrastive_loss`: other queries'
+    positives and all hard negatives. The paper defines the loss for one list; using the batch's other passages is our
+    reading.
 
     ``form="reference"``, the released code: ``X_b`` are the other *queries* and all hard negatives, but no positive
     passage of another query.
 
-    Both without false negatives: copies of the positive and known positives of query b, and in the second form queries
-    to which the passage is known to be relevant and copies of query b. PAIR trains its first stage on
-    ``(1 - α) * query-centric + α * passage-centric`` with α = 0.1, its second on the query-centric loss alone.
+    Both exclude false negatives: copies of the positive and known positives of query b, and in the second form copies
+    of query b and queries for which the passage is known to be relevant. PAIR trains its first stage on ``(1 - α) *
+    query-centric + α * passage-centric`` with α = 0.1, its second on the query-centric loss.
 
     Args:
         query_embeddings: ``[B, d]``, any float dtype; one encoder for queries and passages in the paper.
-        passage_embeddings: ``[B, L, d]``, ``L >= 1``. Column 0 is the query's positive, the rest are its hard
-            negatives.
+        passage_embeddings: ``[B, L, d]``, ``L >= 1``. Column 0 is the query's positive, the others are hard negatives.
         form: ``"reference"`` or ``"paper"``.
         temperature, passage_rows, known_positives, mask: as in :func:`in_batch_contrastive_loss`.
-        query_rows: ``[B]`` int64, the queries' rows, by which copies of a query are told.
-        gather: also take queries and passages of all other processes, with gradient; as in
-            :func:`in_batch_contrastive_loss`, exact under the average that ``DistributedDataParallel`` takes.
+        query_rows: ``[B]`` int64, the queries' rows, to recognise copies of a query.
+        gather: also use the queries and passages of all other processes, as in :func:`in_batch_contrastive_loss`.
 
     Returns:
         Scalar, float32 (float64 for float64 embeddings), the mean over the ``B`` local positives.
@@ -65,7 +63,7 @@ def passage_centric_loss(
         >>> passages = torch.stack([positives, torch.eye(3)[[2, 2]]], dim=1)     # orthogonal to everything else
         >>> round(passage_centric_loss(queries, passages, form="paper").item(), 4)    # log(1 + 3 / e)
         0.7437
-        >>> passages[:, 1] = positives                       # a hard negative that says what the positive says
+        >>> passages[:, 1] = positives                       # a hard negative equal to the positive
         >>> passage_centric_loss(queries, passages, form="paper").item() > 0.9
         True
     """
@@ -76,19 +74,13 @@ def passage_centric_loss(
         raise ValueError(f"query_rows have shape {found}, expected {expected}, one for each query")
     check_embeddings(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
     scores, place, excluded = batch_scores(
-        passage_embeddings[:, 0],
-        passage_embeddings,
-        temperature=temperature,
-        passage_rows=passage_rows,
-        known_positives=known_positives,
-        mask=mask,
-        gather=gather,
+        passage_embeddings[:, 0], passage_embeddings, temperature, passage_rows, known_positives, mask, gather
     )
     with torch.autocast(scores.device.type, enabled=False):
         queries = query_embeddings.to(scores.dtype)
         positives = passage_embeddings[:, 0].to(scores.dtype)
         own = (positives * queries).sum(dim=1, keepdim=True) / temperature
-        # Where a positive would meet itself, its query stands: the target.
+        # The query of a positive, the target, takes the place of the positive itself.
         scores = scores.scatter(1, place[:, None], own)
         if excluded is None:
             excluded = torch.zeros_like(scores, dtype=torch.bool)
@@ -110,9 +102,9 @@ def _own_queries(
     query_rows: Tensor | None,
     gather: bool,
 ) -> Tensor:
-    """The queries that a positive belongs to, which must not stand against it: bool ``[B, W * B]``.
+    """The queries for which a positive is relevant, which must not be its negatives: bool ``[B, W * B]``.
 
-    ``first`` says where each positive's query stands among those of all processes, int64 ``[B]``.
+    ``first`` is the position of each positive's query among those of all processes, int64 ``[B]``.
     """
 
     def all_of(tensor: Tensor) -> Tensor:

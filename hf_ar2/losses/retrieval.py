@@ -1,4 +1,4 @@
-"""LTRe's loss: pairs of a relevant and another passage of a retrieved list, weighted by what swapping them changes."""
+"""LTRe's loss: pairs of a relevant and another retrieved passage, weighted by the effect of swapping them."""
 
 from __future__ import annotations
 
@@ -24,28 +24,26 @@ def retrieval_pairwise_loss(
     .. math:: L = \\frac{1}{B} \\sum_b \\frac{1}{|P_b| |N_b|} \\sum_{p \\in P_b} \\sum_{n \\in N_b}
               |v(r_p) - v(r_n)| \\log (1 + \\exp(s_n - s_p))
 
-    with the relevant passages ``P_b`` and the others ``N_b`` of list b, and the rank ``r`` of a passage, which is its
-    column + 1. The value ``v`` of a rank r within ``cut`` is 1/r (``lambda_mrr``) or 1/log2(1 + r) (``lambda_ndcg``),
-    beyond it 0. ``ranknet`` weighs all pairs alike, by 1.
+    with the relevant passages ``P_b`` and the others ``N_b`` of list b, and the rank ``r`` of a passage, its column +
+    1. The value ``v`` of a rank r within ``cut`` is 1/r (``lambda_mrr``) or 1/log2(1 + r) (``lambda_ndcg``), beyond it
+    0. ``ranknet`` gives all pairs the weight 1.
 
-    For one relevant passage the weight is the change of MRR (of DCG) when the two change places. Passages that the
-    search missed and that were appended stand behind the list; with ``cut`` at the depth of the search they have
-    the value 0, and learn by the values of those above them.
+    For one relevant passage the weight is the change of MRR (or DCG) when the two are swapped. Positives that the
+    search missed are appended to the list; with ``cut`` at the depth of the search they have the value 0.
 
     Args:
-        scores: ``[B, L]``, any float dtype, divided by the temperature already, in the order of the retrieved list.
+        scores: ``[B, L]``, any float dtype, divided by the temperature already, in the retrieved order.
         relevant: ``[B, L]`` bool, True = relevant.
         weighting: see above.
-        cut: ranks with a value; at least 1.
-        mask: ``[B, L]`` bool, True = real entry. A masked entry keeps its rank, counts for nothing and gets a
-            gradient of exactly 0, whatever stands there.
+        cut: the last rank with a value; at least 1.
+        mask: ``[B, L]`` bool, True = real entry. Masked entries keep their rank, are ignored, may hold any value, and
+            get a gradient of exactly 0.
 
     Returns:
-        Scalar, float32 (float64 for float64 scores), the mean over the B lists. A list without a pair counts as 0, so
-        that two processes with half of the lists each step as one with all of them.
+        Scalar, float32 (float64 for float64 scores), the mean over the B lists; a list without a pair counts as 0.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown weighting, or a ``cut`` below 1, which would make all weights 0.
+        ValueError: shapes that do not fit, an unknown weighting, or a ``cut`` below 1.
         TypeError: ``scores`` are not floating point, or ``relevant`` or ``mask`` are not bool.
 
     Source: LTRe (arXiv 2010.10469); ADORE (arXiv 2104.08051), whose released code (jingtaozhan/DRhard) sums each pair
@@ -64,7 +62,7 @@ def retrieval_pairwise_loss(
         real = torch.ones_like(relevant) if mask is None else mask
         scores = scores.masked_fill(~real, 0.0)
         positive, negative = relevant & real, ~relevant & real
-        # The few relevant entries of each list, brought to the front: [B, P].
+        # The columns of the relevant entries of each list: [B, P].
         count = int(positive.sum(dim=1).max()) if len(positive) else 0
         columns = positive.int().argsort(dim=1, descending=True, stable=True)[:, :count]
         pairs = positive.gather(1, columns)[:, :, None] & negative[:, None, :]
@@ -99,4 +97,4 @@ def _check(scores: Tensor, relevant: Tensor, weighting: str, cut: int, mask: Ten
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r}: expected one of {', '.join(WEIGHTINGS)}")
     if cut < 1:
-        raise ValueError(f"cut={cut}: expected at least 1; without a rank that counts every weight is 0")
+        raise ValueError(f"cut={cut}: expected at least 1, else every weight is 0")

@@ -1,9 +1,9 @@
-"""What a step computes with the two models: embeddings, scores of pairs, and the module that holds both for it."""
+"""Embeddings and scores of pairs in a training step, and the module that holds both models."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -11,9 +11,6 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
 from hf_ar2.models.loading import Task, similarity_of
-
-if TYPE_CHECKING:
-    pass
 
 Features = dict[str, Tensor]
 
@@ -23,7 +20,7 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
 
     Args:
         features: `input_ids`, `attention_mask` and, for some models, `token_type_ids`; int64 `[B, T]`.
-        task: which tower, where there are two.
+        task: selects the tower, if there are two.
 
     Returns:
         float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
@@ -42,15 +39,15 @@ def score_pairs(ranker: CrossEncoder, features: Features) -> Tensor:
 class JointModel(nn.Module):
     """Retriever and ranker as one module, so that one optimizer, one DDP wrapper and one checkpoint serve both.
 
-    `forward` does every encoding of a step. Inputs come in chunks sorted by length, with the index that puts the rows
-    back in order, because a chunk is padded to its own longest row only.
+    `forward` does every encoding of a step. Inputs are chunks of rows of similar length, each padded to its own longest
+    row, and an index that restores the order.
 
     Args:
         retriever: may be None in the ranker's warm-up.
         ranker: may be None in the retriever's warm-up.
 
     Attributes:
-        codebook: the centroids of the retriever's index, where they are trained too (JPQ).
+        codebook: the centroids of the retriever's index, if they are trained (JPQ).
 
     Example:
         >>> from hf_ar2 import load_retriever
@@ -76,7 +73,7 @@ class JointModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The transformers config of the retriever (of the ranker where there is no retriever)."""
+        """The transformers config of the retriever, or of the ranker if there is no retriever."""
         model = self.retriever if self.retriever is not None else self.ranker
         assert model is not None
         return model.config
@@ -95,7 +92,7 @@ class JointModel(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """What `activation_checkpointing_enable` was called before transformers 5.23."""
+        """The name of `activation_checkpointing_enable` before transformers 5.23."""
         for model in (self.retriever, self.ranker):
             if model is not None:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
@@ -107,7 +104,7 @@ class JointModel(nn.Module):
         pairs: dict[str, Any] | None = None,
         teacher: Literal["ranker"] | None = None,
     ) -> dict[str, Tensor]:
-        """Encode what a step needs.
+        """Encode the inputs of a step.
 
         Args:
             queries, passages, pairs: `{"chunks": [features, ...], "order": int64 [n]}`; row i of the output is row
@@ -115,8 +112,8 @@ class JointModel(nn.Module):
             teacher: `"ranker"` scores the pairs in evaluation mode and without gradient.
 
         Returns:
-            `query_embeddings` float32 `[n, d]`, `passage_embeddings` float32 `[n, d]`, `pair_scores` float32 `[n]`,
-            those that were asked for; `centroids` of a codebook, which `DistributedDataParallel` has to see leave here.
+            `query_embeddings` float32 `[n, d]`, `passage_embeddings` float32 `[n, d]`, `pair_scores` float32 `[n]` of
+            the inputs given; `centroids` of a codebook, which `DistributedDataParallel` must see as an output.
         """
         outputs: dict[str, Tensor] = {}
         if self.codebook is not None:
@@ -145,7 +142,7 @@ class JointModel(nn.Module):
 
 
 def save_models(model: JointModel, folder: str | Path) -> None:
-    """Write `folder/retriever` and `folder/ranker` as standard checkpoints (safetensors, no base model's card)."""
+    """Write `folder/retriever` and `folder/ranker` as standard checkpoints in safetensors, without a model card."""
     for name in ("retriever", "ranker"):
         child = getattr(model, name)
         if child is not None:

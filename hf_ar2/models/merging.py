@@ -1,4 +1,4 @@
-"""A trained retriever's weights averaged with those it started from: general search is kept, at some cost in-domain."""
+"""Averaging a trained retriever's weights with its starting weights (WiSE-FT), to keep its general search quality."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.models.loading import has_separate_towers
 
-# What is kept where the queries of dev cannot tell.
-SHARE_UNMEASURED = 0.5
-# Up to here more of the starting weights is taken where dev shows no difference.
-SHARE_FREE = 0.3
-# Of the metric on dev: as much may be lost by more than that. With few queries no difference is significant.
-MOST_LOST = 0.02
+# The share where the dev queries cannot decide.
+DEFAULT_SHARE = 0.5
+# Up to this share the largest one without a significant difference on dev is taken.
+MAX_FREE_SHARE = 0.3
+# A larger share may lose at most this much of the metric on dev: with few queries no difference is significant.
+MAX_LOSS = 0.02
 
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How much of the starting weights a merged retriever gets; lengths are in tokens, named as in the trainers.
+    """The share of the starting weights in a merged retriever; lengths are in tokens, named as in the trainers.
 
     Attributes:
-        base: name of a model of the recipe; None: the one that the retriever goes back to through its stages.
-        share: of the base's weights, a number between 0 (the trained retriever) and 1 (the base), or `auto`, see
-            `choose_share`.
+        base: name of a model of the recipe; None: the model that the retriever's first stage started from.
+        share: weight of the base, between 0 (the trained retriever) and 1 (the base), or `auto`, see `choose_share`.
         eval_split: split of the qrels that `auto` measures on.
         seed: of the samples that `auto` measures on.
         max_query_length, max_passage_length, title_separator: how `auto` reads texts.
-        bf16: None: where it pays.
+        bf16: None: if it is expected to be faster.
         index_factory, index_dtype: of the index in which `auto` finds candidates.
 
     Raises:
@@ -54,52 +53,46 @@ class MergeConfig:
 
 
 def check_mergeable(trained: SentenceTransformer, base: SentenceTransformer) -> None:
-    """Refuse two retrievers whose weights cannot be averaged.
+    """Check that the weights of two retrievers can be averaged.
 
     Raises:
-        ValueError: a tower each for queries and passages; another architecture, with the first parameter or buffer
-            that differs.
+        ValueError: a retriever has two towers, or the architectures differ; the message names the first parameter or
+            buffer that differs.
     """
     if has_separate_towers(trained) or has_separate_towers(base):
         raise ValueError(
-            "the retriever has a tower for queries and one for passages; expected one tower, so merge before LTRe and "
+            "the retriever has a tower for queries and one for passages; expected one tower: merge before LTRe and "
             "without separate_towers"
         )
+    advice = "Name the base that training started from"
     ours, theirs = (
-        {name: tuple(weight.shape) for name, weight in model.named_parameters()} for model in (trained, base)
+        {name: list(weight.shape) for name, weight in model.named_parameters()} for model in (trained, base)
     )
     for name in dict.fromkeys([*ours, *theirs]):
         if ours.get(name) == theirs.get(name):
             continue
+        found = f"is only in the {'trained one' if name in ours else 'base'}"
         if name in ours and name in theirs:
-            found = (
-                f"has the shape {list(ours[name])} in the trained one and {list(theirs[name])} in the base"
-            )
-        else:
-            found = f"is only in the {'trained one' if name in ours else 'base'}"
-        raise ValueError(
-            f"the retrievers have different architectures: parameter {name!r} {found}. Name the base that training "
-            "started from"
-        )
+            found = f"has the shape {ours[name]} in the trained one and {theirs[name]} in the base"
+        raise ValueError(f"the retrievers have different architectures: parameter {name!r} {found}. {advice}")
     buffers = dict(base.named_buffers())
     for name, buffer in trained.named_buffers():
         if name not in buffers or not torch.equal(buffer.cpu(), buffers[name].cpu()):
             raise ValueError(
-                f"the retrievers have different architectures: buffer {name!r} differs. Name the base that training "
-                "started from"
+                f"the retrievers have different architectures: buffer {name!r} differs. {advice}"
             )
 
 
 def merge_retrievers(
     trained: SentenceTransformer, base: SentenceTransformer, share: float
 ) -> SentenceTransformer:
-    """A retriever whose every weight is share · base + (1 - share) · trained, computed in float32.
+    """A retriever with the weights share · base + (1 - share) · trained, computed in float32.
 
-    All else is the trained one's: tokenizer, pooling, prompts, similarity.
+    Tokenizer, pooling, prompts and similarity are those of the trained one.
 
     Args:
-        trained, base: one-tower retrievers of one architecture, on one device; both stay as they are.
-        share: of the base, between 0 and 1; at 0 and 1 the weights are those of the one or the other, bit for bit.
+        trained, base: one-tower retrievers of one architecture, on one device; they are not changed.
+        share: of the base, between 0 and 1; at 0 and 1 the weights are exactly those of one of them.
 
     Raises:
         ValueError: see `check_mergeable`.

@@ -1,4 +1,4 @@
-"""What a saved retriever or ranker says of itself, read from its files, and whether it is complete."""
+"""Properties of a saved retriever or ranker, read from its files, and checks that the files are complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# How a ranker says that its scores are logits.
+# The activation function of a ranker whose scores are logits.
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
@@ -22,10 +22,10 @@ class SavedRetriever:
         similarity: `"cosine"` or `"dot"`.
         normalised: whether its embeddings have unit length.
         dimension: of an embedding.
-        max_length: tokens a text is cut at; None where the tokenizer does not say.
-        towers: task → subfolder of the transformer, where queries and passages have one each; else empty.
-        prompts: task → what is put before its texts; those that are not empty.
-        plain: whether transformer, pooling and normalisation are all there is, so that `AutoModel` can do the same.
+        max_length: longest text in tokens; None if the tokenizer has no limit.
+        towers: task → subfolder of the transformer, if there are two towers; else empty.
+        prompts: task → the prompt, if it is not empty.
+        plain: whether it has only transformer, pooling and normalisation, so that `AutoModel` can do the same.
     """
 
     pooling: str
@@ -43,8 +43,8 @@ class SavedRanker:
     """How a saved ranker reads pairs.
 
     Attributes:
-        max_length: tokens a pair is cut at; None where the tokenizer does not say.
-        plain: whether a transformer with its own classification head is all there is, so that
+        max_length: longest pair in tokens; None if the tokenizer has no limit.
+        plain: whether it has only a transformer with its own classification head, so that
             `AutoModelForSequenceClassification` can do the same.
     """
 
@@ -53,10 +53,10 @@ class SavedRanker:
 
 
 def read_retriever(folder: str | Path) -> SavedRetriever:
-    """What the files of a saved `SentenceTransformer` say.
+    """The properties of a saved `SentenceTransformer`.
 
     Raises:
-        ValueError: files are missing: without them others would load it with another pooling or similarity.
+        ValueError: files are missing without which it would be loaded with another pooling or similarity.
     """
     folder = Path(folder)
     _require(folder, "retriever", "modules.json", "config_sentence_transformers.json")
@@ -99,10 +99,10 @@ def read_retriever(folder: str | Path) -> SavedRetriever:
 
 
 def read_ranker(folder: str | Path) -> SavedRanker:
-    """What the files of a saved `CrossEncoder` say.
+    """The properties of a saved `CrossEncoder`.
 
     Raises:
-        ValueError: files are missing, or something other than one logit comes out.
+        ValueError: files are missing, or its output is not one logit.
     """
     folder = Path(folder)
     _require_transformer(folder, "", "ranker")
@@ -112,11 +112,11 @@ def read_ranker(folder: str | Path) -> SavedRanker:
             f"{folder / 'config.json'}: {len(config['id2label'])} labels, expected 1 (one relevance logit)"
         )
     _require(folder, "ranker", "config_sentence_transformers.json")
-    said = _read(folder / "config_sentence_transformers.json").get("activation_fn")
-    if said != IDENTITY:
+    activation = _read(folder / "config_sentence_transformers.json").get("activation_fn")
+    if activation != IDENTITY:
         raise ValueError(
-            f"{folder / 'config_sentence_transformers.json'}: activation_fn is {said!r}, expected {IDENTITY!r}, "
-            "without which CrossEncoder puts a sigmoid on the logit; save it with load_ranker(...).save_pretrained(...)"
+            f"{folder / 'config_sentence_transformers.json'}: activation_fn is {activation!r}, expected {IDENTITY!r}, "
+            "because CrossEncoder else applies a sigmoid; save it with load_ranker(...).save_pretrained(...)"
         )
     modules = folder / "modules.json"
     kinds = [module["type"].rsplit(".", 1)[-1] for module in _read(modules)] if modules.is_file() else []
@@ -130,7 +130,7 @@ def _require_transformer(folder: Path, place: str, role: str) -> None:
     if not any((folder / place / name).is_file() for name in _WEIGHTS):
         raise ValueError(
             f"{folder / place}: no {' or '.join(_WEIGHTS)}; a {role} is published with its weights in safetensors. "
-            "Save it anew with save_pretrained"
+            "Save it again with save_pretrained"
         )
 
 
@@ -138,8 +138,8 @@ def _require(folder: Path, role: str, *names: str) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder}: no saved {role}: {', '.join(missing)} missing. Name a folder that save_model or "
-            "save_pretrained wrote"
+            f"{folder}: not a saved {role}: {', '.join(missing)} missing. Name a folder written by save_model or "
+            "save_pretrained"
         )
 
 
@@ -152,4 +152,4 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}. Save the model anew") from None
+        raise ValueError(f"{path}: not valid JSON: {error}. Save the model again") from None

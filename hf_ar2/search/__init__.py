@@ -1,4 +1,4 @@
-"""A run, or two models and a collection, opened for searching."""
+"""Searching with the models of a run, or with two models and a collection."""
 
 from hf_ar2.search.system import Hit, SearchSystem, Settings
 

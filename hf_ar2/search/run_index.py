@@ -1,4 +1,4 @@
-"""The index that a run was evaluated with, where its passages do not give it again: trained with them, or given."""
+"""The index that a run was evaluated with, if it cannot be rebuilt from the passages: trained, or given by the user."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.frozen import FrozenIndex
 
-# Where an LTRe stage, and then the run, keeps the index that was trained against, if it is no exact one.
+# The folder in which an LTRe stage, and then the run, stores the index of the training, unless it is exact.
 SEARCHED_INDEX = "searched_index"
 
 
 @dataclass(frozen=True)
 class RunIndex:
-    """Where an index is that `FrozenIndex.of_files` opens.
+    """The files of an index, which `FrozenIndex.from_files` opens.
 
     Attributes:
         path: a FAISS file, or a folder with one.
@@ -32,24 +32,24 @@ class RunIndex:
     ids: Path | None = None
 
     @classmethod
-    def of_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
-        """The index that the row which a run serves searched; None for one that is built when it is needed."""
+    def from_run(cls, folder: str | Path, recipe: dict[str, Any]) -> RunIndex | None:
+        """The index that the served row of a run searched; None: it is built when needed."""
         row, stages = served_row(folder, recipe), recipe.get("stages") or {}
         given = row.get("index")
         if given in stages:
             settings = {**(recipe.get("args") or {}), **(stages[given].get("args") or {})}
-            return cls.of_stage(Path(folder) / SEARCHED_INDEX, settings)
+            return cls.from_stage(Path(folder) / SEARCHED_INDEX, settings)
         if given is not None:
             return cls(Path(given), Path(row["index_ids"]) if row.get("index_ids") else None)
         kept = Path(folder) / SEARCHED_INDEX
         return cls(kept) if kept.is_dir() else None
 
     @classmethod
-    def of_stage(cls, kept: Path, settings: Mapping[str, Any]) -> RunIndex | None:
-        """The index that an LTRe stage trained against; None for an exact one, which its passages give again.
+    def from_stage(cls, kept: Path, settings: Mapping[str, Any]) -> RunIndex | None:
+        """The index that an LTRe stage searched in training; None for an exact one, which can be rebuilt.
 
         Args:
-            kept: where an index is that the stage made.
+            kept: the folder of an index that the stage made.
             settings: of the stage.
         """
         given = settings.get("index")
@@ -65,12 +65,12 @@ class RunIndex:
         corpus_ids: list[str],
         search_parameters: str | None = None,
     ) -> FrozenIndex:
-        """The index, checked to be of these passages and this passage encoder.
+        """Open the index, and check that it has these passages and is of this passage encoder.
 
         Raises:
-            FileNotFoundError: it is not there any more. ValueError: it belongs to other passages or another encoder.
+            FileNotFoundError: it no longer exists. ValueError: it has other passages, or is of another encoder.
         """
-        index = FrozenIndex.of_files(
+        index = FrozenIndex.from_files(
             self.path, corpus_ids, self.ids, device=encoders.device, search_parameters=search_parameters
         )
         check_fit(index, str(self.path), encoders, retriever, inputs)

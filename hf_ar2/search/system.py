@@ -1,4 +1,4 @@
-"""Retriever, ranker and collection as they are used after training: to rank test queries, and to search."""
+"""Retriever, ranker and collection after training: to rank test queries, and to search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row
@@ -24,7 +23,7 @@ from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.models.loading import bf16_pays, default_temperature, similarity_of
+from hf_ar2.models.loading import bf16_is_faster, default_temperature, similarity_of
 from hf_ar2.search.run_index import RunIndex
 
 # What the `evaluation` of a recipe says, its served row, or its chosen.json; all other settings are in its `args`.
@@ -112,19 +111,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found.
+    """A retrieved passage.
 
     Attributes:
         passage_id, title, text: the passage.
-        retriever_rank: place before the ranker reorders; 1 is the first.
-        retriever_score: inner product of the embeddings; where BM25 is beside the retriever, their weighted sum in
-            units of that.
-        ranker_score: the ranker's logit; None without a ranker, or where the ranker did not look.
+        retriever_rank: rank before the ranker reorders, from 1.
+        retriever_score: inner product of the embeddings; in a hybrid with BM25, the weighted sum of both.
+        ranker_score: the ranker's logit; None without a ranker, or if the ranker did not score the passage.
 
     Example:
         >>> hit = Hit("d7", "Paris", "A city.", retriever_rank=3, retriever_score=0.71, ranker_score=4.2)
-        >>> f"{hit.title} ({hit.retriever_rank}. of the retriever)"
-        'Paris (3. of the retriever)'
+        >>> f"{hit.title} (rank {hit.retriever_rank} of the retriever)"
+        'Paris (rank 3 of the retriever)'
     """
 
     passage_id: str
@@ -139,15 +137,14 @@ class SearchSystem:
     """A retriever, a ranker and the collection they search.
 
     Args:
-        retriever: what finds passages.
-        ranker: what reorders them; None where there is only a retriever.
-        collection: what is searched; to measure as training does, `collection.for_training()`.
+        retriever: finds passages.
+        ranker: reorders them; None: only the retriever is used.
+        collection: to measure as training does, `collection.for_training()`.
         settings: lengths and depths.
-        work_folder: keeps tokens (`cache/`) and the index (`index/`) between one use and the next.
-        index_folder: an index somewhere else. It is used if it fits the retriever and the collection, refused if
-            it does not, and built if there is none.
-        index_dir: instead of one index, a folder of many by fingerprint, where it is looked for and kept (`Encodings`).
-        run_index: files of an index that is searched instead; nothing is built then.
+        work_folder: stores tokens (`cache/`) and the index (`index/`).
+        index_folder: another folder for the index. An index in it must fit the retriever and the collection.
+        index_dir: instead, a folder of several indexes by fingerprint (`Encodings`).
+        run_index: an existing index to search instead.
         index_name: the folder of the index in the work folder.
 
     Example:
@@ -183,12 +180,12 @@ class SearchSystem:
         self.run_index = run_index
         self.encodings = Encodings(index_dir) if index_dir is not None else None
         self.index_name = index_name
-        bf16 = bf16_pays(retriever.device) if settings.bf16 is None else settings.bf16
+        bf16 = bf16_is_faster(retriever.device) if settings.bf16 is None else settings.bf16
         self.encoders = Encoders(
             retriever.device,
             Processes.current(retriever.device),
             bf16=bf16,
-            # What a recipe says of this is meant for the machine that trained; it changes no result.
+            # A recipe's value is meant for the machine that trained, and changes no result.
             budget=65536 if retriever.device.type == "cuda" else 2048,
         )
 
@@ -219,40 +216,28 @@ class SearchSystem:
 
     @property
     def fingerprint(self) -> str:
-        """What the index is made from: weights, tokens, lengths, precision."""
+        """The fingerprint of the index, see `index_fingerprint`."""
         return index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
 
     @cached_property
     def index(self) -> CorpusIndex:
-        """The index over the collection: opened where there is one that fits, else built.
+        """The index of the collection: opened if a fitting one exists, else built.
 
         Raises:
-            ValueError: `index_folder` holds an index of another retriever, other lengths, or another corpus.
+            ValueError: `index_folder` has an index of another retriever, other lengths, or another corpus.
         """
-        fingerprint = self.fingerprint
+        fingerprint, settings = self.fingerprint, self.settings
+        kind = fingerprint, settings.index_factory, settings.index_dtype
         if self.index_folder is not None and (self.index_folder / "meta.json").is_file():
             return CorpusIndex.open(self.index_folder, fingerprint, device=self.encoders.device)
         if self.index_folder is None and self.encodings is not None:
-            return self.encodings.index(
-                self.encoders,
-                self.retriever,
-                self.retriever_inputs,
-                fingerprint,
-                self.settings.index_factory,
-                self.settings.index_dtype,
-            )
-        return self.encoders.build_index(
-            self.retriever,
-            self.retriever_inputs,
-            self.index_folder or self.work_folder / self.index_name,
-            fingerprint,
-            self.settings.index_factory,
-            self.settings.index_dtype,
-        )
+            return self.encodings.index(self.encoders, self.retriever, self.retriever_inputs, *kind)
+        folder = self.index_folder or self.work_folder / self.index_name
+        return self.encoders.build_index(self.retriever, self.retriever_inputs, folder, *kind)
 
     @cached_property
     def searched(self) -> CorpusIndex | FrozenIndex:
-        """What `search` and `rankings` search: `run_index` where there is one, else `index`."""
+        """The index that `search` and `rankings` use: `run_index` if given, else `index`."""
         if self.run_index is None:
             if self.index_folder is None and self.settings.search_parameters is not None:
                 self.index.search_parameters = self.settings.search_parameters
@@ -264,17 +249,13 @@ class SearchSystem:
 
     @property
     def searched_place(self) -> str:
-        """Which index `searched` is, in words."""
+        """A description of the index `searched`."""
         if self.run_index is not None:
             return f"the index that the run was evaluated with, {self.run_index.path}"
         return f"index in {self.index.folder}"
 
     def rankings(self, split: str) -> dict[str, Ranking]:
-        """What each system makes of the queries of a split, in the order of `evaluated_queries`.
-
-        Returns:
-            As `rankings_of_systems` has them.
-        """
+        """The rankings of each system for the queries of a split, in the order of `evaluated_queries`."""
         query_rows = evaluated_queries(self.collection, split)
         queries = self.encoders.embed_queries(
             self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
@@ -300,14 +281,14 @@ class SearchSystem:
 
     @cached_property
     def lexical(self) -> LexicalIndex:
-        """BM25 over the collection, kept beside the index."""
+        """The BM25 index of the collection, stored in the work folder."""
         texts = list(self.collection.passage_texts(self.settings.title_separator))
         return LexicalIndex.open_or_build(texts, self.work_folder / "lexical")
 
     def _with_lexical(
         self, texts: list[str], queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, depth: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What the retriever found and what BM25 finds beside it, in the order of the weighted sum."""
+        """The results of retriever and BM25, sorted by the weighted sum of their scores."""
         both = candidates_of_both(
             scores, rows, texts, self.lexical, lambda passages: score_rows(self.searched, queries, passages)
         )
@@ -315,23 +296,22 @@ class SearchSystem:
 
     @property
     def retriever_temperature(self) -> float:
-        """What retriever scores are divided by when both models are asked together."""
+        """The temperature of retriever scores in the pipeline."""
         if self.settings.retriever_temperature is not None:
             return self.settings.retriever_temperature
         return default_temperature(self.retriever)
 
     def search(self, query: str, k: int = 10) -> list[Hit]:
-        """The best passages for a text: the retriever finds some, the ranker puts them in order.
+        """The best passages for a query: the retriever finds candidates, the ranker reorders them.
 
         Args:
-            query: any text; it is cut at `max_query_length`.
-            k: passages wanted. They are chosen out of `rerank_depth`, or out of k where that is more.
+            query: any text; it is truncated at `max_query_length`.
+            k: number of hits, chosen from `rerank_depth` candidates, or k if that is more.
 
         Returns:
-            k hits, or the whole corpus where it is smaller; in the pipeline's order (see `pipeline_scores`), the
-            ranker's where the ranker alone is served, or the retriever's where there is no ranker. Where a run chose
-            how many passages are reordered, those after them follow in the retriever's order, without a ranker score.
-            With `rerank_depth` 0 the order is the retriever's.
+            k hits, or fewer if the corpus is smaller, in the order of the pipeline (see `pipeline_scores`), of the
+            ranker (if `settings.system` is "ranker"), or of the retriever (without a ranker, or with `rerank_depth` 0).
+            Below `pipeline_depth`, hits follow in the retriever's order, without a ranker score.
         """
         settings = self.settings
         reranks = self.ranker is not None and settings.rerank_depth > 0
@@ -344,8 +324,8 @@ class SearchSystem:
                 show_progress_bar=False,
                 processing_kwargs=_cut_at(self.retriever_inputs.max_query_length),
             )
-        lexical = self.settings.lexical_weight > 0
-        wide = max(depth, self.settings.depth) if lexical else depth
+        lexical = settings.lexical_weight > 0
+        wide = max(depth, settings.depth) if lexical else depth
         scores, rows = self.searched.search(embedding, min(wide, self.searched.ntotal))
         if lexical:
             scores, rows = self._with_lexical([query], embedding, scores, rows, depth)
@@ -361,11 +341,11 @@ class SearchSystem:
             )
         ]
         first = [hit for hit in hits if hit.ranker_score is not None]
-        first.sort(key=self._served_score, reverse=True)  # equal scores stay in the retriever's order
+        first.sort(key=self._served_score, reverse=True)  # ties keep the retriever's order
         return [*first, *hits[len(first) :]][:k]
 
     def _served_score(self, hit: Hit) -> float:
-        """What hits that the ranker scored are ordered by."""
+        """The score by which hits with a ranker score are sorted."""
         assert hit.ranker_score is not None
         if self.settings.system == "ranker":
             return hit.ranker_score
@@ -390,72 +370,6 @@ class SearchSystem:
         return [float(score) for score in scores]
 
 
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder that has come to its end.
-
-    Raises:
-        FileNotFoundError: no run folder, or no retriever in it yet; the message says what to do.
-        ValueError: a recipe.yaml that is no recipe.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "recipe.yaml").write_text("collection: BeIR/scifact")
-        ...     Path(folder, "retriever").mkdir()  # a checkpoint, once the recipe has come to its end
-        ...     read_run(folder)
-        {'collection': 'BeIR/scifact'}
-    """
-    recipe = read_recipe(folder)
-    if not (Path(folder) / "retriever").is_dir():
-        stages = [Path(folder) / "stages" / name for name in recipe.get("stages") or {}]
-        if stages and not last_row(recipe) and all((stage / "done.json").is_file() for stage in stages):
-            raise FileNotFoundError(
-                f"{folder} has no retriever/: its recipe is done but has no evaluation.rows, the last of which names "
-                f"the run's models. Name one by itself, {stages[-1]}/retriever for example, or add a row and give the "
-                "command that started it again: what is trained stays"
-            )
-        raise FileNotFoundError(
-            f"{folder} has no retriever/ yet: its recipe has not come to its end. The command that started it "
-            "continues it"
-        )
-    return recipe
-
-
-def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe a run folder was made by, whether it has come to its end or not.
-
-    Raises:
-        FileNotFoundError: no run folder; the message names those that are near.
-        ValueError: a recipe.yaml that is no recipe.
-    """
-    folder = Path(folder)
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        runs = sorted(
-            str(found.parent)
-            for found in (folder.parent, Path("runs"))
-            for found in found.glob("*/recipe.yaml")
-        )
-        here = (
-            f"Run folders here: {', '.join(dict.fromkeys(runs))}"
-            if runs
-            else "Make one with: hf-ar2 quickstart"
-        )
-        what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"{folder} is no run folder: {what}. {here}")
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"{path}: not valid YAML: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
-        ) from None
-    if not isinstance(recipe, dict) or "collection" not in recipe:
-        raise ValueError(
-            f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
-        )
-    return recipe
-
-
 def _chosen(folder: str | Path) -> dict[str, Any]:
     """The system that a run chose, as `Settings` has it."""
     chosen = read_json(Path(folder) / CHOSEN)
@@ -471,7 +385,7 @@ def _chosen(folder: str | Path) -> dict[str, Any]:
 
 
 def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:
-    """How sentence-transformers is told to cut texts at a length other than the model's own."""
+    """Arguments that make sentence-transformers truncate texts at another length than the model's own."""
     return {"text": {"max_length": max_length, "truncation": True}}
 
 

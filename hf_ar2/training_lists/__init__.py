@@ -1,7 +1,7 @@
-"""What training lists are drawn from: candidate pools, filters, samplers, stored lists."""
+"""Training lists: candidate pools, filters, samplers, stored lists."""
 
+from hf_ar2.training_lists.list_sampler import Lists, ListSampler
 from hf_ar2.training_lists.pool import CandidatePool, build_pool
-from hf_ar2.training_lists.sampler import Lists, ListSampler
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, save_training_lists
 
 __all__ = [

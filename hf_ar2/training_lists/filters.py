@@ -1,10 +1,10 @@
-"""What may not be a negative: passages that are known to be relevant, or that have the text of one that is."""
+"""Passages that must not be negatives: known positives, and passages with the text of one."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Queries filtered at a time: bounds the temporary arrays, whatever the size of the training set.
+# Queries filtered at a time, to bound the temporary arrays.
 _CHUNK = 16384
 
 
@@ -16,10 +16,10 @@ def drop_known(
     suspect: dict[str, np.ndarray],
     depth: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Scores and rows that no filter takes, moved to the left and cut at ``depth``; counts of what was taken.
+    """Scores and rows ``[Q, depth]`` that no filter drops, moved to the left, and the number dropped per cause.
 
-    ``known`` is cause -> (values ``[Q, K']``, values to drop, per query as in the CSR ``offsets``), ``suspect`` is
-    cause -> bool ``[Q, K']``, what to drop.
+    ``known`` is cause -> (values ``[Q, K']``, the values to drop, per query as in the CSR ``offsets``); ``suspect`` is
+    cause -> what to drop, bool ``[Q, K']``.
     """
     dropped: dict[str, int] = {}
     kept_rows = np.full((len(rows), depth), -1, dtype=np.int32)
@@ -41,10 +41,8 @@ def drop_known(
 
 
 def among(values: np.ndarray, known: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Whether ``values[i, j]`` is one of ``known[offsets[i]:offsets[i + 1]]``; bool, the shape of values.
-
-    Query and value become one integer, so that all queries are looked up in one sorted array.
-    """
+    """Whether ``values[i, j]`` is one of ``known[offsets[i]:offsets[i + 1]]``; bool, the shape of values."""
+    # Query and value become one integer, so that one sorted array serves all queries.
     known = known[offsets[0] : offsets[-1]]
     width = int(max(values.max(initial=0), known.max())) + 1
     pairs = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * width + known.astype(np.int64)
@@ -57,7 +55,7 @@ def among(values: np.ndarray, known: np.ndarray, offsets: np.ndarray) -> np.ndar
 def text_groups(
     text_keys: np.ndarray, rows: np.ndarray, positive_rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the positives' texts; returns those of ``rows`` (-1: no positive's) and of the positives."""
+    """Numbers of the positives' texts, of ``rows`` (-1: not the text of a positive) and of the positives."""
     highest = int(max(rows.max(initial=-1), positive_rows.max(initial=-1)))
     if highest >= len(text_keys):
         raise ValueError(f"text_keys has {len(text_keys)} entries, but passage row {highest} occurs")

@@ -1,16 +1,12 @@
-"""Candidate pools: for each training query the passages its retriever ranks highest, without its positives.
+"""Candidate pools: for each training query the passages that the retriever ranks highest, without its positives.
 
-A pool is built once per round from the retriever's search results, kept as memory-mapped arrays, and read by
-the samplers of :mod:`hf_ar2.training_lists.sampling`.
+A pool is built once per round from the retriever's search results and stored as memory-mapped arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_ar2.folders import complete_folder
 from hf_ar2.training_lists.filters import drop_known, text_groups
 
 if TYPE_CHECKING:
@@ -35,21 +32,20 @@ _FORMAT = 1
 
 @dataclass(eq=False)
 class CandidatePool:
-    """Candidates of Q training queries, at most K each, best first.
-
-    Entry i of every array belongs to the i-th training query; samplers take such places, not query rows.
+    """Candidates of Q training queries, at most K each, best first; samplers address them by entry, 0 to Q - 1.
 
     Attributes:
         query_rows: int64 ``[Q]``, rows in the collection's queries.
-        passage_rows: int32 ``[Q, K]``, rows in the corpus; -1 pads short pools on the right.
+        passage_rows: int32 ``[Q, K]``, rows in the corpus; -1 pads.
         scores: float32 ``[Q, K]``, the retriever's scores (not divided by a temperature); -inf under padding.
         positive_rows: int32 ``[Q, P]``, the query's positives; -1 pads.
-        positive_scores: float32 ``[Q, P]``, their scores; -inf under padding, nan where they were not given.
-        dropped: cause -> number of retrieved passages left out.
+        positive_scores: float32 ``[Q, P]``, their scores; -inf under padding, nan if they were not given.
+        dropped: cause -> number of retrieved passages that were dropped.
         round: number of the round whose retriever searched.
-        fingerprint: of what the pool was made from.
+        fingerprint: of the inputs.
 
     Example:
+        >>> import tempfile
         >>> pool = CandidatePool(
         ...     query_rows=np.array([4, 9]),
         ...     passage_rows=np.array([[7, 2], [5, -1]], np.int32),
@@ -79,18 +75,12 @@ class CandidatePool:
 
     @property
     def depth(self) -> int:
-        """K, the most candidates a query has room for."""
+        """K, the largest number of candidates of a query."""
         return int(self.passage_rows.shape[1])
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``folder`` (one .npy file per array and meta.json), replacing a pool that is there.
-
-        Everything goes to a temporary folder first, so ``folder`` is never half written.
-        """
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        """Write ``folder`` (one .npy file per array and meta.json), replacing an existing pool."""
+        with complete_folder(Path(folder), replace=True) as temporary:
             for name in _ARRAYS:
                 np.save(temporary / f"{name}.npy", getattr(self, name), allow_pickle=False)
             meta = {
@@ -101,35 +91,23 @@ class CandidatePool:
                 "shapes": {name: list(getattr(self, name).shape) for name in _ARRAYS},
             }
             (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-            temporary.chmod(0o755)
-            # A folder cannot be renamed over one that holds files: the old one steps aside first.
-            aside = temporary.with_name(temporary.name + ".old")
-            if folder.exists():
-                os.replace(folder, aside)
-            os.replace(temporary, folder)
-            shutil.rmtree(aside, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: str | None = None) -> CandidatePool:
-        """Opens a saved pool; its arrays are read-only memory maps, shared by all processes that open it.
+        """Open a saved pool; its arrays are read-only memory maps, shared by all processes that open it.
 
         Args:
-            folder: where :meth:`save` wrote it.
-            fingerprint: what the pool has to be made from; None takes any.
+            folder: written by :meth:`save`.
+            fingerprint: the expected one; None accepts any.
 
         Raises:
-            FileNotFoundError: there is no complete pool in ``folder``.
+            FileNotFoundError: there is no pool in ``folder``.
             ValueError: another fingerprint or format, or an array that does not fit meta.json.
         """
         folder = Path(folder)
         path = folder / "meta.json"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no such file, so {folder} holds no complete candidate pool; build it"
-            )
+            raise FileNotFoundError(f"{path}: no such file, so {folder} is not a candidate pool; build it")
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if meta.get("format") != _FORMAT:
             raise ValueError(
@@ -137,8 +115,8 @@ class CandidatePool:
             )
         if fingerprint is not None and meta["fingerprint"] != fingerprint:
             raise ValueError(
-                f"{path}: the pool was made from {meta['fingerprint']}, expected {fingerprint}: its "
-                "retriever, data or settings are others; delete the folder and build the pool again"
+                f"{path}: the pool has the fingerprint {meta['fingerprint']}, expected {fingerprint}: it was made with "
+                "another retriever, data or settings; delete the folder and build the pool again"
             )
         arrays = {}
         for name, dtype in _ARRAYS.items():
@@ -168,27 +146,26 @@ def build_pool(
     round: int = 0,
     fingerprint: str = "",
 ) -> CandidatePool:
-    """Filters the retriever's search results into a pool of candidates.
+    """Filter the retriever's search results into a pool of candidates.
 
-    Left out, and counted under the first cause that holds, in this order: ``positive`` (judged relevant to
-    the query), ``duplicate_of_positive`` (has the text of one of its positives), ``contains_answer``,
-    ``within_margin`` (scores too close to the positives, see ``relative_margin``). What is left keeps its
-    order, and its first ``depth`` are kept. Search deeper than ``depth``, by the number of passages the filters
-    may take.
+    Passages are dropped, and counted under the first of these causes that holds: ``positive`` (judged relevant to the
+    query), ``duplicate_of_positive`` (has the text of one of its positives), ``contains_answer``, ``within_margin``
+    (see ``relative_margin``). The first ``depth`` of the others are kept, so search deeper than ``depth`` by the number
+    of passages that the filters may drop.
 
     Args:
         retrieved_scores: float ``[Q, K']``, best first.
         retrieved_rows: int ``[Q, K']``, rows in the corpus; -1 pads.
         judgments: of the same queries in the same order; those with relevance 0 are ignored.
-        depth: most candidates kept per query (AR2: 100); with 0 the pool holds positives alone.
-        positive_scores: float ``[Q, P]``, the retriever's scores of :func:`padded_positives`; a positive need
-            not be among what was retrieved. Needed by the SimANS sampler and the margin statistics.
-        text_keys: int64 ``[N]``, :func:`passage_text_keys` of the corpus; turns the duplicate filter on.
-        answer_hits: bool ``[Q, K']``, whether the retrieved passage contains an answer; turns that filter on.
-        relative_margin: drops what scores above (1 - margin) times the mean score of the query's positives: it may be
-            relevant and unlabelled (NV-Retriever, arXiv 2407.15831). Needs ``positive_scores``.
-        folder: where to write the pool; without one it stays in memory.
-        round, fingerprint: kept with the pool.
+        depth: most candidates per query (AR2: 100); with 0 the pool holds only positives.
+        positive_scores: float ``[Q, P]``, the retriever's scores of :func:`padded_positives`, retrieved or not. The
+            SimANS sampler and the margin statistics need them.
+        text_keys: int64 ``[N]``, :func:`passage_text_keys` of the corpus; enables the duplicate filter.
+        answer_hits: bool ``[Q, K']``, whether the retrieved passage contains an answer; enables that filter.
+        relative_margin: drops passages that score above (1 - margin) times the mean score of the query's positives, as
+            they may be relevant and unlabelled (NV-Retriever, arXiv 2407.15831). Needs ``positive_scores``.
+        folder: where to save the pool; None keeps it in memory.
+        round, fingerprint: stored with the pool.
 
     Returns:
         The pool; with a folder, as opened from there.
@@ -232,16 +209,13 @@ def build_pool(
 
 
 def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
-    """One pool with the entries of all, in their order; candidates and positives are padded to the widest.
+    """One pool, in memory, with the entries of all; candidates and positives are padded to the widest.
 
-    A query may have several entries. Scores are kept as they are: where the pools' scores come from different
-    models they are not comparable between entries, which no sampler asks of them.
+    A query may have several entries. Scores of different models are not comparable between entries, which no sampler
+    needs. ``dropped`` is the sum, ``round`` the highest, the fingerprint a hash of all.
 
     Args:
         pools: at least one; over one collection.
-
-    Returns:
-        The pool, in memory; ``dropped`` is summed, ``round`` the highest, the fingerprint that of all in order.
 
     Raises:
         ValueError: no pool.
@@ -254,10 +228,10 @@ def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
             dropped[cause] = dropped.get(cause, 0) + count
     return CandidatePool(
         query_rows=np.concatenate([np.asarray(pool.query_rows) for pool in pools]),
-        passage_rows=_side_by_side([pool.passage_rows for pool in pools], np.int32(-1)),
-        scores=_side_by_side([pool.scores for pool in pools], np.float32(-np.inf)),
-        positive_rows=_side_by_side([pool.positive_rows for pool in pools], np.int32(-1)),
-        positive_scores=_side_by_side([pool.positive_scores for pool in pools], np.float32(-np.inf)),
+        passage_rows=_concatenate_padded([pool.passage_rows for pool in pools], np.int32(-1)),
+        scores=_concatenate_padded([pool.scores for pool in pools], np.float32(-np.inf)),
+        positive_rows=_concatenate_padded([pool.positive_rows for pool in pools], np.int32(-1)),
+        positive_scores=_concatenate_padded([pool.positive_scores for pool in pools], np.float32(-np.inf)),
         dropped=dropped,
         round=max(pool.round for pool in pools),
         fingerprint=hashlib.blake2b(
@@ -267,7 +241,7 @@ def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
 
 
 def padded_positives(judgments: Judgments) -> np.ndarray:
-    """The positives of each query side by side.
+    """The positives of each query as one padded array.
 
     Args:
         judgments: Q queries, each with at least one positive.
@@ -283,13 +257,13 @@ def padded_positives(judgments: Judgments) -> np.ndarray:
 
 
 def passage_text_keys(texts: Iterable[str]) -> np.ndarray:
-    """A 64-bit content hash per text, equal for texts that differ in case and white space alone.
+    """A 64-bit hash per text, equal for texts that differ only in case and white space.
 
     Args:
         texts: N passages, for example ``collection.passage_texts()``.
 
     Returns:
-        int64 ``[N]``: BLAKE2b of the case-folded text with runs of white space as one blank.
+        int64 ``[N]``: BLAKE2b of the case-folded text with each run of white space as one space.
     """
     digests = b"".join(
         hashlib.blake2b(
@@ -301,20 +275,20 @@ def passage_text_keys(texts: Iterable[str]) -> np.ndarray:
 
 
 def pool_statistics(pool: CandidatePool) -> dict[str, float]:
-    """How large and how hard a pool is.
+    """The size and the difficulty of a pool.
 
     Returns:
         - ``queries``: their number; ``candidates``: mean number of candidates per query.
         - ``short_pools``, ``empty_pools``: queries with fewer candidates than the depth, and with none.
         - ``top_score``: mean score of the first candidate.
 
-        and, where the pool has the positives' scores (of several positives the best one counts):
+        and, if the pool has the positives' scores (of several positives the best one counts):
 
         - ``positive_score``: mean score of the positive.
         - ``top_margin``: mean of positive minus first candidate, in units of score; less is harder.
         - ``outscored``: share of queries whose first candidate scores above the positive.
 
-        Means over scores and the share leave out queries with an empty pool.
+        Queries with an empty pool are not part of the means over scores and the share.
     """
     lengths = (np.asarray(pool.passage_rows) >= 0).sum(axis=1)
     filled = lengths > 0
@@ -336,8 +310,8 @@ def pool_statistics(pool: CandidatePool) -> dict[str, float]:
     return statistics
 
 
-def _side_by_side(arrays: Sequence[np.ndarray], padding: np.generic) -> np.ndarray:
-    """Arrays ``[Q_i, K_i]`` under each other, padded on the right to the widest."""
+def _concatenate_padded(arrays: Sequence[np.ndarray], padding: np.generic) -> np.ndarray:
+    """Arrays ``[Q_i, K_i]`` concatenated along the first axis, padded on the right to the widest."""
     width = max(array.shape[1] for array in arrays)
     stacked = np.full((sum(map(len, arrays)), width), padding, dtype=padding.dtype)
     start = 0

@@ -1,8 +1,7 @@
-"""Training lists on disk: what augmentation writes and every trainer reads.
+"""Training lists on disk, written by augmentation and read by every trainer.
 
-A folder holds a saved `datasets.Dataset` with one row per list, `manifest.json` (what the lists were made from;
-written last, so that a folder with it is complete), and `queries.jsonl` where the lists have queries that the
-collection may not know. A query may have several lists.
+A folder holds a saved `datasets.Dataset` with one row per list, `manifest.json` (the inputs of the lists; written last,
+so that a folder with it is complete), and `queries.jsonl` for queries that the collection may not have.
 """
 
 from __future__ import annotations
@@ -53,16 +52,15 @@ _MANIFEST, _QUERIES = "manifest.json", "queries.jsonl"
 
 @dataclass(frozen=True)
 class TrainingLists:
-    """Lists of a positive or several and of negatives, by id.
+    """Lists of one or more positives and of negatives, by id. A query may have several lists.
 
     Attributes:
         dataset: one row per list: `query_id`; `positive_ids`, labelled ones first; `negative_ids`, in the order of
-            the retriever that found them; `positive_scores` and `negative_scores`, the ranker's, float32;
-            `kind`: `undenoised` (labelled positives, any other retrieved passages as negatives), `denoised` (only
-            negatives the ranker is sure of, and positives it is sure of) or `pseudo` (the same for a query
-            without labels).
-        manifest: what they were made from, and how many were kept and dropped for which cause.
-        queries: columns `id`, `text`: queries the collection may not have; None without such.
+            the retriever that found them; `positive_scores` and `negative_scores`, the ranker's, float32; `kind`:
+            `undenoised` (labelled positives, any other retrieved passages as negatives), `denoised` (also positives,
+            and only negatives, of which the ranker is confident) or `pseudo` (the same for a query without labels).
+        manifest: the inputs of the lists, and how many were kept, and dropped for each cause.
+        queries: columns `id`, `text`: queries that the collection may not have; None: there are none.
         folder: where they were read from, for messages.
 
     Example:
@@ -91,7 +89,7 @@ class TrainingLists:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits of every list: ids, scores and kinds, in their order."""
+        """32 hex digits that identify the ids, scores and kinds of all lists, in their order."""
         digest = hashlib.blake2b(digest_size=16)
         for name in ("query_id", "kind"):
             hash_strings(arrow_column(self.dataset, name), digest)
@@ -101,17 +99,14 @@ class TrainingLists:
         return digest.hexdigest()
 
     def to_pool(self, collection: Collection, kinds: Iterable[str] | None = None) -> CandidatePool:
-        """A candidate pool with one entry per list, of which samplers draw as from a mined one.
+        """A candidate pool, in memory, with one entry per list. Its scores are the ranker's.
 
         Args:
-            collection: what the ids are of; with `queries` added, see `Collection.with_queries`.
-            kinds: the lists to take; None takes all.
-
-        Returns:
-            The pool, in memory. Its scores are the ranker's, its candidates are in the order they are stored in.
+            collection: has the ids; with `queries` added, see `Collection.with_queries`.
+            kinds: the kinds of lists to include; None: all.
 
         Raises:
-            ValueError: an unknown kind; an id that the collection does not have, with the row it stands in.
+            ValueError: an unknown kind, or an id that the collection does not have; the message names the row.
         """
         wanted = set(KINDS if kinds is None else kinds)
         if wanted - set(KINDS):
@@ -119,8 +114,8 @@ class TrainingLists:
         made_from = self.manifest.get("collection", {}).get("corpus_fingerprint")
         if made_from is not None and made_from != collection.corpus_fingerprint:
             logger.warning(
-                f"{self.folder}: the lists were made over another corpus than {collection.name} is now; ids alone "
-                "connect them"
+                f"{self.folder}: the lists were made from another corpus than {collection.name} is now; they are "
+                "matched by id"
             )
         taken = np.flatnonzero(np.isin(np.asarray(self.dataset["kind"], dtype=object), list(wanted)))
         table = self.dataset.select(taken)
@@ -165,13 +160,13 @@ class TrainingLists:
 
 
 def load_training_lists(folder: str | Path) -> TrainingLists:
-    """Reads a folder of training lists.
+    """Read a folder of training lists.
 
     Raises:
-        FileNotFoundError: there are no (complete) lists in the folder.
-        ValueError: another format; a column is missing or of another type; a list without a positive or a
-            negative, with other numbers of ids and of scores, a score that is no number, an unknown kind, or a
-            passage that is both positive and negative. The message names folder, column and row.
+        FileNotFoundError: there are no complete lists in the folder.
+        ValueError: another format; a column is missing or of another type; a list without a positive or a negative,
+            with different numbers of ids and scores, with a score that is not finite, an unknown kind, or a passage
+            that is both positive and negative. The message names folder, column and row.
 
     Example:
         >>> import tempfile
@@ -189,7 +184,7 @@ def load_training_lists(folder: str | Path) -> TrainingLists:
     path = folder / _MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file, so {folder} holds no complete training lists; write them with hf-ar2 augment"
+            f"{path}: no such file, so {folder} has no complete training lists; write them with hf-ar2 augment"
         )
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
@@ -209,16 +204,12 @@ def save_training_lists(
     manifest: dict[str, Any],
     queries: datasets.Dataset | None = None,
 ) -> TrainingLists:
-    """Writes a folder of training lists; those that are there are replaced, other files of the folder are kept.
+    """Write a folder of training lists, and read them back; existing lists are replaced, other files are kept.
 
     Args:
-        folder: made where it is missing.
-        dataset: as in `TrainingLists`.
-        manifest: what is to be known about the lists; `format` and `fingerprint` are added.
-        queries: columns `id`, `text`; what the collection may not have.
-
-    Returns:
-        The lists as they are read back.
+        folder: created if it does not exist.
+        dataset, queries: as in `TrainingLists`.
+        manifest: information about the lists; `format` and `fingerprint` are added.
 
     Raises:
         ValueError: as in `load_training_lists`.
@@ -254,10 +245,7 @@ def save_training_lists(
 
 
 def read_queries(path: str | Path) -> datasets.Dataset:
-    """Reads queries without labels: a file of JSON lines with `_id` and `text`, plain or gzipped.
-
-    Returns:
-        Columns `id`, `text`.
+    """Read queries without labels, columns `id` and `text`: JSON lines with `_id` and `text`, plain or gzipped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -302,25 +290,31 @@ def _check(folder: Path, dataset: datasets.Dataset) -> None:
             raise ValueError(f"{folder}, column {name}: found {dataset.features[name]}, expected {expected}")
     columns = {name: arrow_column(dataset, name) for name in LIST_FEATURES}
     for name, column in columns.items():
-        _refuse(folder, name, column.is_null().to_numpy(), "nothing", "a value")
-    _refuse(folder, "kind", ~np.isin(columns["kind"].to_pylist(), KINDS), "another kind", " or ".join(KINDS))
+        _check_rows(folder, name, column.is_null().to_numpy(), "null", "a value")
+    _check_rows(
+        folder, "kind", ~np.isin(columns["kind"].to_pylist(), KINDS), "another kind", " or ".join(KINDS)
+    )
     for role in ("positive", "negative"):
         counts = pc.list_value_length(columns[f"{role}_ids"]).to_numpy()
         scored = pc.list_value_length(columns[f"{role}_scores"]).to_numpy()
-        _refuse(folder, f"{role}_ids", counts == 0, "an empty list", f"a {role}")
-        _refuse(
-            folder, f"{role}_scores", counts != scored, "another number of scores than of ids", "one each"
+        _check_rows(folder, f"{role}_ids", counts == 0, "an empty list", f"at least one {role}")
+        _check_rows(
+            folder,
+            f"{role}_scores",
+            counts != scored,
+            "different numbers of scores and ids",
+            "one score per id",
         )
         unscored = ~np.isfinite(_flat(columns[f"{role}_scores"]).to_numpy())
         lists = np.repeat(np.arange(len(counts)), counts)
         wrong = np.isin(np.arange(len(counts)), lists[unscored])
-        _refuse(folder, f"{role}_scores", wrong, "a score that is no number", "finite scores")
+        _check_rows(folder, f"{role}_scores", wrong, "a score that is not finite", "finite scores")
     both = _contradictions(columns["positive_ids"], columns["negative_ids"])
-    _refuse(folder, "negative_ids", both, "a passage that is among positive_ids too", "it in one of them")
+    _check_rows(folder, "negative_ids", both, "a passage that is also in positive_ids", "it in one of them")
 
 
 def _contradictions(positives: pa.ChunkedArray, negatives: pa.ChunkedArray) -> np.ndarray:
-    """Which lists have a passage on both sides, bool `[N]`."""
+    """Which lists have a passage among both positives and negatives, bool `[N]`."""
     codes = {}
     known = pc.unique(
         pa.chunked_array([*_flat(positives).chunks, *_flat(negatives).chunks], type=pa.string())
@@ -333,7 +327,9 @@ def _contradictions(positives: pa.ChunkedArray, negatives: pa.ChunkedArray) -> n
     return np.isin(np.arange(len(positives)), shared // max(len(known), 1))
 
 
-def _refuse(folder: Path, column: str, wrong: Sequence[bool] | np.ndarray, found: str, expected: str) -> None:
+def _check_rows(
+    folder: Path, column: str, wrong: Sequence[bool] | np.ndarray, found: str, expected: str
+) -> None:
     if np.any(wrong):
         row = int(np.flatnonzero(wrong)[0])
         raise ValueError(f"{folder}, column {column}, row {row}: found {found}; expected {expected}")

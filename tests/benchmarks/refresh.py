@@ -38,7 +38,7 @@ from sentence_transformers.util import mine_hard_negatives
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.models.loading import bf16_pays, load_retriever
+from hf_ar2.models.loading import bf16_is_faster, load_retriever
 from hf_ar2.trainers import JointConfig
 from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.training_lists.pool import CandidatePool
@@ -246,9 +246,9 @@ def main() -> None:
     whole = part_of(whole, len(whole.queries), len(whole.corpus))
     retriever = load_retriever(options.model, max_length=options.length, device="cpu")
     compare(retriever, part, options, "fp32", False, False)
-    if options.bf16 or bf16_pays("cpu"):
+    if options.bf16 or bf16_is_faster("cpu"):
         compare(retriever, part, options, "bf16 autocast", True, True)
-    if bf16_pays("cpu"):
+    if bf16_is_faster("cpu"):
         compare(retriever, part, options, "as each comes: bf16 here, fp32 there", True, False)
     with replaced_forward(retriever, look_up(retriever)):
         compare(retriever, whole, options, "look-up for the encoder", False, False)

@@ -43,7 +43,7 @@ def _measure(run: str, qrels: str, metrics: str) -> list[list[str]]:
     longest = max(map(len, predictions))
     if not longest:
         raise ValueError("Run: found no judged query; paste a run and the judgments of its queries")
-    # The metric refuses a cutoff that no list reaches. Here the table names the cutoff that was measured.
+    # The metric raises for a cutoff that no list reaches, so the table uses the longest list's length.
     names = [_cut(name, longest) for name in metrics.replace(",", " ").split()]
     values = METRIC.compute(predictions=predictions, references=list(judged.values()), metrics=names)
     return [[name, f"{value:.4f}"] for name, value in values.items()]

@@ -70,7 +70,7 @@ class IRMetrics(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         strings = datasets.Sequence(datasets.Value("string"))
-        # As int32, 0.9 would become 0 before it could be refused.
+        # As int32, 0.9 would become 0 before it could be checked.
         grades = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

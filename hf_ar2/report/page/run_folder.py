@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.facts import CHOSEN, read_json
-from hf_ar2.search.system import read_recipe
+from hf_ar2.search.recipe_file import read_recipe
 
 _UNFINISHED = "its recipe has not finished. Give the command that started the run again to continue it"
 

@@ -7,37 +7,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_ar2.training_lists.pool import CandidatePool
-from hf_ar2.training_lists.sampling import (
+from hf_ar2.training_lists.draws import (
     sample_more_positive_columns,
     sample_negatives,
     sample_positive_columns,
     sample_random_passages,
 )
+from hf_ar2.training_lists.pool import CandidatePool
 
-_STREAM = 1_000_003
+_SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists of a batch.
+    """The training lists of a batch.
 
     Attributes:
         query_rows: int64 `[B]`.
         passage_rows: int64 `[B, L]`; positives, then negatives; column 0 is a positive; -1 under a False mask.
         mask: bool `[B, L]`.
         positives: bool `[B, L]`.
-        known_positives: int64 `[B, P]`, all known positives of each query, -1 padded.
+        known_positives: int64 `[B, P]`, -1 padded.
 
     Example:
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([4, 9]),
-        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
-        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
-        ... )
-        >>> lists = ListSampler(pool, corpus_size=10, num_negatives=2, seed=0)(np.array([0]))
-        >>> lists.passage_rows.shape, lists.positives.tolist()
-        ((1, 3), [[True, False, False]])
+        >>> passages, real = np.array([[1, 7]]), np.array([[True, True]])
+        >>> lists = Lists(np.array([4]), passages, real, np.array([[True, False]]), known_positives=np.array([[1]]))
+        >>> lists.passage_rows[lists.positives]
+        array([1])
     """
 
     query_rows: np.ndarray
@@ -49,9 +45,9 @@ class Lists:
 
 @dataclass
 class ListSampler:
-    """Draws lists as a pure function of seed and position, so that nothing has to be saved to resume.
+    """Draws lists as a pure function of seed and position, so that a resumed run needs no saved state.
 
-    Position p is the p-th list its phase trains on. Queries come in a new permutation every pass.
+    Position p is the p-th list of a training phase. Every pass is a new permutation of the queries.
 
     Args:
         pool: candidates of the training queries; replaced at every refresh. A query may have several entries.
@@ -59,11 +55,10 @@ class ListSampler:
         num_negatives: negatives in a list.
         seed: of the run.
         sampler, simans_a, simans_b, first_positive: see `JointConfig`.
-        hard_share: from positions to the share of negatives taken from the pool; the rest is drawn from the whole
-            corpus, as is what a short pool lacks. None: all from the pool, a short one under the mask.
-        num_positives: positives in a list at most; a query with fewer leaves the rest under the mask.
-        known_positives: int `[Q, P]`, of each entry of the pool all passages known to be relevant, -1 padded; None: the
-            positives of the pool.
+        hard_share: from positions to the share of negatives from the pool; the others, and those that a short pool
+            lacks, are drawn from the whole corpus. None: all from the pool; what it lacks is masked.
+        num_positives: most positives in a list; those that a query lacks are masked.
+        known_positives: int `[Q, P]`, all known positives of each pool entry, -1 padded; None: the pool's positives.
 
     Example:
         >>> pool = CandidatePool(
@@ -90,7 +85,7 @@ class ListSampler:
     known_positives: np.ndarray | None = None
 
     def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
-        """Which training queries (places in the pool) these positions fall on, int64 `[B]`."""
+        """The pool entries of these positions, int64 `[B]`."""
         total = len(self.pool)
         passes = positions // total
         out = np.empty(len(positions), np.int64)
@@ -101,9 +96,9 @@ class ListSampler:
         return out
 
     def __call__(self, positions: np.ndarray, stream: int = 0) -> Lists:
-        """The lists at these positions `[B]`; each phase draws from a stream of its own."""
+        """The lists at these positions `[B]`; each phase draws from its own stream."""
         indices = self.indices(positions, stream)
-        seed = self.seed + _STREAM * stream
+        seed = self.seed + _SEED_STEP * stream
         columns = sample_positive_columns(
             self.pool, indices, seed=seed, positions=positions, first=self.first_positive
         )
@@ -122,7 +117,7 @@ class ListSampler:
     def _positives(
         self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, seed: int
     ) -> np.ndarray:
-        """Rows int64 `[B, num_positives]`, the one in `columns` first; -1 where a query has no more."""
+        """Rows int64 `[B, num_positives]`, the one in `columns` first, -1 padded."""
         more = sample_more_positive_columns(
             self.pool,
             indices,

@@ -1,8 +1,7 @@
 """Draws of positives and negatives for training lists, each a pure function of a seed and a position.
 
-A trainer numbers its lists (the *position* counts lists over the whole run). What a list holds depends on
-``(seed, position)`` alone: not on the batch it falls into, not on the process that draws it, not on what was
-drawn before. So one process and eight draw the same lists, and a resumed run needs no generator state.
+The *position* of a list is its number in the whole run. The contents of a list depend only on ``(seed, position)``, so
+one process and eight draw the same lists, and a resumed run needs no generator state.
 """
 
 from __future__ import annotations
@@ -14,17 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     from hf_ar2.training_lists.pool import CandidatePool
 
-__all__ = [
-    "counter_uniform",
-    "sample_more_positive_columns",
-    "sample_negatives",
-    "sample_positive_columns",
-    "sample_random_passages",
-]
-
 SAMPLERS = ("uniform", "top", "simans")
 
-# Each kind of draw reads a stream of its own, so that the draws of one list are independent.
+# Each kind of draw has its own stream, so that the draws of one list are independent.
 _NEGATIVES, _POSITIVES, _RANDOM, _MORE_POSITIVES = 1, 2, 3, 4
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -39,13 +30,12 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def counter_uniform(seed: int, positions: np.ndarray, columns: int, stream: int = 0) -> np.ndarray:
-    """Uniform numbers that are a hash of ``(seed, stream, position, column)``, with no state in between.
+    """Uniform numbers that are a hash of ``(seed, stream, position, column)``.
 
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), started for each position from a hash of seed, stream and
-    position.
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), started for each position from a hash of seed, stream, position.
 
     Args:
-        seed: any integer; its low 64 bits count.
+        seed: any integer; only its low 64 bits are used.
         positions: integers ``[B]``.
         columns: numbers per position.
         stream: draws with different streams are independent.
@@ -58,7 +48,7 @@ def counter_uniform(seed: int, positions: np.ndarray, columns: int, stream: int 
     state = _mix(key ^ _mix(np.asarray(positions).astype(np.uint64) * _GOLDEN + _GOLDEN))
     counters = np.arange(1, columns + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(state[:, None] + counters[None, :])
-    # 52 bits and a half keep both ends out: 53 would round the largest value up to 1.
+    # 52 bits and a half exclude 0 and 1: with 53 bits the largest value would round to 1.
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
@@ -74,27 +64,26 @@ def sample_negatives(
     simans_b: float = 0.0,
     positive_columns: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws ``n`` different negatives per list from the pool.
+    """Draw ``n`` different negatives per list from the pool.
 
-    ``uniform`` draws evenly from the pool (as AR2 does); ``top`` takes its first ``n``; ``simans`` draws in
-    proportion to ``exp(-a (s_i - s_+ - b)^2)`` (SimANS, Zhou et al., EMNLP Industry 2022), where ``s_+`` is
-    the score of the list's positive. Drawing is exact and without replacement (Gumbel top-n over log-weights,
-    so no weight underflows). For a given list the draw of n negatives is a prefix of the draw of more.
+    ``uniform`` draws uniformly (AR2); ``top`` takes the first ``n``; ``simans`` draws in proportion to
+    ``exp(-a (s_i - s_+ - b)^2)`` (SimANS, Zhou et al., EMNLP Industry 2022), where ``s_+`` is the score of the list's
+    positive. Draws are without replacement (Gumbel top-n over log-weights, so that no weight underflows). The draw of n
+    negatives is a prefix of the draw of more.
 
     Args:
         pool: the candidates.
-        indices: integers ``[B]``, places in the pool (not query rows).
+        indices: integers ``[B]``, pool entries (not query rows).
         n: negatives per list.
-        seed, positions: integer and integers ``[B]``; they alone decide the draw, see the module's text.
+        seed, positions: integer and integers ``[B]``, see the module's docstring.
         sampler: ``"uniform"``, ``"top"`` or ``"simans"``.
-        simans_a: a, per squared unit of score: with cosine scores in [-1, 1] choose it in the hundreds, with
-            BERT's dot products the paper's 0.5 will do.
+        simans_a: a, per squared unit of score: some hundreds for cosine scores, the paper's 0.5 for dot products.
         simans_b: b, in units of score; above 0 prefers candidates that score above the positive.
-        positive_columns: integers ``[B]``, which of its query's positives each list has; default: the first.
+        positive_columns: integers ``[B]``, the column of each list's positive; default: the first.
 
     Returns:
-        ``rows`` int64 ``[B, n]`` and ``mask`` bool ``[B, n]``. A pool with fewer than n candidates
-        gives all it has, and the rest is row -1 under a False mask.
+        ``rows`` int64 ``[B, n]`` and ``mask`` bool ``[B, n]``. If the pool has fewer than n candidates, the rest is row
+        -1 under a False mask.
 
     Raises:
         ValueError: unknown sampler; lengths differ; ``simans`` on a pool without the positives' scores.
@@ -122,12 +111,10 @@ def sample_negatives(
 def sample_positive_columns(
     pool: CandidatePool, indices: np.ndarray, *, seed: int, positions: np.ndarray, first: bool = False
 ) -> np.ndarray:
-    """Draws one of each query's positives, evenly.
+    """Draw one of each query's positives, uniformly.
 
     Args:
-        pool: the candidates.
-        indices: integers ``[B]``, places in the pool.
-        seed, positions: integer and integers ``[B]``; they alone decide the draw.
+        pool, indices, seed, positions: as in :func:`sample_negatives`.
         first: take the first positive instead.
 
     Returns:
@@ -151,14 +138,12 @@ def sample_more_positive_columns(
     positions: np.ndarray,
     first: bool = False,
 ) -> np.ndarray:
-    """Draws up to ``n`` further positives of each list, without replacement.
+    """Draw up to ``n`` further positives of each list, without replacement.
 
     Args:
-        pool: the candidates.
-        indices: integers ``[B]``, places in the pool.
+        pool, indices, seed, positions: as in :func:`sample_negatives`.
         columns: integers ``[B]``, the positive each list has already, from :func:`sample_positive_columns`.
         n: further positives per list.
-        seed, positions: integer and integers ``[B]``; they alone decide the draw.
         first: take them in the pool's order instead.
 
     Returns:
@@ -179,17 +164,17 @@ def sample_more_positive_columns(
 def sample_random_passages(
     corpus_size: int, n: int, *, seed: int, positions: np.ndarray, exclude: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draws ``n`` different passages of the corpus per list, none of them excluded: easy negatives.
+    """Draw ``n`` different passages of the corpus per list, excluding some rows: easy negatives.
 
     Args:
         corpus_size: number of passages.
         n: passages per list.
-        seed, positions: integer and integers ``[B]``; they alone decide the draw.
-        exclude: integers ``[B, P]``, rows each list must not get (its query's positives, or negatives it
-            already has), in any order; -1 is padding.
+        seed, positions: as in :func:`sample_negatives`.
+        exclude: integers ``[B, P]``, rows that a list must not get (its positives, or negatives that it has already),
+            in any order; -1 pads.
 
     Returns:
-        int64 ``[B, n]``; -1 where a corpus minus the excluded rows has fewer than n passages.
+        int64 ``[B, n]``; -1 where the corpus without the excluded rows has fewer than n passages.
 
     Raises:
         ValueError: a row in ``exclude`` is not in the corpus.
@@ -211,7 +196,7 @@ def sample_random_passages(
     drawn = np.full((lists, n), -1, dtype=np.int64)
     for column in range(n):
         # The r-th row that is not taken is r plus the number of taken rows before it; the i-th taken row t_i
-        # (ascending) is before it exactly when t_i - i <= r.
+        # (ascending) is before it if and only if t_i - i <= r.
         rank = np.floor(uniform[:, column] * free).astype(np.int64)
         before = (taken - np.arange(taken.shape[1]) <= rank[:, None]).sum(axis=1)
         drawn[:, column] = np.where(free > 0, rank + before, -1)
