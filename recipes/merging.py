@@ -20,9 +20,9 @@ from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.models.merging import (
-    MAX_LOSS,
-    MAX_FREE_SHARE,
     DEFAULT_SHARE,
+    MAX_FREE_SHARE,
+    MAX_LOSS,
     MergeConfig,
     check_mergeable,
     merge_retrievers,
