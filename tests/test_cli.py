@@ -330,6 +330,7 @@ def test_who_terminates_the_command_terminates_what_it_started(tmp_path: Path) -
         assert psutil.Process(int((tmp_path / "pid").read_text())).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "way"), [(1, "Ctrl-C twice"), (2, "Ctrl-C"), (2, "SIGTERM")])
 def test_training_that_is_stopped_ends_with_all_it_started_and_no_traceback(
     data: Path, tiny_retriever_path: Path, tmp_path: Path, processes: int, way: str

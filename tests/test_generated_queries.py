@@ -203,6 +203,7 @@ def test_what_was_written_is_kept_and_a_damaged_last_line_is_written_again(tmp_p
         ReplyStore(file)
 
 
+@pytest.mark.slow
 def test_the_same_command_asks_nothing_again(
     texts: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +258,7 @@ def test_the_question_is_found_in_what_models_say(reply: str, question: str) -> 
     assert extract_question(reply) == question
 
 
+@pytest.mark.slow
 def test_the_key_is_sent_to_this_machine_and_written_nowhere(
     texts: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,6 +323,7 @@ def test_what_cannot_be_used_is_said_before_a_model_writes(
     assert "Name one that reads the texts' language with --filter-model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_writes_a_collection(
     texts: Path, writers: Path, tiny_retriever_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -262,10 +262,10 @@ def test_command_line_values_override_fields_settings_and_stages(body, tmp_path)
 # ---- Stages that write training lists ------------------------------------------------------------------------------
 
 
-def rocketqa_recipe(folder: Path, collection) -> dict:
+def rocketqa_recipe(home: Path, collection) -> dict:
     """RocketQA's four steps over tiny models, the tiny collection, a third of it as queries without labels."""
-    body = tiny_recipe(folder, collection)
-    with open(folder / "unlabelled.jsonl", "w") as stream:
+    body = tiny_recipe(home)
+    with open(home / "unlabelled.jsonl", "w") as stream:
         for number, text in enumerate(collection.corpus["text"][:60:3]):
             print(json.dumps({"_id": f"u{number}", "text": text.replace("the ", "which ", 1)}), file=stream)
     lists = {"depth": 10, "thresholds": "quantile", "irrelevant": 0.7, "relevant": 0.8}
@@ -285,7 +285,7 @@ def rocketqa_recipe(folder: Path, collection) -> dict:
         "pseudo": {
             **augment,
             "retriever": "retriever-1",
-            "args": {**lists, "kinds": ["pseudo"], "unlabelled": str(folder / "unlabelled.jsonl")},
+            "args": {**lists, "kinds": ["pseudo"], "unlabelled": str(home / "unlabelled.jsonl")},
         },
         "retriever-2": {**start, "lists": ["denoised", "pseudo"], "args": args},
     }
@@ -299,8 +299,8 @@ def rocketqa_recipe(folder: Path, collection) -> dict:
 
 
 @pytest.fixture(scope="module")
-def rocketqa(tmp_path_factory, tiny_collection):
-    return rocketqa_recipe(tmp_path_factory.mktemp("rocketqa"), tiny_collection)
+def rocketqa(home, tiny_collection):
+    return rocketqa_recipe(home, tiny_collection)
 
 
 def weights(run: Path, stage: str) -> dict:
