@@ -25,7 +25,8 @@ from hf_ar2.recipes.merge_share import SHARES, choose_share
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.sampled import reduced, values_among
 from hf_ar2.recipes.stage_settings import stage_config
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 # Of a split: this many queries, and what each of the two retrievers finds first.
 QUERIES = 150

@@ -21,6 +21,7 @@ from hf_ar2.recipes.choosing import from_structure
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.stage_settings import stage_config
 from hf_ar2.recipes.working_part import part_size, working_part
+from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.step_time import tokens_per_second
 
@@ -88,7 +89,7 @@ def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collec
         recipe.args.get("train_split", "train"),
         chosen_on if chosen_on in collection.qrels else None,
         recipe.seed,
-        recipe.args.get("title_separator", " "),
+        recipe.args.get("title_separator", TextConfig.title_separator),
     )
 
 

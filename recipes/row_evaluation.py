@@ -23,6 +23,7 @@ from hf_ar2.recipes.choosing import choosing_split, from_structure
 from hf_ar2.recipes.encodings import note_row
 from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.recipes.stage_settings import row_config
+from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.ltre_index import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -41,7 +42,7 @@ def open_lexical(recipe: Recipe, run: Path, collection: Collection) -> LexicalIn
     """The BM25 index of the collection, kept in the run; None where the recipe's evaluation has no `lexical: true`."""
     if not recipe.evaluation.get("lexical"):
         return None
-    texts = list(collection.passage_texts(recipe.args.get("title_separator", " ")))
+    texts = list(collection.passage_texts(recipe.args.get("title_separator", TextConfig.title_separator)))
     return LexicalIndex.open_or_build(texts, run / "lexical")
 
 

@@ -32,10 +32,11 @@ from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.questions import check_questions, with_recipe_questions
-from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
+from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.recipes.stage_settings import lists_folder, stage_config
 from hf_ar2.recipes.time_table import more_time, time_table
 from hf_ar2.search.run_index import SEARCHED_INDEX
+from hf_ar2.search.runs import model_fields
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,
@@ -252,15 +253,11 @@ def source_of(recipe: Recipe, source: Any) -> str:
 def load_model(recipe: Recipe, role: str, source: Any, run: Path) -> SentenceTransformer | CrossEncoder:
     """The model a stage or a row names: one of the recipe's, or what an earlier stage left."""
     name = source_name(source)
-    fields = dict(recipe.models.get(name, {}))
-    if name in recipe.stages:
-        folder = run / "stages" / name / role
-        # A ranker may start from the encoder of a retriever that was warmed up.
-        if not folder.is_dir() and role == "ranker":
-            folder = run / "stages" / name / "retriever"
-            say(f"The ranker gets a fresh head on the encoder of stage {name!r}.")
-        fields["model"] = str(folder)
-    fields |= source_changes(source)
+    fields = model_fields(vars(recipe), run, source, role)
+    # A ranker may start from the encoder of a retriever that was warmed up.
+    if role == "ranker" and name in recipe.stages and not Path(fields["model"]).is_dir():
+        fields = model_fields(vars(recipe), run, source, "retriever")
+        say(f"The ranker gets a fresh head on the encoder of stage {name!r}.")
     model = fields.pop("model")
     # A fresh head is drawn from the seed, whatever was drawn before.
     transformers.set_seed(recipe.seed)

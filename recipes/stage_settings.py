@@ -8,27 +8,12 @@ from typing import Any
 from hf_ar2.recipes.encodings import encodings_folder
 from hf_ar2.recipes.recipe import CONFIGS, Recipe
 from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
+from hf_ar2.settings.effects import OF_THE_MACHINE
+from hf_ar2.settings.text import ScoringConfig, names_of
 from hf_ar2.trainers import LTReConfig, RetrieverConfig
 
-# Of a recipe's common settings, those that say how texts are read, searched and shown; the others are about training.
-_READING = (
-    "max_query_length",
-    "max_passage_length",
-    "max_pair_length",
-    "title_separator",
-    "index_factory",
-    "index_dtype",
-    "retriever_temperature",
-    "ranker_temperature",
-    "encode_tokens",
-    "train_split",
-    "bf16",
-    "fp16",
-    "use_cpu",
-    "ddp_backend",
-    "ddp_timeout",
-    "disable_tqdm",
-)
+# Of a recipe's common settings, those that evaluation needs; the others are about training.
+_EVALUATION = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_MACHINE)
 # Of a row, what the configuration has under the same name.
 _ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
 
@@ -58,7 +43,7 @@ def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReCon
         ValueError, TypeError: settings that do not fit each other.
     """
     body = recipe.evaluation["rows"][row]
-    settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in _READING}
+    settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in _EVALUATION}
     settings |= {
         "cache_dir": str(run / "cache"),
         "index_dir": str(encodings_folder(run)),

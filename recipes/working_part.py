@@ -29,7 +29,7 @@ def part_size(costs: Costs, seconds: float) -> int | None:
 
 
 def working_part(
-    collection: Collection, size: int, train: str, dev: str | None, seed: int, title_separator: str = " "
+    collection: Collection, size: int, train: str, dev: str | None, seed: int, title_separator: str
 ) -> Collection:
     """A collection of about `size` passages: what dev queries are about, then what training queries are about.
 
@@ -41,6 +41,7 @@ def working_part(
         size: passages, at least as many as one query of each split brings.
         train, dev: names of the splits; dev None: none is chosen on.
         seed: of the order.
+        title_separator: text between a passage's title and its text.
     """
     rng = np.random.default_rng(seed)
     rows: set[int] = set()

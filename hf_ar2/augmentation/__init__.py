@@ -6,8 +6,8 @@ the ranker is sure of irrelevance, and positives where it is sure of relevance) 
 without labels). The papers' code has no such builder; their n and thresholds for RocketQAv2 are not published.
 """
 
-from hf_ar2.augmentation.config import AugmentConfig
 from hf_ar2.augmentation.false_negatives import Suspect, read_false_negatives
 from hf_ar2.augmentation.hybrid import augment
+from hf_ar2.settings.augment import AugmentConfig
 
 __all__ = ["AugmentConfig", "Suspect", "augment", "read_false_negatives"]

@@ -9,10 +9,6 @@ import numpy as np
 
 from hf_ar2.augmentation.calibration import Calibration
 
-THRESHOLDS = ("absolute", "quantile", "margin")
-# The lines where nobody says otherwise, (irrelevant, relevant); the first are RocketQA's.
-DEFAULT_LINES = {"absolute": (0.1, 0.9), "quantile": (0.5, 0.99), "margin": (2.0, 2.0)}
-
 # Masks of what is surely irrelevant and what is surely relevant, bool `[Q, n]` each.
 Sure = tuple[np.ndarray, np.ndarray]
 

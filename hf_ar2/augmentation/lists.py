@@ -12,8 +12,9 @@ from hf_ar2.augmentation.confidence import Sure
 from hf_ar2.augmentation.known import Known
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column
+from hf_ar2.settings.augment import KINDS
 from hf_ar2.training_lists.sampling import counter_uniform
-from hf_ar2.training_lists.stored import KINDS, LIST_FEATURES
+from hf_ar2.training_lists.stored import LIST_FEATURES
 
 # Lists turned into a table at a time: their ids, as text, stay far below what one Arrow array can hold.
 _LISTS_AT_ONCE = 8192

@@ -18,6 +18,7 @@ from hf_ar2.cards.results import model_index, results_section, short_name, wrapp
 from hf_ar2.cards.training import bibliography, collection_told, listed, merge_told, training_section
 from hf_ar2.cards.usage import ranker_usage, retriever_usage
 from hf_ar2.models.saved import SavedRanker, SavedRetriever, read_ranker, read_retriever
+from hf_ar2.settings.text import TextConfig
 
 _UNKNOWN = "not known"
 
@@ -234,7 +235,7 @@ def _limits(training: Training, saved: SavedRetriever | SavedRanker) -> str:
         "passages": None if ranks else settings.get("max_passage_length"),
         "query and passage together": settings.get("max_pair_length") if ranks else None,
     }
-    separator = settings.get("title_separator", " ")
+    separator = settings.get("title_separator", TextConfig.title_separator)
     cut = listed([f"{what} at {limit}" for what, limit in lengths.items() if limit])
     own = f" (the model's own limit is {saved.max_length})" if saved.max_length else ""
     collection = f"one collection, `{short_name(training.collection)}`"

@@ -14,25 +14,6 @@ from hf_ar2.cards.environment import describe_environment
 ROLES = ("retriever", "ranker")
 # Which system a run serves, and why; written at the end of its evaluation.
 CHOSEN = "chosen.json"
-# Settings that leave the model as it is begin so; hub_token is one of them.
-_NO_BEARING = (
-    "output_dir",
-    "cache_dir",
-    "index_dir",
-    "report_to",
-    "logging_",
-    "disable_tqdm",
-    "run_name",
-    "hub_",
-    "push_to_hub",
-    "save_",
-    "debug",
-    "do_",
-    "dataloader_",
-    "use_cpu",
-    "gradient_checkpointing",
-    "activation_checkpointing",
-)
 
 
 @dataclass(frozen=True)
@@ -125,11 +106,6 @@ def hub_id(name: str | Path) -> str | None:
     """The name, where it can be nothing but an id on the Hub: two plain words, and no folder here; else None."""
     words = r"[A-Za-z0-9][\w.-]*"
     return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
-
-
-def bears_on_the_result(setting: str) -> bool:
-    """Whether a setting of a trainer may make its models others; where they are kept or logged does not."""
-    return not setting.startswith(_NO_BEARING)
 
 
 def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) -> Training:

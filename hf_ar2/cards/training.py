@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from hf_ar2.cards.facts import Stage, Training, bears_on_the_result
+from hf_ar2.cards.facts import Stage, Training
 from hf_ar2.cards.papers import Paper, papers_of
 from hf_ar2.cards.query_sources import generated_told
 from hf_ar2.cards.results import short_name, wrapped
+from hf_ar2.settings.effects import affects_result
 
 # What a stage does, for the table of stages.
 _DOES = {
@@ -64,7 +65,7 @@ def settings_text(stages: Sequence[Stage]) -> str:
         stage.name: {
             key: _without_folders(value)
             for key, value in stage.settings.items()
-            if value is not None and bears_on_the_result(key)
+            if value is not None and affects_result(key)
         }
         for stage in stages
     }

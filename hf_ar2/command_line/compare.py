@@ -1,4 +1,4 @@
-"""What `hf-ar2 compare` does: systems out of run folders and TREC files, in one table with paired tests."""
+"""`hf-ar2 compare`: systems from run folders and TREC files in one table, with paired tests."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.evaluation.tables import MARKS, NAN_NOTE, display_name, format_p, format_table
-from hf_ar2.search.system import read_recipe
+from hf_ar2.search.runs import read_recipe
 
-# The split of a collection that is made of a qrels file.
+# The split of a collection that is made from a qrels file.
 JUDGED = "judged"
 NONE = "–"
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", NONE: "--", "≤": r"$\leq$", "≥": r"$\geq$"}
 _LATEX["▼"] = r"$\bigtriangledown$"
-# pdflatex stops at a Greek letter. LaTeX has no commands for those that look like Latin ones.
+# pdflatex rejects Greek letters. LaTeX has no commands for those that look like Latin ones.
 _GREEK = (
     "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi mathrm{o} pi rho varsigma sigma tau "
     "upsilon varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega epsilon phi vartheta"
@@ -48,13 +48,13 @@ _LATEX |= dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEZHIKMNOPTX", strict=True))
 
 @dataclass
 class Systems:
-    """What is compared, as the command line names it.
+    """The systems that the command line names.
 
     Attributes:
         files: system -> TREC run file, in the order of the table.
-        recipes: of the run folders among them.
-        split: which split of the run folders and of the collection.
-        notes: what a reader has to know about the table.
+        recipes: of the run folders.
+        split: the split of the run folders and of the collection.
+        notes: remarks below the table.
     """
 
     files: dict[str, Path]
@@ -64,7 +64,7 @@ class Systems:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Print the table, and write it to a file where asked to."""
+    """Print the table, and write it to a file on request."""
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before anything is loaded
     systems = find_systems(arguments.systems, arguments.split)
@@ -90,14 +90,14 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def find_systems(given: Sequence[str], split: str | None) -> Systems:
-    """The run files of the systems: of a run folder the retriever and the pipeline of every row, and what it serves.
+    """The run files of the systems: for a run folder those of the retriever and the pipeline of every row.
 
-    A name is the row's, `ROW pipeline`, `ROW ranker` (where that is served), or the file's; where there are several
-    run folders, the folder's stands before it.
+    A system is named after the row (`ROW`, `ROW pipeline`, or `ROW ranker` if the run serves that) or the file. With
+    several run folders, the folder's name comes first.
 
     Raises:
         FileNotFoundError: neither a run folder nor a file.
-        ValueError: a run folder without runs of the split, or a system that is given twice.
+        ValueError: a run folder has no run files of the split, or a system is given twice.
     """
     folders = {}
     for name in filter(lambda name: Path(name).is_dir(), given):
@@ -128,7 +128,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _refuse_results(folder: Path) -> None:
-    """Refuse what `hf-ar2 evaluate --output` wrote, which is no run folder but has run files to name."""
+    """Check that a folder was not written by `hf-ar2 evaluate --output`: its run files have to be named."""
     files = sorted(folder.glob("*.trec"))
     if files and not (folder / "recipe.yaml").is_file():
         qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")
@@ -136,7 +136,7 @@ def _refuse_results(folder: Path) -> None:
 
 
 def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
-    """System and run file of every row, as a recipe's evaluation leaves them."""
+    """System and run file of every row that a recipe's evaluation has written."""
     files = []
     chosen = read_json(run / CHOSEN)
     if chosen:
@@ -165,24 +165,20 @@ def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) ->
 
 
 def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collection:
-    """What the systems are judged by: --qrels, --collection, or the collection of the run folders.
+    """The judgments: those of --qrels, of --collection, or of the run folders' collection.
 
     Raises:
-        ValueError: nothing says which, or run folders of several collections.
+        ValueError: no judgments are named, or the run folders have several collections.
     """
     if arguments.qrels:
         if arguments.split and not systems.recipes:
-            raise ValueError(
-                "--split chooses among a collection's splits; --qrels is one already: leave it out"
-            )
+            raise ValueError("--split is for collections with several splits; with --qrels, leave it out")
         return collection_of_qrels(Path(arguments.qrels), list(systems.files.values()))
     sources = list(dict.fromkeys(str(recipe["collection"]) for recipe in systems.recipes))
     if arguments.collection:
         sources = [arguments.collection]
     if not sources:
-        raise ValueError(
-            "TREC files alone do not say what is relevant: add --qrels FILE or --collection SOURCE"
-        )
+        raise ValueError("TREC run files have no judgments: add --qrels FILE or --collection SOURCE")
     if len(sources) > 1:
         raise ValueError(
             f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
@@ -200,11 +196,11 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
 
 
 def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
-    """A collection of nothing but ids: those of a qrels file and of the run files it judges, in split `judged`.
+    """A collection with ids only: those of a qrels file and of the run files, in split `judged`.
 
     Raises:
         FileNotFoundError: there is no such qrels file.
-        ValueError: a line that is no judgment, or no judgment at all.
+        ValueError: a line is not a judgment, or there are none.
     """
     if not qrels.is_file():
         raise FileNotFoundError(
@@ -214,7 +210,7 @@ def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
     for path in (qrels, *runs):
         for _, line in numbered_lines(path):
             fields = line.split()
-            if len(fields) >= 3:  # what has fewer is met by the reader of the file
+            if len(fields) >= 3:  # shorter lines are errors of the reader below
                 ids[0][fields[0]] = ids[1][fields[1 if len(fields) == 3 else 2]] = None
     query_ids, passage_ids = list(ids[0]), list(ids[1])
     judgments = read_qrels(qrels, query_ids, passage_ids)
@@ -236,7 +232,7 @@ def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
 
 
 def metrics_of(recipes: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics of the first run folder's recipe, the one it tests first; without a run folder the usual three."""
+    """The metrics of the first run folder's recipe, its test metric first; without run folders the default ones."""
     evaluation = (recipes[0].get("evaluation") or {}) if recipes else {}
     metrics = list(evaluation.get("metrics") or DEFAULT_METRICS)
     chief = evaluation.get("test_metric")
@@ -246,10 +242,10 @@ def metrics_of(recipes: Sequence[dict[str, Any]]) -> list[str]:
 def values_of(
     systems: Systems, collection: Collection, split: str, metrics: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """System -> metric -> float64 `[Q]`; queries that a file lacks count 0, and are noted.
+    """System -> metric -> float64 `[Q]`. Queries that are missing in a file count 0, with a note.
 
     Raises:
-        ValueError: a file with ids that the collection does not have, or without any query of the split.
+        ValueError: a file has ids that are not in the collection, or no query of the split.
     """
     rows = evaluated_queries(collection, split)
     ids = list(collection.queries["id"]), list(collection.corpus["id"])
@@ -274,9 +270,9 @@ def values_of(
 def tested(
     values: dict[str, dict[str, np.ndarray]], against: str, metric: str
 ) -> dict[str, tuple[PairedTest, float]]:
-    """System -> its paired test against one of them, and p corrected for all of these comparisons (Holm).
+    """System -> its paired test against one system, and its p-value after Holm's correction.
 
-    Systems whose lists are too short for the metric are left out.
+    Systems with lists too short for the metric are left out.
 
     Raises:
         ValueError: the lists of `against` itself are too short.
@@ -306,7 +302,7 @@ def table_text(
     notes: Sequence[str],
     form: str = "text",
 ) -> str:
-    """The table with what has to be known to read it; `form` is text, markdown or latex."""
+    """The table with its remarks; `form` is text, markdown or latex."""
     columns = ["system", *map(display_name, metrics)]
     if tests:
         columns += [f"Δ {display_name(metrics[0])}", "p", "W/L/T"]
@@ -332,7 +328,7 @@ def table_text(
             f"randomisation test over the queries{corrected}; {MARKS}.",
         )
     if form == "latex":
-        if any("NaN" in row for row in rows):  # the other two forms say it themselves
+        if any("NaN" in row for row in rows):  # format_table adds this note itself
             remarks.append(NAN_NOTE)
         return latex_table(rows, columns, " ".join([f"{title}.", *remarks]))
     if form == "markdown":
@@ -345,7 +341,7 @@ def table_text(
 
 
 def latex_table(rows: Sequence[Sequence[str]], columns: Sequence[str], caption: str) -> str:
-    r"""A LaTeX table in the style of the package booktabs, every text escaped.
+    r"""A LaTeX table for the package booktabs, every text escaped.
 
     The first column is aligned on the left, the others on the right.
     """

@@ -19,7 +19,8 @@ from hf_ar2.collections.readers.text_sections import words_in
 from hf_ar2.collections.tables import QRELS_FEATURES, arrow_column, dataset_of
 from hf_ar2.generation.prompts import question_in
 from hf_ar2.generation.store import ReplyStore, store_key
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 MIN_WORDS = 3
 EMPTY, SHORT, DUPLICATE, LOST = "empty", "too short", "duplicate", "not found again"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
@@ -26,88 +23,7 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.models.loading import bf16_pays, default_temperature, similarity_of
 from hf_ar2.search.run_index import RunIndex
-
-# What the `evaluation` of a recipe says, its served row, or its chosen.json; all other settings are in its `args`.
-EVALUATION_FIELDS = (
-    "depth",
-    "rerank_depth",
-    "metrics",
-    "test_metric",
-    "report_split",
-    "search_parameters",
-    "system",
-    "weight",
-    "pipeline_depth",
-    "lexical_weight",
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How texts are read, how deep is searched, and how two models order what is found; lengths are in tokens.
-
-    `system`, `weight` and `pipeline_depth` are what a run chose on dev: with a ranker hits are ordered by the
-    `"pipeline"`, with this weight (see `pipeline_scores`), or by the `"ranker"` alone. `pipeline_depth` None: the
-    pipeline reorders what there is to reorder, `rerank_depth` or as many as are asked for.
-
-    The defaults are those of the trainers and of the evaluation at the end of a recipe, so that what a recipe
-    leaves unsaid means the same here.
-
-    Example:
-        >>> Settings(rerank_depth=50).changed({"depth": 200, "learning_rate": 1e-5}).depth  # the rest is passed over
-        200
-    """
-
-    max_query_length: int = 32
-    max_passage_length: int | None = 128
-    max_pair_length: int | None = 160
-    title_separator: str = " "
-    bf16: bool | None = None
-    index_factory: str = "Flat"
-    index_dtype: str = "float32"
-    retriever_temperature: float | None = None
-    ranker_temperature: float = 1.0
-    depth: int = 100
-    rerank_depth: int = 20
-    metrics: Sequence[str] = ("mrr@10", "ndcg@10", "recall@100")
-    test_metric: str | None = None
-    report_split: str = "test"
-    search_parameters: str | None = None
-    system: str = "pipeline"
-    weight: float = 1.0
-    pipeline_depth: int | None = None
-    lexical_weight: float = 0.0
-
-    @classmethod
-    def of_models(cls) -> Settings:
-        """For models that come without a recipe: what they read is limited by nothing but themselves."""
-        return cls(max_query_length=512, max_passage_length=None, max_pair_length=None)
-
-    @classmethod
-    def of_recipe(cls, recipe: dict[str, Any], folder: str | Path | None = None) -> Settings:
-        """From the `args` and the `evaluation` of a recipe; the row that is served says how passages are searched.
-
-        Args:
-            recipe: contents of a recipe.yaml.
-            folder: the run, whose chosen.json says which row and system are served; None: the last row.
-
-        Example:
-            >>> Settings.of_recipe({"args": {"max_pair_length": 96, "seed": 1}}).max_pair_length
-            96
-        """
-        args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
-        # A trainer's own rerank_depth is for its evaluations on the way, not for the one at the end.
-        read = {name: value for name, value in args.items() if name not in EVALUATION_FIELDS}
-        row = last_row(recipe) if folder is None else served_row(folder, recipe)
-        searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
-        return cls().changed(read | evaluation | searched | (_chosen(folder) if folder is not None else {}))
-
-    def changed(self, values: dict[str, Any]) -> Settings:
-        """With other values, those of them that are settings; another `rerank_depth` is the pipeline's, too."""
-        names = {field.name for field in fields(self)}
-        if "rerank_depth" in values:
-            values = {"pipeline_depth": None} | values
-        return replace(self, **{name: value for name, value in values.items() if name in names})
+from hf_ar2.settings.search import Settings
 
 
 @dataclass(frozen=True)
@@ -199,9 +115,7 @@ class SearchSystem:
             self.retriever,
             self.collection,
             self.work_folder / "cache",
-            max_query_length=self.settings.max_query_length,
-            max_passage_length=self.settings.max_passage_length,
-            title_separator=self.settings.title_separator,
+            self.settings,
         )
 
     @cached_property
@@ -212,9 +126,7 @@ class SearchSystem:
             self.ranker,
             self.collection,
             self.work_folder / "cache",
-            max_query_length=self.settings.max_query_length,
-            max_pair_length=self.settings.max_pair_length,
-            title_separator=self.settings.title_separator,
+            self.settings,
         )
 
     @property
@@ -388,86 +300,6 @@ class SearchSystem:
                 processing_kwargs=_cut_at(min(self.settings.max_pair_length or limit, limit)),
             )
         return [float(score) for score in scores]
-
-
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder that has come to its end.
-
-    Raises:
-        FileNotFoundError: no run folder, or no retriever in it yet; the message says what to do.
-        ValueError: a recipe.yaml that is no recipe.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "recipe.yaml").write_text("collection: BeIR/scifact")
-        ...     Path(folder, "retriever").mkdir()  # a checkpoint, once the recipe has come to its end
-        ...     read_run(folder)
-        {'collection': 'BeIR/scifact'}
-    """
-    recipe = read_recipe(folder)
-    if not (Path(folder) / "retriever").is_dir():
-        stages = [Path(folder) / "stages" / name for name in recipe.get("stages") or {}]
-        if stages and not last_row(recipe) and all((stage / "done.json").is_file() for stage in stages):
-            raise FileNotFoundError(
-                f"{folder} has no retriever/: its recipe is done but has no evaluation.rows, the last of which names "
-                f"the run's models. Name one by itself, {stages[-1]}/retriever for example, or add a row and give the "
-                "command that started it again: what is trained stays"
-            )
-        raise FileNotFoundError(
-            f"{folder} has no retriever/ yet: its recipe has not come to its end. The command that started it "
-            "continues it"
-        )
-    return recipe
-
-
-def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe a run folder was made by, whether it has come to its end or not.
-
-    Raises:
-        FileNotFoundError: no run folder; the message names those that are near.
-        ValueError: a recipe.yaml that is no recipe.
-    """
-    folder = Path(folder)
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        runs = sorted(
-            str(found.parent)
-            for found in (folder.parent, Path("runs"))
-            for found in found.glob("*/recipe.yaml")
-        )
-        here = (
-            f"Run folders here: {', '.join(dict.fromkeys(runs))}"
-            if runs
-            else "Make one with: hf-ar2 quickstart"
-        )
-        what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"{folder} is no run folder: {what}. {here}")
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"{path}: not valid YAML: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
-        ) from None
-    if not isinstance(recipe, dict) or "collection" not in recipe:
-        raise ValueError(
-            f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
-        )
-    return recipe
-
-
-def _chosen(folder: str | Path) -> dict[str, Any]:
-    """The system that a run chose, as `Settings` has it."""
-    chosen = read_json(Path(folder) / CHOSEN)
-    if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
-        return {}
-    weight = 1.0 if chosen["weight"] is None else chosen["weight"]
-    return {
-        "system": chosen["system"],
-        "weight": weight,
-        "pipeline_depth": chosen["depth"],
-        "lexical_weight": chosen.get("lexical", 0.0),
-    }
 
 
 def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:
