@@ -215,7 +215,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         check_minimums(self)
         if not self.train_lists and (not self.mine or self.train_list_kinds):
             raise ValueError(
-                "mine=False and train_list_kinds choose among stored lists: name their folders in train_lists"
+                "mine=False and train_list_kinds choose among stored lists: name them in train_lists"
             )
         if self.sampler == "simans" and self.train_lists and self.mine:
             raise ValueError(

@@ -39,14 +39,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
         note = f", {system.searched_place}" if system.run_index is not None else ""
         if system.index_name == TRAINING_INDEX:
-            note += ", read as in training (without the headings that are queries)"
+            note += ", read as in training: without the headings that are queries"
         print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages{note}")
         metrics = system.settings.metrics
         depth = min(system.settings.depth, passages)
         if arguments.metrics and (beyond := out_of_reach(metrics, depth, passages)):
             deep = max(parse_metric(metric)[1] or 0 for metric in beyond)
             raise ValueError(
-                f"--metrics {' '.join(beyond)}: the retriever finds {depth} passages per query; find more with "
+                f"--metrics {' '.join(beyond)}: the retriever finds {depth} passages per query; ask for more with "
                 f"--depth {min(deep, passages)}"
             )
         rankings = system.rankings(split)

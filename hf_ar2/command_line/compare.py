@@ -117,7 +117,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
         elif path.is_file():
             named.append((re.sub(r"(\.(trec|run|txt|tsv))?(\.gz)?$", "", path.name), path))
         else:
-            raise FileNotFoundError(f"{name}: no such run folder or TREC run file; name one that is there")
+            raise FileNotFoundError(f"{name}: no such run folder or TREC run file")
     counts = Counter(name for name, _ in named)
     for name, path in named:
         name = name if counts[name] == 1 else str(path)

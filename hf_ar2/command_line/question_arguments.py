@@ -33,7 +33,7 @@ def check_generation(parser: Parser, options: Namespace) -> None:
         return
     if is_url(options.generate_queries) != (options.generate_model is not None):
         parser.error(
-            "--generate-model names the model of an endpoint: give it with --generate-queries URL, and only then"
+            "--generate-model names the model of an endpoint: give it with --generate-queries URL, and only there"
         )
     if options.generate_prompt is not None and "{passage}" not in options.generate_prompt:
         parser.error("--generate-prompt: expected {passage} in it, which is replaced by the passage")

@@ -111,23 +111,13 @@ class SearchSystem:
     @cached_property
     def retriever_inputs(self) -> RetrieverInputs:
         """Queries and passages as the retriever reads them."""
-        return RetrieverInputs(
-            self.retriever,
-            self.collection,
-            self.work_folder / "cache",
-            self.settings,
-        )
+        return RetrieverInputs(self.retriever, self.collection, self.work_folder / "cache", self.settings)
 
     @cached_property
     def ranker_inputs(self) -> RankerInputs:
         """Pairs as the ranker reads them."""
         assert self.ranker is not None
-        return RankerInputs(
-            self.ranker,
-            self.collection,
-            self.work_folder / "cache",
-            self.settings,
-        )
+        return RankerInputs(self.ranker, self.collection, self.work_folder / "cache", self.settings)
 
     @property
     def fingerprint(self) -> str:

@@ -72,12 +72,12 @@ class Setting:
 
     @property
     def unit(self) -> str:
-        """The unit of the value; "" where it has none."""
+        """The unit of the value; "" if it has none."""
         return str(self.field.metadata["unit"])
 
     @property
     def paper(self) -> str:
-        """The values in papers; "" where there are none."""
+        """The values in papers; "" if there are none."""
         return str(self.field.metadata["paper"])
 
     def __str__(self) -> str:
