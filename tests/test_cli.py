@@ -40,8 +40,11 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.recipes.recipe import CONFIGS
 from hf_ar2.search.runs import settings_of_run
 from hf_ar2.search.system import Hit, SearchSystem
+from hf_ar2.settings.augment import AugmentConfig
 from hf_ar2.settings.fields import settings_of_class
+from hf_ar2.settings.generation import GenerationConfig
 from hf_ar2.settings.search import OF_EVALUATION, Settings
+from hf_ar2.settings.text import TextConfig
 
 COMMANDS = list(cli.build_parsers()[1])
 COMMANDS += ["push", "card"]
@@ -262,6 +265,21 @@ def test_settings_of_a_trainer_are_listed_in_80_columns(
 
 def test_the_trainers_whose_settings_are_shown_are_those_of_recipes() -> None:
     assert tuple(CONFIGS) == TRAINERS
+
+
+def test_options_are_those_of_the_settings() -> None:
+    """Whatever is not given is None, so that a run's own settings count."""
+    parsers = cli.build_parsers()[1]
+    for command, config in {
+        "augment": AugmentConfig,
+        "collection": GenerationConfig,
+        "evaluate": TextConfig,
+    }.items():
+        options = {action.dest: action for action in parsers[command]._actions}
+        for name, known in settings_of_class(config).items():
+            if known.declared_in is config:
+                assert options[name].default is None, name
+                assert known.help.split(".")[0][1:] in str(options[name].help)
 
 
 def test_a_setting_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

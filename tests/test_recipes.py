@@ -16,7 +16,7 @@ from hf_ar2.recipes import runner
 from hf_ar2.recipes.recipe import CONFIGS, RecipeError, load_recipe
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.search.runs import read_run
+from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.training_lists.stored import load_training_lists
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
@@ -187,16 +187,14 @@ def test_the_models_of_the_last_row_are_the_runs_and_none_of_before(body, tmp_pa
     assert not np.array_equal(
         SentenceTransformer(str(run / "retriever"), device="cpu").encode(["otter"]), trained
     )
-    assert read_run(run)["evaluation"]["rows"] == {"zero-shot": {"retriever": "light"}}
+    assert read_finished_recipe(run)["evaluation"]["rows"] == {"zero-shot": {"retriever": "light"}}
 
     evaluated({})
-    with pytest.raises(
-        FileNotFoundError, match="is done but has no evaluation.rows.*stages/retriever/retriever"
-    ):
-        read_run(run)
+    with pytest.raises(FileNotFoundError, match="has no evaluation.rows.*stages/retriever/retriever"):
+        read_finished_recipe(run)
     (run / "stages" / "retriever" / "done.json").unlink()
-    with pytest.raises(FileNotFoundError, match="has not come to its end"):
-        read_run(run)
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        read_finished_recipe(run)
 
 
 def test_with_a_rerank_depth_of_0_retrievers_are_alone(body, tmp_path, capsys):

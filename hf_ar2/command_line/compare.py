@@ -25,7 +25,7 @@ from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.evaluation.tables import MARKS, NAN_NOTE, display_name, format_p, format_table
-from hf_ar2.search.runs import read_recipe
+from hf_ar2.search.recipe_file import read_recipe
 
 # The split of a collection that is made from a qrels file.
 JUDGED = "judged"
@@ -34,7 +34,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", NONE: "--", "≤": r"$\leq$", "≥": r"$\geq$"}
 _LATEX["▼"] = r"$\bigtriangledown$"
-# pdflatex rejects Greek letters. LaTeX has no commands for those that look like Latin ones.
+# pdflatex stops at a Greek letter. LaTeX has no commands for those that look like Latin ones.
 _GREEK = (
     "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi mathrm{o} pi rho varsigma sigma tau "
     "upsilon varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega epsilon phi vartheta"
@@ -242,10 +242,10 @@ def metrics_of(recipes: Sequence[dict[str, Any]]) -> list[str]:
 def values_of(
     systems: Systems, collection: Collection, split: str, metrics: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """System -> metric -> float64 `[Q]`. Queries that are missing in a file count 0, with a note.
+    """System -> metric -> float64 `[Q]`; queries that a file lacks count 0, and are noted.
 
     Raises:
-        ValueError: a file has ids that are not in the collection, or no query of the split.
+        ValueError: a file with ids that the collection does not have, or without any query of the split.
     """
     rows = evaluated_queries(collection, split)
     ids = list(collection.queries["id"]), list(collection.corpus["id"])
@@ -270,9 +270,9 @@ def values_of(
 def tested(
     values: dict[str, dict[str, np.ndarray]], against: str, metric: str
 ) -> dict[str, tuple[PairedTest, float]]:
-    """System -> its paired test against one system, and its p-value after Holm's correction.
+    """System -> its paired test against one of them, and p corrected for all of these comparisons (Holm).
 
-    Systems with lists too short for the metric are left out.
+    Systems whose lists are too short for the metric are left out.
 
     Raises:
         ValueError: the lists of `against` itself are too short.
@@ -302,7 +302,7 @@ def table_text(
     notes: Sequence[str],
     form: str = "text",
 ) -> str:
-    """The table with its remarks; `form` is text, markdown or latex."""
+    """The table with what has to be known to read it; `form` is text, markdown or latex."""
     columns = ["system", *map(display_name, metrics)]
     if tests:
         columns += [f"Δ {display_name(metrics[0])}", "p", "W/L/T"]
@@ -328,7 +328,7 @@ def table_text(
             f"randomisation test over the queries{corrected}; {MARKS}.",
         )
     if form == "latex":
-        if any("NaN" in row for row in rows):  # format_table adds this note itself
+        if any("NaN" in row for row in rows):  # the other two forms say it themselves
             remarks.append(NAN_NOTE)
         return latex_table(rows, columns, " ".join([f"{title}.", *remarks]))
     if form == "markdown":
@@ -341,7 +341,7 @@ def table_text(
 
 
 def latex_table(rows: Sequence[Sequence[str]], columns: Sequence[str], caption: str) -> str:
-    r"""A LaTeX table for the package booktabs, every text escaped.
+    r"""A LaTeX table in the style of the package booktabs, every text escaped.
 
     The first column is aligned on the left, the others on the right.
     """

@@ -17,7 +17,8 @@ from hf_ar2.collections.questions import read_judged, read_questions
 from hf_ar2.command_line.labelling import Labelling, Search
 from hf_ar2.command_line.open import opened_system
 from hf_ar2.models.loading import load_retriever
-from hf_ar2.search.runs import model_fields, read_run, settings_of_run
+from hf_ar2.search.recipe_file import read_finished_recipe
+from hf_ar2.search.runs import model_fields, settings_of_run
 from hf_ar2.search.system import Hit, SearchSystem
 
 # Longer passages are cut.
@@ -49,7 +50,7 @@ def label(arguments: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
     """The systems to judge: the one that the run serves, and the retriever before training (the recipe's first row)."""
-    recipe = read_run(arguments.run)
+    recipe = read_finished_recipe(arguments.run)
     with opened_system(arguments) as served:
         systems = [served]
         rows = list(((recipe.get("evaluation") or {}).get("rows") or {}).items())

@@ -19,8 +19,9 @@ from hf_ar2.collections.questions import QUESTIONS, with_questions
 from hf_ar2.command_line.arguments import ANY_MODEL
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
+from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import RunIndex
-from hf_ar2.search.runs import read_run, settings_of_run
+from hf_ar2.search.runs import settings_of_run
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 
@@ -55,7 +56,7 @@ def opened_system(
     source = given.get("collection")
     kept = run is not None and given.get("retriever") is None and source is None
     if run is not None:
-        recipe = read_run(run)
+        recipe = read_finished_recipe(run)
         settings = settings_of_run(recipe, run)
         if given.keys() & {"retriever", "ranker"}:  # the run chose for its own models
             settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})

@@ -16,14 +16,14 @@ from hf_ar2.command_line.card_view import terminal_text
 from hf_ar2.command_line.open import opened_system, quiet
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.saved import read_retriever
+from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import SEARCHED_INDEX
-from hf_ar2.search.runs import read_run
 
 
 def card(arguments: argparse.Namespace) -> int:
     """Print the cards of a run's models."""
     run = Path(arguments.run)
-    recipe = read_run(run)
+    recipe = read_finished_recipe(run)
     wanted = [arguments.what] if arguments.what else _models_of(run, recipe)
     cards = []
     for role in wanted:
@@ -42,7 +42,7 @@ def card(arguments: argparse.Namespace) -> int:
 def push(arguments: argparse.Namespace) -> int:
     """Publish a run's models, and its index on request."""
     run = Path(arguments.run)
-    recipe = read_run(run)
+    recipe = read_finished_recipe(run)
     parts = [arguments.what] if arguments.what else _models_of(run, recipe)
     if arguments.what == "all":
         parts = [*_models_of(run, recipe), "index"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.facts import CHOSEN, read_json
-from hf_ar2.search.runs import read_recipe
+from hf_ar2.search.recipe_file import read_recipe
 
 _UNFINISHED = "its recipe has not come to its end. The command that started it continues it"
 

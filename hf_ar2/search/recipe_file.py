@@ -1,0 +1,67 @@
+"""The recipe.yaml of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_ar2.cards.facts import last_row
+
+
+def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
+    """The recipe of a run folder whose run is finished.
+
+    Raises:
+        FileNotFoundError: not a run folder, or there is no retriever in it yet; the message says what to do.
+        ValueError: the recipe.yaml is not a recipe.
+    """
+    recipe = read_recipe(folder)
+    if not (Path(folder) / "retriever").is_dir():
+        stages = [Path(folder) / "stages" / name for name in recipe.get("stages") or {}]
+        if stages and not last_row(recipe) and all((stage / "done.json").is_file() for stage in stages):
+            raise FileNotFoundError(
+                f"{folder} has no retriever/: all stages are done, but the recipe has no evaluation.rows, the last of "
+                f"which names the run's models. Name a model itself, such as {stages[-1]}/retriever, or add a row and "
+                "repeat the command that started the run: finished stages are kept"
+            )
+        raise FileNotFoundError(
+            f"{folder} has no retriever/ yet: the run is not finished. Repeat the command that started it to continue"
+        )
+    return recipe
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """The recipe of a run folder, finished or not.
+
+    Raises:
+        FileNotFoundError: not a run folder; the message names those nearby.
+        ValueError: the recipe.yaml is not a recipe.
+    """
+    folder = Path(folder)
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        runs = sorted(
+            str(found.parent)
+            for found in (folder.parent, Path("runs"))
+            for found in found.glob("*/recipe.yaml")
+        )
+        here = (
+            f"Run folders here: {', '.join(dict.fromkeys(runs))}"
+            if runs
+            else "Make one with: hf-ar2 quickstart"
+        )
+        what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"{folder} is no run folder: {what}. {here}")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{path}: not valid YAML: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
+        ) from None
+    if not isinstance(recipe, dict) or "collection" not in recipe:
+        raise ValueError(
+            f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
+        )
+    return recipe
