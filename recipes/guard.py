@@ -20,7 +20,9 @@ from hf_ar2.evaluation.systems import out_of_reach
 from hf_ar2.json_files import write_json
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, source_name
 from hf_ar2.recipes.sampled import sample_of, values_among
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.runs import settings_of_run
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 if TYPE_CHECKING:
     from hf_ar2.recipes.inputs import Inputs
@@ -113,7 +115,7 @@ def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load
     """
     rows = {name: row["retriever"] for name, row in recipe.rows.items()}
     base, _ = recipe.first_model(list(rows.values())[-1])
-    settings = Settings.of_recipe(vars(recipe))
+    settings = settings_of_run(vars(recipe))
     earlier = read_json(run / GUARD_FILE)
     entries = [*earlier["rows"].values(), earlier["before"]] if earlier else []
     known = {json.dumps(entry["key"], sort_keys=True): entry for entry in entries}

@@ -30,7 +30,8 @@ from hf_ar2.models.merging import (
 from hf_ar2.recipes.guard import Guard
 from hf_ar2.recipes.recipe import Load, Recipe, encodings_folder, errors_at, say, stage_config
 from hf_ar2.recipes.sampled import reduced, values_among
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 # Shares of the starting weights that `auto` chooses from.
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)

@@ -23,6 +23,7 @@ from hf_ar2.json_files import write_json
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
 from hf_ar2.recipes.recipe import Recipe, RecipeError, short_hash, stage_config
+from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.step_time import tokens_per_second
 
@@ -86,7 +87,8 @@ def plan_run(
 def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collection:
     if size is None:
         return collection
-    train, separator = recipe.args.get("train_split", "train"), recipe.args.get("title_separator", " ")
+    train = recipe.args.get("train_split", "train")
+    separator = recipe.args.get("title_separator", TextConfig.title_separator)
     dev = recipe.choose_on if recipe.choose_on in collection.qrels else None
     return working_part(collection, size, train, dev, recipe.seed, separator)
 
@@ -152,7 +154,7 @@ def part_size(costs: Costs, seconds: float) -> int | None:
 
 
 def working_part(
-    collection: Collection, size: int, train: str, dev: str | None, seed: int, title_separator: str = " "
+    collection: Collection, size: int, train: str, dev: str | None, seed: int, title_separator: str
 ) -> Collection:
     """A part of a collection with about `size` passages: those that dev and training queries are about.
 

@@ -17,6 +17,8 @@ from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
+from hf_ar2.settings.effects import OF_THE_MACHINE
+from hf_ar2.settings.text import ScoringConfig, names_of
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
 # Trainer of a stage → its settings. Two train nothing: `augment` writes training lists for later stages, `merge`
@@ -33,11 +35,7 @@ CONFIGS: dict[str, Any] = {
 # Set by the runner, which deletes files there that it no longer needs.
 RESERVED = ("output_dir", "index_dir")
 # Common settings that also apply to the rows: how texts are read, searched and shown. The others are about training.
-_ROW_ARGS = (
-    "max_query_length max_passage_length max_pair_length title_separator index_factory index_dtype "
-    "retriever_temperature ranker_temperature encode_tokens train_split bf16 fp16 use_cpu ddp_backend ddp_timeout "
-    "disable_tqdm"
-).split()
+_ROW_ARGS = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_MACHINE)
 # Fields of a row that are settings of its configuration.
 _ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
 

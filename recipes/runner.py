@@ -38,11 +38,11 @@ from hf_ar2.recipes.recipe import (
     encodings_folder,
     lists_folder,
     say,
-    source_changes,
     source_name,
     stage_config,
 )
 from hf_ar2.search.run_index import SEARCHED_INDEX
+from hf_ar2.search.runs import model_fields
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,
@@ -218,15 +218,11 @@ def write_lists(recipe: Recipe, stage: str, run: Path, collection: Collection) -
 def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
     """The retriever or ranker that a stage or a row names: one of the recipe's, or one that a stage trained."""
     name = source_name(source)
-    fields = dict(recipe.models.get(name, {}))
-    if name in recipe.stages:
-        folder = run / "stages" / name / role
-        # A ranker may start from the encoder of a retriever that was warmed up.
-        if not folder.is_dir() and role == "ranker":
-            folder = run / "stages" / name / "retriever"
-            say(f"The ranker starts as the encoder of stage {name!r} with a new head.")
-        fields["model"] = str(folder)
-    fields |= source_changes(source)
+    fields = model_fields(vars(recipe), run, source, role)
+    # A ranker may start from the encoder of a retriever that was warmed up.
+    if role == "ranker" and name in recipe.stages and not Path(fields["model"]).is_dir():
+        fields = model_fields(vars(recipe), run, source, "retriever")
+        say(f"The ranker starts as the encoder of stage {name!r} with a new head.")
     model = fields.pop("model")
     # A new head is drawn from the seed, whatever was drawn before.
     transformers.set_seed(recipe.seed)

@@ -27,7 +27,9 @@ from hf_ar2.recipes.evaluation import choose_from_runs
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.runs import settings_of_run
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 # Ranks of the one relevant passage of the eight dev queries.
 SECOND = [2] * 8
@@ -451,7 +453,7 @@ def test_other_models_than_the_served_ones_are_used_alike(run: Path, home: Path,
 
 def test_a_run_without_a_choice_serves_its_last_row(run: Path) -> None:
     assert served_row(run, recipe_of(run)) == {"retriever": "g0", "ranker": "d0", "index_factory": "HNSW8"}
-    assert Settings.of_recipe(recipe_of(run), run).index_factory == "HNSW8"
+    assert settings_of_run(recipe_of(run), run).index_factory == "HNSW8"
     serve(run, "warm-up", "retriever")
     assert served_row(run, recipe_of(run)) == {"retriever": "g0", "index_factory": "HNSW8"}
     (run / "chosen.json").unlink()
@@ -496,7 +498,7 @@ def test_the_server_answers_in_the_order_of_what_is_served(run: Path, home: Path
             hf_ar2.load_retriever(str(run / "retriever"), device="cpu"),
             hf_ar2.load_ranker(str(run / "ranker"), device="cpu"),
             collection,
-            Settings.of_recipe(recipe_of(run), run),
+            settings_of_run(recipe_of(run), run),
             tmp_path / "work",
         )
         orders[system] = searched.search(query, 10)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import getpass
 import json
 import os
 import pty
+import pydoc
 import shlex
 import shutil
 import signal
@@ -29,12 +31,20 @@ import hf_ar2
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line import launch
 from hf_ar2.command_line import main as cli
+from hf_ar2.command_line.arguments import TRAINERS
 from hf_ar2.command_line.show import hits_table
 from hf_ar2.evaluation import read_run
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
-from hf_ar2.search.system import EVALUATION_FIELDS, Hit, SearchSystem, Settings
+from hf_ar2.recipes.recipe import CONFIGS
+from hf_ar2.search.runs import settings_of_run
+from hf_ar2.search.system import Hit, SearchSystem
+from hf_ar2.settings.augment import AugmentConfig
+from hf_ar2.settings.fields import settings_of_class
+from hf_ar2.settings.generation import GenerationConfig
+from hf_ar2.settings.search import OF_EVALUATION, Settings
+from hf_ar2.settings.text import TextConfig
 
 COMMANDS = list(cli.build_parsers()[1])
 COMMANDS += ["push", "card"]
@@ -112,8 +122,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> type[Launched]:
         (["search", "runs/x", "q", "-k", "0"], "'0': expected a whole number of at least 1"),
         (["evaluate"], "Name a run folder, or --retriever and --collection"),
         (["evaluate", "--retriever", "m"], "Name a run folder, or --retriever and --collection"),
-        (["train"], "which recipe?"),
-        (["train", "--seed", "1", "quickstart"], "which recipe? It comes first"),
+        (["train"], "no recipe given"),
+        (["train", "--seed", "1", "quickstart"], "no recipe given. It comes first"),
         (["train", "quikstart"], "no recipe 'quikstart'; did you mean 'quickstart'? Recipes: own-corpus,"),
         (["train", "quickstart", "seed", "1"], "'seed': expected --key value"),
         (
@@ -170,13 +180,16 @@ def test_errors_of_the_system_end_with_what_to_do(
 ) -> None:
     (tmp_path / "file").touch()
     assert cli.main(["collection", str(data), str(tmp_path / "file" / "out")]) == 1
-    assert capsys.readouterr().err.endswith("Check that path, the rights to it and the space there\n")
+    assert capsys.readouterr().err.endswith("Check the path, its permissions and the free space\n")
 
 
 @pytest.mark.slow
 def test_who_reads_no_further_is_not_told_of_it(data: Path) -> None:
     """As in `hf-ar2 compare ... | head -1`: the rest of the output is dropped in silence."""
-    code = "import sys; from hf_ar2 import cli; cli.HANDLERS['search'] = 'test_cli:endless'; sys.exit(cli.main())"
+    code = (
+        "import sys; from hf_ar2.command_line import main as cli; "
+        "cli.HANDLERS['search'] = 'test_cli:endless'; sys.exit(cli.main())"
+    )
     command = [sys.executable, "-c", code, "search", str(data)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     with subprocess.Popen(
@@ -215,9 +228,9 @@ def test_names_are_handed_on_when_they_are_used() -> None:
 def test_what_a_recipe_leaves_unsaid_means_what_it_means_to_the_trainers() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(hf_ar2.AR2Config)}
     for field in dataclasses.fields(Settings):
-        if field.name not in EVALUATION_FIELDS:
+        if field.name not in OF_EVALUATION:
             assert field.default == defaults[field.name], field.name
-    settings = Settings.of_recipe(
+    settings = settings_of_run(
         {"args": {"max_pair_length": None, "rerank_depth": 5}, "evaluation": {"depth": 7}}
     )
     assert (settings.max_pair_length, settings.rerank_depth, settings.depth) == (None, 20, 7)
@@ -225,10 +238,69 @@ def test_what_a_recipe_leaves_unsaid_means_what_it_means_to_the_trainers() -> No
         "exact": {"index_factory": "Flat"},
         "lists": {"index_factory": "IVF4", "search_parameters": "nprobe=2"},
     }
-    settings = Settings.of_recipe({"args": {"index_factory": "Flat"}, "evaluation": {"rows": rows}})
+    settings = settings_of_run({"args": {"index_factory": "Flat"}, "evaluation": {"rows": rows}})
     assert (settings.index_factory, settings.search_parameters) == ("IVF4", "nprobe=2"), (
         "as the last row says"
     )
+
+
+# --- looking things up
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_settings_of_a_trainer_are_listed_in_80_columns(
+    trainer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["settings", trainer]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    listed = {line.split()[0] for line in shown.splitlines()[2:-2] if not line.startswith(" ")}
+    assert listed == set(settings_of_class(CONFIGS[trainer]))
+
+
+def test_the_trainers_whose_settings_are_shown_are_those_of_recipes() -> None:
+    assert tuple(CONFIGS) == TRAINERS
+
+
+def test_options_are_those_of_the_settings() -> None:
+    """Whatever is not given is None, so that a run's own settings count."""
+    parsers = cli.build_parsers()[1]
+    for command, config in {
+        "augment": AugmentConfig,
+        "collection": GenerationConfig,
+        "evaluate": TextConfig,
+    }.items():
+        options = {action.dest: action for action in parsers[command]._actions}
+        for name, known in settings_of_class(config).items():
+            if known.declared_in is config:
+                assert options[name].default is None, name
+                assert known.help.split(".")[0][1:] in str(options[name].help)
+
+
+def test_a_setting_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings", "ar2", "pool_depth"]) == 0
+    explained = "default      100 passages\nin papers    AR2: 100 (MS MARCO: 200)\ndeclared in  JointConfig\n"
+    assert capsys.readouterr().out == (
+        f"pool_depth\nCandidates kept per training query.\n\ntype         int\n{explained}"
+    )
+    assert cli.main(["settings", "ar2", "pool_dept"]) == 1
+    assert "ar2 has no setting 'pool_dept'; did you mean 'pool_depth'?" in capsys.readouterr().err
+
+
+def test_help_of_a_configuration_shows_its_settings() -> None:
+    shown = pydoc.render_doc(hf_ar2.AR2Config, renderer=pydoc.plaintext)
+    for name, known in settings_of_class(hf_ar2.AR2Config).items():
+        assert f"{name} ({known.annotation}" in shown
+        assert known.help[:30] in " ".join(shown.replace("|", "").split())
+
+
+def test_env_prints_versions_and_hardware_and_nothing_private(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["hf-ar2"] == hf_ar2.__version__ and shown["torch"] == torch.__version__
+    assert {"python", "platform", "processor", "AMX", "AVX512-BF16", "GPUs", "bf16"} <= shown.keys()
+    told = " ".join(shown.values())
+    assert getpass.getuser() not in told.split() and str(Path.home()) not in told
 
 
 # --- training
@@ -249,7 +321,7 @@ def test_training_is_started_by_accelerate_in_one_process(launched: type[Launche
     ]
     assert cli.main(["train", str(recipe), *overrides]) == 0
     [(command, _)] = launched.calls
-    runner = Path(hf_ar2.__file__).parents[1] / "recipes" / "run.py"
+    runner = Path(hf_ar2.__file__).parent / "recipes" / "run.py"
     flags = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
     assert command == [
         *[sys.executable, "-m", "accelerate.commands.launch"],
@@ -371,7 +443,7 @@ def test_training_that_is_stopped_ends_with_all_it_started_and_no_traceback(
     assert os.waitstatus_to_exitcode(status) == (143 if way == "SIGTERM" else 130), shown
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
     assert "Traceback" not in shown
-    assert ("Interrupted. Stages that are done stay done" in shown) is (way != "SIGTERM")
+    assert ("Interrupted. To continue, give the same command again" in shown) is (way != "SIGTERM")
 
 
 # --- collections
@@ -652,7 +724,7 @@ def test_search_agrees_with_rankings_for_two_towers_and_dot_products(
         {},
         {"quiz": np.arange(3, 6)},
     )
-    settings = Settings.of_recipe({"args": {**LENGTHS, "bf16": True}, "evaluation": {"rerank_depth": 5}})
+    settings = settings_of_run({"args": {**LENGTHS, "bf16": True}, "evaluation": {"rerank_depth": 5}})
     system = SearchSystem(retriever, ranker, answered, settings, tmp_path)
 
     rankings = system.rankings("quiz")

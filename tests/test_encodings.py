@@ -26,6 +26,7 @@ from hf_ar2.recipes.encodings import keep_served_index
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import RecipeError, encodings_folder
 from hf_ar2.recipes.runner import run_recipe
+from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import RankerConfig, RankerTrainer, RetrieverConfig, RetrieverTrainer
 
 pytestmark = pytest.mark.slow
@@ -78,7 +79,8 @@ def test_an_index_of_another_fingerprint_is_never_used(plain, tiny_collection, t
     encodings = Encodings(tmp_path / "encodings")
 
     def index(**lengths) -> CorpusIndex:
-        inputs = RetrieverInputs(plain, tiny_collection, tmp_path / "cache", show_progress=False, **lengths)
+        texts = TextConfig(**lengths)
+        inputs = RetrieverInputs(plain, tiny_collection, tmp_path / "cache", texts, show_progress=False)
         return encodings.index(encoders, plain, inputs, index_fingerprint(plain, inputs, bf16=False))
 
     first, again, shorter = index(), index(), index(max_passage_length=8)

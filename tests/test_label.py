@@ -150,7 +150,7 @@ def test_the_end_of_the_input_and_ctrl_c_end_it_and_keep_all(
 @pytest.fixture
 def server(labelling: Labelling) -> Iterator[LabelServer]:
     with LabelServer(0) as server:
-        server.labelling, server.run = labelling, "runs/mine"
+        server.labelling, server.run_folder = labelling, "runs/mine"
         with served(server):
             yield server
 
@@ -264,7 +264,7 @@ def test_the_command_shows_what_both_models_find_and_leads_to_the_measurement(
     answer(monkeypatch, "1", "q")
     assert cli.main(["label", str(run), str(asked), "-k", "3"]) == 0
     said = capsys.readouterr().out
-    assert "the first 3 of the run's models and of zero-shot, mixed" in said
+    assert "the first 3 results of the run's models and of zero-shot, mixed" in said
     assert "1 of 2 questions judged, 1 relevant passages" in said
     [grades] = read_judged(asked).values()
     assert 3 < len(grades) <= 6, "two models that agree on everything would be one"

@@ -12,6 +12,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.length_limits import Truncation, query_truncation_warning, truncation_line, truncations
 from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 
 
@@ -21,11 +22,11 @@ def test_the_shares_are_those_of_the_texts_that_the_tokenizer_cuts(
 ) -> None:
     retriever = load_retriever(str(make_tiny_retriever(tmp_path / "retriever")), device="cpu")
     ranker = load_ranker(str(make_tiny_ranker(tmp_path / "ranker")), device="cpu")
-    lengths = {"max_query_length": queries, "show_progress": False}
+    texts = TextConfig(max_query_length=queries, max_passage_length=passages, max_pair_length=pairs)
     cache = tmp_path / "cache"
     cuts = truncations(
-        RetrieverInputs(retriever, tiny_collection, cache, max_passage_length=passages, **lengths),
-        RankerInputs(ranker, tiny_collection, cache, max_pair_length=pairs, **lengths),
+        RetrieverInputs(retriever, tiny_collection, cache, texts, show_progress=False),
+        RankerInputs(ranker, tiny_collection, cache, texts, show_progress=False),
         positives := tiny_collection.judgments("train").positives(),
     )
 

@@ -27,7 +27,8 @@ from hf_ar2.recipes.merging import SHARES, choose_share, merge, values_of_shares
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.runner import load_model, run_recipe
 from hf_ar2.recipes.sampled import reduced, values_among
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 
 @pytest.fixture(scope="module")

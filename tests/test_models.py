@@ -35,6 +35,7 @@ from hf_ar2.models.loading import (
     resolve_model_name,
     weights_fingerprint,
 )
+from hf_ar2.settings.text import TextConfig
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -87,7 +88,7 @@ def test_stored_tokens_give_what_encode_and_predict_give(kind, tmp_path, tiny_co
     ranker = load_ranker(folder, max_length=32, device="cpu")
     encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), budget=256, show_progress=False)
 
-    inputs = RetrieverInputs(retriever, tiny_collection, tmp_path / "cache", max_query_length=24)
+    inputs = RetrieverInputs(retriever, tiny_collection, tmp_path / "cache", TextConfig(max_query_length=24))
     rows = np.array([3, 0, 17])
     texts = [tiny_collection.queries["text"][row] for row in rows]
     ours = encoders.embed_queries(retriever, inputs, rows)
@@ -145,8 +146,7 @@ def test_every_pair_is_cut_as_the_tokenizer_cuts_it(tmp_path, tiny_ranker_path, 
         ranker,
         collection,
         tmp_path,
-        max_query_length=max_query_length,
-        max_pair_length=16,
+        TextConfig(max_query_length=max_query_length, max_pair_length=16),
         show_progress=False,
     )
     query_rows, passage_rows = (grid.reshape(-1) for grid in np.meshgrid(np.arange(39), np.arange(39)))

@@ -27,7 +27,8 @@ import hf_ar2
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.serve import SearchServer
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 HOSTILE = "<script>alert('falcon')</script> & \"quotes\""
 
@@ -116,13 +117,13 @@ def test_queries_of_any_script_are_understood(server: SearchServer) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "message"),
     [
-        ("/search", 400, "the query is empty; ask for something: /search?q=TEXT"),
+        ("/search", 400, "the query is empty; expected /search?q=TEXT"),
         ("/search?q=%20", 400, "the query is empty"),
         ("/search?q=a&k=0", 400, "k: found '0'; expected a whole number from 1 to 100, as in &k=10"),
         ("/search?q=a&k=101", 400, "k: found '101'"),
         ("/search?q=a&k=ten", 400, "k: found 'ten'"),
         ("/?q=a&k=-1", 400, "k: found '-1'"),
-        (f"/{quote('<b>')}", 404, "there is nothing at /%3Cb%3E; there is / (the page), /search?q=TEXT&k=10"),
+        (f"/{quote('<b>')}", 404, "nothing at /%3Cb%3E; expected / (the page), /search?q=TEXT&k=10"),
     ],
 )
 def test_a_bad_request_is_answered_with_what_to_ask(
@@ -172,7 +173,7 @@ def test_what_fails_is_answered_and_told_in_the_terminal(
 
     with serving(Broken()) as server:  # type: ignore[arg-type]
         status, body = got(server, "/search", q="falcon")
-        assert status == 500 and "the terminal that runs the server says why" in json.loads(body)["error"]
+        assert status == 500 and "see the terminal of the server" in json.loads(body)["error"]
         assert got(server, "/health")[0] == 200, "and goes on"
     assert "RuntimeError: out of memory" in capsys.readouterr().err
 
@@ -203,13 +204,13 @@ def test_the_command_prints_where_it_is_and_ends_cleanly_on_ctrl_c(run: Path) ->
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(2)]
         assert "60 passages, index in" in said[0]
-        url = re.fullmatch(r"Search at (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", said[1])
+        url = re.fullmatch(r"Search at (http://127\.0\.0\.1:\d+/) \(stop with Ctrl-C\)\n", said[1])
         assert url, said
         with urlopen(f"{url[1]}search?q=falcon&k=1", timeout=30) as reply:
             assert len(json.load(reply)["hits"]) == 1
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and rest == "\nEnded.\n" and "Traceback" not in errors
+    assert process.returncode == 0 and rest == "\nStopped.\n" and "Traceback" not in errors
 
 
 def test_what_cannot_be_served_is_told_before_models_are_loaded(

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_ar2.losses import adversarial_loss, distillation_loss
-from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gate import GATES, check_gate, ranker_lead
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ranker import ranker_loss
@@ -35,28 +36,33 @@ class AR2Config(JointConfig):
     """
 
     ranker_learning_rate: float | None = setting(
-        1e-6, "Peak learning rate of the ranker. AR2: 1e-6 (5e-7 MS MARCO)."
+        1e-6, "Peak learning rate of the ranker.", paper="AR2: 1e-6 (MS MARCO: 5e-7)"
     )
-    num_rounds: int = setting(10, "Rounds. AR2: 10 in the paper, 16 in the code's README.")
-    retriever_steps: int = setting(1500, "Retriever steps per round. AR2: 1500.")
-    ranker_steps: int = setting(500, "Ranker steps per round. AR2: 500. 0: the ranker stays as it is.")
+    num_rounds: int = setting(
+        10, "Rounds.", unit="rounds", paper="AR2: 10, in its README 16", checked_on_resume=False
+    )
+    retriever_steps: int = setting(1500, "Retriever steps per round.", unit="steps", paper="AR2: 1500")
+    ranker_steps: int = setting(
+        500, "Ranker steps per round. 0: the ranker is not trained.", unit="steps", paper="AR2: 500"
+    )
     adversarial_weight: float = setting(
         0.5,
-        "λ: the retriever's loss is λ · adversarial + (1 − λ) · distillation. AR2's README: 0.5 on a sum over the "
-        "per-device batch, so λB there is λ/(1 − λ) · B here; its author later advised 0.2 to 0.3.",
+        "λ: the retriever's loss is λ · adversarial + (1 − λ) · distillation.",
+        paper="AR2's README: 0.5 on a sum over the per-device batch, so λB there is λ/(1 − λ) · B here; its author "
+        "later advised 0.2 to 0.3",
     )
     adversarial_form: Literal["reference", "paper"] = setting(
         "reference", "reference: as the released code computes it; paper: equations 9, 10."
     )
     contrastive_weight: float = setting(
-        0.0, "Weight of an added in-batch contrastive term on the same lists. AR2: 0 (it has none)."
+        0.0, "Weight of an added in-batch contrastive term on the same lists.", paper="AR2: 0 (it has none)"
     )
 
     teacher_gate: Literal["ahead", "off"] = setting(
         "ahead",
         "ahead: before every round, the ranker has to rank the evaluation queries better than the retriever does; "
-        "while it does not, it trains on and the retriever's steps are contrastive. off: the ranker always teaches "
-        "(AR2).",
+        "while it does not, it trains on and the retriever's steps are contrastive. off: the ranker always teaches.",
+        paper="AR2: off",
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,38 +13,10 @@ from torch import nn
 
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import weights_fingerprint
+from hf_ar2.settings.effects import checked_on_resume
 
 TRAINER_STATE = "trainer_state.json"
 _RUN = "run.json"
-# Of the arguments that every `transformers.Trainer` has, those that decide what a run ends with.
-_COMMON = (
-    "seed",
-    "data_seed",
-    "learning_rate",
-    "weight_decay",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "optim",
-)
-# Of our own settings, those that do not: how a run is measured and fits into memory, and paths of what is compared by
-# its content. The length of a run may change; it is noted as steps.
-_FREE = (
-    "num_rounds",
-    "eval_split",
-    "eval_metrics",
-    "eval_depth",
-    "eval_queries",
-    "rerank_depth",
-    "encode_tokens",
-    "step_tokens",
-    "mini_batch_size",
-    "cache_dir",
-    "index_dir",
-    "train_lists",
-    "index",
-    "index_ids",
-)
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -95,10 +66,8 @@ def fingerprints(model: JointModel) -> dict[str, str]:
 
 def describe_run(args: transformers.TrainingArguments, **facts: Any) -> dict[str, Any]:
     """What a run's outcome depends on, as plain data: the settings that count, and facts beside them."""
-    standard = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
-    own = [field.name for field in dataclasses.fields(args) if field.name not in standard]
-    names = [*_COMMON, *(name for name in own if name not in _FREE)]
-    about: dict[str, Any] = json.loads(json.dumps({name: getattr(args, name) for name in names} | facts))
+    settings = {name: getattr(args, name) for name in checked_on_resume(type(args))}
+    about: dict[str, Any] = json.loads(json.dumps(settings | facts))
     return about
 
 

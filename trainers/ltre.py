@@ -22,7 +22,8 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.retrieval import WEIGHTINGS
 from hf_ar2.models.loading import load_retriever, one_tower, tower
-from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ltre_index import FrozenRetrieval, with_missed
 
@@ -39,44 +40,69 @@ class LTReConfig(JointConfig):
         (200, 'lambda_mrr', 'index')
     """
 
-    learning_rate: float = setting(5e-6, "Peak learning rate of the query encoder. ADORE, JPQ: 5e-6.")
+    learning_rate: float = setting(5e-6, "Peak learning rate of the query encoder.", paper="ADORE, JPQ: 5e-6")
     weight_decay: float = setting(
-        0.01, "AdamW's weight decay, not on biases, norms and centroids. ADORE: 0.01."
+        0.01, "Weight decay of AdamW, not applied to biases, norms and centroids.", paper="ADORE: 0.01"
     )
-    per_device_train_batch_size: int = setting(32, "Queries of a step and process. LTRe, ADORE, JPQ: 32.")
-    num_negatives: int = setting(0, "None is sampled: they are what the search finds.")
-    rerank_depth: int = setting(0, "No ranker is evaluated here.")
+    per_device_train_batch_size: int = setting(
+        32,
+        "Queries per step and process.",
+        unit="queries",
+        paper="LTRe, ADORE, JPQ: 32",
+        checked_on_resume=False,
+    )
+    num_negatives: int = setting(
+        0, "No negatives are sampled: they are what the search finds.", unit="passages", minimum=0
+    )
+    rerank_depth: int = setting(
+        0, "No ranker is evaluated here.", unit="passages", minimum=0, checked_on_resume=False
+    )
     list_depth: int = setting(
-        200, "Passages retrieved per query and step, from the whole corpus. ADORE, JPQ: 200."
+        200,
+        "Passages retrieved per query and step, from the whole corpus.",
+        unit="passages",
+        paper="ADORE, JPQ: 200",
     )
     weighting: Literal["lambda_mrr", "lambda_ndcg", "ranknet"] = setting(
         "lambda_mrr",
-        "How a pair of passages counts: by the change of MRR (ADORE), of DCG, or all alike (RankNet).",
+        "How a pair of passages is weighted: by the change of MRR, by that of DCG, or all alike (RankNet).",
+        paper="ADORE: lambda_mrr",
     )
-    cut: int | None = setting(None, "Ranks that have a value in that; None: list_depth. ADORE: 200.")
+    cut: int | None = setting(
+        None, "Ranks that count in that weight. None: list_depth.", unit="ranks", paper="ADORE: 200"
+    )
     missed: Literal["all", "if_none"] = setting(
         "all",
-        "Relevant passages that were not retrieved are appended: all of them (JPQ), or only where none was retrieved "
-        "(ADORE).",
+        "Which relevant passages that were not retrieved are appended: all of them, or only if none was retrieved.",
+        paper="JPQ: all, ADORE: if_none",
     )
     vectors: Literal["exact", "index"] = setting(
         "exact",
-        "Passage vectors of the loss: as they were encoded, or as the index decodes them, as in serving.",
+        "Passage vectors of the loss: as they were encoded, or as the index decodes them in search.",
     )
     train_centroids: bool = setting(
         False, "JPQ: train the centroids of a product-quantised index ('OPQ48,PQ48') too; codes stay."
     )
     centroid_learning_rate: float = setting(
-        1e-4, "Peak learning rate of the centroids. JPQ: 1e-4 for 48 bytes and more, 2e-5 for 32, 5e-6 below."
+        1e-4,
+        "Peak learning rate of the centroids.",
+        paper="JPQ: 1e-4 for 48 bytes and more, 2e-5 for 32, 5e-6 below",
     )
     index: str | None = setting(
         None,
-        "A FAISS file to train against, or a folder of `hf-ar2 index` or with index.faiss and ids.json; None: the "
-        "corpus is encoded.",
+        "A FAISS file to train against, or a folder that `hf-ar2 index` wrote or that has index.faiss and ids.json. "
+        "None: the corpus is encoded.",
+        checked_on_resume=False,  # its content is compared instead
     )
-    index_ids: str | None = setting(None, "The ids of its passages, in its order; None: ids.json beside it.")
+    index_ids: str | None = setting(
+        None,
+        "File with the ids of its passages, in its order. None: ids.json beside it.",
+        checked_on_resume=False,
+    )
     search_parameters: str | None = setting(None, "How the index is searched: 'nprobe=16', 'efSearch=256'.")
-    steps_per_round: int | None = setting(None, "Steps between evaluations; None: one pass over the queries.")
+    steps_per_round: int | None = setting(
+        None, "Steps between evaluations. None: one pass over the queries.", unit="steps"
+    )
 
     def __post_init__(self) -> None:
         self._check("weighting", self.weighting, WEIGHTINGS)

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from hf_ar2.losses import listwise_cross_entropy, pointwise_cross_entropy
-from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 
 RANKER_LOSSES = {"listwise": listwise_cross_entropy, "pointwise": pointwise_cross_entropy}
@@ -32,9 +33,11 @@ class RankerConfig(JointConfig):
         (0.5, 'listwise')
     """
 
-    learning_rate: float = setting(1e-5, "Peak learning rate of the ranker. AR2: 1e-5; MiniLM: 1e-4.")
+    learning_rate: float = setting(
+        1e-5, "Peak learning rate of the ranker. MiniLM models need 1e-4.", paper="AR2: 1e-5"
+    )
     easy_share: float = setting(
-        0.5, "Share of the run over which lists go from random to mined negatives; 0: none."
+        0.5, "Share of the run in which lists go from random to mined negatives. 0: mined from the start."
     )
     ranker_loss: Literal["listwise", "pointwise"] = setting("listwise", RANKER_LOSS_HELP)
 

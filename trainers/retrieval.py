@@ -82,9 +82,7 @@ class Retrieval:
                 retriever,
                 collection,
                 cache,
-                max_query_length=args.max_query_length,
-                max_passage_length=args.max_passage_length,
-                title_separator=args.title_separator,
+                args,
                 show_progress=encoders.progress,
             )
         self.ranker_inputs: RankerInputs | None = None
@@ -93,9 +91,7 @@ class Retrieval:
                 ranker,
                 collection,
                 cache,
-                max_query_length=args.max_query_length,
-                max_pair_length=args.max_pair_length,
-                title_separator=args.title_separator,
+                args,
                 show_progress=encoders.progress,
             )
         judgments = collection.judgments(args.train_split)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from hf_ar2.losses import in_batch_contrastive_loss, pairwise_contrastive_loss, passage_centric_loss
-from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 
 CONTRASTIVE_LOSSES = {"softmax": in_batch_contrastive_loss, "pairwise": pairwise_contrastive_loss}
@@ -28,28 +29,41 @@ class RetrieverConfig(JointConfig):
         (0, 'softmax')
     """
 
-    learning_rate: float = setting(2e-5, "Peak learning rate. AR2: 1e-5 (README 2e-5), 1e-4 on MS MARCO.")
+    learning_rate: float = setting(
+        2e-5, "Peak learning rate.", paper="AR2: 1e-5 (README: 2e-5), on MS MARCO 1e-4"
+    )
     num_negatives: int = setting(
-        0, "Hard negatives per query beside the in-batch ones. AR2's warm-up, RocketQA, PAIR, STAR: 1."
+        0,
+        "Hard negatives per query beside the in-batch ones.",
+        unit="passages",
+        paper="AR2's warm-up, RocketQA, PAIR, STAR: 1",
+        minimum=0,
     )
     steps_per_round: int | None = setting(
-        None, "Steps between two refreshes of index and negatives; None: one pass over the training lists."
+        None,
+        "Steps between two refreshes of index and negatives. None: one pass over the training lists.",
+        unit="steps",
     )
-    rerank_depth: int = setting(0, "No ranker is evaluated here.")
+    rerank_depth: int = setting(
+        0, "No ranker is evaluated here.", unit="passages", minimum=0, checked_on_resume=False
+    )
     contrast: Literal["softmax", "pairwise"] = setting(
         "softmax",
-        "How a positive stands against the passages of the batch: in one softmax with all (DPR, RocketQA, PAIR), or in "
-        "a softmax of two with each (STAR).",
+        "How a positive is compared with the passages of the batch: in one softmax with all, or in a softmax of two "
+        "with each.",
+        paper="DPR, RocketQA, PAIR: softmax, STAR: pairwise",
     )
     cross_batch: bool = setting(
-        True, "Negatives are the passages of all processes (RocketQA); False: of the process alone."
+        True,
+        "Negatives are the passages of all processes. False: only those of the same process.",
+        paper="RocketQA: True",
     )
     passage_weight: float = setting(
-        0.0, "Weight α of the passage-centric loss; the other loss gets 1 - α. PAIR: 0.1, then 0."
+        0.0, "Weight α of the passage-centric loss; the other loss gets 1 - α.", paper="PAIR: 0.1, then 0"
     )
     passage_form: Literal["reference", "paper"] = setting(
         "reference",
-        "What a positive passage stands against in the passage-centric loss. reference: other queries and hard "
+        "What a positive passage is compared with in the passage-centric loss. reference: other queries and hard "
         "negatives, as PAIR's code; paper: the query's negative passages.",
     )
 

@@ -13,7 +13,8 @@ from transformers.utils import logging
 from hf_ar2.losses import dynamic_listwise_distillation
 from hf_ar2.losses.dynamic import PRESETS, entropy, kl_divergence
 from hf_ar2.losses.listwise import masked_log_softmax
-from hf_ar2.trainers.config import JointConfig, setting
+from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_loss
 
@@ -39,19 +40,27 @@ class RocketQAv2Config(JointConfig):
     """
 
     learning_rate: float = setting(
-        1e-5, "Learning rate of the retriever, and of the ranker without its own. RocketQAv2: 1e-5."
+        1e-5,
+        "Learning rate of the retriever, and of the ranker if it has none of its own.",
+        paper="RocketQAv2: 1e-5",
     )
     lr_scheduler_type: str = setting(
-        "constant", "Schedule of the learning rate. RocketQAv2's code: constant."
+        "constant", "Schedule of the learning rate.", paper="RocketQAv2's code: constant"
     )
     weight_decay: float = setting(
-        0.01, "AdamW's weight decay, not on biases and norms. RocketQAv2's code: 0.01."
+        0.01, "Weight decay of AdamW, not applied to biases and norms.", paper="RocketQAv2's code: 0.01"
     )
     refresh: bool = setting(
-        False, "Encode, index and mine anew every round; False: once, before the first. RocketQAv2: False."
+        False,
+        "Encode, index and mine in every round. False: once, before the first round.",
+        paper="RocketQAv2: False",
     )
     num_negatives: int = setting(
-        31, "Negatives in a list. RocketQAv2: 127 on MS MARCO, 31 on Natural Questions, 7 in its ablations."
+        31,
+        "Negatives in a list.",
+        unit="passages",
+        paper="RocketQAv2: 127 on MS MARCO, 31 on Natural Questions, 7 in its ablations",
+        minimum=0,
     )
     preset: Literal["reference", "paper"] = setting(
         "reference",
@@ -60,12 +69,13 @@ class RocketQAv2Config(JointConfig):
     )
     distillation_weight: float = setting(
         1.0,
-        "Weight of the distillation beside the ranker's own loss. RocketQAv2: 1. Under `reference` no parameter gets "
-        "both, so that under AdamW it hardly matters; under `paper` the ranker gets both.",
+        "Weight of the distillation beside the ranker's own loss. With `reference` no parameter gets both, so that it "
+        "hardly matters under AdamW; with `paper` the ranker gets both.",
+        paper="RocketQAv2: 1",
     )
     ranker_loss: Literal["listwise", "pointwise"] = setting("listwise", RANKER_LOSS_HELP)
     ranker_frozen: bool = setting(
-        False, "The ranker teaches as it came and is not trained: static distillation. RocketQAv2: False."
+        False, "The ranker teaches but is not trained (static distillation).", paper="RocketQAv2: False"
     )
 
     def __post_init__(self) -> None:

@@ -7,8 +7,8 @@ queries without labels). The papers' code does not include this step, and Rocket
 unpublished.
 """
 
-from hf_ar2.augmentation.config import AugmentConfig
 from hf_ar2.augmentation.false_negatives import Suspect, read_false_negatives
 from hf_ar2.augmentation.hybrid import augment
+from hf_ar2.settings.augment import AugmentConfig
 
 __all__ = ["AugmentConfig", "Suspect", "augment", "read_false_negatives"]

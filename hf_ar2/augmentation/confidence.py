@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-THRESHOLDS = ("absolute", "quantile", "margin")
-# Default thresholds (irrelevant, relevant); those for "absolute" are RocketQA's.
-DEFAULT_LINES = {"absolute": (0.1, 0.9), "quantile": (0.5, 0.99), "margin": (2.0, 2.0)}
-
 # Masks of the passages that are confidently irrelevant and confidently relevant, bool `[Q, n]` each.
 ConfidenceMasks = tuple[np.ndarray, np.ndarray]
 

@@ -14,7 +14,6 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.augmentation.calibration import Calibration, fit_calibration
 from hf_ar2.augmentation.confidence import ConfidenceMasks, log_shares, masks_by_margin, quantile_thresholds
-from hf_ar2.augmentation.config import AugmentConfig
 from hf_ar2.augmentation.false_negatives import write_false_negatives
 from hf_ar2.augmentation.labelled import LabelledCandidates, labelled_candidates
 from hf_ar2.augmentation.lists import build_lists
@@ -22,7 +21,9 @@ from hf_ar2.augmentation.scored import score_candidates, scores_fingerprint
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column, content_hash, rows_of
 from hf_ar2.models.loading import weights_fingerprint
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.augment import AugmentConfig
+from hf_ar2.settings.search import Settings
 from hf_ar2.training_lists.pool import passage_text_keys
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, read_queries, save_training_lists
 

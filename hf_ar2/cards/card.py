@@ -16,11 +16,12 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
-from hf_ar2.cards.facts import Stage, Training, affects_result, hub_id
+from hf_ar2.cards.facts import Stage, Training, hub_id
 from hf_ar2.cards.papers import TRAINERS, Paper, papers_of
 from hf_ar2.cards.results import model_index, result_tables, short_name
 from hf_ar2.models.loading import resolve_model_name
 from hf_ar2.models.saved import read_ranker, read_retriever
+from hf_ar2.settings.effects import affects_result
 
 # What the source of a query begins with where a model wrote the query.
 GENERATED = "generated:"

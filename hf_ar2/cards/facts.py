@@ -14,25 +14,6 @@ from hf_ar2.cards.environment import describe_environment
 ROLES = ("retriever", "ranker")
 # The system that a run serves, and why; written at the end of its evaluation.
 CHOSEN = "chosen.json"
-# Prefixes of settings that do not change the trained model; hub_token is among them.
-_WITHOUT_EFFECT = (
-    "output_dir",
-    "cache_dir",
-    "index_dir",
-    "report_to",
-    "logging_",
-    "disable_tqdm",
-    "run_name",
-    "hub_",
-    "push_to_hub",
-    "save_",
-    "debug",
-    "do_",
-    "dataloader_",
-    "use_cpu",
-    "gradient_checkpointing",
-    "activation_checkpointing",
-)
 
 
 @dataclass(frozen=True)
@@ -124,11 +105,6 @@ def hub_id(name: str | Path) -> str | None:
     """The name if it can only be an id on the Hub (`owner/name`, and no local path), else None."""
     words = r"[A-Za-z0-9][\w.-]*"
     return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
-
-
-def affects_result(setting: str) -> bool:
-    """Whether a trainer's setting can change its models; where they are saved or logged cannot."""
-    return not setting.startswith(_WITHOUT_EFFECT)
 
 
 def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) -> Training:

@@ -11,23 +11,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import TrainingArguments
 
-from hf_ar2.cards.facts import affects_result
-
-# Of transformers' own settings, those that a result depends on; the others are told where they are not the default.
-_ALWAYS_TOLD = {
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "seed",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "optim",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-}
-
+from hf_ar2.settings.effects import ALWAYS_NAMED, affects_result
 
 # What a model that a trainer has trained says of that: an attribute, for the card of who trains it on.
 _STAGES = "hf_ar2_stages"
@@ -47,7 +31,7 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
             for cls in type(args).__mro__
             if cls not in TrainingArguments.__mro__
         )
-        if declared or known is None or field.name in _ALWAYS_TOLD or value != _default(known):
+        if declared or known is None or field.name in ALWAYS_NAMED or value != _default(known):
             value = value.value if isinstance(value, enum.Enum) else value
             if isinstance(value, str | int | float | list) or value is None:
                 told[field.name] = value

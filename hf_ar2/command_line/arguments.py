@@ -1,26 +1,33 @@
-"""The arguments of the commands that train, measure, search and convert: one parser each, standard library alone."""
+"""The arguments of the commands that train, evaluate, search and convert: one parser each. Imports no torch."""
 
 from __future__ import annotations
 
-from hf_ar2.command_line.parser import Parser, not_negative, positive
+from hf_ar2.command_line.options import add_setting, add_settings
+from hf_ar2.command_line.parser import Parser, positive
+from hf_ar2.settings.augment import AugmentConfig
+from hf_ar2.settings.search import Settings
+from hf_ar2.settings.text import EncodingConfig, TextConfig, names_of
 
 PROGRAM = "hf-ar2"
 RECIPE_KEYS = """\
-Any further --key value goes to the recipe: a field (--seed 7), a setting of
-every stage (--bf16 true), or one of a stage (--ar2.num_rounds 3). --guard
-COLLECTION measures search in other texts too, before and after. A run that
-was interrupted goes on where it was when the same command is given again."""
+Any other --key value overrides the recipe: a field (--seed 7), a setting of
+every stage (--bf16 true), or of one stage (--ar2.num_rounds 3). `hf-ar2
+settings ar2` lists them. --guard COLLECTION also measures search in other
+texts, before and after training. To continue an interrupted run, give the
+same command again."""
 ANY_COLLECTION = "a folder, a Hub id, text:FOLDER or python-packages:NAME,NAME"
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
+# What a stage of a recipe may be.
+TRAINERS = ("retriever", "ranker", "ar2", "rocketqa-v2", "ltre", "augment", "merge")
 
 
 def command(name: str, does: str, more: str, example: str) -> Parser:
-    """A parser without arguments yet.
+    """A parser without arguments.
 
     Args:
         name: of the command.
         does: what it does, in a line without a full stop.
-        more: what else `--help` says.
+        more: the rest of the description.
         example: a command line, without the program's name.
     """
     parser = Parser(
@@ -36,8 +43,8 @@ def quickstart_parser() -> Parser:
     """The arguments of `quickstart`."""
     parser = command(
         "quickstart",
-        "train on text that is on this machine already, in minutes",
-        "Two small models learn to find Python functions by what their docstrings say.\n"
+        "train on text that is already on this machine, in minutes",
+        "Two small models learn to find Python functions by their docstrings.\n"
         f"Nothing is downloaded.\n\n{RECIPE_KEYS}",
         "quickstart --output_dir runs/quickstart",
     )
@@ -55,13 +62,13 @@ def train_parser() -> Parser:
     parser = command(
         "train",
         "run a recipe: warm-up, joint training, evaluation",
-        f"{RECIPE_KEYS}\n\n--questions FILE measures every row on real questions as well, one a line, as\n"
+        f"{RECIPE_KEYS}\n\n--questions FILE also evaluates on real questions, one per line, that were\n"
         f"judged with `{PROGRAM} label`; they are not trained on.",
         "train ar2/scifact --output_dir runs/scifact",
     )
     parser.usage = f"{PROGRAM} train RECIPE [--config_file FILE] [--key value ...]"
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that is shipped"
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of the package"
     )
     _add_config_file(parser)
     return parser
@@ -71,11 +78,12 @@ def tune_queries_parser() -> Parser:
     """The arguments of `tune-queries`."""
     parser = command(
         "tune-queries",
-        "train a model's query side against an index that stays",
-        "Every step searches the whole index with the batch's queries as they are now\n"
-        "and trains on what comes back (LTRe). No passage is encoded again: an index of\n"
-        "millions serves as it is. Ends with before and after, and their significance.\n\n"
-        "Any further --key value goes to the recipe ltre/tune (--ltre.learning_rate 1e-5,\n"
+        "train a model's query side against a fixed index",
+        "Every step searches the whole index with the current embeddings of the batch's\n"
+        "queries and trains on the results (LTRe). No passage is encoded again, so an\n"
+        "index of millions of passages works as it is. At the end, the model is compared\n"
+        "before and after training, with significance.\n\n"
+        "Any other --key value overrides the recipe ltre/tune (--ltre.learning_rate 1e-5,\n"
         "--max_passage_length 128).",
         "tune-queries sentence-transformers/all-MiniLM-L6-v2 BeIR/scifact \\\n"
         "      --index passages.faiss --ids ids.json",
@@ -83,15 +91,15 @@ def tune_queries_parser() -> Parser:
     parser.usage = f"{PROGRAM} tune-queries MODEL COLLECTION [options] [--key value ...]"
     add = parser.add_argument
     add("model", metavar="MODEL", help=ANY_MODEL)
-    add("collection", metavar="COLLECTION", help=f"{ANY_COLLECTION}; its split train is trained on")
+    add("collection", metavar="COLLECTION", help=f"{ANY_COLLECTION}; its split train is used for training")
     add("--output_dir", default="runs/tuned", metavar="FOLDER", help="the run folder (%(default)s)")
-    given = "a FAISS file of the model's passage vectors, or what `index` wrote (else one is built)"
+    given = "a FAISS file of the model's passage vectors, or a folder that `index` wrote (one is built)"
     add("--index", metavar="FILE", help=given)
-    add("--ids", metavar="FILE", help="its passage ids in order: JSON, or one a line (ids.json beside it)")
+    add("--ids", metavar="FILE", help="its passage ids in order: JSON, or one per line (ids.json beside it)")
     add("--factory", metavar="FACTORY", help="build a FAISS index of this kind (Flat, which is exact)")
-    add("--centroids", action="store_true", help="train a PQ index's centroids too (JPQ)")
+    add("--centroids", action="store_true", help="also train the centroids of a PQ index (JPQ)")
     add("--search", metavar="TEXT", help="how the index is searched: nprobe=16, efSearch=256")
-    add("--split", help="split to report on (test)")
+    add("--split", help="split to evaluate on (test)")
     add("--steps", type=positive, metavar="N", help="steps of 32 queries (300)")
     _add_config_file(parser)
     return parser
@@ -101,7 +109,7 @@ def _add_config_file(parser: Parser) -> None:
     parser.add_argument(
         "--config_file",
         metavar="FILE",
-        help="from `accelerate config`: machines and GPUs to use; without it, all GPUs of this machine",
+        help="from `accelerate config`: machines and GPUs to use (all GPUs of this machine)",
     )
 
 
@@ -109,27 +117,25 @@ def evaluate_parser() -> Parser:
     """The arguments of `evaluate`."""
     parser = command(
         "evaluate",
-        "measure retriever, ranker and pipeline on a split",
-        "RUN is the folder that training left. Models without one are named by\n"
-        "--retriever, --ranker and --collection; with one, these replace its own.",
+        "evaluate retriever, ranker and pipeline on a split",
+        "RUN is a folder that training wrote. Without it, name the models with\n"
+        "--retriever, --ranker and --collection; with it, these replace the run's own.",
         "evaluate runs/scifact --split test --output results",
     )
     _add_models(parser)
-    parser.add_argument("--split", help="split of the qrels (the recipe's, or test)")
-    asked = f"measure on these questions, one a line, as judged with `{PROGRAM} label`"
+    add_setting(
+        parser,
+        Settings,
+        "report_split",
+        "--split",
+        dest="split",
+        metavar="SPLIT",
+        default="the recipe's, or test",
+    )
+    asked = f"evaluate on these questions, one per line, judged with `{PROGRAM} label`"
     parser.add_argument("--questions", metavar="FILE", help=asked)
-    parser.add_argument(
-        "--metrics", nargs="+", metavar="METRIC", help="such as mrr@10 recall@100; the first is tested"
-    )
-    parser.add_argument(
-        "--depth", type=positive, metavar="N", help="passages the retriever finds per query (100)"
-    )
-    parser.add_argument(
-        "--rerank_depth",
-        type=not_negative,
-        metavar="N",
-        help="how many of them the ranker reorders (20); 0: the retriever alone",
-    )
+    add_setting(parser, Settings, "metrics", metavar="METRIC", default="the recipe's; the first is tested")
+    add_settings(parser, Settings, ("depth", "rerank_depth"))
     parser.add_argument(
         "--output", metavar="FOLDER", help="write TREC run files, qrels and metrics.json there"
     )
@@ -145,42 +151,27 @@ def augment_parser() -> Parser:
     parser = command(
         "augment",
         "write training lists, denoised by the ranker",
-        "The retriever finds passages, the ranker scores them; a trainer takes the lists\n"
-        "by train_lists. What was scored is kept: another threshold takes seconds.",
+        "The retriever finds passages and the ranker scores them. A trainer uses the\n"
+        "lists with its setting train_lists. Scores are kept, so that other thresholds\n"
+        "take seconds.",
         "augment runs/scifact --output lists/scifact --calibrate dev --audit",
     )
     _add_models(parser)
     add = parser.add_argument
     add("--output", required=True, metavar="FOLDER", help="the folder to write")
-    add(
-        "--split",
-        dest="train_split",
-        metavar="SPLIT",
-        help="split that gets undenoised and denoised lists (train)",
-    )
-    add("--unlabelled", metavar="FILE", help="queries for pseudo lists: JSON lines with _id and text")
-    add("--kinds", nargs="+", metavar="KIND", help="of undenoised, denoised and pseudo (all there can be)")
-    add("--depth", type=positive, metavar="N", help="passages retrieved per query (50)")
-    add("--thresholds", metavar="KIND", help="absolute (the default), quantile or margin")
-    add("--relevant", type=float, metavar="X", help="above it a passage is a positive (.9, .99 or 2)")
-    add("--irrelevant", type=float, metavar="X", help="below it a passage is a negative (.1, .5 or 2)")
-    add("--calibrate", metavar="SPLIT", help="held-out split that makes probabilities of the ranker's logits")
-    add(
-        "--pointwise",
-        action="store_true",
-        default=None,
-        help="the ranker was trained pointwise: its logits are log-odds",
-    )
-    add("--added_positives", type=int, metavar="N", help="passages the ranker adds to the labelled (1)")
-    add("--stored_negatives", type=positive, metavar="N", help="negatives kept per list, at random (all)")
-    add("--seed", type=int, metavar="N", help="of that draw (42)")
+    options = {"train_split": "--split"}
+    metavars = {"train_split": "SPLIT", "unlabelled": "FILE", "kinds": "KIND", "calibrate": "SPLIT"}
+    for name in names_of(AugmentConfig):
+        if name not in names_of(EncodingConfig):
+            shown = {"metavar": metavars[name]} if name in metavars else {}
+            add_setting(parser, AugmentConfig, name, options.get(name, ""), **shown)
     add(
         "--audit",
         nargs="?",
         type=positive,
         const=20,
         metavar="N",
-        help="print the likeliest false negatives of N queries (20)",
+        help="print the most likely false negatives of N queries (20)",
     )
     add("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (FOLDER/work/index)")
     _add_lengths(parser, ranker=True)
@@ -211,17 +202,12 @@ def index_parser() -> Parser:
     parser = command(
         "index",
         "build a FAISS index over a collection",
-        "MODEL may be a run folder: its retriever and its recipe's lengths are used then,\n"
-        f"and `{PROGRAM} search RUN --index OUT` finds with it.",
+        "If MODEL is a run folder, its retriever and its recipe's lengths are used, and\n"
+        f"`{PROGRAM} search RUN --index OUT` searches the index.",
         "index runs/scifact BeIR/scifact indexes/scifact --factory HNSW32",
     )
     _add_encoding(parser)
-    parser.add_argument(
-        "--factory",
-        dest="index_factory",
-        metavar="FACTORY",
-        help="FAISS factory string (Flat, which is exact)",
-    )
+    add_setting(parser, EncodingConfig, "index_factory", "--factory", metavar="FACTORY")
     return parser
 
 
@@ -231,9 +217,7 @@ def _add_encoding(parser: Parser) -> None:
     )
     parser.add_argument("collection", metavar="COLLECTION", help=ANY_COLLECTION)
     parser.add_argument("out", metavar="OUT", help="the folder to write")
-    parser.add_argument(
-        "--dtype", dest="index_dtype", choices=("float32", "float16"), help="of what is stored (float32)"
-    )
+    add_setting(parser, EncodingConfig, "index_dtype", "--dtype", choices=("float32", "float16"))
     _add_lengths(parser, ranker=False)
 
 
@@ -241,20 +225,15 @@ def search_parser() -> Parser:
     """The arguments of `search`."""
     parser = command(
         "search",
-        "find passages; shows the scores of both models",
-        "The retriever finds passages and the ranker puts them in order. The index is\n"
-        "built once, into the run folder. Without a query, queries are asked for.",
+        "search passages, with the scores of both models",
+        "The retriever finds passages and the ranker reorders them. The index is built\n"
+        "once, in the run folder. Without QUERY, the command asks for queries.",
         'search runs/scifact "does vitamin D prevent colds" -k 5',
     )
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("query", nargs="*", default=[], metavar="QUERY", help="what to search for")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="passages to show (%(default)s)")
-    parser.add_argument(
-        "--rerank_depth",
-        type=not_negative,
-        metavar="N",
-        help="passages the ranker chooses from (20); 0: the retriever alone",
-    )
+    add_settings(parser, Settings, ["rerank_depth"])
     parser.add_argument("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
     return parser
 
@@ -264,11 +243,11 @@ def collection_parser() -> Parser:
     parser = command(
         "collection",
         "write any collection as a BEIR folder",
-        "Of text:FOLDER, a passage is about 100 words of one section of a text file:\n"
-        "Markdown, plain text, reStructuredText, HTML, or a man page. Queries are a file\n"
-        "of questions, or the headings that somebody might ask; training then reads the\n"
-        "passages without them. Of Python packages, a passage is a function without its\n"
-        "docstring, its query the docstring's first sentence. What is skipped is counted.",
+        "text:FOLDER: a passage is about 100 words of one section of a text file\n"
+        "(Markdown, plain text, reStructuredText, HTML, or a man page). Queries come from\n"
+        "a file of questions, or are headings, which training then removes from the\n"
+        "passages. python-packages: a passage is a function without its docstring, its\n"
+        "query the docstring's first sentence. Skipped rows are counted.",
         "collection text:docs data/mine --queries questions.tsv",
     )
     forms = "text:FOLDER, python-packages:NAME,NAME, a BEIR, MS MARCO or DPR folder, or a Hub id like BeIR/scifact"
@@ -279,23 +258,26 @@ def collection_parser() -> Parser:
         nargs="+",
         default=[],
         metavar="CAUSE",
-        help="leave out what would be an error; the error names it",
+        help="skip rows with this problem; the error message names it",
     )
     parser.add_argument(
-        "--max_passages", type=positive, metavar="N", help="keep this many, all judged ones included"
+        "--max_passages",
+        type=positive,
+        metavar="N",
+        help="keep this many passages, including all judged ones",
     )
-    questions = "for text:FOLDER: lines of a question, a tab, and the file that answers it"
+    questions = "for text:FOLDER: lines of a question, a tab, and the file with its answer"
     parser.add_argument("--queries", metavar="FILE", help=f"{questions} (the files' headings)")
     parser.add_argument(
         "--endings",
         type=lambda given: given.split(","),
         metavar="LIST",
-        help="for text:FOLDER: which files are read, such as .md,.txt,README (all that can be)",
+        help="for text:FOLDER: files to read, such as .md,.txt,README (all supported ones)",
     )
     parser.add_argument(
         "--all-headings",
         action="store_true",
-        help="for text:FOLDER: queries also of headings that are versions, signatures, or say little",
+        help="for text:FOLDER: also use headings that are versions, signatures or too short",
     )
     return parser
 
@@ -304,34 +286,54 @@ def import_parser() -> Parser:
     """The arguments of `import`."""
     parser = command(
         "import",
-        "make a standard checkpoint of one that a paper published",
-        "Every parameter is accounted for: a missing or unexpected one is an error. What\n"
-        "could run code when it is read (a pickle of Paddle's, say) is refused.",
+        "convert a paper's published checkpoint to a standard one",
+        "A missing or unexpected parameter is an error. Files that could run code when\n"
+        "they are read (such as Paddle's pickles) are rejected.",
         "import dpr bert-base-encoder.cp models/dpr --base bert-base-uncased",
     )
     add = parser.add_argument
     formats = ("ar2", "ar2-ranker", "dpr", "rocketqa", "rocketqa-ranker")
     add("format", metavar="FORMAT", choices=formats, help=", ".join(formats))
-    add("file", metavar="FILE", help="the published file; of Paddle, its folder of parameters or an .npz")
+    add("file", metavar="FILE", help="the published file; for Paddle, its folder of parameters or an .npz")
     add("out", metavar="OUT", help="the folder to write")
     add(
         "--base",
         required=True,
         metavar="MODEL",
-        help="gives configuration and tokenizer: the model it began as",
+        help="the model that it was trained from, for configuration and tokenizer",
     )
-    add("--max_length", type=positive, metavar="N", help="tokens a text or pair is cut at (the tokenizer's)")
+    add("--max_length", type=positive, metavar="N", help="longest text or pair, in tokens (the tokenizer's)")
     return parser
 
 
 def _add_lengths(parser: Parser, *, ranker: bool) -> None:
     group = parser.add_argument_group(
-        "how texts are read (as the run's recipe says, or up to the models' limits)"
+        "how texts are read (as in the run's recipe, or up to the models' limits)"
     )
-    if ranker:
-        group.add_argument("--max_query_length", type=positive, metavar="N", help="tokens of a query")
-        group.add_argument("--max_pair_length", type=positive, metavar="N", help="tokens the ranker reads")
-    group.add_argument("--max_passage_length", type=positive, metavar="N", help="tokens of a passage")
-    group.add_argument(
-        "--title_separator", metavar="TEXT", help="between a passage's title and its text (a space)"
+    names = names_of(TextConfig) if ranker else ("max_passage_length", "title_separator")
+    add_settings(group, TextConfig, names, default="")
+
+
+def settings_parser() -> Parser:
+    """The arguments of `settings`."""
+    parser = command(
+        "settings",
+        "list the settings of a trainer, or explain one of them",
+        "Shows type, default, unit and the values in papers. Set one in a recipe, or with\n"
+        f"`{PROGRAM} train RECIPE --SETTING VALUE`. All arguments of transformers'\n"
+        "TrainingArguments work too.",
+        "settings ar2 adversarial_weight",
+    )
+    parser.add_argument("trainer", metavar="TRAINER", choices=TRAINERS, help=", ".join(TRAINERS))
+    parser.add_argument("name", nargs="?", metavar="SETTING", help="the setting to explain (a table of all)")
+    return parser
+
+
+def env_parser() -> Parser:
+    """The arguments of `env`."""
+    return command(
+        "env",
+        "print versions and hardware, for a bug report",
+        "No paths, host names or user names are printed.",
+        "env",
     )

@@ -1,4 +1,4 @@
-"""What `hf-ar2 evaluate --questions` checks before it loads a model, and what it says beside the table."""
+"""`hf-ar2 evaluate --questions`: a check before models are loaded, and a line below the table."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hf_ar2.evaluation.systems import Ranking
 
 
 def check_judged(file: str, run: str | None) -> None:
-    """Check that something in a file of questions is judged.
+    """Check that a file of questions has judgments.
 
     Raises:
-        ValueError: nothing is, or the file cannot be read.
+        ValueError: it has none, or cannot be read.
     """
     questions, judged = read_questions(file), read_judged(file)
     if not any(judged.get(id) for id in questions):
         raise ValueError(
-            f"{file}: none of its {len(questions):,} questions is judged in {qrels_of(file)}. Judge what is found "
+            f"{file}: none of its {len(questions):,} questions is judged in {qrels_of(file)}. Judge them "
             f"with: hf-ar2 label {run or 'RUN'} {file}"
         )
 
 
 def answered_text(collection: Collection, rankings: Mapping[str, Ranking]) -> str:
-    """In how many questions the first results of retriever and pipeline hold a relevant passage."""
+    """For how many questions the first results of retriever and pipeline have a relevant passage."""
     total = len(collection.judgments(QUESTIONS))
     return "\n".join(
         f"Among the first {TOP_K} of the {name} is a relevant passage in "

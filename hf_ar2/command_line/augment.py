@@ -1,9 +1,8 @@
-"""What `hf-ar2 augment` does and prints."""
+"""`hf-ar2 augment`: writes the lists and prints their counts and likely false negatives."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import textwrap
 from pathlib import Path
@@ -14,35 +13,24 @@ import datasets
 from hf_ar2.augmentation import AugmentConfig, Suspect, augment, read_false_negatives
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column, rows_of
+from hf_ar2.command_line.options import given_settings
 from hf_ar2.command_line.show import ordinal
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.text import EncodingConfig, names_of
 from hf_ar2.training_lists.stored import TrainingLists
 
-# What a run's recipe says about how texts are read and searched.
-_OF_THE_RUN = (
-    "max_query_length",
-    "max_passage_length",
-    "max_pair_length",
-    "title_separator",
-    "bf16",
-    "index_factory",
-    "index_dtype",
-)
 _SUSPECTS_SHOWN = 3
 _CHARACTERS = 400  # of a passage
 
 
 def augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
-    """Write the lists with the models and the collection the command line named, and say what came out."""
-    settings = {name: getattr(system.settings, name) for name in _OF_THE_RUN}
-    for field in dataclasses.fields(AugmentConfig):
-        if getattr(arguments, field.name, None) is not None:
-            settings[field.name] = getattr(arguments, field.name)
-    args = AugmentConfig(**settings)
+    """Write the lists with the models and the collection of the command line, and print their counts."""
+    of_run = {name: getattr(system.settings, name) for name in names_of(EncodingConfig)}
+    args = AugmentConfig(**of_run | given_settings(arguments, AugmentConfig))
     if system.ranker is None:
         raise ValueError(
-            f"{arguments.run} serves no ranker, which would score the passages; name one with --ranker, such as "
+            f"{arguments.run} serves no ranker to score the passages; name one with --ranker, such as "
             f"{arguments.run}/stages/STAGE/ranker"
         )
     out = Path(arguments.output)
@@ -65,7 +53,7 @@ def augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
         print(f"\n{audit(lists, system.collection, arguments.audit, width)}")
     further = ", false_negatives.jsonl" if audited else ""
     print(f"\nIn {out}: {len(lists):,} training lists, manifest.json{further}")
-    print(f"Next: a trainer takes them by train_lists=[{str(out)!r}]")
+    print(f"Next: train on them with train_lists=[{str(out)!r}]")
     return 0
 
 
@@ -105,12 +93,12 @@ def _thresholds_line(manifest: dict[str, Any]) -> str:
 
 
 def audit(lists: TrainingLists, collection: Collection, count: int, width: int) -> str:
-    """The likeliest false negatives, for a person to read: unlabelled passages scored above what is labelled.
+    """The most likely false negatives: unlabelled passages that score above all labelled ones.
 
     Args:
-        lists: as they were written; `false_negatives.jsonl` is beside them.
-        collection: gives the texts.
-        count: queries to show, those with the largest shares; of each at most three passages.
+        lists: as they were written, with `false_negatives.jsonl` in their folder.
+        collection: has the texts.
+        count: queries to show, those with the largest shares, with at most three passages each.
         width: of the terminal, in columns.
     """
     total = lists.manifest["false_negatives"]
@@ -149,7 +137,7 @@ def audit(lists: TrainingLists, collection: Collection, count: int, width: int) 
 
 
 def _texts(table: datasets.Dataset, ids: list[str]) -> dict[str, str]:
-    """Id → text of these rows, a title before it where there is one."""
+    """Id → text of these rows, after the title if there is one."""
     found = table[rows_of(ids, arrow_column(table, "id")).tolist()]
     titles = found.get("title", [""] * len(ids))
     return {

@@ -1,4 +1,4 @@
-"""A card as a person reads it in a terminal."""
+"""Model cards as text for the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
 
 
 def terminal_text(card: str, width: int) -> str:
-    """A card's Markdown for a terminal: metadata left out, paragraphs and tables as wide as it is.
+    """A card's Markdown for a terminal: without metadata, paragraphs and tables wrapped to its width.
 
     Args:
         card: YAML metadata between lines of `---`, then Markdown.
@@ -35,7 +35,7 @@ def _shown(block: str, width: int) -> str:
         return f"{heading[2]}\n{('═' if len(heading[1]) == 1 else '─') * len(heading[2])}"
     if lines[0].startswith("| "):
         cells = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines]
-        # no addresses here: they would make the table wide, and the papers stand below
+        # without addresses, which would make the table wide; the papers are listed below
         rows = [[_plain(_LINK.sub(r"\1", cell.strip())).replace("\\|", "|") for cell in row] for row in cells]
         return format_table(rows[2:], rows[0], width=width)
     if re.match(r"- |\d+\. ", block):
@@ -51,6 +51,6 @@ def _filled(text: str, width: int, indent: str = "") -> str:
 
 
 def _plain(text: str) -> str:
-    """Without marks of emphasis, and links as their text and address."""
+    """The text without emphasis, links as their text and address."""
     text = _LINK.sub(r"\1 (\2)", text.replace("\n", " "))
     return re.sub(r"\*{1,2}([^*]+)\*{1,2}", r"\1", re.sub(r" {2,}", " ", text))

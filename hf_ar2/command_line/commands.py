@@ -1,4 +1,4 @@
-"""What `hf-ar2 evaluate`, `encode`, `index`, `search`, `augment` and `collection` do once the command line is read."""
+"""The commands `evaluate`, `encode`, `index`, `search`, `augment`, `collection` and `import`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_ar2.collections.readers.load import TEXT_FOLDER
 from hf_ar2.collections.write import check_writable
 from hf_ar2.command_line.asked import answered_text, check_judged
 from hf_ar2.command_line.open import TRAINING_INDEX, is_run, opened_system
-from hf_ar2.command_line.show import left_out, print_hits
+from hf_ar2.command_line.show import left_out, print_hits, print_searched
 from hf_ar2.encoding import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
@@ -28,9 +28,9 @@ from hf_ar2.search.system import Ranking, SearchSystem
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Rank a split's queries, print the table, and write run files where asked to."""
+    """Rank a split's queries, print the table, and write run files on request."""
     for metric in arguments.metrics or ():
-        parse_metric(metric)  # a wrong name fails before anything is loaded
+        parse_metric(metric)  # a wrong name fails before models are loaded
     if arguments.questions is not None:
         check_judged(arguments.questions, arguments.run)
         arguments.split = QUESTIONS
@@ -141,7 +141,7 @@ def index(arguments: argparse.Namespace) -> int:
             system.settings.index_factory,
             system.settings.index_dtype,
         )
-        write_ids(system, built.folder)  # with which it is a FAISS file like anybody's
+        write_ids(system, built.folder)  # so that other tools can use the FAISS file
         print(built)
     if is_run(arguments.model):
         print(f'Next: hf-ar2 search {arguments.model} --index {arguments.out} "your query"')
@@ -152,23 +152,22 @@ def index(arguments: argparse.Namespace) -> int:
 
 
 def write_ids(system: SearchSystem, folder: Path) -> None:
-    """Write `ids.json`, the corpus's ids in its order, beside vectors in that order."""
+    """Write `ids.json`, the ids of the corpus in the order of the vectors."""
     ids = json.dumps(list(system.collection.corpus["id"]), ensure_ascii=False)
     (folder / "ids.json").write_text(ids, encoding="utf-8")
 
 
 def search(arguments: argparse.Namespace) -> int:
-    """Answer one query, or one after the other until the input ends."""
+    """Answer one query, or ask for queries until the input ends."""
     query = " ".join(arguments.query).strip()
     with opened_system(arguments) as system:
-        total = system.searched.ntotal  # built before the first query, where it is not there yet
-        print(f"{system.collection.name}: {total:,} passages, {system.searched_place}")
+        print_searched(system)
         if query:
             print_hits(system, query, arguments)
             return 0
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 (gives input() a history and keys to edit with)
-        print("Type a query; an empty line ends.")
+            import readline  # noqa: F401 (gives input() a history and editing keys)
+        print("Type a query; an empty line quits.")
         while query := _asked():
             print_hits(system, query, arguments)
     return 0
@@ -183,7 +182,7 @@ def _asked() -> str:
 
 
 def augment(arguments: argparse.Namespace) -> int:
-    """Write training lists, and print what was kept, what was dropped, and where the labels may be wrong."""
+    """Write training lists, and print what was kept and dropped, and which labels may be missing."""
     from hf_ar2.command_line.augment import augment_with
 
     with opened_system(arguments, for_training=True) as system:
@@ -191,12 +190,12 @@ def augment(arguments: argparse.Namespace) -> int:
 
 
 def collection(arguments: argparse.Namespace) -> int:
-    """Read a collection of any form and write it as a BEIR folder."""
-    # what was skipped is in the summary below; not twice
+    """Read a collection of any format and write it as a BEIR folder."""
     generate = arguments.generate_queries is not None
     no_queries = generate and arguments.queries is None and arguments.source.startswith(TEXT_FOLDER)
     if generate:
-        check_writable(Path(arguments.out))  # before a model writes for hours
+        check_writable(Path(arguments.out))  # not only after hours of generation
+    # The summary below has the skipped rows already.
     reader = logging.getLogger("hf_ar2.collections")
     level = reader.level
     reader.setLevel(logging.ERROR)
@@ -209,7 +208,7 @@ def collection(arguments: argparse.Namespace) -> int:
             endings=arguments.endings,
             headings=False if no_queries else None,
             all_headings=arguments.all_headings,
-            dev_share=0,  # what is written is what was read; whoever opens it cuts the same split
+            dev_share=0,  # the split is made when the folder is loaded
         )
     finally:
         reader.setLevel(level)
@@ -222,4 +221,17 @@ def collection(arguments: argparse.Namespace) -> int:
     print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
     name = Path(arguments.out).name
     print(f"Next: hf-ar2 train own-corpus --collection {arguments.out} --output_dir runs/{name}")
+    return 0
+
+
+def import_published(arguments: argparse.Namespace) -> int:
+    """Convert a published checkpoint to a standard one, and report on every parameter."""
+    from hf_ar2.importing.checkpoints import import_checkpoint
+
+    result = import_checkpoint(
+        arguments.format, arguments.file, arguments.out, base=arguments.base, max_length=arguments.max_length
+    )
+    print(result)
+    role = "--ranker" if result.kind == "ranker" else "--retriever"
+    print(f"Next: hf-ar2 evaluate {role} {arguments.out} --collection ...")
     return 0

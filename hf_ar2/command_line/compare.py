@@ -1,4 +1,4 @@
-"""What `hf-ar2 compare` does: systems out of run folders and TREC files, in one table with paired tests."""
+"""`hf-ar2 compare`: systems from run folders and TREC files in one table, with paired tests."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.search.recipe_file import read_recipe
 
-# The split of a collection that is made of a qrels file.
+# The split of a collection that is made from a qrels file.
 JUDGED = "judged"
 
 
 @dataclass
 class Systems:
-    """What is compared, as the command line names it.
+    """The systems that the command line names.
 
     Attributes:
         files: system -> TREC run file, in the order of the table.
-        recipes: of the run folders among them.
-        split: which split of the run folders and of the collection.
-        notes: what a reader has to know about the table.
+        recipes: of the run folders.
+        split: the split of the run folders and of the collection.
+        notes: remarks below the table.
     """
 
     files: dict[str, Path]
@@ -46,7 +46,7 @@ class Systems:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Print the table, and write it to a file where asked to."""
+    """Print the table, and write it to a file on request."""
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before anything is loaded
     systems = find_systems(arguments.systems, arguments.split)
@@ -72,14 +72,14 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def find_systems(given: Sequence[str], split: str | None) -> Systems:
-    """The run files of the systems: of a run folder the retriever and the pipeline of every row, and what it serves.
+    """The run files of the systems: for a run folder those of the retriever and the pipeline of every row.
 
-    A name is the row's, `ROW pipeline`, `ROW ranker` (where that is served), or the file's; where there are several
-    run folders, the folder's stands before it.
+    A system is named after the row (`ROW`, `ROW pipeline`, or `ROW ranker` if the run serves that) or the file. With
+    several run folders, the folder's name comes first.
 
     Raises:
         FileNotFoundError: neither a run folder nor a file.
-        ValueError: a run folder without runs of the split, or a system that is given twice.
+        ValueError: a run folder has no run files of the split, or a system is given twice.
     """
     folders = {}
     for name in filter(lambda name: Path(name).is_dir(), given):
@@ -99,7 +99,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
         elif path.is_file():
             named.append((re.sub(r"(\.(trec|run|txt|tsv))?(\.gz)?$", "", path.name), path))
         else:
-            raise FileNotFoundError(f"{name}: no such run folder or TREC run file; name one that is there")
+            raise FileNotFoundError(f"{name}: no such run folder or TREC run file")
     counts = Counter(name for name, _ in named)
     for name, path in named:
         name = name if counts[name] == 1 else str(path)
@@ -110,7 +110,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _refuse_results(folder: Path) -> None:
-    """Refuse what `hf-ar2 evaluate --output` wrote, which is not a run folder but has run files to name."""
+    """Check that a folder was not written by `hf-ar2 evaluate --output`: its run files have to be named."""
     files = sorted(folder.glob("*.trec"))
     if files and not (folder / "recipe.yaml").is_file():
         qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")
@@ -118,7 +118,7 @@ def _refuse_results(folder: Path) -> None:
 
 
 def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
-    """System and run file of every row, as a recipe's evaluation leaves them."""
+    """System and run file of every row that a recipe's evaluation has written."""
     files = []
     chosen = read_json(run / CHOSEN)
     if chosen:
@@ -147,24 +147,20 @@ def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) ->
 
 
 def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collection:
-    """What the systems are judged by: --qrels, --collection, or the collection of the run folders.
+    """The judgments: those of --qrels, of --collection, or of the run folders' collection.
 
     Raises:
-        ValueError: nothing says which, or run folders of several collections.
+        ValueError: no judgments are named, or the run folders have several collections.
     """
     if arguments.qrels:
         if arguments.split and not systems.recipes:
-            raise ValueError(
-                "--split chooses among a collection's splits; --qrels is one already: leave it out"
-            )
+            raise ValueError("--split is for collections with several splits; with --qrels, leave it out")
         return collection_of_qrels(Path(arguments.qrels), list(systems.files.values()))
     sources = list(dict.fromkeys(str(recipe["collection"]) for recipe in systems.recipes))
     if arguments.collection:
         sources = [arguments.collection]
     if not sources:
-        raise ValueError(
-            "TREC files alone do not say what is relevant: add --qrels FILE or --collection SOURCE"
-        )
+        raise ValueError("TREC run files have no judgments: add --qrels FILE or --collection SOURCE")
     if len(sources) > 1:
         raise ValueError(
             f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
@@ -182,11 +178,11 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
 
 
 def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
-    """A collection of nothing but ids: those of a qrels file and of the run files it judges, in split `judged`.
+    """A collection with ids only: those of a qrels file and of the run files, in split `judged`.
 
     Raises:
         FileNotFoundError: there is no such qrels file.
-        ValueError: a line that is no judgment, or no judgment at all.
+        ValueError: a line is not a judgment, or there are none.
     """
     if not qrels.is_file():
         raise FileNotFoundError(
@@ -196,7 +192,7 @@ def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
     for path in (qrels, *runs):
         for _, line in numbered_lines(path):
             fields = line.split()
-            if len(fields) >= 3:  # what has fewer is met by the reader of the file
+            if len(fields) >= 3:  # shorter lines are errors of the reader below
                 ids[0][fields[0]] = ids[1][fields[1 if len(fields) == 3 else 2]] = None
     query_ids, passage_ids = list(ids[0]), list(ids[1])
     judgments = read_qrels(qrels, query_ids, passage_ids)
@@ -218,7 +214,7 @@ def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
 
 
 def metrics_of(recipes: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics of the first run folder's recipe, the one it tests first; without a run folder the usual three."""
+    """The metrics of the first run folder's recipe, its test metric first; without run folders the default ones."""
     evaluation = (recipes[0].get("evaluation") or {}) if recipes else {}
     metrics = list(evaluation.get("metrics") or DEFAULT_METRICS)
     primary = evaluation.get("test_metric")

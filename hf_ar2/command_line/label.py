@@ -1,4 +1,4 @@
-"""What `hf-ar2 label` does: real questions, what the models find for them, and a person who says what is relevant."""
+"""`hf-ar2 label`: a person judges what the models find for real questions."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.collections.questions import read_judged, read_questions
 from hf_ar2.command_line.labelling import Labelling, Search
 from hf_ar2.command_line.open import opened_system
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.search.recipe_file import read_finished_recipe
-from hf_ar2.search.system import Hit, SearchSystem, Settings
+from hf_ar2.search.runs import model_fields, settings_of_run
+from hf_ar2.search.system import Hit, SearchSystem
 
-# Passages are shown up to here.
+# Longer passages are cut.
 _CHARACTERS = 1_200
-# Characters that turn the order of what follows them would show another text than there is.
+# Characters that change the text direction could make a text look like another one.
 _TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _ASKS = "Relevant (as in 1 3; Enter: none; s: skip; u: undo; q: quit)? "
 
 
 def label(arguments: argparse.Namespace) -> int:
-    """Ask about every question in the terminal or on a page, and say how many are judged."""
-    read_questions(arguments.file)  # what cannot be read is said before models are loaded
+    """Ask about every question in the terminal or on a page, and print how many are judged."""
+    read_questions(arguments.file)  # errors appear before models are loaded
     read_judged(arguments.file)
     with contextlib.ExitStack() as stack:
         if arguments.browser:
@@ -49,7 +49,7 @@ def label(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
-    """What searches: the system that is served, and the retriever of the recipe's first row, before training."""
+    """The systems to judge: the one that the run serves, and the retriever before training (the recipe's first row)."""
     recipe = read_finished_recipe(arguments.run)
     with opened_system(arguments) as served:
         systems = [served]
@@ -57,26 +57,21 @@ def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
         if len(rows) > 1:
             name, row = rows[0]
             systems.append(first_system(arguments.run, recipe, row, served))
-            print(f"Shown are the first {arguments.k} of the run's models and of {name}, mixed.")
+            print(f"Shown: the first {arguments.k} results of the run's models and of {name}, mixed.")
         else:
             print(
-                f"Shown are the first {arguments.k} of the run's models; no row of its recipe is before them."
+                f"Shown: the first {arguments.k} results of the run's models; its recipe has no earlier row."
             )
         for system in systems:
-            _ = system.searched  # built before the first question, where it is not there yet
+            _ = system.searched  # builds the index before the first question
         yield [partial(_search, system, arguments.k) for system in systems]
 
 
 def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: SearchSystem) -> SearchSystem:
-    """The retriever of a row by itself, searched exactly; its index is in `RUN/label`."""
-    source = row["retriever"]
-    name = source_name(source)
-    fields = dict((recipe.get("models") or {}).get(name, {}))
-    if name in (recipe.get("stages") or {}):
-        fields["model"] = str(Path(run) / "stages" / name / "retriever")
-    fields |= source_changes(source)
+    """The retriever of a row without a ranker, searched exactly; its index is kept in `RUN/label`."""
+    fields = model_fields(recipe, run, row["retriever"], "retriever")
     retriever = load_retriever(fields.pop("model"), **fields)
-    settings = Settings.of_recipe(recipe).changed({"index_factory": "Flat", "search_parameters": None})
+    settings = settings_of_run(recipe).changed({"index_factory": "Flat", "search_parameters": None})
     return SearchSystem(retriever, None, served.collection, settings, Path(run) / "label")
 
 
@@ -85,9 +80,9 @@ def _search(system: SearchSystem, k: int, question: str) -> list[Hit]:
 
 
 def ask(labelling: Labelling) -> None:
-    """Ask about one question after the other in the terminal, until the last one, `q` or the end of the input."""
+    """Ask about the questions in the terminal, until the last one, `q`, or the end of the input."""
     if labelling.judged:
-        print("Questions that were judged before are asked about where something new is found.")
+        print("Questions that were judged before are shown again only with new passages.")
     while (id := labelling.current) is not None:
         shown = labelling.shown
         print(f"\n[{labelling.number} of {len(labelling.questions)}] {visible(labelling.questions[id])}\n")
@@ -97,7 +92,7 @@ def ask(labelling: Labelling) -> None:
 
 
 def _answer(labelling: Labelling, shown: int) -> bool:
-    """Ask until the answer means something; False where it means to end."""
+    """Ask until the answer is valid; False ends the session."""
     while True:
         try:
             answer = input(f"\n{_ASKS}").strip().casefold()
@@ -124,7 +119,7 @@ def _answer(labelling: Labelling, shown: int) -> bool:
 
 
 def passages_text(hits: list[Hit], width: int) -> str:
-    """Numbered passages for the terminal, their texts wrapped, and nothing in them that a terminal would obey."""
+    """Numbered passages for the terminal, wrapped, without control characters."""
     parts = []
     for number, hit in enumerate(hits, 1):
         title = f"{hit.title} ({hit.passage_id})" if hit.title else hit.passage_id
@@ -137,7 +132,7 @@ def passages_text(hits: list[Hit], width: int) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters, and those that turn its direction, as escapes; tabs and line ends as spaces."""
+    """The text with control and direction characters as escapes, and tabs and line ends as spaces."""
     return "".join(
         " "
         if character in "\t\r\n"

@@ -1,4 +1,4 @@
-"""`hf-ar2 label --browser`: the same questions on a page that this machine alone can reach."""
+"""`hf-ar2 label --browser`: the same questions on a web page of this machine."""
 
 from __future__ import annotations
 
@@ -10,40 +10,24 @@ from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
 from hf_ar2.command_line.labelling import Labelling
-from hf_ar2.command_line.serve import PageHandler, SearchServer
+from hf_ar2.command_line.serve import PageHandler, SearchServer, html_page
 from hf_ar2.search.system import Hit
 
 HOST = "127.0.0.1"
 _MOST_BYTES = 1 << 16
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222 }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
-label {{ display: block; margin: 1rem 0; padding: .5rem .75rem; border: 1px solid #ccc; border-radius: .25rem }}
-label:has(:checked) {{ border-color: #06c; background: #f0f6ff }}
-button {{ padding: .5rem 1rem; font: inherit }}
-.note {{ color: #666; font-size: .875rem }}
-.text {{ display: block; white-space: pre-wrap; overflow-wrap: anywhere }}
-</style>
-</head>
-<body>
-{content}
-</body>
-</html>
+_STYLE = """label { display: block; margin: 1rem 0; padding: .5rem .75rem }
+label { border: 1px solid #ccc; border-radius: .25rem }
+label:has(:checked) { border-color: #06c; background: #f0f6ff }
+.text { display: block }
 """
 _QUESTION = """<p class="note">{place}</p>
 <h1 dir="auto">{question}</h1>
 <form action="/" method="post">
 <input type="hidden" name="token" value="{token}">
 <input type="hidden" name="question" value="{id}">
-<p>Which of these answer it? Mark none where none does.</p>
+<p>Which of these answer it? Mark none if none does.</p>
 {passages}
-<button name="action" value="judge">Save and go on</button>
+<button name="action" value="judge">Save and continue</button>
 <button name="action" value="skip">Skip</button>
 <button name="action" value="undo">Undo the last</button>
 </form>"""
@@ -57,20 +41,20 @@ _END = """<h1>That was the last question</h1>
 <input type="hidden" name="question" value="">
 <button name="action" value="undo">Undo the last</button>
 </form>
-<p class="note">Ctrl-C in the terminal ends this page.</p>"""
+<p class="note">Ctrl-C in the terminal stops this server.</p>"""
 
 
 class LabelServer(SearchServer):
-    """Listens on the loopback address from the beginning, and asks once `ask` is called.
+    """Listens on the loopback address from its construction on, and asks once `ask` is called.
 
-    What changes something needs the token that is in the page, so that no other page can send it.
+    Changes need the token in the page, so that other web pages cannot make any.
 
     Raises:
-        ValueError: the port is taken or no port.
+        ValueError: the port is in use or invalid.
     """
 
     labelling: Labelling
-    run: str
+    run_folder: str
 
     def __init__(self, port: int) -> None:
         super().__init__(HOST, port, _Handler)
@@ -79,19 +63,16 @@ class LabelServer(SearchServer):
 
     def ask(self, labelling: Labelling, run: str) -> None:
         """Serve the page until Ctrl-C."""
-        self.labelling, self.run = labelling, run
-        print(f"Judge at {self.url} (Ctrl-C ends it; judgments are kept)", flush=True)
-        try:
-            self.serve_forever()
-        except KeyboardInterrupt:
-            print()
+        self.labelling, self.run_folder = labelling, run
+        print(f"Judge at {self.url} (stop with Ctrl-C; judgments are kept)", flush=True)
+        self.run()
 
     def page(self) -> str:
-        """The question that is asked about, or the end."""
+        """The current question, or the summary at the end."""
         labelling = self.labelling
         id = labelling.current
         if id is None:
-            content = _END.format(summary=html.escape(labelling.summary(self.run)), token=self.token)
+            content = _END.format(summary=html.escape(labelling.summary(self.run_folder)), token=self.token)
         else:
             content = _QUESTION.format(
                 place=f"{labelling.number} of {len(labelling.questions)}",
@@ -100,10 +81,10 @@ class LabelServer(SearchServer):
                 id=html.escape(id),
                 passages=passages_html(labelling.shown),
             )
-        return _PAGE.format(title=html.escape(labelling.file.name), content=content)
+        return html_page(labelling.file.name, _STYLE, content)
 
     def act(self, action: str, question: str, relevant: Sequence[str]) -> None:
-        """Do what a form says, unless it is about another question than is asked now: a page of before."""
+        """Carry out a form, unless it is about another question than the current one (an old page)."""
         labelling = self.labelling
         if question != (labelling.current or ""):
             return
@@ -131,7 +112,7 @@ class _Handler(PageHandler):
             self.send(HTTPStatus.OK, "text/html; charset=utf-8", text)
 
     def do_POST(self) -> None:
-        """Do what the page's form says, and show the page again."""
+        """Carry out the page's form, and show the page again."""
         length = self.headers.get("Content-Length", "")
         if not self._from_here():
             self._refuse(HTTPStatus.FORBIDDEN)
@@ -152,7 +133,7 @@ class _Handler(PageHandler):
         self.end_headers()
 
     def _from_here(self) -> bool:
-        """Whether the request names this server, as a page of another name that leads here would not."""
+        """Whether the request names this server as its host; a page of another host that leads here does not."""
         port = self.server.server_address[1]
         hosts = [f"{HOST}:{port}", f"localhost:{port}"]
         origin = self.headers.get("Origin")
@@ -164,7 +145,7 @@ class _Handler(PageHandler):
 
 
 def passages_html(hits: Sequence[Hit]) -> str:
-    """Passages with a box to mark each, every text escaped."""
+    """Passages with a checkbox each, every text escaped."""
     return "\n".join(
         _PASSAGE.format(
             place=place, title=html.escape(hit.title or hit.passage_id), text=html.escape(hit.text)

@@ -1,4 +1,4 @@
-"""Judging what is found for questions, one after the other: what is shown, what was said, and where it is kept."""
+"""The state of a labelling session: the questions, the passages to judge, and the judgments so far."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Search = Callable[[str], Sequence[Hit]]
 
 
 def pooled(lists: Sequence[Sequence[Hit]], seed: str) -> list[Hit]:
-    """What several systems found, each passage once, in an order that does not tell who found it.
+    """The passages of several systems, each once, in an order that does not show which system found it.
 
     Args:
-        lists: of each system, best first.
+        lists: the hits of each system, best first.
         seed: of the order.
     """
     by_rank = [hit for hits in zip_longest(*lists) for hit in hits if hit is not None]
@@ -28,20 +28,20 @@ def pooled(lists: Sequence[Sequence[Hit]], seed: str) -> list[Hit]:
 
 
 class Labelling:
-    """Goes through the questions of a file; judgments are in its qrels file after each.
+    """Goes through the questions of a file, and saves the judgments after each in its qrels file.
 
-    A question is asked about as long as something that is found for it is not judged, so that judgments of one run are
-    those of the next as well.
+    A question is shown while some passage that was found for it is not judged, so that judgments made for one run also
+    count for the next.
 
     Args:
         file: the questions, one a line.
-        systems: what searches.
+        systems: the systems to search with.
         seed: of the order in which passages are shown.
 
     Attributes:
         questions: id -> text.
         judged: id -> passage id -> grade.
-        skipped: ids that were skipped this time.
+        skipped: ids that were skipped in this session.
     """
 
     def __init__(self, file: str | Path, systems: Sequence[Search], seed: int) -> None:
@@ -53,12 +53,12 @@ class Labelling:
         self._ids = list(self.questions)
         self._place = 0
         self._found: dict[str, list[Hit]] = {}
-        # Place of each question that was answered, and its judgments before.
+        # The places of the answered questions, with their judgments before.
         self._history: list[tuple[int, dict[str, int] | None]] = []
 
     @property
     def current(self) -> str | None:
-        """The id of the question that is asked about; None at the end."""
+        """The id of the current question; None at the end."""
         while self._place < len(self._ids):
             if self._to_judge(self._ids[self._place]):
                 return self._ids[self._place]
@@ -67,8 +67,8 @@ class Labelling:
 
     @property
     def number(self) -> int:
-        """The number of the question that is asked about, from 1; one more than there are at the end."""
-        _ = self.current  # goes past what is judged already
+        """The number of the current question, from 1; at the end one more than there are."""
+        _ = self.current  # skips what is judged
         return self._place + 1
 
     @property
@@ -78,7 +78,7 @@ class Labelling:
         return self._to_judge(id) if id is not None else []
 
     def judge(self, relevant: Sequence[int]) -> None:
-        """Keep that these places of `shown` are relevant and the others are not, and go on."""
+        """Save that these places of `shown` are relevant and the others are not, and go to the next question."""
         id = self.current
         assert id is not None
         grades = {hit.passage_id: int(place in relevant) for place, hit in enumerate(self.shown)}
@@ -89,7 +89,7 @@ class Labelling:
         self._place += 1
 
     def skip(self) -> None:
-        """Go on without a judgment; the question is asked about next time."""
+        """Go to the next question without a judgment; this one is shown again in the next session."""
         id = self.current
         assert id is not None
         self._history.append((self._place, self.judged.get(id)))
@@ -97,7 +97,7 @@ class Labelling:
         self._place += 1
 
     def undo(self) -> bool:
-        """Go back to the last question that was judged or skipped; False where there is none."""
+        """Go back to the last question that was judged or skipped; False if there is none."""
         if not self._history:
             return False
         self._place, before = self._history.pop()
@@ -111,7 +111,7 @@ class Labelling:
         return True
 
     def summary(self, run: str) -> str:
-        """How many are judged, where the judgments are, and the next command."""
+        """How many questions are judged, the file of the judgments, and the next command."""
         done = [self.judged[id] for id in self._ids if self.judged.get(id)]
         relevant = sum(grade > 0 for grades in done for grade in grades.values())
         without = sum(not any(grade > 0 for grade in grades.values()) for grades in done)

@@ -1,6 +1,6 @@
-"""Training from the command line: a recipe, run by `accelerate launch` in a process of its own.
+"""Training from the command line: a recipe, run by `accelerate launch` in a separate process.
 
-Nothing of what trains is imported here; the script that runs recipes is found by its name.
+The recipes package is not imported here; its script is found by name.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psutil
 
-# In the environment of a script whose launcher ignores Ctrl-C: that the script is to heed it.
+# Environment variable: the script has to handle Ctrl-C itself, because its launcher ignores it.
 INTERRUPTS = "HF_AR2_INTERRUPTS"
-# Seconds that interrupted processes have to end; one may wait for another in vain.
+# Seconds until interrupted processes are killed; one of them may wait for another forever.
 _PATIENCE = 30
 
 
 def recipe_runner() -> Path:
-    """The script that `accelerate launch` is given."""
+    """The script that `accelerate launch` runs."""
     spec = importlib.util.find_spec("hf_ar2.recipes.run")
     if spec is None or spec.origin is None:
-        raise ImportError("hf_ar2.recipes is missing: run pip install -e . in the checkout again")
+        raise ImportError(
+            'hf_ar2.recipes is missing: install the package again from the repository: pip install -e ".[cpu]"'
+        )
     return Path(spec.origin)
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name → file of the recipes that come with the package, such as `quickstart` and `ar2/scifact`."""
+    """Name → file of the recipes of the package, such as `quickstart` and `ar2/scifact`."""
     folder = recipe_runner().parent
     paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file, by its path or by the name of one that comes with the package.
+    """A recipe's file, by its path or by the name of a recipe of the package.
 
     Raises:
-        ValueError: there is none; the message names the nearest one and lists them all.
+        ValueError: there is none; the message names the closest one and lists them all.
     """
     if Path(name).is_file():
         return Path(name)
@@ -59,14 +61,14 @@ def find_recipe(name: str) -> Path:
 
 
 def launch_command(recipe: Path, overrides: Sequence[str] = (), config_file: str | None = None) -> list[str]:
-    """The command that runs a recipe on what this machine has: on all of its GPUs, or in one process without.
+    """The command that runs a recipe on all GPUs of this machine, or without GPUs in one process.
 
-    Every value that `accelerate launch` would warn about having guessed is given. With a configuration file of
-    accelerate's, that file alone decides. `OMP_NUM_THREADS` is the number of threads where it is set.
+    It sets every value that `accelerate launch` would otherwise guess with a warning. With a configuration file of
+    accelerate, only that file counts. `OMP_NUM_THREADS`, if set, is the number of threads.
 
     Args:
         recipe: the YAML file.
-        overrides: `--key value ...`, handed to the recipe.
+        overrides: `--key value ...` for the recipe.
         config_file: what `accelerate config` wrote.
     """
     if config_file is not None:
@@ -83,35 +85,37 @@ def launch_command(recipe: Path, overrides: Sequence[str] = (), config_file: str
 
 
 def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command with this terminal and wait for it and all it has started, also after Ctrl-C.
+    """Run a command in this terminal and wait until it and all its child processes have ended, also after Ctrl-C.
 
-    The command itself, a launcher, does not see Ctrl-C, so that its traceback does not follow what it launched; that is
-    told by a variable, `INTERRUPTS`, to heed it again, and has half a minute to end. Who terminates this process
-    terminates what was launched, too.
+    The command, a launcher, ignores Ctrl-C, so that it prints no traceback. The processes that it launches handle
+    Ctrl-C, as the variable `INTERRUPTS` tells them, and have half a minute to end. Terminating this process terminates
+    them too.
 
     Returns:
-        its exit code; 128 + n where signal n ended it or this process, 130 after Ctrl-C.
+        its exit code; 128 + n if signal n ended it or this process, 130 after Ctrl-C.
     """
     came: list[int] = []
     waiting = False
 
-    def heed(number: int, _: object) -> None:
+    def handle(number: int, _: object) -> None:
         came.append(number)
-        if waiting and len(came) == 1:  # those after the first would break off its handling
+        if waiting and len(came) == 1:  # a second signal must not interrupt the handling of the first
             raise KeyboardInterrupt
 
-    foreground = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # no background job of a shell script
+    foreground = (
+        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    )  # not a background job of a shell script
     if foreground:
-        # torchrun, the launcher of several processes, would otherwise handle it all the same.
+        # Otherwise torchrun, the launcher of several processes, would handle it anyway.
         environment = {**environment, INTERRUPTS: "1", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"}
     before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, heed),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, handle),
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # inherited
     }
     try:
         with subprocess.Popen(command, env=environment) as child:
             if foreground:
-                signal.signal(signal.SIGINT, heed)
+                signal.signal(signal.SIGINT, handle)
             try:
                 waiting = True
                 if came:
@@ -126,27 +130,27 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
             signal.signal(number, handler)
     if code == -signal.SIGINT:
         print(
-            "\nInterrupted. Stages that are done stay done; the one that ran goes on from its last checkpoint if it "
-            "writes any, else from its beginning, when the same command is given again.",
+            "\nInterrupted. To continue, give the same command again: finished stages are kept, and the interrupted "
+            "one continues from its last checkpoint, or starts again if it has none.",
             file=sys.stderr,
         )
     return code if code >= 0 else 128 - code
 
 
 def _stop(launcher: subprocess.Popen[bytes], number: int) -> None:
-    """End a launcher, and with a signal what it launched, which has half a minute for it."""
+    """Kill a launcher, and signal the processes that it launched, which have half a minute to end."""
     import psutil  # comes with accelerate
 
     launched: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-        psutil.Process(launcher.pid).suspend()  # it is to launch no more
+    with contextlib.suppress(psutil.Error):  # it has already ended
+        psutil.Process(launcher.pid).suspend()  # so that it launches nothing else
         launched = psutil.Process(launcher.pid).children(recursive=True)
     for process in launched:
         with contextlib.suppress(psutil.Error, OSError):
-            # The terminal has sent Ctrl-C to all that it controls; torchrun takes what it launches out of that.
+            # The terminal sends Ctrl-C to its own session only; torchrun starts processes in other sessions.
             if number != signal.SIGINT or os.getsid(process.pid) != os.getsid(0):
                 process.send_signal(number)
-    launcher.kill()  # it would only complain of how the others ended
+    launcher.kill()  # it would only print errors about the others
     launcher.wait()
     for process in _left(launched, _PATIENCE):
         with contextlib.suppress(psutil.Error):
@@ -155,7 +159,7 @@ def _stop(launcher: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _left(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run after a while. One that has ended and that nobody has asked about does not run."""
+    """The processes that still run after some seconds; zombies do not count."""
     import psutil
 
     def runs(process: psutil.Process) -> bool:

@@ -1,6 +1,6 @@
-"""The command line `hf-ar2`. What trains is started by `accelerate launch` in a process of its own.
+"""The command line `hf-ar2`. Training runs in a separate process, started by `accelerate launch`.
 
-Only the standard library is imported here, so that help and usage errors are there at once.
+Nothing here imports torch, so that help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hf_ar2.command_line.launch import find_recipe, launch_command, run_to_end, 
 from hf_ar2.command_line.parser import USAGE_ERROR, Parser, nearest
 
 TRAINING = ("quickstart", "train", "tune-queries")
-# Where the other commands are carried out: module:function, which takes the options and returns the exit code.
+# The functions of the other commands, as module:function. They take the options and return the exit code.
 HANDLERS = {
     "evaluate": "hf_ar2.command_line.commands:evaluate",
     "encode": "hf_ar2.command_line.commands:encode",
@@ -28,10 +28,12 @@ HANDLERS = {
     "augment": "hf_ar2.command_line.commands:augment",
     "collection": "hf_ar2.command_line.commands:collection",
     "label": "hf_ar2.command_line.label:label",
-    "import": "hf_ar2.command_line.import_published:import_published",
+    "import": "hf_ar2.command_line.commands:import_published",
     "compare": "hf_ar2.command_line.compare:compare",
     "serve": "hf_ar2.command_line.serve:serve",
     "report": "hf_ar2.command_line.report:report",
+    "settings": "hf_ar2.command_line.about:settings",
+    "env": "hf_ar2.command_line.about:env",
     "push": "hf_ar2.command_line.push:push",
     "card": "hf_ar2.command_line.push:card",
 }
@@ -41,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `hf-ar2`.
 
     Returns:
-        0; 1 when something failed; 2 for a wrong command line; 130 when interrupted; for training the exit code
-        of the process that trained.
+        0; 1 after an error; 2 for a wrong command line; 130 when interrupted; for training, the exit code of the
+        training process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser, commands = build_parsers()
@@ -51,27 +53,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     name = given[0]
     if name.startswith("-"):
-        parser.parse_known_args([name])  # --help and --version leave here
+        parser.parse_known_args([name])  # --help and --version exit here
         parser.refuse([name])
     if name not in commands:
         parser.error(f"there is no command {name!r}{nearest(name, commands)}")
     command = commands[name]
     if name in TRAINING:
         return train(command, name, given[1:])
-    # options may stand before, between and after the others
+    # options may come before, between and after positional arguments
     options, unknown = command.parse_known_intermixed_args(given[1:])
     if unknown:
         command.refuse(unknown)
     if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
-        command.error("what is to be evaluated? Name a run folder, or --retriever and --collection")
+        command.error("nothing to evaluate. Name a run folder, or --retriever and --collection")
     if name == "evaluate" and options.questions and options.split not in (None, "questions"):
-        command.error("--split names a split of the collection, --questions a file: give one of them")
+        command.error(
+            "--split (of the collection) and --questions (a file) exclude each other: give one of them"
+        )
     if (
         name == "augment"
         and not options.run
         and not (options.retriever and options.ranker and options.collection)
     ):
-        command.error("with which models? Name a run folder, or --retriever, --ranker and --collection")
+        command.error("no models given. Name a run folder, or --retriever, --ranker and --collection")
     if name == "collection":
         question_arguments.check_generation(command, options)
     return _run(name, options)
@@ -80,29 +84,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, options: argparse.Namespace) -> int:
     try:
         module, function = HANDLERS[name].split(":")
-        return int(getattr(importlib.import_module(module), function)(options))  # imports torch and all that
+        return int(getattr(importlib.import_module(module), function)(options))  # imports torch
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # what read our output has had enough, as in `| head`
+    except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_AR2_TRACEBACK"):
             raise
-        way_out = ""
-        if isinstance(error, OSError) and error.filename is not None:  # the system's own words
-            way_out = ". Check that path, the rights to it and the space there"
-        print(f"{PROGRAM} {name}: {error}{way_out}", file=sys.stderr)
+        advice = ""
+        if isinstance(error, OSError) and error.filename is not None:  # a message of the operating system
+            advice = ". Check the path, its permissions and the free space"
+        print(f"{PROGRAM} {name}: {error}{advice}", file=sys.stderr)
         return 1
 
 
 def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
-    """Run a recipe through `accelerate launch`; what is shown and the exit code are those of its process."""
+    """Run a recipe with `accelerate launch`. Returns the exit code of its process."""
     if name == "train" and not {"-h", "--help"} & set(arguments):
         if not arguments or arguments[0].startswith("-"):
             parser.error(
-                f"which recipe? It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
+                f"no recipe given. It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
             )
     options, overrides = parser.parse_known_args(arguments)
     if overrides and not overrides[0].startswith("--"):
@@ -127,7 +131,7 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
 
 
 def tuning_overrides(options: argparse.Namespace) -> list[str]:
-    """What `tune-queries` was told, as keys of the recipe `ltre/tune`.
+    """The options of `tune-queries` as keys of the recipe `ltre/tune`.
 
     Raises:
         ValueError: options that contradict each other.
@@ -138,11 +142,11 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
         "models.published.model": options.model,
     }
     if options.index and options.factory:
-        raise ValueError("--index is an index that is there, --factory one to be built: give one of them")
+        raise ValueError("--index names an existing index, --factory builds one: give one of them")
     if options.ids and not options.index:
         raise ValueError("--ids belongs to --index: it names the passages of that file")
     if options.centroids and options.factory is None and options.index is None:
-        raise ValueError("--centroids trains those of a product quantiser: --factory OPQ48,PQ48 for example")
+        raise ValueError("--centroids needs a product-quantised index: --factory OPQ48,PQ48 for example")
     if options.index:
         keys |= {"ltre.index": options.index, "ltre.vectors": "index"}
         for row in ("before", "after"):
@@ -181,7 +185,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
             "tune-queries": arguments.tune_queries_parser(),
             "augment": arguments.augment_parser(),
         },
-        "measuring": {
+        "evaluating": {
             "evaluate": arguments.evaluate_parser(),
             "label": question_arguments.label_parser(),
             "compare": sharing_arguments.compare_parser(),
@@ -193,12 +197,13 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
             "index": arguments.index_parser(),
             "encode": arguments.encode_parser(),
         },
-        "bringing and sharing": {
+        "importing and sharing": {
             "collection": collection,
             "import": arguments.import_parser(),
             "card": sharing_arguments.card_parser(),
             "push": sharing_arguments.push_parser(),
         },
+        "looking things up": {"settings": arguments.settings_parser(), "env": arguments.env_parser()},
     }
     lines = []
     for group, commands in groups.items():
@@ -208,10 +213,10 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         usage=f"{PROGRAM} COMMAND ...",
         description="Train a retriever and a ranker together, evaluate them, and search with them.\n"
         + "\n".join(lines),
-        epilog=f"{PROGRAM} COMMAND --help says more about a command. HF_AR2_TRACEBACK=1 in the\n"
-        f"environment shows where an error came from.\n\nexample:\n  {PROGRAM} quickstart",
+        epilog=f"{PROGRAM} COMMAND --help describes a command. Set HF_AR2_TRACEBACK=1 in the\n"
+        f"environment to see the traceback of an error.\n\nexample:\n  {PROGRAM} quickstart",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     return parser, {name: found for commands in groups.values() for name, found in commands.items()}
 
 

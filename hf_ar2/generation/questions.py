@@ -20,7 +20,8 @@ from hf_ar2.collections.splits import hash_of, nonempty_splits
 from hf_ar2.collections.tables import QRELS_FEATURES, arrow_column, relevant_qrels
 from hf_ar2.generation.prompts import extract_question
 from hf_ar2.generation.store import ReplyStore, store_key
-from hf_ar2.search.system import SearchSystem, Settings
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 
 MIN_WORDS = 3
 EMPTY, SHORT, DUPLICATE, NOT_RETRIEVED = "empty", "too short", "duplicate", "do not retrieve their passage"

@@ -9,6 +9,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.models.loading import has_separate_towers
+from hf_ar2.settings.fields import setting
+from hf_ar2.settings.text import EncodingConfig
 
 # The share where the dev queries cannot decide.
 DEFAULT_SHARE = 0.5
@@ -18,33 +20,23 @@ MAX_FREE_SHARE = 0.3
 MAX_LOSS = 0.02
 
 
-@dataclass(frozen=True)
-class MergeConfig:
-    """The share of the starting weights in a merged retriever; lengths are in tokens, named as in the trainers.
-
-    Attributes:
-        base: name of a model of the recipe; None: the model that the retriever's first stage started from.
-        share: weight of the base, between 0 (the trained retriever) and 1 (the base), or `auto`, see `choose_share`.
-        eval_split: split of the qrels that `auto` measures on.
-        seed: of the samples that `auto` measures on.
-        max_query_length, max_passage_length, title_separator: how `auto` reads texts.
-        bf16: None: if it is expected to be faster.
-        index_factory, index_dtype: of the index in which `auto` finds candidates.
+@dataclass
+class MergeConfig(EncodingConfig):
+    """The share of the starting weights in a merged retriever.
 
     Raises:
         ValueError: a share that is neither `auto` nor a number between 0 and 1.
     """
 
-    base: str | None = None
-    share: float | str = "auto"
-    eval_split: str = "dev"
-    seed: int = 42
-    max_query_length: int = 32
-    max_passage_length: int | None = 128
-    title_separator: str = " "
-    bf16: bool | None = None
-    index_factory: str = "Flat"
-    index_dtype: str = "float32"
+    base: str | None = setting(
+        None, "Name of a model of the recipe. None: the model that the retriever was first trained from."
+    )
+    share: float | str = setting(
+        "auto",
+        "Share of the base's weights, from 0 (the trained retriever) to 1 (the base), or auto: see `choose_share`.",
+    )
+    eval_split: str = setting("dev", "Split of the qrels that `auto` measures on.")
+    seed: int = setting(42, "Seed of the samples that `auto` measures on.")
 
     def __post_init__(self) -> None:
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
@@ -25,88 +23,7 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.models.loading import bf16_is_faster, default_temperature, similarity_of
 from hf_ar2.search.run_index import RunIndex
-
-# What the `evaluation` of a recipe says, its served row, or its chosen.json; all other settings are in its `args`.
-EVALUATION_FIELDS = (
-    "depth",
-    "rerank_depth",
-    "metrics",
-    "test_metric",
-    "report_split",
-    "search_parameters",
-    "system",
-    "weight",
-    "pipeline_depth",
-    "lexical_weight",
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How texts are read, how deep is searched, and how two models order what is found; lengths are in tokens.
-
-    `system`, `weight` and `pipeline_depth` are what a run chose on dev: with a ranker hits are ordered by the
-    `"pipeline"`, with this weight (see `pipeline_scores`), or by the `"ranker"` alone. `pipeline_depth` None: the
-    pipeline reorders what there is to reorder, `rerank_depth` or as many as are asked for.
-
-    The defaults are those of the trainers and of the evaluation at the end of a recipe, so that what a recipe
-    leaves unsaid means the same here.
-
-    Example:
-        >>> Settings(rerank_depth=50).changed({"depth": 200, "learning_rate": 1e-5}).depth  # the rest is passed over
-        200
-    """
-
-    max_query_length: int = 32
-    max_passage_length: int | None = 128
-    max_pair_length: int | None = 160
-    title_separator: str = " "
-    bf16: bool | None = None
-    index_factory: str = "Flat"
-    index_dtype: str = "float32"
-    retriever_temperature: float | None = None
-    ranker_temperature: float = 1.0
-    depth: int = 100
-    rerank_depth: int = 20
-    metrics: Sequence[str] = ("mrr@10", "ndcg@10", "recall@100")
-    test_metric: str | None = None
-    report_split: str = "test"
-    search_parameters: str | None = None
-    system: str = "pipeline"
-    weight: float = 1.0
-    pipeline_depth: int | None = None
-    lexical_weight: float = 0.0
-
-    @classmethod
-    def of_models(cls) -> Settings:
-        """For models that come without a recipe: what they read is limited by nothing but themselves."""
-        return cls(max_query_length=512, max_passage_length=None, max_pair_length=None)
-
-    @classmethod
-    def of_recipe(cls, recipe: dict[str, Any], folder: str | Path | None = None) -> Settings:
-        """From the `args` and the `evaluation` of a recipe; the row that is served says how passages are searched.
-
-        Args:
-            recipe: contents of a recipe.yaml.
-            folder: the run, whose chosen.json says which row and system are served; None: the last row.
-
-        Example:
-            >>> Settings.of_recipe({"args": {"max_pair_length": 96, "seed": 1}}).max_pair_length
-            96
-        """
-        args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
-        # A trainer's own rerank_depth is for its evaluations on the way, not for the one at the end.
-        read = {name: value for name, value in args.items() if name not in EVALUATION_FIELDS}
-        row = last_row(recipe) if folder is None else served_row(folder, recipe)
-        searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
-        return cls().changed(read | evaluation | searched | (_chosen(folder) if folder is not None else {}))
-
-    def changed(self, values: dict[str, Any]) -> Settings:
-        """With other values, those of them that are settings; another `rerank_depth` is the pipeline's, too."""
-        names = {field.name for field in fields(self)}
-        if "rerank_depth" in values:
-            values = {"pipeline_depth": None} | values
-        return replace(self, **{name: value for name, value in values.items() if name in names})
+from hf_ar2.settings.search import Settings
 
 
 @dataclass(frozen=True)
@@ -192,27 +109,13 @@ class SearchSystem:
     @cached_property
     def retriever_inputs(self) -> RetrieverInputs:
         """Queries and passages as the retriever reads them."""
-        return RetrieverInputs(
-            self.retriever,
-            self.collection,
-            self.work_folder / "cache",
-            max_query_length=self.settings.max_query_length,
-            max_passage_length=self.settings.max_passage_length,
-            title_separator=self.settings.title_separator,
-        )
+        return RetrieverInputs(self.retriever, self.collection, self.work_folder / "cache", self.settings)
 
     @cached_property
     def ranker_inputs(self) -> RankerInputs:
         """Pairs as the ranker reads them."""
         assert self.ranker is not None
-        return RankerInputs(
-            self.ranker,
-            self.collection,
-            self.work_folder / "cache",
-            max_query_length=self.settings.max_query_length,
-            max_pair_length=self.settings.max_pair_length,
-            title_separator=self.settings.title_separator,
-        )
+        return RankerInputs(self.ranker, self.collection, self.work_folder / "cache", self.settings)
 
     @property
     def fingerprint(self) -> str:
@@ -368,20 +271,6 @@ class SearchSystem:
                 processing_kwargs=_cut_at(min(self.settings.max_pair_length or limit, limit)),
             )
         return [float(score) for score in scores]
-
-
-def _chosen(folder: str | Path) -> dict[str, Any]:
-    """The system that a run chose, as `Settings` has it."""
-    chosen = read_json(Path(folder) / CHOSEN)
-    if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
-        return {}
-    weight = 1.0 if chosen["weight"] is None else chosen["weight"]
-    return {
-        "system": chosen["system"],
-        "weight": weight,
-        "pipeline_depth": chosen["depth"],
-        "lexical_weight": chosen.get("lexical", 0.0),
-    }
 
 
 def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:

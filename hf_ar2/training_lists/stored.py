@@ -31,12 +31,12 @@ from hf_ar2.collections.tables import (
     hash_strings,
     rows_of,
 )
+from hf_ar2.settings.augment import KINDS
 from hf_ar2.training_lists.pool import CandidatePool
 
 logger = logging.get_logger(__name__)
 
 FORMAT = "hf-ar2 training lists 1"
-KINDS = ("undenoised", "denoised", "pseudo")
 LIST_FEATURES = datasets.Features(
     {
         "query_id": datasets.Value("string"),

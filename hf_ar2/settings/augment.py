@@ -1,37 +1,25 @@
-"""What lists are made, and how: the settings of `hf_ar2.augmentation`."""
+"""The settings of augmentation: which training lists are made, and how."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_ar2.augmentation.confidence import DEFAULT_LINES, THRESHOLDS
-from hf_ar2.training_lists.stored import KINDS
+from hf_ar2.settings.fields import check_minimums, setting
+from hf_ar2.settings.text import EncodingConfig
+
+# Kinds of training lists.
+KINDS = ("undenoised", "denoised", "pseudo")
+THRESHOLDS = ("absolute", "quantile", "margin")
+# The default thresholds, (irrelevant, relevant); those of `absolute` are RocketQA's.
+DEFAULT_LINES = {"absolute": (0.1, 0.9), "quantile": (0.5, 0.99), "margin": (2.0, 2.0)}
 
 
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How lists are made; lengths are in tokens and named as in the trainers' settings.
-
-    Attributes:
-        train_split: split whose labelled queries get undenoised and denoised lists.
-        unlabelled: file of queries without labels (JSON lines with `_id` and `text`, plain or gzipped).
-        kinds: which lists; None: undenoised, denoised, and with `unlabelled` pseudo.
-        depth: n, passages retrieved per query. RocketQA: 50 for steps 3 and 4, 1000 for the ranker's negatives.
-        thresholds: `absolute` (probability of relevance), `quantile` (of the ranker's share among a query's
-            passages, over all unlabelled ones) or `margin` (logits to the query's labelled positives).
-        irrelevant, relevant: the two lines. absolute: .1 and .9 (RocketQA); quantile: .5 and .99; margin: 2 and 2.
-        calibrate: held-out split that absolute thresholds are calibrated on, see `Calibration`.
-        pointwise: the ranker was trained pointwise, so that the sigmoid of its logit is a probability.
-        added_positives: passages the ranker is sure of that a list gets beside its labelled ones, best first.
-        stored_negatives: negatives stored in a list at most, drawn at random; None: all, of which a trainer draws
-            anew each time.
-        seed: of that draw.
-        max_query_length, max_passage_length, max_pair_length, title_separator: how texts are read.
-        bf16: None: where it pays.
-        index_factory, index_dtype: of the index that is searched.
+@dataclass
+class AugmentConfig(EncodingConfig):
+    """How training lists are made.
 
     Raises:
-        ValueError: settings that do not fit each other.
+        ValueError: settings that contradict each other.
 
     Example:
         >>> args = AugmentConfig(calibrate="dev", depth=20)
@@ -42,25 +30,54 @@ class AugmentConfig:
         ValueError: thresholds='absolute' (0.1, 0.9) need probabilities of relevance. ...
     """
 
-    train_split: str = "train"
-    unlabelled: str | None = None
-    kinds: list[str] | None = None
-    depth: int = 50
-    thresholds: str = "absolute"
-    irrelevant: float | None = None
-    relevant: float | None = None
-    calibrate: str | None = None
-    pointwise: bool = False
-    added_positives: int = 1
-    stored_negatives: int | None = None
-    seed: int = 42
-    max_query_length: int = 32
-    max_passage_length: int | None = 128
-    max_pair_length: int | None = 160
-    title_separator: str = " "
-    bf16: bool | None = None
-    index_factory: str = "Flat"
-    index_dtype: str = "float32"
+    train_split: str = setting("train", "Split whose labelled queries get undenoised and denoised lists.")
+    unlabelled: str | None = setting(
+        None, "File of queries for pseudo lists: JSON lines with `_id` and `text`, plain or gzipped."
+    )
+    kinds: list[str] | None = setting(
+        None, "Kinds of lists: undenoised, denoised, pseudo. None: all, pseudo only with `unlabelled`."
+    )
+    depth: int = setting(
+        50,
+        "Passages retrieved per query.",
+        unit="passages",
+        paper="RocketQA: 50 for steps 3 and 4, 1000 for the ranker's negatives",
+        minimum=1,
+    )
+    thresholds: str = setting(
+        "absolute",
+        "Kind of thresholds: absolute (probability of relevance), quantile (of the ranker's share among a query's "
+        "passages, over all unlabelled ones) or margin (logits to the query's labelled positives).",
+    )
+    irrelevant: float | None = setting(
+        None,
+        "Below it a passage is a negative. None: 0.1 (absolute), 0.5 (quantile) or 2 (margin).",
+        paper="RocketQA: 0.1",
+    )
+    relevant: float | None = setting(
+        None,
+        "Above it a passage is a positive. None: 0.9 (absolute), 0.99 (quantile) or 2 (margin).",
+        paper="RocketQA: 0.9",
+    )
+    calibrate: str | None = setting(
+        None, "Held-out split on which the ranker's logits are calibrated to probabilities."
+    )
+    pointwise: bool = setting(
+        False, "The ranker was trained pointwise: the sigmoid of its logit is a probability."
+    )
+    added_positives: int = setting(
+        1,
+        "Passages above the relevant threshold that a list gets beside its labelled ones, best first.",
+        unit="passages",
+        minimum=0,
+    )
+    stored_negatives: int | None = setting(
+        None,
+        "Negatives stored per list, drawn at random. None: all; a trainer then draws new ones each time.",
+        unit="passages",
+        minimum=1,
+    )
+    seed: int = setting(42, "Seed of that draw.")
 
     def __post_init__(self) -> None:
         if self.thresholds not in THRESHOLDS:
@@ -72,11 +89,7 @@ class AugmentConfig:
             raise ValueError(
                 "lists of the kind pseudo are made from unlabelled queries: give both or neither"
             )
-        if self.depth < 1 or self.added_positives < 0 or (self.stored_negatives or 1) < 1:
-            raise ValueError(
-                f"depth={self.depth}, added_positives={self.added_positives}, stored_negatives="
-                f"{self.stored_negatives}: expected at least 1 (0 for added_positives)"
-            )
+        check_minimums(self)
         if "pseudo" in self.list_kinds and self.added_positives == 0:
             raise ValueError("added_positives=0 leaves pseudo lists without a positive; expected at least 1")
         if set(self.list_kinds) - {"undenoised"}:
@@ -86,7 +99,7 @@ class AugmentConfig:
         low, high = self.lines
         if self.thresholds == "margin":
             if low < 0 or high < 0:
-                raise ValueError(f"margins of {low} and {high}: expected logits, 0 or more")
+                raise ValueError(f"irrelevant={low}, relevant={high}: expected logits, 0 or more")
             if "pseudo" in self.list_kinds:
                 raise ValueError(
                     "thresholds='margin' are relative to a query's labelled positives, and unlabelled queries have "

@@ -1,0 +1,65 @@
+"""Command-line options that set the fields of a settings class: name, type, default and help are declared there."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hf_ar2.command_line.parser import not_negative, positive
+from hf_ar2.settings.fields import Setting, settings_of_class
+
+
+def add_setting(
+    group: Any, config: type, name: str, option: str = "", *, default: str | None = None, **more: Any
+) -> None:
+    """Add the option that sets a field. Its value is None where the option is not given.
+
+    Args:
+        group: a parser or a group of arguments.
+        config: a class with settings.
+        name: of the field.
+        option: such as `"--split"`; "": the field's name.
+        default: what the help says about the default; None: the field's own default, "": nothing.
+        more: further arguments of `add_argument`, such as `metavar` and `dest`.
+    """
+    known = settings_of_class(config)[name]
+    arguments = {"dest": name, "default": None, "help": _help(known, default), **_type(known), **more}
+    if "choices" in arguments or "action" in arguments:
+        arguments.pop("metavar", None)
+    group.add_argument(option or f"--{name}", **arguments)
+
+
+def add_settings(group: Any, config: type, names: Any, *, default: str | None = None) -> None:
+    """Add the options of several fields under their own names."""
+    for name in names:
+        add_setting(group, config, name, default=default)
+
+
+def given_settings(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The settings of a class that the command line gives."""
+    values = {name: getattr(arguments, name, None) for name in settings_of_class(config)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _type(known: Setting) -> dict[str, Any]:
+    kind = known.annotation.removesuffix(" | None")
+    if kind == "bool":
+        return {"action": "store_true"}
+    if kind == "float":
+        return {"type": float, "metavar": "X"}
+    if kind == "int":
+        bounds = {1: positive, 0: not_negative}
+        return {"type": bounds.get(known.field.metadata["minimum"], int), "metavar": "N"}
+    return {"metavar": "TEXT", **({} if kind == "str" else {"nargs": "+"})}
+
+
+def _help(known: Setting, default: str | None) -> str:
+    text = known.help
+    if default is None and known.default not in (None, False):
+        default = f"{known.default:,}" if isinstance(known.default, int) else str(known.default)
+    text, _, unset = text.partition(" None: ")
+    if default is None and unset:
+        default = unset.rstrip(".")
+    if text[1].islower():
+        text = text[0].lower() + text[1:]
+    return f"{text.rstrip('.')}{f' ({default})' if default else ''}".replace("%", "%%")

@@ -1,0 +1,55 @@
+"""What a run's recipe says about its models, and about the system that it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row, source_changes, source_name
+from hf_ar2.settings.search import OF_EVALUATION, Settings
+
+
+def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) -> Settings:
+    """The settings in the `args` and the `evaluation` of a recipe, and in the row that is served.
+
+    Args:
+        recipe: contents of a recipe.yaml.
+        folder: the run, whose chosen.json says which row and system are served; None: the last row.
+    """
+    args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
+    # A trainer's own rerank_depth is for its evaluations during training, not for the one at the end.
+    read = {name: value for name, value in args.items() if name not in OF_EVALUATION}
+    row = last_row(recipe) if folder is None else served_row(folder, recipe)
+    searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
+    return Settings().changed(read | evaluation | searched | (_chosen(folder) if folder is not None else {}))
+
+
+def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: str) -> dict[str, Any]:
+    """The arguments of `load_retriever` or `load_ranker` for what a stage or a row of a recipe names.
+
+    Args:
+        recipe: its `models` and `stages`.
+        run: the run folder, with the models of the stages.
+        source: the name of a model or a stage, or a mapping with `from` and what is changed in it.
+        role: `"retriever"` or `"ranker"`.
+    """
+    name = source_name(source)
+    fields = dict((recipe.get("models") or {}).get(name, {}))
+    if name in (recipe.get("stages") or {}):
+        fields["model"] = str(Path(run) / "stages" / name / role)
+    return fields | source_changes(source)
+
+
+def _chosen(folder: str | Path) -> dict[str, Any]:
+    """The system that a run chose, as `Settings` has it."""
+    chosen = read_json(Path(folder) / CHOSEN)
+    if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
+        return {}
+    weight = 1.0 if chosen["weight"] is None else chosen["weight"]
+    return {
+        "system": chosen["system"],
+        "weight": weight,
+        "pipeline_depth": chosen["depth"],
+        "lexical_weight": chosen.get("lexical", 0.0),
+    }
