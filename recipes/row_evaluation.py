@@ -24,7 +24,7 @@ from hf_ar2.recipes.encodings import note_row
 from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.recipes.stage_settings import row_config
 from hf_ar2.trainers import LTReConfig
-from hf_ar2.trainers.ltre_index import FrozenRetrieval
+from hf_ar2.trainers.ltre import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 
 # In a row's folder in evaluation/: how its systems order.

@@ -185,9 +185,9 @@ def train(
     if PartialState().is_main_process:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
     return {
-        **trainer.told(),
+        **trainer.training_summary(),
         "steps": trainer.state.global_step,
-        "parts": dict(trainer.seconds),
+        "parts": dict(trainer.step_log.seconds),
         # of the weights the stage started from, and of those it ended with
         "encodings": {
             source_name(recipe.stages[stage]["retriever"]): trainer.retrieval.start,
@@ -200,19 +200,18 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) 
     """The stage's trainer, with the models it starts from."""
     body = recipe.stages[stage]
     args = stage_config(recipe, stage, run)
-    retriever = load_model(recipe, "retriever", body["retriever"], run)
+    retriever: Any = load_model(recipe, "retriever", body["retriever"], run)
     if body["trainer"] == "retriever":
-        return RetrieverTrainer(retriever, args=args, collection=collection)
+        return RetrieverTrainer(retriever, args, collection)
     if body["trainer"] == "ltre":
-        assert isinstance(retriever, SentenceTransformer)
-        return LTReTrainer(
-            retriever, args=args, collection=collection, source=source_of(recipe, body["retriever"])
-        )
-    ranker = load_model(recipe, "ranker", body["ranker"], run)
+        ltre = LTReTrainer(retriever, args, collection)
+        ltre.publisher.sources["retriever"] = source_of(recipe, body["retriever"])
+        return ltre
+    ranker: Any = load_model(recipe, "ranker", body["ranker"], run)
     if body["trainer"] == "ranker":
-        return RankerTrainer(ranker, retriever, args=args, collection=collection)
+        return RankerTrainer(retriever, ranker, args, collection)
     joint = AR2Trainer if body["trainer"] == "ar2" else RocketQAv2Trainer
-    return joint(retriever, ranker, args=args, collection=collection)
+    return joint(retriever, ranker, args, collection)
 
 
 def write_lists(recipe: Recipe, stage: str, run: Path, collection: Collection) -> dict[str, Any]:
