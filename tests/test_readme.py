@@ -27,7 +27,7 @@ from hf_ar2.recipes.recipe import load_recipe
 from hf_ar2.recipes.run import parse_arguments
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "recipes/README.md"]
+DOCUMENTS = ["README.md", "recipes/README.md", "recipes/CUSTOMISING.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Programs that are not ours, and are taken at their word.
 OUTSIDE = ("cd", "curl", "git", "mkdir", "source")

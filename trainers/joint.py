@@ -67,7 +67,6 @@ class JointTrainer(Trainer):
         from hf_ar2.losses import listwise_cross_entropy
         from hf_ar2.trainers import JointConfig, JointTrainer
 
-
         class PlainRankerTrainer(JointTrainer):
             trained = ("ranker",)
 
@@ -76,7 +75,6 @@ class JointTrainer(Trainer):
 
             def phase_loss(self, phase, scores):
                 return listwise_cross_entropy(scores.ranker_scores, scores.mask), {}
-
 
         trainer = PlainRankerTrainer(
             "sentence-transformers/all-MiniLM-L6-v2",  # finds the lists
