@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_ar2 import evaluation, losses, trainers
     from hf_ar2.collections import Collection, load_collection
     from hf_ar2.index import CorpusIndex
     from hf_ar2.models.joint import JointModel
@@ -44,13 +45,18 @@ __all__ = [
     "RocketQAv2Config",
     "RocketQAv2Trainer",
     "__version__",
+    "evaluation",
     "load_collection",
     "load_ranker",
     "load_retriever",
+    "losses",
+    "trainers",
 ]
 
-# Where each name lives. The trainers stand above this package, which itself never needs them: it only hands
-# their names on.
+# Packages that are attributes of this one: `hf_ar2.losses.ListScores`.
+_PACKAGES = ("evaluation", "losses", "trainers")
+
+# Where each name lives. The trainers are above this package, which never uses them: it only passes their names on.
 _HOMES = {
     "Collection": "hf_ar2.collections",
     "load_collection": "hf_ar2.collections",
@@ -72,6 +78,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

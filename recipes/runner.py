@@ -158,9 +158,9 @@ def train(
             trainer.save_index(folder / SEARCHED_INDEX)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
     return {
-        **trainer.stage_record(),
+        **trainer.training_summary(),
         "steps": trainer.state.global_step,
-        "parts": dict(trainer.seconds),
+        "parts": dict(trainer.step_log.seconds),
         # Of the weights that the stage started with, and of those it ended with.
         "encodings": {
             source_name(recipe.stages[stage]["retriever"]): trainer.retrieval.start,
@@ -175,16 +175,18 @@ def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) 
     args = stage_config(recipe, stage, run)
     retriever = load_model(recipe, run, "retriever", body["retriever"])
     if body["trainer"] == "retriever":
-        return RetrieverTrainer(retriever, args=args, collection=collection)
+        return RetrieverTrainer(retriever, args, collection)
     if body["trainer"] == "ltre":
         name = source_name(body["retriever"])
         start = recipe.models[name]["model"] if name in recipe.models else f"stage {name} of {recipe.name}"
-        return LTReTrainer(retriever, args=args, collection=collection, source=str(start))
+        ltre = LTReTrainer(retriever, args, collection)
+        ltre.publisher.sources["retriever"] = str(start)
+        return ltre
     ranker = load_model(recipe, run, "ranker", body["ranker"])
     if body["trainer"] == "ranker":
-        return RankerTrainer(ranker, retriever, args=args, collection=collection)
+        return RankerTrainer(retriever, ranker, args, collection)
     joint = AR2Trainer if body["trainer"] == "ar2" else RocketQAv2Trainer
-    return joint(retriever, ranker, args=args, collection=collection)
+    return joint(retriever, ranker, args, collection)
 
 
 def write_lists(recipe: Recipe, stage: str, run: Path, collection: Collection) -> dict[str, Any]:

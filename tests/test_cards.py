@@ -259,8 +259,8 @@ def test_a_card_lists_earlier_trainers_of_the_same_model_objects(
     )
     warm_up.train()
     ranker = RankerTrainer(
-        models / "ranker",
         models / "retriever",
+        models / "ranker",
         args=RankerConfig(output_dir=str(tmp_path / "d0"), num_negatives=3, max_steps=3, **common),
         collection=tiny_collection,
     )
@@ -274,7 +274,7 @@ def test_a_card_lists_earlier_trainers_of_the_same_model_objects(
     )
     trainer.train()
     for role in ("retriever", "ranker"):
-        training = trainer.training(role)
+        training = trainer.publisher.training(role)
         assert [(stage.name, stage.steps) for stage in training.stages] == [("g0", 2), ("d0", 3), ("ar2", 2)]
         assert training.stages[2].sources == {"retriever": "g0", "ranker": "d0"}
         assert training.base == str(models / role)
@@ -287,7 +287,7 @@ def test_a_card_lists_earlier_trainers_of_the_same_model_objects(
         args=RetrieverConfig(output_dir=str(tmp_path / "g1"), max_steps=1, **common),
         collection=tiny_collection,
     )
-    assert [stage.name for stage in other.training("retriever").stages] == ["g1"]
+    assert [stage.name for stage in other.publisher.training("retriever").stages] == ["g1"]
 
 
 def test_settings_leave_out_secrets_and_what_does_not_affect_the_result(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_trainer_does_not_pile_up_indexes(plain, tiny_collection, tmp_path):
 
 def test_a_frozen_retriever_is_searched_once(plain, tiny_ranker_path, tiny_collection, tmp_path):
     args = RankerConfig(str(tmp_path), max_pair_length=48, **ROUNDS)
-    trainer = RankerTrainer(tiny_ranker_path, plain, args=args, collection=tiny_collection)
+    trainer = RankerTrainer(plain, tiny_ranker_path, args=args, collection=tiny_collection)
     trainer.train()
     assert sum("pool/outscored" in entry for entry in trainer.state.log_history) == 1
     assert len(trainer.retrieval.encodings.log()) == 1

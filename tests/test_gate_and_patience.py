@@ -198,7 +198,7 @@ def test_evaluating_on_enough_passages_equals_the_whole_corpus(models, tmp_path,
     def metrics(name, limit):
         args = RankerConfig(output_dir=str(tmp_path / name), **settings_of(RankerConfig), eval_passages=limit)
         trainer = RankerTrainer(
-            models / "tiny-ranker", models / "tiny-retriever", args=args, collection=tiny_collection
+            models / "tiny-retriever", models / "tiny-ranker", args=args, collection=tiny_collection
         )
         return trainer.evaluate(), trainer.retrieval
 

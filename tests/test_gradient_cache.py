@@ -21,9 +21,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 ROWS = 3
-KINDS = TRAINERS | {
-    "ranker": (lambda retriever, ranker, **given: RankerTrainer(ranker, retriever, **given), RankerConfig)
-}
+KINDS = TRAINERS | {"ranker": (RankerTrainer, RankerConfig)}
 # Without a learning rate the weights stay, so that the gradients of every step can be compared. Each micro-batch
 # holds lists of 6, so that all but the queries come in several chunks.
 SETTINGS = {

@@ -23,7 +23,7 @@ from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import LTReConfig, LTReTrainer
-from hf_ar2.trainers.ltre_index import with_missed
+from hf_ar2.trainers.ltre import with_missed
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,9 @@ def test_the_step_is_the_loss_of_the_list_that_is_retrieved_now(models, tmp_path
     trainer = ltre(models, tmp_path, tiny_collection, list_depth=5, dropout=False, filter_duplicates=False)
     batch = trainer.collator(list(range(4)))
     outputs = trainer.model(queries=batch["queries"])
-    loss, logs = trainer.phase_loss("retriever", outputs, batch)
+    scores = trainer.list_scores(outputs, batch)
+    loss, _ = trainer.phase_loss("retriever", scores)
+    logs = trainer.diagnostics("retriever", scores)
     queries, passages = outputs["query_embeddings"], trainer.index.vectors(np.arange(60))
     lists, reciprocal, missed = [], [], 0
     for query, positive in zip(queries, batch["known_positives"][:, 0].tolist(), strict=True):
@@ -133,9 +135,9 @@ def test_rows_of_minus_one_change_nothing(models, tmp_path, tiny_collection):
         return scores, rows
 
     trainer.index.search = few
-    loss, _ = trainer.phase_loss("retriever", outputs, batch)
+    loss, _ = trainer.phase_loss("retriever", trainer.list_scores(outputs, batch))
     trainer.index.search = lambda queries, k: search(queries, 2)
-    expected, _ = trainer.phase_loss("retriever", outputs, batch)
+    expected, _ = trainer.phase_loss("retriever", trainer.list_scores(outputs, batch))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6) and loss > 0
     (gradient,) = torch.autograd.grad(loss, outputs["query_embeddings"])
     assert torch.isfinite(gradient).all()

@@ -316,7 +316,7 @@ def test_what_cannot_work_is_refused_with_the_reason(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             RocketQAv2Config(output_dir=str(tmp_path), **settings)
-    with pytest.raises(ValueError, match="AR2's losses know one positive"):
+    with pytest.raises(ValueError, match="AR2's losses take one positive"):
         AR2Config(output_dir=str(tmp_path), num_positives=2)
     with pytest.raises(ValueError, match="ranker_loss='pairwise'"):
         RankerConfig(output_dir=str(tmp_path), ranker_loss="pairwise")
@@ -374,8 +374,8 @@ def test_a_ranker_learns_from_lists_with_several_positives(models, tmp_path, tin
     settings = settings_of(RankerConfig) | {"num_positives": 2, "ranker_loss": form, "easy_share": 0}
     args = RankerConfig(output_dir=str(tmp_path), **settings)
     trainer = RankerTrainer(
-        without_dropout(load_ranker(models / "tiny-ranker", device="cpu")),
         models / "tiny-retriever",
+        without_dropout(load_ranker(models / "tiny-ranker", device="cpu")),
         args=args,
         collection=tiny_collection,
     )
@@ -384,7 +384,7 @@ def test_a_ranker_learns_from_lists_with_several_positives(models, tmp_path, tin
     batch = trainer.collator([0, 1, 2, 3])
     loss = trainer.compute_loss(trainer.model, batch).item()
     with torch.no_grad():
-        scores = trainer.ranker_scores(trainer.model(pairs=batch["pairs"]), batch["mask"])
+        scores = trainer.list_scores(trainer.model(pairs=batch["pairs"]), batch).ranker_scores
     assert scores.shape == (4, 5)
     negatives = scores[:, 2:].exp().sum(dim=1, keepdim=True)
     listwise = -(scores[:, :2].exp() / (scores[:, :2].exp() + negatives)).log().mean()

@@ -130,7 +130,7 @@ def test_every_trainer_takes_them(models, tmp_path, tiny_collection, folder, min
     both = models["retriever"], models["ranker"]
     trainers = [
         RetrieverTrainer(both[0], args=args(RetrieverConfig), collection=tiny_collection),
-        RankerTrainer(both[1], both[0], args=args(RankerConfig), collection=tiny_collection),
+        RankerTrainer(*both, args=args(RankerConfig), collection=tiny_collection),
         AR2Trainer(*both, args=args(AR2Config), collection=tiny_collection),
         RocketQAv2Trainer(*both, args=args(RocketQAv2Config), collection=tiny_collection),
     ]
@@ -150,7 +150,7 @@ def test_a_short_list_is_filled_with_random_passages_where_a_ranker_warms_up(
         output_dir=str(tmp_path / "run"),
         **(settings_of(RankerConfig) | {"train_lists": [folder], "mine": False, "num_negatives": 50}),
     )
-    trainer = RankerTrainer(models["ranker"], models["retriever"], args=args, collection=tiny_collection)
+    trainer = RankerTrainer(models["retriever"], models["ranker"], args=args, collection=tiny_collection)
     for _, passages, known in drawn(trainer, 3):
         assert len(set(passages)) == 51
         assert not set(passages[1:]) & set(known)

@@ -27,7 +27,7 @@ from hf_ar2.trainers import (
     RetrieverConfig,
     RetrieverTrainer,
 )
-from hf_ar2.trainers.refusals import refuse_what_cannot_work
+from hf_ar2.trainers.arguments import check_launch
 
 pytestmark = pytest.mark.slow
 
@@ -83,8 +83,8 @@ def test_the_schedule_of_each_model_counts_its_own_steps(models, tmp_path, tiny_
     trainer = ar2(models, tmp_path, tiny_collection, warmup_steps=0, eval_on_start=False, eval_strategy="no")
     trainer.train()
     rates = [(e["lr/retriever"], e["lr/ranker"]) for e in trainer.state.log_history if "lr/ranker" in e]
-    ranker = [rate for step, (_, rate) in enumerate(rates) if trainer.phase(step) == "ranker"]
-    retriever = [rate for step, (rate, _) in enumerate(rates) if trainer.phase(step) == "retriever"]
+    ranker = [rate for step, (_, rate) in enumerate(rates) if trainer.phases.phase(step) == "ranker"]
+    retriever = [rate for step, (rate, _) in enumerate(rates) if trainer.phases.phase(step) == "retriever"]
     np.testing.assert_allclose(ranker, [1e-3 * (1 - i / 6) for i in range(6)])
     np.testing.assert_allclose(retriever, [1e-3 * (1 - i / 8) for i in range(8)])
 
@@ -118,7 +118,7 @@ def test_warm_ups_learn_and_leave_the_other_model_alone(models, tmp_path, tiny_c
 
     args = RankerConfig(output_dir=str(tmp_path / "d"), **{**WARM_UP, "num_train_epochs": 2})
     ranker = RankerTrainer(
-        models / "tiny-ranker", retriever.model.retriever, args=args, collection=tiny_collection
+        retriever.model.retriever, models / "tiny-ranker", args=args, collection=tiny_collection
     )
     before = snapshot(ranker)
     ranker.train()
@@ -129,7 +129,7 @@ def test_warm_ups_learn_and_leave_the_other_model_alone(models, tmp_path, tiny_c
 def test_ranker_lists_go_from_random_to_hard(models, tmp_path, tiny_collection):
     args = RankerConfig(output_dir=str(tmp_path), **{**WARM_UP, "num_train_epochs": 10})
     trainer = RankerTrainer(
-        models / "tiny-ranker", models / "tiny-retriever", args=args, collection=tiny_collection
+        models / "tiny-retriever", models / "tiny-ranker", args=args, collection=tiny_collection
     )
     trainer.begin_round()
 
@@ -318,10 +318,10 @@ def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_coll
     for attribute, name in (("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP")):
         with monkeypatch.context() as patch, pytest.raises(NotImplementedError, match=name):
             patch.setattr(trainer, attribute, True)
-            refuse_what_cannot_work(trainer)
+            check_launch(trainer)
     trainer.args._n_gpu = 2
     with pytest.raises(NotImplementedError, match="DataParallel"):
-        refuse_what_cannot_work(trainer)
+        check_launch(trainer)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_default_settings_measure_a_corpus_of_fewer_passages_than_the_cutoff(
 
 def test_a_data_set_to_evaluate_on_is_refused(models, tmp_path, tiny_collection):
     trainer = ar2(models, tmp_path, tiny_collection)
-    with pytest.raises(ValueError, match="name the split in eval_split"):
+    with pytest.raises(ValueError, match="evaluates retrieval on the qrels split named by `eval_split`"):
         trainer.evaluate(tiny_collection.queries)
 
 

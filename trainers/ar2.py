@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_ar2.evaluation.metrics import parse_metric
+from hf_ar2.evaluation.significance import PairedTest, paired_test
 from hf_ar2.losses import adversarial_loss, distillation_loss
+from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
-from hf_ar2.trainers.gate import GATES, check_gate, ranker_lead
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.ranker import ranker_loss
+from hf_ar2.trainers.lists import PhaseCycle
+from hf_ar2.trainers.ranker import ranker_accuracy, ranker_loss
+from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.trainers.retriever import contrastive_loss
 
 logger = logging.get_logger(__name__)
@@ -80,13 +83,15 @@ class AR2Config(JointConfig):
         if not 0 <= self.adversarial_weight <= 1:
             raise ValueError(f"adversarial_weight={self.adversarial_weight}: λ is between 0 and 1")
         if self.num_negatives < 1:
-            raise ValueError("num_negatives=0: the game is played over lists with negatives")
+            raise ValueError(
+                "num_negatives=0: both losses compare a positive with negatives; expected at least 1"
+            )
         if self.num_positives > 1:
-            raise ValueError(f"num_positives={self.num_positives}: AR2's losses know one positive in a list")
+            raise ValueError(f"num_positives={self.num_positives}: AR2's losses take one positive in a list")
         self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
         if self.teacher_gate is False:  # YAML reads a bare off so
             self.teacher_gate = "off"
-        self._check("teacher_gate", self.teacher_gate, GATES)
+        self._check("teacher_gate", self.teacher_gate, ("ahead", "off"))
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
             logger.warning(
                 "adversarial_form='paper' alone never raises a positive's score, so the retriever will get worse; "
@@ -104,6 +109,10 @@ class AR2Trainer(JointTrainer):
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
         args: settings.
         collection: a `Collection` or what `load_collection` takes.
+        loss: takes the place of the retriever's loss, λ · adversarial + (1 − λ) · distillation + contrastive, in steps
+            in which the ranker teaches. The ranker's loss stays, and so does the contrastive loss of the rounds in
+            which `teacher_gate` finds the ranker behind.
+        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python
@@ -120,14 +129,17 @@ class AR2Trainer(JointTrainer):
         ```
     """
 
+    args: AR2Config
+    config_class = AR2Config
     trained = ("ranker", "retriever")
     method = "ar2"
 
-    def __init__(self, retriever: Any, ranker: Any, args: AR2Config, collection: Any, **kwargs: Any) -> None:
-        super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
-        self.args: AR2Config
-        if args.teacher_gate == "ahead":
-            check_gate(args, self.retrieval)
+    def make_retrieval(self) -> Retrieval:
+        """What the trainer retrieves and evaluates with, once it is known that the gate can compare the models."""
+        retrieval = super().make_retrieval()
+        if self.args.teacher_gate == "ahead":
+            check_gate(self.args, retrieval)
+        return retrieval
 
     @property
     def ranker_teaches(self) -> bool:
@@ -147,6 +159,7 @@ class AR2Trainer(JointTrainer):
         lead = ranker_lead(self.retrieval)
         teaches = lead.difference > 0
         self.round_state |= {"round": number, "ranker_teaches": teaches}
+        self.prepare_lists()
         self.log(
             {"gate/lead": lead.difference, "gate/p": lead.p_value, "gate/ranker_teaches": float(teaches)}
         )
@@ -165,21 +178,16 @@ class AR2Trainer(JointTrainer):
             )
 
     @property
+    def phases(self) -> PhaseCycle:
+        """The ranker's steps first, then the retriever's, in every round."""
+        return PhaseCycle({"ranker": self.args.ranker_steps, "retriever": self.args.retriever_steps})
+
+    @property
     def steps_per_round(self) -> int:
-        """Ranker steps, then retriever steps."""
+        """Ranker steps and retriever steps."""
         return self.args.ranker_steps + self.args.retriever_steps
 
-    def phase(self, step: int) -> str:
-        """The ranker's turn first, in every round."""
-        return "ranker" if step % self.steps_per_round < self.args.ranker_steps else "retriever"
-
-    def phase_steps(self, phase: str, step: int) -> int:
-        """Steps of the phase before `step`."""
-        rounds, rest = divmod(step, self.steps_per_round)
-        ranker = rounds * self.args.ranker_steps + min(rest, self.args.ranker_steps)
-        return ranker if phase == "ranker" else step - ranker
-
-    def needs(self, phase: str) -> tuple[str, ...]:
+    def required_inputs(self, phase: str) -> tuple[str, ...]:
         """The ranker's step reads pairs; the retriever's reads queries and passages, and pairs where it is taught."""
         if phase == "ranker":
             return ("pairs",)
@@ -189,38 +197,83 @@ class AR2Trainer(JointTrainer):
         """The ranker teaches in the retriever's phase."""
         return "ranker" if phase == "retriever" else None
 
-    def phase_loss(
-        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def takes_own_loss(self, phase: str) -> bool:
+        """In the retriever's phase, where the ranker teaches."""
+        return phase == "retriever" and self.ranker_teaches
+
+    def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The ranker's listwise cross-entropy, or the retriever's λ · adversarial + (1 − λ) · distillation."""
         if phase == "ranker":
-            return ranker_loss(self, outputs, batch)
+            return ranker_loss(scores), {}
         if not self.ranker_teaches:
-            loss = contrastive_loss(self, outputs, batch)
+            loss = contrastive_loss(scores)
             return loss, {"loss/contrastive": loss}
-        args, mask = self.args, batch["mask"]
-        student = self.retriever_scores(outputs, mask)
-        teacher = self.ranker_scores(outputs, mask)
+        args, student, teacher = self.args, scores.retriever_scores, scores.ranker_scores
+        assert student is not None and teacher is not None
         weight = args.adversarial_weight
         loss = student.new_zeros(())
         logs = {}
         if weight > 0:
             logs["loss/adversarial"] = adversarial_loss(
-                student, teacher / args.ranker_temperature, form=args.adversarial_form, mask=mask
+                student, teacher / args.ranker_temperature, form=args.adversarial_form, mask=scores.mask
             )
             loss = loss + weight * logs["loss/adversarial"]
         if weight < 1:
             logs["loss/distillation"] = distillation_loss(
-                student, teacher, teacher_temperature=args.ranker_temperature, mask=mask
+                student, teacher, teacher_temperature=args.ranker_temperature, mask=scores.mask
             )
             loss = loss + (1 - weight) * logs["loss/distillation"]
         if args.contrastive_weight > 0:
-            logs["loss/contrastive"] = contrastive_loss(self, outputs, batch)
+            logs["loss/contrastive"] = contrastive_loss(scores)
             loss = loss + args.contrastive_weight * logs["loss/contrastive"]
-        with torch.no_grad():
-            masked = teacher.masked_fill(~mask, float("-inf"))
-            logs["teacher_accuracy"] = (masked.argmax(dim=1) == 0).float().mean()
-            logs["pool/deceived"] = ((teacher[:, 1:] > teacher[:, :1]) & mask[:, 1:]).float().sum() / mask[
-                :, 1:
-            ].sum()
         return loss, logs
+
+    def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
+        """How often the ranker puts the positive first, and the share of negatives that it scores above it."""
+        ranker, mask = scores.ranker_scores, scores.mask
+        if ranker is None:
+            return {}
+        if phase == "ranker":
+            return {"ranker_accuracy": ranker_accuracy(scores)}
+        masked = ranker.masked_fill(~mask, float("-inf"))
+        deceived = ((ranker[:, 1:] > ranker[:, :1]) & mask[:, 1:]).float().sum() / mask[:, 1:].sum()
+        return {
+            "teacher_accuracy": (masked.argmax(dim=1) == 0).float().mean(),
+            "pool/deceived": deceived,
+        }
+
+
+# ---- The gate ---------------------------------------------------------------------------------------------------
+
+
+def check_gate(args: JointConfig, retrieval: Retrieval) -> None:
+    """Check that the two models can be compared.
+
+    Raises:
+        ValueError: there are no queries to compare them on, or the ranker orders fewer passages than the metric needs.
+    """
+    metric = args.eval_metrics[0]
+    cutoff = parse_metric(metric)[1] or 1
+    if len(retrieval.eval_judgments) == 0:
+        raise ValueError(
+            f"teacher_gate='ahead' compares ranker and retriever on eval_split={args.eval_split!r}, which "
+            f"{retrieval.collection.name} does not have or which has no queries; name another split, or set "
+            "teacher_gate='off'"
+        )
+    if cutoff > args.rerank_depth:
+        raise ValueError(
+            f"teacher_gate='ahead' compares {metric} of ranker and retriever, but the ranker orders "
+            f"rerank_depth={args.rerank_depth} passages; raise rerank_depth to {cutoff}, name a smaller cutoff first "
+            "in eval_metrics, or set teacher_gate='off'"
+        )
+
+
+def ranker_lead(retrieval: Retrieval) -> PairedTest:
+    """The ranker over the retriever's first `rerank_depth` passages against the retriever, query by query.
+
+    Returns:
+        The paired test of the first of `eval_metrics`; `difference` is ranker less retriever.
+    """
+    metric = retrieval.args.eval_metrics[0]
+    values = retrieval.per_query()
+    return paired_test(values["ranker"][metric], values["retriever"][metric])

@@ -1,22 +1,147 @@
-"""Checkpoints of two models: what is in them, which of them is whole, whose they are, how they are read back."""
+"""Checkpoints of two models: how a trainer writes them, and continues from them exactly."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
+from transformers.utils import logging
 
+from hf_ar2.json_files import write_json
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.settings.effects import checked_on_resume
+from hf_ar2.trainers.lists import stored_fingerprint
+from hf_ar2.training_lists.pool import CandidatePool
 
-TRAINER_STATE = "trainer_state.json"
-_RUN = "run.json"
+if TYPE_CHECKING:
+    from hf_ar2.trainers.joint import JointTrainer
+
+logger = logging.get_logger(__name__)
+
+# The last file of a checkpoint, and the optimizer's, as transformers names them.
+_TRAINER_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
+_RUN, _VERSION = "run.json", 1
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of a trainer; a resumed run ends with the weights of an uninterrupted one.
+
+    Beside what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, for each process the averages
+    of the open log entry, and `run.json`: `version`, `run` (`JointTrainer.run_metadata`), `train_lists` (a hash of the
+    stored lists) and `weights` (a hash of each model).
+
+    Args:
+        trainer: whose checkpoints.
+    """
+
+    def __init__(self, trainer: JointTrainer) -> None:
+        self.trainer = trainer
+        self._log_window: dict[str, Any] | None = None
+
+    def find(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """The checkpoint to resume from; None for a new run.
+
+        Args:
+            resume_from_checkpoint: a folder; True: the newest complete one of the output folder.
+
+        Raises:
+            ValueError: there is no complete checkpoint, or it has no optimizer.
+        """
+        if not resume_from_checkpoint:
+            return None
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(self.trainer.output_folder)
+            if found is None:
+                raise ValueError(f"{self.trainer.args.output_dir}: no complete checkpoint to resume from")
+        else:
+            found = str(resume_from_checkpoint)
+        if not Path(found).is_dir():
+            raise ValueError(f"{found}: there is no such checkpoint to resume from")
+        if not Path(found, _OPTIMIZER).is_file():
+            raise ValueError(
+                f"{found}: there is no {_OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
+                "continued exactly; start another run from the models in the checkpoint"
+            )
+        return found
+
+    def write_run(self, folder: Path) -> None:
+        """Write `run.json`, before the rest of the checkpoint."""
+        (folder / _TRAINER_STATE).unlink(missing_ok=True)
+        content = {
+            "version": _VERSION,
+            "run": self.trainer.run_metadata,
+            "train_lists": stored_fingerprint(self.trainer.stored),
+            "weights": fingerprints(self.trainer.model),
+        }
+        write_json(folder / _RUN, content)
+
+    def write_progress(self, folder: Path) -> None:
+        """Write the averages of the open log entry, what evaluations decided, and the pool of the round."""
+        trainer = self.trainer
+        window = {
+            "loss": float(trainer._tr_loss),
+            "since": trainer._globalstep_last_logged,
+            "sums": dict(trainer.step_log.sums),
+            "seconds": dict(trainer.step_log.seconds),
+            "round_state": trainer.round_state,
+        }
+        write_json(self._window_file(folder), window)
+        if trainer.args.should_save and trainer.pool is not None:
+            trainer.pool.save(folder / "pool")
+
+    def read_progress(self, folder: Path) -> None:
+        """Read what `write_progress` wrote."""
+        if (folder / "pool").is_dir():
+            self.trainer.pool = CandidatePool.open(folder / "pool")
+        path = self._window_file(folder)
+        self._log_window = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        self.trainer.round_state = (self._log_window or {}).get("round_state", {})
+
+    def restore_log_window(self) -> None:
+        """Continue the averages of the log entry that was open when the checkpoint was written."""
+        if self._log_window is not None:
+            trainer = self.trainer
+            trainer._tr_loss += self._log_window["loss"]
+            trainer._globalstep_last_logged = self._log_window["since"]
+            trainer.step_log.sums.update(self._log_window["sums"])
+            trainer.step_log.seconds.update(self._log_window["seconds"])
+            self._log_window = None
+
+    def load_models(self, folder: Path) -> None:
+        """Load both models of a checkpoint, in place, once it is known to be of this run.
+
+        Raises:
+            ValueError: it is of a run with other settings or over other training lists, or it is damaged.
+        """
+        trainer = self.trainer
+        noted = read_run(folder)
+        if noted["train_lists"] != stored_fingerprint(trainer.stored):
+            raise ValueError(
+                f"{folder}: trained on other lists than those train_lists has now; resume with the lists the run began "
+                "with, or start a new run"
+            )
+        run = trainer.run_metadata
+        check_same_run(folder, noted["run"], run)
+        if noted["run"]["steps"] != run["steps"]:
+            logger.warning(
+                f"{folder}: of a run of {noted['run']['steps']} steps, and this one has {run['steps']}; from here on "
+                "the learning rates follow the schedule of this one"
+            )
+        load_models(trainer.model, folder)
+        found = fingerprints(trainer.model)
+        if found != noted["weights"]:
+            raise ValueError(
+                f"{folder}: the weights that were read are not those that were saved (found {found}, expected "
+                f"{noted['weights']}); the checkpoint is damaged"
+            )
+
+    def _window_file(self, folder: Path) -> Path:
+        return folder / f"log_window_{self.trainer.encoders.processes.rank}.json"
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -27,14 +152,14 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if number and _readable(folder / TRAINER_STATE):
+        if number and _readable(folder / _TRAINER_STATE):
             found.append((int(number[1]), folder))
     return str(max(found)[1]) if found else None
 
 
 def _readable(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return True
@@ -53,7 +178,7 @@ def load_models(model: JointModel, folder: str | Path) -> None:
             continue
         path = Path(folder) / name
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: not there; the checkpoint was written without a {name}")
+            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {name}")
         saved = loader(str(path), device="cpu")
         child.load_state_dict(saved.state_dict(), strict=True)
 
@@ -64,35 +189,57 @@ def fingerprints(model: JointModel) -> dict[str, str]:
     return {name: weights_fingerprint(child) for name, child in children.items() if child is not None}
 
 
-def describe_run(args: transformers.TrainingArguments, **facts: Any) -> dict[str, Any]:
-    """What a run's outcome depends on, as plain data: the settings that count, and facts beside them."""
-    settings = {name: getattr(args, name) for name in checked_on_resume(type(args))}
-    about: dict[str, Any] = json.loads(json.dumps(settings | facts))
-    return about
+def describe_run(trainer: JointTrainer) -> dict[str, Any]:
+    """What a run's outcome depends on, as plain data: the settings that decide it, and facts beside them."""
+    args = trainer.args
+    names = checked_on_resume(type(args))
+    facts = {
+        "collection": trainer.collection.fingerprint,
+        "global_batch": trainer.global_batch,
+        "steps_per_round": trainer.steps_per_round,
+        "steps": trainer.total_steps,
+        "own_loss": _name_of(trainer.loss),
+        "own_sampler": _name_of(trainer.collator.lists.sampler),
+    }
+    run: dict[str, Any] = json.loads(json.dumps({name: getattr(args, name) for name in names} | facts))
+    return run
 
 
-def note_run(folder: Path, about: dict[str, Any]) -> None:
-    """Write into a checkpoint whose it is: a `describe_run`, as `run.json`."""
-    (folder / _RUN).write_text(json.dumps(about, indent=1))
+def _name_of(function: Any) -> str | None:
+    """The name of a loss or sampler of one's own; None for a built-in one."""
+    if function is None or isinstance(function, str):
+        return None
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def refuse_other_run(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Compare with the note in a checkpoint; what only one of them has is passed over.
+def read_run(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a checkpoint.
 
-    Returns:
-        the note; empty where there is none.
+    Raises:
+        ValueError: there is none, or it has another version.
+    """
+    path = Path(folder, _RUN)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a checkpoint that a trainer of hf_ar2 wrote")
+    noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if noted.get("version") != _VERSION:
+        raise ValueError(
+            f"{path}: version {noted.get('version')}, expected {_VERSION}; another version of hf_ar2 wrote this "
+            "checkpoint. Start another run from the models in it"
+        )
+    return noted
+
+
+def check_same_run(folder: Path, noted: dict[str, Any], run: dict[str, Any]) -> None:
+    """Compare the run of a checkpoint with this one; what only one of them has is passed over.
 
     Raises:
         ValueError: a setting or fact differs, so that resuming would not continue that run.
     """
-    if not (folder / _RUN).is_file():
-        return {}
-    noted: dict[str, Any] = json.loads((folder / _RUN).read_text())
-    differ = [name for name in noted if name != "steps" and name in about and noted[name] != about[name]]
+    differ = [name for name in noted if name != "steps" and name in run and noted[name] != run[name]]
     if differ:
-        found = ", ".join(f"{name} ({noted[name]} there, {about[name]} here)" for name in differ)
+        found = ", ".join(f"{name} ({noted[name]} there, {run[name]} here)" for name in differ)
         raise ValueError(
-            f"{folder}: this checkpoint's run differs in {found}. Resume with what it was begun with, or begin another "
-            "run from the models in the checkpoint"
+            f"{folder}: this checkpoint's run differs in {found}. Resume with what it was started with, or start "
+            "another run from the models in the checkpoint"
         )
-    return noted

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,201 +10,167 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.utils import logging
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainerCallback
 
-from hf_ar2.cards.provenance import name_of, stages_of
+from hf_ar2.cards.facts import ROLES
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.encoding.length_limits import query_truncation_warning, truncation_line, truncations
-from hf_ar2.models.joint import JointModel
+from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
+from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
+from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
+from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
+from hf_ar2.trainers.checkpoints import Checkpoints, describe_run
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
-from hf_ar2.trainers.lists import ListCollator, Positions, RoundSampler
-from hf_ar2.trainers.log_lines import LogLines
-from hf_ar2.trainers.patience import Patience
-from hf_ar2.trainers.refusals import refuse_what_cannot_work
-from hf_ar2.trainers.resuming import ResumableTrainer
-from hf_ar2.trainers.retrieval import Retrieval, encoders_of
-from hf_ar2.trainers.rounds import Rounds
-from hf_ar2.trainers.schedule import parameter_groups, schedule
-from hf_ar2.trainers.stored_lists import (
+from hf_ar2.trainers.lists import (
+    PhaseCycle,
+    Positions,
+    RoundSampler,
+    make_collator,
     read_stored_lists,
+    scores_of_lists,
     with_stored_lists,
 )
-from hf_ar2.training_lists.list_sampler import ListSampler
+from hf_ar2.trainers.log_lines import print_log_lines
+from hf_ar2.trainers.publishing import Publisher, push_to_hub, summarise
+from hf_ar2.trainers.retrieval import EvalRankings, Retrieval, encoders_of
+from hf_ar2.trainers.schedule import make_scheduler, parameter_groups
+from hf_ar2.training_lists.list_sampler import NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool, pool_statistics
 
-logger = logging.get_logger(__name__)
 
-_UNLIMITED = 1 << 30
-
-
-class JointTrainer(ResumableTrainer):
+class JointTrainer(Trainer):
     """Trains a retriever, a ranker, or both, in turns or together, on lists drawn from candidate pools.
 
-    One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says which phase a step
-    belongs to (`phase`), which models the phase trains (`learners`), what it encodes (`needs`) and what its loss is
-    (`phase_loss`).
+    One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says which models it trains
+    (`trained`), in which phases (`phases`), what a step encodes (`required_inputs`) and its loss (`phase_loss`).
 
     Args:
+        retriever: a name, folder or `SentenceTransformer`; trained unless the subclass freezes it.
+        ranker: a name, folder or `CrossEncoder`; None where the method has none.
         args: settings.
         collection: a `Collection`, or what `load_collection` takes.
-        retriever: a name, folder or `SentenceTransformer`; trained unless the subclass freezes it.
-        ranker: a name, folder or `CrossEncoder`.
+        loss: from `hf_ar2.losses.ListScores` to a scalar tensor, or to a tuple of one and a dict of tensors to log. It
+            takes the place of the trainer's loss; where a trainer has several, its own docstring says of which.
+        sampler: draws the negatives of a list in place of `args.sampler`, see `NegativeSampler`.
+        compute_metrics: from the `EvalRankings` of an evaluation to a dict of floats, logged as `eval_…`.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
         NotImplementedError: DeepSpeed, FSDP or `DataParallel`, with the reason.
-        ValueError: a split that does not exist or has no relevant passages.
+        TypeError: an argument that does not belong where it is, see `hf_ar2.trainers.arguments`.
+        ValueError: a split that does not exist or has no relevant passages; names of models that are swapped.
 
     Example:
         ```python
         from hf_ar2.losses import listwise_cross_entropy
         from hf_ar2.trainers import JointConfig, JointTrainer
 
-
         class PlainRankerTrainer(JointTrainer):
             trained = ("ranker",)
 
-            def needs(self, phase):
+            def required_inputs(self, phase):
                 return ("pairs",)
 
-            def phase_loss(self, phase, outputs, batch):
-                return listwise_cross_entropy(self.ranker_scores(outputs, batch["mask"]), batch["mask"]), {}
-
+            def phase_loss(self, phase, scores):
+                return listwise_cross_entropy(scores.ranker_scores, scores.mask), {}
 
         trainer = PlainRankerTrainer(
-            args=JointConfig(output_dir="runs/plain", num_negatives=7),
-            collection="BeIR/scifact",
-            retriever="sentence-transformers/all-MiniLM-L6-v2",  # finds the lists
-            ranker="cross-encoder/ms-marco-MiniLM-L6-v2",
+            "sentence-transformers/all-MiniLM-L6-v2",  # finds the lists
+            "cross-encoder/ms-marco-MiniLM-L6-v2",
+            JointConfig(output_dir="runs/plain", num_negatives=7),
+            "BeIR/scifact",
         )
         trainer.train()
         ```
     """
 
+    args: JointConfig
+    model: JointModel
     loss_is_scaled_for_ga = False
-    # Which children the optimizer updates.
+    # The models that the optimizer updates.
     trained: tuple[str, ...] = ("retriever", "ranker")
+    # The class of the settings.
+    config_class: type[JointConfig] = JointConfig
+    # What a recipe calls the trainer, for the card.
+    method: str = ""
 
     def __init__(
         self,
+        retriever: SentenceTransformer | str | Path,
+        ranker: CrossEncoder | str | Path | None,
         args: JointConfig,
         collection: Collection | str | Path,
-        retriever: str | SentenceTransformer | None = None,
-        ranker: str | CrossEncoder | None = None,
+        *,
+        loss: ListLoss | None = None,
+        sampler: NegativeSampler | None = None,
+        compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, LRScheduler | None] = (None, None),
+        **unknown: Any,
     ) -> None:
+        check_arguments(self, retriever, ranker, args, collection, unknown)
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
         # Headings that are queries are hidden from the passages that training reads.
         self.collection, self.stored = read_stored_lists(loaded.for_training(), args)
-        self.collection_source = loaded.name if isinstance(collection, Collection) else str(collection)
-        given = {"retriever": retriever, "ranker": ranker}
-        self.sources = {role: name_of(model) for role, model in given.items() if model is not None}
-        self.earlier = {role: stages_of(model) for role, model in given.items()}
-        model = JointModel(
-            None if retriever is None else load_retriever(retriever),
-            None if ranker is None else load_ranker(ranker),
-        )
-        for name in ("retriever", "ranker"):
-            child = getattr(model, name)
-            if child is not None and name not in self.trained:
-                child.requires_grad_(False)
+        model = JointModel(self.load_retriever(retriever), None if ranker is None else load_ranker(ranker))
+        check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state
+        self.publisher = Publisher(self, retriever, ranker, collection)
+        self.checkpoints = Checkpoints(self)
         super().__init__(
             model=model,
             args=args,
             train_dataset=Positions(0),
             eval_dataset=self.collection.queries,
-            data_collator=lambda positions: self.collator(positions),
+            compute_metrics=compute_metrics,  # type: ignore[arg-type]
             callbacks=callbacks,
-            optimizers=optimizers,
+            optimizers=optimizers,  # type: ignore[arg-type]
         )
-        refuse_what_cannot_work(self)
-        self._print_readable_lines()
-        self.args: JointConfig = args
-        self.model: JointModel = model
+        check_launch(self)
+        for role in ROLES:
+            if role not in self.trained and getattr(model, role) is not None:
+                getattr(model, role).requires_grad_(False)
+        print_log_lines(self.callback_handler, self.phases.names)
         if args.bf16 and args.device.type == "cpu":
             use_fast_attention(model)
         # 3. Tokens, index, pools
         self.encoders = encoders_of(args)
         self.retrieval = self.make_retrieval()
         self.pool: CandidatePool | None = None
-        # 4. Lists
-        pool, known = self._pools(None)
-        lists = ListSampler(
-            pool=pool,
-            known_positives=known,
-            corpus_size=len(self.collection.corpus),
-            num_negatives=args.num_negatives,
-            num_positives=args.num_positives,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            sampler=args.sampler,
-            simans_a=args.simans_a,
-            simans_b=args.simans_b,
-            first_positive=args.first_positive,
-            hard_share=self.hard_share,
-        )
-        on_gpu = args.device.type != "cpu"
-        self.collator = ListCollator(
-            lists=lists,
-            phases=self.phases,
-            phase_positions=self._phase_positions,
-            needs=self.needs,
-            retriever_inputs=self.retrieval.retriever_inputs,
-            ranker_inputs=self.retrieval.ranker_inputs,
-            step_tokens=args.step_tokens or (_UNLIMITED if on_gpu else 2048),
-            mini_batch_size=args.mini_batch_size,
-        )
-        self.train_dataset = Positions(self.lists_per_round)
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._learning_rates: dict[str, float] = {}
-        self._resumed_log: dict[str, Any] | None = None
+        # 4. Lists and losses
+        self.data_collator = self.collator = make_collator(self, sampler)
+        self.loss = loss
+        self.step_log = StepLog(self.encoders.processes)
         # What evaluations decided, as plain data; part of a checkpoint.
         self.round_state: dict[str, Any] = {}
+        self.prepare_lists()
         self.add_callback(Rounds(self))
         if args.patience is not None:
             self.add_callback(Patience(self, args.patience))
 
-    def _print_readable_lines(self) -> None:
-        """Have `LogLines` in the place of transformers' own bar or printer; in a notebook its table stays."""
-        callbacks = self.callback_handler.callbacks
-        theirs = [callback for callback in callbacks if type(callback) in (ProgressCallback, PrinterCallback)]
-        if theirs:  # the trainer's own comes after those that were given
-            callbacks[callbacks.index(theirs[-1])] = LogLines(self.phases)
+    # ---- What a subclass decides ------------------------------------------------------------------------------
+
+    def load_retriever(self, retriever: SentenceTransformer | str | Path) -> SentenceTransformer:
+        """Load the retriever, or take it as it is."""
+        return load_retriever(retriever)
 
     def make_retrieval(self) -> Retrieval:
         """What the trainer retrieves and evaluates with."""
         return Retrieval(self.model.retriever, self.model.ranker, self.collection, self.args, self.encoders)
 
-    # ---- What a subclass decides ------------------------------------------------------------------------------
-
     @property
-    def phases(self) -> tuple[str, ...]:
-        """Names of the phases; unless a subclass says otherwise one for each trained model, of its name."""
-        return self.trained
+    def phases(self) -> PhaseCycle:
+        """The phases; unless a subclass says otherwise one per trained model, of its name, a step each in turn."""
+        return PhaseCycle(dict.fromkeys(self.trained, 1))
 
-    def learners(self, phase: str) -> tuple[str, ...]:
+    def trained_in(self, phase: str) -> tuple[str, ...]:
         """The models a step of the phase trains."""
         return (phase,)
 
-    def phase(self, step: int) -> str:
-        """The phase of a global step: a pure function, so that all ranks and a resumed run agree."""
-        return self.phases[0]
-
-    def phase_steps(self, phase: str, step: int) -> int:
-        """How many of the steps before `step` belong to the phase."""
-        return step if phase == self.phase(0) else 0
-
-    def model_steps(self, model: str, step: int) -> int:
-        """How many of the steps before `step` train the model."""
-        return sum(self.phase_steps(phase, step) for phase in self.phases if model in self.learners(phase))
-
-    def needs(self, phase: str) -> tuple[str, ...]:
+    def required_inputs(self, phase: str) -> tuple[str, ...]:
         """What a step of the phase encodes: some of "queries", "passages", "pairs"."""
         raise NotImplementedError
 
@@ -213,11 +178,17 @@ class JointTrainer(ResumableTrainer):
         """The model that only teaches in this phase: run in evaluation mode, without gradient."""
         return None
 
-    def phase_loss(
-        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The phase's loss (a scalar, mean over the local queries) and what to log beside it."""
+    def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
+        """The phase's loss (a scalar, mean over the local queries) and its terms, to log."""
         raise NotImplementedError
+
+    def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
+        """What to log of a step beside its loss, whatever the loss is; without gradient."""
+        return {}
+
+    def takes_own_loss(self, phase: str) -> bool:
+        """Whether `loss`, where it is given, takes the place of `phase_loss` in this phase."""
+        return True
 
     @property
     def steps_per_round(self) -> int:
@@ -225,26 +196,26 @@ class JointTrainer(ResumableTrainer):
         return -(-len(self.collator.lists.pool) // self.global_batch)
 
     @property
-    def mines(self) -> bool:
+    def mines_negatives(self) -> bool:
         """Whether lists hold candidates of the retriever."""
         return self.args.num_negatives > 0 and self.args.mine
 
-    def hard_share_of(self, progress: np.ndarray) -> np.ndarray | None:
-        """Share of negatives from the pool, by progress in [0, 1); the rest is random. None: all of them."""
+    def hard_share(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """From positions to the share of negatives from the pool, the rest being random; picklable. None: all."""
         return None
 
     # ---- Rounds -----------------------------------------------------------------------------------------------
+
+    @property
+    def output_folder(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(str(self.args.output_dir))
 
     @property
     def global_batch(self) -> int:
         """Lists of one optimizer step, over all processes."""
         args = self.args
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
-
-    @property
-    def lists_per_round(self) -> int:
-        """Lists of one round, over all processes."""
-        return self.steps_per_round * self.global_batch
 
     @property
     def planned_steps(self) -> int:
@@ -258,21 +229,10 @@ class JointTrainer(ResumableTrainer):
         """The last step where `patience` has chosen one, else None."""
         return self.round_state.get("end_step")
 
-    @end_step.setter
-    def end_step(self, step: int) -> None:
-        """Choose the last step."""
-        self.round_state["end_step"] = step
-
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run: those planned, or fewer where `patience` has chosen the last one."""
         return self.planned_steps if self.end_step is None else self.end_step
-
-    @property
-    def watched_metric(self) -> str:
-        """What `patience` watches, by its name in the evaluation: the first metric of the model that is trained."""
-        system = "ranker" if self.trained == ("ranker",) else "retriever"
-        return f"eval_{system}_{self.args.eval_metrics[0]}"
 
     @property
     def current_round(self) -> int:
@@ -282,50 +242,28 @@ class JointTrainer(ResumableTrainer):
     def begin_round(self) -> None:
         """Refresh the index and mine, unless this round's pool is there already (a resumed run)."""
         number = self.current_round
-        if not self.mines or self.state.global_step >= self.total_steps:
-            return
-        # A frozen retriever and BM25 find the same candidates in every round.
-        moves = "retriever" in self.trained and self.args.mine_with == "retriever"
-        again = self.args.refresh and moves
-        if self.pool is None or (self.pool.round != number and again):
-            self.pool = self.retrieval.mine(number)
-            self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})
-        self.collator.lists.pool, self.collator.lists.known_positives = self._pools(self.pool)
+        if self.mines_negatives and self.state.global_step < self.total_steps:
+            # A frozen retriever and BM25 find the same candidates in every round.
+            changes = "retriever" in self.trained and self.args.mine_with == "retriever"
+            if self.pool is None or (self.args.refresh and changes and self.pool.round != number):
+                self.pool = self.retrieval.mine(number)
+                self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})
+            lists = self.collator.lists
+            lists.pool, lists.known_positives = with_stored_lists(self.pool, self)
+        self.prepare_lists()
 
-    def _pools(self, mined: CandidatePool | None) -> tuple[CandidatePool, np.ndarray | None]:
-        """What lists are drawn from: mined candidates (without any: positives alone), and the stored lists beside."""
-        if mined is None and self.args.mine:
-            mined = self.retrieval.pool_without_candidates()
-        return with_stored_lists(mined, self.stored, self.retrieval.train_judgments)
-
-    def hard_share(self, positions: np.ndarray) -> np.ndarray | None:
-        """`hard_share_of` the progress these positions stand for."""
-        return self.hard_share_of(positions / (self.planned_steps * self.global_batch))
-
-    def _phase_positions(self, positions: np.ndarray) -> tuple[str, np.ndarray]:
-        """The phase of a micro-batch, and its positions among the lists of that phase alone."""
-        step = int(positions[0]) // self.global_batch
-        phase = self.phase(step)
-        return phase, positions - (step - self.phase_steps(phase, step)) * self.global_batch
+    def prepare_lists(self) -> None:
+        """Give the collator, which is plain data, what settings and rounds decide."""
+        self.collator.phases = self.phases
+        self.collator.required_inputs = {phase: self.required_inputs(phase) for phase in self.phases.names}
+        self.collator.lists.hard_share = self.hard_share()
+        self.train_dataset = Positions(self.steps_per_round * self.global_batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RoundSampler:
-        return RoundSampler(self.lists_per_round, lambda: self.current_round)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = []  # type: ignore[assignment]
+        return RoundSampler(len(self.train_dataset), lambda: self.current_round)  # type: ignore[arg-type]
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and say before what is cut at the length limits."""
-        retrieval = self.retrieval
-        cuts = truncations(retrieval.retriever_inputs, retrieval.ranker_inputs, retrieval.train_judgments)
-        if self.is_world_process_zero():
-            print(truncation_line(cuts), flush=True)
-            if (warning := query_truncation_warning(cuts)) is not None:
-                logger.warning(warning)
-        return super().train(*args, **kwargs)
 
     # ---- Step -------------------------------------------------------------------------------------------------
 
@@ -343,101 +281,104 @@ class JointTrainer(ResumableTrainer):
         return loss
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """One forward of everything the phase needs, then the phase's loss in fp32."""
         phase = inputs["phase"]
-        outputs = model(
-            queries=inputs.get("queries"),
-            passages=inputs.get("passages"),
-            pairs=inputs.get("pairs"),
-            teacher=self.teacher(phase),
-        )
+        texts = {kind: inputs.get(kind) for kind in ("queries", "passages", "pairs")}
+        outputs = model(**texts, teacher=self.teacher(phase))
         with torch.autocast(self.args.device.type, enabled=False):
-            loss, logs = self.phase_loss(phase, outputs, inputs)
-        self._count(f"loss/{phase}", loss)
-        for name, value in logs.items():
-            self._count(name, value)
+            scores = self.list_scores(outputs, inputs)
+            if self.loss is not None and self.takes_own_loss(phase):
+                loss, logs = call_loss(self.loss, scores)
+            else:
+                loss, logs = self.phase_loss(phase, scores)
+            with torch.no_grad():
+                logs = logs | self.diagnostics(phase, scores)
+        self.step_log.add({f"loss/{phase}": loss, **logs})
         return (loss, outputs) if return_outputs else loss
 
-    def retriever_scores(self, outputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """Inner products of each query with the passages of its list, over the temperature; float32 `[B, L]`."""
-        queries = outputs["query_embeddings"]
-        passages = outputs["passage_embeddings"].view(*mask.shape, -1)
-        return torch.einsum("bd,bld->bl", queries, passages) / self.retriever_temperature
+    def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:
+        """The scores of a batch of the collator, from the outputs of `JointModel.forward`."""
+        return scores_of_lists(outputs, batch, self.retrieval)
 
-    def ranker_scores(self, outputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """Ranker logits of each list, float32 `[B, L]`, 0 under the mask."""
-        scores = outputs["pair_scores"].new_zeros(mask.shape)
-        return scores.masked_scatter(mask, outputs["pair_scores"])
-
-    @property
-    def retriever_temperature(self) -> float:
-        """What retriever scores are divided by in a softmax."""
-        return self.retrieval.retriever_temperature
-
-    # ---- Optimizer --------------------------------------------------------------------------------------------
+    def after_step(self) -> None:
+        """Called when the optimizer has updated the weights."""
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One AdamW with groups per model; it skips a model that has no gradient in a step, as two would."""
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.args, set(self.get_decay_parameter_names(self.model)))
-            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = cls(groups, **kwargs)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """A learning rate schedule per model, each counting its own model's steps."""
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
-            models = [group["model"] for group in optimizer.param_groups]
-            factors = [
-                schedule(
-                    self.args,
-                    model,
-                    partial(self.model_steps, model),
-                    partial(self._total_model_steps, model, num_training_steps),
-                )
-                for model in models
-            ]
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+            self.lr_scheduler = make_scheduler(self, optimizer, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _total_model_steps(self, model: str, planned: int) -> int:
-        """Steps of the model in the whole run; fewer than planned once `patience` has chosen the last step."""
-        return self.model_steps(model, planned if self.end_step is None else self.end_step)
-
     # ---- Logs and evaluation ----------------------------------------------------------------------------------
 
-    def _count(self, name: str, value: Tensor) -> None:
-        total = self._sums[name]
-        total[0] += float(value.detach())
-        total[1] += 1
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of what the steps counted since the last entry, over all processes.
-
-        The last entry of a run also has the seconds of this process spent on each phase, on `refresh` (encode, index,
-        mine), `evaluation` and `saving`; of a resumed run those before it, too.
-        """
-        if "loss" in logs and self._sums:
-            names = sorted(self._sums)
-            sums = self.encoders.processes.combine(np.array([self._sums[name] for name in names], np.float64))
-            logs |= {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}
-            self._sums.clear()
-            logs |= self._learning_rates
-        if "train_runtime" in logs:
-            logs |= {f"seconds/{name}": round(spent, 3) for name, spent in self.seconds.items()}
+        """As in `transformers.Trainer`, with what `StepLog` has of the steps since the last entry."""
+        logs |= self.step_log.entry(logs)
         super().log(logs, start_time)
 
-    def forget_counts(self) -> None:
-        """Drop what steps counted since the last log entry."""
-        self._sums.clear()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics on `eval_split`: `eval_retriever_mrr@10`, `eval_pipeline_mrr@10`, …, those of `compute_metrics`.
+
+        Raises:
+            ValueError: an `eval_dataset` was given.
+        """
+        if eval_dataset is not None:
+            raise ValueError(
+                "evaluate() takes no eval_dataset; it evaluates retrieval on the qrels split named by `eval_split`"
+            )
+        values = self.retrieval.evaluate()
+        if self.compute_metrics is not None:
+            own: Any = self.compute_metrics
+            values = values | own(self.retrieval.eval_rankings())
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available; the error says what to call instead."""
+        raise NotImplementedError(NO_PREDICT)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Not available; the error says what to call instead."""
+        raise NotImplementedError(NO_DATALOADER)
+
+    # ---- Runs and checkpoints, see `Checkpoints` --------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
+
+        Raises:
+            ValueError: there is no complete checkpoint to resume from; it has no optimizer; it is of a run with another
+                collection, seed, batch, schedule or other setting that counts, or over other training lists.
+        """
+        checkpoint = self.checkpoints.find(resume_from_checkpoint)
+        if self.is_world_process_zero():
+            self.retrieval.print_what_is_cut()
+        eval_on_start = self.args.eval_on_start
+        self.args.eval_on_start = eval_on_start and checkpoint is None  # the interrupted run did that
+        try:
+            result = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = eval_on_start
+        self.publisher.remember_stages()
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return result
 
     def set_length(self, **settings: Any) -> None:
         """Change settings that say how long the run is (`max_steps`, `num_rounds`, …), before it begins."""
@@ -447,36 +388,63 @@ class JointTrainer(ResumableTrainer):
             setattr(self.args, name, value)
         if "num_rounds" in settings:
             self.args.num_train_epochs = settings["num_rounds"]
-        self.train_dataset = Positions(self.lists_per_round)
         self.round_state = {}
+        self.prepare_lists()
 
-    def after_step(self) -> None:
-        """Called when the optimizer has moved the weights."""
+    @property
+    def run_metadata(self) -> dict[str, Any]:
+        """What a checkpoint records of its run, and a run that resumes from it is compared with."""
+        return describe_run(self)
 
-    def note_learning_rates(self) -> None:
-        """Keep the rates of the step that is being taken, for the log: `lr/retriever`, `lr/ranker`."""
-        assert self.optimizer is not None
-        for group in reversed(self.optimizer.param_groups):
-            if "/encoder/" in group["name"]:
-                self._learning_rates[f"lr/{group['model']}"] = group["lr"]
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.output_folder)
+            save_models(self.model, folder)
+            self.publisher.write_cards(folder)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Metrics of retriever and pipeline on `eval_split`, with the index of the round.
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            self.checkpoints.write_run(self.output_folder / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
 
-        Returns:
-            `eval_retriever_mrr@10`, `eval_pipeline_mrr@10`, …
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The trainer's state, written next by the first rank, says that a checkpoint is complete.
+        self.encoders.processes.barrier()
 
-        Raises:
-            ValueError: an `eval_dataset` was given.
-        """
-        if eval_dataset is not None:
-            raise ValueError(
-                "eval_dataset: what is measured is the search of a whole collection for a split's queries, not a data "
-                "set; leave it out, and name the split in eval_split"
-            )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.retrieval.evaluate().items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.checkpoints.write_progress(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.checkpoints.read_progress(Path(checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.checkpoints.load_models(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    # ---- Cards and the Hub, see `Publisher` -------------------------------------------------------------------
+
+    def training_summary(self) -> dict[str, Any]:
+        """What a card says of this training, as plain data (see `hf_ar2.cards.facts.Stage`)."""
+        return summarise(self)
+
+    push_to_hub = push_to_hub  # type: ignore[assignment]
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repositories before the first step, so that a wrong name or token fails at once."""
+        self.publisher.make_repositories(token, private)
+        self.hub_model_id = self.publisher.name  # type: ignore[assignment]
+        self.push_in_progress = None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.publisher.push_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self.publisher.finish_push()

@@ -1,21 +1,73 @@
-"""Training lists: which queries a step sees, and which passages stand beside them."""
+"""Training lists: which queries a step trains on, and which passages stand beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from transformers.utils import logging
 
+from hf_ar2.collections import Collection
+from hf_ar2.collections.judgments import Judgments
+from hf_ar2.collections.tables import content_hash
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.training_lists.list_sampler import ListSampler
+from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.trainers.config import JointConfig
+from hf_ar2.training_lists.list_sampler import ListSampler, NegativeSampler
+from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools, padded_positives
+from hf_ar2.training_lists.stored import load_training_lists
+
+if TYPE_CHECKING:
+    from hf_ar2.trainers.joint import JointTrainer
+    from hf_ar2.trainers.retrieval import Retrieval
+
+logger = logging.get_logger(__name__)
+
+_UNLIMITED = 1 << 30
+
+
+# ---- The order of lists ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PhaseCycle:
+    """The phases of a run: each phase takes its steps in turn, over and over.
+
+    It depends on the global step alone, so that all processes and a resumed run agree.
+
+    Attributes:
+        steps: phase → optimizer steps it takes in a row.
+    """
+
+    steps: Mapping[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The phases, in their order."""
+        return tuple(self.steps)
+
+    def phase(self, step: int) -> str:
+        """The phase of a global step."""
+        ends = np.cumsum(list(self.steps.values()))
+        return self.names[int(np.searchsorted(ends, step % ends[-1], side="right"))]
+
+    def steps_before(self, phase: str, step: int) -> int:
+        """How many of the steps before `step` belong to the phase."""
+        cycles, rest = divmod(step, sum(self.steps.values()))
+        for name, steps in self.steps.items():
+            if name == phase:
+                break
+            rest -= steps
+        return cycles * self.steps[phase] + min(max(rest, 0), self.steps[phase])
 
 
 class Positions(Dataset):
-    """A data set whose items are positions; the collator turns a batch of them into lists."""
+    """A dataset whose items are positions; the collator turns a batch of them into lists."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -47,31 +99,40 @@ class RoundSampler(Sampler[int]):
         return iter(range(start, start + self.length))
 
 
+# ---- Batches --------------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class ListCollator:
     """Turns positions into what one forward pass needs.
 
+    It holds plain data alone, so that worker processes can be given a copy, however they are started. They are started
+    anew in every epoch, after the refresh, so that they draw from the pool of the round.
+
     Args:
         lists: draws the lists.
-        phases: names of the phases.
-        phase_positions: from positions of the run to the phase of their step and positions within that phase.
-        needs: from a phase to which of "queries", "passages", "pairs" its step encodes.
+        phases: the order of the phases.
+        lists_per_step: lists of one optimizer step, over all processes.
+        required_inputs: phase → which of "queries", "passages", "pairs" its step encodes.
         step_tokens: padded tokens of a chunk.
         mini_batch_size: rows of a chunk; None: as many as the tokens allow.
     """
 
     lists: ListSampler
-    phases: tuple[str, ...]
-    phase_positions: Callable[[np.ndarray], tuple[str, np.ndarray]]
-    needs: Callable[[str], tuple[str, ...]]
+    phases: PhaseCycle
+    lists_per_step: int
+    required_inputs: Mapping[str, tuple[str, ...]]
     retriever_inputs: RetrieverInputs | None
     ranker_inputs: RankerInputs | None
     step_tokens: int
     mini_batch_size: int | None = None
 
     def __call__(self, positions: list[int]) -> dict[str, Any]:
-        phase, own = self.phase_positions(np.asarray(positions, np.int64))
-        lists = self.lists(own, self.phases.index(phase))
+        step = int(positions[0]) // self.lists_per_step
+        phase = self.phases.phase(step)
+        # Positions among the lists of that phase alone.
+        earlier = (step - self.phases.steps_before(phase, step)) * self.lists_per_step
+        lists = self.lists(np.asarray(positions, np.int64) - earlier, self.phases.names.index(phase))
         batch: dict[str, Any] = {
             "phase": phase,
             "mask": torch.from_numpy(lists.mask),
@@ -80,19 +141,163 @@ class ListCollator:
             "known_positives": torch.from_numpy(lists.known_positives),
             "query_rows": torch.from_numpy(lists.query_rows),
         }
-        needs = self.needs(phase)
+        inputs = self.required_inputs[phase]
         limits = (self.step_tokens, self.mini_batch_size)
-        # Under the mask stands the list's first positive: already encoded, so that it costs nothing.
+        # Under the mask stands the list's first positive, which is encoded anyway and so costs nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
-        if "queries" in needs:
+        if "queries" in inputs:
             assert self.retriever_inputs is not None
             batch["queries"] = self.retriever_inputs.query_chunks(lists.query_rows, *limits)
-        if "passages" in needs:
+        if "passages" in inputs:
             assert self.retriever_inputs is not None
             batch["passages"] = self.retriever_inputs.passage_chunks(rows.reshape(-1), *limits)
-        if "pairs" in needs:
+        if "pairs" in inputs:
             assert self.ranker_inputs is not None
             cells = np.flatnonzero(lists.mask.reshape(-1))
             queries = np.repeat(lists.query_rows, rows.shape[1])
             batch["pairs"] = self.ranker_inputs.pair_chunks(queries[cells], rows.reshape(-1)[cells], *limits)
         return batch
+
+
+def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> ListCollator:
+    """The collator of a trainer, with positives alone until something is mined."""
+    args = trainer.args
+    pool, known = with_stored_lists(None, trainer)
+    lists = ListSampler(
+        pool=pool,
+        known_positives=known,
+        corpus_size=len(trainer.collection.corpus),
+        num_negatives=args.num_negatives,
+        num_positives=args.num_positives,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        sampler=sampler or args.sampler,
+        simans_a=args.simans_a,
+        simans_b=args.simans_b,
+        first_positive=args.first_positive,
+    )
+    return ListCollator(
+        lists=lists,
+        phases=trainer.phases,
+        lists_per_step=trainer.global_batch,
+        required_inputs={},
+        retriever_inputs=trainer.retrieval.retriever_inputs,
+        ranker_inputs=trainer.retrieval.ranker_inputs,
+        step_tokens=args.step_tokens or (2048 if args.device.type == "cpu" else _UNLIMITED),
+        mini_batch_size=args.mini_batch_size,
+    )
+
+
+def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval: Retrieval) -> ListScores:
+    """The scores of a batch of lists.
+
+    Args:
+        outputs: of `JointModel.forward`.
+        batch: of the collator.
+        retrieval: says what the retriever's inner products are divided by.
+    """
+    names = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
+    fields: dict[str, Any] = {name: batch[name] for name in names}
+    mask = batch["mask"]
+    if "passage_embeddings" in outputs:
+        queries = outputs["query_embeddings"]
+        passages = outputs["passage_embeddings"].view(*mask.shape, -1)
+        temperature = retrieval.retriever_temperature
+        fields |= {"query_embeddings": queries, "passage_embeddings": passages}
+        fields["retriever_scores"] = torch.einsum("bd,bld->bl", queries, passages) / temperature
+        fields["retriever_temperature"] = temperature
+    if "pair_scores" in outputs:
+        pairs = outputs["pair_scores"]
+        fields["ranker_scores"] = pairs.new_zeros(mask.shape).masked_scatter(mask, pairs)
+    return ListScores(**fields)
+
+
+# ---- Lists that were written before the run -------------------------------------------------------------------------
+
+
+def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collection, CandidatePool | None]:
+    """Read the folders of `train_lists`.
+
+    Returns:
+        The collection, with the queries that only the lists have, and a pool of one entry per list; None without
+        `train_lists`.
+
+    Raises:
+        ValueError: there is no list of `train_list_kinds`, or a list has a negative that `train_split` judges relevant.
+    """
+    if not args.train_lists:
+        return collection, None
+    stored = [load_training_lists(folder) for folder in args.train_lists]
+    for lists in stored:
+        if lists.queries is not None:
+            collection = collection.with_queries(lists.queries)
+    pools = [lists.to_pool(collection, kinds=args.train_list_kinds) for lists in stored]
+    if not any(map(len, pools)):
+        kinds = "at all" if args.train_list_kinds is None else f"of the kinds {args.train_list_kinds}"
+        raise ValueError(f"train_lists={args.train_lists}: no list {kinds}")
+    judgments = collection.judgments(args.train_split).positives()
+    for folder, pool in zip(args.train_lists, pools, strict=True):
+        _check_negatives(folder, pool, judgments, collection, args.train_split)
+    if args.eval_split in collection.qrels:
+        evaluated = collection.judgments(args.eval_split).query_rows
+        leaked = sum(int(np.isin(pool.query_rows, evaluated).sum()) for pool in pools)
+        if leaked:
+            logger.warning(
+                f"{leaked} of the stored lists are of queries of eval_split={args.eval_split!r}, so the evaluation "
+                "measures queries that are trained on"
+            )
+    return collection, concatenate_pools([pool for pool in pools if len(pool)])
+
+
+def with_stored_lists(
+    mined: CandidatePool | None, trainer: JointTrainer
+) -> tuple[CandidatePool, np.ndarray | None]:
+    """One pool of mined and stored lists, and what is known to be relevant to each entry's query.
+
+    Args:
+        mined: of the training queries; None where nothing is mined yet, or only stored lists are trained on.
+        trainer: has the stored lists and the judgments of the training queries.
+
+    Returns:
+        The pool, and int32 `[Q, P]`: an entry's own positives and the judged ones of its query, -1 padded. None where
+        the pool's positives are all of them.
+    """
+    if mined is None and trainer.args.mine:
+        mined = trainer.retrieval.pool_without_candidates()
+    if trainer.stored is None:
+        assert mined is not None
+        return mined, None
+    pool = trainer.stored if mined is None else concatenate_pools([mined, trainer.stored])
+    judged = _judged(pool, trainer.retrieval.train_judgments)
+    return pool, np.concatenate([pool.positive_rows, judged], axis=1)
+
+
+def stored_fingerprint(stored: CandidatePool | None) -> str:
+    """A content hash of stored lists; "none" without any."""
+    if stored is None:
+        return "none"
+    return content_hash(stored.query_rows, stored.passage_rows, stored.positive_rows)
+
+
+def _judged(pool: CandidatePool, judgments: Judgments) -> np.ndarray:
+    """The judged positives of each entry's query, int32 `[Q, P]`, -1 padded and for queries without judgments."""
+    positives = padded_positives(judgments)
+    place = np.searchsorted(judgments.query_rows, pool.query_rows)
+    place = np.minimum(place, len(judgments) - 1)
+    there = judgments.query_rows[place] == pool.query_rows
+    return np.where(there[:, None], positives[place], np.int32(-1))
+
+
+def _check_negatives(
+    folder: str, pool: CandidatePool, judgments: Judgments, collection: Collection, split: str
+) -> None:
+    """Raise ValueError where a list has a negative that is judged relevant."""
+    judged = _judged(pool, judgments)
+    for column in judged.T:
+        entries, places = np.nonzero((pool.passage_rows == column[:, None]) & (pool.passage_rows >= 0))
+        if len(entries):
+            query = collection.queries["id"][int(pool.query_rows[entries[0]])]
+            passage = collection.corpus["id"][int(pool.passage_rows[entries[0], places[0]])]
+            raise ValueError(
+                f"{folder}: a list of query {query!r} has passage {passage!r} as a negative, which split {split!r} "
+                "judges relevant; write the lists again with these judgments"
+            )

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm.std import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 from hf_ar2.evaluation.tables import NAN_NOTE
 from hf_ar2.progress import format_duration, line_is_due, on_terminal, progress_bar
@@ -100,6 +101,13 @@ class LogLines(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def print_log_lines(handler: CallbackHandler, phases: Sequence[str]) -> None:
+    """Put `LogLines` in the place of transformers' own bar or printer; in a notebook its table stays."""
+    theirs = [one for one in handler.callbacks if type(one) in (ProgressCallback, PrinterCallback)]
+    if theirs:  # the trainer's own comes after those that were given
+        handler.callbacks[handler.callbacks.index(theirs[-1])] = LogLines(phases)
 
 
 def log_lines(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +14,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback
 
 from hf_ar2.cards.card import model_card
-from hf_ar2.cards.provenance import name_of, stages_of
+from hf_ar2.collections import Collection
+from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.codebook import Codebook
+from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
+from hf_ar2.losses.list_scores import ListLoss, ListScores
 from hf_ar2.losses.retrieval import WEIGHTINGS
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.ltre_index import FrozenRetrieval, with_missed
+from hf_ar2.trainers.retrieval import EvalRankings, Retrieval
 
-_INDEX_NOTE, _CODEBOOK = "frozen_index.json", "codebook.safetensors"
+_CODEBOOK = "codebook.safetensors"
 
 
 @dataclass
@@ -147,7 +154,9 @@ class LTReTrainer(JointTrainer):
         retriever: a name, folder or `SentenceTransformer`.
         args: settings.
         collection: a `Collection` or what `load_collection` takes.
-        source: what the cards call the retriever; None: its name or folder.
+        loss: takes the place of the pairwise loss. Its lists are what the query retrieves now, in that order, with
+            missed relevant passages behind; `passage_embeddings` is None with `train_centroids`.
+        compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Raises:
         ValueError: an index that this retriever cannot have made; a checkpoint that belongs to another index.
@@ -170,29 +179,49 @@ class LTReTrainer(JointTrainer):
         ```
     """
 
+    args: LTReConfig
+    config_class = LTReConfig
+    retrieval: FrozenRetrieval
     trained = ("retriever",)
     method = "ltre"
+    _search_seconds = 0.0
 
     def __init__(
         self,
-        retriever: str | Path | SentenceTransformer,
+        retriever: SentenceTransformer | str | Path,
         args: LTReConfig,
-        collection: Any,
-        source: str | None = None,
-        **kwargs: Any,
+        collection: Collection | str | Path,
+        *,
+        loss: ListLoss | None = None,
+        compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        **unknown: Any,
     ) -> None:
+        if "sampler" in unknown:
+            raise TypeError(
+                "LTReTrainer() takes no argument 'sampler'; its negatives are what the search finds"
+            )
+        super().__init__(
+            retriever,
+            None,
+            args,
+            collection,
+            loss=loss,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **unknown,
+        )
+
+    def load_retriever(self, retriever: SentenceTransformer | str | Path) -> SentenceTransformer:
+        """Load the retriever with a tower each for queries and passages, the latter frozen."""
         towers = load_retriever(retriever, separate_towers=True)
         tower(towers, "document").requires_grad_(False)
-        super().__init__(args=args, collection=collection, retriever=towers, **kwargs)
-        self.args: LTReConfig
-        self.retrieval: FrozenRetrieval
-        self.sources = {"retriever": source or name_of(retriever)}
-        self.earlier = {"retriever": () if source else stages_of(retriever)}
-        self._search_seconds = 0.0
+        return towers
 
     def make_retrieval(self) -> FrozenRetrieval:
         """Retrieval from an index that stays."""
-        assert isinstance(self.args, LTReConfig)
         return FrozenRetrieval(self.model.retriever, None, self.collection, self.args, self.encoders)
 
     @property
@@ -202,7 +231,7 @@ class LTReTrainer(JointTrainer):
 
     @property
     def index_is_its_own(self) -> bool:
-        """Whether the index is none that could be had again as it is: compressed here, or trained."""
+        """Whether the index cannot be built again as it is: it was compressed here, or trained."""
         return self.args.train_centroids or (self.args.index is None and self.args.index_factory != "Flat")
 
     @property
@@ -217,7 +246,7 @@ class LTReTrainer(JointTrainer):
         """`steps_per_round` of the settings, or one pass over the training queries."""
         return self.args.steps_per_round or super().steps_per_round
 
-    def needs(self, phase: str) -> tuple[str, ...]:
+    def required_inputs(self, phase: str) -> tuple[str, ...]:
         """Queries alone; passages are in the index."""
         return ("queries",)
 
@@ -240,16 +269,14 @@ class LTReTrainer(JointTrainer):
         """As the base's; counts its time, and what of it the search took."""
         started = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        sums = self._sums["search_share"]
+        sums = self.step_log.sums["search_share"]
         sums[0] += self._search_seconds
         sums[1] += time.perf_counter() - started
         self._search_seconds = 0.0
         return loss
 
-    def phase_loss(
-        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pairwise loss over what the queries retrieve now, with MRR@10 and the share of positives missed."""
+    def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:
+        """The scores of what the queries retrieve now, with the relevant passages that were missed behind them."""
         queries = outputs["query_embeddings"]
         known = batch["known_positives"].cpu().numpy()
         started = time.perf_counter()
@@ -257,29 +284,47 @@ class LTReTrainer(JointTrainer):
         self._search_seconds += time.perf_counter() - started
         rows, relevant = with_missed(found, known, only_if_none=self.args.missed == "if_none")
         mask = (rows >= 0) & ~self.retrieval.duplicates(rows, known, relevant)
-        scores = self.scores(queries, rows, outputs.get("centroids")) / self.retriever_temperature
-        device = queries.device
-        loss = retrieval_pairwise_loss(
-            scores,
-            torch.from_numpy(relevant).to(device),
-            self.args.weighting,
-            self.args.cut or self.args.list_depth,
-            torch.from_numpy(mask).to(device),
+        passages = None
+        if self.codebook is not None:
+            positions = torch.from_numpy(self.index.positions(np.maximum(rows, 0))).to(queries.device)
+            scores = self.codebook(queries, positions, outputs.get("centroids"))
+        else:
+            passages = self.index.vectors(rows)
+            scores = torch.einsum("bd,bld->bl", queries, passages)
+        return ListScores(
+            mask=torch.from_numpy(mask).to(queries.device),
+            positives=torch.from_numpy(relevant).to(queries.device),
+            query_rows=batch["query_rows"],
+            passage_rows=torch.from_numpy(rows).to(queries.device),
+            known_positives=batch["known_positives"],
+            retriever_scores=scores / self.retrieval.retriever_temperature,
+            query_embeddings=queries,
+            passage_embeddings=passages,
+            retriever_temperature=self.retrieval.retriever_temperature,
         )
-        retrieved = relevant[:, : found.shape[1]]
+
+    def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pairwise loss over what the queries retrieve now."""
+        args = self.args
+        assert scores.retriever_scores is not None
+        loss = retrieval_pairwise_loss(
+            scores.retriever_scores,
+            scores.positives,
+            args.weighting,
+            args.cut or args.list_depth,
+            scores.mask,
+        )
+        return loss, {}
+
+    def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
+        """MRR@10 of the search, and the share of relevant passages that it missed."""
+        known = scores.known_positives.cpu().numpy()
+        retrieved = scores.positives.cpu().numpy()[:, : scores.positives.shape[1] - known.shape[1]]
         first = np.where(retrieved[:, :10].any(axis=1), 1 / (1.0 + retrieved[:, :10].argmax(axis=1)), 0.0)
-        logs = {
+        return {
             "train_mrr@10": torch.tensor(first.mean()),
             "missed_positives": torch.tensor(1 - retrieved.sum() / (known >= 0).sum()),
         }
-        return loss, logs
-
-    def scores(self, queries: Tensor, rows: np.ndarray, centroids: Tensor | None = None) -> Tensor:
-        """Scores float32 `[B, L]` of passages at corpus rows `[B, L]`, differentiable; -1 gives any number."""
-        if self.codebook is not None:
-            positions = self.index.positions(np.maximum(rows, 0))
-            return self.codebook(queries, torch.from_numpy(positions).to(queries.device), centroids)
-        return torch.einsum("bd,bld->bl", queries, self.index.vectors(rows))
 
     def after_step(self) -> None:
         """After an optimizer step: the index that the next step searches has the new centroids."""
@@ -297,58 +342,125 @@ class LTReTrainer(JointTrainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        folder = Path(output_dir or str(self.args.output_dir))
+        folder = Path(output_dir or self.output_folder)
         assert self.model.retriever is not None
         query_encoder = one_tower(self.model.retriever, "query")
         query_encoder.save_pretrained(str(folder / "query_encoder"), create_model_card=False)
         card = model_card(
-            self.training("retriever"), folder / "query_encoder", query_side_of=str(folder / "retriever")
+            self.publisher.training("retriever"),
+            folder / "query_encoder",
+            query_side_of=str(folder / "retriever"),
         )
         (folder / "query_encoder" / "README.md").write_text(card, encoding="utf-8")
 
-    def stage_record(self) -> dict[str, Any]:
-        """As the base's, with the index, which the query encoder belongs to."""
+    def training_summary(self) -> dict[str, Any]:
+        """As in `JointTrainer`, with the index, which the query encoder belongs to."""
         index = self.index
-        about = {
+        trained_against = {
             "type": type(index.faiss_index).__name__,
             "passages": index.ntotal,
             "dimension": index.dim,
             "fingerprint": index.fingerprint,
-            "retriever": self.sources["retriever"],
+            "retriever": self.publisher.sources["retriever"],
         }
-        return {**super().stage_record(), "index": about}
+        return {**super().training_summary(), "index": trained_against}
+
+    @property
+    def run_metadata(self) -> dict[str, Any]:
+        """As in `JointTrainer`, with the index."""
+        frozen = {"fingerprint": self.index.fingerprint, "passages": self.index.ntotal}
+        return {**super().run_metadata, "frozen_index": frozen}
 
     def save_index(self, folder: str | Path) -> None:
         """Write the index that was searched, trained centroids included: `index.faiss`, `ids.json`, `index.json`."""
         about = {
             "collection": self.collection.name,
-            "retriever": self.sources["retriever"],
+            "retriever": self.publisher.sources["retriever"],
             "search": self.args.search_parameters,
         }
         self.index.save(folder, self.collection.corpus["id"], about)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = self._folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
+        if self.args.should_save and self.codebook is not None:
+            folder = self.output_folder / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            note = {"fingerprint": self.index.fingerprint, "passages": self.index.ntotal}
-            (folder / _INDEX_NOTE).write_text(json.dumps(note))
-            if self.codebook is not None:
-                centroids = self.codebook.centroids.detach().cpu().contiguous()
-                save_file({"centroids": centroids}, folder / _CODEBOOK)
+            centroids = self.codebook.centroids.detach().cpu().contiguous()
+            save_file({"centroids": centroids}, folder / _CODEBOOK)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        note = json.loads((folder / _INDEX_NOTE).read_text())
-        if note["fingerprint"] != self.index.fingerprint:
+        noted = read_run(folder)["run"].get("frozen_index", {"passages": 0, "fingerprint": "none"})
+        if noted["fingerprint"] != self.index.fingerprint:
             raise ValueError(
-                f"{folder}: trained against another index ({note['passages']:,} passages, {note['fingerprint']}) than "
-                f"this one ({self.index.ntotal:,}, {self.index.fingerprint}); resume with the index, the passage "
-                "encoder and the index settings it was begun with"
+                f"{folder}: trained against another index ({noted['passages']:,} passages, {noted['fingerprint']}) "
+                f"than this one ({self.index.ntotal:,}, {self.index.fingerprint}); resume with the index, the passage "
+                "encoder and the index settings it was started with"
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.codebook is not None:
             with torch.no_grad():
                 self.codebook.centroids.copy_(load_file(folder / _CODEBOOK)["centroids"])
             self.codebook.write_back()
+
+
+# ---- The index that stays -------------------------------------------------------------------------------------------
+
+
+class FrozenRetrieval(Retrieval):
+    """Retrieval from one index, built or opened once."""
+
+    args: LTReConfig
+    _frozen: FrozenIndex | None = None
+
+    def refresh(self) -> Any:
+        """The index; encoded and built, or opened and checked, on first use."""
+        if self._frozen is None:
+            args = self.args
+            options: dict[str, Any] = {
+                "vectors": args.vectors,
+                "device": self.encoders.device,
+                "search_parameters": args.search_parameters,
+                "writable": args.train_centroids,
+            }
+            if args.index is None:
+                built = super().refresh()
+                assert isinstance(built, CorpusIndex)
+                self._frozen = FrozenIndex.from_corpus_index(built, **options)
+            else:
+                ids = list(self.collection.corpus["id"])
+                self._frozen = FrozenIndex.from_files(args.index, ids, args.index_ids, **options)
+                assert self.retriever is not None and self.retriever_inputs is not None
+                check_fit(self._frozen, args.index, self.encoders, self.retriever, self.retriever_inputs)
+        return self._frozen
+
+    def duplicates(self, rows: np.ndarray, known: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+        """Which passages, not judged relevant, have the text of one that is; bool, as `rows` `[B, L]`."""
+        keys = self._duplicate_keys()
+        if keys is None:
+            return np.zeros_like(relevant)
+        same = keys[rows][:, :, None] == keys[known][:, None, :]
+        return (same & (known >= 0)[:, None, :]).any(axis=2) & ~relevant
+
+
+def with_missed(
+    found: np.ndarray, known: np.ndarray, only_if_none: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Retrieved lists with the relevant passages they lack behind them.
+
+    Args:
+        found: int64 `[B, k]`, best first, -1 where there was no more.
+        known: int64 `[B, P]`, the relevant passages of each query, -1 padded.
+        only_if_none: append them only where no relevant passage was found.
+
+    Returns:
+        rows int64 `[B, k + P]`, -1 where nothing was appended, and relevant bool `[B, k + P]`.
+    """
+    same = (found[:, :, None] == known[:, None, :]) & (known >= 0)[:, None, :]
+    missed = np.where(same.any(axis=1), -1, known)
+    if only_if_none:
+        missed[same.any(axis=(1, 2))] = -1
+    # to the front, in their order, so that ranks are as small as they can be
+    missed = np.take_along_axis(missed, np.argsort(missed < 0, axis=1, kind="stable"), axis=1)
+    rows = np.concatenate([found, missed], axis=1)
+    return rows, np.concatenate([same.any(axis=2), missed >= 0], axis=1)

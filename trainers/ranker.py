@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from hf_ar2.losses import listwise_cross_entropy, pointwise_cross_entropy
+from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
@@ -56,18 +57,20 @@ class RankerTrainer(JointTrainer):
     """Trains a ranker by cross-entropy over lists mined with a frozen retriever (AR2's D⁰), or over stored ones.
 
     Args:
+        retriever: mines the lists and the candidates of the evaluation; it is not changed.
         ranker: a name, folder or `CrossEncoder`.
-        retriever: mines the lists and the dev candidates; it is not changed.
         args: settings.
         collection: a `Collection` or what `load_collection` takes.
+        loss: takes the place of the cross-entropy; `ListScores.retriever_scores` is None, for the retriever is not run.
+        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python
         from hf_ar2 import RankerConfig, RankerTrainer
 
         trainer = RankerTrainer(
-            "sentence-transformers/all-MiniLM-L6-v2",  # gets a fresh head
             "sentence-transformers/all-MiniLM-L6-v2",  # finds the lists
+            "sentence-transformers/all-MiniLM-L6-v2",  # gets a fresh head
             args=RankerConfig(output_dir="runs/ranker", learning_rate=1e-4, head_learning_rate=1e-3, num_negatives=7),
             collection="BeIR/scifact",
         )
@@ -76,45 +79,61 @@ class RankerTrainer(JointTrainer):
         ```
     """
 
+    args: RankerConfig
+    config_class = RankerConfig
     trained = ("ranker",)
     method = "ranker"
 
-    def __init__(
-        self, ranker: Any, retriever: Any, args: RankerConfig, collection: Any, **kwargs: Any
-    ) -> None:
-        super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
-        self.args: RankerConfig
-
-    def needs(self, phase: str) -> tuple[str, ...]:
+    def required_inputs(self, phase: str) -> tuple[str, ...]:
         """Pairs alone."""
         return ("pairs",)
 
-    def hard_share_of(self, progress: np.ndarray) -> np.ndarray | None:
+    def hard_share(self) -> EasyToHard | None:
         """From none to all over the first `easy_share` of the run."""
         if self.args.easy_share == 0:
             return None
-        return np.minimum(1.0, progress / self.args.easy_share)
+        return EasyToHard(self.planned_steps * self.global_batch, self.args.easy_share)
 
-    def phase_loss(
-        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the positives in their list."""
-        return ranker_loss(self, outputs, batch, self.args.ranker_loss)
+        return ranker_loss(scores, self.args.ranker_loss, self.args.num_positives > 1), {}
+
+    def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
+        """The share of lists that a positive leads."""
+        return {"ranker_accuracy": ranker_accuracy(scores)}
+
+
+@dataclass(frozen=True)
+class EasyToHard:
+    """The share of negatives that come from the pool, by position: it rises from none to all.
+
+    Args:
+        lists: of the whole run.
+        easy_share: part of the run over which it rises.
+    """
+
+    lists: int
+    easy_share: float
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        return np.minimum(1.0, positions / self.lists / self.easy_share)
 
 
 def ranker_loss(
-    trainer: JointTrainer,
-    outputs: dict[str, Tensor],
-    batch: dict[str, Any],
-    form: Literal["listwise", "pointwise"] = "listwise",
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The ranker's loss on labels (listwise: L_φ of AR2, the ranker's side of equation 5; L_sup of RocketQAv2), and the
-    share of lists that a positive leads.
+    scores: ListScores, form: Literal["listwise", "pointwise"] = "listwise", several: bool = False
+) -> Tensor:
+    """The ranker's loss on labels (listwise: L_φ of AR2, the ranker's side of equation 5; L_sup of RocketQAv2).
+
+    Args:
+        several: whether lists may have several positives. With one, the plainer sum ranks it against every other entry
+            just the same.
     """
-    mask, positives = batch["mask"], batch["positives"]
-    scores = trainer.ranker_scores(outputs, mask)
-    best = scores.detach().masked_fill(~mask, float("-inf")).argmax(dim=1, keepdim=True)
-    accuracy = positives.gather(1, best).float().mean()
-    # One positive per list takes the plainer sum, which ranks it against every other entry just the same.
-    several = positives if trainer.args.num_positives > 1 else None
-    return RANKER_LOSSES[form](scores, mask, several), {"ranker_accuracy": accuracy}
+    assert scores.ranker_scores is not None
+    return RANKER_LOSSES[form](scores.ranker_scores, scores.mask, scores.positives if several else None)
+
+
+def ranker_accuracy(scores: ListScores) -> Tensor:
+    """The share of lists in which the ranker puts a positive first."""
+    assert scores.ranker_scores is not None
+    best = scores.ranker_scores.masked_fill(~scores.mask, float("-inf")).argmax(dim=1, keepdim=True)
+    return scores.positives.gather(1, best).float().mean()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from transformers.utils import logging
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.encoding.length_limits import query_truncation_warning, truncation_line, truncations
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
@@ -46,6 +49,34 @@ def encoders_of(args: JointConfig) -> Encoders:
         budget=args.encode_tokens or 2048,
         show_progress=not args.disable_tqdm,
     )
+
+
+@dataclass(frozen=True)
+class EvalRankings:
+    """What an evaluation ranked, for metrics of one's own.
+
+    Attributes:
+        judgments: of the Q evaluated queries; line i of every array belongs to its i-th query.
+        rows: system ("retriever", with a ranker also "ranker" and "pipeline") → int64 `[Q, K]`, rows in the corpus,
+            best first, -1 padded.
+        scores: system → float32 `[Q, K]`.
+        collection: what was searched.
+    """
+
+    judgments: Judgments
+    rows: Mapping[str, np.ndarray]
+    scores: Mapping[str, np.ndarray]
+    collection: Collection
+
+    @property
+    def query_ids(self) -> list[str]:
+        """The ids of the queries."""
+        return list(self.collection.queries.select(self.judgments.query_rows)["id"])
+
+    def passage_ids(self, system: str) -> list[list[str]]:
+        """The ids of the passages that a system ranked for each query, best first."""
+        ids = list(self.collection.corpus["id"])
+        return [[ids[row] for row in ranked if row >= 0] for ranked in self.rows[system]]
 
 
 class Retrieval:
@@ -113,6 +144,7 @@ class Retrieval:
         self._eval_rows: np.ndarray | None = None
         self._evaluated_with: str | None = None
         self._evaluated: dict[str, dict[str, np.ndarray]] = {}
+        self._eval_rankings: EvalRankings | None = None
         self.encodings = Encodings(args.index_dir or self.folder / "index")
         self.start = self.encoding if retriever is not None else None
 
@@ -290,12 +322,32 @@ class Retrieval:
         depth = self.args.rerank_depth
         within = [metric for metric in self.args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth]
         values: dict[str, dict[str, np.ndarray]] = {}
-        for system, (ranking, _) in self.rankings(judgments.query_rows, scores, rows, depth).items():
+        rankings = self.rankings(judgments.query_rows, scores, rows, depth)
+        for system, (ranking, _) in rankings.items():
             wanted = within if system == "ranker" else self.args.eval_metrics
             values[system] = evaluate_rankings(ranking, judgments, tuple(wanted), num_passages=searched)
         if of_models is not None:
             self._evaluated_with, self._evaluated = of_models, values
+            self._eval_rankings = EvalRankings(
+                judgments,
+                {system: ranking for system, (ranking, _) in rankings.items()},
+                {system: ranked for system, (_, ranked) in rankings.items()},
+                self.collection,
+            )
         return values
+
+    def eval_rankings(self) -> EvalRankings:
+        """What `evaluate` measures on the evaluation split, with the models as they are."""
+        self.per_query()
+        assert self._eval_rankings is not None
+        return self._eval_rankings
+
+    def print_what_is_cut(self) -> None:
+        """Print what the length limits cut, with a warning where many queries lose something."""
+        cuts = truncations(self.retriever_inputs, self.ranker_inputs, self.train_judgments)
+        print(truncation_line(cuts), flush=True)
+        if (warning := query_truncation_warning(cuts)) is not None:
+            logger.warning(warning)
 
     def _models_fingerprint(self) -> str:
         models = [model for model in (self.retriever, self.ranker) if model is not None]

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback
 
+from hf_ar2.collections import Collection
 from hf_ar2.losses import in_batch_contrastive_loss, pairwise_contrastive_loss, passage_centric_loss
+from hf_ar2.losses.gather import world_size
+from hf_ar2.losses.list_scores import ListLoss, ListScores
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
+from hf_ar2.trainers.retrieval import EvalRankings
+from hf_ar2.training_lists.list_sampler import NegativeSampler
 
 CONTRASTIVE_LOSSES = {"softmax": in_batch_contrastive_loss, "pairwise": pairwise_contrastive_loss}
 
@@ -90,6 +101,8 @@ class RetrieverTrainer(JointTrainer):
         retriever: a name, folder or `SentenceTransformer`.
         args: settings.
         collection: a `Collection` or what `load_collection` takes.
+        loss: takes the place of the contrastive loss and of the passage-centric one.
+        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python
@@ -105,35 +118,57 @@ class RetrieverTrainer(JointTrainer):
         ```
     """
 
+    args: RetrieverConfig
+    config_class = RetrieverConfig
     trained = ("retriever",)
     method = "retriever"
 
-    def __init__(self, retriever: Any, args: RetrieverConfig, collection: Any, **kwargs: Any) -> None:
-        super().__init__(args=args, collection=collection, retriever=retriever, **kwargs)
-        self.args: RetrieverConfig
+    def __init__(
+        self,
+        retriever: SentenceTransformer | str | Path,
+        args: RetrieverConfig,
+        collection: Collection | str | Path,
+        *,
+        loss: ListLoss | None = None,
+        sampler: NegativeSampler | None = None,
+        compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        **unknown: Any,
+    ) -> None:
+        super().__init__(
+            retriever,
+            None,
+            args,
+            collection,
+            loss=loss,
+            sampler=sampler,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **unknown,
+        )
 
     @property
     def steps_per_round(self) -> int:
         """`steps_per_round` of the settings, or one pass over the training lists."""
         return self.args.steps_per_round or super().steps_per_round
 
-    def needs(self, phase: str) -> tuple[str, ...]:
+    def required_inputs(self, phase: str) -> tuple[str, ...]:
         """Queries and passages."""
         return ("queries", "passages")
 
-    def phase_loss(
-        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss of the queries and, with a weight, of the passages."""
         args = self.args
-        loss = contrastive_loss(self, outputs, batch, args.contrast, args.cross_batch)
+        loss = contrastive_loss(scores, args.contrast, args.cross_batch)
         if args.passage_weight == 0:
             return loss, {}
         logs = {
             "loss/query_centric": loss,
             "loss/passage_centric": passage_centric_loss(
-                **contrasted(self, outputs, batch, args.cross_batch),
-                query_rows=batch["query_rows"],
+                **contrastive_inputs(scores, args.cross_batch),
+                query_rows=scores.query_rows,
                 form=args.passage_form,
             ),
         }
@@ -142,27 +177,20 @@ class RetrieverTrainer(JointTrainer):
 
 
 def contrastive_loss(
-    trainer: JointTrainer,
-    outputs: dict[str, Tensor],
-    batch: dict[str, Any],
-    contrast: Literal["softmax", "pairwise"] = "softmax",
-    cross_batch: bool = True,
+    scores: ListScores, contrast: Literal["softmax", "pairwise"] = "softmax", cross_batch: bool = True
 ) -> Tensor:
     """In-batch loss over a batch of lists, with the passages of all processes if asked; a scalar."""
-    return CONTRASTIVE_LOSSES[contrast](**contrasted(trainer, outputs, batch, cross_batch))
+    return CONTRASTIVE_LOSSES[contrast](**contrastive_inputs(scores, cross_batch))
 
 
-def contrasted(
-    trainer: JointTrainer, outputs: dict[str, Tensor], batch: dict[str, Any], cross_batch: bool
-) -> dict[str, Any]:
+def contrastive_inputs(scores: ListScores, cross_batch: bool) -> dict[str, Any]:
     """What every contrastive loss takes, as keywords."""
-    mask = batch["mask"]
     return {
-        "query_embeddings": outputs["query_embeddings"],
-        "passage_embeddings": outputs["passage_embeddings"].view(*mask.shape, -1),
-        "temperature": trainer.retriever_temperature,
-        "passage_rows": batch["passage_rows"],
-        "known_positives": batch["known_positives"],
-        "mask": mask,
-        "gather": cross_batch and trainer.encoders.processes.world_size > 1,
+        "query_embeddings": scores.query_embeddings,
+        "passage_embeddings": scores.passage_embeddings,
+        "temperature": scores.retriever_temperature,
+        "passage_rows": scores.passage_rows,
+        "known_positives": scores.known_positives,
+        "mask": scores.mask,
+        "gather": cross_batch and world_size() > 1,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +12,13 @@ from transformers.utils import logging
 
 from hf_ar2.losses import dynamic_listwise_distillation
 from hf_ar2.losses.dynamic import PRESETS, entropy, kl_divergence
+from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.losses.listwise import masked_log_softmax
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_loss
+from hf_ar2.trainers.lists import PhaseCycle
+from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_accuracy, ranker_loss
 
 logger = logging.get_logger(__name__)
 
@@ -98,6 +100,8 @@ class RocketQAv2Trainer(JointTrainer):
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
         args: settings.
         collection: a `Collection` or what `load_collection` takes.
+        loss: takes the place of the joint loss, distillation and the ranker's cross-entropy together.
+        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python
@@ -114,26 +118,26 @@ class RocketQAv2Trainer(JointTrainer):
         ```
     """
 
+    args: RocketQAv2Config
+    config_class = RocketQAv2Config
     method = "rocketqa-v2"
-
-    def __init__(
-        self, retriever: Any, ranker: Any, args: RocketQAv2Config, collection: Any, **kwargs: Any
-    ) -> None:
-        self._warned: set[str] = set()
-        self.trained = ("retriever",) if args.ranker_frozen else ("ranker", "retriever")
-        super().__init__(args=args, collection=collection, retriever=retriever, ranker=ranker, **kwargs)
-        self.args: RocketQAv2Config
+    _warned: frozenset[str] = frozenset()
 
     @property
-    def phases(self) -> tuple[str, ...]:
-        """One: every step is a step of both."""
-        return ("joint",)
+    def trained(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Both models, or with `ranker_frozen` the retriever alone."""
+        return ("retriever",) if self.args.ranker_frozen else ("ranker", "retriever")
 
-    def learners(self, phase: str) -> tuple[str, ...]:
+    @property
+    def phases(self) -> PhaseCycle:
+        """One: every step is a step of both models."""
+        return PhaseCycle({"joint": 1})
+
+    def trained_in(self, phase: str) -> tuple[str, ...]:
         """Both models, or the retriever alone."""
         return self.trained
 
-    def needs(self, phase: str) -> tuple[str, ...]:
+    def required_inputs(self, phase: str) -> tuple[str, ...]:
         """Everything."""
         return ("queries", "passages", "pairs")
 
@@ -141,23 +145,30 @@ class RocketQAv2Trainer(JointTrainer):
         """The ranker where it is frozen; a ranker that learns teaches from the very scores it learns on."""
         return "ranker" if self.args.ranker_frozen else None
 
-    def phase_loss(
-        self, phase: str, outputs: dict[str, Tensor], batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation, times its weight, and the ranker's cross-entropy to the labels."""
-        args, mask = self.args, batch["mask"]
-        retriever = self.retriever_scores(outputs, mask)
-        ranker = self.ranker_scores(outputs, mask)
+        args = self.args
+        assert scores.retriever_scores is not None and scores.ranker_scores is not None
         distillation = dynamic_listwise_distillation(
-            retriever, ranker, ranker_temperature=args.ranker_temperature, mask=mask, **PRESETS[args.preset]
+            scores.retriever_scores,
+            scores.ranker_scores,
+            ranker_temperature=args.ranker_temperature,
+            mask=scores.mask,
+            **PRESETS[args.preset],
         )
-        supervised, logs = ranker_loss(self, outputs, batch, args.ranker_loss)
-        logs["loss/distillation"] = distillation
+        logs = {"loss/distillation": distillation}
         loss = args.distillation_weight * distillation
         if not args.ranker_frozen:
-            logs["loss/ranker"] = supervised
-            loss = loss + supervised
-        return loss, logs | compared(retriever, ranker / args.ranker_temperature, mask)
+            logs["loss/ranker"] = ranker_loss(scores, args.ranker_loss, args.num_positives > 1)
+            loss = loss + logs["loss/ranker"]
+        return loss, logs
+
+    def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
+        """How far apart the two models' distributions are, and how often the ranker puts a positive first."""
+        assert scores.retriever_scores is not None and scores.ranker_scores is not None
+        ranker = scores.ranker_scores / self.args.ranker_temperature
+        found = compared(scores.retriever_scores, ranker, scores.mask)
+        return {"ranker_accuracy": ranker_accuracy(scores), **found}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `JointTrainer`; says once each when the ranker teaches nothing or the models have broken."""
@@ -167,7 +178,7 @@ class RocketQAv2Trainer(JointTrainer):
             return
         for name, message in (("kl", self._kl_problem(entry)), ("collapse", self._collapse(entry))):
             if message and name not in self._warned:
-                self._warned.add(name)
+                self._warned |= {name}
                 logger.warning(message)
 
     def _kl_problem(self, entry: dict[str, float]) -> str | None:

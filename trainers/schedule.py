@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hf_ar2.models.joint import JointModel
 from hf_ar2.trainers.config import JointConfig
+
+if TYPE_CHECKING:
+    from hf_ar2.trainers.joint import JointTrainer
 
 
 def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) -> list[dict[str, Any]]:
@@ -52,6 +59,30 @@ def learning_rate(args: JointConfig, owner: str, part: str) -> float:
     if part == "centroids":
         rate = getattr(args, "centroid_learning_rate", rate)
     return rate
+
+
+def make_scheduler(trainer: JointTrainer, optimizer: Optimizer, planned_steps: int) -> LambdaLR:
+    """A learning rate schedule per group of the optimizer, each counting the steps of its own model.
+
+    Args:
+        planned_steps: of the whole run; they are fewer once `patience` has chosen the last step.
+    """
+
+    phases = trainer.phases
+
+    def steps_before(model: str, step: int) -> int:
+        return sum(
+            phases.steps_before(name, step) for name in phases.names if model in trainer.trained_in(name)
+        )
+
+    def total_steps(model: str) -> int:
+        return steps_before(model, planned_steps if trainer.end_step is None else trainer.end_step)
+
+    factors = [
+        schedule(trainer.args, model, partial(steps_before, model), partial(total_steps, model))
+        for model in [group["model"] for group in optimizer.param_groups]
+    ]
+    return LambdaLR(optimizer, factors)
 
 
 def schedule(

@@ -45,7 +45,7 @@ def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
                 trainer.training_step(trainer.model, inputs)
         seconds.append(clock() - began)
     trainer.model.zero_grad(set_to_none=True)
-    trainer.forget_counts()
+    trainer.step_log.sums.clear()
     torch.set_rng_state(generator)
     slowest = processes.combine(_at(processes.rank, processes.world_size, statistics.median(seconds[1:])))
     return float(slowest.max())

@@ -1,10 +1,11 @@
-"""What a trained model keeps of how it was trained: settings and stages, for its card."""
+"""What a trained model records of how it was trained, settings and stages, for its card."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -13,14 +14,14 @@ from transformers import TrainingArguments
 
 from hf_ar2.settings.effects import ALWAYS_NAMED, affects_result
 
-# What a model that a trainer has trained says of that: an attribute, for the card of who trains it on.
+# The attribute of a model that has the stages of its training.
 _STAGES = "hf_ar2_stages"
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
     """The settings a result may depend on, as plain data: this library's own, and transformers' that differ."""
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-    told = {}
+    settings = {}
     for field in dataclasses.fields(args):
         if not affects_result(field.name):
             continue
@@ -34,24 +35,29 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
         if declared or known is None or field.name in ALWAYS_NAMED or value != _default(known):
             value = value.value if isinstance(value, enum.Enum) else value
             if isinstance(value, str | int | float | list) or value is None:
-                told[field.name] = value
-    return told
+                settings[field.name] = value
+    return settings
 
 
 def stages_of(model: Any) -> tuple[dict[str, Any], ...]:
-    """The stages that a model object has behind it, as `PublishingTrainer.stage_record` has them."""
+    """The stages that a model object was trained in, each as `JointTrainer.training_summary` describes it."""
     return tuple(getattr(model, _STAGES, ()))
 
 
+def remember_stages(model: Any, stages: Sequence[dict[str, Any]]) -> None:
+    """Record on a model object the stages that it was trained in."""
+    setattr(model, _STAGES, tuple(stages))
+
+
 def name_of(model: Any) -> str:
-    """What a model is called that training begins with: the stage it comes from, or what it was loaded from."""
+    """What a card calls the model that training starts from: the stage it comes from, or its name or folder."""
     if stages_of(model):
         return str(stages_of(model)[-1]["name"])
     if isinstance(model, SentenceTransformer | CrossEncoder):
         transformers = [module for module in model.modules() if isinstance(module, Transformer)]
         named = getattr(transformers[0].model.config, "name_or_path", "") if transformers else ""
-        return named or "a model of no name"
-    return "a model of no name" if model is None else str(model)
+        return named or "an unnamed model"
+    return "an unnamed model" if model is None else str(model)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,31 @@ from hf_ar2.training_lists.draws import (
 from hf_ar2.training_lists.pool import CandidatePool
 
 _SEED_STEP = 1_000_003
+
+
+class NegativeSampler(Protocol):
+    """A sampler of one's own: which candidates of the pool become the negatives of a list.
+
+    The draw has to depend on its arguments alone, so that a resumed run draws the same lists and several processes
+    draw those of one. A plain function of a module will do; worker processes get a copy of it.
+    """
+
+    def __call__(
+        self, pool: CandidatePool, indices: np.ndarray, n: int, *, seed: int, positions: np.ndarray
+    ) -> np.ndarray:
+        """Draw negatives.
+
+        Args:
+            pool: the candidates.
+            indices: int64 `[B]`, which entry of the pool each list is for.
+            n: negatives in a list.
+            seed: of the run and phase.
+            positions: int64 `[B]`, the number of each list in the run; with the seed it decides the draw.
+
+        Returns:
+            Rows in the corpus, int64 `[B, n]`; -1 where a list gets no more.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +80,8 @@ class ListSampler:
         corpus_size: passages in the corpus, for random negatives.
         num_negatives: negatives in a list.
         seed: of the run.
-        sampler, simans_a, simans_b, first_positive: see `JointConfig`.
+        sampler: a name (see `JointConfig`), or a `NegativeSampler` of one's own.
+        simans_a, simans_b, first_positive: see `JointConfig`.
         hard_share: from positions to the share of negatives from the pool; the others, and those that a short pool
             lacks, are drawn from the whole corpus. None: all from the pool; what it lacks is masked.
         num_positives: most positives in a list; those that a query lacks are masked.
@@ -76,7 +103,7 @@ class ListSampler:
     corpus_size: int
     num_negatives: int
     seed: int
-    sampler: str = "uniform"
+    sampler: str | NegativeSampler = "uniform"
     simans_a: float = 0.5
     simans_b: float = 0.0
     first_positive: bool = False
@@ -134,17 +161,24 @@ class ListSampler:
     def _negatives(
         self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, known: np.ndarray, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        hard, mask = sample_negatives(
-            self.pool,
-            indices,
-            self.num_negatives,
-            seed=seed,
-            positions=positions,
-            sampler=self.sampler,
-            simans_a=self.simans_a,
-            simans_b=self.simans_b,
-            positive_columns=columns,
-        )
+        if isinstance(self.sampler, str):
+            hard, mask = sample_negatives(
+                self.pool,
+                indices,
+                self.num_negatives,
+                seed=seed,
+                positions=positions,
+                sampler=self.sampler,
+                simans_a=self.simans_a,
+                simans_b=self.simans_b,
+                positive_columns=columns,
+            )
+        else:
+            hard = np.array(
+                self.sampler(self.pool, indices, self.num_negatives, seed=seed, positions=positions)
+            )
+            self._check_drawn(hard, known)
+            mask = hard >= 0
         share = self.hard_share(positions) if self.hard_share is not None else None
         if share is None or self.num_negatives == 0:
             return hard, mask
@@ -159,3 +193,21 @@ class ListSampler:
         )
         negatives = np.where(hard >= 0, hard, random)
         return negatives, negatives >= 0
+
+    def _check_drawn(self, drawn: np.ndarray, known: np.ndarray) -> None:
+        """Raise ValueError where a sampler of one's own drew what cannot be a negative."""
+        expected = (len(known), self.num_negatives)
+        if drawn.shape != expected or drawn.dtype.kind not in "iu":
+            raise ValueError(
+                f"the sampler returned {drawn.dtype} {drawn.shape}; expected rows of passages, int64 {expected}"
+            )
+        if drawn.max(initial=-1) >= self.corpus_size:
+            raise ValueError(
+                f"the sampler drew row {drawn.max()}; the corpus has rows 0 to {self.corpus_size - 1}"
+            )
+        positive = (drawn[:, :, None] == known[:, None, :]).any(axis=2) & (drawn >= 0)
+        if positive.any():
+            raise ValueError(
+                f"the sampler drew row {drawn[positive][0]} as a negative of a query it is relevant to; draw from "
+                "pool.passage_rows, which holds no positives"
+            )

@@ -42,7 +42,7 @@ class ByHand:
         model = copy.deepcopy(trainer.model)
         self.encoder = model.retriever[0].model
         self.ranker = model.ranker[0].model
-        self.args, self.temperature = trainer.args, trainer.retriever_temperature
+        self.args, self.temperature = trainer.args, trainer.retrieval.retriever_temperature
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(self.encoder.parameters()), "lr": self.args.learning_rate},

@@ -1,0 +1,235 @@
+"""Trainers are called like any other Hugging Face trainer, and take a loss, a sampler and metrics of one's own."""
+
+from __future__ import annotations
+
+import ast
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from examples import python_blocks
+from tiny_ar2 import SETTINGS, settings_of, without_dropout
+
+import hf_ar2
+from hf_ar2.losses import ListScores, in_batch_contrastive_loss, listwise_cross_entropy
+from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.trainers import (
+    AR2Config,
+    AR2Trainer,
+    LTReConfig,
+    LTReTrainer,
+    RankerConfig,
+    RankerTrainer,
+    RetrieverConfig,
+    RetrieverTrainer,
+)
+from hf_ar2.training_lists.draws import sample_negatives
+
+GUIDE = Path(__file__).parents[1] / "recipes" / "CUSTOMISING.md"
+QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def ar2(models, output, collection, settings=QUIET, **given):
+    retriever = without_dropout(load_retriever(models / "tiny-retriever", device="cpu"))
+    ranker = without_dropout(load_ranker(models / "tiny-ranker", device="cpu"))
+    args = AR2Config(output_dir=str(output), **{**SETTINGS, **settings})
+    return AR2Trainer(retriever, ranker, args, collection, **given)
+
+
+def warm_up(models, output, collection, settings=QUIET, **given):
+    args = RetrieverConfig(output_dir=str(output), **{**settings_of(RetrieverConfig), **settings})
+    retriever = without_dropout(load_retriever(models / "tiny-retriever", device="cpu"))
+    return RetrieverTrainer(retriever, args, collection, **given)
+
+
+# ---- The signature --------------------------------------------------------------------------------------------------
+
+
+def test_arguments_in_the_wrong_place_are_named(models, tmp_path, tiny_collection):
+    retriever, ranker = models / "tiny-retriever", models / "tiny-ranker"
+    args = AR2Config(output_dir=str(tmp_path), **SETTINGS)
+    with pytest.raises(ValueError, match="retriever and ranker are swapped"):
+        AR2Trainer(ranker, retriever, args, tiny_collection)
+    with pytest.raises(TypeError, match="retriever is a CrossEncoder.*pass the retriever first"):
+        AR2Trainer(load_ranker(ranker), load_retriever(retriever), args, tiny_collection)
+    with pytest.raises(TypeError, match="args and collection are swapped"):
+        AR2Trainer(retriever, ranker, tiny_collection, args)
+    with pytest.raises(TypeError, match="args is a AR2Config, expected a RankerConfig"):
+        RankerTrainer(retriever, ranker, args, tiny_collection)
+    for keyword, instead in {
+        "model": "pass the models as retriever and ranker",
+        "train_dataset": "pass a collection; its split train_split",
+        "eval_dataset": "pass a collection; its split eval_split",
+        "processing_class": "each model has its own tokenizer",
+        "data_collator": "pass sampler",
+        "colour": "takes no argument 'colour'",
+    }.items():
+        with pytest.raises(TypeError, match=instead):
+            AR2Trainer(retriever, ranker, args, tiny_collection, **{keyword: None})
+    with pytest.raises(TypeError, match="its negatives are what the search finds"):
+        LTReTrainer(
+            retriever, LTReConfig(output_dir=str(tmp_path)), tiny_collection, sampler=sample_negatives
+        )
+
+
+def test_what_has_no_meaning_here_says_what_to_call_instead(models, tmp_path, tiny_collection):
+    trainer = warm_up(models, tmp_path, tiny_collection)
+    with pytest.raises(NotImplementedError, match="call evaluate"):
+        trainer.predict(tiny_collection.queries)
+    with pytest.raises(NotImplementedError, match="call evaluate"):
+        trainer.get_eval_dataloader()
+
+
+def test_packages_are_attributes():
+    assert hf_ar2.losses.ListScores is ListScores
+    assert hf_ar2.trainers.AR2Trainer is AR2Trainer and callable(hf_ar2.evaluation.paired_test)
+
+
+# ---- Worker processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
+def start_method(request):
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_worker_processes_draw_the_lists_of_the_round(models, tmp_path, tiny_collection, start_method):
+    """Both phases; under fork, where workers start quickly, in two rounds with a pool each."""
+    rounds = 2 if start_method == "fork" else 1
+    settings = {**QUIET, "num_rounds": rounds, "ranker_steps": 1, "retriever_steps": 2}
+    plain = ar2(models, tmp_path / "plain", tiny_collection, settings)
+    working = ar2(models, tmp_path / "working", tiny_collection, {**settings, "dataloader_num_workers": 2})
+    for trainer in (plain, working):
+        trainer.train()
+        assert trainer.pool.round == rounds - 1
+    assert losses(working) == losses(plain)
+
+
+def test_the_collator_is_plain_data(models, tmp_path, tiny_collection):
+    args = RankerConfig(output_dir=str(tmp_path), **settings_of(RankerConfig))
+    trainer = RankerTrainer(models / "tiny-retriever", models / "tiny-ranker", args, tiny_collection)
+    trainer.begin_round()
+    content = pickle.dumps(trainer.collator)
+    assert b"Trainer" not in content and b"torch" not in content
+    expected, found = trainer.collator([0, 1, 2, 3]), pickle.loads(content)([0, 1, 2, 3])
+    assert torch.equal(found["passage_rows"], expected["passage_rows"])
+
+
+# ---- A loss, a sampler and metrics of one's own ---------------------------------------------------------------------
+
+
+def test_a_loss_of_ones_own_gets_all_it_takes_to_write_the_built_in_one(models, tmp_path, tiny_collection):
+    def contrastive(scores: ListScores):
+        loss = in_batch_contrastive_loss(
+            scores.query_embeddings,
+            scores.passage_embeddings,
+            temperature=scores.retriever_temperature,
+            passage_rows=scores.passage_rows,
+            known_positives=scores.known_positives,
+            mask=scores.mask,
+        )
+        return loss, {"score": scores.retriever_scores[:, 0].mean()}
+
+    plain = warm_up(models, tmp_path / "plain", tiny_collection)
+    own = warm_up(models, tmp_path / "own", tiny_collection, loss=contrastive)
+    for trainer in (plain, own):
+        trainer.train()
+    assert losses(own) == losses(plain)
+    assert all("score" in entry for entry in own.state.log_history if "loss" in entry)
+
+
+def test_in_ar2_it_replaces_the_retrievers_loss_in_its_phase(models, tmp_path, tiny_collection):
+    calls = []
+
+    def loss(scores: ListScores):
+        calls.append(scores)
+        assert scores.retriever_scores.shape == scores.ranker_scores.shape == scores.mask.shape
+        assert not scores.ranker_scores.requires_grad
+        return listwise_cross_entropy(scores.retriever_scores, scores.mask)
+
+    settings = {**QUIET, "num_rounds": 1, "ranker_steps": 2, "retriever_steps": 3}
+    trainer = ar2(models, tmp_path, tiny_collection, settings, loss=loss)
+    trainer.train()
+    assert len(calls) == 3
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert any("ranker_accuracy" in entry for entry in log) and any(
+        "teacher_accuracy" in entry for entry in log
+    )
+
+
+def test_what_a_loss_returns_is_checked(models, tmp_path, tiny_collection):
+    trainer = warm_up(models, tmp_path, tiny_collection, loss=lambda scores: scores.retriever_scores)
+    with pytest.raises(TypeError, match=r"returned a tensor of shape \[4, 4\]; expected a scalar"):
+        trainer.train()
+
+
+def uniform(pool, indices, n, *, seed, positions):
+    rows, _ = sample_negatives(pool, indices, n, seed=seed, positions=positions)
+    return rows
+
+
+def test_a_sampler_of_ones_own_draws_the_negatives(models, tmp_path, tiny_collection):
+    plain = warm_up(models, tmp_path / "plain", tiny_collection)
+    own = warm_up(models, tmp_path / "own", tiny_collection, sampler=uniform)
+    for trainer in (plain, own):
+        trainer.train()
+    assert losses(own) == losses(plain)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda pool, indices, n, **_: pool.positive_rows[indices][:, [0] * n], "as a negative of a query"),
+        (lambda pool, indices, n, **_: np.full((len(indices), n), 60), "the corpus has rows 0 to 59"),
+        (
+            lambda pool, indices, n, **_: np.zeros((len(indices), n + 1), int),
+            r"expected rows of passages, int64 \(4, 3\)",
+        ),
+    ],
+)
+def test_what_a_sampler_draws_is_checked(models, tmp_path, tiny_collection, draw, message):
+    with pytest.raises(ValueError, match=message):
+        warm_up(models, tmp_path, tiny_collection, sampler=draw).train()
+
+
+def test_a_checkpoint_records_whose_loss_and_sampler_it_has(models, tmp_path, tiny_collection):
+    settings = {**QUIET, "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    warm_up(models, tmp_path, tiny_collection, settings, sampler=uniform).train()
+    with pytest.raises(ValueError, match=r"differs in own_sampler \(uniform there, None here\)"):
+        warm_up(models, tmp_path, tiny_collection, settings).train(resume_from_checkpoint=True)
+
+
+def test_metrics_of_ones_own_are_logged(models, tmp_path, tiny_collection):
+    def metrics(rankings):
+        first = [passages[0] for passages in rankings.passage_ids("pipeline")]
+        assert len(first) == len(rankings.query_ids) == len(rankings.rows["retriever"])
+        right = {f"p{int(query[1:]) - 100}" for query in rankings.query_ids}
+        return {"first": float(np.mean([passage in right for passage in first]))}
+
+    trainer = ar2(models, tmp_path, tiny_collection, {}, compute_metrics=metrics)
+    found = trainer.evaluate()
+    assert found["eval_first"] == trainer.state.log_history[-1]["eval_first"]
+    assert "eval_pipeline_mrr@10" in found
+
+
+# ---- The guide ------------------------------------------------------------------------------------------------------
+
+
+def test_scripts_of_the_guide_are_short():
+    """Ten lines at most after the imports; test_readme.py runs them."""
+    blocks = list(python_blocks(GUIDE.read_text(encoding="utf-8")))
+    assert len(blocks) == 4
+    for _, code in blocks:
+        last = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)][-1]
+        lines = [line for line in code.splitlines()[last.end_lineno :] if line.strip()]
+        assert len(lines) <= 10, code

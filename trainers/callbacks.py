@@ -1,0 +1,162 @@
+"""What a trainer does between its steps: refresh at the start of a round, add up its log, stop early."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hf_ar2.encoding.processes import Processes
+
+if TYPE_CHECKING:
+    from hf_ar2.trainers.joint import JointTrainer
+
+
+class StepLog:
+    """What the steps since the last log entry add up to.
+
+    Args:
+        processes: those of the run; an entry has the means over all of them.
+
+    Attributes:
+        sums: name → sum and number of values since the last entry.
+        seconds: part of the run → seconds of this process: each phase, `refresh` (encode, index, mine), `evaluation`
+            and `saving`; of a resumed run those before it, too.
+        learning_rates: of the step that is being taken: `lr/retriever`, `lr/ranker`.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.learning_rates: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add the values of a step."""
+        for name, value in values.items():
+            total = self.sums[name]
+            total[0] += float(value.detach())
+            total[1] += 1
+
+    def entry(self, logs: dict[str, float]) -> dict[str, float]:
+        """What a log entry gets: beside the loss the means of the steps, at the end of a run the seconds."""
+        found: dict[str, float] = {}
+        if "loss" in logs and self.sums:
+            names = sorted(self.sums)
+            sums = self.processes.combine(np.array([self.sums[name] for name in names], np.float64))
+            found = {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}
+            self.sums.clear()
+            found |= self.learning_rates
+        if "train_runtime" in logs:
+            found |= {f"seconds/{name}": round(spent, 3) for name, spent in self.seconds.items()}
+        return found
+
+    def start_clock(self) -> None:
+        """Count seconds from now on."""
+        self._since = time.perf_counter()
+
+    def add_seconds(self, part: str) -> None:
+        """Add the time since the last call to a part; a GPU may still be working on the end of it."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self._since
+        self._since = now
+
+    def note_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the rates of each model's encoder."""
+        for group in reversed(optimizer.param_groups):
+            if "/encoder/" in group["name"]:
+                self.learning_rates[f"lr/{group['model']}"] = group["lr"]
+
+
+class Rounds(TrainerCallback):
+    """Begins a round with every epoch, before the data loader starts, so that no prefetched batch can be stale."""
+
+    def __init__(self, trainer: JointTrainer) -> None:
+        self.trainer = trainer
+        self.log = trainer.step_log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run continues the averages of the log entry that was open, and its times."""
+        self.log.seconds.clear()
+        self.trainer.checkpoints.restore_log_window()
+        self.log.start_clock()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An epoch is a round."""
+        self.trainer.begin_round()
+        self.log.add_seconds("refresh")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A step: its batch, forward and backward passes, and optimizer step."""
+        self.log.add_seconds(self.trainer.phases.phase(state.global_step - 1))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An evaluation may have encoded the corpus; the next refresh then reuses the encoding."""
+        self.log.add_seconds("evaluation")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint has been written."""
+        self.log.add_seconds("saving")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The learning rates of this step, before the schedule moves on."""
+        assert self.trainer.optimizer is not None
+        self.log.note_learning_rates(self.trainer.optimizer)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The weights have been updated."""
+        self.trainer.after_step()
+
+
+class Patience(TrainerCallback):
+    """Chooses the last step of a run from its evaluations.
+
+    After `patience` evaluations in a row that are not above the best one before them, the last step is chosen: with
+    the schedule `warmup_stable_decay` such that the decay is the last `decay_share` of the run, with any other
+    schedule the next step. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run
+    ends where the uninterrupted one does.
+    """
+
+    def __init__(self, trainer: JointTrainer, patience: int) -> None:
+        self.trainer = trainer
+        self.patience = patience
+        # The first metric of the model that is trained.
+        system = "ranker" if trainer.trained == ("ranker",) else "retriever"
+        self.metric = f"eval_{system}_{trainer.args.eval_metrics[0]}"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run may have its last step already."""
+        if self.trainer.end_step is not None:
+            state.max_steps = self.trainer.end_step
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compare with the best evaluation so far; one before the first step does not count."""
+        trainer, kept = self.trainer, self.trainer.round_state
+        if trainer.end_step is not None or state.global_step == 0:
+            return
+        value = kwargs["metrics"].get(self.metric)
+        if value is None:
+            return
+        if value > kept.get("best", -1.0):
+            kept.update(best=value, without_rise=0)
+            return
+        kept["without_rise"] = kept.get("without_rise", 0) + 1
+        if kept["without_rise"] >= self.patience:
+            step = state.global_step
+            kind = str(args.lr_scheduler_type).split(".")[-1].lower()
+            share = args.decay_share if kind == "warmup_stable_decay" else 0.0
+            end = step if share >= 1 else round(step / (1 - share))
+            kept["end_step"] = min(max(end, step + 1), trainer.total_steps)
+            state.max_steps = kept["end_step"]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Stop at the last step."""
+        if self.trainer.end_step is not None and state.global_step >= self.trainer.end_step:
+            control.should_training_stop = True
+        return control
