@@ -204,7 +204,7 @@ def test_without_minutes_the_passes_bound_a_stage(path, tmp_path):
 
 
 def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
-    part = working_part(tiny_collection, 30, "train", "dev", seed=0)
+    part = working_part(tiny_collection, 30, "train", "dev", seed=0, title_separator=" ")
     assert len(part.corpus) <= 30 and part.splits == ["train", "dev"]
     assert len(part.judgments("dev")) >= 2 and len(part.judgments("train")) >= 5
     inside = set(part.corpus["id"])
@@ -213,9 +213,12 @@ def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
         table = tiny_collection.qrels[split]
         for query, passage in zip(table["query_id"], table["passage_id"], strict=True):
             assert query not in kept or passage in inside  # no kept query has lost a relevant passage
-    again = working_part(tiny_collection, 30, "train", "dev", seed=0)
+    again = working_part(tiny_collection, 30, "train", "dev", seed=0, title_separator=" ")
     assert again.fingerprint == part.fingerprint != tiny_collection.fingerprint
-    assert len(working_part(tiny_collection, 200, "train", "dev", seed=0).judgments("dev")) == 8
+    assert (
+        len(working_part(tiny_collection, 200, "train", "dev", seed=0, title_separator=" ").judgments("dev"))
+        == 8
+    )
 
 
 @pytest.mark.slow

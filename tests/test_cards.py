@@ -318,7 +318,7 @@ def test_a_run_that_trained_nothing_of_its_last_row_is_an_error(
     recipe["evaluation"]["rows"] = {"zero-shot": {"retriever": "light"}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert cli.main([command, str(run), *(["me/mine"] if command == "push" else [])]) == 1
-    assert "the row it serves (zero-shot) names no model that a stage" in capsys.readouterr().err
+    assert "the row it serves (zero-shot) names no saved model that a stage" in capsys.readouterr().err
 
 
 def test_a_path_of_this_machine_is_not_in_the_metadata(run: Path) -> None:

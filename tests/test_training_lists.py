@@ -224,12 +224,12 @@ def test_queries_with_answers_get_none_for_those_added(tiny_collection: Collecti
         (
             "q200",
             "another text",
-            "row 1: found query id 'q200' with text 'another text', which has the text 'where",
+            "row 1: found query id 'q200' with text 'another text', but it already has the text 'where",
         ),
         (
             "n1",
             "another text",
-            "row 1: found query id 'n1' with text 'another text', which has the text 'lynx'",
+            "row 1: found query id 'n1' with text 'another text', but it already has the text 'lynx'",
         ),
         ("n2", " ", "row 1: found id 'n2' with text ' '"),
     ],
