@@ -49,7 +49,7 @@ class RetrieverConfig(JointConfig):
     rerank_depth: int = setting(0, "No ranker is evaluated here.")
     contrast: Literal["softmax", "pairwise"] = setting(
         "softmax",
-        "How a positive stands against the passages of the batch: in one softmax with all (DPR, RocketQA, PAIR), or in "
+        "How a positive is compared with the passages of the batch: in one softmax with all (DPR, RocketQA, PAIR), or in "
         "a softmax of two with each (STAR).",
     )
     cross_batch: bool = setting(
@@ -60,7 +60,7 @@ class RetrieverConfig(JointConfig):
     )
     passage_form: Literal["reference", "paper"] = setting(
         "reference",
-        "What a positive passage stands against in the passage-centric loss. reference: other queries and hard "
+        "What a positive passage is compared with in the passage-centric loss. reference: other queries and hard "
         "negatives, as PAIR's code; paper: the query's negative passages.",
     )
 
