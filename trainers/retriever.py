@@ -49,7 +49,7 @@ class RetrieverConfig(JointConfig):
     rerank_depth: int = setting(0, "No ranker is evaluated here.")
     contrast: Literal["softmax", "pairwise"] = setting(
         "softmax",
-        "How a positive is compared with the passages of the batch: in one softmax with all (DPR, RocketQA, PAIR), or in "
+        "How a positive is compared with the passages of the batch: in one softmax (DPR, RocketQA, PAIR), or in "
         "a softmax of two with each (STAR).",
     )
     cross_batch: bool = setting(
