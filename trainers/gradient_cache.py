@@ -20,7 +20,7 @@ _BUCKET_BYTES = 1 << 25
 
 
 class GradientCache(nn.Module):
-    """Stands where the joint model stands in a loss, and keeps embeddings and scores instead of activations.
+    """Takes the place of the joint model in a loss, and keeps embeddings and scores instead of activations.
 
     `forward` encodes chunk by chunk without gradient and returns the results as leaves of a graph of their own. Once
     the loss has been differentiated with respect to them, `backward` encodes every chunk again, this time with

@@ -143,7 +143,7 @@ class ListCollator:
         }
         inputs = self.required_inputs[phase]
         limits = (self.step_tokens, self.mini_batch_size)
-        # Under the mask stands the list's first positive, which is encoded anyway and so costs nothing.
+        # The mask covers copies of the list's first positive, which is encoded anyway, so they cost nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
         if "queries" in inputs:
             assert self.retriever_inputs is not None

@@ -67,7 +67,7 @@ class LogLines(TrainerCallback):
         self._began, self._first_step = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The bar begins at the step that a resumed run goes on from."""
+        """The bar starts at the step from which a resumed run continues."""
         self._began, self._first_step = time.monotonic(), state.global_step
         if on_terminal() and state.is_world_process_zero and not args.disable_tqdm:
             bar = progress_bar(total=state.max_steps, description="Training", unit="steps")
@@ -124,7 +124,7 @@ def log_lines(
         logs: the entry.
         step, steps: where the run is, and how many there are.
         phases: of the trainer.
-        eval_split: what `eval_` stands for.
+        eval_split: the split that `eval_` refers to.
         left: seconds until the end, to be told.
     """
     start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # there are none outside of training
