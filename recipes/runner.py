@@ -148,7 +148,9 @@ def train(
     trainer = make_trainer(recipe, stage, run, collection)
     if length.plan is not None or "max_epochs" in recipe.stages[stage]:
         say(f"{title}: {length.set(trainer, recipe.stages[stage], folder, stage)}")
-    checkpoint = last_complete_checkpoint(folder)
+    # A checkpoint of the models alone is for `load_best_model_at_end`; a stage cannot continue from it.
+    models_only = trainer.args.save_only_model
+    checkpoint = None if models_only else last_complete_checkpoint(folder)
     if checkpoint:
         say(f"{title}: continues from {Path(checkpoint).name}")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -157,6 +159,8 @@ def train(
         if isinstance(trainer, LTReTrainer) and trainer.index_is_its_own:
             trainer.save_index(folder / SEARCHED_INDEX)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        for best in folder.glob("checkpoint-*") if models_only else ():
+            shutil.rmtree(best)
     return {
         **trainer.training_summary(),
         "steps": trainer.state.global_step,

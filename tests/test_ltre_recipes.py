@@ -140,6 +140,43 @@ def test_a_row_names_the_exact_index_of_a_stage(home, tmp_path, capsys):
     assert f"index in {run / 'index'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_stage_keeps_its_best_weights_on_dev(home, tmp_path, capsys):
+    """With such a learning rate the retriever gets worse with every step after the first."""
+    best = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_on_start": False,
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_retriever_mrr@10",
+        "load_best_model_at_end": True,
+        "save_only_model": True,
+    }
+    quick = {"report_to": "none", "max_passage_length": 32, "eval_metrics": ["mrr@10"]}
+    recipe = {
+        "collection": str(home / "data"),
+        "models": {"tiny": {"model": str(home / "tiny-retriever"), "dropout": 0.0}},
+        "args": {**quick, **best, "use_cpu": True, "bf16": False, "disable_tqdm": True},
+        "stages": {
+            "ltre": {
+                "trainer": "ltre",
+                "retriever": "tiny",
+                "args": {"max_steps": 6, "list_depth": 10, "learning_rate": 0.3},
+            }
+        },
+        "evaluation": {"splits": ["dev"], "report_split": "dev", "metrics": ["mrr@10"], "depth": 20},
+    }
+    recipe["evaluation"]["rows"] = {"LTRe": {"retriever": "ltre"}}
+    run = tmp_path / "run"
+    run_recipe(load_recipe(write_recipe(tmp_path / "r.yaml", recipe), {"output_dir": str(run)}))
+    history = json.loads((run / "stages" / "ltre" / "trainer_state.json").read_text())["log_history"]
+    values = [entry["eval_retriever_mrr@10"] for entry in history if "eval_retriever_mrr@10" in entry]
+    served = json.loads((run / "metrics.json").read_text())["LTRe"]["dev"]["retriever"]["mrr@10"]
+    assert len(values) == 6 and values[-1] < max(values) == pytest.approx(served)
+    assert "Kept the weights of step" in capsys.readouterr().out
+    assert not list((run / "stages" / "ltre").glob("checkpoint-*"))
+
+
 def test_a_row_names_a_stages_index_where_that_is_kept(tmp_path):
     recipe = {
         "collection": "data",

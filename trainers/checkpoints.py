@@ -112,8 +112,12 @@ class Checkpoints:
             trainer.step_log.seconds.update(self._log_window["seconds"])
             self._log_window = None
 
-    def load_models(self, folder: Path) -> None:
+    def load_models(self, folder: Path, *, resume: bool = True) -> None:
         """Load both models of a checkpoint, in place, once it is known to be of this run.
+
+        Args:
+            folder: the checkpoint.
+            resume: whether training continues from it; False for the best checkpoint of a run that has ended.
 
         Raises:
             ValueError: it is of a run with other settings or over other training lists, or it is damaged.
@@ -127,7 +131,7 @@ class Checkpoints:
             )
         run = trainer.run_metadata
         check_same_run(folder, noted["run"], run)
-        if noted["run"]["steps"] != run["steps"]:
+        if resume and noted["run"]["steps"] != run["steps"]:
             logger.warning(
                 f"{folder}: of a run of {noted['run']['steps']} steps, and this one has {run['steps']}; from here on "
                 "the learning rates follow the schedule of this one"
@@ -139,6 +143,15 @@ class Checkpoints:
                 f"{folder}: the weights that were read are not those that were saved (found {found}, expected "
                 f"{noted['weights']}); the checkpoint is damaged"
             )
+
+    def load_best(self) -> None:
+        """Load the models of the best checkpoint at the end of training, and say which step that was."""
+        trainer, state = self.trainer, self.trainer.state
+        assert state.best_model_checkpoint is not None
+        self.load_models(Path(state.best_model_checkpoint), resume=False)
+        if trainer.is_world_process_zero() and state.best_global_step != state.global_step:
+            metric = str(trainer.args.metric_for_best_model).removeprefix("eval_").replace("_", " ")
+            print(f"Kept the weights of step {state.best_global_step}: {metric} {state.best_metric:.3f}.")
 
     def _window_file(self, folder: Path) -> Path:
         return folder / f"log_window_{self.trainer.encoders.processes.rank}.json"

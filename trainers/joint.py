@@ -425,8 +425,7 @@ class JointTrainer(Trainer):
         self.checkpoints.load_models(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self.checkpoints.load_best()
 
     # ---- Cards and the Hub, see `Publisher` -------------------------------------------------------------------
 
