@@ -125,7 +125,7 @@ def log_lines(
         step, steps: where the run is, and how many there are.
         phases: of the trainer.
         eval_split: the split that `eval_` refers to.
-        left: seconds until the end, to be told.
+        left: seconds until the end, to be shown.
     """
     start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # there are none outside of training
     if "train_runtime" in logs:

@@ -83,7 +83,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
     """
     folders = {}
     for name in filter(lambda name: Path(name).is_dir(), given):
-        _refuse_results(Path(name))
+        _check_not_results(Path(name))
         folders[name] = read_recipe(name)
     recipes = list(folders.values())
     if split is None:
@@ -109,7 +109,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
     return found
 
 
-def _refuse_results(folder: Path) -> None:
+def _check_not_results(folder: Path) -> None:
     """Check that a folder was not written by `hf-ar2 evaluate --output`: its run files have to be named."""
     files = sorted(folder.glob("*.trec"))
     if files and not (folder / "recipe.yaml").is_file():

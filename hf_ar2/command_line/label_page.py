@@ -103,9 +103,9 @@ class _Handler(PageHandler):
     def do_GET(self) -> None:
         """The page."""
         if not self._from_here():
-            self._refuse(HTTPStatus.FORBIDDEN)
+            self._reject(HTTPStatus.FORBIDDEN)
         elif urlsplit(self.path).path != "/":
-            self._refuse(HTTPStatus.NOT_FOUND)
+            self._reject(HTTPStatus.NOT_FOUND)
         else:
             with self.server.one_at_a_time:
                 text = self.server.page()
@@ -115,15 +115,15 @@ class _Handler(PageHandler):
         """Carry out the page's form, and show the page again."""
         length = self.headers.get("Content-Length", "")
         if not self._from_here():
-            self._refuse(HTTPStatus.FORBIDDEN)
+            self._reject(HTTPStatus.FORBIDDEN)
             return
         if not length.isdigit() or int(length) > _MOST_BYTES:
-            self._refuse(HTTPStatus.BAD_REQUEST)
+            self._reject(HTTPStatus.BAD_REQUEST)
             return
         form = parse_qs(self.rfile.read(int(length)).decode("utf-8", "replace"), keep_blank_values=True)
         given = {name: values[-1] for name, values in form.items()}
         if not secrets.compare_digest(given.get("token", "").encode(), self.server.token.encode()):
-            self._refuse(HTTPStatus.FORBIDDEN)
+            self._reject(HTTPStatus.FORBIDDEN)
             return
         with self.server.one_at_a_time:
             self.server.act(given.get("action", ""), given.get("question", ""), form.get("relevant", []))
@@ -139,7 +139,7 @@ class _Handler(PageHandler):
         origin = self.headers.get("Origin")
         return self.headers.get("Host") in hosts and origin in (None, *(f"http://{host}" for host in hosts))
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _reject(self, status: HTTPStatus) -> None:
         self.close_connection = True
         self.answer(status, {"error": f"{status.phrase}: open {self.server.url}"})
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given[0]
     if name.startswith("-"):
         parser.parse_known_args([name])  # --help and --version exit here
-        parser.refuse([name])
+        parser.reject([name])
     if name not in commands:
         parser.error(f"there is no command {name!r}{nearest(name, commands)}")
     command = commands[name]
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # options may come before, between and after positional arguments
     options, unknown = command.parse_known_intermixed_args(given[1:])
     if unknown:
-        command.refuse(unknown)
+        command.reject(unknown)
     if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
         command.error("nothing to evaluate. Name a run folder, or --retriever and --collection")
     if name == "evaluate" and options.questions and options.split not in (None, "questions"):

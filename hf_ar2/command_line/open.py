@@ -101,7 +101,7 @@ def quiet() -> None:
 
 
 def is_run(name: str | None) -> bool:
-    """Whether a model's name is a run folder, which stands for its retriever and its recipe's lengths."""
+    """Whether a model's name is a run folder, which gives its retriever and the lengths of its recipe."""
     return name is not None and (Path(name) / "recipe.yaml").is_file()
 
 

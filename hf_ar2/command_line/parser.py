@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         """Print a message and exit with code 2."""
         self.exit(USAGE_ERROR, f"{self.prog}: {message}\nSee: {self.prog} --help\n")
 
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+    def reject(self, unknown: Sequence[str]) -> NoReturn:
         """Report unknown arguments and exit with code 2."""
         option = next((text.partition("=")[0] for text in unknown if text.startswith("-")), None)
         if option is None:

@@ -25,7 +25,7 @@ from hf_ar2.command_line.show import ordinal, print_searched
 from hf_ar2.search.system import Hit, SearchSystem
 
 PLACES = "/ (the page), /search?q=TEXT&k=10 and /health"
-# The page needs no other files, and browsers are told to load none.
+# The page needs no other files, and browsers must not load any.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 _DOCUMENT = """<!doctype html>
 <html lang="en">
