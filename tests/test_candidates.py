@@ -124,7 +124,7 @@ class TestBuild:
             ]
             assert [row for row in pool.passage_rows[i].tolist() if row >= 0] == left[:15]
 
-    def test_what_does_not_fit_is_refused(self):
+    def test_what_does_not_fit_raises_an_error(self):
         rows = np.array([[4, 7]])
         scores = descending(rows)
         with pytest.raises(ValueError, match="2 queries have a positive, but 1 queries were searched"):
@@ -183,24 +183,24 @@ class TestFolder:
         rows, mask = sample_negatives(pool, np.arange(2), 3, seed=0, positions=np.arange(2))
         assert rows.shape == (2, 3) and not mask.any()
 
-    def test_another_fingerprint_is_refused(self, tmp_path):
+    def test_another_fingerprint_raises_an_error(self, tmp_path):
         self.build(tmp_path / "pool")
         with pytest.raises(ValueError, match=r"fingerprint abc, expected xyz.*build the pool again"):
             CandidatePool.open(tmp_path / "pool", fingerprint="xyz")
 
-    def test_an_incomplete_folder_is_refused(self, tmp_path):
+    def test_an_incomplete_folder_raises_an_error(self, tmp_path):
         self.build(tmp_path / "pool")
         (tmp_path / "pool" / "meta.json").unlink()
         with pytest.raises(FileNotFoundError, match=r"meta.json: no such file.*is not a candidate pool"):
             CandidatePool.open(tmp_path / "pool")
 
-    def test_an_array_that_does_not_fit_is_refused(self, tmp_path):
+    def test_an_array_that_does_not_fit_raises_an_error(self, tmp_path):
         self.build(tmp_path / "pool")
         np.save(tmp_path / "pool" / "scores.npy", np.zeros((2, 2), dtype=np.float32))
         with pytest.raises(ValueError, match=r"scores.npy: float32 \(2, 2\), expected float32 \(2, 3\)"):
             CandidatePool.open(tmp_path / "pool")
 
-    def test_another_format_is_refused(self, tmp_path):
+    def test_another_format_raises_an_error(self, tmp_path):
         self.build(tmp_path / "pool")
         path = tmp_path / "pool" / "meta.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
@@ -354,7 +354,7 @@ class TestNegatives:
         fewer, _ = sample_negatives(pool, n=2, **Lists(20).arguments)
         np.testing.assert_array_equal(fewer, more[:, :2])
 
-    def test_an_unknown_sampler_is_refused(self):
+    def test_an_unknown_sampler_raises_an_error(self):
         with pytest.raises(ValueError, match="sampler is 'hard'; expected one of uniform, top, simans"):
             sample_negatives(pool_of(self.scores), n=1, sampler="hard", **Lists(1).arguments)
 
@@ -411,7 +411,7 @@ class TestRandomPassages:
         part = sample_random_passages(1000, 5, seed=0, positions=positions[4:7], exclude=exclude[4:7])
         np.testing.assert_array_equal(part, whole[4:7])
 
-    def test_rows_outside_the_corpus_are_refused(self):
+    def test_rows_outside_the_corpus_raise_an_error(self):
         with pytest.raises(ValueError, match="exclude holds row 5; the corpus has rows 0 to 4"):
             sample_random_passages(5, 1, seed=0, positions=np.arange(1), exclude=np.array([[5]]))
 

@@ -634,7 +634,7 @@ def test_search_shows_both_scores_and_agrees_with_evaluate(
         assert int(place.strip("(stndrh)")) == position + 1
 
 
-def test_the_index_is_built_once_and_refused_where_it_does_not_fit(
+def test_the_index_is_built_once_and_rejected_where_it_does_not_fit(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["search", str(run), "falcon"]) == 0

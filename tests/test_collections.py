@@ -140,7 +140,7 @@ def test_splits_come_in_their_usual_order():
         ),
     ],
 )
-def test_a_collection_that_does_not_hang_together_is_refused(changes, message):
+def test_a_collection_that_does_not_hang_together_raises_an_error(changes, message):
     with pytest.raises(CollectionError, match=message):
         collection(**changes).judgments("test")
 
@@ -232,7 +232,7 @@ def test_save_leaves_other_folders_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_save_refuses_ids_that_qrels_cannot_hold(tmp_path: Path):
+def test_save_rejects_ids_that_qrels_cannot_hold(tmp_path: Path):
     corpus = Dataset.from_dict({"id": ["d\t1"], "title": [""], "text": ["a"]})
     with pytest.raises(CollectionError, match=r"passage id 'd\\t1'; expected ids without tabs"):
         collection(corpus=corpus).save(tmp_path / "new")

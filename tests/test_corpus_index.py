@@ -104,7 +104,7 @@ def test_queries_of_any_float_dtype(tmp_path, dtype):
         assert np.array_equal(index.search(not_contiguous, 3)[1], expected)
 
 
-def test_wrong_queries_are_refused(tmp_path):
+def test_wrong_queries_raise_an_error(tmp_path):
     index = build(vectors(10), tmp_path)
     queries = vectors(3)
     with pytest.raises(ValueError, match=r"queries must be \[Q, 16\].*found shape \(16,\).*queries\[None\]"):
@@ -195,7 +195,7 @@ def test_training_sample_is_random_and_seeded(monkeypatch):
     assert np.array_equal(sample(0), sample(0)) and not np.array_equal(sample(0), sample(1))
 
 
-def test_an_index_that_cannot_be_made_is_refused(tmp_path):
+def test_an_index_that_cannot_be_made_raises_an_error(tmp_path):
     embeddings = vectors(30)
     encode = Lookup(embeddings)
     with pytest.raises(ValueError, match="FAISS cannot make an inner-product index 'Flatt'"):
@@ -325,7 +325,7 @@ def test_an_interrupted_refresh_leaves_the_old_index(tmp_path, monkeypatch, stag
     assert len(list(tmp_path.iterdir())) == 3  # what the interrupted build left is gone
 
 
-def test_another_fingerprint_is_refused(tmp_path):
+def test_another_fingerprint_raises_an_error(tmp_path):
     build(vectors(5), tmp_path)
     with pytest.raises(
         ValueError, match=r"its fingerprint is first, expected second\. Build it again"
@@ -357,7 +357,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("message", DAMAGES)
-def test_damaged_files_are_refused_and_built_again(tmp_path, message):
+def test_damaged_files_raise_an_error_and_built_again(tmp_path, message):
     embeddings = vectors(100)
     build(embeddings, tmp_path)
     DAMAGES[message](tmp_path)
@@ -491,7 +491,7 @@ def test_torch_search_equals_exact_search(copy, stored, chunk_rows, chunk_querie
     np.testing.assert_allclose(exact_scores[differ], expected_scores[differ], rtol=1e-6)
 
 
-def test_torch_search_refuses_what_float16_cannot_hold():
+def test_torch_search_rejects_what_float16_cannot_hold():
     embeddings = np.full((3, 2), 1e5, np.float32)
     with pytest.raises(ValueError, match=r"rows 0 to 2 exceed the range of torch\.float16; use dtype="):
         TorchSearcher(embeddings, "cpu")

@@ -141,7 +141,7 @@ def test_embeddings_that_are_not_finite_name_the_row(value):
     assert "Check the weights for NaN" in str(error.value)
 
 
-def test_embeddings_beyond_float16_are_refused():
+def test_embeddings_beyond_float16_raise_an_error():
     store, builder = random_store(3), InputBuilder(tokenizer(), 40)
     out = np.empty((3, 2), np.float16)
     with pytest.raises(ValueError, match="row 0 has values that are not finite in float16"):
@@ -155,7 +155,7 @@ def test_embeddings_beyond_float16_are_refused():
         )
 
 
-def test_wrong_shapes_are_refused():
+def test_wrong_shapes_raise_an_error():
     store, builder = random_store(3), InputBuilder(tokenizer(), 40)
     with pytest.raises(ValueError, match=r"out must be \[3, d\]; found shape \(2, 8\)"):
         encode_rows(BagEncoder(), builder, store, range(3), np.empty((2, 8), np.float32), show_progress=False)

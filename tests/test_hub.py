@@ -179,7 +179,7 @@ def test_a_name_that_no_repository_can_have(results: dict[str, Any]) -> None:
     assert refused["code"] == 1 and "'tester/my/run-retriever': not a valid repository name" in refused["err"]
 
 
-def test_an_incomplete_folder_is_refused_before_any_repository_is_made(results: dict[str, Any]) -> None:
+def test_an_incomplete_folder_raises_an_error_before_any_repository_is_made(results: dict[str, Any]) -> None:
     torn = results["refused"]["a ranker without weights"]
     assert torn["code"] == 1 and "no model.safetensors" in torn["err"]
     assert not any("torn" in id for id in results["refused"]["commits"])

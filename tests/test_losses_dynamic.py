@@ -259,7 +259,7 @@ def test_a_list_of_positives_alone_has_nothing_to_rank() -> None:
 
 
 @pytest.mark.parametrize("loss", [listwise_cross_entropy, pointwise_cross_entropy])
-def test_positives_that_do_not_fit_are_refused(loss: Callable) -> None:
+def test_positives_that_do_not_fit_raise_an_error(loss: Callable) -> None:
     scores = torch.zeros(2, 3)
     with pytest.raises(TypeError, match="positives have dtype torch.int64, expected torch.bool"):
         loss(scores, None, torch.ones(2, 3, dtype=torch.int64))

@@ -108,7 +108,7 @@ def test_bf16_scores_are_ranked_in_float32():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(change, error, message):
+def test_what_does_not_fit_raises_an_error(change, error, message):
     given = {"scores": torch.zeros(2, 3), "relevant": torch.zeros(2, 3, dtype=torch.bool), **change}
     with pytest.raises(error, match=message):
         retrieval_pairwise_loss(**given)

@@ -215,7 +215,7 @@ def test_two_processes_are_one(models, tmp_path):
     assert [e[key] for e in one["log"] if key in e] == pytest.approx([e[key] for e in two["log"] if key in e])
 
 
-def test_a_checkpoint_refuses_another_index(models, tmp_path, tiny_collection):
+def test_a_checkpoint_rejects_another_index(models, tmp_path, tiny_collection):
     ltre(models, tmp_path, tiny_collection).train()
     other = ltre(models, tmp_path, tiny_collection, index_factory="HNSW8")
     with pytest.raises(
@@ -306,7 +306,7 @@ def test_a_gpu_that_faiss_cannot_use_searches_flat_files_in_torch(tmp_path, monk
     assert len(copied) == 1
 
 
-def test_an_index_of_another_model_is_refused(models, tmp_path, tiny_collection):
+def test_an_index_of_another_model_raises_an_error(models, tmp_path, tiny_collection):
     make_tiny_retriever(tmp_path / "other-retriever", seed=5)
     other = LTReTrainer(
         tmp_path / "other-retriever",

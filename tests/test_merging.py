@@ -73,7 +73,7 @@ def test_at_the_ends_it_is_the_one_or_the_other_digit_for_digit(
     assert np.array_equal(merged.encode(texts), end.encode(texts))
 
 
-def test_other_architectures_are_refused_with_the_first_parameter_that_differs(models: Path) -> None:
+def test_other_architectures_raise_an_error_with_the_first_parameter_that_differs(models: Path) -> None:
     trained, base = loaded(models)
     cut = load_retriever(models / "base", layers=[0], device="cpu")
     with pytest.raises(
@@ -324,7 +324,7 @@ def test_headings_choose_no_share(
     assert "one split with judgments" in capsys.readouterr().out
 
 
-def test_merges_that_cannot_be_are_refused_before_anything_is_trained(body: dict, tmp_path: Path) -> None:
+def test_merges_that_cannot_be_raise_an_error_before_anything_is_trained(body: dict, tmp_path: Path) -> None:
     cases = [
         ({"args": {"share": "half"}}, r"stages.merged.args: share='half': expected a number between 0 and 1"),
         ({"args": {"base": "ligth"}}, r"args.base: 'ligth' is not a model; did you mean 'light'"),

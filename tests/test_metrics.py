@@ -125,7 +125,7 @@ def test_long_judgment_lists_are_joined_in_blocks(monkeypatch):
     np.testing.assert_array_equal(metrics.gains(retrieved, judgments), whole)
 
 
-def test_a_cutoff_beyond_the_lists_is_refused():
+def test_a_cutoff_beyond_the_lists_raises_an_error():
     judgments = Judgments.from_triples([0], [5], [1])
     with pytest.raises(
         ValueError, match=r"cutoff 100 exceeds the lists of 2 passages; retrieve at least 100"
@@ -158,7 +158,7 @@ def test_an_unknown_metric_is_named_with_the_nearest(name, message):
         metrics.parse_metric(name)
 
 
-def test_what_is_not_a_ranking_of_these_queries_is_refused():
+def test_what_is_not_a_ranking_of_these_queries_raises_an_error():
     judgments = Judgments.from_triples([0, 1], [5, 6], [1, 1])
     for wrong in (np.array([[5, 6]]), np.array([5, 6]), np.array([[5.0], [6.0]])):
         with pytest.raises(ValueError, match="one list of passage rows for each of the 2 judged queries"):

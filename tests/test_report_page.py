@@ -396,7 +396,7 @@ def test_a_folder_that_is_no_finished_run_is_named(
         render_page(read_runs([folder]), tiny_collection)
 
 
-def test_runs_that_share_no_queries_are_refused(run: Path, data: Path, tmp_path: Path) -> None:
+def test_runs_that_share_no_queries_raise_an_error(run: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is given twice; give each run once"):
         read_runs([run, run.parent / "." / run.name])
     [found] = read_runs([run])

@@ -313,7 +313,7 @@ def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection
     np.testing.assert_allclose(losses(two["log"]), losses(one.state.log_history), rtol=1e-4)
 
 
-def test_what_cannot_be_meant_is_refused(tmp_path):
+def test_what_cannot_be_meant_raises_an_error(tmp_path):
     for settings, message in (
         ({"passage_weight": 1.5}, "passage_weight=1.5: expected a weight between 0 and 1"),
         ({"passage_form": "code"}, "expected one of reference, paper"),

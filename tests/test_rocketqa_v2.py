@@ -304,7 +304,7 @@ def test_scores_that_are_not_finite_are_named_with_their_model(models, tmp_path,
     assert len(messages) == 1 and "the ranker's scores are not finite" in messages[0]
 
 
-def test_what_cannot_work_is_refused_with_the_reason(tmp_path):
+def test_what_cannot_work_raises_an_error_with_the_reason(tmp_path):
     for settings, message in [
         ({"preset": "code"}, "preset='code': expected one of reference, paper"),
         ({"ranker_loss": "pairwise"}, "ranker_loss='pairwise': expected one of listwise, pointwise"),

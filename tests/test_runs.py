@@ -252,7 +252,7 @@ def test_answer_hits_tokenise_each_passage_once(monkeypatch):
     assert hit_rate(hits, 2).tolist() == [1.0, 1.0, 0.0]
 
 
-def test_answers_that_are_no_lists_are_refused():
+def test_answers_that_are_no_lists_raise_an_error():
     with pytest.raises(ValueError, match="answers of query 0 are the string 'Paris'"):
         answer_hits(np.array([[0]]), ["Paris"], ["It is Paris."])
     with pytest.raises(ValueError, match="found 2 answer lists for rankings of shape"):

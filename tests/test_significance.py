@@ -110,7 +110,7 @@ def test_holm_by_hand_and_in_any_order():
         holm([0.5, 1.5])
 
 
-def test_what_cannot_be_paired_is_refused():
+def test_what_cannot_be_paired_raises_an_error():
     with pytest.raises(ValueError, match=r"found \[3\] and \[2\]"):
         paired_test(np.ones(3), np.ones(2))
     with pytest.raises(ValueError, match="two or more queries"):

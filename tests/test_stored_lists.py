@@ -156,7 +156,7 @@ def test_a_short_list_is_filled_with_random_passages_where_a_ranker_warms_up(
         assert not set(passages[1:]) & set(known)
 
 
-def test_a_judged_positive_is_refused_as_a_negative(models, tmp_path, tiny_collection):
+def test_a_judged_positive_raises_an_error_as_a_negative(models, tmp_path, tiny_collection):
     wrong = write(tmp_path / "wrong", [("q201", ["p140"], ["p120", "p101"], "denoised")])
     with pytest.raises(ValueError, match="wrong: a list of query 'q201' has passage 'p101' as a negative"):
         joint(models, tmp_path, tiny_collection, train_lists=[wrong])

@@ -286,7 +286,7 @@ def test_texts_beyond_one_batch_and_none_at_all(tmp_path, monkeypatch):
     assert inputs["input_ids"].tolist() == [[2, 3]]
 
 
-def test_damaged_or_wrong_store_is_refused(tmp_path):
+def test_damaged_or_wrong_store_raises_an_error(tmp_path):
     store = make_store(["deep nets"], bert_tokenizer(), tmp_path, text_fingerprint="x")
     folder = tmp_path / store.fingerprint
     with pytest.raises(ValueError, match=f"{store.fingerprint}, expected other"):
@@ -306,7 +306,7 @@ def test_damaged_or_wrong_store_is_refused(tmp_path):
         TokenStore.open(Path("nowhere"))
 
 
-def test_wrong_arguments_are_refused(tmp_path):
+def test_wrong_arguments_raise_an_error(tmp_path):
     with pytest.raises(ValueError, match="max_length is 2, but the tokenizer adds 2 special tokens"):
         InputBuilder(bert_tokenizer(), 2)
     store = make_store(["deep"], bert_tokenizer(), tmp_path)

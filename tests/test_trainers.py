@@ -301,7 +301,7 @@ def test_activation_checkpointing_and_bf16_run(models, tmp_path, tiny_collection
     np.testing.assert_allclose(losses(half.state.log_history), expected, atol=0.03)
 
 
-def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_collection, monkeypatch):
+def test_what_cannot_work_raises_an_error_with_the_reason(models, tmp_path, tiny_collection, monkeypatch):
     with pytest.raises(ValueError, match="nothing to train"):
         AR2Config(output_dir=str(tmp_path), ranker_steps=0, retriever_steps=0)
     with pytest.raises(ValueError, match="λ is between 0 and 1"):
@@ -338,7 +338,7 @@ def test_what_cannot_work_is_refused_with_the_reason(models, tmp_path, tiny_coll
         (AR2Config, {"num_train_epochs": 7}, "num_train_epochs=7 contradicts num_rounds=10"),
     ],
 )
-def test_settings_that_fail_later_are_refused_at_once(config, settings, message):
+def test_settings_that_fail_later_raise_an_error_at_once(config, settings, message):
     with pytest.raises(ValueError, match=message):
         config(output_dir="unused", **settings)
 
@@ -359,7 +359,7 @@ def test_default_settings_measure_a_corpus_of_fewer_passages_than_the_cutoff(
     assert trainer.evaluate()["eval_retriever_recall@100"] == 1  # all 60 passages are found
 
 
-def test_a_data_set_to_evaluate_on_is_refused(models, tmp_path, tiny_collection):
+def test_a_data_set_to_evaluate_on_raises_an_error(models, tmp_path, tiny_collection):
     trainer = ar2(models, tmp_path, tiny_collection)
     with pytest.raises(ValueError, match="evaluates retrieval on the qrels split named by `eval_split`"):
         trainer.evaluate(tiny_collection.queries)

@@ -148,7 +148,7 @@ def test_an_unknown_id_is_named_with_its_row(
         lists.to_pool(tiny_collection, kinds=["noisy"])
 
 
-def test_what_is_no_folder_of_lists_is_refused(lists: TrainingLists, tmp_path: Path) -> None:
+def test_what_is_no_folder_of_lists_raises_an_error(lists: TrainingLists, tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"has no complete training lists; write them with hf-ar2 augment"
     ):
