@@ -230,7 +230,7 @@ def test_a_trainer_writes_cards(models: Path, tmp_path: Path, tiny_collection: C
         "max_steps": 2,
     }
     args = RankerConfig(output_dir=str(tmp_path / "mine"), num_negatives=3, eval_metrics=["mrr@10"], **common)
-    trainer = RankerTrainer(models / "ranker", models / "retriever", args=args, collection=tiny_collection)
+    trainer = RankerTrainer(models / "retriever", models / "ranker", args=args, collection=tiny_collection)
     trainer.train()
     trainer.save_model()
     card = (tmp_path / "mine" / "ranker" / "README.md").read_text(encoding="utf-8")

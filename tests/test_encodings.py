@@ -299,7 +299,7 @@ def test_augmentation_finds_the_encoding_of_its_retriever(body, tmp_path):
     lists = {"depth": 10, "thresholds": "quantile", "irrelevant": 0.7, "relevant": 0.8, "kinds": ["denoised"]}
     recipe = changed(body, "evaluation.rows", {"first": {"retriever": "light"}, "second": {"retriever": "g"}})
     start = {"trainer": "retriever", "retriever": "light"}
-    heavy = str(Path(body["models"]["light"]["model"]).with_name("tiny-ranker"))
+    heavy = str(Path(body["models"]["light"]["model"]).with_name("ranker"))
     recipe["models"]["heavy"] = {"model": heavy, "max_length": 48}
     recipe["stages"] = {
         "lists": {"trainer": "augment", "retriever": "light", "ranker": "heavy", "args": lists},

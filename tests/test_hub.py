@@ -255,7 +255,12 @@ def test_without_a_token_it_says_where_to_get_one(run: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("part", "file", "change", "message"),
     [
-        ("ranker", "config_sentence_transformers.json", {"activation_fn": None}, "sigmoid on the logit"),
+        (
+            "ranker",
+            "config_sentence_transformers.json",
+            {"activation_fn": None},
+            "otherwise CrossEncoder applies a sigmoid",
+        ),
         ("ranker", "config.json", {"id2label": {"0": "a", "1": "b"}}, "2 labels, expected 1"),
         (
             "retriever",

@@ -315,7 +315,9 @@ def test_an_index_of_another_model_raises_an_error(models, tmp_path, tiny_collec
     )
     other.save_index(tmp_path / "index")
     trainer = ltre(models, tmp_path / "mine", tiny_collection, index=str(tmp_path / "index"), vectors="index")
-    with pytest.raises(ValueError, match="made by another model, of other texts, or its ids are in another"):
+    with pytest.raises(
+        ValueError, match="made by another model, from other texts, or its ids are in another"
+    ):
         trainer.train()
 
 
@@ -340,7 +342,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
             FrozenIndex.from_files(tmp_path / "a.faiss", ["a", "b", "c", "d"])
     with pytest.raises(ValueError, match="L2 distance"):
         FrozenIndex(faiss.IndexFlatL2(4), "x")
-    with pytest.raises(ValueError, match="numbers of its own"):
+    with pytest.raises(ValueError, match="numbers its passages itself"):
         FrozenIndex(faiss.IndexIDMap(faiss.IndexFlatIP(4)), "x")
     with pytest.raises(
         ValueError, match="vectors='exact': a IndexScalarQuantizer keeps only compressed vectors"

@@ -116,7 +116,7 @@ def read_ranker(folder: str | Path) -> SavedRanker:
     if activation != IDENTITY:
         raise ValueError(
             f"{folder / 'config_sentence_transformers.json'}: activation_fn is {activation!r}, expected {IDENTITY!r}, "
-            "because CrossEncoder else applies a sigmoid; save it with load_ranker(...).save_pretrained(...)"
+            "because otherwise CrossEncoder applies a sigmoid; save it with load_ranker(...).save_pretrained(...)"
         )
     modules = folder / "modules.json"
     kinds = [module["type"].rsplit(".", 1)[-1] for module in _read(modules)] if modules.is_file() else []
