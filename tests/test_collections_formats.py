@@ -48,6 +48,24 @@ BEIR = {
 }
 
 
+def test_whole_numbers_as_ids_and_decimals_as_grades(tmp_path: Path):
+    """What pandas writes: ids are integers, and grades are decimals as soon as their column had a gap."""
+    files = {
+        "corpus.jsonl": json_lines({"_id": 0, "text": "zero"}, {"_id": 7, "text": "seven"}),
+        "queries.jsonl": json_lines({"_id": 1, "text": "which"}),
+        "qrels/test.tsv": "query-id\tcorpus-id\tscore\n1\t0\t2.0\n1\t7\t0.0\n",
+    }
+    collection = load_collection(write(tmp_path / "beir", files))
+    assert collection.corpus["id"][:] == ["0", "7"]
+    assert qrels_of(collection, "test") == [("1", "0", 2), ("1", "7", 0)]
+    files = {
+        "collection.tsv": "0\tzero\n",
+        "queries.dev.tsv": "1\twhich\n",
+        "qrels.dev.tsv": "1\t0\t0\t1.0\n",
+    }
+    assert qrels_of(load_collection(write(tmp_path / "ms", files)), "dev") == [("1", "0", 1)]
+
+
 def test_beir_folder(tmp_path: Path):
     collection = load_collection(write(tmp_path / "mine", BEIR))
     assert collection.name == "mine"
@@ -206,7 +224,7 @@ def test_ms_marco_as_rocketqa_lays_it_out(tmp_path: Path):
 # DPR
 
 
-def context(id: str, key: str = "passage_id") -> dict:
+def context(id: str | int, key: str = "passage_id") -> dict:
     return {"title": "t", "text": "x", "score": 1.0, key: id}
 
 
@@ -247,6 +265,21 @@ def test_dpr(tmp_path: Path):
     rows = {split: rows.tolist() for split, rows in collection.answer_splits.items()}
     assert rows == {"dev": [2, 3], "test": [4]}
     assert repr(collection).splitlines()[-1] == "  test: 1 queries with answers"
+
+
+def test_dpr_with_long_passages_and_other_ids(tmp_path: Path):
+    """A field of csv has no more than 131,072 characters by default; DPR's results have `wiki:` before the id."""
+    asked = [
+        question("who", [], [context(0)], [context("wiki:1", "id"), context("1")]),
+        question("what", [], [context("wiki:1", "psg_id")]),
+    ]
+    files = {
+        "psgs_w100.tsv": "id\ttext\ttitle\n0\t" + "word " * 60_000 + '\tLong\n1\t"Bob\nran."\tBob\n',
+        "nq-train.json": json.dumps(asked),
+    }
+    collection = load_collection(write(tmp_path, files), hard_negatives=True, dev_share=0)
+    assert len(collection.corpus["text"][0]) == 300_000
+    assert qrels_of(collection, "train") == [("train-0", "0", 1), ("train-0", "1", 0), ("train-1", "1", 1)]
 
 
 def test_dpr_files_may_be_gzipped(tmp_path: Path):

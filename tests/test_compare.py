@@ -225,7 +225,7 @@ def test_bad_input_is_answered_with_what_to_do(
         (["foreign.trec", "--collection", "letters"], "foreign.trec:1: unknown query id 'z1'"),
         (
             ["broken.trec", "--qrels", "test.qrels"],
-            "broken.trec:2: rank is 'second'; expected an integer",
+            "broken.trec:2: rank is 'second'; expected a whole number",
         ),
         (
             ["one", "--split", "tset"],

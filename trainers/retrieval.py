@@ -399,6 +399,12 @@ class Retrieval:
                 f"{', '.join(self.collection.splits)}; name one of them or set eval_strategy='no'"
             )
         judgments = self.collection.judgments(self.args.eval_split)
+        evaluates = self.args.eval_strategy != "no" or self.args.eval_on_start
+        if evaluates and not len(judgments.positives()):
+            raise ValueError(
+                f"eval_split={self.args.eval_split!r}: this split of {self.collection.name} has no query with a "
+                "relevant passage, so nothing can be measured on it; name another split or set eval_strategy='no'"
+            )
         limit = self.args.eval_queries
         if limit is None or limit >= len(judgments):
             return judgments

@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetNotFoundError
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.lines import find_file, find_splits, json_lines, tab_separated
 from hf_ar2.collections.problems import CollectionError, Problems
-from hf_ar2.collections.readers.entries import Qrels, Queries
+from hf_ar2.collections.readers.entries import Qrels, Queries, id_of
 from hf_ar2.collections.readers.passages import PassageRows, check_passages, read_corpus
 from hf_ar2.collections.tables import (
     PASSAGE_FEATURES,
@@ -133,10 +133,15 @@ def _queries(file: Path, problems: Problems) -> Queries:
 def _has_strings(
     entry: dict[str, Any], fields: Iterable[str], file: Path, line: int, problems: Problems
 ) -> bool:
+    """Whether an entry has these fields, all strings; an integer id becomes one."""
     for field in fields:
-        if not isinstance(entry.get(field), str):
+        value = entry.get(field)
+        if field == "_id" and (id := id_of(value)) is not None:
+            entry["_id"] = value = id
+        if not isinstance(value, str):
             found = f"{field!r}: {entry[field]!r}" if field in entry else f"the fields {sorted(entry)}"
-            problems.raise_or_skip("malformed lines", file, line, found, f"a field {field!r} with a string")
+            expected = "a string or an integer" if field == "_id" else "a string"
+            problems.raise_or_skip("malformed lines", file, line, found, f"a field {field!r} with {expected}")
             return False
     return True
 
