@@ -158,6 +158,67 @@ def test_beir_style_hub_id(monkeypatch):
         load_collection("BeIR/mine")
 
 
+@pytest.mark.parametrize(("part", "splits"), [("default", ["dev", "test"]), ("qrels", ["test"])])
+def test_hub_ids_of_mteb_and_nanobeir(monkeypatch, part, splits):
+    """The judgments are a configuration of the repository: default (MTEB), or qrels without scores (NanoBEIR)."""
+    pair = {"query-id": ["q1"], "corpus-id": ["7"]}
+    judged = (
+        {"train": pair}
+        if part == "qrels"
+        else {"validation": pair | {"score": [2.0]}, "test": pair | {"score": [1]}}
+    )
+    split = "train" if part == "qrels" else None
+    parts = {
+        "corpus": {
+            split or "corpus": {"_id": [7, 8], "title": ["Paris", None], "text": ["A city.", "A dog."]}
+        },
+        "queries": {split or "queries": {"id": ["q1"], "text": ["which city"]}},
+        part: judged,
+    }
+
+    def load_dataset(path, name=None, cache_dir=None):
+        if path != "some/collection":
+            raise datasets.exceptions.DatasetNotFoundError(f"{path} does not exist")
+        tables = parts[name or "default"].items()
+        return datasets.DatasetDict({split: datasets.Dataset.from_dict(columns) for split, columns in tables})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: list(parts))
+    collection = load_collection("some/collection")
+    assert collection.splits == splits
+    assert collection.corpus["id"][:] == ["7", "8"]
+    assert qrels_of(collection, "test") == [("q1", "7", 1)]
+    parts["corpus"]["more"] = {"_id": [9], "text": ["x"]}
+    with pytest.raises(
+        CollectionError, match=r"some/collection \(corpus\): found the splits .*; expected one"
+    ):
+        load_collection("some/collection")
+    del parts["corpus"]["more"], parts[part]
+    with pytest.raises(CollectionError, match="whose judgments are its configuration qrels or default"):
+        load_collection("some/collection")
+
+
+def test_a_beir_folder_of_parquet_files(tmp_path: Path):
+    tables = {
+        "corpus.parquet": {"_id": [0, 7], "text": ["zero", "seven"]},
+        "queries/queries-00000-of-00001.parquet": {"_id": ["q1"], "text": ["which"]},
+        "qrels/test-00000-of-00002.parquet": {"query-id": ["q1"], "corpus-id": [0], "score": [2.0]},
+        "qrels/test-00001-of-00002.parquet": {"query-id": ["q1"], "corpus-id": [7], "score": [0.0]},
+    }
+    for name, columns in tables.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / name)
+    collection = load_collection(tmp_path, name="mine")
+    assert collection.corpus["id"][:] == ["0", "7"]
+    assert qrels_of(collection, "test") == [("q1", "0", 2), ("q1", "7", 0)]
+    datasets.Dataset.from_dict({"_id": [0.5], "text": ["half"]}).to_parquet(tmp_path / "corpus.parquet")
+    with pytest.raises(CollectionError, match="found ids of type .*; expected strings or integers"):
+        load_collection(tmp_path)
+    (tmp_path / "corpus.parquet").write_text("no parquet")
+    with pytest.raises(CollectionError, match="corpus.parquet: cannot be read as parquet"):
+        load_collection(tmp_path)
+
+
 def test_a_hub_id_that_cannot_be_had_is_an_error_that_says_where_was_looked(monkeypatch):
     def load_dataset(path, name=None, cache_dir=None):
         raise ConnectionError("offline")
