@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -228,6 +231,58 @@ def test_a_hub_id_that_cannot_be_had_is_an_error_that_says_where_was_looked(monk
         CollectionError, match=r"someone/none: found no such folder here, and no .* Hub \(offline\)"
     ):
         load_collection("someone/none")
+
+
+# ir_datasets
+
+
+class OfIrDatasets:
+    """A stand-in for a dataset of the package ir_datasets, which is optional."""
+
+    def __init__(self, docs=(), queries=(), qrels=()):
+        self.docs, self.queries, self.qrels = docs, queries, qrels
+        self.docs_iter, self.queries_iter, self.qrels_iter = (
+            partial(iter, part) for part in (docs, queries, qrels)
+        )
+        self.has_docs, self.has_queries, self.has_qrels = (
+            partial(bool, part) for part in (docs, queries, qrels)
+        )
+
+
+def test_ir_datasets(monkeypatch):
+    docs = [
+        SimpleNamespace(doc_id="d1", title="Paris", text="A city."),
+        SimpleNamespace(doc_id="d2", abstract="A dog.", default_text=lambda: "A dog."),
+    ]
+    queries = [SimpleNamespace(query_id="q1", default_text=lambda: "which city")]
+    qrels = [SimpleNamespace(query_id="q1", doc_id="d1", relevance=2)]
+    known = {
+        "mine": OfIrDatasets(docs),
+        "mine/train": OfIrDatasets(docs, queries),
+        "mine/dev": OfIrDatasets(docs, queries, qrels),
+        "mine/dev/small": OfIrDatasets(docs, queries, qrels),
+        "queries-only": OfIrDatasets((), queries, qrels),
+    }
+    monkeypatch.setitem(sys.modules, "ir_datasets", SimpleNamespace(load=known.__getitem__))
+    collection = load_collection("ir_datasets:mine")
+    assert collection.corpus.to_dict() == {
+        "id": ["d1", "d2"],
+        "title": ["Paris", ""],
+        "text": ["A city.", "A dog."],
+    }
+    assert collection.splits == ["dev"] and qrels_of(collection, "dev") == [("q1", "d1", 2)]
+    assert load_collection("ir_datasets:mine/dev").splits == ["dev"]
+    assert load_collection("ir_datasets:mine/dev/small").splits == ["test"]
+    for source, message in (
+        ("ir_datasets:other", "ir_datasets has no such dataset"),
+        ("ir_datasets:queries-only", "found no documents"),
+        ("ir_datasets:mine/train", "found no judgments, nor a subset"),
+    ):
+        with pytest.raises(CollectionError, match=f"{source}: {message}"):
+            load_collection(source)
+    monkeypatch.setitem(sys.modules, "ir_datasets", None)
+    with pytest.raises(ImportError, match="pip install ir-datasets"):
+        load_collection("ir_datasets:mine")
 
 
 # MS MARCO

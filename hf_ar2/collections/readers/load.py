@@ -16,12 +16,14 @@ from hf_ar2.collections.readers.beir import load_beir
 from hf_ar2.collections.readers.beir_tables import load_beir_from_hub, load_beir_parquet, parquet_files
 from hf_ar2.collections.readers.dev_split import with_dev_split
 from hf_ar2.collections.readers.dpr import load_dpr
+from hf_ar2.collections.readers.ir_datasets import load_ir_datasets
 from hf_ar2.collections.readers.ms_marco import CORPUS_FILES, load_ms_marco
 from hf_ar2.collections.readers.python_packages import load_python_packages
 from hf_ar2.collections.readers.text_folder import load_text_folder
 
 PYTHON_PACKAGES = "python-packages:"
 TEXT_FOLDER = "text:"
+IR_DATASETS = "ir_datasets:"
 
 
 def load_collection(
@@ -47,6 +49,7 @@ def load_collection(
     ====================================================  ===============================================
     `python-packages:numpy,pandas`                        `load_python_packages`: installed Python packages
     `text:notes`                                          `load_text_folder`: a folder of documentation
+    `ir_datasets:beir/scifact`                            `load_ir_datasets`: needs the package ir_datasets
     a folder with `corpus.jsonl`                          `load_beir`
     a folder with `corpus.parquet` (or `corpus/`)         `load_beir_parquet`
     a folder with `collection.tsv` (or `para.txt`)        `load_ms_marco`
@@ -94,6 +97,9 @@ def load_collection(
             options, ("queries", "endings", "headings", "all_headings"), source, "a folder of text"
         )
         collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
+    elif str(source).startswith(IR_DATASETS):
+        _check_options(options, (), source, "of ir_datasets")
+        collection = load_ir_datasets(str(source).removeprefix(IR_DATASETS), name=name, skip=skip)
     elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
         _check_options(options, (), source, "a BEIR folder")
         collection = load_beir(folder, name=name, cache_dir=cache_dir, skip=skip)
