@@ -54,7 +54,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
             )
         rankings = system.rankings(split)
         values = {
-            name: measure(system.collection, split, rows, metrics) for name, (rows, _) in rankings.items()
+            name: measure(system.collection, split, rows, metrics, arguments.relevance_level)
+            for name, (rows, _) in rankings.items()
         }
         means = {
             name: {metric: float(value.mean()) for metric, value in found.items()}
