@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import read_questions
+from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import evaluated_queries, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
@@ -71,6 +72,11 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
                     f"stages.{stage}.args.{name}: {collection.name} has no judgments of a split {split!r}; it has "
                     f"{', '.join(collection.splits)}"
                 )
+            if read and not len(collection.judgments(split).positives()):
+                raise RecipeError(
+                    f"stages.{stage}.args.{name}: split {split!r} of {collection.name} has no relevant passage in its "
+                    f"{len(collection.judgments(split))} judged queries; expected at least one"
+                )
 
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
@@ -89,9 +95,12 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
             "only the retrievers are evaluated"
         )
     total = len(collection.corpus)
+    with errors_at("collection"):
+        check_run_ids(collection)
     with errors_at("evaluation"):
         for split in splits:
-            evaluated_queries(collection, split)
+            if not len(evaluated_queries(collection, split)):
+                raise ValueError(f"split {split!r} of {collection.name} has no judgments; leave it out")
         beyond = out_of_reach(metrics, min(recipe.depth, total), total)
     if recipe.report_split not in splits:
         raise RecipeError(

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from hf_ar2.cards.facts import CHOSEN, read_json
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.hybrid import DEFAULT_LEXICAL_WEIGHT, candidates_of_both, fit_weight
+from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
@@ -141,7 +142,9 @@ def evaluate_lexical(
     for split in splits:
         query_rows = evaluated_queries(collection, split)
         texts = list(collection.queries.select(query_rows)["text"])
-        scores, rows = lexical.search(texts, recipe.depth)
+        own_rows = collection.own_rows[query_rows]
+        scores, rows = lexical.search(texts, deeper(own_rows, recipe.depth))
+        scores, rows = without_own(scores, rows, own_rows, recipe.depth)
         _write_runs(recipe, run, collection, LEXICAL_ROW, split, query_rows, {"retriever": (rows, scores)})
 
 
@@ -184,6 +187,7 @@ def evaluate_row(
                 list(collection.queries.select(query_rows)["text"]),
                 lexical,
                 partial(retrieval.score_passages, query_rows),
+                collection.own_rows[query_rows],
             )
             if split == chosen_on:
 

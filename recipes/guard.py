@@ -165,7 +165,8 @@ def _measure(
     metrics = [metric for metric in metrics if metric not in beyond]
     rows, inputs, encoders = np.arange(len(sample.corpus)), system.retriever_inputs, system.encoders
     judgments = sample.judgments(split)
-    values = values_among(retriever, inputs, encoders, judgments, rows, metrics, settings.depth)
+    own_rows = sample.own_rows[judgments.query_rows]
+    values = values_among(retriever, inputs, encoders, judgments, rows, metrics, settings.depth, own_rows)
     del retriever, system
     torch.cuda.empty_cache()
     means = {metric: float(values[metric].mean()) for metric in metrics}

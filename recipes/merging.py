@@ -187,10 +187,11 @@ def values_of_shares(
     part, passage_rows = reduced(judgments, found, total, QUERIES, seed)
     say(f"{title}: {len(part):,} queries among {len(passage_rows):,} of {total:,} passages")
     inputs, encoders, depth = trained.retriever_inputs, trained.encoders, trained.settings.depth
-    values = {}
+    values, own_rows = {}, trained.collection.own_rows[part.query_rows]
     for share in SHARES:
         merged = merge_retrievers(trained.retriever, systems[1].retriever, share)
-        values[share] = values_among(merged, inputs, encoders, part, passage_rows, [metric], depth)[metric]
+        measured = values_among(merged, inputs, encoders, part, passage_rows, [metric], depth, own_rows)
+        values[share] = measured[metric]
     return values
 
 

@@ -11,6 +11,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.evaluation.metrics import evaluate_rankings
+from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
 from hf_ar2.index.search import FaissSearcher
@@ -81,6 +82,7 @@ def values_among(
     passage_rows: np.ndarray,
     metrics: Sequence[str],
     depth: int = 100,
+    own_rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of an exact search among some passages; no index is written.
 
@@ -89,6 +91,7 @@ def values_among(
         judgments: of the Q queries.
         passage_rows: int64 `[P]`, ascending; what is searched.
         depth: passages that are retrieved per query.
+        own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
 
     Returns:
         metric → float64 `[Q]`.
@@ -97,6 +100,9 @@ def values_among(
     queries = encoders.embed_queries(retriever, inputs, judgments.query_rows)
     index = new_faiss_index("Flat", passages.shape[1])
     fill_faiss_index(index, passages, seed=0)
-    _, places = FaissSearcher(index).search(queries, min(depth, len(passage_rows)))
+    own_rows = np.full(len(queries), -1) if own_rows is None else own_rows
+    searched = min(deeper(own_rows, depth), len(passage_rows))
+    scores, places = FaissSearcher(index).search(queries, searched)
     ranking = np.where(places >= 0, passage_rows[np.maximum(places, 0)], -1)
+    _, ranking = without_own(scores, ranking, own_rows, depth)
     return evaluate_rankings(ranking, judgments, list(metrics), num_passages=len(passage_rows))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -46,6 +49,24 @@ BEIR = {
     "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\n",
     "qrels/dev.tsv": "query-id\tcorpus-id\tscore\n",
 }
+
+
+def test_whole_numbers_as_ids_and_decimals_as_grades(tmp_path: Path):
+    """What pandas writes: ids are integers, and grades are decimals as soon as their column had a gap."""
+    files = {
+        "corpus.jsonl": json_lines({"_id": 0, "text": "zero"}, {"_id": 7, "text": "seven"}),
+        "queries.jsonl": json_lines({"_id": 1, "text": "which"}),
+        "qrels/test.tsv": "query-id\tcorpus-id\tscore\n1\t0\t2.0\n1\t7\t0.0\n",
+    }
+    collection = load_collection(write(tmp_path / "beir", files))
+    assert collection.corpus["id"][:] == ["0", "7"]
+    assert qrels_of(collection, "test") == [("1", "0", 2), ("1", "7", 0)]
+    files = {
+        "collection.tsv": "0\tzero\n",
+        "queries.dev.tsv": "1\twhich\n",
+        "qrels.dev.tsv": "1\t0\t0\t1.0\n",
+    }
+    assert qrels_of(load_collection(write(tmp_path / "ms", files)), "dev") == [("1", "0", 1)]
 
 
 def test_beir_folder(tmp_path: Path):
@@ -140,6 +161,67 @@ def test_beir_style_hub_id(monkeypatch):
         load_collection("BeIR/mine")
 
 
+@pytest.mark.parametrize(("part", "splits"), [("default", ["dev", "test"]), ("qrels", ["test"])])
+def test_hub_ids_of_mteb_and_nanobeir(monkeypatch, part, splits):
+    """The judgments are a configuration of the repository: default (MTEB), or qrels without scores (NanoBEIR)."""
+    pair = {"query-id": ["q1"], "corpus-id": ["7"]}
+    judged = (
+        {"train": pair}
+        if part == "qrels"
+        else {"validation": pair | {"score": [2.0]}, "test": pair | {"score": [1]}}
+    )
+    split = "train" if part == "qrels" else None
+    parts = {
+        "corpus": {
+            split or "corpus": {"_id": [7, 8], "title": ["Paris", None], "text": ["A city.", "A dog."]}
+        },
+        "queries": {split or "queries": {"id": ["q1"], "text": ["which city"]}},
+        part: judged,
+    }
+
+    def load_dataset(path, name=None, cache_dir=None):
+        if path != "some/collection":
+            raise datasets.exceptions.DatasetNotFoundError(f"{path} does not exist")
+        tables = parts[name or "default"].items()
+        return datasets.DatasetDict({split: datasets.Dataset.from_dict(columns) for split, columns in tables})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: list(parts))
+    collection = load_collection("some/collection")
+    assert collection.splits == splits
+    assert collection.corpus["id"][:] == ["7", "8"]
+    assert qrels_of(collection, "test") == [("q1", "7", 1)]
+    parts["corpus"]["more"] = {"_id": [9], "text": ["x"]}
+    with pytest.raises(
+        CollectionError, match=r"some/collection \(corpus\): found the splits .*; expected one"
+    ):
+        load_collection("some/collection")
+    del parts["corpus"]["more"], parts[part]
+    with pytest.raises(CollectionError, match="whose judgments are its configuration qrels or default"):
+        load_collection("some/collection")
+
+
+def test_a_beir_folder_of_parquet_files(tmp_path: Path):
+    tables = {
+        "corpus.parquet": {"_id": [0, 7], "text": ["zero", "seven"]},
+        "queries/queries-00000-of-00001.parquet": {"_id": ["q1"], "text": ["which"]},
+        "qrels/test-00000-of-00002.parquet": {"query-id": ["q1"], "corpus-id": [0], "score": [2.0]},
+        "qrels/test-00001-of-00002.parquet": {"query-id": ["q1"], "corpus-id": [7], "score": [0.0]},
+    }
+    for name, columns in tables.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / name)
+    collection = load_collection(tmp_path, name="mine")
+    assert collection.corpus["id"][:] == ["0", "7"]
+    assert qrels_of(collection, "test") == [("q1", "0", 2), ("q1", "7", 0)]
+    datasets.Dataset.from_dict({"_id": [0.5], "text": ["half"]}).to_parquet(tmp_path / "corpus.parquet")
+    with pytest.raises(CollectionError, match="found ids of type .*; expected strings or integers"):
+        load_collection(tmp_path)
+    (tmp_path / "corpus.parquet").write_text("no parquet")
+    with pytest.raises(CollectionError, match="corpus.parquet: cannot be read as parquet"):
+        load_collection(tmp_path)
+
+
 def test_a_hub_id_that_cannot_be_had_is_an_error_that_says_where_was_looked(monkeypatch):
     def load_dataset(path, name=None, cache_dir=None):
         raise ConnectionError("offline")
@@ -149,6 +231,58 @@ def test_a_hub_id_that_cannot_be_had_is_an_error_that_says_where_was_looked(monk
         CollectionError, match=r"someone/none: found no such folder here, and no .* Hub \(offline\)"
     ):
         load_collection("someone/none")
+
+
+# ir_datasets
+
+
+class OfIrDatasets:
+    """A stand-in for a dataset of the package ir_datasets, which is optional."""
+
+    def __init__(self, docs=(), queries=(), qrels=()):
+        self.docs, self.queries, self.qrels = docs, queries, qrels
+        self.docs_iter, self.queries_iter, self.qrels_iter = (
+            partial(iter, part) for part in (docs, queries, qrels)
+        )
+        self.has_docs, self.has_queries, self.has_qrels = (
+            partial(bool, part) for part in (docs, queries, qrels)
+        )
+
+
+def test_ir_datasets(monkeypatch):
+    docs = [
+        SimpleNamespace(doc_id="d1", title="Paris", text="A city."),
+        SimpleNamespace(doc_id="d2", abstract="A dog.", default_text=lambda: "A dog."),
+    ]
+    queries = [SimpleNamespace(query_id="q1", default_text=lambda: "which city")]
+    qrels = [SimpleNamespace(query_id="q1", doc_id="d1", relevance=2)]
+    known = {
+        "mine": OfIrDatasets(docs),
+        "mine/train": OfIrDatasets(docs, queries),
+        "mine/dev": OfIrDatasets(docs, queries, qrels),
+        "mine/dev/small": OfIrDatasets(docs, queries, qrels),
+        "queries-only": OfIrDatasets((), queries, qrels),
+    }
+    monkeypatch.setitem(sys.modules, "ir_datasets", SimpleNamespace(load=known.__getitem__))
+    collection = load_collection("ir_datasets:mine")
+    assert collection.corpus.to_dict() == {
+        "id": ["d1", "d2"],
+        "title": ["Paris", ""],
+        "text": ["A city.", "A dog."],
+    }
+    assert collection.splits == ["dev"] and qrels_of(collection, "dev") == [("q1", "d1", 2)]
+    assert load_collection("ir_datasets:mine/dev").splits == ["dev"]
+    assert load_collection("ir_datasets:mine/dev/small").splits == ["test"]
+    for source, message in (
+        ("ir_datasets:other", "ir_datasets has no such dataset"),
+        ("ir_datasets:queries-only", "found no documents"),
+        ("ir_datasets:mine/train", "found no judgments, nor a subset"),
+    ):
+        with pytest.raises(CollectionError, match=f"{source}: {message}"):
+            load_collection(source)
+    monkeypatch.setitem(sys.modules, "ir_datasets", None)
+    with pytest.raises(ImportError, match="pip install ir-datasets"):
+        load_collection("ir_datasets:mine")
 
 
 # MS MARCO
@@ -206,7 +340,7 @@ def test_ms_marco_as_rocketqa_lays_it_out(tmp_path: Path):
 # DPR
 
 
-def context(id: str, key: str = "passage_id") -> dict:
+def context(id: str | int, key: str = "passage_id") -> dict:
     return {"title": "t", "text": "x", "score": 1.0, key: id}
 
 
@@ -247,6 +381,21 @@ def test_dpr(tmp_path: Path):
     rows = {split: rows.tolist() for split, rows in collection.answer_splits.items()}
     assert rows == {"dev": [2, 3], "test": [4]}
     assert repr(collection).splitlines()[-1] == "  test: 1 queries with answers"
+
+
+def test_dpr_with_long_passages_and_other_ids(tmp_path: Path):
+    """A field of csv has no more than 131,072 characters by default; DPR's results have `wiki:` before the id."""
+    asked = [
+        question("who", [], [context(0)], [context("wiki:1", "id"), context("1")]),
+        question("what", [], [context("wiki:1", "psg_id")]),
+    ]
+    files = {
+        "psgs_w100.tsv": "id\ttext\ttitle\n0\t" + "word " * 60_000 + '\tLong\n1\t"Bob\nran."\tBob\n',
+        "nq-train.json": json.dumps(asked),
+    }
+    collection = load_collection(write(tmp_path, files), hard_negatives=True, dev_share=0)
+    assert len(collection.corpus["text"][0]) == 300_000
+    assert qrels_of(collection, "train") == [("train-0", "0", 1), ("train-0", "1", 0), ("train-1", "1", 1)]
 
 
 def test_dpr_files_may_be_gzipped(tmp_path: Path):

@@ -63,6 +63,15 @@ def test_the_table_has_the_numbers_that_the_files_say(
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_the_relevance_level(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in TREC DL: of the six passages that dense finds first, three have grade 2."""
+    grades = zip(QUERIES, (1, 2, 1, 2, 1, 2), strict=True)
+    (files / "graded").write_text("".join(f"{q} 0 {q.replace('q', 'd')} {grade}\n" for q, grade in grades))
+    assert cli.main([*COMMAND, "--qrels", "graded", "--relevance-level", "2"]) == 0
+    rows = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines()[2:7]}
+    assert rows["dense"] == ["0.500", "0.500"]
+
+
 def test_one_comparison_is_not_corrected(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["compare", "bm_25.trec", "dense.run.gz", "--metrics", "mrr@4", "--qrels", "test.qrels"]
     assert cli.main([*arguments, "--against", "dense"]) == 0
@@ -225,7 +234,7 @@ def test_bad_input_is_answered_with_what_to_do(
         (["foreign.trec", "--collection", "letters"], "foreign.trec:1: unknown query id 'z1'"),
         (
             ["broken.trec", "--qrels", "test.qrels"],
-            "broken.trec:2: rank is 'second'; expected an integer",
+            "broken.trec:2: rank is 'second'; expected a whole number",
         ),
         (
             ["one", "--split", "tset"],

@@ -273,6 +273,10 @@ def test_a_folder_that_hf_ar2_index_wrote_is_opened_by_what_its_meta_json_names(
     (tmp_path / "ids.json").write_text('["d", "c", "b", "a"]')
     index = FrozenIndex.from_files(tmp_path, ["a", "b", "c", "d"])
     assert built.meta["files"]["index"] != "index.faiss"
+    for content in (b"d\nc\nb\na", b"\xef\xbb\xbfd\r\nc\r\nb\r\na\r\n\r\n"):  # as other systems write lines
+        (tmp_path / "ids.txt").write_bytes(content)
+        again = FrozenIndex.from_files(tmp_path, ["a", "b", "c", "d"], tmp_path / "ids.txt")
+        assert np.array_equal(again.corpus_rows, index.corpus_rows)
     assert np.array_equal(index.search(embeddings, 4)[1], 3 - built.search(embeddings, 4)[1])
 
 

@@ -175,3 +175,18 @@ def test_metrics_import_nothing_but_numpy():
     code = "import sys, hf_ar2.evaluation.metrics; print({'torch', 'datasets', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_relevance_level():
+    """As in TREC DL, where grade 1 is related but not relevant; nDCG keeps all grades."""
+    judgments = Judgments.from_triples([0, 0, 0, 1], [1, 2, 3, 1], [1, 2, 3, 1])
+    retrieved = np.array([[1, 2, 9], [1, 8, 9]])
+    names = ["mrr@3", "recall@3", "hit_rate@1", "map", "ndcg@3"]
+    strict = evaluate_rankings(retrieved, judgments, names, relevance_level=2)
+    assert strict["mrr@3"].tolist() == [0.5, 0] and strict["recall@3"].tolist() == [0.5, 0]
+    assert strict["hit_rate@1"].tolist() == [0, 0] and strict["map"].tolist() == [0.25, 0]
+    loose = evaluate_rankings(retrieved, judgments, names)
+    np.testing.assert_array_equal(strict["ndcg@3"], loose["ndcg@3"])
+    assert loose["mrr@3"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="relevance_level=0: expected a grade of at least 1"):
+        evaluate_rankings(retrieved, judgments, names, relevance_level=0)

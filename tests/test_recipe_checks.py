@@ -115,6 +115,31 @@ def test_errors_of_later_stages_show_before_the_first(recipe, key, value, messag
     assert not (recipe.parent / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("corpus.jsonl", '"_id": "p100"', '"_id": "p 100"', "passage id 'p 100' is empty or has white space"),
+        ("corpus.jsonl", '"_id": "p100"', '"_id": "p\u3000100"', "passage id .* is empty or has white space"),
+        ("queries.jsonl", '"_id": "q200"', '"_id": "q\u00a0200"', "query id .* is empty or has white space"),
+        ("qrels/test.tsv", None, "", "split 'test' of data has no judgments"),
+        ("qrels/train.tsv", None, "", "args.train_split: split 'train' of data has no relevant passage"),
+    ],
+)
+def test_data_that_cannot_be_evaluated_shows_before_the_first_stage(recipe, file, old, new, message):
+    data = recipe.parent / "data"
+    path = data / file
+    if old is None:
+        path.write_text(path.read_text().split("\n")[0] + "\n")
+    else:
+        path.write_text(path.read_text().replace(old, new))
+        for qrels in data.glob("qrels/*.tsv"):
+            ids = json.loads(f"[{old[7:]}, {new[7:]}]")
+            qrels.write_text(qrels.read_text().replace(*ids))
+    with pytest.raises(SystemExit, match=f"^recipe: .*{message}"):
+        started(recipe)
+    assert not (recipe.parent / "run").exists()
+
+
 def test_an_error_that_the_user_can_fix_is_one_line_unless_a_traceback_is_wanted(recipe, monkeypatch):
     with pytest.raises(SystemExit, match="^recipe: .*absent"):
         started(recipe, "--collection", str(recipe.parent / "absent"))

@@ -11,10 +11,10 @@ import pytest
 import regex
 
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.evaluation import runs
+from hf_ar2.evaluation import columns
 from hf_ar2.evaluation.answers import answer_hits, has_answer, token_string
 from hf_ar2.evaluation.metrics import evaluate_rankings, hit_rate
-from hf_ar2.evaluation.runs import read_qrels, read_run, write_qrels, write_run
+from hf_ar2.evaluation.runs import _replacing, read_qrels, read_run, write_qrels, write_run
 
 QUERIES = ["q0", "q1", "q2"]
 PASSAGES = ["d0", "d1", "d%2", "d3"]
@@ -50,11 +50,49 @@ def test_equal_runs_give_equal_compressed_files(tmp_path):
 
 
 def test_the_rank_column_decides_the_order(tmp_path):
-    text = "q1\tQ0\td0  2 0.9 x\nq0 Q0 d3 1 5 x\nq1 Q0 d1 1 0.1 x\n"
+    text = "q1\tQ0\td0  2 0.9 x\nq0 Q0 d3 1 5 x\nq1 Q0 d1 1 0.9 x\n"
     (tmp_path / "run").write_text(text)
     run = read_run(tmp_path / "run", QUERIES, PASSAGES)
-    assert run.passage_rows.tolist() == [[3, -1], [1, 0]]
-    np.testing.assert_allclose(run.scores, [[5, -np.inf], [0.1, 0.9]])
+    assert run.passage_rows.tolist() == [[3, -1], [1, 0]], "of tied passages the rank decides"
+    np.testing.assert_allclose(run.scores, [[5, -np.inf], [0.9, 0.9]])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "problem"),
+    [
+        ("0000", "lines 1 and 2 have equal ranks"),
+        ("1111", "lines 1 and 2 have equal ranks"),
+        ("1123", "lines 1 and 2 have equal ranks"),
+        ("1234", "lines 1 and 2 have ranks that contradict their scores"),
+        ("4321", "lines 2 and 3 have ranks that contradict their scores"),
+    ],
+)
+def test_ranks_that_say_nothing(tmp_path, caplog, ranks, problem):
+    """The order is trec_eval's: by score, tied passages by id, descending."""
+    scores = {"d1": 0.1, "d3": 0.9, "d0": 0.5, "d%2": 0.5}
+    lines = (
+        f"q1 Q0 {id} {rank} {score} x\n" for rank, (id, score) in zip(ranks, scores.items(), strict=True)
+    )
+    (tmp_path / "run").write_text("".join(lines))
+    run = read_run(tmp_path / "run", QUERIES, PASSAGES)
+    assert [PASSAGES[row] for row in run.passage_rows[0]] == ["d3", "d0", "d%2", "d1"]
+    assert f"{problem}, so the run is ordered by score" in caplog.text
+
+
+def test_byte_order_marks_blank_lines_and_grades_as_decimals(tmp_path):
+    (tmp_path / "run").write_bytes(b"\xef\xbb\xbf\n  \nq1 Q0 d1 1.0 2.0 x\r\n\r\nq1 Q0 d0 2.0 1.0 x\n\n")
+    assert read_run(tmp_path / "run", QUERIES, PASSAGES).passage_rows.tolist() == [[1, 0]]
+    with gzip.open(tmp_path / "qrels.gz", "wb") as file:
+        file.write(b"\xef\xbb\xbfq1 0 d1 2.0\n\nq1 0 d0 0.0\n")
+    judgments = read_qrels(tmp_path / "qrels.gz", QUERIES, PASSAGES)
+    assert judgments.of(0)[1].tolist() == [0, 2]
+    for grade in ("0.5", "nan", "inf", "yes"):
+        (tmp_path / "qrels").write_text(f"\nq1 0 d1 1\n\nq1 0 d0 {grade}\n")
+        with pytest.raises(ValueError, match=f"qrels:4: relevance is '{grade}'; expected a whole number"):
+            read_qrels(tmp_path / "qrels", QUERIES, PASSAGES)
+    (tmp_path / "qrels").write_text("\nq1 0 d1 1\n\nq1 0 d1 1\n")
+    with pytest.raises(ValueError, match="qrels:4: passage 'd1' is judged a second time"):
+        read_qrels(tmp_path / "qrels", QUERIES, PASSAGES)
 
 
 def test_an_ms_marco_run(tmp_path):
@@ -118,8 +156,7 @@ def test_qrels_are_read_as_they_were_written(tmp_path, name):
     ("line", "message"),
     [
         ("q1 Q0 d1 1 0.5", r":3: found 5 columns; expected 6: query Q0 passage rank score tag"),
-        ("", r":3: found 0 columns"),
-        ("q1 Q0 d1 first 0.5 x", r":3: rank is 'first'; expected an integer"),
+        ("q1 Q0 d1 first 0.5 x", r":3: rank is 'first'; expected a whole number"),
         ("q1 Q0 d1 99999999999999999999 0.5 x", r":3: rank is '99999999999999999999'"),
         ("q1 Q0 d1 1 high x", r":3: score is 'high'; expected a number"),
         ("q9 Q0 d1 1 0.5 x", r":3: unknown query id 'q9': it is not among the collection's 3 query ids"),
@@ -129,7 +166,7 @@ def test_qrels_are_read_as_they_were_written(tmp_path, name):
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_a_bad_line_is_named(tmp_path, monkeypatch, line, message, block):
-    monkeypatch.setattr(runs, "_BYTES_PER_BLOCK", block)
+    monkeypatch.setattr(columns, "_BYTES_PER_BLOCK", block)
     (tmp_path / "run").write_text(f"q0 Q0 d0 1 0.9 x\nq0 Q0 d1 2 0.8 x\n{line}\nq2 Q0 d1 1 0.5 x\n")
     with pytest.raises(ValueError, match=f"run{message}"):
         read_run(tmp_path / "run", QUERIES, PASSAGES)
@@ -171,7 +208,7 @@ def test_ids_that_the_format_cannot_hold_leave_no_file(tmp_path):
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     write_run(tmp_path / "run", ["q0", "q1"], PASSAGES, ROWS, SCORES)
     before = (tmp_path / "run").read_bytes()
-    with pytest.raises(KeyboardInterrupt), runs._replacing(tmp_path / "run") as file:
+    with pytest.raises(KeyboardInterrupt), _replacing(tmp_path / "run") as file:
         assert isinstance(file, io.TextIOWrapper)
         file.write("half a line")
         raise KeyboardInterrupt

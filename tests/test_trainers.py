@@ -314,6 +314,11 @@ def test_what_cannot_work_raises_an_error_with_the_reason(models, tmp_path, tiny
         AR2Config(output_dir=str(tmp_path), lr_scheduler_type="polynomial")
     with pytest.raises(ValueError, match="has the splits dev, test, train|has the splits train, dev, test"):
         ar2(models, tmp_path, tiny_collection, eval_split="validation")
+    empty = dataclasses.replace(
+        tiny_collection, qrels={**tiny_collection.qrels, "dev": tiny_collection.qrels["dev"].select([])}
+    )
+    with pytest.raises(ValueError, match="eval_split='dev': this split of .* has no query with a relevant"):
+        ar2(models, tmp_path, empty)
     trainer = ar2(models, tmp_path, tiny_collection)
     for attribute, name in (("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP")):
         with monkeypatch.context() as patch, pytest.raises(NotImplementedError, match=name):

@@ -258,17 +258,21 @@ def with_stored_lists(
         trainer: has the stored lists and the judgments of the training queries.
 
     Returns:
-        The pool, and int32 `[Q, P]`: an entry's own positives and the judged ones of its query, -1 padded. None where
-        the pool's positives are all of them.
+        The pool, and int32 `[Q, P]`: what is no negative of an entry's query, which are the entry's own positives, the
+        judged ones, and the query itself if it is a passage; -1 padded. None where the pool's positives are all.
     """
+    own_rows = trainer.collection.own_rows
     if mined is None and trainer.args.mine:
         mined = trainer.retrieval.pool_without_candidates()
     if trainer.stored is None:
         assert mined is not None
-        return mined, None
-    pool = trainer.stored if mined is None else concatenate_pools([mined, trainer.stored])
-    judged = _judged(pool, trainer.retrieval.train_judgments)
-    return pool, np.concatenate([pool.positive_rows, judged], axis=1)
+        pool, known = mined, [mined.positive_rows]
+    else:
+        pool = trainer.stored if mined is None else concatenate_pools([mined, trainer.stored])
+        known = [pool.positive_rows, _judged(pool, trainer.retrieval.train_judgments)]
+    if (own_rows >= 0).any():
+        known.append(own_rows[pool.query_rows][:, None].astype(np.int32))
+    return pool, np.concatenate(known, axis=1) if len(known) > 1 else None
 
 
 def stored_fingerprint(stored: CandidatePool | None) -> str:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from hf_ar2.cards.card import model_card
 from hf_ar2.collections import Collection
+from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.corpus_index import CorpusIndex
@@ -279,8 +280,11 @@ class LTReTrainer(JointTrainer):
         """The scores of what the queries retrieve now, with the relevant passages that were missed behind them."""
         queries = outputs["query_embeddings"]
         known = batch["known_positives"].cpu().numpy()
+        own_rows = self.collection.own_rows[batch["query_rows"].cpu().numpy()]
+        known = np.where(known == own_rows[:, None], -1, known)  # no negative, but not relevant either
         started = time.perf_counter()
-        _, found = self.index.search(queries, self.args.list_depth)
+        scored, found = self.index.search(queries, deeper(own_rows, self.args.list_depth))
+        _, found = without_own(scored, found, own_rows, self.args.list_depth)
         self._search_seconds += time.perf_counter() - started
         rows, relevant = with_missed(found, known, only_if_none=self.args.missed == "if_none")
         mask = (rows >= 0) & ~self.retrieval.duplicates(rows, known, relevant)
@@ -296,7 +300,7 @@ class LTReTrainer(JointTrainer):
             positives=torch.from_numpy(relevant).to(queries.device),
             query_rows=batch["query_rows"],
             passage_rows=torch.from_numpy(rows).to(queries.device),
-            known_positives=batch["known_positives"],
+            known_positives=torch.from_numpy(known).to(queries.device),
             retriever_scores=scores / self.retrieval.retriever_temperature,
             query_embeddings=queries,
             passage_embeddings=passages,

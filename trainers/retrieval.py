@@ -19,6 +19,7 @@ from hf_ar2.encoding.length_limits import query_truncation_warning, truncation_l
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
+from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.systems import Ranking, rankings_of_systems
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
@@ -199,7 +200,9 @@ class Retrieval:
         judgments = self.train_judgments
         positives = padded_positives(judgments)
         wanted = self.args.pool_depth * (1 if self.args.relative_margin is None else _DEEPER)
-        depth = min(wanted + positives.shape[1] + _SLACK, len(self.collection.corpus))
+        own_rows = self.collection.own_rows[judgments.query_rows]
+        depth = deeper(own_rows, wanted + positives.shape[1] + _SLACK)
+        depth = min(depth, len(self.collection.corpus))
         search = self._search_bm25 if self.args.mine_with == "bm25" else self._search_retriever
         scores, rows, positive_scores, source = search(judgments, positives, depth)
         folder = self.folder / "pool"
@@ -212,6 +215,7 @@ class Retrieval:
                 judgments,
                 depth=self.args.pool_depth,
                 positive_scores=positive_scores,
+                own_rows=own_rows,
                 text_keys=self._duplicate_keys(),
                 answer_hits=hits,
                 relative_margin=self.args.relative_margin,
@@ -258,10 +262,15 @@ class Retrieval:
         return default_temperature(self.retriever)
 
     def retrieve(self, query_rows: np.ndarray, depth: int, description: str) -> tuple[np.ndarray, np.ndarray]:
-        """The retriever's scores float32 `[Q, depth]` and passage rows int64 `[Q, depth]`, best first."""
+        """The retriever's scores float32 `[Q, depth]` and passage rows int64 `[Q, depth]`, best first.
+
+        A query that is itself a passage is not among its own results, see `Collection.own_rows`.
+        """
         index = self.refresh()
         queries = self.embed_queries(query_rows, description)
-        return self.encoders.search(index, queries, min(depth, index.ntotal))
+        own_rows = self.collection.own_rows[query_rows]
+        scores, rows = self.encoders.search(index, queries, min(deeper(own_rows, depth), index.ntotal))
+        return without_own(scores, rows, own_rows, depth)
 
     def score_passages(self, query_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The retriever's scores of passages at corpus rows `[Q, K]` (-1: any number), float32 `[Q, K]`."""
@@ -363,8 +372,9 @@ class Retrieval:
             self._eval_rows = self._passages_to_evaluate_on(limit)
         passages = self.encoders.embed_passages(self.retriever, self.retriever_inputs, self._eval_rows)
         scores = self.embed_queries(judgments.query_rows, "Evaluation queries") @ passages.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        return np.take_along_axis(scores, order, axis=1), self._eval_rows[order]
+        own_rows = self.collection.own_rows[judgments.query_rows]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : deeper(own_rows, depth)]
+        return without_own(np.take_along_axis(scores, order, axis=1), self._eval_rows[order], own_rows, depth)
 
     def _passages_to_evaluate_on(self, limit: int) -> np.ndarray:
         """Rows of the corpus, ascending: all positives of the evaluated queries, then what they retrieve at first.
@@ -399,6 +409,12 @@ class Retrieval:
                 f"{', '.join(self.collection.splits)}; name one of them or set eval_strategy='no'"
             )
         judgments = self.collection.judgments(self.args.eval_split)
+        evaluates = self.args.eval_strategy != "no" or self.args.eval_on_start
+        if evaluates and not len(judgments.positives()):
+            raise ValueError(
+                f"eval_split={self.args.eval_split!r}: this split of {self.collection.name} has no query with a "
+                "relevant passage, so nothing can be measured on it; name another split or set eval_strategy='no'"
+            )
         limit = self.args.eval_queries
         if limit is None or limit >= len(judgments):
             return judgments

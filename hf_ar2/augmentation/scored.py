@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_ar2.collections.tables import content_hash
+from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.progress import progress_bar
 from hf_ar2.search.system import SearchSystem
@@ -122,7 +123,9 @@ def _score_block(
     assert system.ranker is not None
     encoders = replace(system.encoders, show_progress=False)
     queries = encoders.embed_queries(system.retriever, system.retriever_inputs, query_rows)
-    _, retrieved = encoders.search(system.index, queries, depth)
+    own_rows = system.collection.own_rows[query_rows]
+    searched = encoders.search(system.index, queries, min(deeper(own_rows, depth), system.index.ntotal))
+    retrieved = without_own(*searched, own_rows, depth)[1]
     rows = np.concatenate([retrieved, positive_rows], axis=1).astype(np.int32)
     # A retrieved positive is scored once, so that both of its columns have the same score.
     repeated = np.zeros(rows.shape, dtype=bool)

@@ -3,7 +3,8 @@
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.problems import SKIPPABLE, CollectionError
-from hf_ar2.collections.readers.beir import load_beir, load_beir_from_hub
+from hf_ar2.collections.readers.beir import load_beir
+from hf_ar2.collections.readers.beir_tables import load_beir_from_hub
 from hf_ar2.collections.readers.dpr import load_dpr
 from hf_ar2.collections.readers.load import load_collection
 from hf_ar2.collections.readers.ms_marco import load_ms_marco

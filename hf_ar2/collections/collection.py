@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,8 @@ from hf_ar2.collections.tables import (
     query_features,
     rows_of,
 )
+
+logger = logging.getLogger(__name__)
 
 _JOINED_ROWS = 65_536
 
@@ -120,6 +123,29 @@ class Collection:
                 f"collection {self.name!r}, qrels[{split!r}] row {unknown[0]}: found {column} "
                 f"{ids[int(unknown[0])].as_py()!r}, which is not among the {len(table)} ids of the "
                 f"{'queries' if column == 'query_id' else 'corpus'}; {len(unknown)} judgments have unknown ids"
+            )
+        return rows
+
+    @cached_property
+    def own_rows(self) -> np.ndarray:
+        """The corpus row of each query that is itself a passage, under the same id: int64 `[len(queries)]`, else -1.
+
+        So it is in duplicate detection (Quora) and in the retrieval of counter-arguments (ArguAna). Mining and
+        evaluation drop this passage from what its query retrieves, as BEIR does (`ignore_identical_ids`); unlike BEIR,
+        not where it is judged relevant.
+        """
+        rows = rows_of(arrow_column(self.queries, "id"), arrow_column(self.corpus, "id"))
+        for split in self.qrels if (rows >= 0).any() else ():
+            positives = self.judgments(split).positives()
+            queries = np.repeat(positives.query_rows, np.diff(positives.offsets))
+            rows[queries[rows[queries] == positives.passage_rows]] = -1
+        if count := int((rows >= 0).sum()):
+            logger.warning(
+                "%s: %d of %d queries are also passages, under the same id; such a passage is neither a negative nor a "
+                "result of its own query",
+                self.name,
+                count,
+                len(rows),
             )
         return rows
 

@@ -15,6 +15,7 @@ from hf_ar2.collections.lines import numbered_lines, tab_separated, write_lines
 from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.tables import QRELS_FEATURES, arrow_column, dataset_of, rows_of
 from hf_ar2.collections.write import QRELS_HEADER
+from hf_ar2.whole_number import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def read_judged(file: str | Path) -> Judged:
         return judged
     for line, (query, passage, grade) in tab_separated(path, 3, Problems(), header=QRELS_HEADER):
         try:
-            value = int(grade)
+            value = whole_number(grade)
         except ValueError:
             raise CollectionError(
                 f"{path}:{line}: found score {grade!r}; expected a whole number, 0 for not relevant"

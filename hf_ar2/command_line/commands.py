@@ -22,6 +22,7 @@ from hf_ar2.command_line.show import left_out, print_hits, print_searched
 from hf_ar2.encoding import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
+from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.search.system import Ranking, SearchSystem
@@ -36,6 +37,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         arguments.split = QUESTIONS
     with opened_system(arguments, for_training=True) as system:
         split = arguments.split or system.settings.report_split
+        if arguments.output:
+            check_run_ids(system.collection)
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
         note = f", {system.searched_place}" if system.run_index is not None else ""
         if system.index_name == TRAINING_INDEX:
@@ -51,7 +54,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
             )
         rankings = system.rankings(split)
         values = {
-            name: measure(system.collection, split, rows, metrics) for name, (rows, _) in rankings.items()
+            name: measure(system.collection, split, rows, metrics, arguments.relevance_level)
+            for name, (rows, _) in rankings.items()
         }
         means = {
             name: {metric: float(value.mean()) for metric, value in found.items()}

@@ -56,7 +56,7 @@ def compare(arguments: argparse.Namespace) -> int:
     against = arguments.against or next(iter(systems.files))
     if against not in systems.files:
         raise ValueError(f"--against {against}: no such system{nearest(against, systems.files)}")
-    result = compare_systems(collection, systems.files, split, metrics, against)
+    result = compare_systems(collection, systems.files, split, metrics, against, arguments.relevance_level)
     title = result.title.replace(f", {JUDGED}:", ":") if arguments.qrels else result.title
     result = replace(result, title=title, notes=[*systems.notes, *result.notes])
     text = str(result)

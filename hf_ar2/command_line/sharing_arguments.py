@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_ar2.command_line.arguments import ANY_COLLECTION, PROGRAM, command
+from hf_ar2.command_line.arguments import ANY_COLLECTION, PROGRAM, RELEVANCE_LEVEL, command
 from hf_ar2.command_line.options import add_settings
 from hf_ar2.command_line.parser import Parser
 from hf_ar2.settings.search import Settings
@@ -22,6 +22,13 @@ def compare_parser() -> Parser:
     add = parser.add_argument
     add("systems", nargs="+", metavar="SYSTEM", help="a run folder, or a TREC run file (also .gz)")
     add("--metrics", nargs="+", metavar="METRIC", help="such as mrr@10 recall@100 (the run's)")
+    add(
+        "--relevance-level",
+        type=int,
+        default=1,
+        metavar="GRADE",
+        help=RELEVANCE_LEVEL,
+    )
     add("--split", help="split of run folders and of the collection (the run's, or test)")
     judged = parser.add_mutually_exclusive_group()
     judged.add_argument("--qrels", metavar="FILE", help="TREC qrels: query_id 0 passage_id relevance")

@@ -125,6 +125,7 @@ def compare(
     split: str = "test",
     metrics: Sequence[str] = DEFAULT_METRICS,
     against: str | None = None,
+    relevance_level: int = 1,
 ) -> Comparison:
     """Compare systems on the queries of a split, as `hf-ar2 compare` does.
 
@@ -137,6 +138,7 @@ def compare(
         split: of the collection.
         metrics: names such as "mrr@10", see `hf_ar2.evaluation.metrics`; the first one is tested.
         against: the system that the others are tested against; None: the first.
+        relevance_level: the lowest grade that is relevant, see `evaluate_rankings`.
 
     Raises:
         ValueError: no system or no metric, an unknown split, metric, id or `against`, a malformed run file, a run
@@ -197,7 +199,9 @@ def compare(
         if len(run.query_rows) > found:
             unjudged = len(run.query_rows) - found
             notes.append(f"{name}: queries without judgments, which are left out: {unjudged:,}.")
-        values[name] = measure(collection, split, run.of_queries(queries).passage_rows, metrics)
+        values[name] = measure(
+            collection, split, run.of_queries(queries).passage_rows, metrics, relevance_level
+        )
     title = f"{collection.name}, {split}: {len(queries):,} queries"
     return Comparison(title, list(metrics), against, values, _tests(values, against, metrics[0]), notes)
 

@@ -47,15 +47,19 @@ def candidates_of_both(
     query_texts: Sequence[str],
     lexical: LexicalIndex,
     score_passages: Callable[[np.ndarray], np.ndarray],
+    own_rows: np.ndarray | None = None,
 ) -> Candidates:
     """The passages that the retriever found, then those that only BM25 found, with the scores of both.
 
     Args:
         scores, rows: float32 and int64 `[Q, K]`, the retriever's results, best first.
         query_texts: of the same queries.
+        own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
         score_passages: from rows int64 `[Q, K]` to the retriever's scores, float32; scores of -1 are ignored.
     """
     _, found = lexical.search(query_texts, rows.shape[1])
+    if own_rows is not None:
+        found = np.where(found == own_rows[:, None], -1, found)
     # Passages that both found are kept once.
     repeated = (found[:, :, None] == rows[:, None, :]).any(axis=2)
     extra = np.where(repeated, -1, found)

@@ -6,7 +6,8 @@ that array and return one float64 per query, as a paired test needs.
 
 Conventions, those of trec_eval (and so of pytrec_eval and ir_measures):
 
-- A passage is relevant if its relevance is above 0; an unjudged passage is not relevant.
+- A passage is relevant if its relevance is at least the relevance level, by default 1; an unjudged passage is not
+  relevant. TREC DL takes level 2 for all measures but nDCG, which reads the grades themselves.
 - The rank is the column; equal scores keep the given order (trec_eval sorts by score, then by document id descending).
 - nDCG's gain is the relevance and its discount log2(rank + 1); negative relevance has gain 0.
 - A query without retrieved passages, or without relevant ones, scores 0 and is part of the mean;
@@ -72,9 +73,9 @@ def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
     return result
 
 
-def num_relevant(judgments: Judgments) -> np.ndarray:
-    """Number of relevant passages of each query, int64 `[Q]`."""
-    relevant = _query_of_judgment(judgments)[judgments.relevance > 0]
+def num_relevant(judgments: Judgments, relevance_level: int = 1) -> np.ndarray:
+    """Number of passages of each query whose relevance is at least `relevance_level`, int64 `[Q]`."""
+    relevant = _query_of_judgment(judgments)[judgments.relevance >= relevance_level]
     return np.bincount(relevant, minlength=len(judgments))
 
 
@@ -160,6 +161,7 @@ def evaluate_rankings(
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     num_passages: int | None = None,
+    relevance_level: int = 1,
 ) -> dict[str, np.ndarray]:
     """Several metrics of one set of rankings, per query.
 
@@ -168,12 +170,13 @@ def evaluate_rankings(
         judgments: the judgments of the same Q queries.
         metrics: names, see `parse_metric`.
         num_passages: size of the corpus. A cutoff may exceed K only if the lists hold the whole corpus.
+        relevance_level: the lowest grade that is relevant, for all measures but nDCG, which reads the grades.
 
     Returns:
         metric name -> float64 `[Q]`, in the order of `judgments`.
 
     Raises:
-        ValueError: an unknown metric; a cutoff above K; malformed `retrieved`, see `gains`.
+        ValueError: an unknown metric; a cutoff above K; a level below 1; malformed `retrieved`, see `gains`.
 
     Example:
         >>> from hf_ar2.collections.judgments import Judgments
@@ -181,22 +184,25 @@ def evaluate_rankings(
         >>> evaluate_rankings(np.array([[3, 4], [6, 7]]), judgments, ["mrr@2", "recall@1"])
         {'mrr@2': array([0.5, 0. ]), 'recall@1': array([0., 0.])}
     """
+    if relevance_level < 1:
+        raise ValueError(f"relevance_level={relevance_level}: expected a grade of at least 1")
     parsed = [(name, *parse_metric(name)) for name in metrics]
     gain = gains(retrieved, judgments)
-    relevant = num_relevant(judgments)
+    relevant = num_relevant(judgments, relevance_level)
     exhaustive = num_passages is not None and gain.shape[1] >= num_passages
     values = {}
     for name, measure, k in parsed:
         if exhaustive and k is not None and k > gain.shape[1]:
             gain = np.pad(gain, ((0, 0), (0, k - gain.shape[1])))
+        hits = np.where(gain >= relevance_level, gain, 0)
         if k is None or measure == "map":
-            values[name] = average_precision(gain, relevant, k)
+            values[name] = average_precision(hits, relevant, k)
         elif measure == "recall":
-            values[name] = recall(gain, relevant, k)
+            values[name] = recall(hits, relevant, k)
         elif measure == "ndcg":
             values[name] = ndcg(gain, judgments, k)
         else:
-            values[name] = mrr(gain, k) if measure == "mrr" else hit_rate(gain, k)
+            values[name] = mrr(hits, k) if measure == "mrr" else hit_rate(hits, k)
     return values
 
 

@@ -4,16 +4,20 @@ A line of a run file has one retrieved passage, `query_id Q0 passage_id rank sco
 `query_id passage_id rank`. A line of a qrels file is `query_id 0 passage_id relevance`. Paths that end in .gz are
 compressed. The files have ids; everywhere else passages and queries are rows.
 
-A run is written in the given order, and read in the order of its rank column. trec_eval ignores that column and sorts
-by score and then by document id, both descending, so its metrics may differ where scores are tied or do not fall.
+A run is written in the given order, and read in the order of its rank column. If ranks are equal or contradict the
+scores, it is read as trec_eval reads every run, by score and then by document id, both descending, with a warning. So
+metrics can differ from trec_eval's only where scores are tied.
+
+Blank lines and a byte order mark are ignored.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +25,13 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hf_ar2.evaluation.columns import check_no_repeats, opened, read_columns, rows_of_ids
+
 if TYPE_CHECKING:
+    from hf_ar2.collections import Collection
     from hf_ar2.collections.judgments import Judgments
 
-# Blocks of this size stay in the CPU cache; reading blocks of 16 MB takes twice as long.
-_BYTES_PER_BLOCK = 1 << 16
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +81,7 @@ def run_of_scores(
     Raises:
         ValueError: an unknown id; the message begins with the tag.
     """
-    query_row, passage_row = _rows_of(query_ids), _rows_of(passage_ids)
+    query_row, passage_row = rows_of_ids(query_ids), rows_of_ids(passage_ids)
     for query, found in scores.items():
         for kind, ids, known in (("query", [query], query_row), ("passage", found, passage_row)):
             unknown = next((name for name in ids if name not in known), None)
@@ -159,8 +165,9 @@ def write_run(
 def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids: Sequence[str]) -> Run:
     """Read a run in TREC's six columns or MS MARCO's three, depending on the first line.
 
-    The rank column decides the order, for equal ranks the order of the lines. Without a score column scores are 1 /
-    rank.
+    The rank column decides the order. If a query has equal ranks, or a rank contradicts its score, the scores decide,
+    then the passage ids, both descending (as in trec_eval), with a warning. Without a score column, scores are 1 /
+    rank, and equal ranks keep the order of the lines.
 
     Args:
         path: the file.
@@ -178,25 +185,45 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
         >>> run.tag, run.query_rows.tolist(), run.passage_rows.tolist(), run.scores.tolist()
         ('bm25', [1], [[1, 0]], [[9.5, 7.0]])
     """
-    with _opened(path) as file:
-        first = file.readline().split()
+    with opened(path) as file:
+        number, first = next(
+            ((number, line.split()) for number, line in enumerate(file, 1) if not line.isspace()), (1, [])
+        )
     if len(first) not in (0, 3, 6):
         raise ValueError(
-            f"{path}:1: found {len(first)} columns; expected 'query_id Q0 passage_id rank score tag' or "
+            f"{path}:{number}: found {len(first)} columns; expected 'query_id Q0 passage_id rank score tag' or "
             "'query_id passage_id rank'"
         )
     trec = len(first) != 3
     names = ("query", "Q0", "passage", "rank", "score", "tag") if trec else ("query", "passage", "rank")
-    columns = _read_columns(
+    columns = read_columns(
         path,
         names,
-        {"query": _rows_of(query_ids), "passage": _rows_of(passage_ids), "rank": int, "score": float},
+        {"query": rows_of_ids(query_ids), "passage": rows_of_ids(passage_ids), "rank": int, "score": float},
     )
     query, passage, rank = columns["query"], columns["passage"], columns["rank"]
-    _check_no_repeats(path, query, passage, "retrieved", query_ids, passage_ids)
+    check_no_repeats(path, columns, "retrieved", query_ids, passage_ids)
     score = columns["score"] if trec else 1.0 / np.maximum(rank, 1)
 
     order = np.lexsort((rank, query))
+    same_query = query[order][1:] == query[order][:-1]
+    equal = same_query & (rank[order][1:] == rank[order][:-1])
+    contradicted = same_query & ~equal & (score[order][1:] > score[order][:-1])
+    if trec and (wrong := np.flatnonzero(equal | contradicted)).size:
+        at = order[wrong[0]], order[wrong[0] + 1]
+        problem = "have equal ranks" if equal[wrong[0]] else "have ranks that contradict their scores"
+        logger.warning(
+            "%s: lines %d and %d %s, so the run is ordered by score, as trec_eval does",
+            path,
+            *sorted(columns["line"][list(at)].tolist()),
+            problem,
+        )
+        # Ids in order, so that ties are broken without sorting the ids of the whole corpus.
+        found, place = np.unique(passage, return_inverse=True)
+        found_ids = [passage_ids[row] for row in found.tolist()]
+        id_rank = np.empty(len(found), np.int64)
+        id_rank[sorted(range(len(found)), key=found_ids.__getitem__)] = np.arange(len(found))
+        order = np.lexsort((-id_rank[place], -score, query))
     query, passage, score = query[order], passage[order], score[order]
     query_rows, starts, lengths = np.unique(query, return_index=True, return_counts=True)
     place = np.repeat(np.arange(len(query_rows)), lengths)
@@ -245,8 +272,8 @@ def read_qrels(
         query_ids, passage_ids: the ids of all queries and passages, by row.
 
     Raises:
-        ValueError: a line with another number of columns, a relevance that is not an integer, an unknown id, a passage
-            judged twice for a query; the message names the file and the line.
+        ValueError: a line with another number of columns, a relevance that is not a whole number, an unknown id, a
+            passage judged twice for a query; the message names the file and the line.
 
     Example:
         >>> import tempfile
@@ -258,93 +285,24 @@ def read_qrels(
     """
     from hf_ar2.collections.judgments import Judgments  # here, so that metrics need nothing but numpy
 
-    kinds: dict[str, Any] = {"query": _rows_of(query_ids), "passage": _rows_of(passage_ids), "relevance": int}
-    columns = _read_columns(path, ("query", "0", "passage", "relevance"), kinds)
-    _check_no_repeats(path, columns["query"], columns["passage"], "judged", query_ids, passage_ids)
+    kinds: dict[str, Any] = {
+        "query": rows_of_ids(query_ids),
+        "passage": rows_of_ids(passage_ids),
+        "relevance": int,
+    }
+    columns = read_columns(path, ("query", "0", "passage", "relevance"), kinds)
+    check_no_repeats(path, columns, "judged", query_ids, passage_ids)
     return Judgments.from_triples(columns["query"], columns["passage"], columns["relevance"])
 
 
-def _read_columns(
-    path: str | os.PathLike[str], names: tuple[str, ...], kinds: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """The columns in `kinds` as int64 or float64 arrays; a kind is int, float or a dict from id to row.
+def check_run_ids(collection: Collection) -> None:
+    """Checks that run and qrels files can hold the ids of a collection, before time is spent on rankings.
 
-    Blocks of lines are converted by calls that loop in C. If a block fails, its lines are checked to name the bad one.
+    Raises:
+        ValueError: an id is empty or has white space.
     """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names if name in kinds}
-    done = 0
-    with _opened(path) as file:
-        while lines := file.readlines(_BYTES_PER_BLOCK):
-            fields = list(map(str.split, lines))
-            try:
-                for name, column in zip(names, zip(*fields, strict=True), strict=True):
-                    if name in kinds:
-                        kind = kinds[name]
-                        convert: Callable[[str], Any] = kind.__getitem__ if isinstance(kind, dict) else kind
-                        dtype = np.float64 if kind is float else np.int64
-                        parts[name].append(np.fromiter(map(convert, column), dtype, len(lines)))
-            except (ValueError, KeyError, OverflowError):
-                _raise_at_line(path, fields, done, names, kinds)
-                raise
-            done += len(lines)
-    return {
-        name: np.concatenate(blocks)
-        if blocks
-        else np.zeros(0, np.float64 if kinds[name] is float else np.int64)
-        for name, blocks in parts.items()
-    }
-
-
-def _raise_at_line(
-    path: str | os.PathLike[str],
-    fields: list[list[str]],
-    done: int,
-    names: tuple[str, ...],
-    kinds: dict[str, Any],
-) -> None:
-    for number, line in enumerate(fields, done + 1):
-        if len(line) != len(names):
-            raise ValueError(
-                f"{path}:{number}: found {len(line)} columns; expected {len(names)}: {' '.join(names)} "
-                "(ids must not contain white space)"
-            )
-        for name, value in zip(names, line, strict=True):
-            kind = kinds.get(name)
-            if isinstance(kind, dict):
-                if value not in kind:
-                    raise ValueError(
-                        f"{path}:{number}: unknown {name} id {value!r}: it is not among the collection's {len(kind)} "
-                        f"{name} ids. Was the file made for this version of the collection?"
-                    )
-            elif kind is not None:
-                try:
-                    np.int64(kind(value)) if kind is int else kind(value)
-                except (ValueError, OverflowError):
-                    expected = "an integer" if kind is int else "a number"
-                    raise ValueError(f"{path}:{number}: {name} is {value!r}; expected {expected}") from None
-
-
-def _check_no_repeats(
-    path: str | os.PathLike[str],
-    query: np.ndarray,
-    passage: np.ndarray,
-    verb: str,
-    query_ids: Sequence[str],
-    passage_ids: Sequence[str],
-) -> None:
-    key = query * len(passage_ids) + passage
-    order = np.argsort(key, kind="stable")
-    again = np.flatnonzero(key[order][1:] == key[order][:-1])
-    if len(again):
-        line = int(order[again + 1].min())
-        raise ValueError(
-            f"{path}:{line + 1}: passage {passage_ids[passage[line]]!r} is {verb} a second time for query "
-            f"{query_ids[query[line]]!r}; expected each pair once"
-        )
-
-
-def _rows_of(ids: Sequence[str]) -> dict[str, int]:
-    return dict(zip(ids, range(len(ids)), strict=True))
+    for kind, table in (("query", collection.queries), ("passage", collection.corpus)):
+        _check_ids(f"{collection.name}: {kind} id", list(table["id"]))
 
 
 def _check_ids(what: str, ids: list[str]) -> None:
@@ -363,18 +321,6 @@ def _interleaved(columns: Sequence[Sequence[Any]], length: int) -> list[Any]:
     for place, column in enumerate(columns):
         flat[place :: len(columns)] = column[:length]
     return flat
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    compressed = str(path).endswith(".gz")
-    with gzip.open(path, "rt", encoding="utf-8") if compressed else open(path, encoding="utf-8") as file:
-        try:
-            yield file
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)"
-            ) from error
 
 
 @contextmanager

@@ -77,7 +77,11 @@ def out_of_reach(metrics: Sequence[str], depth: int, total: int) -> list[str]:
 
 
 def measure(
-    collection: Collection, split: str, rows: np.ndarray, metrics: Sequence[str]
+    collection: Collection,
+    split: str,
+    rows: np.ndarray,
+    metrics: Sequence[str],
+    relevance_level: int = 1,
 ) -> dict[str, np.ndarray]:
     """Metrics of a ranking of a split, per query.
 
@@ -86,6 +90,7 @@ def measure(
     Args:
         rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
         metrics: names; those that are `out_of_reach` of K are left out.
+        relevance_level: of judgments, see `evaluate_rankings`.
 
     Returns:
         metric → float64 `[Q]`.
@@ -97,7 +102,10 @@ def measure(
     beyond = out_of_reach(metrics, rows.shape[1], total)
     parsed = {metric: parse_metric(metric) for metric in metrics if metric not in beyond}
     if split in collection.qrels:
-        return evaluate_rankings(rows, collection.judgments(split), list(parsed), num_passages=total)
+        judgments = collection.judgments(split)
+        return evaluate_rankings(
+            rows, judgments, list(parsed), num_passages=total, relevance_level=relevance_level
+        )
     wrong = [name for name, (kind, k) in parsed.items() if kind not in ("hit_rate", "mrr") or k is None]
     if wrong:
         raise ValueError(

@@ -236,16 +236,16 @@ def _index_file(folder: Path) -> str:
 
 
 def _read_ids(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
-        return text.splitlines()
+        return [line for line in text.split("\n") if line.strip()]
     try:
         ids = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
-        raise ValueError(f"{path}: expected a JSON list of passage ids, which are strings")
-    return ids
+    if not isinstance(ids, list) or not all(isinstance(id, str | int) for id in ids):
+        raise ValueError(f"{path}: expected a JSON list of passage ids, which are strings or integers")
+    return list(map(str, ids))
 
 
 def _rows_of_ids(

@@ -14,6 +14,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import candidates_of_both, score_rows
+from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.systems import Ranking, evaluated_queries, rankings_of_systems
 from hf_ar2.index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
@@ -163,12 +164,14 @@ class SearchSystem:
         queries = self.encoders.embed_queries(
             self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
         )
+        own_rows = self.collection.own_rows[query_rows]
         depth = min(self.settings.depth, self.searched.ntotal)
-        scores, rows = self.searched.search(queries, depth)
+        searched = self.searched.search(queries, min(deeper(own_rows, depth), self.searched.ntotal))
+        scores, rows = without_own(*searched, own_rows, depth)
         found = {"retriever": (rows, scores)}
         if self.settings.lexical_weight:
             texts = list(self.collection.queries.select(query_rows)["text"])
-            scores, rows = self._with_lexical(texts, queries, scores, rows, depth)
+            scores, rows = self._with_lexical(texts, queries, scores, rows, depth, own_rows)
             found["hybrid"] = (rows, scores)
         ranked = None
         if self.ranker is not None and self.settings.rerank_depth:
@@ -189,11 +192,22 @@ class SearchSystem:
         return LexicalIndex.open_or_build(texts, self.work_folder / "lexical")
 
     def _with_lexical(
-        self, texts: list[str], queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, depth: int
+        self,
+        texts: list[str],
+        queries: np.ndarray,
+        scores: np.ndarray,
+        rows: np.ndarray,
+        depth: int,
+        own_rows: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The results of retriever and BM25, sorted by the weighted sum of their scores."""
         both = candidates_of_both(
-            scores, rows, texts, self.lexical, lambda passages: score_rows(self.searched, queries, passages)
+            scores,
+            rows,
+            texts,
+            self.lexical,
+            lambda passages: score_rows(self.searched, queries, passages),
+            own_rows,
         )
         return both.ranked(self.settings.lexical_weight, self.retriever_temperature, depth)
 

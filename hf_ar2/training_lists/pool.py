@@ -141,6 +141,7 @@ def build_pool(
     positive_scores: np.ndarray | None = None,
     text_keys: np.ndarray | None = None,
     answer_hits: np.ndarray | None = None,
+    own_rows: np.ndarray | None = None,
     relative_margin: float | None = None,
     folder: str | Path | None = None,
     round: int = 0,
@@ -149,9 +150,9 @@ def build_pool(
     """Filter the retriever's search results into a pool of candidates.
 
     Passages are dropped, and counted under the first of these causes that holds: ``positive`` (judged relevant to the
-    query), ``duplicate_of_positive`` (has the text of one of its positives), ``contains_answer``, ``within_margin``
-    (see ``relative_margin``). The first ``depth`` of the others are kept, so search deeper than ``depth`` by the number
-    of passages that the filters may drop.
+    query), ``duplicate_of_positive`` (has the text of one of its positives), ``query_itself``, ``contains_answer``,
+    ``within_margin`` (see ``relative_margin``). The first ``depth`` of the others are kept, so search deeper than
+    ``depth`` by the number of passages that the filters may drop.
 
     Args:
         retrieved_scores: float ``[Q, K']``, best first.
@@ -162,6 +163,7 @@ def build_pool(
             SimANS sampler and the margin statistics need them.
         text_keys: int64 ``[N]``, :func:`passage_text_keys` of the corpus; enables the duplicate filter.
         answer_hits: bool ``[Q, K']``, whether the retrieved passage contains an answer; enables that filter.
+        own_rows: int64 ``[Q]``, the passage that is the query itself, -1 for none, see ``Collection.own_rows``.
         relative_margin: drops passages that score above (1 - margin) times the mean score of the query's positives, as
             they may be relevant and unlabelled (NV-Retriever, arXiv 2407.15831). Needs ``positive_scores``.
         folder: where to save the pool; None keeps it in memory.
@@ -188,7 +190,11 @@ def build_pool(
     known = {"positive": (rows, positives.passage_rows)}
     if text_keys is not None:
         known["duplicate_of_positive"] = text_groups(text_keys, rows, positives.passage_rows)
-    suspect = {} if answer_hits is None else {"contains_answer": answer_hits}
+    suspect = {}
+    if own_rows is not None and (own_rows >= 0).any():
+        suspect["query_itself"] = rows == own_rows[:, None]
+    if answer_hits is not None:
+        suspect["contains_answer"] = answer_hits
     if relative_margin is not None:
         suspect["within_margin"] = _within_margin(scores, positive_rows, positive_scores, relative_margin)
     kept_scores, kept_rows, dropped = drop_known(scores, rows, known, positives.offsets, suspect, depth)

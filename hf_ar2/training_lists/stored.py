@@ -23,6 +23,7 @@ from transformers.utils import logging
 from hf_ar2.collections import Collection
 from hf_ar2.collections.lines import json_lines
 from hf_ar2.collections.problems import Problems
+from hf_ar2.collections.readers.entries import id_of
 from hf_ar2.collections.tables import (
     QUERY_FEATURES,
     arrow_column,
@@ -262,9 +263,11 @@ def _read_queries(path: Path) -> datasets.Dataset:
     for line, entry in json_lines(path, Problems()):
         for name, field_name in (("id", "_id"), ("text", "text")):
             value = entry.get(field_name)
+            if name == "id":
+                value = id_of(value)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(
-                    f"{path}:{line}: found {field_name} {value!r}; expected a string that is not empty"
+                    f"{path}:{line}: found {field_name} {entry.get(field_name)!r}; expected a string that is not empty"
                 )
             columns[name].append(value)
     return dataset_of(columns, QUERY_FEATURES)

@@ -1,4 +1,4 @@
-"""The BEIR layout (Thakur et al. 2021), as a folder and on the Hub.
+"""The BEIR layout (Thakur et al. 2021), as a folder.
 
 `corpus.jsonl`, `queries.jsonl`, and `qrels/<split>.tsv` for each split.
 """
@@ -13,19 +13,17 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.exceptions import DatasetNotFoundError
 
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.lines import find_file, find_splits, json_lines, tab_separated
 from hf_ar2.collections.problems import CollectionError, Problems
-from hf_ar2.collections.readers.entries import Qrels, Queries
-from hf_ar2.collections.readers.passages import PassageRows, check_passages, read_corpus
+from hf_ar2.collections.readers.entries import Qrels, Queries, id_of
+from hf_ar2.collections.readers.passages import PassageRows, read_corpus
 from hf_ar2.collections.tables import (
     PASSAGE_FEATURES,
     TRAINING_COLUMNS,
     TRAINING_VIEW_FEATURES,
     arrow_column,
-    check_columns,
     rows_of,
 )
 from hf_ar2.collections.write import ANSWER_SPLIT_HEADER, ANSWER_SPLITS, QRELS_HEADER
@@ -74,7 +72,7 @@ def load_beir(
     corpus = read_corpus(
         lambda met: _passages(corpus_file, met), [corpus_file], problems, cache_dir, TRAINING_VIEW_FEATURES
     )
-    corpus = _fill_training_columns(corpus)
+    corpus = fill_training_columns(corpus)
     queries = _queries(queries_file, problems).dataset()
     query_ids, passage_ids = arrow_column(queries, "id"), arrow_column(corpus, "id")
     files, answered = find_splits(folder / "qrels", "*.tsv"), find_splits(folder / ANSWER_SPLITS, "*.tsv")
@@ -102,7 +100,7 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
         yield line, entry["_id"], entry["title"], entry["text"], *read.values()
 
 
-def _fill_training_columns(corpus: datasets.Dataset) -> datasets.Dataset:
+def fill_training_columns(corpus: datasets.Dataset) -> datasets.Dataset:
     """Fill null training columns from the title and the text; drop the columns if all their values are null."""
     read = {name: arrow_column(corpus, name) for name in TRAINING_COLUMNS.values()}
     if all(column.null_count == len(corpus) for column in read.values()):
@@ -133,10 +131,15 @@ def _queries(file: Path, problems: Problems) -> Queries:
 def _has_strings(
     entry: dict[str, Any], fields: Iterable[str], file: Path, line: int, problems: Problems
 ) -> bool:
+    """Whether an entry has these fields, all strings; an integer id becomes one."""
     for field in fields:
-        if not isinstance(entry.get(field), str):
+        value = entry.get(field)
+        if field == "_id" and (id := id_of(value)) is not None:
+            entry["_id"] = value = id
+        if not isinstance(value, str):
             found = f"{field!r}: {entry[field]!r}" if field in entry else f"the fields {sorted(entry)}"
-            problems.raise_or_skip("malformed lines", file, line, found, f"a field {field!r} with a string")
+            expected = "a string or an integer" if field == "_id" else "a string"
+            problems.raise_or_skip("malformed lines", file, line, found, f"a field {field!r} with {expected}")
             return False
     return True
 
@@ -158,82 +161,3 @@ def _answered(file: Path, query_ids: pa.ChunkedArray, problems: Problems) -> np.
             "unknown queries in qrels", file, line, f"query id {id!r}", "the id of a query"
         )
     return np.unique(rows[rows >= 0])
-
-
-def load_beir_from_hub(
-    dataset_id: str, *, name: str | None = None, cache_dir: str | Path | None = None, skip: Iterable[str] = ()
-) -> Collection:
-    """Reads a BEIR-style collection from the Hub, such as `BeIR/scifact` with its judgments in `BeIR/scifact-qrels`.
-
-    The configurations `corpus` and `queries` of the first dataset and the splits of the second (`validation` becomes
-    `dev`) have the columns of the BEIR files. The corpus stays memory-mapped by `datasets`.
-
-    Args:
-        dataset_id: The Hub id without `-qrels`.
-        name: The collection's name; by default the part of the id after the slash.
-        cache_dir: Cache folder of `datasets`; by default its own.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
-
-    Raises:
-        CollectionError: The dataset does not exist or the Hub cannot be reached, a column is missing, or an entry is
-            invalid; the message names the row, counted from 1.
-
-    Example:
-        ```python
-        from hf_ar2.collections import load_beir_from_hub
-
-        collection = load_beir_from_hub("BeIR/scifact")  # judgments: BeIR/scifact-qrels
-        print(collection)
-        ```
-    """
-    problems = Problems(skip)
-    try:
-        passages = datasets.load_dataset(dataset_id, "corpus", cache_dir=cache_dir)["corpus"]
-        table = datasets.load_dataset(dataset_id, "queries", cache_dir=cache_dir)["queries"]
-        judgments = datasets.load_dataset(f"{dataset_id}-qrels", cache_dir=cache_dir)
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise CollectionError(
-            f"{dataset_id}: found no such folder here, and no collection on the Hub ({error}); expected a "
-            f"folder, or a Hub id whose judgments are in {dataset_id}-qrels"
-        ) from error
-    place = f"{dataset_id} (corpus)"
-    corpus = _hub_passages(passages, place)
-    keep = check_passages(corpus, lambda row: row + 1, place, problems)
-    if not keep.all():
-        corpus = corpus.select(np.flatnonzero(keep))
-    place = f"{dataset_id} (queries)"
-    queries = Queries(problems)
-    check_columns(place, table, ["_id", "text"])
-    for row, entry in enumerate(table.to_list(), 1):
-        queries.add(str(entry["_id"]), entry["text"] or "", place, row, source=entry.get("source"))
-    found = queries.dataset()
-    query_ids, passage_ids = arrow_column(found, "id"), arrow_column(corpus, "id")
-    qrels = {}
-    for split, part in judgments.items():
-        place = f"{dataset_id}-qrels ({split})"
-        judged = Qrels(place, problems)
-        check_columns(place, part, QRELS_HEADER)
-        columns = [arrow_column(part, column).to_pylist() for column in QRELS_HEADER]
-        for row, (query_id, passage_id, relevance) in enumerate(zip(*columns, strict=True), 1):
-            # The Hub's tables have integers for ids that look like numbers.
-            judged.add(str(query_id), str(passage_id), relevance, row)
-        qrels["dev" if split == "validation" else split] = judged.dataset(query_ids, passage_ids)
-    problems.log_skipped(dataset_id)
-    return Collection(name or dataset_id.split("/")[-1], corpus, found, qrels, problems.skipped)
-
-
-def _hub_passages(corpus: datasets.Dataset, place: str) -> datasets.Dataset:
-    check_columns(place, corpus, ["_id", "text"])
-    if "title" not in corpus.column_names:
-        corpus = corpus.add_column("title", [""] * len(corpus))
-    hidden = set(TRAINING_COLUMNS.values()) <= set(corpus.column_names)
-    features = TRAINING_VIEW_FEATURES if hidden else PASSAGE_FEATURES
-    corpus = corpus.rename_column("_id", "id").select_columns(list(features)).cast(features)
-    if hidden:
-        corpus = _fill_training_columns(corpus)
-    if any(arrow_column(corpus, name).null_count for name in PASSAGE_FEATURES):
-        corpus = corpus.map(
-            lambda rows: {name: [value or "" for value in values] for name, values in rows.items()},
-            batched=True,
-        )
-    return corpus

@@ -17,13 +17,17 @@ import pyarrow as pa
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.lines import find_file, numbered_lines
 from hf_ar2.collections.problems import CollectionError, Problems
-from hf_ar2.collections.readers.entries import Qrels, Queries
+from hf_ar2.collections.readers.entries import Qrels, Queries, id_of
 from hf_ar2.collections.readers.json_records import json_records
 from hf_ar2.collections.readers.passages import PassageRows, read_corpus
 from hf_ar2.collections.tables import arrow_column, rows_of
 from hf_ar2.progress import progress_bar
 
 PASSAGES_HEADER = ["id", "text", "title"]
+# Fields that name a context's passage: Natural Questions, TriviaQA, and the results that DPR itself writes.
+_ID_FIELDS = ("passage_id", "psg_id", "id")
+# csv stops at 131,072 characters by default, which a passage of a whole document exceeds.
+_LONGEST_FIELD = 2**26
 
 
 def load_dpr(
@@ -39,7 +43,8 @@ def load_dpr(
 
     - `psgs_w100.tsv`: the Wikipedia passages, with the header id, text, title.
     - `*-train.json`, `*-dev.json`, `*-test.json` (as in `biencoder-nq-train.json`): questions with answers,
-      positive and hard-negative contexts. A question's id is its split and its index there: `train-0`.
+      positive and hard-negative contexts. A question's id is its split and its index there: `train-0`. A context is
+      named by `passage_id`, `psg_id` or `id`, with or without a prefix such as `wiki:`.
     - `*-train.qa.csv` and so on (as in `nq-test.qa.csv`): questions and answers. A split that has such a file
       is in `Collection.answer_splits`; a question that is also in the split's json is the same query, any
       other gets an id such as `test-qa-0`.
@@ -119,9 +124,10 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
                     f"{file}:1: found the columns {fields}; expected the header {PASSAGES_HEADER}"
                 )
         elif len(fields) != 3:
-            problems.raise_or_skip(
-                "malformed lines", file, line, f"{len(fields)} tab-separated columns", "3: id, text, title"
-            )
+            found = f"{len(fields)} tab-separated columns"
+            if any("\n" in field for field in fields):
+                found += " (one continues over several lines; is its quote closed?)"
+            problems.raise_or_skip("malformed lines", file, line, found, "3: id, text, title")
         else:
             id, text, title = fields
             yield line, id, title, text
@@ -129,6 +135,7 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
 
 def _csv_rows(file: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     """The first line and the fields of each record of a tab-separated file whose fields may be quoted."""
+    csv.field_size_limit(max(_LONGEST_FIELD, csv.field_size_limit()))
     reader = csv.reader((text for _, text in numbered_lines(file)), delimiter="\t")
     while True:
         line = reader.line_num + 1
@@ -167,21 +174,23 @@ def _read_questions(
         elif queries.add(query_id, entry["question"], file, line, entry["answers"]):
             added[query_id] = line
             chosen = entry["positive_ctxs"][: 1 if positives == "gold" else None]
-            # A passage listed twice is judged once; one that is also a hard negative is a positive.
-            relevance = {_passage_id(context): 1 for context in chosen}
-            for context in entry["hard_negative_ctxs"] if hard_negatives else ():
-                relevance.setdefault(_passage_id(context), 0)
-            judged.extend((query_id, passage_id, grade, line) for passage_id, grade in relevance.items())
-    known = rows_of([passage_id for _, passage_id, _, _ in judged], known_passages) >= 0
-    answerable = {
-        query_id for (query_id, _, grade, _), here in zip(judged, known, strict=True) if here and grade
-    }
+            others = entry["hard_negative_ctxs"] if hard_negatives else []
+            judged.extend((query_id, _passage_id(context), 1, line) for context in chosen)
+            judged.extend((query_id, _passage_id(context), 0, line) for context in others)
+    passage_ids, known = _known_ids([passage_id for _, passage_id, _, _ in judged], known_passages)
+    # A passage listed twice is judged once; one that is also a hard negative is a positive.
+    relevance: dict[tuple[str, str], tuple[int, int]] = {}
+    answerable = set()
+    for (query_id, _, grade, line), passage_id, here in zip(judged, passage_ids, known, strict=True):
+        relevance.setdefault((query_id, passage_id), (grade, line))
+        if here and grade:
+            answerable.add(query_id)
     for query_id, line in added.items():
         if query_id not in answerable:
             found = f"question {query_id!r} without a positive context that is among the passages"
             problems.raise_or_skip("questions without a positive", file, line, found, "at least one")
     qrels = Qrels(file, problems)
-    for query_id, passage_id, grade, line in judged:
+    for (query_id, passage_id), (grade, line) in relevance.items():
         if query_id in answerable:
             qrels.add(query_id, passage_id, grade, line)
     return qrels
@@ -200,13 +209,26 @@ def _invalid(entry: Any, hard_negatives: bool) -> tuple[str, str] | None:
     for field in lists[1:]:
         for context in entry[field]:
             if not isinstance(context, dict) or not _passage_id(context):
-                return f"a context in {field} without an id", "a field 'passage_id' or 'psg_id'"
+                return f"a context in {field} without an id", "a field 'passage_id', 'psg_id' or 'id'"
     return None
 
 
 def _passage_id(context: dict[str, Any]) -> str:
-    """`passage_id` in Natural Questions, `psg_id` in TriviaQA; an id of `psgs_w100.tsv`."""
-    return str(context.get("passage_id") or context.get("psg_id") or "")
+    """The id of a context's passage, which is 0 in some files; "" if it has none."""
+    ids = (id_of(context.get(field)) for field in _ID_FIELDS)
+    return next((id for id in ids if id), "")
+
+
+def _known_ids(ids: list[str], known_passages: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The ids, and whether they are passages' ids; one that is only without its prefix (`wiki:7`) loses it."""
+    known = rows_of(ids, known_passages) >= 0
+    unknown = np.flatnonzero(~known)
+    shortened = [ids[at].partition(":")[2] for at in unknown]
+    fits = rows_of(shortened, known_passages) >= 0
+    ids = list(ids)
+    for at, short in zip(unknown[fits].tolist(), np.array(shortened, object)[fits], strict=True):
+        ids[at], known[at] = short, True
+    return ids, known
 
 
 def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) -> list[str]:

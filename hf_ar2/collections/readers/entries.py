@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,6 +12,14 @@ import pyarrow as pa
 
 from hf_ar2.collections.problems import Problems
 from hf_ar2.collections.tables import QRELS_FEATURES, dataset_of, query_features, rows_of
+from hf_ar2.whole_number import whole_number
+
+
+def id_of(value: Any) -> str | None:
+    """An id as a string; integers (of pandas, or of a table on the Hub) become their digits. None if it is neither."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class Queries:
@@ -89,7 +98,7 @@ class Qrels:
 
     Args:
         file: The file of the judgments.
-        problems: Handles grades that are not integers, unknown ids, and duplicate judgments.
+        problems: Handles grades that are not whole numbers, unknown ids, and duplicate judgments.
     """
 
     def __init__(self, file: str | Path, problems: Problems):
@@ -100,17 +109,17 @@ class Qrels:
         self.relevance = array("i")
         self.lines = array("q")
 
-    def add(self, query_id: str, passage_id: str, relevance: str | int, line: int) -> None:
+    def add(self, query_id: str, passage_id: str, relevance: str | float | None, line: int) -> None:
         """Adds a judgment.
 
         Raises:
-            CollectionError: The relevance is not a 32-bit integer, unless malformed lines are skipped.
+            CollectionError: The relevance is not a whole number of 32 bits (1 or 1.0), unless malformed lines are
+                skipped.
         """
         try:
-            grade = int(relevance)
-            self.relevance.append(grade)
+            self.relevance.append(whole_number(relevance))
         except (ValueError, OverflowError):
-            found, expected = f"relevance {relevance!r}", "an integer, 0 for not relevant"
+            found, expected = f"relevance {relevance!r}", "a whole number, 0 for not relevant"
             self.problems.raise_or_skip("malformed lines", self.file, line, found, expected)
             return
         self.query_ids.append(query_id)

@@ -12,15 +12,18 @@ import numpy as np
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.lines import find_file
 from hf_ar2.collections.problems import CollectionError, Problems
-from hf_ar2.collections.readers.beir import load_beir, load_beir_from_hub
+from hf_ar2.collections.readers.beir import load_beir
+from hf_ar2.collections.readers.beir_tables import load_beir_from_hub, load_beir_parquet, parquet_files
 from hf_ar2.collections.readers.dev_split import with_dev_split
 from hf_ar2.collections.readers.dpr import load_dpr
+from hf_ar2.collections.readers.ir_datasets import load_ir_datasets
 from hf_ar2.collections.readers.ms_marco import CORPUS_FILES, load_ms_marco
 from hf_ar2.collections.readers.python_packages import load_python_packages
 from hf_ar2.collections.readers.text_folder import load_text_folder
 
 PYTHON_PACKAGES = "python-packages:"
 TEXT_FOLDER = "text:"
+IR_DATASETS = "ir_datasets:"
 
 
 def load_collection(
@@ -46,7 +49,9 @@ def load_collection(
     ====================================================  ===============================================
     `python-packages:numpy,pandas`                        `load_python_packages`: installed Python packages
     `text:notes`                                          `load_text_folder`: a folder of documentation
+    `ir_datasets:beir/scifact`                            `load_ir_datasets`: needs the package ir_datasets
     a folder with `corpus.jsonl`                          `load_beir`
+    a folder with `corpus.parquet` (or `corpus/`)         `load_beir_parquet`
     a folder with `collection.tsv` (or `para.txt`)        `load_ms_marco`
     a folder with `psgs_w100.tsv`                         `load_dpr`: Natural Questions, TriviaQA
     anything else, such as `BeIR/scifact`                 `load_beir_from_hub`
@@ -92,9 +97,15 @@ def load_collection(
             options, ("queries", "endings", "headings", "all_headings"), source, "a folder of text"
         )
         collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
+    elif str(source).startswith(IR_DATASETS):
+        _check_options(options, (), source, "of ir_datasets")
+        collection = load_ir_datasets(str(source).removeprefix(IR_DATASETS), name=name, skip=skip)
     elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
         _check_options(options, (), source, "a BEIR folder")
         collection = load_beir(folder, name=name, cache_dir=cache_dir, skip=skip)
+    elif folder.is_dir() and parquet_files(folder, "corpus"):
+        _check_options(options, (), source, "a BEIR folder")
+        collection = load_beir_parquet(folder, name=name, skip=skip)
     elif folder.is_dir() and find_file(folder, *CORPUS_FILES):
         _check_options(options, ("titles",), source, "an MS MARCO folder")
         collection = load_ms_marco(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
@@ -104,7 +115,7 @@ def load_collection(
     elif folder.exists() or not _may_be_hub_id(source):
         found = "a folder without any of these files" if folder.is_dir() else "no such folder"
         raise CollectionError(
-            f"{source}: found {found}; expected a folder with corpus.jsonl (BEIR), "
+            f"{source}: found {found}; expected a folder with corpus.jsonl or corpus.parquet (BEIR), "
             f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped; a folder of "
             f"text files is named {TEXT_FOLDER}{source}"
         )

@@ -1,0 +1,30 @@
+"""Rankings without the query itself, for collections whose queries are also passages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def without_own(
+    scores: np.ndarray, rows: np.ndarray, own_rows: np.ndarray, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `depth` passages of each ranking without the passage that is the query itself.
+
+    Args:
+        scores, rows: float32 and int64 `[Q, K]`, best first; K is `deeper(own_rows, depth)` or more, for full lists.
+        own_rows: int64 `[Q]`, -1 where there is none, see `Collection.own_rows`.
+
+    Returns:
+        Scores and rows `[Q, min(depth, K)]`; -inf and -1 at the end of a list that became shorter.
+    """
+    own = (rows == own_rows[:, None]) & (own_rows[:, None] >= 0)
+    if own.any():
+        order = np.argsort(own, axis=1, kind="stable")
+        rows = np.take_along_axis(np.where(own, -1, rows), order, axis=1)
+        scores = np.take_along_axis(np.where(own, -np.inf, scores).astype(scores.dtype), order, axis=1)
+    return scores[:, :depth], rows[:, :depth]
+
+
+def deeper(own_rows: np.ndarray, depth: int) -> int:
+    """The depth to search, so that `depth` passages are left: one more if any query is a passage."""
+    return depth + int((own_rows >= 0).any())
