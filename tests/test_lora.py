@@ -12,6 +12,7 @@ import torch
 import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny_ar2 import settings_of
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_ar2.index.fingerprint import encoder_fingerprint
 from hf_ar2.models.loading import load_ranker, load_retriever, weights_fingerprint
@@ -388,3 +389,17 @@ def test_a_recipe_trains_adapters_evaluates_and_merges_them(body, tmp_path, caps
     assert done["adapters"]["retriever"]["trained"] == 1024
     assert done["adapters"]["ranker"]["modules_to_save"] == ["classifier"]
     assert "retriever: adapters (LORA, rank 4" in (run / "retriever" / "README.md").read_text()
+
+
+def test_transformers_alone_loads_the_folders_with_equal_scores(models, tmp_path):
+    """As the code on the cards does."""
+    ranker = ranker_of(models)
+    for weight in ranker.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight)
+    ranker.save_pretrained(str(tmp_path), create_model_card=False)
+    alone = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    tokens = AutoTokenizer.from_pretrained(tmp_path)(QUERIES, PASSAGES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        scores = alone(**tokens).logits[:, 0]
+    np.testing.assert_allclose(scores.numpy(), ranker.predict(PAIRS), rtol=1e-5, atol=1e-5)
