@@ -16,7 +16,7 @@ from hf_ar2.evaluation.systems import evaluated_queries, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
 from hf_ar2.recipes.choosing import evaluated_splits
-from hf_ar2.recipes.recipe import Recipe, RecipeError, errors_at, row_config, stage_config
+from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, row_config, source_name, stage_config
 
 
 def check_settings(recipe: Recipe, run: Path) -> None:
@@ -132,6 +132,18 @@ def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None
             if model not in dimensions:
                 dimensions[model] = int(load(model).get_embedding_dimension() or 0)
             FaissSearcher(new_faiss_index(config.index_factory, dimensions[model]), "cpu", search_parameters)
+
+
+def check_adapters(recipe: Recipe, load: Load) -> None:
+    """Check that the adapters (LoRA) of the recipe's models can be added, for the layers they name may not exist."""
+    done = set()
+    for stage, body in recipe.stages.items():
+        for role in ("retriever", "ranker"):
+            name = source_name(body[role]) if role in body else None
+            if name in recipe.models and recipe.models[name].get("lora") and (role, name) not in done:
+                done.add((role, name))
+                with errors_at(f"stages.{stage}.{role}: models.{name}"):
+                    load(role, name)
 
 
 def _configured(recipe: Recipe) -> Iterator[tuple[str, Callable[..., Any], str, dict[str, Any]]]:

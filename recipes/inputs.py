@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import content_hash
+from hf_ar2.models.lora import adapter_base
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Inputs:
                 if path not in self._hashes:
                     self._hashes[path] = hash_of_files(path)
                 found[name] = self._hashes[path]
+                base = adapter_base(path)
+                if base is not None and Path(base).is_dir():
+                    found[f"{name}, base of its adapters"] = hash_of_files(base)
         return found
 
 

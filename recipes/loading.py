@@ -12,10 +12,20 @@ import yaml
 
 from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_name
+from hf_ar2.models.lora import check_lora
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
 
-MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similarity", "separate_towers")
+MODEL_FIELDS = (
+    "model",
+    "layers",
+    "max_length",
+    "dropout",
+    "pooling",
+    "similarity",
+    "separate_towers",
+    "lora",
+)
 # share: part of the minutes; min_steps: with fewer, the stage is dropped; max_epochs: passes over the queries.
 STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min_steps", "max_epochs")
 # A row is searched exactly, with an index of a factory string, with a file's, or with the one that a stage trained.
@@ -110,6 +120,7 @@ def _check(recipe: Recipe, where: str) -> None:
         _check_keys(f"{where}: models.{name}", body, MODEL_FIELDS)
         if "model" not in body:
             raise RecipeError(f"{where}: models.{name}: field 'model' is missing")
+        _check_lora(f"{where}: models.{name}", body)
     _check_minutes(recipe, where)
     _check_keys(f"{where}: args", recipe.args, _settings())
     sources, writers = list(recipe.models), list[str]()
@@ -220,10 +231,17 @@ def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], kn
         if role in body:
             if isinstance(body[role], dict):
                 _check_keys(f"{place}.{role}", body[role], ("from", *MODEL_FIELDS[1:]))
+                _check_lora(f"{place}.{role}", body[role])
             name = source_name(body[role])
             if name not in known:
                 nearest = _nearest(name, known)
                 raise RecipeError(f"{place}.{role}: {name!r} is not a model or an earlier stage{nearest}")
+
+
+def _check_lora(place: str, body: dict[str, Any]) -> None:
+    if body.get("lora") is not None:
+        with errors_at(place):
+            check_lora(body["lora"])
 
 
 def _check_keys(place: str, body: Any, allowed: list[str] | tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.models.loading import load_retriever
+from hf_ar2.models.lora import merge_adapters
 from hf_ar2.models.merging import (
     DEFAULT_SHARE,
     MAX_FREE_SHARE,
@@ -92,7 +93,7 @@ def merge(
     folder = run / "stages" / stage
     config = stage_config(recipe, stage, run)
     device = PartialState().device
-    trained = load("retriever", recipe.stages[stage]["retriever"]).to(device)
+    trained = merge_adapters(load("retriever", recipe.stages[stage]["retriever"]).to(device))
     base = load_base(recipe, stage, config, load).to(device)
     check_mergeable(trained, base)
     report: dict[str, Any] = {}
@@ -262,4 +263,4 @@ def asked_by_people(collection: Collection, query_rows: np.ndarray) -> np.ndarra
 def _changed(retriever: SentenceTransformer, changes: Sequence[Mapping[str, Any]]) -> SentenceTransformer:
     for fields in changes:
         retriever = load_retriever(retriever, **fields)
-    return retriever
+    return merge_adapters(retriever)

@@ -23,7 +23,14 @@ from hf_ar2.collections.sources import query_sources
 from hf_ar2.index.encodings import encoding_name
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
-from hf_ar2.recipes.checks import check_evaluation, check_files, check_indexes, check_settings, check_splits
+from hf_ar2.recipes.checks import (
+    check_adapters,
+    check_evaluation,
+    check_files,
+    check_indexes,
+    check_settings,
+    check_splits,
+)
 from hf_ar2.recipes.encodings import forget_encodings
 from hf_ar2.recipes.evaluation import evaluate_rows
 from hf_ar2.recipes.finish import finish
@@ -68,6 +75,7 @@ def run_recipe(recipe: Recipe) -> Path:
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
     check_indexes(recipe, run, lambda name: load("retriever", name))
+    check_adapters(recipe, load)
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     plan, costs, part = None, None, collection
     if recipe.minutes is not None or any("max_epochs" in body for body in recipe.stages.values()):
@@ -234,7 +242,9 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
     transformers.set_seed(recipe.seed)
     if role == "retriever":
         return load_retriever(model, **fields)
-    allowed = {key: value for key, value in fields.items() if key in ("layers", "max_length", "dropout")}
+    allowed = {
+        key: value for key, value in fields.items() if key in ("layers", "max_length", "dropout", "lora")
+    }
     return load_ranker(model, **allowed)
 
 

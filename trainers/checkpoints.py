@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_ar2.json_files import write_json
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import weights_fingerprint
+from hf_ar2.models.lora import has_adapters, trained_weights
 from hf_ar2.settings.effects import checked_on_resume
 from hf_ar2.trainers.lists import stored_fingerprint
 from hf_ar2.training_lists.pool import CandidatePool
@@ -26,6 +30,7 @@ logger = logging.get_logger(__name__)
 # The last file of a checkpoint, and the optimizer's, as transformers names them.
 _TRAINER_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
 _RUN, _VERSION = "run.json", 1
+_ADAPTERS = "adapters-{}.safetensors"
 
 
 class Checkpoints:
@@ -33,7 +38,8 @@ class Checkpoints:
 
     Beside what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, for each process the averages
     of the open log entry, and `run.json`: `version`, `run` (`JointTrainer.run_metadata`), `train_lists` (a hash of the
-    stored lists) and `weights` (a hash of each model).
+    stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
+    `adapters-ranker.safetensors` has what is trained.
 
     Args:
         trainer: whose checkpoints.
@@ -72,6 +78,7 @@ class Checkpoints:
     def write_run(self, folder: Path) -> None:
         """Write `run.json`, before the rest of the checkpoint."""
         (folder / _TRAINER_STATE).unlink(missing_ok=True)
+        save_adapters(self.trainer.model, folder)
         content = {
             "version": _VERSION,
             "run": self.trainer.run_metadata,
@@ -141,7 +148,7 @@ class Checkpoints:
         if found != noted["weights"]:
             raise ValueError(
                 f"{folder}: the weights that were read are not those that were saved (found {found}, expected "
-                f"{noted['weights']}); the checkpoint is damaged"
+                f"{noted['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
             )
 
     def load_best(self) -> None:
@@ -189,11 +196,56 @@ def load_models(model: JointModel, folder: str | Path) -> None:
         child: nn.Module | None = getattr(model, name)
         if child is None:
             continue
+        if has_adapters(child):
+            load_adapters(child, Path(folder) / _ADAPTERS.format(name))
+            continue
+        if Path(folder, _ADAPTERS.format(name)).is_file():
+            raise ValueError(
+                f"{folder}: its {name} was trained with adapters (LoRA); resume with a model that has them"
+            )
         path = Path(folder) / name
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {name}")
         saved = loader(str(path), device="cpu")
         child.load_state_dict(saved.state_dict(), strict=True)
+
+
+def save_adapters(model: JointModel, folder: Path) -> None:
+    """Write `adapters-ROLE.safetensors` of each model with adapters: all that is trained in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("retriever", "ranker"):
+        child: nn.Module | None = getattr(model, name)
+        if child is not None and has_adapters(child):
+            weights = {
+                key: weight.detach().cpu().contiguous() for key, weight in trained_weights(child).items()
+            }
+            save_file(weights, folder / _ADAPTERS.format(name))
+
+
+def load_adapters(model: nn.Module, path: Path) -> None:
+    """Load into a live model what `save_adapters` wrote of it, in place.
+
+    Raises:
+        ValueError: there is no such file, or it holds other adapters.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the checkpoint is of a run without adapters (LoRA)")
+    saved, trained = load_file(path), trained_weights(model)
+    differ = [
+        name for name in dict.fromkeys([*saved, *trained]) if _shape(saved, name) != _shape(trained, name)
+    ]
+    if differ:
+        raise ValueError(
+            f"{path}: {differ[0]} has shape {_shape(saved, differ[0])} there and {_shape(trained, differ[0])} here; "
+            "resume with the adapter settings that the run was started with"
+        )
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(saved[name])
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
 
 
 def fingerprints(model: JointModel) -> dict[str, str]:

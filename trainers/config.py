@@ -74,6 +74,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     save_total_limit: int | None = setting(
         2, "Checkpoints to keep.", unit="checkpoints", affects_result=False
     )
+    merge_adapters: bool = setting(
+        False,
+        "Save models that have adapters (LoRA) with the adapters merged into the weights; checkpoints keep them apart.",
+        checked_on_resume=False,
+    )
     eval_on_start: bool = setting(True, "Evaluate before the first step.", checked_on_resume=False)
 
     train_split: str = setting("train", "Split of the qrels to train on.")

@@ -29,7 +29,9 @@ from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.list_scores import ListLoss, ListScores
 from hf_ar2.losses.retrieval import WEIGHTINGS
 from hf_ar2.models.loading import load_retriever, one_tower, tower
+from hf_ar2.models.lora import remove_adapters, save_model
 from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.adapters import saves_merged
 from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
@@ -216,9 +218,11 @@ class LTReTrainer(JointTrainer):
         )
 
     def load_retriever(self, retriever: SentenceTransformer | str | Path) -> SentenceTransformer:
-        """Load the retriever with a tower each for queries and passages, the latter frozen."""
+        """Load the retriever with a tower each for queries and passages, the latter frozen and without adapters."""
         towers = load_retriever(retriever, separate_towers=True)
-        tower(towers, "document").requires_grad_(False)
+        passages = tower(towers, "document")
+        remove_adapters(passages, merge=True)
+        passages.requires_grad_(False)
         return towers
 
     def make_retrieval(self) -> FrozenRetrieval:
@@ -349,7 +353,7 @@ class LTReTrainer(JointTrainer):
         folder = Path(output_dir or self.output_folder)
         assert self.model.retriever is not None
         query_encoder = one_tower(self.model.retriever, "query")
-        query_encoder.save_pretrained(str(folder / "query_encoder"), create_model_card=False)
+        save_model(query_encoder, folder / "query_encoder", saves_merged(self.args, folder))
         card = model_card(
             self.publisher.training("retriever"),
             folder / "query_encoder",

@@ -18,10 +18,12 @@ from transformers.utils.hub import PushInProgress
 
 from hf_ar2.cards.card import index_card, model_card
 from hf_ar2.cards.facts import ROLES, Training, read_json, training_of_trainer
-from hf_ar2.cards.hub import check_loads, make_repositories, publish
+from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
 from hf_ar2.collections import Collection
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
+from hf_ar2.models.loading import has_separate_towers
+from hf_ar2.models.lora import describe_adapters, has_adapters
 from hf_ar2.models.saved import read_retriever
 
 if TYPE_CHECKING:
@@ -103,6 +105,10 @@ class Publisher:
     def make_repositories(self, token: str | None, private: bool | None) -> None:
         """Make the repositories before the first step, so that a wrong name or token fails at once."""
         args = self.trainer.args
+        for role in self.roles:
+            model = getattr(self.trainer.model, role)
+            if not args.merge_adapters and not has_separate_towers(model):
+                check_base_is_public(role, describe_adapters(model).get("base"))
         if self.trainer.is_world_process_zero():
             make_repositories(
                 self.roles,
@@ -240,6 +246,11 @@ def summarise(trainer: JointTrainer) -> dict[str, Any]:
         "seconds": sum(seconds) if seconds else None,
         "passages": len(trainer.collection.corpus),
         "queries": len(trainer.retrieval.train_judgments),
+        "adapters": {
+            role: describe_adapters(getattr(trainer.model, role))
+            for role in trainer.publisher.roles
+            if has_adapters(getattr(trainer.model, role))
+        },
     }
 
 

@@ -89,6 +89,7 @@ def model_card(
         ),
         short=short_name,
         listed=_listed,
+        listed_names=lambda names: names if isinstance(names, str) else _listed(names),
         duration=_duration,
         repr=repr,
     )

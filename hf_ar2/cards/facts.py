@@ -29,6 +29,7 @@ class Stage:
         passages, queries: their numbers in the corpus and in training, where known.
         index: what LTRe trained against: `type`, `passages`, `dimension`, `fingerprint`, and `retriever`, the name of
             the passage encoder.
+        adapters: role → `describe_adapters` of the model, where adapters (LoRA) were trained instead of the weights.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     passages: int | None = None
     queries: int | None = None
     index: Mapping[str, Any] | None = None
+    adapters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,7 @@ def _stage_of_run(folder: Path, recipe: Mapping[str, Any], name: str) -> Stage:
         trainer=body["trainer"],
         sources={role: _source_text(body[role], models) for role in ROLES if role in body},
         settings=done.get("settings", given),
+        adapters=done.get("adapters", {}),
         **{key: done.get(key) for key in ("steps", "seconds", "passages", "queries", "index")},
     )
 

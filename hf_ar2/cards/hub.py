@@ -26,7 +26,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_ar2.cards.facts import hub_id
 from hf_ar2.cards.results import eval_result_files
+from hf_ar2.models.lora import adapter_base
 from hf_ar2.models.saved import read_ranker, read_retriever
 
 logger = logging.getLogger(__name__)
@@ -175,6 +177,7 @@ def check_loads(what: str, folder: Path) -> None:
     from hf_ar2.models.loading import load_ranker, load_retriever
 
     check_complete(what, folder)
+    check_base_is_public(str(folder), adapter_base(folder))
     if what == "index":
         from hf_ar2.index.faiss_build import read_faiss_index
 
@@ -195,6 +198,23 @@ def check_loads(what: str, folder: Path) -> None:
         ) from error
     if not all(np.isfinite(value).all() for value in values):
         raise ValueError(f"{folder}: the {what} returns NaN or infinite values; its training diverged")
+
+
+def check_base_is_public(place: str, base: str | None) -> None:
+    """Check that others can load the base model of adapters that are to be published.
+
+    Args:
+        place: names the model in the error.
+        base: of the adapters; None: there are none.
+
+    Raises:
+        ValueError: the base is no model on the Hub.
+    """
+    if base is not None and hub_id(base) is None:
+        raise ValueError(
+            f"{place}: adapters of the base model {base}, which is not on the Hub, so nobody else could load them. "
+            "Train with merge_adapters=True, or save merge_adapters(model), and publish that"
+        )
 
 
 def hub_token(given: str | None = None) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.models.loading import similarity_of, tower, weights_fingerprint
+from hf_ar2.models.lora import adapter_settings
 
 # Fields of a transformer's configuration that its last hidden state does not depend on in evaluation mode. All other
 # fields are hashed: one too many costs an encoding, one too few would return the vectors of another model.
@@ -47,7 +48,9 @@ def encoder_fingerprint(encoder: nn.Module) -> str:
     # Renumber the children: their names depend on modules that were removed before them.
     modules = nn.Sequential(*(child for child in encoder.children() if "dropout" not in _kind(child).lower()))
     configs = [_plain(module.config) for module in modules.modules() if isinstance(module, PreTrainedModel)]
-    content = [weights_fingerprint(modules), [repr(child) for child in modules], configs]
+    content: list[Any] = [weights_fingerprint(modules), [repr(child) for child in modules], configs]
+    if adapters := adapter_settings(modules):
+        content.append(adapters)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

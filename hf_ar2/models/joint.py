@@ -11,6 +11,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
 from hf_ar2.models.loading import Task, similarity_of
+from hf_ar2.models.lora import save_model
 
 Features = dict[str, Tensor]
 
@@ -141,9 +142,9 @@ class JointModel(nn.Module):
         ]
 
 
-def save_models(model: JointModel, folder: str | Path) -> None:
-    """Write `folder/retriever` and `folder/ranker` as standard checkpoints in safetensors, without a model card."""
+def save_models(model: JointModel, folder: str | Path, merge: bool = False) -> None:
+    """Write `folder/retriever` and `folder/ranker` as standard checkpoints in safetensors, see `save_model`."""
     for name in ("retriever", "ranker"):
         child = getattr(model, name)
         if child is not None:
-            child.save_pretrained(str(Path(folder) / name), create_model_card=False)
+            save_model(child, Path(folder) / name, merge)

@@ -16,6 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_ar2.models.lora import add_lora, train_adapters
 from hf_ar2.models.saved import IDENTITY
 
 Task = Literal["query", "document"]
@@ -101,6 +102,7 @@ def load_retriever(
     layers: list[int] | None = None,
     max_length: int | None = None,
     dropout: float | None = None,
+    lora: dict[str, Any] | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> SentenceTransformer:
@@ -119,6 +121,7 @@ def load_retriever(
         layers: zero-based encoder layers to keep, for a smaller model.
         max_length: longest text in tokens, special tokens included.
         dropout: probability in training instead of the model's own; not saved with the model.
+        lora: fields of `peft.LoraConfig`, such as `{"r": 16}`: train low-rank adapters instead of the weights.
         kwargs: passed to `SentenceTransformer`.
 
     Returns:
@@ -161,6 +164,9 @@ def load_retriever(
         retriever.max_seq_length = max_length
     if dropout is not None:
         set_dropout(retriever, dropout)
+    if lora is not None:
+        add_lora(retriever, lora)
+    train_adapters(retriever)
     return retriever
 
 
@@ -170,6 +176,7 @@ def load_ranker(
     layers: list[int] | None = None,
     max_length: int | None = None,
     dropout: float | None = None,
+    lora: dict[str, Any] | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> CrossEncoder:
@@ -179,6 +186,7 @@ def load_ranker(
 
     Args:
         model, layers, max_length, dropout: as in `load_retriever`; `max_length` limits pairs.
+        lora: as in `load_retriever`; the head is trained in full beside the adapters.
         kwargs: passed to `CrossEncoder`.
 
     Raises:
@@ -206,6 +214,9 @@ def load_ranker(
         ranker.max_seq_length = max_length
     if dropout is not None:
         set_dropout(ranker, dropout)
+    if lora is not None:
+        add_lora(ranker, lora)
+    train_adapters(ranker)
     return ranker
 
 
@@ -251,6 +262,8 @@ def weights_fingerprint(module: nn.Module) -> str:
     """A hash (32 hex digits) of all weights and buffers, independent of the device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in module.state_dict().items():
+        if ".original_module." in name:  # of peft: not used, another is trained in its place
+            continue
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(
             tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b""

@@ -9,6 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.models.loading import has_separate_towers
+from hf_ar2.models.lora import merge_adapters
 from hf_ar2.settings.fields import setting
 from hf_ar2.settings.text import EncodingConfig
 
@@ -83,12 +84,14 @@ def merge_retrievers(
     Tokenizer, pooling, prompts and similarity are those of the trained one.
 
     Args:
-        trained, base: one-tower retrievers of one architecture, on one device; they are not changed.
+        trained, base: one-tower retrievers of one architecture, on one device; they are not changed. Adapters (LoRA)
+            are merged into the weights first.
         share: of the base, between 0 and 1; at 0 and 1 the weights are exactly those of one of them.
 
     Raises:
         ValueError: see `check_mergeable`.
     """
+    trained, base = merge_adapters(trained), merge_adapters(base)
     check_mergeable(trained, base)
     merged = copy.deepcopy(trained)
     starting = dict(base.named_parameters())

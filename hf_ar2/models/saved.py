@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.models.lora import adapter_base
+
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # The activation function of a ranker whose scores are logits.
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -26,6 +28,7 @@ class SavedRetriever:
         towers: task → subfolder of the transformer, if there are two towers; else empty.
         prompts: task → the prompt, if it is not empty.
         plain: whether it has only transformer, pooling and normalisation, so that `AutoModel` can do the same.
+        adapter_base: the base model if the folder has adapters (LoRA) of one; else None.
     """
 
     pooling: str
@@ -36,6 +39,7 @@ class SavedRetriever:
     towers: Mapping[str, str] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     plain: bool = True
+    adapter_base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ class SavedRanker:
         max_length: longest pair in tokens; None if the tokenizer has no limit.
         plain: whether it has only a transformer with its own classification head, so that
             `AutoModelForSequenceClassification` can do the same.
+        adapter_base: as in `SavedRetriever`.
     """
 
     max_length: int | None
     plain: bool = True
+    adapter_base: str | None = None
 
 
 def read_retriever(folder: str | Path) -> SavedRetriever:
@@ -95,6 +101,7 @@ def read_retriever(folder: str | Path) -> SavedRetriever:
         prompts={task: text for task, text in (settings.get("prompts") or {}).items() if text},
         plain=set(names) <= {"Transformer", "Pooling", "Normalize", "Router"}
         and pooled.get("pooling_mode") in ("cls", "mean"),
+        adapter_base=adapter_base(folder),
     )
 
 
@@ -106,7 +113,7 @@ def read_ranker(folder: str | Path) -> SavedRanker:
     """
     folder = Path(folder)
     _require_transformer(folder, "", "ranker")
-    config = _read(folder / "config.json")
+    config = _read(folder / "config.json") if adapter_base(folder) is None else {}
     if len(config.get("id2label", [0])) != 1:
         raise ValueError(
             f"{folder / 'config.json'}: {len(config['id2label'])} labels, expected 1 (one relevance logit)"
@@ -120,10 +127,27 @@ def read_ranker(folder: str | Path) -> SavedRanker:
         )
     modules = folder / "modules.json"
     kinds = [module["type"].rsplit(".", 1)[-1] for module in _read(modules)] if modules.is_file() else []
-    return SavedRanker(_max_length(folder), plain=kinds in ([], ["Transformer"]))
+    plain = kinds in ([], ["Transformer"])
+    return SavedRanker(_max_length(folder), plain=plain, adapter_base=adapter_base(folder))
 
 
 def _require_transformer(folder: Path, place: str, role: str) -> None:
+    base = adapter_base(folder / place)
+    if base is not None:
+        _require(
+            folder,
+            role,
+            *(
+                f"{place}/{name}".lstrip("/")
+                for name in ("adapter_model.safetensors", "tokenizer_config.json")
+            ),
+        )
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise ValueError(
+                f"{folder / place / 'adapter_config.json'}: the base model of the adapters, {base}, does not exist. "
+                "Put it there again, or correct base_model_name_or_path"
+            )
+        return
     _require(
         folder, role, *(f"{place}/{name}".lstrip("/") for name in ("config.json", "tokenizer_config.json"))
     )

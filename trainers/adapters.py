@@ -1,0 +1,90 @@
+"""Adapters in a trainer: what must be true before training, so that what is saved is what was trained."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_ar2.cards.facts import ROLES
+from hf_ar2.cards.hub import check_base_is_public
+from hf_ar2.folders import complete_folder
+from hf_ar2.models.loading import has_separate_towers, one_tower, weights_fingerprint
+from hf_ar2.models.lora import adapted, check_adapters, has_adapters, remove_adapters
+
+if TYPE_CHECKING:
+    from hf_ar2.trainers.config import JointConfig
+    from hf_ar2.trainers.joint import JointTrainer
+
+# The folder in `output_dir` for base models that cannot be loaded by their names.
+_BASES = "base"
+
+
+def prepare_models(trainer: JointTrainer) -> None:
+    """Freeze the models that are not trained, and check the adapters of all.
+
+    A folder with adapters names its base model. Where loading that name would not return the weights in memory (layers
+    were removed, the model was trained before the adapters were added), the base is saved in `output_dir/base`.
+
+    Raises:
+        ValueError: a model to be trained has no trainable parameter; adapters that could not be loaded again.
+    """
+    for role in ROLES:
+        model = getattr(trainer.model, role)
+        if model is None:
+            continue
+        if role not in trainer.trained:
+            model.requires_grad_(False)
+        elif not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(f"{role}: all its parameters are frozen (requires_grad=False); nothing to train")
+        if has_adapters(model):
+            check_adapters(role, model)
+            # Two towers are saved merged; LTRe also saves the query tower by itself.
+            alone = one_tower(model, "query") if has_separate_towers(model) else model
+            if has_adapters(alone):
+                _provide_base(trainer, role, alone)
+
+
+def saves_merged(args: JointConfig, folder: Path) -> bool:
+    """Whether models are saved in this folder with their adapters merged: by `merge_adapters`, and in no checkpoint."""
+    return args.merge_adapters and not folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+
+
+def _provide_base(trainer: JointTrainer, role: str, model: SentenceTransformer | CrossEncoder) -> None:
+    (config,) = [config for module in adapted(model) for config in module.peft_config.values()]
+    named = config.base_model_name_or_path
+    if named and Path(named).is_dir():
+        config.base_model_name_or_path = str(Path(named).resolve())  # it is read from other folders, too
+    if _difference(model) is None:
+        return
+    folder = (trainer.output_folder / _BASES / role).resolve()
+    if trainer.args.push_to_hub and not trainer.args.merge_adapters and role in trainer.trained:
+        check_base_is_public(role, str(folder))
+    if trainer.args.should_save:
+        base = copy.deepcopy(model)
+        remove_adapters(base, merge=False)
+        with complete_folder(folder, replace=True) as new:
+            base.save_pretrained(str(new), create_model_card=False)
+    trainer.accelerator.wait_for_everyone()
+    config.base_model_name_or_path = str(folder)
+    difference = _difference(model)
+    if difference is not None:
+        raise ValueError(f"{role}: its adapters cannot be saved such that they load again: {difference}")
+
+
+def _difference(model: SentenceTransformer | CrossEncoder) -> str | None:
+    """What is wrong when the model is saved and loaded again; None if the weights are the same."""
+    loader = CrossEncoder if isinstance(model, CrossEncoder) else SentenceTransformer
+    name = adapted(model)[0].active_adapters()[0]
+    with tempfile.TemporaryDirectory(prefix="hf-ar2-") as folder:
+        model.save_pretrained(folder, create_model_card=False)
+        try:
+            saved = loader(folder, device="cpu", model_kwargs={"adapter_name": name})
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            return str(error)
+    same = weights_fingerprint(saved) == weights_fingerprint(model)
+    return None if same else "the weights that were loaded are not those that were saved"
