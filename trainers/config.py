@@ -289,6 +289,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
                     f"{name}={value!r}: with two models in one optimizer these work: {', '.join(SCHEDULES)}"
                 )
 
+    @property
+    def distils_stored_scores(self) -> bool:
+        """Whether the scores of `train_lists` are a teacher's, which the loss needs."""
+        return False
+
     def _check_metrics(self) -> None:
         """Check what would otherwise fail in the first evaluation, after a round of training."""
         if isinstance(self.eval_metrics, str) or not self.eval_metrics:
