@@ -25,6 +25,7 @@ HANDLERS = {
     "encode": "hf_ar2.command_line.commands:encode",
     "index": "hf_ar2.command_line.commands:index",
     "search": "hf_ar2.command_line.commands:search",
+    "score": "hf_ar2.command_line.score:score",
     "augment": "hf_ar2.command_line.commands:augment",
     "collection": "hf_ar2.command_line.commands:collection",
     "label": "hf_ar2.command_line.label:label",
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         and not (options.retriever and options.ranker and options.collection)
     ):
         command.error("no models given. Name a run folder, or --retriever, --ranker and --collection")
+    if name == "score" and (options.retriever is None) == (options.lists is None):
+        command.error("give either --retriever MODEL, which finds the lists, or --lists FOLDER")
     if name == "collection":
         question_arguments.check_generation(command, options)
     return _run(name, options)
@@ -184,6 +187,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
             "train": arguments.train_parser(),
             "tune-queries": arguments.tune_queries_parser(),
             "augment": arguments.augment_parser(),
+            "score": arguments.score_parser(),
         },
         "evaluating": {
             "evaluate": arguments.evaluate_parser(),
