@@ -120,7 +120,9 @@ def evaluate_parser() -> Parser:
         "evaluate",
         "evaluate retriever, ranker and pipeline on a split",
         "RUN is a folder that training wrote. Without it, name the models with\n"
-        "--retriever, --ranker and --collection; with it, these replace the run's own.",
+        "--retriever, --ranker and --collection; with it, these replace the run's own.\n\n"
+        "--nanobeir and --mteb evaluate the retriever alone, with the evaluators and data\n"
+        "of sentence-transformers and mteb; RUN may then also be a model.",
         "evaluate runs/scifact --split test --output results",
     )
     _add_models(parser)
@@ -135,6 +137,20 @@ def evaluate_parser() -> Parser:
     )
     asked = f"evaluate on these questions, one per line, judged with `{PROGRAM} label`"
     parser.add_argument("--questions", metavar="FILE", help=asked)
+    parser.add_argument(
+        "--nanobeir",
+        nargs="*",
+        metavar="NAME",
+        help="evaluate on these sets of NanoBEIR, such as msmarco (all)",
+    )
+    parser.add_argument(
+        "--nanobeir_dataset",
+        metavar="ID",
+        help="NanoBEIR in another language, or a folder (sentence-transformers/NanoBEIR-en)",
+    )
+    parser.add_argument(
+        "--mteb", nargs="+", metavar="TASK", help="evaluate on tasks of mteb, such as SciFact"
+    )
     add_setting(parser, Settings, "metrics", metavar="METRIC", default="the recipe's; the first is tested")
     add_settings(parser, Settings, ("depth", "rerank_depth"))
     parser.add_argument(
