@@ -124,8 +124,9 @@ def test_a_loss_of_ones_own_is_given_the_teachers_scores(
 def test_lists_without_scores_have_no_teacher(tiny_retriever_path, tmp_path, tiny_collection):
     bare = write(tmp_path / "bare", TEACHER, scored=False)
     given = {"train_lists": [bare], "num_negatives": 2}
-    with pytest.raises(ValueError, match="bare: a list of query 'q200' has no scores; .* hf-ar2 score"):
-        trainer_of(tiny_retriever_path, tmp_path, tiny_collection, distillation="kl", **given)
+    for settings in ({"distillation": "kl"}, {"sampler": "simans"}):
+        with pytest.raises(ValueError, match="bare: a list of query 'q200' has no scores; .* hf-ar2 score"):
+            trainer_of(tiny_retriever_path, tmp_path, tiny_collection, **settings, **given)
     assert trainer_of(tiny_retriever_path, tmp_path, tiny_collection, **given).stored is not None
 
 

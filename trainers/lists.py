@@ -227,7 +227,7 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
 
     Raises:
         ValueError: there is no list of `train_list_kinds`, a list has a negative that `train_split` judges relevant, or
-            no scores although they are distilled.
+            no scores although distillation or SimANS needs them.
     """
     if not args.train_lists:
         return collection, None
@@ -242,7 +242,8 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
     judgments = collection.judgments(args.train_split).positives()
     for folder, pool in zip(args.train_lists, pools, strict=True):
         _check_negatives(folder, pool, judgments, collection, args.train_split)
-        if args.distils_stored_scores and np.isnan(pool.positive_scores).any():
+        needs_scores = args.distils_stored_scores or args.sampler == "simans"
+        if needs_scores and np.isnan(pool.positive_scores).any():
             row = int(np.flatnonzero(np.isnan(pool.positive_scores).any(axis=1))[0])
             query = collection.queries["id"][int(pool.query_rows[row])]
             raise ValueError(
