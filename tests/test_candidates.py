@@ -124,6 +124,59 @@ class TestBuild:
             ]
             assert [row for row in pool.passage_rows[i].tolist() if row >= 0] == left[:15]
 
+    @pytest.mark.parametrize(
+        "filters",
+        [
+            {"absolute_margin": 0.2},
+            {"absolute_margin": 0.0},
+            {"relative_margin": 0.3},
+            {"max_score": 0.4},
+            {"range_min": 3},
+            {"absolute_margin": 0.1, "relative_margin": 0.3, "max_score": 0.5, "range_min": 2},
+        ],
+    )
+    def test_filters_on_scores_and_ranks_equal_a_loop(self, filters, monkeypatch):
+        monkeypatch.setattr("hf_ar2.training_lists.filters._CHUNK", 7)
+        random = np.random.default_rng(1)
+        rows = np.stack([random.permutation(60)[:20] for _ in range(50)])
+        rows[random.random(rows.shape) < 0.1] = -1
+        scores = -np.sort(-random.normal(size=rows.shape), axis=1)
+        judgments = judge(*[random.permutation(60)[: random.integers(1, 4)].tolist() for _ in range(50)])
+        positive_scores = random.normal(size=padded_positives(judgments).shape)  # about half are negative
+        pool = build_pool(scores, rows, judgments, depth=8, positive_scores=positive_scores, **filters)
+        dropped = dict.fromkeys(["positive", *filters], 0)
+        for i in range(50):
+            positives = judgments.of(i)[0].tolist()
+            anchor = positive_scores[i, : len(positives)].mean()
+            left = []
+            for row, score in zip(rows[i].tolist(), scores[i].tolist(), strict=True):
+                if row < 0:
+                    continue
+                causes = {
+                    "positive": row in positives,
+                    "absolute_margin": score > anchor - filters.get("absolute_margin", -np.inf),
+                    "relative_margin": score > anchor - filters.get("relative_margin", -np.inf) * abs(anchor),
+                    "max_score": score > filters.get("max_score", np.inf),
+                }
+                cause = next((cause for cause, hit in causes.items() if hit), None)
+                if cause is None:
+                    left.append(row)
+                else:
+                    dropped[cause] += 1
+            skipped = filters.get("range_min", 0)
+            if skipped:
+                dropped["range_min"] += len(left[:skipped])
+            assert [row for row in pool.passage_rows[i].tolist() if row >= 0] == left[skipped : skipped + 8]
+        assert pool.dropped == dropped
+        counted = pool_statistics(pool)
+        assert {cause: counted[f"dropped/{cause}"] for cause in dropped} == dropped
+
+    @pytest.mark.parametrize("margin", ["absolute_margin", "relative_margin"])
+    def test_a_margin_needs_the_positives_scores(self, margin):
+        rows = np.array([[4, 7]])
+        with pytest.raises(ValueError, match=f"{margin} compares .* expected positive_scores, found None"):
+            build_pool(descending(rows), rows, judge([7]), depth=2, **{margin: 0.1})
+
     def test_what_does_not_fit_raises_an_error(self):
         rows = np.array([[4, 7]])
         scores = descending(rows)

@@ -43,6 +43,7 @@ from hf_ar2.search.system import Hit, SearchSystem
 from hf_ar2.settings.augment import AugmentConfig
 from hf_ar2.settings.fields import settings_of_class
 from hf_ar2.settings.generation import GenerationConfig
+from hf_ar2.settings.score import ScoreConfig
 from hf_ar2.settings.search import OF_EVALUATION, Settings
 from hf_ar2.settings.text import TextConfig
 
@@ -268,6 +269,7 @@ def test_options_are_those_of_the_settings() -> None:
     for command, config in {
         "augment": AugmentConfig,
         "collection": GenerationConfig,
+        "score": ScoreConfig,
         "evaluate": TextConfig,
     }.items():
         options = {action.dest: action for action in parsers[command]._actions}

@@ -189,7 +189,7 @@ def test_candidates_too_close_to_the_positive_are_dropped():
     pool = build_pool(scores, rows, judgments, depth=3, positive_scores=positive_scores, relative_margin=0.05)
     # The first query's limit is .95 of the mean .7; the second's is 5 % below -.45.
     assert pool.passage_rows.tolist() == [[3, 4, -1], [3, 4, -1]]
-    assert pool.dropped == {"positive": 0, "within_margin": 4}
+    assert pool.dropped == {"positive": 0, "relative_margin": 4}
     with pytest.raises(ValueError, match="expected positive_scores"):
         build_pool(scores, rows, judgments, depth=3, relative_margin=0.05)
 

@@ -19,6 +19,7 @@ from hf_ar2.losses import (
     distillation_loss,
     in_batch_contrastive_loss,
     listwise_cross_entropy,
+    margin_mse_loss,
 )
 
 # Each loss as a function of the scores that get a gradient and of a second model's scores, beside its loop.
@@ -52,6 +53,18 @@ def distillation_loop(scores: list[float], other: list[float]) -> float:
     student = softmax([score / 0.5 for score in scores])
     teacher = softmax([score / 2.0 for score in other])
     return -sum(t * math.log(s) for s, t in zip(student, teacher, strict=True))
+
+
+@loss_with_loop(
+    "margin_mse",
+    lambda scores, other, mask=None: margin_mse_loss(scores, other, 0.5, 2.0, mask),
+)
+def margin_mse_loop(scores: list[float], other: list[float]) -> float:
+    squares = [
+        ((scores[0] - s) / 0.5 - (other[0] - t) / 2.0) ** 2
+        for s, t in zip(scores[1:], other[1:], strict=True)
+    ]
+    return sum(squares) / len(squares)
 
 
 @loss_with_loop("reference", lambda scores, other, mask=None: adversarial_loss(scores, other, mask=mask))

@@ -91,6 +91,42 @@ def test_concatenated_pools_pad_and_sum(lists: TrainingLists, tiny_collection: C
         concatenate_pools([])
 
 
+def of_one_column(lists: dict[str, list[Any]], scores: list[list[float]] | None) -> Dataset:
+    """The lists with one column of scores, or with none."""
+    kept = {name: column for name, column in lists.items() if not name.endswith("_scores")}
+    return Dataset.from_dict(kept if scores is None else kept | {"scores": scores})
+
+
+def test_one_column_of_scores_is_split_into_positives_and_negatives(tmp_path: Path) -> None:
+    scores = [
+        of_positives + of_negatives
+        for of_positives, of_negatives in zip(LISTS["positive_scores"], LISTS["negative_scores"], strict=True)
+    ]
+    lists = save_training_lists(tmp_path, of_one_column(LISTS, scores), {})
+    assert lists.dataset["positive_scores"][:] == LISTS["positive_scores"]
+    assert lists.dataset["negative_scores"][:] == LISTS["negative_scores"]
+
+
+def test_lists_without_scores_are_kept_without(tmp_path: Path, tiny_collection: Collection) -> None:
+    lists = save_training_lists(tmp_path, of_one_column(LISTS, None), {})
+    pool = lists.to_pool(tiny_collection)
+    assert np.isnan(pool.scores[pool.passage_rows >= 0]).all()
+    assert np.isnan(pool.positive_scores[pool.positive_rows >= 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ([1.0], "another number of scores; expected one per passage"),
+        ([1.0, 2.0, float("inf")], "a score that is not finite"),
+    ],
+)
+def test_a_column_of_scores_has_to_fit(tmp_path: Path, scores: list[float], found: str) -> None:
+    columns = {name: column[:1] for name, column in LISTS.items()}
+    with pytest.raises(ValueError, match=f"column scores, row 0: found {found}"):
+        save_training_lists(tmp_path, of_one_column(columns, [scores]), {})
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -131,11 +132,31 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         "SimANS: the preferred difference of a negative's score to the positive's.",
         paper="SimANS: 0 or 1",
     )
+    absolute_margin: float | None = setting(
+        None,
+        "Drop candidates that score above the query's positive (the mean, if there are several) minus this margin. "
+        "None: keep them.",
+        unit="units of score",
+        paper="NV-Retriever (TopK-MarginPos): 0.05",
+    )
     relative_margin: float | None = setting(
         None,
         "Drop candidates that score above (1 - margin) times the query's positive (the mean, if there are several): "
         "they may be relevant but unlabelled. None: keep them.",
-        paper="NV-Retriever: 0.05",
+        paper="NV-Retriever (TopK-PercPos): 0.05",
+    )
+    max_score: float | None = setting(
+        None,
+        "Drop candidates that score above this. None: keep them.",
+        unit="units of score",
+        paper="NV-Retriever (TopK-Abs): 0.7",
+    )
+    range_min: int = setting(
+        0,
+        "Drop this many candidates from the top, after the other filters.",
+        unit="passages",
+        paper="NV-Retriever (Top-K shifted by N): 10",
+        minimum=0,
     )
     filter_answers: bool = setting(
         False, "Drop candidates that contain an answer string. Needs queries with answers."
@@ -237,6 +258,10 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             raise ValueError(
                 f"relative_margin={self.relative_margin}: expected a share of the positive's score, from 0 to below 1"
             )
+        if self.absolute_margin is not None and not 0 <= self.absolute_margin < math.inf:
+            raise ValueError(f"absolute_margin={self.absolute_margin}: expected a number, 0 or more")
+        if self.max_score is not None and not math.isfinite(self.max_score):
+            raise ValueError(f"max_score={self.max_score}: expected a finite number")
         if self.rerank_depth > self.eval_depth:
             raise ValueError(f"rerank_depth={self.rerank_depth} is more than eval_depth={self.eval_depth}")
         self._check_metrics()
@@ -268,6 +293,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
                 raise ValueError(
                     f"{name}={value!r}: with two models in one optimizer these work: {', '.join(SCHEDULES)}"
                 )
+
+    @property
+    def distils_stored_scores(self) -> bool:
+        """Whether the scores of `train_lists` are a teacher's, which the loss needs."""
+        return False
 
     def _check_metrics(self) -> None:
         """Check what would otherwise fail in the first evaluation, after a round of training."""

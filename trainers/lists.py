@@ -141,6 +141,8 @@ class ListCollator:
             "known_positives": torch.from_numpy(lists.known_positives),
             "query_rows": torch.from_numpy(lists.query_rows),
         }
+        if lists.scores is not None:
+            batch["teacher_scores"] = torch.from_numpy(lists.scores)
         inputs = self.required_inputs[phase]
         limits = (self.step_tokens, self.mini_batch_size)
         # The mask covers copies of the list's first positive, which is encoded anyway, so they cost nothing.
@@ -174,6 +176,7 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
         simans_a=args.simans_a,
         simans_b=args.simans_b,
         first_positive=args.first_positive,
+        with_scores=args.distils_stored_scores,
     )
     return ListCollator(
         lists=lists,
@@ -197,6 +200,7 @@ def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval
     """
     names = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
     fields: dict[str, Any] = {name: batch[name] for name in names}
+    fields["teacher_scores"] = batch.get("teacher_scores")
     mask = batch["mask"]
     if "passage_embeddings" in outputs:
         queries = outputs["query_embeddings"]
@@ -222,7 +226,8 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
         `train_lists`.
 
     Raises:
-        ValueError: there is no list of `train_list_kinds`, or a list has a negative that `train_split` judges relevant.
+        ValueError: there is no list of `train_list_kinds`, a list has a negative that `train_split` judges relevant, or
+            no scores although distillation or SimANS needs them.
     """
     if not args.train_lists:
         return collection, None
@@ -237,6 +242,14 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
     judgments = collection.judgments(args.train_split).positives()
     for folder, pool in zip(args.train_lists, pools, strict=True):
         _check_negatives(folder, pool, judgments, collection, args.train_split)
+        needs_scores = args.distils_stored_scores or args.sampler == "simans"
+        if needs_scores and np.isnan(pool.positive_scores).any():
+            row = int(np.flatnonzero(np.isnan(pool.positive_scores).any(axis=1))[0])
+            query = collection.queries["id"][int(pool.query_rows[row])]
+            raise ValueError(
+                f"{folder}: a list of query {query!r} has no scores; expected a teacher's score of every passage. "
+                "Write them with: hf-ar2 score"
+            )
     if args.eval_split in collection.qrels:
         evaluated = collection.judgments(args.eval_split).query_rows
         leaked = sum(int(np.isin(pool.query_rows, evaluated).sum()) for pool in pools)
@@ -279,7 +292,9 @@ def stored_fingerprint(stored: CandidatePool | None) -> str:
     """A content hash of stored lists; "none" without any."""
     if stored is None:
         return "none"
-    return content_hash(stored.query_rows, stored.passage_rows, stored.positive_rows)
+    return content_hash(
+        stored.query_rows, stored.passage_rows, stored.positive_rows, stored.scores, stored.positive_scores
+    )
 
 
 def _judged(pool: CandidatePool, judgments: Judgments) -> np.ndarray:

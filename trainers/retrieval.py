@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 _SLACK = 8
 # Rows of the passages that stand for the corpus in evaluations during training.
 EVAL_PASSAGES = "eval_passages.json"
-# Times the pool depth that is searched where a margin may drop the head of a ranking.
+# Times the pool depth that is searched where a limit on scores may drop the head of a ranking.
 _DEEPER = 20
 
 
@@ -199,7 +199,9 @@ class Retrieval:
         """Search every training query and write the pool of what is not relevant."""
         judgments = self.train_judgments
         positives = padded_positives(judgments)
-        wanted = self.args.pool_depth * (1 if self.args.relative_margin is None else _DEEPER)
+        args = self.args
+        limits = (args.absolute_margin, args.relative_margin, args.max_score)
+        wanted = args.pool_depth * (1 if limits == (None,) * 3 else _DEEPER) + args.range_min
         own_rows = self.collection.own_rows[judgments.query_rows]
         depth = deeper(own_rows, wanted + positives.shape[1] + _SLACK)
         depth = min(depth, len(self.collection.corpus))
@@ -218,7 +220,10 @@ class Retrieval:
                 own_rows=own_rows,
                 text_keys=self._duplicate_keys(),
                 answer_hits=hits,
-                relative_margin=self.args.relative_margin,
+                absolute_margin=args.absolute_margin,
+                relative_margin=args.relative_margin,
+                max_score=args.max_score,
+                range_min=args.range_min,
                 folder=folder,
                 round=round_number,
                 fingerprint=fingerprint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
 
 from hf_ar2.collections import Collection
-from hf_ar2.losses import in_batch_contrastive_loss, pairwise_contrastive_loss, passage_centric_loss
+from hf_ar2.losses import (
+    dynamic_listwise_distillation,
+    in_batch_contrastive_loss,
+    margin_mse_loss,
+    pairwise_contrastive_loss,
+    passage_centric_loss,
+)
 from hf_ar2.losses.gather import world_size
 from hf_ar2.losses.list_scores import ListLoss, ListScores
 from hf_ar2.settings.fields import setting
@@ -23,6 +30,7 @@ from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.retrieval import EvalRankings
 from hf_ar2.training_lists.list_sampler import NegativeSampler
 
+DISTILLATIONS = ("none", "kl", "margin_mse")
 CONTRASTIVE_LOSSES = {"softmax": in_batch_contrastive_loss, "pairwise": pairwise_contrastive_loss}
 
 
@@ -78,7 +86,22 @@ class RetrieverConfig(JointConfig):
         "negatives, as PAIR's code; paper: the query's negative passages.",
     )
 
+    distillation: Literal["none", "kl", "margin_mse"] = setting(
+        "none",
+        "Train towards the scores stored in train_lists, of any teacher, with mine=False: kl (KL divergence of the "
+        "softmax over a list) or margin_mse (squared error of the margins to the positive). none: contrastive loss.",
+        paper="RocketQAv2, AR2: kl, Hofstätter et al.: margin_mse",
+    )
+    teacher_temperature: float = setting(
+        1.0, "Divides the stored teacher scores.", paper="RocketQAv2, Hofstätter et al.: 1"
+    )
+    contrastive_weight: float = setting(
+        0.0, "With distillation: weight of the contrastive loss that is added to it."
+    )
+
     def __post_init__(self) -> None:
+        self._check("distillation", self.distillation, DISTILLATIONS)
+        self._check_distillation()
         self._check("contrast", self.contrast, tuple(CONTRASTIVE_LOSSES))
         self._check("passage_form", self.passage_form, ("reference", "paper"))
         if not 0 <= self.passage_weight <= 1:
@@ -93,15 +116,43 @@ class RetrieverConfig(JointConfig):
             )
         super().__post_init__()
 
+    @property
+    def distils_stored_scores(self) -> bool:
+        """Whether `distillation` is on."""
+        return self.distillation != "none"
+
+    def _check_distillation(self) -> None:
+        if not 0 < self.teacher_temperature < math.inf:
+            raise ValueError(f"teacher_temperature={self.teacher_temperature}: expected a number above 0")
+        if not 0 <= self.contrastive_weight < math.inf:
+            raise ValueError(f"contrastive_weight={self.contrastive_weight}: expected 0 or more")
+        if self.distils_stored_scores:
+            if not self.train_lists or self.mine:
+                raise ValueError(
+                    f"distillation={self.distillation!r} learns from stored scores, which mined lists do not have: "
+                    "name folders in train_lists and set mine=False"
+                )
+            if self.passage_weight and not self.contrastive_weight:
+                raise ValueError(
+                    f"passage_weight={self.passage_weight} is a part of the contrastive loss, which distillation "
+                    "replaces; set contrastive_weight above 0"
+                )
+        elif self.contrastive_weight or self.teacher_temperature != 1:
+            raise ValueError(
+                "contrastive_weight and teacher_temperature belong to distillation: set it to kl or margin_mse"
+            )
+
 
 class RetrieverTrainer(JointTrainer):
     """Trains a retriever with the in-batch contrastive loss (DPR; AR2's G⁰), or as RocketQA, PAIR or STAR do.
+
+    With `distillation` it learns from scores that were stored with the lists, see `hf-ar2 score`.
 
     Args:
         retriever: a name, folder or `SentenceTransformer`.
         args: settings.
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the contrastive loss and of the passage-centric one.
+        loss: takes the place of the contrastive loss, the passage-centric one and the distillation.
         sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
@@ -159,6 +210,18 @@ class RetrieverTrainer(JointTrainer):
         return ("queries", "passages")
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distillation from stored scores, or the contrastive loss, or their weighted sum."""
+        args = self.args
+        if not args.distils_stored_scores:
+            return self._contrastive_loss(scores)
+        distillation = stored_distillation_loss(scores, args.distillation, args.teacher_temperature)
+        logs = {"loss/distillation": distillation}
+        if args.contrastive_weight == 0:
+            return distillation, logs
+        logs["loss/contrastive"], parts = self._contrastive_loss(scores)
+        return distillation + args.contrastive_weight * logs["loss/contrastive"], logs | parts
+
+    def _contrastive_loss(self, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss of the queries and, with a weight, of the passages."""
         args = self.args
         loss = contrastive_loss(scores, args.contrast, args.cross_batch)
@@ -174,6 +237,29 @@ class RetrieverTrainer(JointTrainer):
         }
         weight = args.passage_weight
         return (1 - weight) * logs["loss/query_centric"] + weight * logs["loss/passage_centric"], logs
+
+
+def stored_distillation_loss(scores: ListScores, form: str, teacher_temperature: float) -> Tensor:
+    """The loss of the retriever towards the stored scores of a batch of lists; a scalar.
+
+    Args:
+        form: "kl" (KL of teacher to retriever, mean over queries) or "margin_mse".
+        teacher_temperature: the stored scores are divided by it; the retriever's are divided by theirs already.
+    """
+    assert scores.retriever_scores is not None and scores.teacher_scores is not None
+    if form == "margin_mse":
+        return margin_mse_loss(
+            scores.retriever_scores,
+            scores.teacher_scores,
+            teacher_temperature=teacher_temperature,
+            mask=scores.mask,
+        )
+    return dynamic_listwise_distillation(
+        scores.retriever_scores,
+        scores.teacher_scores,
+        ranker_temperature=teacher_temperature,
+        mask=scores.mask,
+    )
 
 
 def contrastive_loss(

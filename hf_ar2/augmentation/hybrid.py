@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ def augment(
     work_folder: str | Path | None = None,
     index_folder: str | Path | None = None,
     index_dir: str | Path | None = None,
+    batch_tokens: int | None = None,
 ) -> TrainingLists:
     """Retrieves, ranks and writes training lists with their manifest.
 
@@ -55,6 +56,7 @@ def augment(
         work_folder: for tokens, index and scores; None: `work` in the folder.
         index_folder: an existing index of the collection; None: built in the work folder.
         index_dir: a folder of several indexes by fingerprint, instead of `index_folder`, see `Encodings`.
+        batch_tokens: padded tokens of a batch; None: what suits the device.
 
     Returns:
         The lists, as all trainers read them.
@@ -85,6 +87,8 @@ def augment(
         collection = collection.with_queries(unlabelled)
     settings = Settings().changed(asdict(args))
     system = SearchSystem(retriever, ranker, collection, settings, work, index_folder, index_dir=index_dir)
+    if batch_tokens is not None:
+        system.encoders = replace(system.encoders, budget=batch_tokens)
     text_keys = passage_text_keys(collection.passage_texts(args.title_separator))
     found = {}
     if set(args.list_kinds) & {"undenoised", "denoised"}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hf_ar2.command_line.options import add_setting, add_settings
 from hf_ar2.command_line.parser import Parser, positive
 from hf_ar2.settings.augment import AugmentConfig
+from hf_ar2.settings.score import ScoreConfig
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import EncodingConfig, TextConfig, names_of
 
@@ -120,7 +121,9 @@ def evaluate_parser() -> Parser:
         "evaluate",
         "evaluate retriever, ranker and pipeline on a split",
         "RUN is a folder that training wrote. Without it, name the models with\n"
-        "--retriever, --ranker and --collection; with it, these replace the run's own.",
+        "--retriever, --ranker and --collection; with it, these replace the run's own.\n\n"
+        "--nanobeir and --mteb evaluate the retriever alone, with the evaluators and data\n"
+        "of sentence-transformers and mteb; RUN may then also be a model.",
         "evaluate runs/scifact --split test --output results",
     )
     _add_models(parser)
@@ -135,6 +138,20 @@ def evaluate_parser() -> Parser:
     )
     asked = f"evaluate on these questions, one per line, judged with `{PROGRAM} label`"
     parser.add_argument("--questions", metavar="FILE", help=asked)
+    parser.add_argument(
+        "--nanobeir",
+        nargs="*",
+        metavar="NAME",
+        help="evaluate on these sets of NanoBEIR, such as msmarco (all)",
+    )
+    parser.add_argument(
+        "--nanobeir_dataset",
+        metavar="ID",
+        help="NanoBEIR in another language, or a folder (sentence-transformers/NanoBEIR-en)",
+    )
+    parser.add_argument(
+        "--mteb", nargs="+", metavar="TASK", help="evaluate on tasks of mteb, such as SciFact"
+    )
     add_setting(parser, Settings, "metrics", metavar="METRIC", default="the recipe's; the first is tested")
     parser.add_argument("--relevance-level", type=int, default=1, metavar="GRADE", help=RELEVANCE_LEVEL)
     add_settings(parser, Settings, ("depth", "rerank_depth"))
@@ -176,6 +193,34 @@ def augment_parser() -> Parser:
         help="print the most likely false negatives of N queries (20)",
     )
     add("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (FOLDER/work/index)")
+    _add_lengths(parser, ranker=True)
+    return parser
+
+
+def score_parser() -> Parser:
+    """The arguments of `score`."""
+    parser = command(
+        "score",
+        "write training lists with the scores of a ranker, to distil",
+        "The lists are those that --retriever finds, or those in the folder --lists.\n"
+        "A retriever learns from the scores with the settings train_lists and\n"
+        "distillation. An interrupted command continues when it is given again.",
+        "score BeIR/scifact --retriever sentence-transformers/all-MiniLM-L6-v2 \\\n"
+        "      --ranker BAAI/bge-reranker-v2-m3 --output lists/scored",
+    )
+    parser.usage = f"{PROGRAM} score COLLECTION --ranker MODEL --output FOLDER [options]"
+    add = parser.add_argument
+    add("collection", metavar="COLLECTION", help=ANY_COLLECTION)
+    add("--ranker", required=True, metavar="MODEL", help=f"the teacher: {ANY_MODEL}")
+    add("--output", required=True, metavar="FOLDER", help="the folder to write")
+    add(
+        "--retriever",
+        metavar="MODEL",
+        help="finds the lists: labelled positives, other passages as negatives",
+    )
+    add("--lists", metavar="FOLDER", help="existing training lists, in place of --retriever")
+    add_setting(parser, ScoreConfig, "train_split", "--split", metavar="SPLIT")
+    add_settings(parser, ScoreConfig, ("depth", "batch_tokens"))
     _add_lengths(parser, ranker=True)
     return parser
 

@@ -30,6 +30,10 @@ from hf_ar2.search.system import Ranking, SearchSystem
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Rank a split's queries, print the table, and write run files on request."""
+    if arguments.nanobeir is not None or arguments.mteb is not None:
+        from hf_ar2.command_line.packages import evaluate_with_packages
+
+        return evaluate_with_packages(arguments)
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before models are loaded
     if arguments.questions is not None:

@@ -25,6 +25,7 @@ HANDLERS = {
     "encode": "hf_ar2.command_line.commands:encode",
     "index": "hf_ar2.command_line.commands:index",
     "search": "hf_ar2.command_line.commands:search",
+    "score": "hf_ar2.command_line.score:score",
     "augment": "hf_ar2.command_line.commands:augment",
     "collection": "hf_ar2.command_line.commands:collection",
     "label": "hf_ar2.command_line.label:label",
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = command.parse_known_intermixed_args(given[1:])
     if unknown:
         command.reject(unknown)
-    if name == "evaluate" and options.run is None and not (options.retriever and options.collection):
+    of_package = name == "evaluate" and (options.nanobeir is not None or options.mteb is not None)
+    if of_package:
+        _check_package_options(command, options)
+    elif name == "evaluate" and options.run is None and not (options.retriever and options.collection):
         command.error("nothing to evaluate. Name a run folder, or --retriever and --collection")
     if name == "evaluate" and options.questions and options.split not in (None, "questions"):
         command.error(
@@ -76,9 +80,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         and not (options.retriever and options.ranker and options.collection)
     ):
         command.error("no models given. Name a run folder, or --retriever, --ranker and --collection")
+    if name == "score" and (options.retriever is None) == (options.lists is None):
+        command.error("give either --retriever MODEL, which finds the lists, or --lists FOLDER")
     if name == "collection":
         question_arguments.check_generation(command, options)
     return _run(name, options)
+
+
+def _check_package_options(command: Parser, options: argparse.Namespace) -> None:
+    """Exit with code 2 where --nanobeir or --mteb is given with what it does not use, or without a model."""
+    if (options.run is None) == (options.retriever is None):
+        command.error("--nanobeir and --mteb evaluate one model. Name it: hf-ar2 evaluate MODEL --nanobeir")
+    used = ("run", "retriever", "nanobeir", "nanobeir_dataset", "mteb", "output")
+    for option, value in vars(options).items():
+        if value is not None and option not in used:
+            command.error(
+                f"--{option} is not used by --nanobeir and --mteb, which evaluate a retriever on their own data"
+            )
 
 
 def _run(name: str, options: argparse.Namespace) -> int:
@@ -184,6 +202,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
             "train": arguments.train_parser(),
             "tune-queries": arguments.tune_queries_parser(),
             "augment": arguments.augment_parser(),
+            "score": arguments.score_parser(),
         },
         "evaluating": {
             "evaluate": arguments.evaluate_parser(),

@@ -24,6 +24,8 @@ class ListScores:
         query_embeddings: float32 `[B, d]`; None where the step runs no retriever.
         passage_embeddings: float32 `[B, L, d]`; None where the step has none.
         retriever_temperature: what the retriever's scores were divided by.
+        teacher_scores: float32 `[B, L]`, the scores stored with `train_lists`, 0 under the mask; None where the trainer
+            does not distil them.
 
     Example:
         >>> import torch
@@ -47,6 +49,7 @@ class ListScores:
     query_embeddings: Tensor | None = None
     passage_embeddings: Tensor | None = None
     retriever_temperature: float = 1.0
+    teacher_scores: Tensor | None = None
 
 
 ListLoss = Callable[[ListScores], "Tensor | tuple[Tensor, dict[str, Tensor]]"]

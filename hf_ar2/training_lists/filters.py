@@ -1,4 +1,4 @@
-"""Passages that must not be negatives: known positives, and passages with the text of one."""
+"""Passages that must not be negatives: known positives, copies of their text, and what scores close to one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def drop_known(
     offsets: np.ndarray,
     suspect: dict[str, np.ndarray],
     depth: int,
+    range_min: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Scores and rows ``[Q, depth]`` that no filter drops, moved to the left, and the number dropped per cause.
 
     ``known`` is cause -> (values ``[Q, K']``, the values to drop, per query as in the CSR ``offsets``); ``suspect`` is
-    cause -> what to drop, bool ``[Q, K']``.
+    cause -> what to drop, bool ``[Q, K']``. Of what is left, the first ``range_min`` of each query are dropped as well.
     """
     dropped: dict[str, int] = {}
     kept_rows = np.full((len(rows), depth), -1, dtype=np.int32)
@@ -33,11 +34,44 @@ def drop_known(
         for cause, hit in hits.items():
             dropped[cause] = dropped.get(cause, 0) + int((keep & hit).sum())
             keep &= ~hit
-        places = np.cumsum(keep, axis=1) - 1
-        query, column = np.nonzero(keep & (places < depth))
+        places = np.cumsum(keep, axis=1) - 1 - range_min
+        if range_min:
+            dropped["range_min"] = dropped.get("range_min", 0) + int((keep & (places < 0)).sum())
+        query, column = np.nonzero(keep & (places >= 0) & (places < depth))
         kept_rows[start + query, places[query, column]] = rows[chunk][query, column]
         kept_scores[start + query, places[query, column]] = scores[chunk][query, column]
     return kept_scores, kept_rows, dropped
+
+
+def scored_too_high(
+    scores: np.ndarray,
+    positive_rows: np.ndarray,
+    positive_scores: np.ndarray | None,
+    *,
+    absolute_margin: float | None,
+    relative_margin: float | None,
+    max_score: float | None,
+) -> dict[str, np.ndarray]:
+    """Filter -> which passages ``[Q, K']`` score so high that they may be unlabelled positives, for each filter given.
+
+    Arguments as in :func:`~hf_ar2.training_lists.pool.build_pool`.
+    """
+    margins = {"absolute_margin": absolute_margin, "relative_margin": relative_margin}
+    margins = {name: margin for name, margin in margins.items() if margin is not None}
+    limits: dict[str, np.ndarray | float] = {}
+    if margins:
+        if positive_scores is None:
+            raise ValueError(
+                f"{next(iter(margins))} compares with the positives' scores; expected positive_scores, found None"
+            )
+        known = positive_rows >= 0
+        mean = np.where(known, positive_scores, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        # |mean| keeps the limit below a positive whose score is negative.
+        units = {"absolute_margin": 1.0, "relative_margin": np.abs(mean)}
+        limits |= {name: (mean - margin * units[name])[:, None] for name, margin in margins.items()}
+    if max_score is not None:
+        limits["max_score"] = max_score
+    return {name: np.asarray(scores > limit) for name, limit in limits.items()}
 
 
 def among(values: np.ndarray, known: np.ndarray, offsets: np.ndarray) -> np.ndarray:

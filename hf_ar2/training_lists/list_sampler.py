@@ -54,6 +54,7 @@ class Lists:
         mask: bool `[B, L]`.
         positives: bool `[B, L]`.
         known_positives: int64 `[B, P]`, -1 padded.
+        scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not asked for.
 
     Example:
         >>> passages, real = np.array([[1, 7]]), np.array([[True, True]])
@@ -67,6 +68,7 @@ class Lists:
     mask: np.ndarray
     positives: np.ndarray
     known_positives: np.ndarray
+    scores: np.ndarray | None = None
 
 
 @dataclass
@@ -86,6 +88,7 @@ class ListSampler:
             lacks, are drawn from the whole corpus. None: all from the pool; what it lacks is masked.
         num_positives: most positives in a list; those that a query lacks are masked.
         known_positives: int `[Q, P]`, all known positives of each pool entry, -1 padded; None: the pool's positives.
+        with_scores: whether lists have the pool's scores.
 
     Example:
         >>> pool = CandidatePool(
@@ -110,6 +113,7 @@ class ListSampler:
     hard_share: Callable[[np.ndarray], np.ndarray | None] | None = None
     num_positives: int = 1
     known_positives: np.ndarray | None = None
+    with_scores: bool = False
 
     def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
         """The pool entries of these positions, int64 `[B]`."""
@@ -133,13 +137,33 @@ class ListSampler:
         known = np.asarray(known[indices], np.int64)
         positives = self._positives(indices, positions, columns, seed)
         negatives, mask = self._negatives(indices, positions, columns, known, seed)
+        rows = np.concatenate([positives, negatives], axis=1)
         return Lists(
             query_rows=np.asarray(self.pool.query_rows[indices], np.int64),
-            passage_rows=np.concatenate([positives, negatives], axis=1),
+            passage_rows=rows,
             mask=np.concatenate([positives >= 0, mask], axis=1),
             positives=np.concatenate([positives >= 0, np.zeros_like(mask)], axis=1),
             known_positives=known,
+            scores=self._scores(indices, rows) if self.with_scores else None,
         )
+
+    def _scores(self, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The pool's scores of passages `[B, L]` of these entries, float32; 0 for row -1."""
+        pool = self.pool
+        known = np.concatenate([pool.positive_rows[indices], pool.passage_rows[indices]], axis=1)
+        known_scores = np.concatenate([pool.positive_scores[indices], pool.scores[indices]], axis=1)
+        scores = np.zeros(rows.shape, np.float32)
+        for column, wanted in enumerate(rows.T):
+            hits = known == wanted[:, None]
+            unknown = wanted[~hits.any(axis=1) & (wanted >= 0)]
+            if len(unknown):
+                raise ValueError(
+                    f"the sampler drew row {unknown[0]}, which is not among the candidates of its list and so has no "
+                    "teacher score; draw from pool.passage_rows"
+                )
+            place = hits.argmax(axis=1)
+            scores[:, column] = np.where(wanted >= 0, known_scores[np.arange(len(rows)), place], 0)
+        return scores
 
     def _positives(
         self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, seed: int

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ar2.folders import complete_folder
-from hf_ar2.training_lists.filters import drop_known, text_groups
+from hf_ar2.training_lists.filters import drop_known, scored_too_high, text_groups
 
 if TYPE_CHECKING:
     from hf_ar2.collections.judgments import Judgments
@@ -142,7 +142,10 @@ def build_pool(
     text_keys: np.ndarray | None = None,
     answer_hits: np.ndarray | None = None,
     own_rows: np.ndarray | None = None,
+    absolute_margin: float | None = None,
     relative_margin: float | None = None,
+    max_score: float | None = None,
+    range_min: int = 0,
     folder: str | Path | None = None,
     round: int = 0,
     fingerprint: str = "",
@@ -151,8 +154,12 @@ def build_pool(
 
     Passages are dropped, and counted under the first of these causes that holds: ``positive`` (judged relevant to the
     query), ``duplicate_of_positive`` (has the text of one of its positives), ``query_itself``, ``contains_answer``,
-    ``within_margin`` (see ``relative_margin``). The first ``depth`` of the others are kept, so search deeper than
-    ``depth`` by the number of passages that the filters may drop.
+    ``absolute_margin``, ``relative_margin``, ``max_score``, ``range_min``. The first ``depth`` of the others are kept,
+    so search deeper than ``depth`` by the number of passages that the filters may drop.
+
+    The last four have the names of sentence-transformers' ``mine_hard_negatives`` and drop what may be relevant but
+    unlabelled (NV-Retriever, arXiv 2407.15831). The positive's score is the mean over the query's
+    positives.
 
     Args:
         retrieved_scores: float ``[Q, K']``, best first.
@@ -160,12 +167,16 @@ def build_pool(
         judgments: of the same queries in the same order; those with relevance 0 are ignored.
         depth: most candidates per query (AR2: 100); with 0 the pool holds only positives.
         positive_scores: float ``[Q, P]``, the retriever's scores of :func:`padded_positives`, retrieved or not. The
-            SimANS sampler and the margin statistics need them.
+            SimANS sampler, the margins and the margin statistics need them.
         text_keys: int64 ``[N]``, :func:`passage_text_keys` of the corpus; enables the duplicate filter.
         answer_hits: bool ``[Q, K']``, whether the retrieved passage contains an answer; enables that filter.
         own_rows: int64 ``[Q]``, the passage that is the query itself, -1 for none, see ``Collection.own_rows``.
-        relative_margin: drops passages that score above (1 - margin) times the mean score of the query's positives, as
-            they may be relevant and unlabelled (NV-Retriever, arXiv 2407.15831). Needs ``positive_scores``.
+        absolute_margin: drops passages that score above the positive's score minus this, in units of score
+            (TopK-MarginPos). Needs ``positive_scores``.
+        relative_margin: drops passages that score above (1 - margin) times the positive's score: above s - margin * |s|
+            (TopK-PercPos). Needs ``positive_scores``.
+        max_score: drops passages that score above it (TopK-Abs).
+        range_min: drops this many of the passages that are left, from the top (TopK shifted by N).
         folder: where to save the pool; None keeps it in memory.
         round, fingerprint: stored with the pool.
 
@@ -195,9 +206,17 @@ def build_pool(
         suspect["query_itself"] = rows == own_rows[:, None]
     if answer_hits is not None:
         suspect["contains_answer"] = answer_hits
-    if relative_margin is not None:
-        suspect["within_margin"] = _within_margin(scores, positive_rows, positive_scores, relative_margin)
-    kept_scores, kept_rows, dropped = drop_known(scores, rows, known, positives.offsets, suspect, depth)
+    suspect |= scored_too_high(
+        scores,
+        positive_rows,
+        positive_scores,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        max_score=max_score,
+    )
+    kept_scores, kept_rows, dropped = drop_known(
+        scores, rows, known, positives.offsets, suspect, depth, range_min
+    )
     pool = CandidatePool(
         query_rows=np.asarray(positives.query_rows, dtype=np.int64),
         passage_rows=kept_rows,
@@ -286,6 +305,7 @@ def pool_statistics(pool: CandidatePool) -> dict[str, float]:
     Returns:
         - ``queries``: their number; ``candidates``: mean number of candidates per query.
         - ``short_pools``, ``empty_pools``: queries with fewer candidates than the depth, and with none.
+        - ``dropped/CAUSE``: retrieved passages dropped for each cause, see :func:`build_pool`.
         - ``top_score``: mean score of the first candidate.
 
         and, if the pool has the positives' scores (of several positives the best one counts):
@@ -303,6 +323,7 @@ def pool_statistics(pool: CandidatePool) -> dict[str, float]:
         "candidates": float(lengths.mean()),
         "short_pools": float((lengths < pool.depth).sum()),
         "empty_pools": float((~filled).sum()),
+        **{f"dropped/{cause}": float(count) for cause, count in pool.dropped.items()},
     }
     if not filled.any():
         return statistics
@@ -325,19 +346,6 @@ def _concatenate_padded(arrays: Sequence[np.ndarray], padding: np.generic) -> np
         stacked[start : start + len(array), : array.shape[1]] = array
         start += len(array)
     return stacked
-
-
-def _within_margin(
-    scores: np.ndarray, positive_rows: np.ndarray, positive_scores: np.ndarray | None, margin: float
-) -> np.ndarray:
-    if positive_scores is None:
-        raise ValueError(
-            "relative_margin compares with the positives' scores; expected positive_scores, found None"
-        )
-    known = positive_rows >= 0
-    mean = np.where(known, positive_scores, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    # |mean| keeps the limit below a positive whose score is negative.
-    return np.asarray(scores > (mean - margin * np.abs(mean))[:, None])
 
 
 def _padded_scores(positive_scores: np.ndarray | None, positive_rows: np.ndarray) -> np.ndarray:

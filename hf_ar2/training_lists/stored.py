@@ -1,4 +1,4 @@
-"""Training lists on disk, written by augmentation and read by every trainer.
+"""Training lists on disk, written by `hf-ar2 augment`, `hf-ar2 score` or a person, and read by every trainer.
 
 A folder holds a saved `datasets.Dataset` with one row per list, `manifest.json` (the inputs of the lists; written last,
 so that a folder with it is complete), and `queries.jsonl` for queries that the collection may not have.
@@ -57,7 +57,8 @@ class TrainingLists:
 
     Attributes:
         dataset: one row per list: `query_id`; `positive_ids`, labelled ones first; `negative_ids`, in the order of
-            the retriever that found them; `positive_scores` and `negative_scores`, the ranker's, float32; `kind`:
+            the retriever that found them; `positive_scores` and `negative_scores`, the ranker's or another teacher's,
+            float32, NaN in lists without scores; `kind`:
             `undenoised` (labelled positives, any other retrieved passages as negatives), `denoised` (also positives,
             and only negatives, of which the ranker is confident) or `pseudo` (the same for a query without labels).
         manifest: the inputs of the lists, and how many were kept, and dropped for each cause.
@@ -100,7 +101,7 @@ class TrainingLists:
         return digest.hexdigest()
 
     def to_pool(self, collection: Collection, kinds: Iterable[str] | None = None) -> CandidatePool:
-        """A candidate pool, in memory, with one entry per list. Its scores are the ranker's.
+        """A candidate pool, in memory, with one entry per list. Its scores are those of the lists.
 
         Args:
             collection: has the ids; with `queries` added, see `Collection.with_queries`.
@@ -166,8 +167,8 @@ def load_training_lists(folder: str | Path) -> TrainingLists:
     Raises:
         FileNotFoundError: there are no complete lists in the folder.
         ValueError: another format; a column is missing or of another type; a list without a positive or a negative,
-            with different numbers of ids and scores, with a score that is not finite, an unknown kind, or a passage
-            that is both positive and negative. The message names folder, column and row.
+            with different numbers of ids and scores, with scores of which some are not finite, an unknown kind, or a
+            passage that is both positive and negative. The message names folder, column and row.
 
     Example:
         >>> import tempfile
@@ -209,7 +210,8 @@ def save_training_lists(
 
     Args:
         folder: created if it does not exist.
-        dataset, queries: as in `TrainingLists`.
+        dataset, queries: as in `TrainingLists`. The dataset may have one column `scores`, of the positives and then
+            the negatives, in place of `positive_scores` and `negative_scores`, or no scores.
         manifest: information about the lists; `format` and `fingerprint` are added.
 
     Raises:
@@ -279,6 +281,7 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _listed(folder: Path, dataset: datasets.Dataset) -> datasets.Dataset:
+    dataset = _with_scores_of_roles(folder, dataset)
     missing = [name for name in LIST_FEATURES if name not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -287,11 +290,48 @@ def _listed(folder: Path, dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.select_columns(list(LIST_FEATURES))
 
 
+def _with_scores_of_roles(folder: Path, dataset: datasets.Dataset) -> datasets.Dataset:
+    """The dataset with scores of positives and of negatives, made of its column `scores`; without one they are NaN."""
+    columns, ids = dataset.column_names, ("positive_ids", "negative_ids")
+    if {"positive_scores", "negative_scores"} & set(columns) or not {*ids} <= set(columns):
+        return dataset
+    counts = [pc.list_value_length(arrow_column(dataset, name)).fill_null(0).to_numpy() for name in ids]
+    scores = np.full(int(sum(map(np.sum, counts))), np.nan, np.float32)
+    if "scores" in columns:
+        column = arrow_column(dataset, "scores")
+        found = pc.list_value_length(column).fill_null(-1).to_numpy()
+        wrong = found != counts[0] + counts[1]
+        _check_rows(
+            folder, "scores", wrong, "another number of scores", "one per passage, positives then negatives"
+        )
+        scores = _flat(column).to_numpy(zero_copy_only=False).astype(np.float32)
+        _check_rows(
+            folder,
+            "scores",
+            [not np.isfinite(row).all() for row in np.split(scores, np.cumsum(found)[:-1])],
+            "a score that is not finite",
+            "finite scores",
+        )
+    of_positives = np.tile([True, False], len(dataset)).repeat(np.stack(counts, axis=1).reshape(-1))
+    for name, number, values in zip(ids, counts, (scores[of_positives], scores[~of_positives]), strict=True):
+        offsets = np.append(0, np.cumsum(number)).astype(np.int32)
+        lists = pa.ListArray.from_arrays(offsets, pa.array(values, type=pa.float32()))
+        dataset = dataset.add_column(
+            name.replace("_ids", "_scores"), lists, feature=datasets.List(datasets.Value("float32"))
+        )
+    return dataset
+
+
 def _check(folder: Path, dataset: datasets.Dataset) -> None:
     for name, expected in LIST_FEATURES.items():
         if dataset.features[name] != expected:
             raise ValueError(f"{folder}, column {name}: found {dataset.features[name]}, expected {expected}")
     columns = {name: arrow_column(dataset, name) for name in LIST_FEATURES}
+    scored = np.zeros(len(dataset), dtype=bool)
+    for name in ("positive_scores", "negative_scores"):
+        there = ~np.isnan(_flat(columns[name]).to_numpy(zero_copy_only=False))
+        lengths = pc.list_value_length(columns[name]).fill_null(0).to_numpy()
+        scored[np.repeat(np.arange(len(dataset)), lengths)[there]] = True
     for name, column in columns.items():
         _check_rows(folder, name, column.is_null().to_numpy(), "null", "a value")
     _check_rows(
@@ -299,18 +339,18 @@ def _check(folder: Path, dataset: datasets.Dataset) -> None:
     )
     for role in ("positive", "negative"):
         counts = pc.list_value_length(columns[f"{role}_ids"]).to_numpy()
-        scored = pc.list_value_length(columns[f"{role}_scores"]).to_numpy()
+        number = pc.list_value_length(columns[f"{role}_scores"]).to_numpy()
         _check_rows(folder, f"{role}_ids", counts == 0, "an empty list", f"at least one {role}")
         _check_rows(
             folder,
             f"{role}_scores",
-            counts != scored,
+            counts != number,
             "different numbers of scores and ids",
             "one score per id",
         )
         unscored = ~np.isfinite(_flat(columns[f"{role}_scores"]).to_numpy())
         lists = np.repeat(np.arange(len(counts)), counts)
-        wrong = np.isin(np.arange(len(counts)), lists[unscored])
+        wrong = np.isin(np.arange(len(counts)), lists[unscored]) & scored
         _check_rows(folder, f"{role}_scores", wrong, "a score that is not finite", "finite scores")
     both = _contradictions(columns["positive_ids"], columns["negative_ids"])
     _check_rows(folder, "negative_ids", both, "a passage that is also in positive_ids", "it in one of them")

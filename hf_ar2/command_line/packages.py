@@ -1,0 +1,101 @@
+"""`hf-ar2 evaluate --nanobeir` and `--mteb`: a retriever, measured by other packages' evaluators."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
+
+from hf_ar2.command_line.open import is_run, loaded, quiet
+from hf_ar2.evaluation.tables import display_name, format_table
+from hf_ar2.models.loading import load_retriever
+from hf_ar2.progress import on_terminal
+
+NANOBEIR = "sentence-transformers/NanoBEIR-en"
+_METRICS = ("ndcg@10", "mrr@10", "recall@10", "map@100")
+
+
+def evaluate_with_packages(arguments: argparse.Namespace) -> int:
+    """Evaluate a model on NanoBEIR or mteb tasks, print the tables, and write metrics.json on request."""
+    if arguments.nanobeir is None and arguments.nanobeir_dataset is not None:
+        raise ValueError("--nanobeir_dataset belongs to --nanobeir: give both")
+    name = arguments.retriever or arguments.run
+    quiet()
+    retriever = loaded("retriever", str(Path(name) / "retriever") if is_run(name) else name, load_retriever)
+    found: dict[str, Mapping[str, Mapping[str, float]]] = {}
+    if arguments.nanobeir is not None:
+        found["nanobeir"] = nanobeir(retriever, arguments.nanobeir, arguments.nanobeir_dataset or NANOBEIR)
+        table = [[of, *(values[metric] for metric in _METRICS)] for of, values in found["nanobeir"].items()]
+        print(format_table(table, ["NanoBEIR", *map(display_name, _METRICS)]))
+    if arguments.mteb is not None:
+        found["mteb"] = mteb_tasks(retriever, arguments.mteb)
+        table = [
+            [of, metric, value] for of, values in found["mteb"].items() for metric, value in values.items()
+        ]
+        print(format_table(table, ["mteb", "metric", "score"]))
+    if arguments.output:
+        path = Path(arguments.output) / "metrics.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps(known | found, indent=1), encoding="utf-8")
+        print(f"\nIn {path.parent}: metrics.json")
+    return 0
+
+
+def nanobeir(
+    retriever: SentenceTransformer, names: Sequence[str] = (), dataset: str = NANOBEIR
+) -> dict[str, dict[str, float]]:
+    """sentence-transformers' metrics of a retriever on NanoBEIR, with the model's own prompts and similarity.
+
+    Args:
+        names: sets, such as "msmarco"; none: all.
+        dataset: on the Hub, or a folder that `datasets.load_dataset` reads.
+
+    Returns:
+        Set → metric → value, and their mean under "mean" where there are several sets.
+    """
+    evaluator = NanoBEIREvaluator(
+        dataset_names=list(names) or None,
+        dataset_id=dataset,
+        show_progress_bar=on_terminal(),
+        write_csv=False,
+    )
+    similarity = retriever.similarity_fn_name
+    values = evaluator(retriever)
+    sets = {of.name: of.name for of in evaluator.evaluators}
+    if len(sets) > 1:
+        sets["mean"] = evaluator.name
+    return {
+        shown: {
+            key.removeprefix(f"{prefix}_{similarity}_"): float(value)
+            for key, value in values.items()
+            if key.startswith(f"{prefix}_{similarity}_")
+        }
+        for shown, prefix in sets.items()
+    }
+
+
+def mteb_tasks(retriever: SentenceTransformer, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """mteb's main score of a retriever on each task, with the model's own prompts; nothing is cached.
+
+    Raises:
+        ImportError: mteb is not installed.
+        ValueError: there is no such task.
+    """
+    try:
+        import mteb
+    except ImportError as error:
+        raise ImportError("--mteb needs the package mteb. Install it with: pip install mteb") from error
+    try:
+        tasks = mteb.get_tasks(tasks=list(names))
+    except KeyError as error:
+        raise ValueError(f"--mteb {' '.join(names)}: {error.args[0]}") from error
+    found = mteb.evaluate(retriever, tasks, cache=None, show_progress_bar=on_terminal())
+    return {
+        result.task_name: {task.metadata.main_score: float(result.get_score())}
+        for task, result in zip(tasks, found.task_results, strict=True)
+    }

@@ -1,0 +1,46 @@
+"""`hf-ar2 score`: training lists with a teacher's scores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hf_ar2.augmentation import AugmentConfig, augment
+from hf_ar2.augmentation.teacher import score_lists
+from hf_ar2.collections import load_collection
+from hf_ar2.command_line.open import loaded, quiet
+from hf_ar2.command_line.options import given_settings
+from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.settings.score import ScoreConfig
+from hf_ar2.settings.search import Settings
+from hf_ar2.settings.text import EncodingConfig, names_of
+from hf_ar2.training_lists.stored import load_training_lists
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Score the lists of a folder, or those that a retriever finds, and write them."""
+    limits = Settings.of_models()
+    of_models = {name: getattr(limits, name) for name in names_of(EncodingConfig)}
+    args = ScoreConfig(**of_models | given_settings(arguments, ScoreConfig))
+    lists = load_training_lists(arguments.lists) if arguments.lists else None
+    quiet()
+    collection = load_collection(arguments.collection).for_training()
+    ranker = loaded("ranker", arguments.ranker, load_ranker)
+    out = Path(arguments.output)
+    if lists is not None:
+        scored = score_lists(lists, collection, ranker, out, args, name=arguments.ranker)
+    else:
+        encoding = {name: getattr(args, name) for name in names_of(EncodingConfig)}
+        scored = augment(
+            collection,
+            loaded("retriever", arguments.retriever, load_retriever),
+            ranker,
+            out,
+            AugmentConfig(kinds=["undenoised"], train_split=args.train_split, depth=args.depth, **encoding),
+            names={"retriever": arguments.retriever, "ranker": arguments.ranker},
+            batch_tokens=args.batch_tokens,
+        )
+    passages = sum(len(ids) for role in ("positive", "negative") for ids in scored.dataset[f"{role}_ids"])
+    print(f"In {out}: {len(scored):,} training lists with scores of {passages:,} passages, manifest.json")
+    print(f"Next: train a retriever with train_lists=[{str(out)!r}], mine=False and distillation='kl'")
+    return 0
