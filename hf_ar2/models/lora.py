@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import sentence_transformers
 import transformers
 from packaging.version import Version
 from sentence_transformers import CrossEncoder
@@ -25,10 +26,10 @@ _ADAPTER_FILES = (_CONFIG, "adapter_model*.safetensors*")
 
 
 def check_peft() -> None:
-    """Check that peft is installed, in a version that the installed transformers works with.
+    """Check that peft is installed, and that it, transformers and sentence-transformers work together.
 
     Raises:
-        ValueError: it is missing or too old.
+        ValueError: it is missing, or a version is too old.
     """
     from transformers.integrations.peft import MIN_PEFT_VERSION
 
@@ -36,6 +37,11 @@ def check_peft() -> None:
         found = importlib.metadata.version("peft")
     except importlib.metadata.PackageNotFoundError:
         raise ValueError("adapters need the package peft: pip install 'hf-ar2[lora]'") from None
+    if Version(sentence_transformers.__version__) < Version("6.2"):
+        raise ValueError(
+            f"adapters need sentence-transformers 6.2 or newer, found {sentence_transformers.__version__}, which cannot "
+            "load those of a CrossEncoder: pip install 'hf-ar2[lora]'"
+        )
     if Version(found) < Version(MIN_PEFT_VERSION):
         raise ValueError(
             f"transformers {transformers.__version__} needs peft {MIN_PEFT_VERSION} or newer, found {found}: "
