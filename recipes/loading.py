@@ -15,7 +15,16 @@ from hf_ar2.cards.facts import source_name
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
 
-MODEL_FIELDS = ("model", "layers", "max_length", "dropout", "pooling", "similarity", "separate_towers")
+MODEL_FIELDS = (
+    "model",
+    "layers",
+    "max_length",
+    "dropout",
+    "pooling",
+    "similarity",
+    "separate_towers",
+    "prompts",
+)
 # share: part of the minutes; min_steps: with fewer, the stage is dropped; max_epochs: passes over the queries.
 STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min_steps", "max_epochs")
 # A row is searched exactly, with an index of a factory string, with a file's, or with the one that a stage trained.
@@ -112,6 +121,8 @@ def _check(recipe: Recipe, where: str) -> None:
             raise RecipeError(f"{where}: models.{name}: field 'model' is missing")
     _check_minutes(recipe, where)
     _check_keys(f"{where}: args", recipe.args, _settings())
+    with errors_at(f"{where}: args"):
+        recipe.texts.check_passage_template()
     sources, writers = list(recipe.models), list[str]()
     for name, body in recipe.stages.items():
         place = f"{where}: stages.{name}"

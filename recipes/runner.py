@@ -230,7 +230,9 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
     transformers.set_seed(recipe.seed)
     if role == "retriever":
         return load_retriever(model, **fields)
-    allowed = {key: value for key, value in fields.items() if key in ("layers", "max_length", "dropout")}
+    allowed = {
+        key: value for key, value in fields.items() if key in ("layers", "max_length", "dropout", "prompts")
+    }
     return load_ranker(model, **allowed)
 
 

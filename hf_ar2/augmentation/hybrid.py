@@ -85,7 +85,7 @@ def augment(
         collection = collection.with_queries(unlabelled)
     settings = Settings().changed(asdict(args))
     system = SearchSystem(retriever, ranker, collection, settings, work, index_folder, index_dir=index_dir)
-    text_keys = passage_text_keys(collection.passage_texts(args.title_separator))
+    text_keys = passage_text_keys(args.passage_texts(collection))
     found = {}
     if set(args.list_kinds) & {"undenoised", "denoised"}:
         found["labelled"] = labelled_candidates(

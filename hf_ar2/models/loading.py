@@ -6,8 +6,9 @@ import copy
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
@@ -16,9 +17,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_ar2.models.prompts import Task, set_ranker_prompt, set_retriever_prompts
 from hf_ar2.models.saved import IDENTITY
 
-Task = Literal["query", "document"]
 SIMILARITIES = ("cosine", "dot")
 
 
@@ -101,6 +102,7 @@ def load_retriever(
     layers: list[int] | None = None,
     max_length: int | None = None,
     dropout: float | None = None,
+    prompts: Mapping[str, str] | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> SentenceTransformer:
@@ -119,6 +121,8 @@ def load_retriever(
         layers: zero-based encoder layers to keep, for a smaller model.
         max_length: longest text in tokens, special tokens included.
         dropout: probability in training instead of the model's own; not saved with the model.
+        prompts: put before texts: `{"query": "query: ", "document": "passage: "}` for models of the E5 family; saved
+            with the model. None: the model's own. "passage" is another name of "document".
         kwargs: passed to `SentenceTransformer`.
 
     Returns:
@@ -161,6 +165,7 @@ def load_retriever(
         retriever.max_seq_length = max_length
     if dropout is not None:
         set_dropout(retriever, dropout)
+    set_retriever_prompts(retriever, prompts)
     return retriever
 
 
@@ -170,6 +175,7 @@ def load_ranker(
     layers: list[int] | None = None,
     max_length: int | None = None,
     dropout: float | None = None,
+    prompts: Mapping[str, str] | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> CrossEncoder:
@@ -179,6 +185,7 @@ def load_ranker(
 
     Args:
         model, layers, max_length, dropout: as in `load_retriever`; `max_length` limits pairs.
+        prompts: `{"query": prompt}` is put before the query of every pair; saved with the model.
         kwargs: passed to `CrossEncoder`.
 
     Raises:
@@ -206,6 +213,7 @@ def load_ranker(
         ranker.max_seq_length = max_length
     if dropout is not None:
         set_dropout(ranker, dropout)
+    set_ranker_prompt(ranker, prompts)
     return ranker
 
 
