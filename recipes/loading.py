@@ -13,6 +13,7 @@ import yaml
 from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_name
 from hf_ar2.models.merging import MergeConfig
+from hf_ar2.models.prompts import check_prompts
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
 
 MODEL_FIELDS = (
@@ -76,7 +77,7 @@ def _settings() -> list[str]:
 
 
 def _override(content: dict[str, Any], key: str, text: str) -> None:
-    value = yaml.safe_load(text)
+    value = _value(key, text)
     head, _, rest = key.partition(".")
     stages = content.get("stages") or {}
     if not rest:
@@ -103,6 +104,19 @@ def _override(content: dict[str, Any], key: str, text: str) -> None:
     place[last] = value
 
 
+def _value(key: str, text: str) -> Any:
+    """The value of `--key text`, as YAML reads it; a prompt or separator without quotes is taken as it is."""
+    *path, name = key.split(".")
+    literal = name in ("title_separator", "passage_template") or path[-1:] == ["prompts"]
+    # YAML would read "query: " as a mapping, and " " as null.
+    if literal and text not in ("null", "~") and not text.startswith(("'", '"')):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--{key}: {text!r} is not valid YAML: {error}") from None
+
+
 def _with_numbers(value: Any) -> Any:
     """YAML 1.1 reads 1e-5 as text; here it becomes the number it looks like."""
     if isinstance(value, dict):
@@ -119,6 +133,9 @@ def _check(recipe: Recipe, where: str) -> None:
         _check_keys(f"{where}: models.{name}", body, MODEL_FIELDS)
         if "model" not in body:
             raise RecipeError(f"{where}: models.{name}: field 'model' is missing")
+        if body.get("prompts") is not None:
+            with errors_at(f"{where}: models.{name}"):
+                check_prompts(body["prompts"])
     _check_minutes(recipe, where)
     _check_keys(f"{where}: args", recipe.args, _settings())
     with errors_at(f"{where}: args"):

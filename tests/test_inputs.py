@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_retriever, make_tiny_tokenizer
+from conftest import make_tiny_retriever, make_tiny_tokenizer, write_recipe
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
@@ -26,6 +26,8 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.models.saved import read_retriever
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import TextConfig
@@ -117,6 +119,20 @@ def test_a_pooling_may_leave_out_the_prompt(
     for mine, theirs in zip(ours, saved_embeddings(tmp_path / "saved", tiny_collection, texts), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
     check_inputs(retriever, None, tiny_collection, texts)
+
+
+def test_vectors_may_be_cut_to_fewer_dimensions(
+    tmp_path: Path, tiny_retriever_path: Path, tiny_collection: Collection
+) -> None:
+    retriever = load_retriever(tiny_retriever_path, truncate_dim=8, device="cpu")
+    check_inputs(retriever, None, tiny_collection, TextConfig())
+    retriever.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    ours = embeddings(retriever, tiny_collection, tmp_path / "cache", TextConfig())
+    for mine, theirs in zip(
+        ours, saved_embeddings(tmp_path / "saved", tiny_collection, TextConfig()), strict=True
+    ):
+        assert mine.shape == (12, 8)
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 def chat_ranker(folder: Path) -> CrossEncoder:
@@ -248,6 +264,29 @@ def test_a_template_without_the_text_is_an_error(template: str, tmp_path: Path) 
         RetrieverConfig(output_dir=str(tmp_path), passage_template=template, report_to="none")
 
 
+def test_a_recipe_takes_prompts(tmp_path: Path) -> None:
+    recipe = {
+        "collection": "x",
+        "models": {"e5": {"model": "some/model", "prompts": {"query": "query: "}}},
+        "stages": {"warm": {"trainer": "retriever", "retriever": "e5"}},
+    }
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    given = {"models.e5.prompts.document": "passage: "}
+    assert load_recipe(path, given).models["e5"]["prompts"] == {"query": "query: ", "document": "passage: "}
+    given = {"models.e5.prompts": "{query: 'q: '}", "passage_template": "title: {title} | text: {text}"}
+    read = load_recipe(path, given | {"args.title_separator": " [SEP] "})
+    assert read.models["e5"]["prompts"] == {"query": "q: "}
+    assert read.texts.passage_template == "title: {title} | text: {text}"
+    assert read.texts.title_separator == " [SEP] "
+    assert load_recipe(path, {"title_separator": "' - '"}).texts.title_separator == " - "
+    for wrong, match in (
+        ({"models.e5.prompts": "'query: '"}, "models.e5: prompts: found 'query: '"),
+        ({"passage_template": "title"}, "args: passage_template='title'"),
+    ):
+        with pytest.raises(RecipeError, match=match):
+            load_recipe(path, wrong)
+
+
 # ---- The check at construction --------------------------------------------------------------------------------------
 
 
@@ -262,11 +301,13 @@ def test_a_trainer_rejects_a_model_whose_inputs_differ(
     transformer.modality_config["message"] = {**transformer.modality_config["text"], "format": "flat"}
     with pytest.raises(ValueError, match=r"encode_query.*token ids here.*sentence-transformers: .*'message'"):
         RetrieverTrainer(retriever, args=args, collection=tiny_collection)
-    # Vectors that only `encode` shortens
-    retriever = SentenceTransformer(str(tiny_retriever_path), truncate_dim=8, device="cpu")
-    with pytest.raises(ValueError, match=r"encode_query for '.*' give \[.*\] here, and \["):
+    # Vectors that only `encode_document` changes
+    retriever = load_retriever(tiny_retriever_path, device="cpu")
+    encode = retriever.encode_document
+    retriever.encode_document = lambda texts, **options: 2 * encode(texts, **options)
+    with pytest.raises(ValueError, match=r"encode_document for '.*' give \[.*\] here, and \["):
         RetrieverTrainer(retriever, args=args, collection=tiny_collection)
-    with pytest.raises(ValueError, match="encode_query"):
+    with pytest.raises(ValueError, match="encode_document"):
         SearchSystem(retriever, None, tiny_collection, Settings(), tmp_path / "search")
     assert not (tmp_path / "run" / "cache").exists()
 

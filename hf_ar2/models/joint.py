@@ -28,6 +28,8 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
     """
     extra = prompt_features(retriever, task)
     embeddings = retriever({**features, **extra}, task=task)["sentence_embedding"].float()
+    if retriever.truncate_dim is not None:
+        embeddings = embeddings[:, : retriever.truncate_dim]
     if similarity_of(retriever) == "cosine":
         embeddings = nn.functional.normalize(embeddings, dim=-1)
     return embeddings

@@ -41,7 +41,7 @@ def set_retriever_prompts(retriever: SentenceTransformer, prompts: Mapping[str, 
         ValueError: other names, or prompts that are no text.
     """
     if prompts is not None:
-        _check(prompts)
+        check_prompts(prompts)
         unknown = sorted(set(prompts) - {name for names in _NAMES.values() for name in names})
         if unknown:
             raise ValueError(f"prompts: unknown name {unknown[0]!r}: expected 'query' and 'document'")
@@ -57,21 +57,27 @@ def set_ranker_prompt(ranker: CrossEncoder, prompts: Mapping[str, str] | None) -
     """Set the prompt before a pair's query, and make it the default, which `predict` uses.
 
     Args:
-        prompts: "query" → the prompt, or one prompt of another name; None: the ranker's own are kept.
+        prompts: "query" → the prompt; None: the ranker's own are kept.
 
     Raises:
-        ValueError: several prompts without "query", or prompts that are no text.
+        ValueError: another name than "query", or a prompt that is no text.
     """
     if prompts is None:
         return
-    _check(prompts)
-    if "query" not in prompts and len(prompts) != 1:
-        raise ValueError(f"prompts: found {', '.join(map(repr, prompts))}; expected 'query' for a ranker")
+    check_prompts(prompts)
+    if list(prompts) != ["query"]:
+        found = ", ".join(map(repr, prompts)) or "none"
+        raise ValueError(f"prompts: found {found}; expected 'query' alone, for a ranker reads one prompt")
     ranker.prompts = {**(ranker.prompts or {}), **prompts}
-    ranker.default_prompt_name = "query" if "query" in prompts else next(iter(prompts))
+    ranker.default_prompt_name = "query"
 
 
-def _check(prompts: Any) -> None:
+def check_prompts(prompts: Any) -> None:
+    """Check that prompts are a mapping from names to texts.
+
+    Raises:
+        ValueError: they are not.
+    """
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise ValueError(
             f"prompts: found {prompts!r}, expected names and texts, such as {{query: 'query: ', document: 'passage: '}}"
