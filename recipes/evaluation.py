@@ -29,7 +29,6 @@ from hf_ar2.recipes.encodings import record_row_encoding
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.questions import question_splits, question_texts
 from hf_ar2.recipes.recipe import Load, Recipe, row_config, source_name
-from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.ltre import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -131,7 +130,7 @@ def open_lexical(recipe: Recipe, run: Path, collection: Collection) -> LexicalIn
     """The BM25 index of the collection, kept in the run; None if the recipe's evaluation has no `lexical: true`."""
     if not recipe.evaluation.get("lexical"):
         return None
-    texts = list(collection.passage_texts(recipe.args.get("title_separator", TextConfig.title_separator)))
+    texts = recipe.texts.passage_texts(collection)
     return LexicalIndex.open_or_build(texts, run / "lexical")
 
 

@@ -32,7 +32,7 @@ PASSAGES = 5000
 # The sample is the same in every run, whatever its seed.
 _SEED = 0
 # Settings that a measurement depends on.
-_RELEVANT = ("max_query_length", "max_passage_length", "title_separator", "bf16", "metrics", "depth")
+_RELEVANT = "max_query_length max_passage_length title_separator passage_template bf16 metrics depth".split()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_name
 from hf_ar2.models.lora import check_lora
 from hf_ar2.models.merging import MergeConfig
+from hf_ar2.models.prompts import check_prompts
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
 
 MODEL_FIELDS = (
@@ -25,6 +26,7 @@ MODEL_FIELDS = (
     "similarity",
     "separate_towers",
     "lora",
+    "prompts",
 )
 # share: part of the minutes; min_steps: with fewer, the stage is dropped; max_epochs: passes over the queries.
 STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min_steps", "max_epochs")
@@ -77,7 +79,7 @@ def _settings() -> list[str]:
 
 
 def _override(content: dict[str, Any], key: str, text: str) -> None:
-    value = yaml.safe_load(text)
+    value = _value(key, text)
     head, _, rest = key.partition(".")
     stages = content.get("stages") or {}
     if not rest:
@@ -104,6 +106,19 @@ def _override(content: dict[str, Any], key: str, text: str) -> None:
     place[last] = value
 
 
+def _value(key: str, text: str) -> Any:
+    """The value of `--key text`, as YAML reads it; a prompt or separator without quotes is taken as it is."""
+    *path, name = key.split(".")
+    literal = name in ("title_separator", "passage_template") or path[-1:] == ["prompts"]
+    # YAML would read "query: " as a mapping, and " " as null.
+    if literal and text not in ("null", "~") and not text.startswith(("'", '"')):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--{key}: {text!r} is not valid YAML: {error}") from None
+
+
 def _with_numbers(value: Any) -> Any:
     """YAML 1.1 reads 1e-5 as text; here it becomes the number it looks like."""
     if isinstance(value, dict):
@@ -121,8 +136,13 @@ def _check(recipe: Recipe, where: str) -> None:
         if "model" not in body:
             raise RecipeError(f"{where}: models.{name}: field 'model' is missing")
         _check_lora(f"{where}: models.{name}", body)
+        if body.get("prompts") is not None:
+            with errors_at(f"{where}: models.{name}"):
+                check_prompts(body["prompts"])
     _check_minutes(recipe, where)
     _check_keys(f"{where}: args", recipe.args, _settings())
+    with errors_at(f"{where}: args"):
+        recipe.texts.check_passage_template()
     sources, writers = list(recipe.models), list[str]()
     for name, body in recipe.stages.items():
         place = f"{where}: stages.{name}"

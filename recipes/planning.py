@@ -88,9 +88,8 @@ def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collec
     if size is None:
         return collection
     train = recipe.args.get("train_split", "train")
-    separator = recipe.args.get("title_separator", TextConfig.title_separator)
     dev = recipe.choose_on if recipe.choose_on in collection.qrels else None
-    return working_part(collection, size, train, dev, recipe.seed, separator)
+    return working_part(collection, size, train, dev, recipe.seed, recipe.texts)
 
 
 def _dev_queries(recipe: Recipe, collection: Collection) -> int:
@@ -154,7 +153,7 @@ def part_size(costs: Costs, seconds: float) -> int | None:
 
 
 def working_part(
-    collection: Collection, size: int, train: str, dev: str | None, seed: int, title_separator: str
+    collection: Collection, size: int, train: str, dev: str | None, seed: int, texts: TextConfig
 ) -> Collection:
     """A part of a collection with about `size` passages: those that dev and training queries are about.
 
@@ -166,14 +165,15 @@ def working_part(
         size: number of passages; one dev query is taken even if it brings more.
         train, dev: names of the splits; dev None: none is chosen on.
         seed: of the order.
+        texts: how passages are read.
     """
     rng = np.random.default_rng(seed)
     rows: set[int] = set()
     if dev is not None:
         judgments = collection.judgments(dev).positives()
-        texts = list(collection.queries.select(judgments.query_rows)["text"])
-        lexical = LexicalIndex.build(collection.passage_texts(title_separator))
-        _, beside = lexical.search(texts, _BESIDE_DEV)
+        questions = list(collection.queries.select(judgments.query_rows)["text"])
+        lexical = LexicalIndex.build(texts.passage_texts(collection))
+        _, beside = lexical.search(questions, _BESIDE_DEV)
         for place in rng.permutation(len(judgments)):
             added = _passages(judgments, place) | set(beside[place][beside[place] >= 0].tolist())
             if rows and len(rows | added) > _DEV_SHARE * size:

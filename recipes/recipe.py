@@ -18,7 +18,7 @@ from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
 from hf_ar2.settings.effects import OF_THE_MACHINE
-from hf_ar2.settings.text import ScoringConfig, names_of
+from hf_ar2.settings.text import ScoringConfig, TextConfig, names_of
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
 # Trainer of a stage → its settings. Two train nothing: `augment` writes training lists for later stages, `merge`
@@ -129,6 +129,11 @@ class Recipe:
     def rerank_depth(self) -> int:
         """Passages that a ranker reorders per query."""
         return self.evaluation.get("rerank_depth", 20)
+
+    @property
+    def texts(self) -> TextConfig:
+        """How texts are read, by the common settings."""
+        return TextConfig(**{name: self.args[name] for name in names_of(TextConfig) if name in self.args})
 
     def stage_args(self, stage: str) -> dict[str, Any]:
         """Settings of a stage: the recipe's common ones that its trainer has, then its own."""

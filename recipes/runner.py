@@ -243,7 +243,9 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
     if role == "retriever":
         return load_retriever(model, **fields)
     allowed = {
-        key: value for key, value in fields.items() if key in ("layers", "max_length", "dropout", "lora")
+        key: value
+        for key, value in fields.items()
+        if key in ("layers", "max_length", "dropout", "lora", "prompts")
     }
     return load_ranker(model, **allowed)
 

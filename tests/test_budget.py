@@ -16,6 +16,7 @@ from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.planning import working_part
 from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
+from hf_ar2.settings.text import TextConfig
 
 COSTS = Costs(rate=7000, passages=2650, passage_tokens=125, query_tokens=14, pair_tokens=139, dev_queries=300)
 
@@ -204,7 +205,7 @@ def test_without_minutes_the_passes_bound_a_stage(path, tmp_path):
 
 
 def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
-    part = working_part(tiny_collection, 30, "train", "dev", seed=0, title_separator=" ")
+    part = working_part(tiny_collection, 30, "train", "dev", seed=0, texts=TextConfig())
     assert len(part.corpus) <= 30 and part.splits == ["train", "dev"]
     assert len(part.judgments("dev")) >= 2 and len(part.judgments("train")) >= 5
     inside = set(part.corpus["id"])
@@ -213,10 +214,10 @@ def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):
         table = tiny_collection.qrels[split]
         for query, passage in zip(table["query_id"], table["passage_id"], strict=True):
             assert query not in kept or passage in inside  # no kept query has lost a relevant passage
-    again = working_part(tiny_collection, 30, "train", "dev", seed=0, title_separator=" ")
+    again = working_part(tiny_collection, 30, "train", "dev", seed=0, texts=TextConfig())
     assert again.fingerprint == part.fingerprint != tiny_collection.fingerprint
     assert (
-        len(working_part(tiny_collection, 200, "train", "dev", seed=0, title_separator=" ").judgments("dev"))
+        len(working_part(tiny_collection, 200, "train", "dev", seed=0, texts=TextConfig()).judgments("dev"))
         == 8
     )
 

@@ -239,6 +239,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
         check_minimums(self)
+        self.check_passage_template()
         if not self.train_lists and (not self.mine or self.train_list_kinds):
             raise ValueError(
                 "mine=False and train_list_kinds choose among stored lists: name them in train_lists"

@@ -16,6 +16,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.length_limits import query_truncation_warning, truncation_line, truncations
+from hf_ar2.encoding.probe import check_inputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
@@ -107,6 +108,7 @@ class Retrieval:
         self.args = args
         self.encoders = encoders
         self.folder = Path(str(args.output_dir))
+        check_inputs(retriever, ranker, collection, args)
         cache = Path(args.cache_dir) if args.cache_dir else self.folder / "cache"
         self.retriever_inputs: RetrieverInputs | None = None
         if retriever is not None:
@@ -246,7 +248,7 @@ class Retrieval:
         self, judgments: Judgments, positives: np.ndarray, depth: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
         """As `_search_retriever`, with BM25: nothing is encoded."""
-        passages = self.collection.passage_texts(self.args.title_separator)
+        passages = self.args.passage_texts(self.collection)
         index = LexicalIndex.build(passages)
         queries = list(self.collection.queries.select(judgments.query_rows)["text"])
         scores, rows = index.search(queries, depth)
@@ -430,7 +432,7 @@ class Retrieval:
         if not self.args.filter_duplicates:
             return None
         if self._text_keys is None:
-            self._text_keys = passage_text_keys(self.collection.passage_texts(self.args.title_separator))
+            self._text_keys = passage_text_keys(self.args.passage_texts(self.collection))
         return self._text_keys
 
     def _answer_hits(self, rows: np.ndarray, judgments: Judgments) -> np.ndarray:

@@ -89,7 +89,7 @@ def augment(
     system = SearchSystem(retriever, ranker, collection, settings, work, index_folder, index_dir=index_dir)
     if batch_tokens is not None:
         system.encoders = replace(system.encoders, budget=batch_tokens)
-    text_keys = passage_text_keys(collection.passage_texts(args.title_separator))
+    text_keys = passage_text_keys(args.passage_texts(collection))
     found = {}
     if set(args.list_kinds) & {"undenoised", "denoised"}:
         found["labelled"] = labelled_candidates(

@@ -149,9 +149,17 @@ class Collection:
             )
         return rows
 
-    def passage_texts(self, separator: str = " ") -> list[str]:
-        """One string per passage: title, separator and text; the text alone where there is no title."""
+    def passage_texts(self, separator: str = " ", template: str | None = None) -> list[str]:
+        """One string per passage: title, separator and text; the text alone where there is no title.
+
+        Args:
+            separator: between title and text.
+            template: instead, a text with `{title}` and `{text}`, such as `"title: {title} | text: {text}"`.
+        """
         titles, texts = arrow_column(self.corpus, "title"), arrow_column(self.corpus, "text")
+        if template is not None:
+            pairs = zip(titles.to_pylist(), texts.to_pylist(), strict=True)
+            return [template.format(title=title, text=text) for title, text in pairs]
         joined: list[str] = []
         for start in range(0, len(texts), _JOINED_ROWS):
             title, text = titles.slice(start, _JOINED_ROWS), texts.slice(start, _JOINED_ROWS)

@@ -357,7 +357,7 @@ def _add_lengths(parser: Parser, *, ranker: bool) -> None:
     group = parser.add_argument_group(
         "how texts are read (as in the run's recipe, or up to the models' limits)"
     )
-    names = names_of(TextConfig) if ranker else ("max_passage_length", "title_separator")
+    names = names_of(TextConfig) if ranker else ("max_passage_length", "title_separator", "passage_template")
     add_settings(group, TextConfig, names, default="")
 
 

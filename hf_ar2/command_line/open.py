@@ -64,7 +64,7 @@ def opened_system(
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
-        if kept and not given.keys() & {"index", "max_passage_length", "title_separator"}:
+        if kept and not given.keys() & {"index", "max_passage_length", "title_separator", "passage_template"}:
             run_index = RunIndex.from_run(run, recipe)
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]

@@ -13,7 +13,17 @@ from torch import Tensor
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.batches import token_budget_batches
 from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.input_lengths import (
+    input_length,
+    pair_length,
+    prompt_tokens,
+    reads_messages,
+    template_tokens,
+    text_prompt,
+)
+from hf_ar2.encoding.messages import MessagePairs
 from hf_ar2.encoding.tokens import tokenize
+from hf_ar2.models.prompts import retriever_prompt
 from hf_ar2.settings.text import TextConfig
 
 Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
@@ -26,8 +36,15 @@ class RetrieverInputs:
         retriever: its tokenizer, prompts and `max_seq_length` are used.
         collection: corpus and queries.
         cache_dir: where token stores are kept, keyed by tokenizer, prompt, length and texts.
-        texts: lengths and title separator; None: the defaults. No length exceeds the retriever's own limit.
+        texts: lengths and how passages are joined; None: the defaults. Prompts come on top of the lengths, and no
+            length exceeds the retriever's own limit.
         show_progress: a bar while texts are tokenised.
+
+    Attributes:
+        max_query_length, max_passage_length: longest input in tokens, with prompt and special tokens.
+
+    Raises:
+        ValueError: a prompt leaves no space for text; or neither the settings nor the retriever limit passages.
 
     Example:
         >>> import tempfile
@@ -51,13 +68,16 @@ class RetrieverInputs:
         show_progress: bool = True,
     ) -> None:
         texts = texts or TextConfig()
-        limit = retriever.max_seq_length or 512
-        self.max_passage_length = min(texts.max_passage_length or limit, limit)
-        self.max_query_length = min(texts.max_query_length, limit)
         tokenizer = retriever.tokenizer
+        query_prompt, passage_prompt = (retriever_prompt(retriever, task) for task in ("query", "document"))
+        self.max_passage_length = input_length(
+            retriever, texts.max_passage_length, "max_passage_length", passage_prompt
+        )
+        self.max_query_length = input_length(
+            retriever, texts.max_query_length, "max_query_length", query_prompt
+        )
         self.query_builder = InputBuilder(tokenizer, self.max_query_length)
         self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
-        query_prompt, passage_prompt = retriever_prompts(retriever)
         self.query_store = tokenize(
             collection.queries["text"],
             tokenizer,
@@ -69,12 +89,12 @@ class RetrieverInputs:
             show_progress=show_progress,
         )
         self.passage_store = tokenize(
-            collection.passage_texts(texts.title_separator),
+            texts.passage_texts(collection),
             tokenizer,
             cache_dir,
             max_tokens=self.max_passage_length,
             prompt=passage_prompt,
-            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.title_separator}",
+            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.passage_format}",
             description="Tokenising passages",
             show_progress=show_progress,
         )
@@ -104,10 +124,17 @@ class RankerInputs:
     """(query, passage) pairs of a collection as a ranker reads them, joined from stored token ids.
 
     Args:
-        ranker: its tokenizer and `max_seq_length` are used.
-        texts: lengths and title separator; None: the defaults. A query is truncated to `max_query_length`, without
-            special tokens, before it is paired. Of a pair longer than `max_pair_length` or the ranker's own limit, the
-            longer part is truncated ("longest_first").
+        ranker: its tokenizer, default prompt, chat template and `max_seq_length` are used.
+        texts: lengths and how passages are joined; None: the defaults. A query is truncated to `max_query_length`,
+            without special tokens, before it is paired. Of a pair longer than `max_pair_length` or the ranker's own
+            limit, the longer part is truncated ("longest_first"). Prompt and chat template come on top of both lengths.
+            A ranker with a chat template reads texts, which are tokenised for every batch, and truncates their end.
+
+    Attributes:
+        max_pair_length: longest input in tokens, with prompt, template and special tokens.
+
+    Raises:
+        ValueError: as for `RetrieverInputs`.
 
     Example:
         >>> import tempfile
@@ -131,36 +158,43 @@ class RankerInputs:
         show_progress: bool = True,
     ) -> None:
         texts = texts or TextConfig()
-        limit = ranker.max_seq_length or 512
-        self.max_pair_length = min(texts.max_pair_length or limit, limit)
-        self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
+        self.max_pair_length = pair_length(ranker, texts)
+        prompt, self._added, self.messages = text_prompt(ranker), template_tokens(ranker), None
+        if reads_messages(ranker):
+            self.messages = MessagePairs(ranker, collection, texts, self.max_pair_length)
+        max_query_tokens = texts.max_query_length + prompt_tokens(ranker.tokenizer, prompt)
+        self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length - self._added)
         self.query_store = tokenize(
             collection.queries["text"],
             ranker.tokenizer,
             cache_dir,
-            max_tokens=texts.max_query_length,
+            max_tokens=max_query_tokens,
+            prompt=prompt,
             text_fingerprint=collection.queries_fingerprint,
             description="Tokenising queries",
             show_progress=show_progress,
         )
         self.passage_store = tokenize(
-            collection.passage_texts(texts.title_separator),
+            texts.passage_texts(collection),
             ranker.tokenizer,
             cache_dir,
             # Enough to know whether the passage is longer than the query: the longer one is truncated.
-            max_tokens=max(self.max_pair_length, texts.max_query_length),
-            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.title_separator}",
+            max_tokens=max(self.max_pair_length, max_query_tokens),
+            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.passage_format}",
             description="Tokenising passages",
             show_progress=show_progress,
         )
 
     def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:
         """Features of pairs `[B]`: int64 `[B, T]`."""
+        if self.messages is not None:
+            return self.messages.pairs(query_rows, passage_rows)
         return self.builder.pair(self.query_store, query_rows, self.passage_store, passage_rows)
 
     def pair_lengths(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
-        """Tokens of each pair after truncation, int64 `[B]`."""
-        return self.builder.pair_lengths(self.query_store, query_rows, self.passage_store, passage_rows)
+        """Tokens of each pair after truncation, int64 `[B]`; with a chat template, about as many."""
+        stores = self.query_store, query_rows, self.passage_store, passage_rows
+        return self.builder.pair_lengths(*stores) + self._added
 
     def pair_chunks(
         self, query_rows: np.ndarray, passage_rows: np.ndarray, budget: int, max_rows: int | None = None
@@ -199,10 +233,3 @@ def in_chunks(
         "chunks": [build(batch) for batch in batches],
         "order": torch.from_numpy(position[inverse.reshape(-1)]),
     }
-
-
-def retriever_prompts(retriever: SentenceTransformer) -> tuple[str, str]:
-    """The prompts that `encode_query` and `encode_document` put before a text."""
-    prompts = retriever.prompts or {}
-    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), None)
-    return prompts.get("query") or "", passage or ""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_ar2.models.loading import Task, similarity_of
 from hf_ar2.models.lora import save_model
+from hf_ar2.models.prompts import prompt_features
 
 Features = dict[str, Tensor]
 
@@ -26,7 +27,10 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
     Returns:
         float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
     """
-    embeddings = retriever(dict(features), task=task)["sentence_embedding"].float()
+    extra = prompt_features(retriever, task)
+    embeddings = retriever({**features, **extra}, task=task)["sentence_embedding"].float()
+    if retriever.truncate_dim is not None:
+        embeddings = embeddings[:, : retriever.truncate_dim]
     if similarity_of(retriever) == "cosine":
         embeddings = nn.functional.normalize(embeddings, dim=-1)
     return embeddings
@@ -34,7 +38,10 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
 
 def score_pairs(ranker: CrossEncoder, features: Features) -> Tensor:
     """Ranker logits, float32 `[B]`, of `[B, T]` token pairs."""
-    return ranker(dict(features))["scores"].float().reshape(-1)
+    extra: dict[str, Any] = {}
+    if getattr(ranker[0], "transformer_task", None) in ("text-generation", "any-to-any"):
+        extra["logits_to_keep"] = 1  # logits of all tokens would need much memory
+    return ranker({**features, **extra})["scores"].float().reshape(-1)
 
 
 class JointModel(nn.Module):

@@ -6,8 +6,9 @@ import copy
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
@@ -17,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_ar2.models.lora import add_lora, train_adapters
+from hf_ar2.models.prompts import Task, set_ranker_prompt, set_retriever_prompts
 from hf_ar2.models.saved import IDENTITY
 
-Task = Literal["query", "document"]
 SIMILARITIES = ("cosine", "dot")
 
 
@@ -103,6 +104,7 @@ def load_retriever(
     max_length: int | None = None,
     dropout: float | None = None,
     lora: dict[str, Any] | None = None,
+    prompts: Mapping[str, str] | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> SentenceTransformer:
@@ -122,6 +124,8 @@ def load_retriever(
         max_length: longest text in tokens, special tokens included.
         dropout: probability in training instead of the model's own; not saved with the model.
         lora: fields of `peft.LoraConfig`, such as `{"r": 16}`: train low-rank adapters instead of the weights.
+        prompts: put before texts: `{"query": "query: ", "document": "passage: "}` for models of the E5 family; saved
+            with the model. None: the model's own. "passage" is another name of "document".
         kwargs: passed to `SentenceTransformer`.
 
     Returns:
@@ -167,6 +171,7 @@ def load_retriever(
     if lora is not None:
         add_lora(retriever, lora)
     train_adapters(retriever)
+    set_retriever_prompts(retriever, prompts)
     return retriever
 
 
@@ -177,6 +182,7 @@ def load_ranker(
     max_length: int | None = None,
     dropout: float | None = None,
     lora: dict[str, Any] | None = None,
+    prompts: Mapping[str, str] | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> CrossEncoder:
@@ -187,6 +193,7 @@ def load_ranker(
     Args:
         model, layers, max_length, dropout: as in `load_retriever`; `max_length` limits pairs.
         lora: as in `load_retriever`; the head is trained in full beside the adapters.
+        prompts: `{"query": prompt}` is put before the query of every pair; saved with the model.
         kwargs: passed to `CrossEncoder`.
 
     Raises:
@@ -217,6 +224,7 @@ def load_ranker(
     if lora is not None:
         add_lora(ranker, lora)
     train_adapters(ranker)
+    set_ranker_prompt(ranker, prompts)
     return ranker
 
 

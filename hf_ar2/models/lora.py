@@ -36,16 +36,16 @@ def check_peft() -> None:
     try:
         found = importlib.metadata.version("peft")
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError("adapters need the package peft: pip install 'hf-ar2[lora]'") from None
+        raise ValueError("adapters need the package peft: pip install -e '.[lora]'") from None
     if Version(sentence_transformers.__version__) < Version("6.2"):
         raise ValueError(
             f"adapters need sentence-transformers 6.2 or newer, found {sentence_transformers.__version__}, which cannot "
-            "load those of a CrossEncoder: pip install 'hf-ar2[lora]'"
+            "load those of a CrossEncoder: pip install -e '.[lora]'"
         )
     if Version(found) < Version(MIN_PEFT_VERSION):
         raise ValueError(
             f"transformers {transformers.__version__} needs peft {MIN_PEFT_VERSION} or newer, found {found}: "
-            "pip install 'hf-ar2[lora]' installs versions that work together"
+            "pip install -e '.[lora]' installs versions that work together"
         )
 
 

@@ -40,6 +40,7 @@ class MergeConfig(EncodingConfig):
     seed: int = setting(42, "Seed of the samples that `auto` measures on.")
 
     def __post_init__(self) -> None:
+        self.check_passage_template()
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
         if self.share != "auto" and not (number and 0 <= float(self.share) <= 1):
             raise ValueError(f"share={self.share!r}: expected a number between 0 and 1, or 'auto'")

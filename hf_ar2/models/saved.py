@@ -100,7 +100,8 @@ def read_retriever(folder: str | Path) -> SavedRetriever:
         towers=towers,
         prompts={task: text for task, text in (settings.get("prompts") or {}).items() if text},
         plain=set(names) <= {"Transformer", "Pooling", "Normalize", "Router"}
-        and pooled.get("pooling_mode") in ("cls", "mean"),
+        and pooled.get("pooling_mode") in ("cls", "mean")
+        and pooled.get("include_prompt", True),
         adapter_base=adapter_base(folder),
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.collections import Collection
+from hf_ar2.encoding.input_lengths import cut_at, first_tokens, pair_length, text_prompt
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.encoding.probe import check_inputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import candidates_of_both, score_rows
 from hf_ar2.evaluation.own import deeper, without_own
@@ -91,6 +92,8 @@ class SearchSystem:
     ) -> None:
         self.retriever = retriever.eval()
         self.ranker = ranker.eval() if ranker is not None else None
+        settings.check_passage_template()
+        check_inputs(retriever, ranker, collection, settings)
         self.collection = collection
         self.settings = settings
         self.work_folder = Path(work_folder)
@@ -188,7 +191,7 @@ class SearchSystem:
     @cached_property
     def lexical(self) -> LexicalIndex:
         """The BM25 index of the collection, stored in the work folder."""
-        texts = list(self.collection.passage_texts(self.settings.title_separator))
+        texts = self.settings.passage_texts(self.collection)
         return LexicalIndex.open_or_build(texts, self.work_folder / "lexical")
 
     def _with_lexical(
@@ -239,7 +242,7 @@ class SearchSystem:
                 [query],
                 normalize_embeddings=similarity_of(self.retriever) == "cosine",
                 show_progress_bar=False,
-                processing_kwargs=_cut_at(self.retriever_inputs.max_query_length),
+                processing_kwargs=cut_at(self.retriever_inputs.max_query_length),
             )
         lexical = settings.lexical_weight > 0
         wide = max(depth, settings.depth) if lexical else depth
@@ -271,30 +274,13 @@ class SearchSystem:
 
     def _rank(self, query: str, titles: list[str], texts: list[str]) -> list[float]:
         assert self.ranker is not None
-        limit = self.ranker.max_seq_length or 512
-        query = _first_tokens(query, self.ranker.tokenizer, self.settings.max_query_length)
-        gap = self.settings.title_separator
-        passages = [
-            f"{title}{gap}{text}" if title and text else title or text
-            for title, text in zip(titles, texts, strict=True)
-        ]
+        prompt, limit = text_prompt(self.ranker), self.settings.max_query_length
+        query = first_tokens(query, self.ranker.tokenizer, limit, prompt)
+        passages = map(self.settings.passage_text, titles, texts)
         with self.encoders.autocast():
             scores = self.ranker.predict(
                 [(query, passage) for passage in passages],
                 show_progress_bar=False,
-                processing_kwargs=_cut_at(min(self.settings.max_pair_length or limit, limit)),
+                processing_kwargs=cut_at(pair_length(self.ranker, self.settings)),
             )
         return [float(score) for score in scores]
-
-
-def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:
-    """Arguments that make sentence-transformers truncate texts at another length than the model's own."""
-    return {"text": {"max_length": max_length, "truncation": True}}
-
-
-def _first_tokens(text: str, tokenizer: Any, count: int) -> str:
-    """The text up to the end of its `count`-th token."""
-    ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-        "offset_mapping"
-    ]
-    return text if len(ends) <= count else text[: ends[count - 1][1]]

@@ -90,6 +90,7 @@ class AugmentConfig(EncodingConfig):
                 "lists of the kind pseudo are made from unlabelled queries: give both or neither"
             )
         check_minimums(self)
+        self.check_passage_template()
         if "pseudo" in self.list_kinds and self.added_positives == 0:
             raise ValueError("added_positives=0 leaves pseudo lists without a positive; expected at least 1")
         if set(self.list_kinds) - {"undenoised"}:

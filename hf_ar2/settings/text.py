@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from hf_ar2.settings.fields import Documented, setting
+
+if TYPE_CHECKING:
+    from hf_ar2.collections import Collection
 
 
 @dataclass
 class TextConfig(Documented):
     """How texts are read. Lengths include special tokens, except where the help says otherwise.
+
+    Lengths are those of the texts: a model's prompt comes on top, up to the model's own limit.
 
     Example:
         >>> TextConfig(max_passage_length=256).max_query_length
@@ -40,6 +47,46 @@ class TextConfig(Documented):
     title_separator: str = setting(
         " ", "Text between a passage's title and its text.", paper="AR2's inputs: ' [SEP] '"
     )
+    passage_template: str | None = setting(
+        None,
+        "Joins title and text of all passages, as in 'title: {title} | text: {text}'. None: title_separator joins "
+        "them.",
+    )
+
+    def passage_texts(self, collection: Collection) -> list[str]:
+        """One string per passage, as models read it."""
+        return collection.passage_texts(self.title_separator, self.passage_template)
+
+    def passage_text(self, title: str, text: str) -> str:
+        """As `passage_texts`, of one passage."""
+        if self.passage_template is not None:
+            return self.passage_template.format(title=title, text=text)
+        return f"{title}{self.title_separator}{text}" if title and text else title or text
+
+    @property
+    def passage_format(self) -> str:
+        """What identifies how titles and texts are joined."""
+        return self.title_separator if self.passage_template is None else f"template {self.passage_template}"
+
+    def check_passage_template(self) -> None:
+        """Check `passage_template`.
+
+        Raises:
+            ValueError: it has no `{text}`, or another field than `{title}` and `{text}`.
+        """
+        if self.passage_template is None:
+            return
+        try:
+            parts = list(string.Formatter().parse(self.passage_template))
+            self.passage_template.format(title="", text="")
+            found = [name for _, name, _, _ in parts if name is not None]
+        except (ValueError, LookupError, AttributeError):
+            found = []
+        if "text" not in found or not set(found) <= {"title", "text"}:
+            raise ValueError(
+                f"passage_template={self.passage_template!r}: expected a text with {{text}} and, for the title, "
+                "{title}; other braces are written twice, as {{ and }}"
+            )
 
 
 @dataclass
