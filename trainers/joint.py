@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback
 
-from hf_ar2.cards.facts import ROLES
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
-from hf_ar2.models.joint import JointModel, save_models
+from hf_ar2.models.joint import JointModel, prepare_weights, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
@@ -130,9 +129,7 @@ class JointTrainer(Trainer):
             optimizers=optimizers,  # type: ignore[arg-type]
         )
         check_launch(self)
-        for role in ROLES:
-            if role not in self.trained and getattr(model, role) is not None:
-                getattr(model, role).requires_grad_(False)
+        prepare_weights(model, self.trained, args.float32_weights)
         print_log_lines(self.callback_handler, self.phases.names)
         if args.bf16 and args.device.type == "cpu":
             use_fast_attention(model)

@@ -14,6 +14,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.batches import token_budget_batches
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.tokens import tokenize
+from hf_ar2.models.limits import length_limit
 from hf_ar2.settings.text import TextConfig
 
 Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
@@ -51,7 +52,7 @@ class RetrieverInputs:
         show_progress: bool = True,
     ) -> None:
         texts = texts or TextConfig()
-        limit = retriever.max_seq_length or 512
+        limit = length_limit(retriever)
         self.max_passage_length = min(texts.max_passage_length or limit, limit)
         self.max_query_length = min(texts.max_query_length, limit)
         tokenizer = retriever.tokenizer
@@ -131,7 +132,7 @@ class RankerInputs:
         show_progress: bool = True,
     ) -> None:
         texts = texts or TextConfig()
-        limit = ranker.max_seq_length or 512
+        limit = length_limit(ranker)
         self.max_pair_length = min(texts.max_pair_length or limit, limit)
         self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
         self.query_store = tokenize(
