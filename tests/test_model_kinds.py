@@ -10,16 +10,16 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
-from tiny_models import make_model, word_tokenizer
+from tiny_models import DECODERS, make_model, word_tokenizer
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from hf_ar2.collections import Collection
-from hf_ar2.encoding.inputs import RetrieverInputs
+from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.models.limits import NO_LIMIT, length_limit
+from hf_ar2.models.joint import score_pairs
 from hf_ar2.models.loading import load_ranker, load_retriever
-from hf_ar2.models.saved import read_retriever
+from hf_ar2.models.saved import read_ranker, read_retriever
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 
@@ -55,15 +55,15 @@ def test_layers_without_the_first_one_are_an_error_where_it_differs_from_the_oth
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit"), [("bert", 64), ("roberta", 38), ("xlm-roberta", 38), ("mpnet", 38), ("t5", NO_LIMIT)]
+    ("kind", "limit"), [("bert", 64), ("roberta", 38), ("xlm-roberta", 38), ("mpnet", 38)]
 )
 def test_a_text_is_as_long_as_the_model_has_positions(
     kind: str, limit: int, tmp_path: Path, tiny_collection: Collection
 ) -> None:
-    positions = {} if kind in ("bert", "t5") else {"max_position_embeddings": 40}
+    positions = {} if kind == "bert" else {"max_position_embeddings": 40}
     folder = make_model(kind, tmp_path / kind, **positions)
     retriever = load_retriever(folder, similarity="dot", device="cpu")
-    assert length_limit(retriever) == limit
+    assert retriever.max_seq_length == limit
     assert retriever.encode(LONG).shape == (32,)
     inputs = RetrieverInputs(retriever, tiny_collection, tmp_path, TextConfig(max_passage_length=None))
     ours = ENCODERS.embed_passages(retriever, inputs, np.arange(3))
@@ -184,3 +184,83 @@ def test_static_embeddings_are_a_clear_error() -> None:
     )
     with pytest.raises(ValueError, match="no transformer, only StaticEmbedding"):
         load_retriever(model)
+
+
+# ---- Decoders -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_retrieves_with_its_last_token(
+    kind: str, side: str, tmp_path: Path, tiny_collection: Collection
+) -> None:
+    retriever = load_retriever(
+        make_model(kind, tmp_path / kind),
+        pooling="lasttoken",
+        similarity="dot",
+        max_length=6,
+        device="cpu",
+        processor_kwargs={"padding_side": side},
+    )
+    tokenizer = retriever.tokenizer
+    assert tokenizer.pad_token_id == retriever[0].config.pad_token_id != None  # noqa: E711
+    assert tokenizer.padding_side == side
+    # Llama has no padding token of its own and gets its end-of-text token.
+    assert tokenizer.pad_token == ("</s>" if kind == "llama" else "<pad>")
+    inputs = RetrieverInputs(retriever, tiny_collection, tmp_path, TextConfig(max_query_length=6))
+    rows = np.array([0, 1, 2, 3])
+    texts = [tiny_collection.passage_texts()[row] for row in rows]
+    np.testing.assert_allclose(
+        ENCODERS.embed_passages(retriever, inputs, rows), retriever.encode_document(texts), atol=1e-6
+    )
+    one_by_one = np.stack([retriever.encode_document(text) for text in texts])
+    np.testing.assert_allclose(retriever.encode_document([*texts, "otter"])[:-1], one_by_one, atol=1e-5)
+    if kind == "qwen3":  # its tokenizer ends every text, and does so after truncation as well
+        assert (inputs.passages(rows)["input_ids"][:, -1] == tokenizer.eos_token_id).all()
+    retriever.save_pretrained(str(tmp_path / "saved"))
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(again.encode_document(texts), retriever.encode_document(texts), atol=1e-6)
+
+
+def test_a_causal_language_model_pools_its_last_token_by_default(tmp_path: Path) -> None:
+    folder = make_model("qwen3", tmp_path / "qwen3", "ForCausalLM")
+    assert load_retriever(folder, device="cpu")[1].pooling_mode == "lasttoken"
+    assert load_retriever(folder, pooling="mean", device="cpu")[1].pooling_mode == "mean"
+
+
+def test_a_query_has_an_instruction(tmp_path: Path, tiny_collection: Collection) -> None:
+    folder = make_model("qwen3", tmp_path / "qwen3", "ForCausalLM")
+    retriever = load_retriever(folder, prompts={"query": "where is the : "}, device="cpu")
+    inputs = RetrieverInputs(retriever, tiny_collection, tmp_path, TextConfig(max_query_length=32))
+    ours = ENCODERS.embed_queries(retriever, inputs, np.arange(4))
+    theirs = retriever.encode_query(tiny_collection.queries["text"][:4], normalize_embeddings=True)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForCausalLM"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_ranks(kind: str, head: str, tmp_path: Path, tiny_collection: Collection) -> None:
+    """A classification head reads the last token; a causal language model compares "yes" with "no"."""
+    ranker = load_ranker(make_model(kind, tmp_path / kind, head), max_length=40, device="cpu")
+    assert ranker.num_labels == 1
+    queries, passages = np.array([0, 0, 3]), np.array([1, 9, 4])
+    inputs = RankerInputs(ranker, tiny_collection, tmp_path, TextConfig(max_pair_length=40))
+    with torch.no_grad():
+        ours = score_pairs(ranker.eval(), inputs.pairs(queries, passages))
+    texts = tiny_collection.passage_texts()
+    pairs = [(tiny_collection.queries["text"][q], texts[p]) for q, p in zip(queries, passages, strict=True)]
+    np.testing.assert_allclose(ours, ranker.predict(pairs), atol=1e-6)
+    np.testing.assert_allclose([ranker.predict(pair) for pair in pairs], ranker.predict(pairs), atol=1e-5)
+    ranker.save_pretrained(str(tmp_path / "saved"))
+    again = CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(again.predict(pairs), ranker.predict(pairs), atol=1e-6)
+    assert read_ranker(tmp_path / "saved").max_length == 40
+
+
+def test_a_language_model_without_yes_and_no_is_an_error(tmp_path: Path) -> None:
+    folder = make_model("bert", tmp_path / "bert")
+    tokenizer = load_retriever(folder, device="cpu").tokenizer
+    folder = make_model("qwen3", tmp_path / "qwen3", "ForCausalLM")
+    tokenizer.save_pretrained(folder)  # knows neither word
+    with pytest.raises(ValueError, match="two answers are the same token"):
+        load_ranker(folder, device="cpu")

@@ -34,7 +34,11 @@ DECODERS = ("qwen3", "llama", "gemma")
 
 
 def make_model(
-    kind: str, folder: Path, head: str | None = None, dtype: str = "float32", **settings: Any
+    kind: str,
+    folder: Path,
+    head: str | None = None,
+    dtype: str = "float32",
+    **settings: Any,
 ) -> Path:
     """Write a small random model and its tokenizer.
 

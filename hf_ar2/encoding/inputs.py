@@ -14,7 +14,6 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.batches import token_budget_batches
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.tokens import tokenize
-from hf_ar2.models.limits import length_limit
 from hf_ar2.settings.text import TextConfig
 
 Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
@@ -52,7 +51,7 @@ class RetrieverInputs:
         show_progress: bool = True,
     ) -> None:
         texts = texts or TextConfig()
-        limit = length_limit(retriever)
+        limit = retriever.max_seq_length or 512
         self.max_passage_length = min(texts.max_passage_length or limit, limit)
         self.max_query_length = min(texts.max_query_length, limit)
         tokenizer = retriever.tokenizer
@@ -132,7 +131,7 @@ class RankerInputs:
         show_progress: bool = True,
     ) -> None:
         texts = texts or TextConfig()
-        limit = length_limit(ranker)
+        limit = ranker.max_seq_length or 512
         self.max_pair_length = min(texts.max_pair_length or limit, limit)
         self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length)
         self.query_store = tokenize(

@@ -9,10 +9,25 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import nn
 from transformers import AutoConfig
 
 logger = logging.getLogger(__name__)
+
+
+def check_answers(ranker: CrossEncoder) -> None:
+    """Check that a ranker whose score compares two answers, such as "yes" and "no", has a token for each.
+
+    Raises:
+        ValueError: both answers are the same token, as when the tokenizer knows neither.
+    """
+    for module in ranker.modules():
+        if isinstance(module, LogitScore) and module.true_token_id == module.false_token_id:
+            raise ValueError(
+                f"the ranker's two answers are the same token (id {module.true_token_id}), so that every score is 0; "
+                "expected a tokenizer with the tokens 'yes' and 'no', or modules with a LogitScore of other tokens"
+            )
 
 
 def saved_labels(model: str | Path, **options: Any) -> int | None:

@@ -6,14 +6,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import nn
 
-# Tokenizers write 10**30 for "no limit".
-NO_LIMIT = 1_000_000
 _POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
-
-
-def length_limit(model: SentenceTransformer | CrossEncoder) -> int:
-    """The longest text in tokens, special tokens included; `NO_LIMIT` for a model without a limit."""
-    return min(model.max_seq_length or NO_LIMIT, NO_LIMIT)
 
 
 def set_length_limit(model: SentenceTransformer | CrossEncoder, max_length: int | None) -> None:
@@ -32,7 +25,7 @@ def set_length_limit(model: SentenceTransformer | CrossEncoder, max_length: int 
         )
     if max_length is not None:
         model.max_seq_length = max_length
-    elif positions is not None and length_limit(model) > positions:
+    elif positions is not None and (model.max_seq_length or positions + 1) > positions:
         model.max_seq_length = positions
 
 

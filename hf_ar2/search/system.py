@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.models.limits import length_limit
 from hf_ar2.models.loading import bf16_is_faster, default_temperature, similarity_of
 from hf_ar2.search.run_index import RunIndex
 from hf_ar2.settings.search import Settings
@@ -259,7 +257,7 @@ class SearchSystem:
 
     def _rank(self, query: str, titles: list[str], texts: list[str]) -> list[float]:
         assert self.ranker is not None
-        limit = length_limit(self.ranker)
+        limit = self.ranker.max_seq_length or 512
         query = _first_tokens(query, self.ranker.tokenizer, self.settings.max_query_length)
         gap = self.settings.title_separator
         passages = [
@@ -282,11 +280,6 @@ def _cut_at(max_length: int) -> dict[str, dict[str, Any]]:
 
 def _first_tokens(text: str, tokenizer: Any, count: int) -> str:
     """The text up to the end of its `count`-th token."""
-    if not tokenizer.is_fast:  # no offsets: the longest prefix of at most that many tokens
-        tokens = partial(tokenizer, add_special_tokens=False, verbose=False)
-        return text[
-            : bisect_right(range(len(text) + 1), count, key=lambda n: len(tokens(text[:n]).input_ids)) - 1
-        ]
     ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"
     ]
