@@ -29,6 +29,8 @@ from hf_ar2.models.saved import IDENTITY
 Task = Literal["query", "document"]
 SIMILARITIES = ("cosine", "dot")
 DTYPES = ("float32", "bfloat16", "float16")
+# How a saved model is read, as opposed to what is changed in it.
+LOADING_OPTIONS = ("attn_implementation", "trust_remote_code", "revision")
 
 
 def resolve_model_name(name: str | Path) -> str:
