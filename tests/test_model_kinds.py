@@ -264,3 +264,27 @@ def test_a_language_model_without_yes_and_no_is_an_error(tmp_path: Path) -> None
     tokenizer.save_pretrained(folder)  # knows neither word
     with pytest.raises(ValueError, match="two answers are the same token"):
         load_ranker(folder, device="cpu")
+
+
+# ---- Truncated embeddings -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separate_towers", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_embeddings_are_cut_at_truncate_dim(
+    similarity: str, separate_towers: bool, tmp_path: Path, tiny_collection: Collection
+) -> None:
+    folder = make_model("bert", tmp_path / "bert")
+    retriever = load_retriever(
+        folder, similarity=similarity, separate_towers=separate_towers, truncate_dim=8, device="cpu"
+    )
+    inputs = RetrieverInputs(retriever, tiny_collection, tmp_path)
+    index = ENCODERS.build_index(retriever, inputs, tmp_path / "index", "now")
+    texts = tiny_collection.passage_texts()
+    theirs = retriever.encode_document(texts, normalize_embeddings=similarity == "cosine")
+    assert index.embeddings.shape == (len(texts), 8)
+    np.testing.assert_allclose(index.embeddings, theirs, atol=1e-6)
+    retriever.save_pretrained(str(tmp_path / "saved"))
+    assert read_retriever(tmp_path / "saved").dimension == 8
+    again = load_retriever(tmp_path / "saved", device="cpu")
+    np.testing.assert_allclose(again.encode_document(texts), retriever.encode_document(texts), atol=1e-6)

@@ -27,9 +27,10 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
         task: selects the tower, if there are two.
 
     Returns:
-        float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
+        float32 `[B, d]`, cut at the retriever's `truncate_dim`, of unit length when its similarity is cosine.
     """
     embeddings = retriever(dict(features), task=task)["sentence_embedding"].float()
+    embeddings = embeddings[:, : retriever.truncate_dim]
     if similarity_of(retriever) == "cosine":
         embeddings = nn.functional.normalize(embeddings, dim=-1)
     return embeddings

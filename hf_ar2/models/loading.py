@@ -279,6 +279,7 @@ def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer
         prompts=None if prompt is None else {task: prompt},
         default_prompt_name=None if not prompt else task,
         similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
+        truncate_dim=retriever.truncate_dim,
     )
 
 
@@ -346,4 +347,5 @@ def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:
         prompts={name: prompt for name, prompt in retriever.prompts.items() if prompt is not None},
         default_prompt_name=retriever.default_prompt_name,
         similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
+        truncate_dim=retriever.truncate_dim,
     )
