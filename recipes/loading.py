@@ -12,6 +12,7 @@ import yaml
 
 from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_name
+from hf_ar2.models.loading import DTYPES, LOADING_OPTIONS
 from hf_ar2.models.lora import check_lora
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.models.prompts import check_prompts
@@ -27,6 +28,8 @@ MODEL_FIELDS = (
     "separate_towers",
     "lora",
     "prompts",
+    "dtype",
+    *LOADING_OPTIONS,
 )
 # share: part of the minutes; min_steps: with fewer, the stage is dropped; max_epochs: passes over the queries.
 STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min_steps", "max_epochs")
@@ -139,6 +142,7 @@ def _check(recipe: Recipe, where: str) -> None:
         if body.get("prompts") is not None:
             with errors_at(f"{where}: models.{name}"):
                 check_prompts(body["prompts"])
+        _check_loading(f"{where}: models.{name}", body)
     _check_minutes(recipe, where)
     _check_keys(f"{where}: args", recipe.args, _settings())
     with errors_at(f"{where}: args"):
@@ -175,6 +179,14 @@ def _check(recipe: Recipe, where: str) -> None:
             )
         _check_keys(place, row, ROW_FIELDS)
         _check_roles(place, row, ("retriever",), sources)
+
+
+def _check_loading(place: str, body: dict[str, Any]) -> None:
+    trusted, dtype = body.get("trust_remote_code", False), body.get("dtype")
+    if not isinstance(trusted, bool):
+        raise RecipeError(f"{place}.trust_remote_code: found {trusted!r}, expected true or false")
+    if dtype is not None and dtype not in DTYPES:
+        raise RecipeError(f"{place}.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
 
 
 def _check_minutes(recipe: Recipe, where: str) -> None:
@@ -250,7 +262,9 @@ def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], kn
             raise RecipeError(f"{place}: field {role!r} is missing: name a model or an earlier stage")
         if role in body:
             if isinstance(body[role], dict):
-                _check_keys(f"{place}.{role}", body[role], ("from", *MODEL_FIELDS[1:]))
+                changes = [field for field in MODEL_FIELDS[1:] if field not in LOADING_OPTIONS]
+                _check_keys(f"{place}.{role}", body[role], ["from", *changes])
+                _check_loading(f"{place}.{role}", body[role])
                 _check_lora(f"{place}.{role}", body[role])
             name = source_name(body[role])
             if name not in known:

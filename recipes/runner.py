@@ -21,7 +21,7 @@ from hf_ar2.cards.facts import hub_id, read_json
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.sources import query_sources
 from hf_ar2.index.encodings import encoding_name
-from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
 from hf_ar2.recipes.checks import (
     check_adapters,
@@ -242,11 +242,8 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
     transformers.set_seed(recipe.seed)
     if role == "retriever":
         return load_retriever(model, **fields)
-    allowed = {
-        key: value
-        for key, value in fields.items()
-        if key in ("layers", "max_length", "dropout", "lora", "prompts")
-    }
+    known = ("layers", "max_length", "dropout", "lora", "prompts", "dtype", *LOADING_OPTIONS)
+    allowed = {key: value for key, value in fields.items() if key in known}
     return load_ranker(model, **allowed)
 
 

@@ -7,21 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_tokenizer
 from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    ErnieConfig,
-    ErnieModel,
-    ModernBertConfig,
-    ModernBertModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-)
+from tiny_models import make_model
 
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
@@ -37,53 +25,10 @@ from hf_ar2.models.loading import (
 )
 from hf_ar2.settings.text import TextConfig
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-def roberta_tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the tiny collection in RoBERTa's dress: <s> a </s></s> b </s>, no token types."""
-    words = [*make_tiny_tokenizer().get_vocab()]
-    vocabulary = {
-        token: i for i, token in enumerate(dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", *words]))
-    }
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        cls_token="<s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_max_length=64,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def make_encoder(kind: str, folder):
-    """A plain transformers folder of a small random encoder."""
-    torch.manual_seed(0)
-    tokenizer = roberta_tokenizer() if kind in ("roberta", "modernbert") else make_tiny_tokenizer()
-    size = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 80}
-    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
-    model = {
-        "bert": lambda: BertModel(BertConfig(**size)),
-        "ernie": lambda: ErnieModel(ErnieConfig(**size)),
-        "roberta": lambda: RobertaModel(
-            RobertaConfig(**size, pad_token_id=1, bos_token_id=0, eos_token_id=2)
-        ),
-        "modernbert": lambda: ModernBertModel(ModernBertConfig(**size, **special)),
-    }[kind]()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
 
 @pytest.mark.parametrize("kind", ["bert", "ernie", "roberta", "modernbert"])
 def test_stored_tokens_give_what_encode_and_predict_give(kind, tmp_path, tiny_collection):
-    folder = make_encoder(kind, tmp_path / kind)
+    folder = make_model(kind, tmp_path / kind)
     retriever = load_retriever(folder, pooling="cls", similarity="dot", max_length=24, device="cpu")
     ranker = load_ranker(folder, max_length=32, device="cpu")
     encoders = Encoders(torch.device("cpu"), Processes.current("cpu"), budget=256, show_progress=False)
@@ -175,7 +120,7 @@ def test_a_teacher_scores_without_gradient_or_dropout(tmp_path, tiny_collection,
 
 
 def test_layers_dropout_and_towers(tmp_path, tiny_retriever_path):
-    folder = make_encoder("bert", tmp_path / "bert")
+    folder = make_model("bert", tmp_path / "bert")
     light = load_retriever(folder, layers=[0, 2], dropout=0.0)
     assert len(light[0].model.encoder.layer) == 2
     assert all(m.p == 0 for m in light.modules() if isinstance(m, torch.nn.Dropout))
@@ -193,8 +138,8 @@ def test_layers_dropout_and_towers(tmp_path, tiny_retriever_path):
 
 
 def test_what_cannot_be_loaded_is_said_plainly(tmp_path):
-    folder = make_encoder("bert", tmp_path / "bert")
-    with pytest.raises(ValueError, match="pooling='max': expected 'cls' or 'mean'"):
+    folder = make_model("bert", tmp_path / "bert")
+    with pytest.raises(ValueError, match="pooling='max': expected one of cls, mean, lasttoken"):
         load_retriever(folder, pooling="max")
     with pytest.raises(ValueError, match="similarity='euclidean': expected one of cosine, dot"):
         load_retriever(folder, similarity="euclidean")
@@ -204,8 +149,12 @@ def test_what_cannot_be_loaded_is_said_plainly(tmp_path):
         resolve_model_name("package:hf_ar2/losses")
     with pytest.raises(ValueError, match="JointModel needs"):
         JointModel()
-    with pytest.raises(ValueError, match="2 labels, expected 1"):
-        load_ranker(CrossEncoder(str(folder), num_labels=2))
+    with pytest.raises(ValueError, match="3 labels, expected 1"):
+        load_ranker(CrossEncoder(str(folder), num_labels=3))
+    with pytest.raises(ValueError, match="dtype='half': expected one of float32, bfloat16, float16"):
+        load_retriever(folder, dtype="half")
+    with pytest.raises(ValueError, match="revision='main': the model is loaded already"):
+        load_retriever(load_retriever(folder, device="cpu"), revision="main")
 
 
 def test_a_ranker_says_where_older_sentence_transformers_look_that_it_gives_logits(

@@ -63,6 +63,10 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     weight_decay: float = setting(
         0.0, "Weight decay of AdamW, not applied to biases and norms.", paper="AR2: 0"
     )
+    float32_weights: bool = setting(
+        True,
+        "Train in float32 even if the weights were loaded in bf16 or fp16, which loses small updates.",
+    )
     logging_steps: float = setting(
         10, "Steps between two entries of the log.", unit="steps", affects_result=False
     )

@@ -230,6 +230,26 @@ def _add_models(parser: Parser) -> None:
     parser.add_argument("--retriever", metavar="MODEL", help=ANY_MODEL)
     parser.add_argument("--ranker", metavar="MODEL", help="the same for the ranker")
     parser.add_argument("--collection", metavar="SOURCE", help=ANY_COLLECTION)
+    _add_loading(parser, ranker=True)
+
+
+def _add_loading(parser: Parser, *, ranker: bool) -> None:
+    add = parser.add_argument_group("how models are loaded").add_argument
+    add(
+        "--model_dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="data type of the weights (as saved)",
+    )
+    add(
+        "--attn_implementation",
+        metavar="NAME",
+        help="sdpa, eager, flash_attention_2, ... (transformers chooses)",
+    )
+    trusted = "run the code that a model's repository brings along"
+    add("--trust_remote_code", action="store_true", default=None, help=trusted)
+    add("--revision", metavar="NAME", help="branch, tag or commit of the retriever on the Hub")
+    if ranker:
+        add("--ranker_revision", metavar="NAME", help="the same for the ranker")
 
 
 def encode_parser() -> Parser:
@@ -265,6 +285,7 @@ def _add_encoding(parser: Parser) -> None:
     parser.add_argument("collection", metavar="COLLECTION", help=ANY_COLLECTION)
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     add_setting(parser, EncodingConfig, "index_dtype", "--dtype", choices=("float32", "float16"))
+    _add_loading(parser, ranker=False)
     _add_lengths(parser, ranker=False)
 
 
@@ -281,6 +302,7 @@ def search_parser() -> Parser:
     parser.add_argument("query", nargs="*", default=[], metavar="QUERY", help="what to search for")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="passages to show (%(default)s)")
     add_settings(parser, Settings, ["rerank_depth"])
+    _add_loading(parser, ranker=False)
     parser.add_argument("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
     return parser
 

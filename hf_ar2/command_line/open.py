@@ -7,8 +7,9 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 from safetensors import SafetensorError
@@ -69,6 +70,12 @@ def opened_system(
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
+    options: dict[str, Any] = {
+        key: given[key] for key in ("attn_implementation", "trust_remote_code") if key in given
+    }
+    options["dtype"] = given.get("model_dtype")
+    retriever_options = {**options, "revision": given.get("revision")}
+    ranker_options = {**options, "revision": given.get("ranker_revision")}
     reranks = given.get("rerank_depth") != 0  # a 0 in the recipe is only about its evaluation
     with contextlib.ExitStack() as stack:
         if not kept:
@@ -81,8 +88,10 @@ def opened_system(
         if for_training and (read := collection.for_training()) is not collection:
             collection, index_name = read, TRAINING_INDEX
         yield SearchSystem(
-            loaded("retriever", retriever_name, load_retriever),
-            loaded("ranker", ranker_name, load_ranker) if ranker and ranker_name and reranks else None,
+            loaded("retriever", retriever_name, partial(load_retriever, **retriever_options)),
+            loaded("ranker", ranker_name, partial(load_ranker, **ranker_options))
+            if ranker and ranker_name and reranks
+            else None,
             collection,
             settings.changed(given),
             work_folder,
@@ -120,5 +129,9 @@ def loaded(what: str, name: str, load: Callable[[str], Model], advice: str = ANY
     try:
         return load(name)
     except (OSError, ValueError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{what} {name!r} contains code of its own. Read it, and pass --trust_remote_code to run it"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{what} {name!r} cannot be loaded: {reason} Expected {advice}") from error

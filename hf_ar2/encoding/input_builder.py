@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hf_ar2.encoding.special_tokens import SpecialTokens
-from hf_ar2.encoding.tokens import TokenStore, backend_of
+from hf_ar2.encoding.tokens import TokenStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,11 +21,11 @@ class InputBuilder:
     Special tokens and their segments are found by tokenising two probes, so no model needs rules of its own.
 
     Args:
-        tokenizer: a fast tokenizer with a padding token; its padding and truncation sides are used.
+        tokenizer: one with a padding token; its padding and truncation sides are used.
         max_length: longest input in tokens, special tokens included.
 
     Raises:
-        TypeError: no fast tokenizer. ValueError: no padding token, or max_length fits only special tokens.
+        ValueError: no padding token, or max_length fits only special tokens.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -38,7 +38,6 @@ class InputBuilder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        backend_of(tokenizer)
         if tokenizer.pad_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token")
         self.max_length = max_length

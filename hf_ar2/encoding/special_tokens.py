@@ -24,7 +24,9 @@ class SpecialTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probes: list[str]) -> None:
         encoding = tokenizer(*([probe] for probe in probes), return_token_type_ids=True)
         ids, types = encoding["input_ids"][0], encoding["token_type_ids"][0]
-        owners = encoding.sequence_ids(0)  # 0 first text, 1 second text, None special
+        plain = tokenizer(probes, add_special_tokens=False)["input_ids"]
+        # 0 first text, 1 second text, None special
+        owners = encoding.sequence_ids(0) if tokenizer.is_fast else _owners(ids, plain)
         self.specials: list[list[tuple[int, int]]] = [[]]
         self.segments: list[int] = []
         own_tokens: list[int] = []
@@ -37,9 +39,21 @@ class SpecialTokens:
                 self.segments.append(segment)
             own_tokens.append(token)
         self.added = sum(map(len, self.specials))
-        plain = tokenizer(probes, add_special_tokens=False)["input_ids"]
         if len(self.segments) != len(probes) or own_tokens != list(chain.from_iterable(plain)):
             raise ValueError(
                 f"{type(tokenizer).__name__} encodes the texts {probes} as {ids}, but without special tokens as "
                 f"{plain}: its inputs cannot be built from stored tokens"
             )
+
+
+def _owners(ids: list[int], texts: list[list[int]]) -> list[int | None]:
+    """For tokenizers that do not say which text a token belongs to: where the tokens of each text are."""
+    owners: list[int | None] = [None] * len(ids)
+    start = 0
+    for number, tokens in enumerate(texts):
+        while start < len(ids) and ids[start : start + len(tokens)] != tokens:
+            start += 1
+        for place in range(start, min(start + len(tokens), len(ids))):
+            owners[place] = number
+        start += len(tokens)
+    return owners

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -119,9 +120,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     Its name, folder, truncation and padding settings are not part of it: they change while a tokenizer is used, or
     differ from one load to the next.
 
-    Raises:
-        TypeError: a tokenizer without a `tokenizers` backend.
-
     Example:
         >>> from transformers import BertTokenizer
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
@@ -132,8 +130,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         >>> [tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(another) for another in (same, other)]
         [True, False]
     """
-    state = json.loads(backend_of(tokenizer).to_str())
-    state["truncation"] = state["padding"] = None
+    backend = backend_of(tokenizer)
+    if backend is None:
+        state: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        folders = ("name_or_path", "tokenizer_file", *tokenizer.vocab_files_names)
+        state["options"] = {
+            key: str(value) for key, value in tokenizer.init_kwargs.items() if key not in folders
+        }
+    else:
+        state = json.loads(backend.to_str())
+        state["truncation"] = state["padding"] = None
     state["sides"] = [tokenizer.truncation_side, bool(getattr(tokenizer, "split_special_tokens", False))]
     return _hash(state)
 
@@ -143,18 +149,8 @@ def _hash(value: Any) -> str:
 
 
 def backend_of(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The `tokenizers.Tokenizer` of a fast tokenizer.
-
-    Raises:
-        TypeError: the tokenizer is not a fast one.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise TypeError(
-            f"{type(tokenizer).__name__} has no `tokenizers` backend (it is a Python tokenizer); "
-            "load the model with a fast tokenizer."
-        )
-    return backend
+    """The `tokenizers.Tokenizer` of a fast tokenizer; None for one written in Python (ByT5, Japanese BERT)."""
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def tokenize(
@@ -172,7 +168,7 @@ def tokenize(
 
     Args:
         texts: N strings.
-        tokenizer: a fast tokenizer. Its truncation and padding settings are restored.
+        tokenizer: its truncation and padding settings are restored.
         cache_dir: the store is written to `cache_dir/<fingerprint>/`; several processes may call at once.
         max_tokens: texts are truncated to this many tokens, without special tokens, on the tokenizer's truncation side.
             Choose at least the longest length that a model will read.
@@ -181,7 +177,7 @@ def tokenize(
         description, show_progress: the label of the progress bar, and whether to show it.
 
     Raises:
-        TypeError: no fast tokenizer. ValueError: max_tokens below 1, or a cached store of another length.
+        ValueError: max_tokens below 1, or a cached store of another length.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -224,27 +220,48 @@ def _write_store(
     description: str,
     show_progress: bool,
 ) -> None:
-    backend = backend_of(tokenizer)
-    truncation, padding, split = backend.truncation, backend.padding, backend.encode_special_tokens
     offsets = np.zeros(len(texts) + 1, np.int64)
+    with (
+        _encoder(tokenizer, max_tokens) as encode,
+        open(folder / "ids.bin", "wb") as file,
+        progress_bar(total=len(texts), description=description, unit="texts", show=show_progress) as progress,
+    ):
+        for start in range(0, len(texts), _TEXTS_PER_BATCH):
+            batch = list(texts[start : start + _TEXTS_PER_BATCH])
+            if prompt:
+                batch = [prompt + text for text in batch]
+            encoded = encode(batch)
+            offsets[start + 1 : start + 1 + len(batch)] = np.fromiter(map(len, encoded), np.int64)
+            np.fromiter(chain.from_iterable(encoded), np.int32).tofile(file)
+            progress.update(len(batch))
+    np.cumsum(offsets, out=offsets)
+    offsets.tofile(folder / "offsets.bin")
+    meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
+    meta |= {"texts": len(texts), "tokens": int(offsets[-1])}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Iterator[Callable[[list[str]], list[list[int]]]]:
+    """A function from texts to their ids, truncated and without special tokens."""
+    backend = backend_of(tokenizer)
+    if backend is None:
+        options = {
+            "add_special_tokens": False,
+            "truncation": True,
+            "max_length": max_tokens,
+            "verbose": False,
+        }
+        yield lambda texts: tokenizer(texts, **options)["input_ids"]
+        return
+    truncation, padding, split = backend.truncation, backend.padding, backend.encode_special_tokens
     try:
         backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
         backend.no_padding()
         backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
-        with (
-            open(folder / "ids.bin", "wb") as file,
-            progress_bar(
-                total=len(texts), description=description, unit="texts", show=show_progress
-            ) as progress,
-        ):
-            for start in range(0, len(texts), _TEXTS_PER_BATCH):
-                batch = list(texts[start : start + _TEXTS_PER_BATCH])
-                if prompt:
-                    batch = [prompt + text for text in batch]
-                encoded = [e.ids for e in backend.encode_batch_fast(batch, add_special_tokens=False)]
-                offsets[start + 1 : start + 1 + len(batch)] = np.fromiter(map(len, encoded), np.int64)
-                np.fromiter(chain.from_iterable(encoded), np.int32).tofile(file)
-                progress.update(len(batch))
+        yield lambda texts: [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
     finally:
         if truncation is None:
             backend.no_truncation()
@@ -253,8 +270,3 @@ def _write_store(
         if padding is not None:
             backend.enable_padding(**padding)
         backend.encode_special_tokens = split
-    np.cumsum(offsets, out=offsets)
-    offsets.tofile(folder / "offsets.bin")
-    meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
-    meta |= {"texts": len(texts), "tokens": int(offsets[-1])}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +10,13 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
+from transformers.utils import logging
 
-from hf_ar2.models.loading import Task, similarity_of
+from hf_ar2.models.loading import Task, similarity_of, to_float32
 from hf_ar2.models.lora import save_model
 from hf_ar2.models.prompts import prompt_features
+
+logger = logging.get_logger(__name__)
 
 Features = dict[str, Tensor]
 
@@ -25,12 +29,11 @@ def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Ten
         task: selects the tower, if there are two.
 
     Returns:
-        float32 `[B, d]`, of unit length when the retriever's similarity is cosine.
+        float32 `[B, d]`, cut at the retriever's `truncate_dim`, of unit length when its similarity is cosine.
     """
     extra = prompt_features(retriever, task)
     embeddings = retriever({**features, **extra}, task=task)["sentence_embedding"].float()
-    if retriever.truncate_dim is not None:
-        embeddings = embeddings[:, : retriever.truncate_dim]
+    embeddings = embeddings[:, : retriever.truncate_dim]
     if similarity_of(retriever) == "cosine":
         embeddings = nn.functional.normalize(embeddings, dim=-1)
     return embeddings
@@ -147,6 +150,21 @@ class JointModel(nn.Module):
         return torch.cat([embed(self.retriever, features, task) for features in inputs["chunks"]])[
             inputs["order"]
         ]
+
+
+def prepare_weights(model: JointModel, trained: Sequence[str], float32: bool) -> None:
+    """Freeze the models that are not trained.
+
+    Args:
+        trained: names of the models that are, "retriever" and "ranker".
+        float32: convert their half-precision weights to float32.
+    """
+    for name in ("retriever", "ranker"):
+        child = getattr(model, name)
+        if child is not None and name not in trained:
+            child.requires_grad_(False)
+        elif child is not None and float32 and to_float32(child):
+            logger.warning(f"The {name} was loaded in half precision; it is trained in float32.")
 
 
 def save_models(model: JointModel, folder: str | Path, merge: bool = False) -> None:

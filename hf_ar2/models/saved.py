@@ -23,7 +23,7 @@ class SavedRetriever:
         pooling: `"cls"`, `"mean"`, …
         similarity: `"cosine"` or `"dot"`.
         normalised: whether its embeddings have unit length.
-        dimension: of an embedding.
+        dimension: of an embedding, after all modules and `truncate_dim`.
         max_length: longest text in tokens; None if the tokenizer has no limit.
         towers: task → subfolder of the transformer, if there are two towers; else empty.
         prompts: task → the prompt, if it is not empty.
@@ -95,7 +95,7 @@ def read_retriever(folder: str | Path) -> SavedRetriever:
         pooling=str(pooled.get("pooling_mode")),
         similarity=similarity,
         normalised="Normalize" in names,
-        dimension=int(pooled.get("embedding_dimension", pooled.get("word_embedding_dimension", 0))),
+        dimension=_dimension(folder, modules, settings.get("truncate_dim")),
         max_length=_max_length(folder / next(iter(towers.values()), "")),
         towers=towers,
         prompts={task: text for task, text in (settings.get("prompts") or {}).items() if text},
@@ -130,6 +130,20 @@ def read_ranker(folder: str | Path) -> SavedRanker:
     kinds = [module["type"].rsplit(".", 1)[-1] for module in _read(modules)] if modules.is_file() else []
     plain = kinds in ([], ["Transformer"])
     return SavedRanker(_max_length(folder), plain=plain, adapter_base=adapter_base(folder))
+
+
+def _dimension(folder: Path, modules: list[tuple[str, str]], truncated: int | None) -> int:
+    """The dimension that the last module of a known kind leaves, of (folder, kind) in order."""
+    dimension = 0
+    for path, kind in modules:
+        config = _read(folder / path / "config.json") if kind.endswith((".Pooling", ".Dense")) else {}
+        if kind.endswith(".Pooling"):
+            modes = config.get("pooling_mode")
+            width = int(config.get("embedding_dimension", config.get("word_embedding_dimension", 0)))
+            dimension = width * (len(modes) if isinstance(modes, list) else 1)
+        elif kind.endswith(".Dense"):
+            dimension = int(config["out_features"])
+    return min(dimension, truncated or dimension)
 
 
 def _require_transformer(folder: Path, place: str, role: str) -> None:

@@ -35,8 +35,14 @@ def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: 
         role: `"retriever"` or `"ranker"`.
     """
     name = source_name(source)
-    fields = dict((recipe.get("models") or {}).get(name, {}))
-    if name in (recipe.get("stages") or {}):
+    models, stages = recipe.get("models") or {}, recipe.get("stages") or {}
+    fields = dict(models.get(name, {}))
+    if name in stages:
+        first = name
+        while first in stages:  # a ranker may have started as a retriever
+            first = source_name(stages[first].get(role) or stages[first]["retriever"])
+        kept = ("attn_implementation", "trust_remote_code")
+        fields = {key: value for key, value in models.get(first, {}).items() if key in kept}
         fields["model"] = str(Path(run) / "stages" / name / role)
     return fields | source_changes(source)
 
