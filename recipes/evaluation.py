@@ -30,7 +30,7 @@ from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.questions import question_splits, question_texts
 from hf_ar2.recipes.recipe import Load, Recipe, row_config, source_name
 from hf_ar2.trainers import LTReConfig
-from hf_ar2.trainers.ltre import FrozenRetrieval
+from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 
 # In a row's folder in evaluation/: the weights of its systems.

@@ -23,7 +23,7 @@ from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import LTReConfig, LTReTrainer
-from hf_ar2.trainers.ltre import with_missed
+from hf_ar2.trainers.frozen_retrieval import with_missed
 
 pytestmark = pytest.mark.slow
 

@@ -21,9 +21,7 @@ from transformers import TrainerCallback
 from hf_ar2.cards.card import model_card
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.own import deeper, without_own
-from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.codebook import Codebook
-from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.list_scores import ListLoss, ListScores
@@ -34,8 +32,9 @@ from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.adapters import saves_merged
 from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval, with_missed
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.retrieval import EvalRankings, Retrieval
+from hf_ar2.trainers.retrieval import EvalRankings
 
 _CODEBOOK = "codebook.safetensors"
 
@@ -410,65 +409,3 @@ class LTReTrainer(JointTrainer):
             with torch.no_grad():
                 self.codebook.centroids.copy_(load_file(folder / _CODEBOOK)["centroids"])
             self.codebook.write_back()
-
-
-# ---- The index that stays -------------------------------------------------------------------------------------------
-
-
-class FrozenRetrieval(Retrieval):
-    """Retrieval from one index, built or opened once."""
-
-    args: LTReConfig
-    _frozen: FrozenIndex | None = None
-
-    def refresh(self) -> Any:
-        """The index; encoded and built, or opened and checked, on first use."""
-        if self._frozen is None:
-            args = self.args
-            options: dict[str, Any] = {
-                "vectors": args.vectors,
-                "device": self.encoders.device,
-                "search_parameters": args.search_parameters,
-                "writable": args.train_centroids,
-            }
-            if args.index is None:
-                built = super().refresh()
-                assert isinstance(built, CorpusIndex)
-                self._frozen = FrozenIndex.from_corpus_index(built, **options)
-            else:
-                ids = list(self.collection.corpus["id"])
-                self._frozen = FrozenIndex.from_files(args.index, ids, args.index_ids, **options)
-                assert self.retriever is not None and self.retriever_inputs is not None
-                check_fit(self._frozen, args.index, self.encoders, self.retriever, self.retriever_inputs)
-        return self._frozen
-
-    def duplicates(self, rows: np.ndarray, known: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-        """Which passages, not judged relevant, have the text of one that is; bool, as `rows` `[B, L]`."""
-        keys = self._duplicate_keys()
-        if keys is None:
-            return np.zeros_like(relevant)
-        same = keys[rows][:, :, None] == keys[known][:, None, :]
-        return (same & (known >= 0)[:, None, :]).any(axis=2) & ~relevant
-
-
-def with_missed(
-    found: np.ndarray, known: np.ndarray, only_if_none: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Retrieved lists with the relevant passages they lack behind them.
-
-    Args:
-        found: int64 `[B, k]`, best first, -1 where there was no more.
-        known: int64 `[B, P]`, the relevant passages of each query, -1 padded.
-        only_if_none: append them only where no relevant passage was found.
-
-    Returns:
-        rows int64 `[B, k + P]`, -1 where nothing was appended, and relevant bool `[B, k + P]`.
-    """
-    same = (found[:, :, None] == known[:, None, :]) & (known >= 0)[:, None, :]
-    missed = np.where(same.any(axis=1), -1, known)
-    if only_if_none:
-        missed[same.any(axis=(1, 2))] = -1
-    # to the front, in their order, so that ranks are as small as they can be
-    missed = np.take_along_axis(missed, np.argsort(missed < 0, axis=1, kind="stable"), axis=1)
-    rows = np.concatenate([found, missed], axis=1)
-    return rows, np.concatenate([same.any(axis=2), missed >= 0], axis=1)

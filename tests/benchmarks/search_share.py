@@ -25,7 +25,7 @@ from transformers import BertConfig, BertModel
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import in_batch_contrastive_loss, retrieval_pairwise_loss
-from hf_ar2.trainers.ltre import with_missed
+from hf_ar2.trainers.frozen_retrieval import with_missed
 
 DIM, QUERIES, DEPTH = 384, 32, 50
 
