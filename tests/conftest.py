@@ -163,8 +163,8 @@ def make_tiny_tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=64)
 
 
-def make_tiny_retriever(folder: Path, seed: int = 0) -> Path:
-    """Writes the retriever of the fixture to ``folder``."""
+def make_tiny_retriever(folder: Path, seed: int = 0, positions: int = 64) -> Path:
+    """Writes the retriever of the fixture to ``folder``, with positions for this many tokens."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import BertModel
@@ -172,7 +172,7 @@ def make_tiny_retriever(folder: Path, seed: int = 0) -> Path:
     encoder = folder.with_name(folder.name + "-encoder")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        BertModel(tiny_config()).save_pretrained(encoder)
+        BertModel(tiny_config(positions)).save_pretrained(encoder)
     make_tiny_tokenizer().save_pretrained(encoder)
     transformer = Transformer(str(encoder))
     modules = [transformer, Pooling(32, pooling_mode="mean"), Normalize()]
@@ -195,7 +195,7 @@ def make_tiny_ranker(folder: Path, seed: int = 1) -> Path:
     return folder
 
 
-def tiny_config(**options: float) -> BertConfig:
+def tiny_config(positions: int = 64, **options: float) -> BertConfig:
     """The configuration of the tiny models."""
     from transformers import BertConfig
 
@@ -205,6 +205,6 @@ def tiny_config(**options: float) -> BertConfig:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         **options,
     )

@@ -136,7 +136,7 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path)
-    make_tiny_retriever(tmp_path / "tiny")
+    make_tiny_retriever(tmp_path / "tiny", positions=160)  # own-corpus ranks pairs of that length
     make_tiny_writers(tmp_path / "writers")
     guide, said = Guide(tmp_path), {}
     for command in COMMANDS:

@@ -233,7 +233,8 @@ def test_lengths_are_those_of_the_text(tmp_path: Path, tiny_collection: Collecti
 def test_a_model_without_a_limit_needs_a_setting(
     tmp_path: Path, tiny_retriever_path: Path, tiny_collection: Collection
 ) -> None:
-    retriever = load_retriever(tiny_retriever_path, max_length=10**30, device="cpu")
+    retriever = load_retriever(tiny_retriever_path, device="cpu")
+    retriever.max_seq_length = 10**30
     unlimited = TextConfig(max_passage_length=None)
     with pytest.raises(ValueError, match="set max_passage_length"):
         RetrieverInputs(retriever, tiny_collection, tmp_path, unlimited, show_progress=False)

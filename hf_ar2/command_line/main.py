@@ -93,7 +93,7 @@ def _check_package_options(command: Parser, options: argparse.Namespace) -> None
         command.error("--nanobeir and --mteb evaluate one model. Name it: hf-ar2 evaluate MODEL --nanobeir")
     used = ("run", "retriever", "nanobeir", "nanobeir_dataset", "mteb", "output")
     for option, value in vars(options).items():
-        if value is not None and option not in used:
+        if value != command.get_default(option) and option not in used:
             command.error(
                 f"--{option} is not used by --nanobeir and --mteb, which evaluate a retriever on their own data"
             )

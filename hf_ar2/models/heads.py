@@ -13,6 +13,8 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import nn
 from transformers import AutoConfig
 
+from hf_ar2.models.lora import adapter_base
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +38,8 @@ def saved_labels(model: str | Path, **options: Any) -> int | None:
     Args:
         options: of `AutoConfig.from_pretrained`.
     """
+    if (base := adapter_base(model)) is not None:
+        return saved_labels(base, **{**options, "revision": None})
     config = AutoConfig.from_pretrained(model, **options)
     architecture = (config.architectures or [""])[0]
     return int(config.num_labels) if architecture.endswith("ForSequenceClassification") else None
