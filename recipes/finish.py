@@ -39,6 +39,12 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
         metrics, significance = read_json(run / "metrics.json"), read_json(run / "significance.json")
         split = recipe.report_split
         print("\n" + stage_table(metrics, significance["tests"], split=split, served=chosen["row"]))
+        left = [row for row in recipe.rows if split not in metrics.get(row, {})]
+        if (
+            left
+        ):  # where a part of the corpus is trained on, encoding the whole corpus for all rows takes too long
+            reason = f"Not evaluated on {split}, because others were better on {recipe.choose_on}"
+            print("\n" + textwrap.fill(f"{reason}: {', '.join(left)}.", 80))
         if asked := query_source_note(collection, split, str(run)):
             print(f"\n{asked}")
         if recipe.guard is not None:

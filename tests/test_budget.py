@@ -234,6 +234,10 @@ def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(path, tm
     assert all(found["n"] < 8 for found in chosen["dev"].values())
     measured = {row for row, splits in metrics.items() if "test" in splits}
     assert measured == {"BM25", "zero-shot", chosen["row"], chosen["retriever_row"]}
+    left = [row for row in json.loads((run / "plan.json").read_text())["rows"] if row not in measured]
+    assert ("Not evaluated on test" in said) == bool(left) and all(
+        row in said.split("Not evaluated")[-1] for row in left
+    )
     assert cli_main(["evaluate", str(run)]) == 0  # the served system, on the whole corpus
     assert "8 queries, 60 passages" in capsys.readouterr().out
     times = {file: file.stat().st_mtime_ns for file in (run / "runs" / "zero-shot").iterdir()}
