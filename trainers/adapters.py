@@ -1,4 +1,4 @@
-"""Adapters in a trainer: what must be true before training, so that what is saved is what was trained."""
+"""Prepares the models of a trainer, adapters among them, so that what is saved is what was trained."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from typing import TYPE_CHECKING
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from hf_ar2.cards.facts import ROLES
 from hf_ar2.cards.hub import check_base_is_public
 from hf_ar2.folders import complete_folder
-from hf_ar2.models.loading import has_separate_towers, one_tower, weights_fingerprint
+from hf_ar2.models.loading import has_separate_towers, one_tower, to_float32, weights_fingerprint
 from hf_ar2.models.lora import adapted, check_adapters, has_adapters, remove_adapters
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.config import JointConfig
     from hf_ar2.trainers.joint import JointTrainer
 
+logger = logging.get_logger(__name__)
+
 # The folder in `output_dir` for base models that cannot be loaded by their names.
 _BASES = "base"
 
 
 def prepare_models(trainer: JointTrainer) -> None:
-    """Freeze the models that are not trained, and check the adapters of all.
+    """Freeze the models that are not trained, convert the others to float32, and check the adapters of all.
+
+    `float32_weights=False` keeps half-precision weights as they are.
 
     A folder with adapters names its base model. Where loading that name would not return the weights in memory (layers
     were removed, the model was trained before the adapters were added), the base is saved in `output_dir/base`.
@@ -41,6 +46,8 @@ def prepare_models(trainer: JointTrainer) -> None:
             model.requires_grad_(False)
         elif not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"{role}: all its parameters are frozen (requires_grad=False); nothing to train")
+        elif trainer.args.float32_weights and to_float32(model):
+            logger.warning(f"The {role} was loaded in half precision; it is trained in float32.")
         if has_adapters(model):
             check_adapters(role, model)
             # Two towers are saved merged; LTRe also saves the query tower by itself.

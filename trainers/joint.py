@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
-from hf_ar2.models.joint import JointModel, prepare_weights, save_models
+from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
 from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
@@ -130,7 +130,6 @@ class JointTrainer(Trainer):
             optimizers=optimizers,  # type: ignore[arg-type]
         )
         check_launch(self)
-        prepare_weights(model, self.trained, args.float32_weights)
         prepare_models(self)
         print_log_lines(self.callback_handler, self.phases.names)
         if args.bf16 and args.device.type == "cpu":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +9,10 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from hf_ar2.models.loading import Task, similarity_of, to_float32
+from hf_ar2.models.loading import Task, similarity_of
 from hf_ar2.models.lora import save_model
 from hf_ar2.models.prompts import prompt_features
-
-logger = logging.get_logger(__name__)
 
 Features = dict[str, Tensor]
 
@@ -150,21 +146,6 @@ class JointModel(nn.Module):
         return torch.cat([embed(self.retriever, features, task) for features in inputs["chunks"]])[
             inputs["order"]
         ]
-
-
-def prepare_weights(model: JointModel, trained: Sequence[str], float32: bool) -> None:
-    """Freeze the models that are not trained.
-
-    Args:
-        trained: names of the models that are, "retriever" and "ranker".
-        float32: convert their half-precision weights to float32.
-    """
-    for name in ("retriever", "ranker"):
-        child = getattr(model, name)
-        if child is not None and name not in trained:
-            child.requires_grad_(False)
-        elif child is not None and float32 and to_float32(child):
-            logger.warning(f"The {name} was loaded in half precision; it is trained in float32.")
 
 
 def save_models(model: JointModel, folder: str | Path, merge: bool = False) -> None:
