@@ -1,4 +1,4 @@
-"""Training lists: which queries a step trains on, and which passages stand beside them."""
+"""Training lists: which queries a step trains on, and with which passages."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class EndpointWriter:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Refuses redirects, so that the key is sent only to the host in the URL."""
+    """Rejects redirects, so that the key is sent only to the host in the URL."""
 
     def redirect_request(self, *_: Any) -> None:
         return None

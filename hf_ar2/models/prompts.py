@@ -38,7 +38,7 @@ def set_retriever_prompts(retriever: SentenceTransformer, prompts: Mapping[str, 
         prompts: "query" → prompt, "document" (or "passage", "corpus") → prompt. Others are kept.
 
     Raises:
-        ValueError: other names, or prompts that are no text.
+        ValueError: other names, or prompts that are not texts.
     """
     if prompts is not None:
         check_prompts(prompts)
@@ -60,7 +60,7 @@ def set_ranker_prompt(ranker: CrossEncoder, prompts: Mapping[str, str] | None) -
         prompts: "query" → the prompt; None: the ranker's own are kept.
 
     Raises:
-        ValueError: another name than "query", or a prompt that is no text.
+        ValueError: another name than "query", or a prompt that is not a text.
     """
     if prompts is None:
         return

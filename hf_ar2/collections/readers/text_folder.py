@@ -75,7 +75,7 @@ def load_text_folder(
         and headings are counted in `skipped`, with a few names each.
 
     Raises:
-        CollectionError: there is no text or no query, or a line of `queries` has no tab or names an unknown file or
+        CollectionError: no text or no query was found, or a line of `queries` has no tab or names an unknown file or
             heading.
     """
     folder = Path(folder).expanduser()
