@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from hf_ar2.cards.facts import read_json
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.json_files import write_json
+from hf_ar2.files import write_json
 from hf_ar2.recipes.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES

@@ -17,7 +17,7 @@ from hf_ar2.cards.guard import GUARD_FILE
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import out_of_reach
-from hf_ar2.json_files import write_json
+from hf_ar2.files import write_json
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, source_name
 from hf_ar2.recipes.sampled import sample_of, values_among
 from hf_ar2.search.runs import settings_of_run

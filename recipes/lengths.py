@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.facts import read_json
-from hf_ar2.json_files import write_json
+from hf_ar2.files import write_json
 from hf_ar2.recipes.budget import Budget, Costs, Plan, encodes
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds

@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_ar2.json_files import write_json
+from hf_ar2.files import write_json
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.models.lora import has_adapters, trained_weights

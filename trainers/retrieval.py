@@ -27,7 +27,7 @@ from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.json_files import write_json
+from hf_ar2.files import write_json
 from hf_ar2.models.loading import default_temperature, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positives, passage_text_keys
