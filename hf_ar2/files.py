@@ -14,7 +14,7 @@ class DamagedFile(ValueError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file under a temporary name and rename it, so that an interruption leaves the old file or the new one.
+    """Write a UTF-8 file under a temporary name and rename it: an interruption leaves the old file or the new one.
 
     The file and its folder are flushed to the disk. The folder is created if it does not exist.
 

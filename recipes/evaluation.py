@@ -22,8 +22,8 @@ from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
-from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.files import write_json
+from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, from_structure, serve_last
 from hf_ar2.recipes.encodings import record_row_encoding
 from hf_ar2.recipes.inputs import Inputs, differing

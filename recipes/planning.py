@@ -18,8 +18,8 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.files import write_json
+from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
 from hf_ar2.recipes.recipe import Recipe, RecipeError, short_hash, stage_config

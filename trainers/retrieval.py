@@ -22,12 +22,12 @@ from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.systems import Ranking, rankings_of_systems
+from hf_ar2.files import write_json
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.files import write_json
 from hf_ar2.models.loading import default_temperature, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positives, passage_text_keys

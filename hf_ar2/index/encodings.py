@@ -12,9 +12,9 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.encoding.inputs import RetrieverInputs
+from hf_ar2.files import write_json
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.files import write_json
 
 _NAME = re.compile(r"[0-9a-f]{32}(-float16)?")
 _LOG = "log.json"

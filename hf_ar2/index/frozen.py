@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ar2.files import write_json
 from hf_ar2.index.corpus_index import CorpusIndex, read_meta
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
-from hf_ar2.files import write_json
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
