@@ -11,10 +11,9 @@ import pyarrow as pa
 from hf_ar2.augmentation.confidence import ConfidenceMasks
 from hf_ar2.augmentation.labelled import LabelledCandidates
 from hf_ar2.collections import Collection
-from hf_ar2.collections.tables import arrow_column
+from hf_ar2.collections.tables import LIST_FEATURES, arrow_column
 from hf_ar2.settings.augment import KINDS
 from hf_ar2.training_lists.draws import counter_uniform
-from hf_ar2.training_lists.stored import LIST_FEATURES
 
 # Lists per table, so that their ids stay far below the size limit of an Arrow array.
 _LISTS_AT_ONCE = 8192

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -9,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hf_ar2.collections.problems import CollectionError, Problems
+
+# csv stops at 131,072 characters by default, which a passage of a whole document exceeds.
+_LONGEST_FIELD = 2**26
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
@@ -87,6 +91,25 @@ def tab_separated(
         elif fields != [""]:
             found = f"{len(fields)} tab-separated columns"
             problems.raise_or_skip("malformed lines", file, line, found, str(columns), _shown(text))
+
+
+def csv_rows(file: Path, problems: Problems, delimiter: str = "\t") -> Iterator[tuple[int, list[str]]]:
+    """The first line and the fields of each record of a file of separated fields, which may be quoted."""
+    csv.field_size_limit(max(_LONGEST_FIELD, csv.field_size_limit()))
+    reader = csv.reader((text for _, text in numbered_lines(file)), delimiter=delimiter)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problems.raise_or_skip(
+                "malformed lines", file, line, f"an unterminated field ({error})", "closed quotes"
+            )
+            continue
+        if fields:
+            yield line, fields
 
 
 def json_lines(file: Path, problems: Problems) -> Iterator[tuple[int, dict]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from hf_ar2.collections.problems import CollectionError
 
@@ -30,6 +32,17 @@ QRELS_FEATURES = datasets.Features(
         "relevance": datasets.Value("int32"),
     }
 )
+# Lists of positives and negatives, see `hf_ar2.training_lists.TrainingLists`.
+LIST_FEATURES = datasets.Features(
+    {
+        "query_id": datasets.Value("string"),
+        "positive_ids": datasets.List(datasets.Value("string")),
+        "negative_ids": datasets.List(datasets.Value("string")),
+        "positive_scores": datasets.List(datasets.Value("float32")),
+        "negative_scores": datasets.List(datasets.Value("float32")),
+        "kind": datasets.Value("string"),
+    }
+)
 _HASHED_ROWS = 65_536
 
 
@@ -38,6 +51,18 @@ def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.
     schema = features.arrow_schema
     arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
     return datasets.Dataset(pa.table(arrays, schema=schema))
+
+
+def read_parquet(files: Sequence[Path]) -> datasets.Dataset:
+    """The rows of parquet files, in order.
+
+    Raises:
+        CollectionError: A file cannot be read, or the files have different columns.
+    """
+    try:
+        return datasets.Dataset(pa.concat_tables([pq.read_table(file) for file in files]))
+    except (pa.ArrowException, OSError) as error:
+        raise CollectionError(f"{files[0]}: cannot be read as parquet ({error})") from error
 
 
 def query_features(columns: Iterable[str]) -> datasets.Features:
@@ -102,7 +127,23 @@ def hash_strings(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
 def hash_string_lists(column: pa.ChunkedArray, digest: hashlib.blake2b) -> None:
     """Adds a column of lists of strings to a hashlib digest."""
     digest.update(pc.list_value_length(column).to_numpy().astype(np.int64).tobytes())
-    hash_strings(pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=pa.string()), digest)
+    hash_strings(flat(column), digest)
+
+
+def flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values of a column of lists, one after the other."""
+    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type)
+
+
+def lists_fingerprint(lists: datasets.Dataset) -> str:
+    """32 hex digits that identify the ids, scores and kinds of training lists, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("query_id", "kind"):
+        hash_strings(arrow_column(lists, name), digest)
+    for role in ("positive", "negative"):
+        hash_string_lists(arrow_column(lists, f"{role}_ids"), digest)
+        digest.update(flat(arrow_column(lists, f"{role}_scores")).to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def content_hash(*parts: bytes | np.ndarray) -> str:

@@ -6,7 +6,6 @@ so that a folder with it is complete), and `queries.jsonl` for queries that the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -25,11 +24,12 @@ from hf_ar2.collections.lines import json_lines
 from hf_ar2.collections.problems import Problems
 from hf_ar2.collections.readers.entries import id_of
 from hf_ar2.collections.tables import (
+    LIST_FEATURES,
     QUERY_FEATURES,
     arrow_column,
     dataset_of,
-    hash_string_lists,
-    hash_strings,
+    flat,
+    lists_fingerprint,
     rows_of,
 )
 from hf_ar2.settings.augment import KINDS
@@ -38,16 +38,6 @@ from hf_ar2.training_lists.pool import CandidatePool
 logger = logging.get_logger(__name__)
 
 FORMAT = "hf-ar2 training lists 1"
-LIST_FEATURES = datasets.Features(
-    {
-        "query_id": datasets.Value("string"),
-        "positive_ids": datasets.List(datasets.Value("string")),
-        "negative_ids": datasets.List(datasets.Value("string")),
-        "positive_scores": datasets.List(datasets.Value("float32")),
-        "negative_scores": datasets.List(datasets.Value("float32")),
-        "kind": datasets.Value("string"),
-    }
-)
 _MANIFEST, _QUERIES = "manifest.json", "queries.jsonl"
 
 
@@ -92,13 +82,7 @@ class TrainingLists:
     @property
     def fingerprint(self) -> str:
         """32 hex digits that identify the ids, scores and kinds of all lists, in their order."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name in ("query_id", "kind"):
-            hash_strings(arrow_column(self.dataset, name), digest)
-        for role in ("positive", "negative"):
-            hash_string_lists(arrow_column(self.dataset, f"{role}_ids"), digest)
-            digest.update(_flat(arrow_column(self.dataset, f"{role}_scores")).to_numpy().tobytes())
-        return digest.hexdigest()
+        return lists_fingerprint(self.dataset)
 
     def to_pool(self, collection: Collection, kinds: Iterable[str] | None = None) -> CandidatePool:
         """A candidate pool, in memory, with one entry per list. Its scores are those of the lists.
@@ -143,7 +127,7 @@ class TrainingLists:
         self, role: str, table: datasets.Dataset, taken: np.ndarray, collection: Collection
     ) -> tuple[np.ndarray, np.ndarray]:
         """Corpus rows int32 and scores float32 of a column of lists, each `[N, widest]`."""
-        ids, scores = _flat(arrow_column(table, f"{role}_ids")), arrow_column(table, f"{role}_scores")
+        ids, scores = flat(arrow_column(table, f"{role}_ids")), arrow_column(table, f"{role}_scores")
         counts = pc.list_value_length(arrow_column(table, f"{role}_ids")).to_numpy().astype(np.int64)
         rows = rows_of(ids, arrow_column(collection.corpus, "id"))
         if (rows < 0).any():
@@ -157,7 +141,7 @@ class TrainingLists:
         padded = np.full(there.shape, -1, dtype=np.int32)
         padded[there] = rows
         padded_scores = np.full(there.shape, -np.inf, dtype=np.float32)
-        padded_scores[there] = _flat(scores).to_numpy()
+        padded_scores[there] = flat(scores).to_numpy()
         return padded, padded_scores
 
 
@@ -275,11 +259,6 @@ def _read_queries(path: Path) -> datasets.Dataset:
     return dataset_of(columns, QUERY_FEATURES)
 
 
-def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    value_type = column.type.value_type
-    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=value_type)
-
-
 def _listed(folder: Path, dataset: datasets.Dataset) -> datasets.Dataset:
     dataset = _with_scores_of_roles(folder, dataset)
     missing = [name for name in LIST_FEATURES if name not in dataset.column_names]
@@ -304,7 +283,7 @@ def _with_scores_of_roles(folder: Path, dataset: datasets.Dataset) -> datasets.D
         _check_rows(
             folder, "scores", wrong, "another number of scores", "one per passage, positives then negatives"
         )
-        scores = _flat(column).to_numpy(zero_copy_only=False).astype(np.float32)
+        scores = flat(column).to_numpy(zero_copy_only=False).astype(np.float32)
         _check_rows(
             folder,
             "scores",
@@ -329,7 +308,7 @@ def _check(folder: Path, dataset: datasets.Dataset) -> None:
     columns = {name: arrow_column(dataset, name) for name in LIST_FEATURES}
     scored = np.zeros(len(dataset), dtype=bool)
     for name in ("positive_scores", "negative_scores"):
-        there = ~np.isnan(_flat(columns[name]).to_numpy(zero_copy_only=False))
+        there = ~np.isnan(flat(columns[name]).to_numpy(zero_copy_only=False))
         lengths = pc.list_value_length(columns[name]).fill_null(0).to_numpy()
         scored[np.repeat(np.arange(len(dataset)), lengths)[there]] = True
     for name, column in columns.items():
@@ -348,7 +327,7 @@ def _check(folder: Path, dataset: datasets.Dataset) -> None:
             "different numbers of scores and ids",
             "one score per id",
         )
-        unscored = ~np.isfinite(_flat(columns[f"{role}_scores"]).to_numpy())
+        unscored = ~np.isfinite(flat(columns[f"{role}_scores"]).to_numpy())
         lists = np.repeat(np.arange(len(counts)), counts)
         wrong = np.isin(np.arange(len(counts)), lists[unscored]) & scored
         _check_rows(folder, f"{role}_scores", wrong, "a score that is not finite", "finite scores")
@@ -360,10 +339,10 @@ def _contradictions(positives: pa.ChunkedArray, negatives: pa.ChunkedArray) -> n
     """Which lists have a passage among both positives and negatives, bool `[N]`."""
     codes = {}
     known = pc.unique(
-        pa.chunked_array([*_flat(positives).chunks, *_flat(negatives).chunks], type=pa.string())
+        pa.chunked_array([*flat(positives).chunks, *flat(negatives).chunks], type=pa.string())
     )
     for role, column in (("positive", positives), ("negative", negatives)):
-        passages = pc.index_in(_flat(column), value_set=known).to_numpy().astype(np.int64)
+        passages = pc.index_in(flat(column), value_set=known).to_numpy().astype(np.int64)
         lists = np.repeat(np.arange(len(column)), pc.list_value_length(column).to_numpy())
         codes[role] = lists * len(known) + passages
     shared = np.intersect1d(codes["positive"], codes["negative"])

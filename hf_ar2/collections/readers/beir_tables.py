@@ -8,8 +8,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
 from hf_ar2.collections.collection import Collection
@@ -23,6 +21,7 @@ from hf_ar2.collections.tables import (
     TRAINING_VIEW_FEATURES,
     arrow_column,
     check_columns,
+    read_parquet,
 )
 from hf_ar2.collections.write import QRELS_HEADER
 
@@ -143,10 +142,7 @@ def parquet_files(folder: Path, part: str) -> list[Path]:
 def _parquet(files: list[Path], place: Path) -> datasets.Dataset:
     if not files:
         raise CollectionError(f"{place}: found no {place.name}.parquet or {place.name}/*.parquet")
-    try:
-        return datasets.Dataset(pa.concat_tables([pq.read_table(file) for file in files]))
-    except (pa.ArrowException, OSError) as error:
-        raise CollectionError(f"{files[0]}: cannot be read as parquet ({error})") from error
+    return read_parquet(files)
 
 
 def _of_tables(

@@ -6,8 +6,7 @@ The formats of Karpukhin et al. 2020, "Dense Passage Retrieval for Open-Domain Q
 from __future__ import annotations
 
 import ast
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_ar2.collections.collection import Collection
-from hf_ar2.collections.lines import find_file, numbered_lines
+from hf_ar2.collections.lines import csv_rows, find_file
 from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.readers.entries import Qrels, Queries, id_of
 from hf_ar2.collections.readers.json_records import json_records
@@ -26,8 +25,6 @@ from hf_ar2.progress import progress_bar
 PASSAGES_HEADER = ["id", "text", "title"]
 # Fields that name a context's passage: Natural Questions, TriviaQA, and the results that DPR itself writes.
 _ID_FIELDS = ("passage_id", "psg_id", "id")
-# csv stops at 131,072 characters by default, which a passage of a whole document exceeds.
-_LONGEST_FIELD = 2**26
 
 
 def load_dpr(
@@ -117,7 +114,7 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def _passages(file: Path, problems: Problems) -> PassageRows:
-    for line, fields in _csv_rows(file, problems):
+    for line, fields in csv_rows(file, problems):
         if line == 1:
             if fields != PASSAGES_HEADER:
                 raise CollectionError(
@@ -131,25 +128,6 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
         else:
             id, text, title = fields
             yield line, id, title, text
-
-
-def _csv_rows(file: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """The first line and the fields of each record of a tab-separated file whose fields may be quoted."""
-    csv.field_size_limit(max(_LONGEST_FIELD, csv.field_size_limit()))
-    reader = csv.reader((text for _, text in numbered_lines(file)), delimiter="\t")
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            problems.raise_or_skip(
-                "malformed lines", file, line, f"an unterminated field ({error})", "closed quotes"
-            )
-            continue
-        if fields:
-            yield line, fields
 
 
 def _read_questions(
@@ -235,7 +213,7 @@ def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) 
     """Adds the new questions of a `*.qa.csv` to the queries and returns the ids of all its questions."""
     known = queries.by_text(f"{split}-")
     ids = []
-    for number, (line, fields) in enumerate(_csv_rows(file, problems)):
+    for number, (line, fields) in enumerate(csv_rows(file, problems)):
         if len(fields) != 2:
             found = f"{len(fields)} tab-separated columns"
             problems.raise_or_skip("malformed lines", file, line, found, "2: question, list of answers")
