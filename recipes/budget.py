@@ -17,6 +17,7 @@ from hf_ar2.files import write_json
 from hf_ar2.recipes.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
+from hf_ar2.training_lists.stored import OF_COLLECTION
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 # Cost of a training step in forward passes: a backward pass costs two.
@@ -146,10 +147,12 @@ def share_of(body: dict[str, Any]) -> float:
 
 
 def encodes(recipe: Recipe, stage: str) -> bool:
-    """Whether a stage encodes passages to search them; in-batch negatives and those of BM25 need no encoding."""
+    """Whether a stage encodes passages to search them; in-batch, given and BM25's negatives need no encoding."""
     settings, trainer = recipe.stage_args(stage), recipe.stages[stage]["trainer"]
     if trainer != "retriever":
         return True
+    if settings.get("mine") is False and OF_COLLECTION in (settings.get("train_lists") or ()):
+        return False
     return settings.get("num_negatives", 0) > 0 and settings.get("mine_with", "retriever") == "retriever"
 
 

@@ -17,6 +17,7 @@ from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
 from hf_ar2.recipes.choosing import evaluated_splits
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, row_config, source_name, stage_config
+from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of
 
 
 def check_settings(recipe: Recipe, run: Path) -> None:
@@ -65,6 +66,9 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
         else:
             evaluates = config.eval_strategy != "no" or config.eval_on_start
             names = {"train_split": True, "eval_split": evaluates}
+            if OF_COLLECTION in (config.train_lists or ()):
+                with errors_at(f"stages.{stage}.args", (ValueError,)):
+                    lists_of(collection, config.train_split)
         for name, read in names.items():
             split = getattr(config, name)
             if read and split not in collection.qrels:

@@ -11,6 +11,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.models.lora import adapter_base
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.training_lists.stored import OF_COLLECTION
 
 if TYPE_CHECKING:
     from hf_ar2.recipes.guard import Guard
@@ -32,7 +33,8 @@ class Inputs:
         """Name → hash of what a stage itself reads, without what the stages before it read."""
         settings = self.recipe.stage_args(stage)
         paths = {f"args.{name}": settings[name] for name in _FILES if settings.get(name)}
-        paths |= {f"args.train_lists: {path}": path for path in settings.get("train_lists") or []}
+        lists = [path for path in settings.get("train_lists") or [] if path != OF_COLLECTION]
+        paths |= {f"args.train_lists: {path}": path for path in lists}
         merges = self.recipe.stages[stage]["trainer"] == "merge"
         if merges and settings.get("base"):
             paths[f"models.{settings['base']}"] = self.recipe.models[settings["base"]]["model"]

@@ -92,7 +92,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     )
     train_lists: list[str] | None = setting(
         None,
-        "Folders of training lists, written by `hf-ar2 augment`. None: all lists are mined.",
+        "Folders of training lists, written by `hf-ar2 augment`; `collection`: the negatives that the collection came "
+        "with. None: all lists are mined.",
         checked_on_resume=False,  # their content is compared instead
     )
     train_list_kinds: list[str] | None = setting(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback
 
-from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections import Collection, Source, load_collection
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
@@ -101,7 +101,7 @@ class JointTrainer(Trainer):
         retriever: SentenceTransformer | str | Path,
         ranker: CrossEncoder | str | Path | None,
         args: JointConfig,
-        collection: Collection | str | Path,
+        collection: Collection | Source,
         *,
         loss: ListLoss | None = None,
         sampler: NegativeSampler | None = None,

@@ -20,7 +20,7 @@ from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.training_lists.list_sampler import ListSampler, NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools, padded_positives
-from hf_ar2.training_lists.stored import load_training_lists
+from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of, load_training_lists
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
@@ -219,7 +219,7 @@ def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval
 
 
 def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collection, CandidatePool | None]:
-    """Read the folders of `train_lists`.
+    """Read the lists that `train_lists` names: folders, and `collection` for those of the collection.
 
     Returns:
         The collection, with the queries that only the lists have, and a pool of one entry per list; None without
@@ -231,7 +231,10 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
     """
     if not args.train_lists:
         return collection, None
-    stored = [load_training_lists(folder) for folder in args.train_lists]
+    stored = [
+        lists_of(collection, args.train_split) if name == OF_COLLECTION else load_training_lists(name)
+        for name in args.train_lists
+    ]
     for lists in stored:
         if lists.queries is not None:
             collection = collection.with_queries(lists.queries)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
 
 from hf_ar2.cards.card import model_card
-from hf_ar2.collections import Collection
+from hf_ar2.collections import Collection, Source
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
@@ -192,7 +192,7 @@ class LTReTrainer(JointTrainer):
         self,
         retriever: SentenceTransformer | str | Path,
         args: LTReConfig,
-        collection: Collection | str | Path,
+        collection: Collection | Source,
         *,
         loss: ListLoss | None = None,
         compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,

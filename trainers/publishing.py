@@ -20,7 +20,6 @@ from hf_ar2.cards.card import index_card, model_card
 from hf_ar2.cards.facts import ROLES, Training, read_json, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
-from hf_ar2.collections import Collection
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters
@@ -56,7 +55,7 @@ class Publisher:
         given = {"retriever": retriever} | ({} if ranker is None else {"ranker": ranker})
         self.sources = {role: name_of(model) for role, model in given.items()}
         self.previous_stages = {role: stages_of(model) for role, model in given.items()}
-        self.collection = collection.name if isinstance(collection, Collection) else str(collection)
+        self.collection = str(collection) if isinstance(collection, str | Path) else trainer.collection.name
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
+from transformers.utils import logging
 
-from hf_ar2.collections import Collection
+from hf_ar2.collections import Collection, Source
 from hf_ar2.losses import (
     dynamic_listwise_distillation,
     in_batch_contrastive_loss,
@@ -29,6 +30,9 @@ from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.retrieval import EvalRankings
 from hf_ar2.training_lists.list_sampler import NegativeSampler
+from hf_ar2.training_lists.stored import OF_COLLECTION
+
+logger = logging.get_logger(__name__)
 
 DISTILLATIONS = ("none", "kl", "margin_mse")
 CONTRASTIVE_LOSSES = {"softmax": in_batch_contrastive_loss, "pairwise": pairwise_contrastive_loss}
@@ -39,8 +43,8 @@ class RetrieverConfig(JointConfig):
     """Settings of `RetrieverTrainer`; `JointConfig` has the rest.
 
     With `num_negatives=0` (the default) a query's negatives are the other queries' passages, of all processes. With
-    more, hard negatives stand beside them: those of `train_lists` (RocketQA's denoised ones), and with `mine` those the
-    retriever finds itself; `refresh` says whether they are mined once (static, as in STAR) or every round, as in ANCE.
+    more, hard negatives stand beside them: those of `train_lists` (RocketQA's denoised ones, or with `collection` the
+    given ones), and with `mine` those the retriever finds itself; `refresh` says whether they are mined once (static, as in STAR) or every round, as in ANCE.
 
     Example:
         >>> args = RetrieverConfig(output_dir="runs/retriever", per_device_train_batch_size=32)
@@ -178,7 +182,7 @@ class RetrieverTrainer(JointTrainer):
         self,
         retriever: SentenceTransformer | str | Path,
         args: RetrieverConfig,
-        collection: Collection | str | Path,
+        collection: Collection | Source,
         *,
         loss: ListLoss | None = None,
         sampler: NegativeSampler | None = None,
@@ -199,6 +203,11 @@ class RetrieverTrainer(JointTrainer):
             optimizers=optimizers,
             **unknown,
         )
+        if self.collection.lists is not None and not args.train_lists:
+            logger.warning_once(
+                f"{self.collection.name} came with {len(self.collection.lists)} lists of negatives, which are not used; "
+                f"to train on them set train_lists=[{OF_COLLECTION!r}], mine=False and num_negatives"
+            )
 
     @property
     def steps_per_round(self) -> int:

@@ -8,6 +8,7 @@ from hf_ar2.collections.readers.beir_tables import load_beir_from_hub
 from hf_ar2.collections.readers.dpr import load_dpr
 from hf_ar2.collections.readers.load import load_collection
 from hf_ar2.collections.readers.ms_marco import load_ms_marco
+from hf_ar2.collections.readers.pairs import Source, load_pairs
 from hf_ar2.collections.readers.python_packages import load_python_packages
 
 __all__ = [
@@ -15,10 +16,12 @@ __all__ = [
     "Collection",
     "CollectionError",
     "Judgments",
+    "Source",
     "load_beir",
     "load_beir_from_hub",
     "load_collection",
     "load_dpr",
     "load_ms_marco",
+    "load_pairs",
     "load_python_packages",
 ]

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.tables import (
+    LIST_FEATURES,
     TRAINING_COLUMNS,
     arrow_column,
     check_columns,
@@ -24,6 +25,7 @@ from hf_ar2.collections.tables import (
     dataset_of,
     hash_string_lists,
     hash_strings,
+    lists_fingerprint,
     query_features,
     rows_of,
 )
@@ -47,6 +49,8 @@ class Collection:
         skipped: Cause -> number of entries that the reader skipped.
         answer_splits: Split -> int64 rows of `queries`, for splits with answers and without judgments (DPR's
             `*.qa.csv`).
+        lists: Training lists that came with the collection, with the columns of `TrainingLists.dataset`; None: none.
+            Trainers use those of their split with `train_lists=["collection"]`.
 
     Raises:
         CollectionError: A column is missing, or the corpus is empty.
@@ -74,6 +78,7 @@ class Collection:
     qrels: dict[str, datasets.Dataset]
     skipped: dict[str, int] = field(default_factory=dict)
     answer_splits: dict[str, np.ndarray] = field(default_factory=dict)
+    lists: datasets.Dataset | None = None
 
     def __post_init__(self) -> None:
         check_columns("corpus", self.corpus, ("id", "title", "text"))
@@ -82,6 +87,8 @@ class Collection:
             check_columns("corpus", self.corpus, tuple(TRAINING_COLUMNS.values()))
         for split, qrels in self.qrels.items():
             check_columns(f"qrels[{split!r}]", qrels, ("query_id", "passage_id", "relevance"))
+        if self.lists is not None:
+            check_columns("lists", self.lists, tuple(LIST_FEATURES))
         if len(self.corpus) == 0:
             raise CollectionError(f"collection {self.name!r}: found no passages; expected at least one")
         self._judgments: dict[str, Judgments] = {}
@@ -279,7 +286,7 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits of the passages, also as training reads them, the queries, and the judgments of each split.
+        """32 hex digits of the passages, also as training reads them, the queries, the judgments, and the lists.
 
         It does not depend on the order of the judgments, the name, the path, or the format.
         """
@@ -293,6 +300,8 @@ class Collection:
             parts += [b"for training", view.corpus_fingerprint.encode()]
         for split in sorted(self.answer_splits):
             parts += [f"answers {split}".encode(), np.asarray(self.answer_splits[split], dtype=np.int64)]
+        if self.lists is not None:
+            parts += [b"lists", lists_fingerprint(self.lists).encode()]
         return content_hash(*parts)
 
     def __repr__(self) -> str:
@@ -303,6 +312,8 @@ class Collection:
             lines.append(f"  {split}: {len(judgments):,} queries, {counts}")
         for split, rows in self.answer_splits.items():
             lines.append(f"  {split}: {len(rows):,} queries with answers")
+        if self.lists is not None:
+            lines.append(f"  training lists: {len(self.lists):,}")
         if self.skipped:
             skipped = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
             few = len(skipped) < 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +20,14 @@ QRELS_HEADER = ["query-id", "corpus-id", "score"]
 WORK = "work"
 # The BEIR layout does not cover splits with answers and without judgments; their queries are listed in this subfolder.
 ANSWER_SPLITS, ANSWER_SPLIT_HEADER = "answer_splits", ["query-id"]
+# Nor training lists, see `Collection.lists`.
+LISTS = "lists.parquet"
 _WRITTEN_FIELDS = ("id", "title", "text", *TRAINING_COLUMNS.values(), "answers", "source")
 _WRITTEN_ROWS = 10_000
 
 
 def write_beir(collection: Collection, folder: Path) -> None:
-    """Writes a collection as a BEIR folder, with its answers and answer splits.
+    """Writes a collection as a BEIR folder, with its answers, answer splits and training lists.
 
     Each file is replaced atomically. Files of an older collection in the folder are replaced or removed.
 
@@ -53,6 +56,12 @@ def write_beir(collection: Collection, folder: Path) -> None:
     for path, lines in lists.items():
         (folder / path).parent.mkdir(exist_ok=True)
         write_lines(folder / path, lines)
+    if collection.lists is not None:
+        partial = folder / f"{LISTS}.partial"
+        collection.lists.to_parquet(partial)
+        os.replace(partial, folder / LISTS)
+    else:
+        (folder / LISTS).unlink(missing_ok=True)
     old = [folder / "corpus.jsonl.gz", folder / "queries.jsonl.gz", *folder.glob("qrels/*.tsv*")]
     for file in [*old, *folder.glob(f"{ANSWER_SPLITS}/*.tsv*")]:
         if file.is_file() and file.relative_to(folder) not in lists:

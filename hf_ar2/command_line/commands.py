@@ -15,7 +15,7 @@ import numpy as np
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS
 from hf_ar2.collections.readers.load import TEXT_FOLDER
-from hf_ar2.collections.write import check_writable
+from hf_ar2.collections.write import LISTS, check_writable
 from hf_ar2.command_line.asked import answered_text, check_judged
 from hf_ar2.command_line.open import TRAINING_INDEX, is_run, opened_system
 from hf_ar2.command_line.show import left_out, print_hits, print_searched
@@ -226,7 +226,7 @@ def collection(arguments: argparse.Namespace) -> int:
         read = with_generated_queries(read, arguments)
     read.save(arguments.out)
     print(read)
-    print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
+    print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/{', ' + LISTS if read.lists is not None else ''}")
     name = Path(arguments.out).name
     print(f"Next: hf-ar2 train own-corpus --collection {arguments.out} --output_dir runs/{name}")
     return 0

@@ -14,7 +14,7 @@ from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.settings.score import ScoreConfig
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import EncodingConfig, names_of
-from hf_ar2.training_lists.stored import load_training_lists
+from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of, load_training_lists
 
 
 def score(arguments: argparse.Namespace) -> int:
@@ -22,9 +22,12 @@ def score(arguments: argparse.Namespace) -> int:
     limits = Settings.of_models()
     of_models = {name: getattr(limits, name) for name in names_of(EncodingConfig)}
     args = ScoreConfig(**of_models | given_settings(arguments, ScoreConfig))
-    lists = load_training_lists(arguments.lists) if arguments.lists else None
+    named = arguments.lists
+    lists = load_training_lists(named) if named and named != OF_COLLECTION else None
     quiet()
     collection = load_collection(arguments.collection).for_training()
+    if named == OF_COLLECTION:
+        lists = lists_of(collection, args.train_split)
     ranker = loaded("ranker", arguments.ranker, load_ranker)
     out = Path(arguments.output)
     if lists is not None:

@@ -38,6 +38,8 @@ from hf_ar2.training_lists.pool import CandidatePool
 logger = logging.get_logger(__name__)
 
 FORMAT = "hf-ar2 training lists 1"
+# Names the lists of the collection itself in place of a folder.
+OF_COLLECTION = "collection"
 _MANIFEST, _QUERIES = "manifest.json", "queries.jsonl"
 
 
@@ -143,6 +145,39 @@ class TrainingLists:
         padded_scores = np.full(there.shape, -np.inf, dtype=np.float32)
         padded_scores[there] = flat(scores).to_numpy()
         return padded, padded_scores
+
+
+def lists_of(collection: Collection, split: str) -> TrainingLists:
+    """The lists that a collection came with (`Collection.lists`), for the judged pairs of a split.
+
+    Negatives that are not among the passages are left out, for a part of a collection has its lists too.
+
+    Raises:
+        ValueError: the collection came without lists, or there is none for the split.
+
+    Example:
+        >>> from hf_ar2.collections import load_pairs
+        >>> rows = {"query": ["who sings?"], "answer": ["Birds sing."], "negative": ["A dog barks."]}
+        >>> collection = load_pairs({"train": datasets.Dataset.from_dict(rows)})
+        >>> len(lists_of(collection, "train"))
+        1
+    """
+    place = f"train_lists={OF_COLLECTION!r}: {collection.name}"
+    if collection.lists is None:
+        raise ValueError(f"{place} came without negatives; mine them, or name folders of training lists")
+    collection.judgments(split)  # raises where there is no such split
+    qrels = collection.qrels[split]
+    judged, known = set(zip(qrels["query_id"], qrels["passage_id"], strict=True)), set(collection.corpus["id"])
+    columns: dict[str, list] = {name: [] for name in LIST_FEATURES}
+    for row in collection.lists.to_list():
+        kept = [at for at, id in enumerate(row["negative_ids"]) if id in known]
+        if kept and all((row["query_id"], id) in judged for id in row["positive_ids"]):
+            row |= {name: [row[name][at] for at in kept] for name in ("negative_ids", "negative_scores")}
+            for name, cell in row.items():
+                columns[name].append(cell)
+    if not columns["kind"]:
+        raise ValueError(f"{place} came with {len(collection.lists)} lists, but none for split {split!r}")
+    return TrainingLists(dataset_of(columns, LIST_FEATURES), {}, folder=Path(OF_COLLECTION))
 
 
 def load_training_lists(folder: str | Path) -> TrainingLists:

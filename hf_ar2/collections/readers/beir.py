@@ -20,13 +20,15 @@ from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.readers.entries import Qrels, Queries, id_of
 from hf_ar2.collections.readers.passages import PassageRows, read_corpus
 from hf_ar2.collections.tables import (
+    LIST_FEATURES,
     PASSAGE_FEATURES,
     TRAINING_COLUMNS,
     TRAINING_VIEW_FEATURES,
     arrow_column,
+    read_parquet,
     rows_of,
 )
-from hf_ar2.collections.write import ANSWER_SPLIT_HEADER, ANSWER_SPLITS, QRELS_HEADER
+from hf_ar2.collections.write import ANSWER_SPLIT_HEADER, ANSWER_SPLITS, LISTS, QRELS_HEADER
 
 
 def load_beir(
@@ -41,7 +43,7 @@ def load_beir(
     `corpus.jsonl` has `_id`, `text` and optionally `title`, `training_title` and `training_text` (see
     `Collection.for_training`); `queries.jsonl` has `_id`, `text` and optionally `answers` (a list of strings) and
     `source` (a string, such as "heading"). Other fields are ignored. `qrels/<split>.tsv` has the header `query-id`,
-    `corpus-id`, `score`.
+    `corpus-id`, `score`. `lists.parquet` may have training lists, see `Collection.lists`.
 
     Args:
         folder: The folder.
@@ -83,7 +85,17 @@ def load_beir(
     qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
     answer_splits = {split: _answered(file, query_ids, problems) for split, file in answered.items()}
     problems.log_skipped(str(folder))
-    return Collection(name or folder.resolve().name, corpus, queries, qrels, problems.skipped, answer_splits)
+    name = name or folder.resolve().name
+    return Collection(name, corpus, queries, qrels, problems.skipped, answer_splits, _lists(folder / LISTS))
+
+
+def _lists(file: Path) -> datasets.Dataset | None:
+    if not file.is_file():
+        return None
+    lists = read_parquet([file])
+    if lists.features != LIST_FEATURES:
+        raise CollectionError(f"{file}: found the columns {lists.features}; expected {LIST_FEATURES}")
+    return lists
 
 
 def _passages(file: Path, problems: Problems) -> PassageRows:

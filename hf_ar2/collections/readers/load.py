@@ -18,6 +18,7 @@ from hf_ar2.collections.readers.dev_split import with_dev_split
 from hf_ar2.collections.readers.dpr import load_dpr
 from hf_ar2.collections.readers.ir_datasets import load_ir_datasets
 from hf_ar2.collections.readers.ms_marco import CORPUS_FILES, load_ms_marco
+from hf_ar2.collections.readers.pairs import FORMATS, Source, is_saved, load_pairs, pair_files
 from hf_ar2.collections.readers.python_packages import load_python_packages
 from hf_ar2.collections.readers.text_folder import load_text_folder
 
@@ -27,7 +28,7 @@ IR_DATASETS = "ir_datasets:"
 
 
 def load_collection(
-    source: str | Path,
+    source: Source,
     *,
     name: str | None = None,
     cache_dir: str | Path | None = None,
@@ -54,7 +55,10 @@ def load_collection(
     a folder with `corpus.parquet` (or `corpus/`)         `load_beir_parquet`
     a folder with `collection.tsv` (or `para.txt`)        `load_ms_marco`
     a folder with `psgs_w100.tsv`                         `load_dpr`: Natural Questions, TriviaQA
-    anything else, such as `BeIR/scifact`                 `load_beir_from_hub`
+    a folder or file of parquet, JSON lines or csv        `load_pairs`: pairs, triplets, scored lists
+    a `datasets.Dataset`, or a dict of split -> Dataset   `load_pairs`
+    anything else, such as `BeIR/scifact`                 `load_beir_from_hub`, or else `load_pairs`
+    a Hub id with a configuration, `ID:NAME`              `load_pairs`
     ====================================================  ===============================================
 
     Args:
@@ -88,6 +92,10 @@ def load_collection(
     given |= {"endings": endings, "headings": headings, "all_headings": all_headings or None}
     options = {option: value for option, value in given.items() if value is not None}
     skip = Problems(skip).skip
+    if not isinstance(source, str | Path):
+        _check_options(options, (), "the dataset", "in memory")
+        collection = load_pairs(source, name=name, skip=skip)
+        return _finished(collection, dev_share, max_passages)
     folder = Path(source)
     if str(source).startswith(PYTHON_PACKAGES):
         _check_options(options, (), source, "Python packages")
@@ -112,16 +120,34 @@ def load_collection(
     elif folder.is_dir() and find_file(folder, "psgs_w100.tsv"):
         _check_options(options, ("positives", "hard_negatives"), source, "a DPR folder")
         collection = load_dpr(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
+    elif folder.is_file() or (folder.is_dir() and (is_saved(folder) or pair_files(folder))):
+        _check_options(options, (), source, "a dataset of pairs")
+        collection = load_pairs(source, name=name, skip=skip)
     elif folder.exists() or not _may_be_hub_id(source):
         found = "a folder without any of these files" if folder.is_dir() else "no such folder"
         raise CollectionError(
             f"{source}: found {found}; expected a folder with corpus.jsonl or corpus.parquet (BEIR), "
-            f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped; a folder of "
-            f"text files is named {TEXT_FOLDER}{source}"
+            f"{' or '.join(CORPUS_FILES)} (MS MARCO) or psgs_w100.tsv (DPR), plain or gzipped, or pairs of texts "
+            f"(a file or folder of {', '.join(FORMATS)}); a folder of text files is named {TEXT_FOLDER}{source}"
         )
     else:
         _check_options(options, (), source, "a Hub id")
-        collection = load_beir_from_hub(str(source), name=name, cache_dir=cache_dir, skip=skip)
+        collection = _load_from_hub(str(source), name=name, cache_dir=cache_dir, skip=skip)
+    return _finished(collection, dev_share, max_passages)
+
+
+def _load_from_hub(source: str, **options: Any) -> Collection:
+    if ":" not in source:
+        try:
+            return load_beir_from_hub(source, **options)
+        except ValueError as error:
+            # What datasets raises for a repository without a configuration `corpus`.
+            if isinstance(error, CollectionError) or "'corpus'" not in str(error):
+                raise
+    return load_pairs(source, **options)
+
+
+def _finished(collection: Collection, dev_share: float, max_passages: int | None) -> Collection:
     collection = with_dev_split(collection, dev_share)
     return collection if max_passages is None else with_fewer_passages(collection, max_passages)
 
