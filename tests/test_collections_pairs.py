@@ -13,14 +13,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import write_recipe
 from datasets import Dataset, DatasetDict
 from tiny_ar2 import settings_of
 from transformers.utils import logging as transformers_logging
 
 from hf_ar2.collections import Collection, CollectionError, load_collection, load_pairs
 from hf_ar2.collections.splits import nonempty_splits
+from hf_ar2.command_line import main as cli
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
-from hf_ar2.training_lists.stored import lists_of
+from hf_ar2.training_lists.stored import lists_of, load_training_lists
 
 TRIPLETS = {
     "anchor": ["which city", "which animal"],
@@ -266,7 +268,9 @@ def test_folders_of_save_to_disk(tmp_path: Path):
     DatasetDict({"test": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "splits"))
     Dataset.from_list(ROWS * 2).save_to_disk(str(tmp_path / "one"))
     assert load_collection(tmp_path / "splits").splits == ["test"]
-    assert load_collection(tmp_path / "one").fingerprint == load_pairs(Dataset.from_list(ROWS)).fingerprint
+    assert (
+        load_collection(tmp_path / "one").fingerprint == load_collection(Dataset.from_list(ROWS)).fingerprint
+    )
 
 
 def test_the_hub(monkeypatch):
@@ -390,8 +394,8 @@ def test_bad_files(tmp_path: Path):
     raises(r"a\.jsonl:1: found invalid JSON", "a.jsonl", "no JSON")
     raises(r"a\.parquet: cannot be read as parquet", "a.parquet", "no parquet")
     raises(r"a\.txt: found no file of rows; expected \.parquet, \.jsonl", "a.txt", "text")
-    raises("a: found no rows", "a.json", "") if False else None
-    with pytest.raises(CollectionError, match="dataset: found no rows|found no rows"):
+    raises(r"a\.json: found the columns \[\]", "a.json", "")
+    with pytest.raises(CollectionError, match="pairs: found no rows"):
         load_collection(Dataset.from_dict({"query": [], "answer": []}))
 
 
@@ -464,7 +468,9 @@ GIVEN = {"train_lists": ["collection"], "mine": False, "num_negatives": 1}
 @pytest.mark.parametrize("settings", [{}, {"distillation": "kl"}, {"distillation": "margin_mse"}])
 def test_a_step_on_given_negatives(tiny_retriever_path, tmp_path, triplets, settings):
     """A batch has the negatives of the dataset, and their scores, without a search."""
-    trainer = trainer_of(tiny_retriever_path, tmp_path, triplets, max_steps=1, **GIVEN, **settings)
+    trainer = trainer_of(
+        tiny_retriever_path, tmp_path, triplets, max_steps=1, warmup_steps=0, **GIVEN, **settings
+    )
     assert trainer.publisher.collection == "pairs"
     batch = trainer.collator(list(range(4)))
     queries, passages = trainer.collection.queries["text"], trainer.collection.corpus["text"]
@@ -508,3 +514,48 @@ def test_negatives_that_are_not_used_are_named(tiny_retriever_path, tmp_path, tr
         in caplog.text
     )
     assert caplog.records[-1].levelno == logging.WARNING
+
+
+# Commands and recipes
+
+
+def test_given_negatives_are_scored(tiny_ranker_path, tmp_path, triplets):
+    write(tmp_path / "data" / "train.jsonl", list(triplets["train"].remove_columns("score")))
+    write(tmp_path / "data" / "dev.jsonl", list(triplets["dev"].remove_columns("score")))
+    command = ["score", str(tmp_path / "data"), "--ranker", str(tiny_ranker_path), "--lists", "collection"]
+    assert cli.main([*command, "--output", str(tmp_path / "scored")]) == 0
+    scored = load_training_lists(tmp_path / "scored")
+    assert len(scored) == len(triplets["train"])
+    assert np.isfinite([row["negative_scores"] for row in scored.dataset]).all()
+
+
+def test_a_recipe_trains_on_given_negatives_first(home, tmp_path, triplets, monkeypatch):
+    """And an error that shows before anything is trained, where the collection has none."""
+    for split, part in triplets.items():
+        write(tmp_path / "data" / f"{split}.jsonl", list(part))
+    write(tmp_path / "pairs" / "train.jsonl", list(triplets["train"].select_columns(["anchor", "positive"])))
+    quick = {name: value for name, value in settings_of(RetrieverConfig).items() if name != "output_dir"}
+    mined = {"max_steps": 1, "num_negatives": 1, "pool_depth": 4}
+    body = {
+        "name": "tiny",
+        "collection": str(tmp_path / "data"),
+        "models": {"light": {"model": str(home / "retriever")}},
+        "args": quick | QUIET,
+        "stages": {
+            "given": {"trainer": "retriever", "retriever": "light", "args": mined},
+            "mined": {"trainer": "retriever", "retriever": "given", "args": mined},
+        },
+        "evaluation": {"rows": {}},
+    }
+    path = str(write_recipe(tmp_path / "tiny.yaml", body))
+    given = [
+        "--given.train_lists",
+        "[collection]",
+        "--given.mine",
+        "false",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    assert cli.main(["train", path, *given]) == 0
+    assert (tmp_path / "run" / "stages" / "mined" / "done.json").is_file()
+    assert cli.main(["train", path, *given, "--collection", str(tmp_path / "pairs")]) != 0

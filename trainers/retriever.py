@@ -44,7 +44,8 @@ class RetrieverConfig(JointConfig):
 
     With `num_negatives=0` (the default) a query's negatives are the other queries' passages, of all processes. With
     more, hard negatives stand beside them: those of `train_lists` (RocketQA's denoised ones, or with `collection` the
-    given ones), and with `mine` those the retriever finds itself; `refresh` says whether they are mined once (static, as in STAR) or every round, as in ANCE.
+    given ones), and with `mine` those the retriever finds itself; `refresh` says whether they are mined once (static,
+    as in STAR) or every round, as in ANCE.
 
     Example:
         >>> args = RetrieverConfig(output_dir="runs/retriever", per_device_train_batch_size=32)
@@ -205,8 +206,8 @@ class RetrieverTrainer(JointTrainer):
         )
         if self.collection.lists is not None and not args.train_lists:
             logger.warning_once(
-                f"{self.collection.name} came with {len(self.collection.lists)} lists of negatives, which are not used; "
-                f"to train on them set train_lists=[{OF_COLLECTION!r}], mine=False and num_negatives"
+                f"{self.collection.name} came with {len(self.collection.lists)} lists of negatives, which are not "
+                f"used; to train on them set train_lists=[{OF_COLLECTION!r}], mine=False and num_negatives"
             )
 
     @property

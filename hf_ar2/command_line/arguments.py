@@ -16,7 +16,9 @@ every stage (--bf16 true), or of one stage (--ar2.num_rounds 3). `hf-ar2
 settings ar2` lists them. --guard COLLECTION also measures search in other
 texts, before and after training. To continue an interrupted run, give the
 same command again."""
-ANY_COLLECTION = "a folder, a file of pairs, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME"
+ANY_COLLECTION = (
+    "a folder, a file of pairs, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME"
+)
 RELEVANCE_LEVEL = "the lowest grade that is relevant; nDCG reads the grades themselves (1; TREC DL: 2)"
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
 # What a stage of a recipe may be.

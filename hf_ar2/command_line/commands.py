@@ -226,7 +226,9 @@ def collection(arguments: argparse.Namespace) -> int:
         read = with_generated_queries(read, arguments)
     read.save(arguments.out)
     print(read)
-    print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/{', ' + LISTS if read.lists is not None else ''}")
+    print(
+        f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/{', ' + LISTS if read.lists is not None else ''}"
+    )
     name = Path(arguments.out).name
     print(f"Next: hf-ar2 train own-corpus --collection {arguments.out} --output_dir runs/{name}")
     return 0

@@ -167,7 +167,8 @@ def lists_of(collection: Collection, split: str) -> TrainingLists:
         raise ValueError(f"{place} came without negatives; mine them, or name folders of training lists")
     collection.judgments(split)  # raises where there is no such split
     qrels = collection.qrels[split]
-    judged, known = set(zip(qrels["query_id"], qrels["passage_id"], strict=True)), set(collection.corpus["id"])
+    judged = set(zip(qrels["query_id"], qrels["passage_id"], strict=True))
+    known = set(collection.corpus["id"])
     columns: dict[str, list] = {name: [] for name in LIST_FEATURES}
     for row in collection.lists.to_list():
         kept = [at for at, id in enumerate(row["negative_ids"]) if id in known]
@@ -373,9 +374,7 @@ def _check(folder: Path, dataset: datasets.Dataset) -> None:
 def _contradictions(positives: pa.ChunkedArray, negatives: pa.ChunkedArray) -> np.ndarray:
     """Which lists have a passage among both positives and negatives, bool `[N]`."""
     codes = {}
-    known = pc.unique(
-        pa.chunked_array([*flat(positives).chunks, *flat(negatives).chunks], type=pa.string())
-    )
+    known = pc.unique(pa.chunked_array([*flat(positives).chunks, *flat(negatives).chunks], type=pa.string()))
     for role, column in (("positive", positives), ("negative", negatives)):
         passages = pc.index_in(flat(column), value_set=known).to_numpy().astype(np.int64)
         lists = np.repeat(np.arange(len(column)), pc.list_value_length(column).to_numpy())
