@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from hf_ar2.collections import Collection, CollectionError, load_collection, load_pairs
 from hf_ar2.collections.splits import nonempty_splits
 from hf_ar2.command_line import main as cli
+from hf_ar2.recipes import run as script
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 from hf_ar2.training_lists.stored import lists_of, load_training_lists
 
@@ -529,7 +530,8 @@ def test_given_negatives_are_scored(tiny_ranker_path, tmp_path, triplets):
     assert np.isfinite([row["negative_scores"] for row in scored.dataset]).all()
 
 
-def test_a_recipe_trains_on_given_negatives_first(home, tmp_path, triplets, monkeypatch):
+@pytest.mark.slow
+def test_a_recipe_trains_on_given_negatives_first(home, tmp_path, triplets):
     """And an error that shows before anything is trained, where the collection has none."""
     for split, part in triplets.items():
         write(tmp_path / "data" / f"{split}.jsonl", list(part))
@@ -548,14 +550,12 @@ def test_a_recipe_trains_on_given_negatives_first(home, tmp_path, triplets, monk
         "evaluation": {"rows": {}},
     }
     path = str(write_recipe(tmp_path / "tiny.yaml", body))
-    given = [
-        "--given.train_lists",
-        "[collection]",
-        "--given.mine",
-        "false",
-        "--output_dir",
-        str(tmp_path / "run"),
+    given = ["--given.train_lists", "[collection]", "--given.mine", "false"]
+    script.main([path, *given, "--output_dir", str(tmp_path / "run")])
+    logs = [
+        (tmp_path / "run" / "stages" / stage / "trainer_state.json").read_text() for stage in body["stages"]
     ]
-    assert cli.main(["train", path, *given]) == 0
-    assert (tmp_path / "run" / "stages" / "mined" / "done.json").is_file()
-    assert cli.main(["train", path, *given, "--collection", str(tmp_path / "pairs")]) != 0
+    assert ["pool/" in log for log in logs] == [False, True], "only the second stage mines"
+    more = ["--collection", str(tmp_path / "pairs"), "--output_dir", str(tmp_path / "other")]
+    with pytest.raises(SystemExit, match="stages.given.args: .*pairs came without negatives"):
+        script.main([path, *given, *more])

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 
@@ -29,7 +29,7 @@ from hf_ar2.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-Source = str | Path | datasets.Dataset | Mapping[str, datasets.Dataset]
+Source: TypeAlias = str | Path | datasets.Dataset | Mapping[str, datasets.Dataset]
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 _QUERY = ("anchor", "query", "question")
@@ -169,7 +169,7 @@ class _Pairs:
         place: str,
         line: int,
     ) -> None:
-        of_list = self.lists.setdefault((query, passage, scores and scores[0]), {})
+        of_list = self.lists.setdefault((query, passage, scores[0] if scores else None), {})
         of_negatives = scores[1:] if scores else [math.nan] * len(negatives)
         for text, score in zip(negatives, of_negatives, strict=True):
             id = _id(text)
