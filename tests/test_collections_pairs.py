@@ -544,7 +544,7 @@ def test_a_recipe_trains_on_given_negatives_first(home, tmp_path, triplets):
         "models": {"light": {"model": str(home / "retriever")}},
         "args": quick | QUIET,
         "stages": {
-            "given": {"trainer": "retriever", "retriever": "light", "args": mined},
+            "given": {"trainer": "retriever", "retriever": "light", "args": {**mined}},
             "mined": {"trainer": "retriever", "retriever": "given", "args": mined},
         },
         "evaluation": {"rows": {}},

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Arguments of `transformers.Trainer` that mean something else here, and what to pass instead.
 _INSTEAD = {
     "model": "pass the models as retriever and ranker",
-    "train_dataset": "pass a collection, which may be a Dataset of pairs; its split train_split is trained on",
-    "eval_dataset": "pass a collection, which may be a DatasetDict; its split eval_split is evaluated on",
+    "train_dataset": "pass a collection; its split train_split is trained on. A Dataset of pairs is one",
+    "eval_dataset": "pass a collection; its split eval_split is evaluated on. A DatasetDict of pairs is one",
     "processing_class": "leave it out; each model has its own tokenizer",
     "tokenizer": "leave it out; each model has its own tokenizer",
     "data_collator": "leave it out; pass sampler to choose the negatives of a list",
