@@ -167,8 +167,9 @@ def lists_of(collection: Collection, split: str) -> TrainingLists:
         raise ValueError(f"{place} came without negatives; mine them, or name folders of training lists")
     collection.judgments(split)  # raises where there is no such split
     qrels = collection.qrels[split]
-    judged = set(zip(qrels["query_id"], qrels["passage_id"], strict=True))
-    known = set(collection.corpus["id"])
+    pairs = (arrow_column(qrels, name).to_pylist() for name in ("query_id", "passage_id"))
+    judged = set(zip(*pairs, strict=True))
+    known = set(arrow_column(collection.corpus, "id").to_pylist())
     columns: dict[str, list] = {name: [] for name in LIST_FEATURES}
     for row in collection.lists.to_list():
         kept = [at for at, id in enumerate(row["negative_ids"]) if id in known]
