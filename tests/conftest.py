@@ -16,7 +16,6 @@ import string
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import BertConfig, BertTokenizer
 
     from hf_ar2.collections import Collection
+    from hf_ar2.command_line.web import WebServer
 
 ANIMALS = "badger crane falcon heron lynx marten otter raven salmon turtle viper weasel".split()
 VERBS = "builds carries follows guards hides watches".split()
@@ -92,14 +92,14 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
 
 
 @contextlib.contextmanager
-def served(server: BaseServer) -> Iterator[None]:
+def served(server: WebServer) -> Iterator[None]:
     """A server answers in a thread meanwhile."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         yield
     finally:
-        server.shutdown()
+        server.stop()
         thread.join()
 
 

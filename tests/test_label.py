@@ -158,7 +158,7 @@ def server(labelling: Labelling) -> Iterator[LabelServer]:
 def request(
     server: LabelServer, method: str, path: str = "/", form: object = None, **headers: str
 ) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     body = urlencode(form, doseq=True) if form is not None else None  # type: ignore[call-overload]
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     reply = connection.getresponse()
@@ -200,7 +200,7 @@ def test_the_page_shows_texts_escaped(server: LabelServer) -> None:
 
 
 def test_other_pages_and_pages_of_before_change_nothing(server: LabelServer, file: Path) -> None:
-    port = server.server_address[1]
+    port = server.port
     form = {"token": server.token, "question": server.labelling.current, "action": "judge", "relevant": 0}
     for changed, headers, status in (
         ({"token": "guessed"}, {}, 403),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import http.client
 import json
 import re
 import signal
@@ -11,11 +12,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import urlopen
 
 import pytest
@@ -26,8 +28,8 @@ from datasets import Dataset
 import hf_ar2
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
-from hf_ar2.command_line.serve import SearchServer
-from hf_ar2.search.system import SearchSystem
+from hf_ar2.command_line.serve import SearchServer, hits_html, marked, query_words
+from hf_ar2.search.system import Hit, SearchSystem
 from hf_ar2.settings.search import Settings
 
 HOSTILE = "<script>alert('falcon')</script> & \"quotes\""
@@ -92,20 +94,70 @@ def test_search_answers_what_the_search_system_finds(server: SearchServer, syste
 
 
 def test_health_says_what_is_served(server: SearchServer) -> None:
-    assert got(server, "/health") == (200, '{"status": "ok", "collection": "<tiny>", "passages": 60}')
+    status, body = got(server, "/health")
+    assert status == 200 and json.loads(body) == {"status": "ok", "collection": "<tiny>", "passages": 60}
 
 
 def test_the_page_shows_everything_escaped_and_takes_nothing_from_elsewhere(server: SearchServer) -> None:
     status, page = got(server, "/", q=HOSTILE, k=60)
     assert status == 200
     assert "60 of 60 passages" in page and page.count("<article>") == 60
-    assert page.count(html.escape(HOSTILE)) == 2, "in the search box and as a passage"
+    assert page.count(html.escape(HOSTILE)) == 2, "in the search box and in the title of the page"
+    assert unmarked(page).count(html.escape(HOSTILE)) == 3, "and as a passage"
     assert "&lt;i&gt;p0&lt;/i&gt;" in page and "&lt;b&gt;" in page and "<h1>&lt;tiny&gt;</h1>" in page
-    assert not re.search("<script|<b>|<i>|<tiny>", page)
-    assert not re.search(r"(src|href)=|https?:|url\(|@import", page)
+    places = re.findall('(?:src|href|action)="([^"]*)', page)
+    for shown in (page, got(server, "/passage", id="<i>p0</i>")[1]):
+        assert not re.search("<script|<b>|<i>|<tiny>", shown)
+        assert not re.search(r"https?:|url\(|@import", shown)
+    assert places.pop(0) == "/" and all(re.fullmatch(r"/passage\?id=[\w%]+", place) for place in places)
     with urlopen(server.url) as reply:
         assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
         assert "<article>" not in reply.read().decode()
+
+
+def unmarked(page: str) -> str:
+    return re.sub("</?mark>", "", page)
+
+
+def test_the_words_of_the_query_are_marked() -> None:
+    words = query_words("Where is the FALCON's straße & <b>?")
+    text = "The Falcon, where? <b>STRASSE</b> falconry"
+    assert marked(text, words) == (
+        "The <mark>Falcon</mark>, <mark>where</mark>? &lt;<mark>b</mark>&gt;<mark>STRASSE</mark>"
+        "&lt;/<mark>b</mark>&gt; falconry"
+    )
+    assert marked("to be", query_words("to be or not to be")) == "<mark>to</mark> <mark>be</mark>"
+    assert marked("蜜蜂のダンス", query_words("蜂")) == "蜜<mark>蜂</mark>のダンス"
+    assert marked("<a> &amp; amp", query_words("amp")) == "&lt;a&gt; &amp;<mark>amp</mark>; <mark>amp</mark>"
+    assert marked("a <b>", query_words("?")) == "a &lt;b&gt;"
+
+
+def test_the_score_that_sorts_is_in_bold(server: SearchServer, system: SearchSystem) -> None:
+    """With a ranker the pipeline's score, which falls from hit to hit; else the score of the model that sorts."""
+    page = got(server, "/", q="where does the falcon hide?", k=5)[1]
+    bold = [float(score) for score in re.findall(r"<strong>pipeline ([-.0-9]+)</strong>", page)]
+    hits = system.search("where does the falcon hide?", 5)
+    assert bold == [round(hit.score, 3) for hit in hits] == sorted(bold, reverse=True)
+    hit = {"rank": 1, **vars(hits[0])}
+    for name, scores in {
+        "ranker": {"score": hit["ranker_score"]},
+        "retriever": {"score": hit["retriever_score"], "ranker_score": None},
+    }.items():
+        [bold] = re.findall("<strong>(.*?)</strong>", hits_html("", [hit | scores]))
+        assert bold == f"{name} {(hit | scores)['score']:.3f}"
+
+
+def test_a_passage_is_shown_between_its_neighbours(server: SearchServer, system: SearchSystem) -> None:
+    corpus = list(system.collection.corpus)
+    for row, places in ((0, [0, 1]), (1, [0, 1, 2]), (30, [29, 30, 31]), (59, [58, 59])):
+        page = got(server, "/passage", id=corpus[row]["id"])[1]
+        articles = page.split("<article")[1:]
+        assert ['class="chosen"' in article for article in articles] == [place == row for place in places]
+        for place, article in zip(places, articles, strict=True):
+            assert html.escape(corpus[place]["text"]) in article
+            assert f"passage {place + 1} ·" in article and quote(corpus[place]["id"], safe="") in article
+    linked = re.findall('href="(/passage[^"]*)', got(server, "/", q="falcon", k=60)[1])
+    assert len(linked) == 60 and "chosen" in got(server, linked[0])[1]
 
 
 def test_queries_of_any_script_are_understood(server: SearchServer) -> None:
@@ -123,7 +175,9 @@ def test_queries_of_any_script_are_understood(server: SearchServer) -> None:
         ("/search?q=a&k=101", 400, "k: found '101'"),
         ("/search?q=a&k=ten", 400, "k: found 'ten'"),
         ("/?q=a&k=-1", 400, "k: found '-1'"),
-        (f"/{quote('<b>')}", 404, "nothing at /%3Cb%3E; expected / (the page), /search?q=TEXT&k=10"),
+        (f"/search?q={'a' * 4001}", 400, "q has 4,001 characters; expected at most 4,000"),
+        ("/passage?id=p1", 404, "there is no passage 'p1'; expected /passage?id=ID"),
+        (f"/{quote('<b>')}", 404, "nothing at /<b>; expected / (the page), /search?q=TEXT&k=10"),
     ],
 )
 def test_a_bad_request_is_answered_with_what_to_ask(
@@ -133,33 +187,82 @@ def test_a_bad_request_is_answered_with_what_to_ask(
     assert found == status and message in json.loads(body)["error"]
 
 
-def test_one_client_at_a_time_reaches_the_models(system: SearchSystem) -> None:
-    inside, most = 0, 0
-    lock, both_have_asked = threading.Lock(), threading.Barrier(3)
+class Watched:
+    """A system that notes the searches that are carried out, and waits before the first one."""
 
-    class Watched:
-        collection = system.collection
+    def __init__(self, system: SearchSystem) -> None:
+        self.system, self.collection = system, system.collection
+        self.searches: list[tuple[int, int]] = []  # numbers of queries, and k
+        self.released, self.inside = threading.Event(), threading.Lock()
 
-        def search(self, query: str, k: int) -> list:
-            nonlocal inside, most
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            hits = system.search(query, k)
-            with lock:
-                inside -= 1
-            return hits
+    def search_many(self, queries: list[str], k: int) -> list[list[Hit]]:
+        assert self.inside.acquire(blocking=False), "one search at a time"
+        self.searches.append((len(queries), k))
+        self.released.wait(30)
+        self.inside.release()
+        return self.system.search_many(queries, k)
 
-    def ask(query: str) -> str:
-        both_have_asked.wait(timeout=30)
-        answers = [got(server, "/search", q=query, k=1)[1] for _ in range(5)]
-        return str(json.loads(answers[-1])["hits"][0]["passage_id"])
 
-    queries = ["the quiet falcon", "a mirror in the attic", "salmon at dawn"]
-    with serving(Watched()) as server, ThreadPoolExecutor(3) as clients:  # type: ignore[arg-type]
-        found = list(clients.map(ask, queries))
-    assert most == 1
-    assert found == [system.search(query, 1)[0].passage_id for query in queries]
+def test_requests_that_wait_are_searched_together_and_find_the_same(system: SearchSystem) -> None:
+    watched = Watched(system)
+    asked = [
+        (query, 3 if number % 4 else 5) for number, query in enumerate(system.collection.queries["text"])
+    ]
+    with serving(watched) as server, ThreadPoolExecutor(41) as clients:  # type: ignore[arg-type]
+        first = clients.submit(got, server, "/search", q="falcon", k=1)
+        while not watched.searches:
+            time.sleep(0.01)
+        answers = [clients.submit(got, server, "/search", q=query, k=k) for query, k in asked]
+        while len(server.batches._waiting) < len(asked):
+            time.sleep(0.01)
+        watched.released.set()
+        assert first.result()[0] == 200
+    assert watched.searches[0] == (1, 1) and sorted(watched.searches[1:]) == [(10, 5), (30, 3)]
+    for (query, k), answer in zip(asked, answers, strict=True):
+        assert_equal(json.loads(answer.result()[1])["hits"], system.search(query, k))
+
+
+def assert_equal(found: list[dict], expected: list[Hit]) -> None:
+    """The same passages with the same scores up to rounding, which may change the order of ties."""
+    assert len(found) == len(expected)
+    alone = {hit.passage_id: hit for hit in expected}
+    for hit, at_its_place in zip(found, expected, strict=True):
+        for name in ("retriever_score", "ranker_score", "score"):
+            same_passage = getattr(alone[hit["passage_id"]], name)
+            assert hit[name] == pytest.approx(same_passage, abs=1e-5)
+            if name == "score":
+                assert hit[name] == pytest.approx(at_its_place.score, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"rerank_depth": 0},
+        {"system": "ranker"},
+        {"weight": 0.5, "pipeline_depth": 2},
+        {"lexical_weight": 0.3},
+        {"rerank_depth": 100},
+    ],
+)
+def test_many_queries_find_what_each_finds_alone(system: SearchSystem, change: dict) -> None:
+    changed = SearchSystem(
+        system.retriever,
+        system.ranker,
+        system.collection,
+        system.settings.changed(change),
+        system.work_folder,
+    )
+    queries = [*system.collection.queries["text"][:5], "", "falcon " * 40, HOSTILE]
+    for k in (4, 70):
+        for query, found in zip(queries, changed.search_many(queries, k), strict=True):
+            alone = changed.search(query, k)
+            assert len(found) == min(k, 60)
+            assert_equal([vars(hit) for hit in found], alone)
+            first = [hit.score for hit in found if hit.score is not None]
+            assert first == sorted(first, reverse=True) and len(first) == min(
+                k, change.get("pipeline_depth", k), 60
+            )
 
 
 def test_what_fails_is_answered_and_told_in_the_terminal(
@@ -168,7 +271,7 @@ def test_what_fails_is_answered_and_told_in_the_terminal(
     class Broken:
         collection = system.collection
 
-        def search(self, query: str, k: int) -> list:
+        def search_many(self, queries: list[str], k: int) -> list:
             raise RuntimeError("out of memory")
 
     with serving(Broken()) as server:  # type: ignore[arg-type]
@@ -199,15 +302,28 @@ def test_the_command_prints_where_it_is_and_ends_cleanly_on_ctrl_c(run: Path) ->
         "import signal, sys; from hf_ar2.command_line.main import main; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", start, "serve", str(run), "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--allow-host",
+        "here.example.org",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(2)]
         assert "60 passages, index in" in said[0]
         url = re.fullmatch(r"Search at (http://127\.0\.0\.1:\d+/) \(stop with Ctrl-C\)\n", said[1])
         assert url, said
-        with urlopen(f"{url[1]}search?q=falcon&k=1", timeout=30) as reply:
-            assert len(json.load(reply)["hits"]) == 1
+        for host, status in (("here.example.org", 200), ("example.org", 403)):
+            connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url[1]).port, timeout=30)
+            connection.request("GET", "/search?q=falcon&k=1", headers={"Host": host})
+            reply = connection.getresponse()
+            assert reply.status == status and ("hits" in json.load(reply)) == (status == 200)
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and rest == "\nStopped.\n" and "Traceback" not in errors

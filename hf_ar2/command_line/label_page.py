@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import secrets
 from collections.abc import Sequence
-from http import HTTPStatus
-from threading import Lock
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
 
 from hf_ar2.command_line.labelling import Labelling
-from hf_ar2.command_line.serve import PageHandler, SearchServer, html_page
+from hf_ar2.command_line.web import WebServer, html_page
 from hf_ar2.search.system import Hit
 
-HOST = "127.0.0.1"
 _MOST_BYTES = 1 << 16
 _STYLE = """label { display: block; margin: 1rem 0; padding: .5rem .75rem }
-label { border: 1px solid #ccc; border-radius: .25rem }
-label:has(:checked) { border-color: #06c; background: #f0f6ff }
+label { border: 1px solid var(--line); border-radius: .25rem }
+label:has(:checked) { border-color: var(--link); background: var(--chosen) }
 .text { display: block }
 """
 _QUESTION = """<p class="note">{place}</p>
@@ -44,7 +48,7 @@ _END = """<h1>That was the last question</h1>
 <p class="note">Ctrl-C in the terminal stops this server.</p>"""
 
 
-class LabelServer(SearchServer):
+class LabelServer(WebServer):
     """Listens on the loopback address from its construction on, and asks once `ask` is called.
 
     Changes need the token in the page, so that other web pages cannot make any.
@@ -57,15 +61,37 @@ class LabelServer(SearchServer):
     run_folder: str
 
     def __init__(self, port: int) -> None:
-        super().__init__(HOST, port, _Handler)
+        routes = [Route("/", self.show), Route("/", self.answer, methods=["POST"])]
+        super().__init__("127.0.0.1", port, routes)
         self.token = secrets.token_urlsafe(32)
-        self.one_at_a_time = Lock()
+        self.one_at_a_time = asyncio.Lock()
 
     def ask(self, labelling: Labelling, run: str) -> None:
         """Serve the page until Ctrl-C."""
         self.labelling, self.run_folder = labelling, run
         print(f"Judge at {self.url} (stop with Ctrl-C; judgments are kept)", flush=True)
         self.run()
+
+    async def show(self, request: Request) -> Response:
+        """The page."""
+        async with self.one_at_a_time:
+            return HTMLResponse(await run_in_threadpool(self.page))
+
+    async def answer(self, request: Request) -> Response:
+        """Carry out the page's form, and show the page again."""
+        length = request.headers.get("content-length", "")
+        if not length.isdigit() or int(length) > _MOST_BYTES:
+            raise HTTPException(400, f"expected the form of the page: open {self.url}")
+        form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+        given = {name: values[-1] for name, values in form.items()}
+        from_here = request.headers.get("origin") in (None, f"http://{request.headers['host']}")
+        right = secrets.compare_digest(given.get("token", "").encode(), self.token.encode())
+        if not (from_here and right):
+            raise HTTPException(403, f"this form is of another page: open {self.url}")
+        acted = given.get("action", ""), given.get("question", ""), form.get("relevant", [])
+        async with self.one_at_a_time:
+            await run_in_threadpool(self.act, *acted)
+        return RedirectResponse("/", 303)
 
     def page(self) -> str:
         """The current question, or the summary at the end."""
@@ -95,53 +121,6 @@ class LabelServer(SearchServer):
         elif question and action == "judge":
             shown = len(labelling.shown)
             labelling.judge([int(place) for place in relevant if place.isascii() and place.isdigit()][:shown])
-
-
-class _Handler(PageHandler):
-    server: LabelServer
-
-    def do_GET(self) -> None:
-        """The page."""
-        if not self._from_here():
-            self._reject(HTTPStatus.FORBIDDEN)
-        elif urlsplit(self.path).path != "/":
-            self._reject(HTTPStatus.NOT_FOUND)
-        else:
-            with self.server.one_at_a_time:
-                text = self.server.page()
-            self.send(HTTPStatus.OK, "text/html; charset=utf-8", text)
-
-    def do_POST(self) -> None:
-        """Carry out the page's form, and show the page again."""
-        length = self.headers.get("Content-Length", "")
-        if not self._from_here():
-            self._reject(HTTPStatus.FORBIDDEN)
-            return
-        if not length.isdigit() or int(length) > _MOST_BYTES:
-            self._reject(HTTPStatus.BAD_REQUEST)
-            return
-        form = parse_qs(self.rfile.read(int(length)).decode("utf-8", "replace"), keep_blank_values=True)
-        given = {name: values[-1] for name, values in form.items()}
-        if not secrets.compare_digest(given.get("token", "").encode(), self.server.token.encode()):
-            self._reject(HTTPStatus.FORBIDDEN)
-            return
-        with self.server.one_at_a_time:
-            self.server.act(given.get("action", ""), given.get("question", ""), form.get("relevant", []))
-        self.send_response(HTTPStatus.SEE_OTHER)
-        self.send_header("Location", "/")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def _from_here(self) -> bool:
-        """Whether the request names this server as its host; a page of another host that leads here does not."""
-        port = self.server.server_address[1]
-        hosts = [f"{HOST}:{port}", f"localhost:{port}"]
-        origin = self.headers.get("Origin")
-        return self.headers.get("Host") in hosts and origin in (None, *(f"http://{host}" for host in hosts))
-
-    def _reject(self, status: HTTPStatus) -> None:
-        self.close_connection = True
-        self.answer(status, {"error": f"{status.phrase}: open {self.server.url}"})
 
 
 def passages_html(hits: Sequence[Hit]) -> str:

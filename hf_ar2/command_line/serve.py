@@ -1,4 +1,4 @@
-"""`hf-ar2 serve`: a search page and a JSON interface over HTTP, with the standard library's server.
+"""`hf-ar2 serve`: a search page and a JSON interface over HTTP.
 
 For trusted networks only: there is no authentication, no encryption and no rate limit.
 """
@@ -7,51 +7,38 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import html
-import json
 import re
 import time
-import traceback
 from collections.abc import Sequence
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, NoReturn
+from urllib.parse import quote
 
+import pyarrow.compute as pc
+from bm25s.stopwords import STOPWORDS_EN
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from hf_ar2.collections.tables import arrow_column
+from hf_ar2.command_line.batches import Batches
 from hf_ar2.command_line.open import opened_system
 from hf_ar2.command_line.show import ordinal, print_searched
-from hf_ar2.search.system import Hit, SearchSystem
+from hf_ar2.command_line.web import LOOPBACK, WebServer, html_page
+from hf_ar2.index.lexical import UNSPACED, terms
+from hf_ar2.search.system import SearchSystem
 
-PLACES = "/ (the page), /search?q=TEXT&k=10 and /health"
-# The page needs no other files, and browsers must not load any.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-_DOCUMENT = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222 }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
-button {{ padding: .5rem 1rem; font: inherit }}
-.note {{ color: #666; font-size: .875rem }}
-.text {{ white-space: pre-wrap; overflow-wrap: anywhere }}
-{style}</style>
-</head>
-<body>
-{content}
-</body>
-</html>
-"""
+PLACES = "/ (the page), /search?q=TEXT&k=10, /passage?id=ID and /health"
+_MOST_CHARACTERS = 4_000
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _STYLE = """h2 { font-size: 1.125rem; margin: 1.5rem 0 0; overflow-wrap: anywhere }
 form { display: flex; gap: .5rem }
-input { flex: 1; padding: .5rem; font: inherit }
-.scores { color: #666; font-size: .875rem }
-.scores, .note { margin: .25rem 0 }
+input { flex: 1; min-width: 0; padding: .5rem; font: inherit }
+mark { background: var(--mark); color: inherit }
+.note { margin: .25rem 0; overflow-wrap: anywhere }
 .text { max-height: 12rem; overflow-y: auto }
+.chosen { border-left: .25rem solid var(--link); padding-left: .75rem }
 """
 _SEARCH = """<h1>{title}</h1>
 <form action="/" role="search">
@@ -59,179 +46,164 @@ _SEARCH = """<h1>{title}</h1>
 </form>
 <p class="note">{note}</p>
 {hits}"""
-_HIT = """<article>
-<h2 dir="auto">{number}. {title}</h2>
-<p class="scores">{scores}</p>
+_PASSAGE = """<article{kind}>
+<h2 dir="auto">{title}</h2>
+<p class="note">{note}</p>
 <div class="text" dir="auto">{text}</div>
 </article>"""
 
 
-class SearchServer(ThreadingHTTPServer):
-    """Listens from its construction on, and answers once `system` is set and `run` is called.
+class SearchServer(WebServer):
+    """Searches once `system` is set and `run` is called; the arguments are those of `WebServer`."""
 
-    Raises:
-        ValueError: the port is in use or invalid, or the host is not this machine's.
-    """
-
-    daemon_threads = True  # open requests do not keep the process alive
     system: SearchSystem
 
-    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
-        self.models = Lock()
-        if not 0 <= port <= 65535:
-            raise ValueError(f"--port {port}: expected a number from 0 to 65535, as in --port 8000")
-        try:
-            super().__init__((host, port), handler or PageHandler)
-        except OSError as error:
-            advice = "Name an address of this machine: --host 127.0.0.1"
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                advice = f"Choose another port: --port {max(1024, min(port + 1, 65535))}"
-            what = f"cannot listen at port {port} of {host}: {error.strerror or error}. {advice}"
-            raise ValueError(what) from None
+    def __init__(self, host: str, port: int, names: Sequence[str] = ()) -> None:
+        routes = [
+            Route("/", self.page),
+            Route("/search", self.answer),
+            Route("/passage", self.passage),
+            Route("/health", self.health),
+            Route("/{path:path}", self.nothing),
+        ]
+        super().__init__(host, port, routes, names)
+        self.batches = Batches(lambda queries, k: self.system.search_many(queries, k))
 
-    @property
-    def url(self) -> str:
-        """Where the page is."""
-        return f"http://{self.server_address[0]!s}:{self.server_address[1]}/"
-
-    def run(self) -> None:
-        """Answer requests until Ctrl-C."""
-        try:
-            self.serve_forever()
-        except KeyboardInterrupt:
-            print("\nStopped.")
-
-    def search(self, query: str, k: int) -> list[Hit]:
-        """Search with the models, one request at a time."""
-        with self.models:
-            return self.system.search(query, k)
-
-
-class PageHandler(BaseHTTPRequestHandler):
-    """Answers the requests of a `SearchServer`."""
-
-    server: SearchServer
-    timeout = 60  # seconds without data from a client
-
-    def do_GET(self) -> None:
-        """Answer the request, also after an error, whose traceback is printed to the terminal."""
-        url = urlsplit(self.path)
-        asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        try:
-            if url.path == "/":
-                self.page(asked.get("q", "").strip(), _k(asked))
-            elif url.path == "/search":
-                self.answer(HTTPStatus.OK, found(self.server, asked.get("q", "").strip(), _k(asked)))
-            elif url.path == "/health":
-                collection = self.server.system.collection
-                state = {"status": "ok", "collection": collection.name, "passages": len(collection.corpus)}
-                self.answer(HTTPStatus.OK, state)
-            else:
-                self.answer(HTTPStatus.NOT_FOUND, {"error": f"nothing at {url.path}; expected {PLACES}"})
-        except ConnectionError:
-            pass  # the client closed the connection
-        except _BadRequest as error:
-            self.answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
-        except Exception:
-            self.log_error("%s", traceback.format_exc())
-            message = "the search failed; see the terminal of the server"
-            self.answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": message})
-
-    def page(self, query: str, k: int) -> None:
+    async def page(self, request: Request) -> Response:
         """The search page, with the results of a query if there is one."""
-        collection = self.server.system.collection
-        result = found(self.server, query, k) if query else None
-        note = f"{len(collection.corpus):,} passages"
-        if result is not None:
+        collection = self.system.collection
+        query, hits = _query(request), ""
+        title, note = collection.name, f"{len(collection.corpus):,} passages"
+        if query:
+            result = await self.found(query, _k(request))
+            title, hits = f"{query[:80]} · {title}", hits_html(query, result["hits"])
             note = f"{len(result['hits'])} of {note}, {result['seconds']:.2f} s"
         content = _SEARCH.format(
-            title=html.escape(collection.name),
-            query=html.escape(query),
-            note=note,
-            hits=hits_html(result["hits"]) if result else "",
+            title=html.escape(collection.name), query=html.escape(query), note=note, hits=hits
         )
-        self.send(HTTPStatus.OK, "text/html; charset=utf-8", html_page(collection.name, _STYLE, content))
+        return HTMLResponse(html_page(title, _STYLE, content))
 
-    def answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        """Send JSON."""
-        self.send(status, "application/json", json.dumps(content, ensure_ascii=False))
+    async def answer(self, request: Request) -> Response:
+        """The results as JSON."""
+        query = _query(request)
+        if not query:
+            raise HTTPException(400, "the query is empty; expected /search?q=TEXT")
+        return JSONResponse(await self.found(query, _k(request)))
 
-    def send(self, status: HTTPStatus, kind: str, text: str) -> None:
-        """Send a text."""
-        body = text.encode("utf-8", "replace")
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", _POLICY)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
+    async def found(self, query: str, k: int) -> dict[str, Any]:
+        """The query, the seconds that its search took, and the hits in the order to show."""
+        started = time.perf_counter()
+        hits = await self.batches.search(query, k)
+        return {
+            "query": query,
+            "seconds": round(time.perf_counter() - started, 4),
+            "hits": [{"rank": rank} | dataclasses.asdict(hit) for rank, hit in enumerate(hits, 1)],
+        }
 
-    def log_request(self, *_: object) -> None:
-        """Do not log queries; errors are still printed."""
+    async def passage(self, request: Request) -> Response:
+        """A passage, between those before and after it in the corpus."""
+        corpus, id = self.system.collection.corpus, request.query_params.get("id", "")
+        row = pc.index(arrow_column(corpus, "id"), id).as_py()
+        if row < 0:
+            raise HTTPException(404, f"there is no passage {id[:100]!r}; expected /passage?id=ID")
+        first = max(0, row - 1)
+        shown = corpus.select(range(first, min(row + 2, len(corpus))))
+        articles = [
+            _PASSAGE.format(
+                kind=' class="chosen"' if first + place == row else "",
+                title=html.escape(passage["title"] or passage["id"]),
+                note=f"passage {first + place + 1:,} · {_link(passage['id'], passage['id'])}",
+                text=html.escape(passage["text"]),
+            )
+            for place, passage in enumerate(shown)
+        ]
+        name = self.system.collection.name
+        back = f'<h1>{html.escape(name)}</h1>\n<p class="note"><a href="/">Search</a></p>\n'
+        return HTMLResponse(html_page(f"{id} · {name}", _STYLE, back + "\n".join(articles)))
+
+    async def health(self, request: Request) -> Response:
+        """What is served."""
+        collection = self.system.collection
+        return JSONResponse(
+            {"status": "ok", "collection": collection.name, "passages": len(collection.corpus)}
+        )
+
+    async def nothing(self, request: Request) -> NoReturn:
+        """The answer for all other paths."""
+        raise HTTPException(404, f"nothing at {request.url.path}; expected {PLACES}")
 
 
-class _BadRequest(ValueError):
-    """An invalid request; the message says what was expected."""
+def _query(request: Request) -> str:
+    query = request.query_params.get("q", "").strip()
+    if len(query) > _MOST_CHARACTERS:
+        raise HTTPException(400, f"q has {len(query):,} characters; expected at most {_MOST_CHARACTERS:,}")
+    return query
 
 
-def _k(asked: dict[str, str]) -> int:
-    text = asked.get("k", "10")
+def _k(request: Request) -> int:
+    text = request.query_params.get("k", "10")
     if not re.fullmatch("[1-9][0-9]?|100", text):
-        raise _BadRequest(f"k: found {text[:20]!r}; expected a whole number from 1 to 100, as in &k=10")
+        raise HTTPException(
+            400, f"k: found {text[:20]!r}; expected a whole number from 1 to 100, as in &k=10"
+        )
     return int(text)
 
 
-def found(server: SearchServer, query: str, k: int) -> dict[str, Any]:
-    """The answer of /search: the query, the seconds it took, and the hits in the order to show."""
-    if not query:
-        raise _BadRequest("the query is empty; expected /search?q=TEXT")
-    started = time.perf_counter()
-    hits = [
-        {"rank": number} | dataclasses.asdict(hit) for number, hit in enumerate(server.search(query, k), 1)
-    ]
-    return {"query": query, "seconds": round(time.perf_counter() - started, 4), "hits": hits}
-
-
-def html_page(title: str, style: str, content: str) -> str:
-    """A page of this server.
-
-    Args:
-        title: as text.
-        style: CSS beside that of all pages.
-        content: HTML of the body, its texts escaped.
-    """
-    return _DOCUMENT.format(title=html.escape(title), style=style, content=content)
-
-
-def hits_html(hits: Sequence[dict[str, Any]]) -> str:
-    """Hits as HTML, every text escaped."""
-    articles = []
-    for hit in hits:
-        scores = [hit["passage_id"]] if hit["title"] else []
-        place = ""
-        if hit["ranker_score"] is not None:
-            scores.append(f"ranker {hit['ranker_score']:.3f}")
-            place = f" ({ordinal(hit['retriever_rank'])})"
-        scores.append(f"retriever {hit['retriever_score']:.3f}{place}")
-        articles.append(
-            _HIT.format(
-                number=hit["rank"],
-                title=html.escape(hit["title"] or hit["passage_id"]),
-                scores=html.escape(" · ".join(scores)),
-                text=html.escape(hit["text"]),
-            )
+def hits_html(query: str, hits: Sequence[dict[str, Any]]) -> str:
+    """Hits as HTML, every text escaped, with the words of the query marked and the score that sorts in bold."""
+    words = query_words(query)
+    return "\n".join(
+        _PASSAGE.format(
+            kind="",
+            title=f"{hit['rank']}. {marked(hit['title'] or hit['passage_id'], words)}",
+            note=" · ".join([*_scores(hit), _link(hit["passage_id"], "before and after")]),
+            text=marked(hit["text"], words),
         )
-    return "\n".join(articles)
+        for hit in hits
+    )
+
+
+def _scores(hit: dict[str, Any]) -> list[str]:
+    score, ranker, retriever = hit["score"], hit["ranker_score"], hit["retriever_score"]
+    place = f" ({ordinal(hit['retriever_rank'])})" if ranker is not None else ""
+    pipeline = score if score not in (ranker, retriever) else None
+    named = [("pipeline", pipeline, ""), ("ranker", ranker, ""), ("retriever", retriever, place)]
+    texts = [
+        f"<strong>{name} {value:.3f}</strong>{more}" if value == score else f"{name} {value:.3f}{more}"
+        for name, value, more in named
+        if value is not None
+    ]
+    return [html.escape(hit["passage_id"]), *texts] if hit["title"] else texts
+
+
+def _link(id: str, text: str) -> str:
+    return f'<a href="/passage?id={quote(id, safe="")}">{html.escape(text)}</a>'
+
+
+def query_words(query: str) -> set[str]:
+    """The words of a query, without English stop words where there are others."""
+    words = set(terms(query))
+    return words - set(STOPWORDS_EN) or words
+
+
+def marked(text: str, words: set[str]) -> str:
+    """A text as HTML, with these words (in Chinese and Japanese, characters) in `<mark>`."""
+    parts, end = [], 0
+    for match in _WORD.finditer(text):
+        if match[0].casefold() in words:
+            parts += [html.escape(text[end : match.start()]), f"<mark>{html.escape(match[0])}</mark>"]
+            end = match.end()
+    return "".join([*parts, html.escape(text[end:])])
 
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve a run until Ctrl-C."""
     # An error about the port appears before models are loaded.
-    with SearchServer(arguments.host, arguments.port) as server, opened_system(arguments) as system:
+    names = arguments.allow_host
+    with SearchServer(arguments.host, arguments.port, names) as server, opened_system(arguments) as system:
         server.system = system
         print_searched(system)
-        if not str(server.server_address[0]).startswith("127."):
+        if arguments.host not in LOOPBACK and not arguments.host.startswith("127."):
             print("Other machines can search here without a password: use trusted networks only.")
         print(f"Search at {server.url} (stop with Ctrl-C)", flush=True)
         server.run()

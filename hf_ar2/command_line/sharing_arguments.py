@@ -63,7 +63,8 @@ def serve_parser() -> Parser:
         "serve search in a browser and over HTTP",
         "GET / is a search page, GET /search?q=TEXT&k=10 returns JSON with the scores of\n"
         "both models, GET /health its status. Stop it with Ctrl-C.\n"
-        "For trusted networks only: there is no password.",
+        "For trusted networks only: there is no password. Requests must name this machine\n"
+        "by its address, as localhost, or by a name that --allow-host gives.",
         "serve runs/scifact --port 8080",
     )
     add = parser.add_argument
@@ -76,6 +77,13 @@ def serve_parser() -> Parser:
         help="port to listen on; 0: any free port (%(default)s)",
     )
     add("--host", default="127.0.0.1", metavar="HOST", help="0.0.0.0 to allow other machines (%(default)s)")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that browsers may use for this machine, besides localhost and its addresses; repeatable",
+    )
     add_settings(parser, Settings, ["rerank_depth"])
     add("--index", metavar="FOLDER", help=f"an index made by `{PROGRAM} index` (RUN/index)")
     return parser

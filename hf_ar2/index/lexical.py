@@ -13,8 +13,8 @@ import numpy as np
 from hf_ar2.folders import complete_folder
 
 # Scripts without spaces between words: Han, kana, and their extensions.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_TERM = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_TERM = re.compile(rf"[{UNSPACED}]+|[^\W_{UNSPACED}]+")
 _FORMAT = "1"
 
 
@@ -22,7 +22,7 @@ def terms(text: str) -> list[str]:
     """The terms of a text: case-folded words; in Chinese and Japanese, characters and bigrams."""
     found: list[str] = []
     for term in _TERM.findall(text.casefold()):
-        if re.match(f"[{_UNSPACED}]", term):
+        if re.match(f"[{UNSPACED}]", term):
             found += [*term, *(term[place : place + 2] for place in range(len(term) - 1))]
         else:
             found.append(term)

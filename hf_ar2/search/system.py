@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,8 @@ class Hit:
         retriever_rank: rank before the ranker reorders, from 1.
         retriever_score: inner product of the embeddings; in a hybrid with BM25, the weighted sum of both.
         ranker_score: the ranker's logit; None without a ranker, or if the ranker did not score the passage.
+        score: what hits are sorted by, of the pipeline, the ranker or the retriever; None below `pipeline_depth`, where
+            hits follow in the retriever's order.
 
     Example:
         >>> hit = Hit("d7", "Paris", "A city.", retriever_rank=3, retriever_score=0.71, ranker_score=4.2)
@@ -50,6 +53,7 @@ class Hit:
     retriever_rank: int
     retriever_score: float
     ranker_score: float | None
+    score: float | None = None
 
 
 class SearchSystem:
@@ -233,54 +237,80 @@ class SearchSystem:
             ranker (if `settings.system` is "ranker"), or of the retriever (without a ranker, or with `rerank_depth` 0).
             Below `pipeline_depth`, hits follow in the retriever's order, without a ranker score.
         """
+        return self.search_many([query], k)[0]
+
+    def search_many(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
+        """What `search` finds for each query, in one pass of each model; scores are equal up to rounding."""
         settings = self.settings
         reranks = self.ranker is not None and settings.rerank_depth > 0
-        reordered = settings.pipeline_depth or max(k, settings.rerank_depth)
-        depth = max(k, reordered) if reranks else k
+        reordered = (settings.pipeline_depth or max(k, settings.rerank_depth)) if reranks else 0
+        depth = max(k, reordered)
         with self.encoders.autocast():
-            embedding = self.retriever.encode_query(
-                [query],
+            embeddings = self.retriever.encode_query(
+                list(queries),
                 normalize_embeddings=similarity_of(self.retriever) == "cosine",
                 show_progress_bar=False,
                 processing_kwargs=cut_at(self.retriever_inputs.max_query_length),
             )
         lexical = settings.lexical_weight > 0
         wide = max(depth, settings.depth) if lexical else depth
-        scores, rows = self.searched.search(embedding, min(wide, self.searched.ntotal))
+        scores, rows = self.searched.search(embeddings, min(wide, self.searched.ntotal))
         if lexical:
-            scores, rows = self._with_lexical([query], embedding, scores, rows, depth)
-        rows = rows[0][rows[0] >= 0]
-        found = self.collection.corpus[rows.tolist()]
-        ranked: list[float | None] = [None] * len(rows)
-        if reranks:
-            ranked[:reordered] = self._rank(query, found["title"][:reordered], found["text"][:reordered])
-        hits = [
-            Hit(passage_id, title, text, number, float(score), ranker_score)
-            for number, (passage_id, title, text, score, ranker_score) in enumerate(
-                zip(found["id"], found["title"], found["text"], scores[0], ranked, strict=False), 1
-            )
+            scores, rows = self._with_lexical(list(queries), embeddings, scores, rows, depth)
+        passages = self.collection.corpus[
+            rows[rows >= 0].tolist()
+        ]  # those of the first query, of the second, ...
+        passages = list(zip(passages["id"], passages["title"], passages["text"], strict=True))
+        ends = np.cumsum((rows >= 0).sum(axis=1)).tolist()
+        found = [passages[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        ranked = self._rank(queries, [of_query[:reordered] for of_query in found])
+        return [self._hits(*of_query)[:k] for of_query in zip(found, scores.tolist(), ranked, strict=True)]
+
+    def _hits(
+        self, passages: Sequence[tuple[str, str, str]], scores: Sequence[float], ranked: Sequence[float]
+    ) -> list[Hit]:
+        """The hits of a query, sorted.
+
+        Args:
+            passages: ids, titles and texts, in the retriever's order.
+            scores: the retriever's; more are ignored.
+            ranked: the ranker's, of the first passages.
+        """
+        served = [self._served(*both) for both in zip(scores, ranked, strict=False)]
+        order = sorted(
+            range(len(ranked)), key=served.__getitem__, reverse=True
+        )  # ties keep the retriever's order
+        first = [
+            Hit(*passages[place], place + 1, scores[place], ranked[place], served[place]) for place in order
         ]
-        first = [hit for hit in hits if hit.ranker_score is not None]
-        first.sort(key=self._served_score, reverse=True)  # ties keep the retriever's order
-        return [*first, *hits[len(first) :]][:k]
+        return first + [
+            Hit(*passages[place], place + 1, scores[place], None, None if ranked else scores[place])
+            for place in range(len(ranked), len(passages))
+        ]
 
-    def _served_score(self, hit: Hit) -> float:
+    def _served(self, retriever_score: float, ranker_score: float) -> float:
         """The score by which hits with a ranker score are sorted."""
-        assert hit.ranker_score is not None
         if self.settings.system == "ranker":
-            return hit.ranker_score
-        ranker = self.settings.weight * hit.ranker_score / self.settings.ranker_temperature
-        return hit.retriever_score / self.retriever_temperature + ranker
+            return ranker_score
+        ranker = self.settings.weight * ranker_score / self.settings.ranker_temperature
+        return retriever_score / self.retriever_temperature + ranker
 
-    def _rank(self, query: str, titles: list[str], texts: list[str]) -> list[float]:
-        assert self.ranker is not None
-        prompt, limit = text_prompt(self.ranker), self.settings.max_query_length
-        query = first_tokens(query, self.ranker.tokenizer, limit, prompt)
-        passages = map(self.settings.passage_text, titles, texts)
-        with self.encoders.autocast():
-            scores = self.ranker.predict(
-                [(query, passage) for passage in passages],
-                show_progress_bar=False,
-                processing_kwargs=cut_at(pair_length(self.ranker, self.settings)),
-            )
-        return [float(score) for score in scores]
+    def _rank(
+        self, queries: Sequence[str], passages: Sequence[Sequence[tuple[str, str, str]]]
+    ) -> list[list[float]]:
+        """The ranker's scores of each query's passages (ids, titles and texts)."""
+        pairs = []
+        if any(passages):
+            assert self.ranker is not None
+            prompt, limit = text_prompt(self.ranker), self.settings.max_query_length
+            for query, of_query in zip(queries, passages, strict=True):
+                query = first_tokens(query, self.ranker.tokenizer, limit, prompt)
+                pairs += [(query, self.settings.passage_text(title, text)) for _, title, text in of_query]
+            with self.encoders.autocast():
+                scores = self.ranker.predict(
+                    pairs,
+                    show_progress_bar=False,
+                    processing_kwargs=cut_at(pair_length(self.ranker, self.settings)),
+                )
+            left = iter(scores)
+        return [[float(next(left)) for _ in of_query] for of_query in passages]
