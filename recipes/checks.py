@@ -117,8 +117,11 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
         )
 
 
-def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None:
-    """Check that FAISS can build and search the indexes of stages and rows; `load` returns the retriever of a model."""
+def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None:
+    """Check that FAISS can build and search the indexes of stages and rows, and `matryoshka_dims`.
+
+    `load` returns the retriever of a model.
+    """
     dimensions: dict[str, int] = {}
 
     for place, configure, name, body in _configured(recipe):
@@ -126,12 +129,19 @@ def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None
             config = configure(recipe, name, run)
             search_parameters = getattr(config, "search_parameters", None)
             exact = config.index_factory == "Flat" and not search_parameters
-            if exact or getattr(config, "index", None) is not None:
+            indexes = not exact and getattr(config, "index", None) is None
+            trains = getattr(config, "matryoshka_dims", None) and body["trainer"] != "ranker"
+            if not indexes and not trains:
                 continue
             model, _ = recipe.first_model(body["retriever"])
             if model not in dimensions:
                 dimensions[model] = int(load(model).get_embedding_dimension() or 0)
-            FaissSearcher(new_faiss_index(config.index_factory, dimensions[model]), "cpu", search_parameters)
+            if trains:
+                config.check_dimension(dimensions[model])
+            if indexes:
+                FaissSearcher(
+                    new_faiss_index(config.index_factory, dimensions[model]), "cpu", search_parameters
+                )
 
 
 def check_adapters(recipe: Recipe, load: Load) -> None:

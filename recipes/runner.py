@@ -25,9 +25,9 @@ from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
 from hf_ar2.recipes.checks import (
     check_adapters,
+    check_dimensions,
     check_evaluation,
     check_files,
-    check_indexes,
     check_settings,
     check_splits,
 )
@@ -74,7 +74,7 @@ def run_recipe(recipe: Recipe) -> Path:
     with_questions = with_recipe_questions(recipe, collection)  # for the evaluation alone
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
-    check_indexes(recipe, run, lambda name: load("retriever", name))
+    check_dimensions(recipe, run, lambda name: load("retriever", name))
     check_adapters(recipe, load)
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     plan, costs, part = None, None, collection

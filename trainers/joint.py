@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from transformers import Trainer, TrainerCallback
 
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
+from hf_ar2.losses.matryoshka import matryoshka_loss
 from hf_ar2.models.joint import JointModel, save_models
-from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
+from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of, use_fast_attention
 from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
@@ -134,6 +136,8 @@ class JointTrainer(Trainer):
         print_log_lines(self.callback_handler, self.phases.names)
         if args.bf16 and args.device.type == "cpu":
             use_fast_attention(model)
+        if "retriever" in self.trained:
+            args.check_dimension(model.retriever.get_embedding_dimension())
         # 3. Tokens, index, pools
         self.encoders = encoders_of(args)
         self.retrieval = self.make_retrieval()
@@ -287,10 +291,10 @@ class JointTrainer(Trainer):
         outputs = model(**texts, teacher=self.teacher(phase))
         with torch.autocast(self.args.device.type, enabled=False):
             scores = self.list_scores(outputs, inputs)
-            if self.loss is not None and self.takes_own_loss(phase):
-                loss, logs = call_loss(self.loss, scores)
-            else:
-                loss, logs = self.phase_loss(phase, scores)
+            own = self.loss if self.takes_own_loss(phase) else None
+            loss_of = partial(self.phase_loss, phase) if own is None else partial(call_loss, own)
+            normalise = similarity_of(self.model.retriever) == "cosine"
+            loss, logs = matryoshka_loss(loss_of, scores, self.args.matryoshka_dims, normalise=normalise)
             with torch.no_grad():
                 logs = logs | self.diagnostics(phase, scores)
         self.step_log.add({f"loss/{phase}": loss, **logs})
