@@ -15,6 +15,7 @@ from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import evaluated_queries, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
+from hf_ar2.models.limits import set_truncate_dim
 from hf_ar2.recipes.choosing import evaluated_splits
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, row_config, source_name, stage_config
 
@@ -118,12 +119,11 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
 
 
 def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None:
-    """Check that FAISS can build and search the indexes of stages and rows, and `matryoshka_dims`.
+    """Check that FAISS can build and search the indexes of stages and rows, `truncate_dim` and `matryoshka_dims`.
 
     `load` returns the retriever of a model.
     """
-    dimensions: dict[str, int] = {}
-
+    retrievers: dict[str, Any] = {}
     for place, configure, name, body in _configured(recipe):
         with errors_at(place, (ValueError, TypeError)):
             config = configure(recipe, name, run)
@@ -131,17 +131,21 @@ def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> N
             exact = config.index_factory == "Flat" and not search_parameters
             indexes = not exact and getattr(config, "index", None) is None
             trains = getattr(config, "matryoshka_dims", None) and body["trainer"] != "ranker"
-            if not indexes and not trains:
+            model, changes = recipe.first_model(body["retriever"])
+            cuts = [fields["truncate_dim"] for fields in changes if fields.get("truncate_dim")]
+            if not (indexes or trains or cuts or recipe.models[model].get("truncate_dim")):
                 continue
-            model, _ = recipe.first_model(body["retriever"])
-            if model not in dimensions:
-                dimensions[model] = int(load(model).get_embedding_dimension() or 0)
+            if model not in retrievers:
+                retrievers[model] = load(model)
+            retriever = retrievers[model]
+            with retriever.truncate_embeddings(retriever.truncate_dim):  # which is restored
+                for cut in cuts:
+                    set_truncate_dim(retriever, cut)
+                dimension = int(retriever.get_embedding_dimension() or 0)
             if trains:
-                config.check_dimension(dimensions[model])
+                config.check_dimension(dimension)
             if indexes:
-                FaissSearcher(
-                    new_faiss_index(config.index_factory, dimensions[model]), "cpu", search_parameters
-                )
+                FaissSearcher(new_faiss_index(config.index_factory, dimension), "cpu", search_parameters)
 
 
 def check_adapters(recipe: Recipe, load: Load) -> None:

@@ -28,6 +28,7 @@ MODEL_FIELDS = (
     "separate_towers",
     "lora",
     "prompts",
+    "truncate_dim",
     "dtype",
     *LOADING_OPTIONS,
 )
@@ -187,6 +188,9 @@ def _check_loading(place: str, body: dict[str, Any]) -> None:
         raise RecipeError(f"{place}.trust_remote_code: found {trusted!r}, expected true or false")
     if dtype is not None and dtype not in DTYPES:
         raise RecipeError(f"{place}.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    dim = body.get("truncate_dim")
+    if dim is not None and (type(dim) is not int or dim < 1):
+        raise RecipeError(f"{place}.truncate_dim: found {dim!r}, expected a whole number of at least 1")
 
 
 def _check_minutes(recipe: Recipe, where: str) -> None:

@@ -138,8 +138,8 @@ class LTReConfig(JointConfig):
             )
         if self.train_centroids and self.matryoshka_dims:
             raise ValueError(
-                f"matryoshka_dims={self.matryoshka_dims} cannot be combined with train_centroids=True: the codes of the "
-                "index stand for passages of the full width; leave one of them out"
+                f"matryoshka_dims={self.matryoshka_dims} cannot be combined with train_centroids=True: the codes of "
+                "the index stand for passages of the full width; leave one of them out"
             )
         if self.train_centroids:
             self.vectors = "index"  # scores are those of the codes and the centroids as they are

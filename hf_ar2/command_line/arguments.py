@@ -23,6 +23,10 @@ ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
 TRAINERS = ("retriever", "ranker", "ar2", "rocketqa-v2", "ltre", "augment", "merge")
 
 
+# Options about how a retriever is loaded.
+RETRIEVER_LOADING = ("model_dtype", "attn_implementation", "trust_remote_code", "revision", "truncate_dim")
+
+
 def command(name: str, does: str, more: str, example: str) -> Parser:
     """A parser without arguments.
 
@@ -221,6 +225,7 @@ def score_parser() -> Parser:
     add("--lists", metavar="FOLDER", help="existing training lists, in place of --retriever")
     add_setting(parser, ScoreConfig, "train_split", "--split", metavar="SPLIT")
     add_settings(parser, ScoreConfig, ("depth", "batch_tokens"))
+    _add_loading(parser, ranker=True)
     _add_lengths(parser, ranker=True)
     return parser
 
@@ -246,6 +251,12 @@ def _add_loading(parser: Parser, *, ranker: bool) -> None:
         help="sdpa, eager, flash_attention_2, ... (transformers chooses)",
     )
     trusted = "run the code that a model's repository brings along"
+    add(
+        "--truncate_dim",
+        type=positive,
+        metavar="N",
+        help="cut the retriever's embeddings to their first N dimensions (as saved)",
+    )
     add("--trust_remote_code", action="store_true", default=None, help=trusted)
     add("--revision", metavar="NAME", help="branch, tag or commit of the retriever on the Hub")
     if ranker:
