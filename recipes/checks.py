@@ -68,16 +68,31 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
             names = {"train_split": True, "eval_split": evaluates}
         for name, read in names.items():
             split = getattr(config, name)
+            level = getattr(config, "relevance_level", None)
+            judged = collection if level is None else collection.with_relevance_level(level, [split])
             if read and split not in collection.qrels:
                 raise RecipeError(
                     f"stages.{stage}.args.{name}: {collection.name} has no judgments of a split {split!r}; it has "
                     f"{', '.join(collection.splits)}"
                 )
-            if read and not len(collection.judgments(split).positives()):
-                raise RecipeError(
-                    f"stages.{stage}.args.{name}: split {split!r} of {collection.name} has no relevant passage in its "
-                    f"{len(collection.judgments(split))} judged queries; expected at least one"
-                )
+            if read:
+                with errors_at(f"stages.{stage}.args.{name}"):
+                    check_relevant(judged, split)
+
+
+def check_relevant(collection: Collection, split: str) -> None:
+    """Check that a split has a relevant passage.
+
+    Raises:
+        ValueError: it has none.
+    """
+    judgments = collection.judgments(split)
+    if not len(judgments.positives()):
+        raise ValueError(
+            f"split {split!r} of {collection.name} has no relevant passage in its {len(judgments)} judged queries; "
+            f"expected a grade of at least relevance_level={judgments.level}, and the highest is "
+            f"{max(judgments.relevance, default=None)}"
+        )
 
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
@@ -102,6 +117,8 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
         for split in splits:
             if not len(evaluated_queries(collection, split)):
                 raise ValueError(f"split {split!r} of {collection.name} has no judgments; leave it out")
+            if split in collection.qrels and "relevance_level" in recipe.evaluation:
+                check_relevant(collection, split)
         beyond = out_of_reach(metrics, min(recipe.depth, total), total)
     if recipe.report_split not in splits:
         raise RecipeError(

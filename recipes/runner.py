@@ -49,7 +49,7 @@ from hf_ar2.recipes.recipe import (
     stage_config,
 )
 from hf_ar2.search.run_index import SEARCHED_INDEX
-from hf_ar2.search.runs import model_fields
+from hf_ar2.search.runs import model_fields, with_level_of
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe) -> Path:
     check_settings(recipe, run)
     check_files(recipe)
     say(f"{recipe.name}: {recipe.collection} → {run}")
-    collection = load_collection(recipe.collection).for_training()
+    collection = with_level_of(vars(recipe), load_collection(recipe.collection)).for_training()
     say(repr(collection))
     with_questions = with_recipe_questions(recipe, collection)  # for the evaluation alone
     check_splits(recipe, collection, run)

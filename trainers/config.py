@@ -12,7 +12,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.models.loading import bf16_is_faster
 from hf_ar2.settings.fields import check_minimums, setting
 from hf_ar2.settings.search import Settings
-from hf_ar2.settings.text import ScoringConfig, StorageConfig
+from hf_ar2.settings.text import RELEVANCE_LEVEL_HELP, ScoringConfig, StorageConfig
 from hf_ar2.training_lists.draws import SAMPLERS
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay")
@@ -98,6 +98,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     eval_split: str = setting(
         "dev", "Split of the qrels to evaluate on during training.", checked_on_resume=False
     )
+    relevance_level: int = setting(1, RELEVANCE_LEVEL_HELP, unit="grade", minimum=1)
     train_lists: list[str] | None = setting(
         None,
         "Folders of training lists, written by `hf-ar2 augment`. None: all lists are mined.",

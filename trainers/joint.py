@@ -116,7 +116,8 @@ class JointTrainer(Trainer):
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
         # Headings that are queries are hidden from the passages that training reads.
-        self.collection, self.stored = read_stored_lists(loaded.for_training(), args)
+        judged = loaded.with_relevance_level(args.relevance_level, (args.train_split, args.eval_split))
+        self.collection, self.stored = read_stored_lists(judged.for_training(), args)
         model = JointModel(self.load_retriever(retriever), None if ranker is None else load_ranker(ranker))
         check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state

@@ -17,7 +17,7 @@ settings ar2` lists them. --guard COLLECTION also measures search in other
 texts, before and after training. To continue an interrupted run, give the
 same command again."""
 ANY_COLLECTION = "a folder, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME"
-RELEVANCE_LEVEL = "the lowest grade that is relevant; nDCG reads the grades themselves (1; TREC DL: 2)"
+RELEVANCE_LEVEL = "the lowest grade that is relevant; nDCG reads the grades themselves (the run's, or 1; TREC DL: 2)"
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
 # What a stage of a recipe may be.
 TRAINERS = ("retriever", "ranker", "ar2", "rocketqa-v2", "ltre", "augment", "merge")
@@ -157,7 +157,7 @@ def evaluate_parser() -> Parser:
         "--mteb", nargs="+", metavar="TASK", help="evaluate on tasks of mteb, such as SciFact"
     )
     add_setting(parser, Settings, "metrics", metavar="METRIC", default="the recipe's; the first is tested")
-    parser.add_argument("--relevance-level", type=int, default=1, metavar="GRADE", help=RELEVANCE_LEVEL)
+    parser.add_argument("--relevance-level", type=int, metavar="GRADE", help=RELEVANCE_LEVEL)
     add_settings(parser, Settings, ("depth", "rerank_depth"))
     parser.add_argument(
         "--output", metavar="FOLDER", help="write TREC run files, qrels and metrics.json there"

@@ -22,7 +22,7 @@ from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import RunIndex
-from hf_ar2.search.runs import settings_of_run
+from hf_ar2.search.runs import settings_of_run, with_level_of
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 
@@ -52,7 +52,7 @@ def opened_system(
     """
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
-    run_index = None
+    run_index, of_recipe = None, {}
     settings = Settings.of_models()
     retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
     source = given.get("collection")
@@ -66,6 +66,7 @@ def opened_system(
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
+        of_recipe = recipe
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator", "passage_template"}:
             run_index = RunIndex.from_run(run, recipe)
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
@@ -77,7 +78,7 @@ def opened_system(
             temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
         work_folder = stack.enter_context(temporary) if not kept else str(run)
         quiet()
-        collection, index_name = load_collection(source), "index"
+        collection, index_name = with_level_of(of_recipe, load_collection(source)), "index"
         if "questions" in given:
             collection = with_questions(collection, given["questions"])
         if for_training and (read := collection.for_training()) is not collection:
