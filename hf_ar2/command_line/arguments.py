@@ -17,14 +17,24 @@ settings ar2` lists them. --guard COLLECTION also measures search in other
 texts, before and after training. To continue an interrupted run, give the
 same command again."""
 ANY_COLLECTION = "a folder, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME"
-RELEVANCE_LEVEL = "the lowest grade that is relevant; nDCG reads the grades themselves (the run's, or 1; TREC DL: 2)"
+RELEVANCE_LEVEL = (
+    "the lowest grade that is relevant; nDCG reads the grades themselves (the run's, or 1; TREC DL: 2)"
+)
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
 # What a stage of a recipe may be.
 TRAINERS = ("retriever", "ranker", "ar2", "rocketqa-v2", "ltre", "augment", "merge")
 
 
 # Options about how a retriever is loaded.
-RETRIEVER_LOADING = ("model_dtype", "attn_implementation", "trust_remote_code", "revision", "truncate_dim")
+RETRIEVER_LOADING = (
+    "model_dtype",
+    "attn_implementation",
+    "trust_remote_code",
+    "revision",
+    "truncate_dim",
+    "query_prompt",
+    "passage_prompt",
+)
 
 
 def command(name: str, does: str, more: str, example: str) -> Parser:
@@ -259,8 +269,17 @@ def _add_loading(parser: Parser, *, ranker: bool) -> None:
     )
     add("--trust_remote_code", action="store_true", default=None, help=trusted)
     add("--revision", metavar="NAME", help="branch, tag or commit of the retriever on the Hub")
+    add(
+        "--query_prompt",
+        metavar="TEXT",
+        help="put before queries by the retriever, such as 'query: ' (as saved)",
+    )
+    add("--passage_prompt", metavar="TEXT", help="put before passages by the retriever (as saved)")
     if ranker:
         add("--ranker_revision", metavar="NAME", help="the same for the ranker")
+        add(
+            "--ranker_prompt", metavar="TEXT", help="put before the queries of pairs by the ranker (as saved)"
+        )
 
 
 def encode_parser() -> Parser:

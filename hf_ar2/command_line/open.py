@@ -29,7 +29,7 @@ from hf_ar2.settings.search import Settings
 # The folder in a run of the index over passages without the headings that are queries; `search` uses index/.
 TRAINING_INDEX = "index_for_training"
 # Options that change a retriever's vectors, so that a run's own index does not fit.
-CHANGES = ("truncate_dim",)
+CHANGES = ("truncate_dim", "passage_prompt")
 
 Model = TypeVar("Model")
 
@@ -113,8 +113,11 @@ def loading_options(arguments: argparse.Namespace, role: str) -> dict[str, Any]:
     options["dtype"] = given.get("model_dtype")
     if role == "retriever":
         options |= {name: given.get(name) for name in ("revision", "truncate_dim")}
+        prompts = {"query": given.get("query_prompt"), "document": given.get("passage_prompt")}
     else:
         options["revision"] = given.get("ranker_revision")
+        prompts = {"query": given.get("ranker_prompt")}
+    options["prompts"] = {task: text for task, text in prompts.items() if text is not None} or None
     return {name: value for name, value in options.items() if value is not None}
 
 
