@@ -364,13 +364,11 @@ def test_prompts_of_the_command_line_are_those_of_a_saved_model(
             CorpusIndex.open(out / "index", device="cpu").embeddings,
             [line.split()[4] for line in (out / "test.retriever.trec").read_text().splitlines()],
             [line.split()[4] for line in (out / "test.ranker.trec").read_text().splitlines()],
-            np.concatenate(load_training_lists(out / "lists").dataset["scores"]),
+            np.concatenate(load_training_lists(out / "lists").dataset["positive_scores"]),
         )
     for given, expected, without in zip(
         *(found[name] for name in ("given", "saved", "without")), strict=True
     ):
-        np.testing.assert_allclose(np.asarray(given, float), np.asarray(expected, float), atol=1e-5)
-        assert (
-            len(without) != len(given)
-            or np.abs(np.asarray(given, float) - np.asarray(without, float)).max() > 1e-4
-        )
+        np.testing.assert_allclose(np.asarray(given, float), np.asarray(expected, float), atol=1e-6)
+        # The scores of a ranker without training hardly differ between pairs.
+        assert np.abs(np.asarray(given, float) - np.asarray(without, float)).max() > 5e-6
