@@ -118,7 +118,8 @@ class JointTrainer(Trainer):
         # Headings that are queries are hidden from the passages that training reads.
         judged = loaded.with_relevance_level(args.relevance_level, (args.train_split, args.eval_split))
         self.collection, self.stored = read_stored_lists(judged.for_training(), args)
-        model = JointModel(self.load_retriever(retriever), None if ranker is None else load_ranker(ranker))
+        encoder = self.load_retriever(retriever)
+        model = JointModel(encoder, None if ranker is None else load_ranker(ranker))
         check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state
         self.publisher = Publisher(self, retriever, ranker, collection)
@@ -138,7 +139,8 @@ class JointTrainer(Trainer):
         if args.bf16 and args.device.type == "cpu":
             use_fast_attention(model)
         if "retriever" in self.trained:
-            args.check_dimension(model.retriever.get_embedding_dimension())
+            args.check_dimension(encoder.get_embedding_dimension())
+        self.normalises = similarity_of(encoder) == "cosine"
         # 3. Tokens, index, pools
         self.encoders = encoders_of(args)
         self.retrieval = self.make_retrieval()
@@ -294,8 +296,8 @@ class JointTrainer(Trainer):
             scores = self.list_scores(outputs, inputs)
             own = self.loss if self.takes_own_loss(phase) else None
             loss_of = partial(self.phase_loss, phase) if own is None else partial(call_loss, own)
-            normalise = similarity_of(self.model.retriever) == "cosine"
-            loss, logs = matryoshka_loss(loss_of, scores, self.args.matryoshka_dims, normalise=normalise)
+            dims = self.args.matryoshka_dims
+            loss, logs = matryoshka_loss(loss_of, scores, dims, normalise=self.normalises)
             with torch.no_grad():
                 logs = logs | self.diagnostics(phase, scores)
         self.step_log.add({f"loss/{phase}": loss, **logs})

@@ -252,6 +252,8 @@ class Collection:
         It decides which passages are positives and which count in all metrics but nDCG, which reads the grades.
         """
         levels = {**self.relevance_levels, **dict.fromkeys(splits, level)}
+        if all(self.relevance_levels.get(split, 1) == found for split, found in levels.items()):
+            return self
         changed = self.with_same_corpus(relevance_levels=levels)
         for split, judgments in self._judgments.items():
             changed._judgments[split] = replace(judgments, level=levels.get(split, 1))
