@@ -31,7 +31,7 @@ def recipe_of(folder: Path, **models):
         "name": "tiny",
         "collection": str(folder / "data"),
         "models": {"light": {"model": str(folder / "tiny-retriever"), **models}},
-        "args": QUICK,
+        "args": dict(QUICK),
         "stages": {
             "warm-up": {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 2}},
             "ltre": {
