@@ -161,15 +161,16 @@ def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
 
     The corpus is encoded once for every set of weights, in the first stage that needs it.
     """
-    encoded: set[str] = set()
+    encoded: set[tuple[str, int | None]] = set()
     # LTRe trains queries only: its passages are encoded as by the retriever it starts from.
     passages_of: dict[str, str] = {}
 
     def encoding(source: Any) -> float:
         name = passages_of.get(source_name(source), source_name(source))
-        if name in encoded:
+        vectors = name, source_changes(source).get("truncate_dim")
+        if vectors in encoded:
             return 0.0
-        encoded.add(name)
+        encoded.add(vectors)
         return costs.encoding
 
     seconds = {}

@@ -15,6 +15,7 @@ from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import evaluated_queries, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
+from hf_ar2.models.limits import set_truncate_dim
 from hf_ar2.recipes.choosing import evaluated_splits
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, row_config, source_name, stage_config
 from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of
@@ -71,16 +72,31 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
                     lists_of(collection, config.train_split)
         for name, read in names.items():
             split = getattr(config, name)
+            level = getattr(config, "relevance_level", None)
+            judged = collection if level is None else collection.with_relevance_level(level, [split])
             if read and split not in collection.qrels:
                 raise RecipeError(
                     f"stages.{stage}.args.{name}: {collection.name} has no judgments of a split {split!r}; it has "
                     f"{', '.join(collection.splits)}"
                 )
-            if read and not len(collection.judgments(split).positives()):
-                raise RecipeError(
-                    f"stages.{stage}.args.{name}: split {split!r} of {collection.name} has no relevant passage in its "
-                    f"{len(collection.judgments(split))} judged queries; expected at least one"
-                )
+            if read:
+                with errors_at(f"stages.{stage}.args.{name}"):
+                    check_relevant(judged, split)
+
+
+def check_relevant(collection: Collection, split: str) -> None:
+    """Check that a split has a relevant passage.
+
+    Raises:
+        ValueError: it has none.
+    """
+    judgments = collection.judgments(split)
+    if not len(judgments.positives()):
+        raise ValueError(
+            f"split {split!r} of {collection.name} has no relevant passage in its {len(judgments)} judged queries; "
+            f"expected a grade of at least relevance_level={judgments.level}, and the highest is "
+            f"{max(judgments.relevance, default=None)}"
+        )
 
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
@@ -105,6 +121,8 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
         for split in splits:
             if not len(evaluated_queries(collection, split)):
                 raise ValueError(f"split {split!r} of {collection.name} has no judgments; leave it out")
+            if split in collection.qrels and "relevance_level" in recipe.evaluation:
+                check_relevant(collection, split)
         beyond = out_of_reach(metrics, min(recipe.depth, total), total)
     if recipe.report_split not in splits:
         raise RecipeError(
@@ -121,21 +139,34 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
         )
 
 
-def check_indexes(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None:
-    """Check that FAISS can build and search the indexes of stages and rows; `load` returns the retriever of a model."""
-    dimensions: dict[str, int] = {}
+def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None:
+    """Check that FAISS can build and search the indexes of stages and rows, `truncate_dim` and `matryoshka_dims`.
 
+    `load` returns the retriever of a model.
+    """
+    retrievers: dict[str, Any] = {}
     for place, configure, name, body in _configured(recipe):
         with errors_at(place, (ValueError, TypeError)):
             config = configure(recipe, name, run)
             search_parameters = getattr(config, "search_parameters", None)
             exact = config.index_factory == "Flat" and not search_parameters
-            if exact or getattr(config, "index", None) is not None:
+            indexes = not exact and getattr(config, "index", None) is None
+            trains = getattr(config, "matryoshka_dims", None) and body["trainer"] != "ranker"
+            model, changes = recipe.first_model(body["retriever"])
+            cuts = [fields["truncate_dim"] for fields in changes if fields.get("truncate_dim")]
+            if not (indexes or trains or cuts or recipe.models[model].get("truncate_dim")):
                 continue
-            model, _ = recipe.first_model(body["retriever"])
-            if model not in dimensions:
-                dimensions[model] = int(load(model).get_embedding_dimension() or 0)
-            FaissSearcher(new_faiss_index(config.index_factory, dimensions[model]), "cpu", search_parameters)
+            if model not in retrievers:
+                retrievers[model] = load(model)
+            retriever = retrievers[model]
+            with retriever.truncate_embeddings(retriever.truncate_dim):  # which is restored
+                for cut in cuts:
+                    set_truncate_dim(retriever, cut)
+                dimension = int(retriever.get_embedding_dimension() or 0)
+            if trains:
+                config.check_dimension(dimension)
+            if indexes:
+                FaissSearcher(new_faiss_index(config.index_factory, dimension), "cpu", search_parameters)
 
 
 def check_adapters(recipe: Recipe, load: Load) -> None:

@@ -28,6 +28,7 @@ MODEL_FIELDS = (
     "separate_towers",
     "lora",
     "prompts",
+    "truncate_dim",
     "dtype",
     *LOADING_OPTIONS,
 )
@@ -36,7 +37,7 @@ STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min
 # A row is searched exactly, with an index of a factory string, with a file's, or with the one that a stage trained.
 ROW_FIELDS = ("retriever", "ranker", "index_factory", "index", "index_ids", "search_parameters")
 EVALUATION_FIELDS = (
-    "rows splits metrics depth rerank_depth test_metric report_split choose_on pipeline_weight lexical"
+    "rows splits metrics relevance_level depth rerank_depth test_metric report_split choose_on pipeline_weight lexical"
 ).split()
 
 
@@ -170,6 +171,12 @@ def _check(recipe: Recipe, where: str) -> None:
     if recipe.guard is not None and not isinstance(recipe.guard, str):
         raise RecipeError(f"{where}: guard: found {recipe.guard!r}, expected a collection's folder or name")
     _check_keys(f"{where}: evaluation", recipe.evaluation, EVALUATION_FIELDS)
+    level = recipe.evaluation.get("relevance_level", 1)
+    if type(level) is not int or level < 1:
+        raise RecipeError(
+            f"{where}: evaluation.relevance_level: found {level!r}, expected the lowest grade that is relevant, a "
+            "whole number of at least 1"
+        )
     for name, row in recipe.rows.items():
         place = f"{where}: evaluation.rows.{name}"
         if re.search(r"\s", f"{recipe.name}{name}"):
@@ -187,6 +194,9 @@ def _check_loading(place: str, body: dict[str, Any]) -> None:
         raise RecipeError(f"{place}.trust_remote_code: found {trusted!r}, expected true or false")
     if dtype is not None and dtype not in DTYPES:
         raise RecipeError(f"{place}.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    dim = body.get("truncate_dim")
+    if dim is not None and (type(dim) is not int or dim < 1):
+        raise RecipeError(f"{place}.truncate_dim: found {dim!r}, expected a whole number of at least 1")
 
 
 def _check_minutes(recipe: Recipe, where: str) -> None:

@@ -172,7 +172,9 @@ class Recipe:
         if body["trainer"] == "merge":
             settings = MergeConfig(**self.stage_args(stage))
             content.append(self.models.get(settings.base) if settings.base else None)
-            content.append([self.guard, self.test_metric] if settings.share == "auto" else None)
+            level = self.evaluation.get("relevance_level", 1)
+            by = [self.guard, self.test_metric, *([level] if level != 1 else [])]
+            content.append(by if settings.share == "auto" else None)
         return short_hash(content)
 
 

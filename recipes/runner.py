@@ -25,9 +25,9 @@ from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
 from hf_ar2.recipes.checks import (
     check_adapters,
+    check_dimensions,
     check_evaluation,
     check_files,
-    check_indexes,
     check_settings,
     check_splits,
 )
@@ -49,7 +49,7 @@ from hf_ar2.recipes.recipe import (
     stage_config,
 )
 from hf_ar2.search.run_index import SEARCHED_INDEX
-from hf_ar2.search.runs import model_fields
+from hf_ar2.search.runs import model_fields, with_level_of
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,
@@ -69,12 +69,12 @@ def run_recipe(recipe: Recipe) -> Path:
     check_settings(recipe, run)
     check_files(recipe)
     say(f"{recipe.name}: {recipe.collection} → {run}")
-    collection = load_collection(recipe.collection).for_training()
+    collection = with_level_of(vars(recipe), load_collection(recipe.collection)).for_training()
     say(repr(collection))
     with_questions = with_recipe_questions(recipe, collection)  # for the evaluation alone
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
-    check_indexes(recipe, run, lambda name: load("retriever", name))
+    check_dimensions(recipe, run, lambda name: load("retriever", name))
     check_adapters(recipe, load)
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     plan, costs, part = None, None, collection

@@ -42,7 +42,13 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
     kept_queries, kept_passages = set(asked["id"]), set(corpus["id"])
     pairs = zip(qrels["query_id"], qrels["passage_id"], strict=True)
     kept = np.flatnonzero([query in kept_queries and passage in kept_passages for query, passage in pairs])
-    return Collection(collection.name, corpus, asked, {split: qrels.select(kept)})
+    return Collection(
+        collection.name,
+        corpus,
+        asked,
+        {split: qrels.select(kept)},
+        relevance_levels=collection.relevance_levels,
+    )
 
 
 def reduced(

@@ -24,6 +24,7 @@ from hf_ar2.recipes.evaluation import per_query
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.run import parse_arguments
+from hf_ar2.search.runs import with_level_of
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,7 +62,7 @@ def run_seed(path: str, overrides: dict[str, str], folder: Path, seed: int) -> N
 
 def summarise(recipe: Recipe, runs: list[Path], against: str) -> str:
     """The table: per row mean ± standard deviation over seeds, and the test against one row."""
-    collection = load_collection(recipe.collection)
+    collection = with_level_of(vars(recipe), load_collection(recipe.collection))
     split, metric = recipe.report_split, recipe.test_metric
     values = {
         system: {row: seed_values(runs, row, split, system, collection, metric) for row in recipe.rows}

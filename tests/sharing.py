@@ -122,6 +122,28 @@ def push_a_run(run: Path) -> dict[str, Any]:
     }
 
 
+def load_adapters(output: Path) -> dict[str, float]:
+    """Adapters of the pushed models, as repositories of their own: the largest difference to the local folders."""
+    differences = {}
+    for role, load in (("retriever", load_retriever), ("ranker", load_ranker)):
+        model = load(f"tester/mine-{role}", lora={"r": 2})
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight)
+        folder, repository = output / f"adapters-{role}", f"tester/adapters-{role}"
+        model.save_pretrained(str(folder), create_model_card=False)
+        HfApi().create_repo(repository)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder)
+        found = [load(name, device="cpu") for name in (folder, repository)]
+        read = [
+            one.encode(TEXTS) if role == "retriever" else one.predict([(TEXTS[0], text) for text in TEXTS])
+            for one in (*found, load(f"tester/mine-{role}", device="cpu"))
+        ]
+        differences[role] = float(abs(read[0] - read[1]).max())
+        differences[f"{role} without"] = float(abs(read[0] - read[2]).max())
+    return differences
+
+
 def push_results(run: Path) -> dict[str, str]:
     """The results of a model on a data set with an eval.yaml, and on one without, as the repository has them."""
     api = HfApi()
@@ -271,6 +293,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
         results["run"] = push_a_run(options.run)
+        results["adapters"] = load_adapters(options.output)
         results["eval_results"] = push_results(options.run)
         results["refused"] = push_what_cannot_be(options.run)
         results["towers"] = push_two_towers(options.models, options.output / "ltre")

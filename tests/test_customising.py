@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import multiprocessing
 import pickle
+import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from tiny_ar2 import SETTINGS, settings_of, without_dropout
 import hf_ar2
 from hf_ar2.losses import ListScores, in_batch_contrastive_loss, listwise_cross_entropy
 from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.recipes.checks import check_settings
+from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,
@@ -228,8 +232,18 @@ def test_metrics_of_ones_own_are_logged(models, tmp_path, tiny_collection):
 def test_scripts_of_the_guide_are_short():
     """Ten lines at most after the imports; test_readme.py runs them."""
     blocks = list(python_blocks(GUIDE.read_text(encoding="utf-8")))
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for _, code in blocks:
         last = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)][-1]
         lines = [line for line in code.splitlines()[last.end_lineno :] if line.strip()]
         assert len(lines) <= 10, code
+
+
+@pytest.mark.parametrize(("guide", "stage"), [("CUSTOMISING.md", "warm-up"), ("METHODS.md", "distilled")])
+def test_recipes_of_the_guides_are_valid(guide, stage, tmp_path):
+    text = (GUIDE.parent / guide).read_text(encoding="utf-8")
+    (block,) = re.findall(r"^ *```yaml\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "recipe.yaml").write_text(textwrap.dedent(block))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert stage in recipe.stages
+    check_settings(recipe, tmp_path)

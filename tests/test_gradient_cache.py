@@ -128,6 +128,7 @@ def distance(mine, plain):
     [
         ("retriever", {}),
         ("ranker", {}),
+        ("retriever", {"matryoshka_dims": [16, 4]}),
         ("ar2", {"contrastive_weight": 0.5}),
         ("rocketqa-v2", {}),
         ("rocketqa-v2", {"preset": "paper"}),
@@ -180,6 +181,7 @@ def test_accumulated_and_clipped_gradients_are_those_of_the_plain_step(make):
         "gradient_accumulation_steps": 2,
         "max_grad_norm": 0.01,
         "max_steps": 3,
+        "matryoshka_dims": [16, 4],
     }
     plain, cached = make("rocketqa-v2", False, **settings), make("rocketqa-v2", True, **settings)
     train(plain, cached)

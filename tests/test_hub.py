@@ -103,6 +103,12 @@ def test_the_index_is_a_dataset_that_finds_with_the_published_retriever(results:
     assert "encoded by `tester/mine-retriever`" in results["towers"]["index_card"]
 
 
+def test_adapters_on_the_hub_load_as_those_of_a_folder(results: dict[str, Any]) -> None:
+    found = results["adapters"]
+    assert max(found["retriever"], found["ranker"]) <= 1e-6
+    assert min(found["retriever without"], found["ranker without"]) > 1e-3
+
+
 def test_results_on_a_benchmark_of_the_hub_are_files_of_the_repository(results: dict[str, Any]) -> None:
     (place, text), *others = results["eval_results"].items()
     assert place == ".eval_results/benchmark.yaml" and not others  # the other data set is no benchmark

@@ -19,10 +19,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from hf_ar2.collections import Collection
+from hf_ar2.command_line.main import main
 from hf_ar2.encoding import RankerInputs, RetrieverInputs, probe
 from hf_ar2.encoding.length_limits import query_truncation_warning, truncations
 from hf_ar2.encoding.probe import check_inputs
 from hf_ar2.encoding.processes import Processes
+from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.models.saved import read_retriever
@@ -32,6 +34,7 @@ from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
+from hf_ar2.training_lists.stored import load_training_lists
 
 ROWS = np.arange(12)
 ENCODERS = Encoders(torch.device("cpu"), Processes.current("cpu"), show_progress=False)
@@ -329,3 +332,43 @@ def test_a_model_is_checked_once_and_left_as_it_is(
     assert modes == [module.training for module in (*retriever.modules(), *ranker.modules())]
     monkeypatch.setattr(probe, "_probe_collection", lambda *_: pytest.fail("checked again"))
     check_inputs(retriever, ranker, tiny_collection, replace(TextConfig()))
+
+
+@pytest.mark.slow
+def test_prompts_of_the_command_line_are_those_of_a_saved_model(
+    tmp_path: Path, tiny_retriever_path: Path, tiny_ranker_path: Path, tiny_collection: Collection
+) -> None:
+    """`encode`, `index`, `evaluate` and `score` give the same with saved prompts and with those of the command."""
+    tiny_collection.save(tmp_path / "data")
+    prompts = {"query": "what ", "document": "the "}
+    saved = {"retriever": tmp_path / "retriever", "ranker": tmp_path / "ranker"}
+    load_retriever(tiny_retriever_path, prompts=prompts, device="cpu").save_pretrained(
+        str(saved["retriever"])
+    )
+    load_ranker(tiny_ranker_path, prompts={"query": "where "}, device="cpu").save_pretrained(
+        str(saved["ranker"])
+    )
+    bare = {"retriever": tiny_retriever_path, "ranker": tiny_ranker_path}
+    data, texts = str(tmp_path / "data"), ["--query_prompt", "what ", "--passage_prompt", "the "]
+    options = [*texts, "--ranker_prompt", "where "]
+    found: dict[str, Any] = {}
+    for name, named, given in (("saved", saved, []), ("given", bare, options), ("without", bare, [])):
+        out, encoding = tmp_path / name, given[:4]
+        pair = ["--retriever", str(named["retriever"]), "--ranker", str(named["ranker"])]
+        assert main(["encode", str(named["retriever"]), data, str(out / "vectors"), *encoding]) == 0
+        assert main(["index", str(named["retriever"]), data, str(out / "index"), *encoding]) == 0
+        assert main(["evaluate", *pair, "--collection", data, "--output", str(out), *given]) == 0
+        assert main(["score", data, *pair, "--output", str(out / "lists"), "--depth", "4", *given]) == 0
+        found[name] = (
+            np.load(out / "vectors" / "embeddings.npy"),
+            CorpusIndex.open(out / "index", device="cpu").embeddings,
+            [line.split()[4] for line in (out / "test.retriever.trec").read_text().splitlines()],
+            [line.split()[4] for line in (out / "test.ranker.trec").read_text().splitlines()],
+            np.concatenate(load_training_lists(out / "lists").dataset["positive_scores"]),
+        )
+    for given, expected, without in zip(
+        *(found[name] for name in ("given", "saved", "without")), strict=True
+    ):
+        np.testing.assert_allclose(np.asarray(given, float), np.asarray(expected, float), atol=1e-6)
+        # The scores of a ranker without training hardly differ between pairs.
+        assert np.abs(np.asarray(given, float) - np.asarray(without, float)).max() > 5e-6

@@ -10,16 +10,25 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
-from tiny_models import DECODERS, make_model, word_tokenizer
-from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+from tiny_models import DECODERS, SMALL, make_model, word_tokenizer
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ByT5Tokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 from hf_ar2.collections import Collection
+from hf_ar2.encoding.input_lengths import first_tokens
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.models.joint import score_pairs
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.models.saved import read_ranker, read_retriever
+from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 
@@ -100,6 +109,28 @@ def test_a_tokenizer_without_a_fast_backend(tmp_path: Path, tiny_collection: Col
     np.testing.assert_allclose(
         ENCODERS.embed_passages(retriever, inputs, rows), retriever.encode_document(passages), atol=1e-5
     )
+
+
+def test_a_ranker_with_such_a_tokenizer_cuts_queries(tmp_path: Path, tiny_collection: Collection) -> None:
+    """Constructing the system compares its inputs with those of `predict`; searching cuts the query once more."""
+    torch.manual_seed(0)
+    config = BertConfig(**{**SMALL, "vocab_size": 384}, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "byt5")
+    ByT5Tokenizer().save_pretrained(tmp_path / "byt5")
+    retriever = load_retriever(make_model("bert", tmp_path / "bert"), device="cpu")
+    ranker = load_ranker(tmp_path / "byt5", prompts={"query": "ask: "}, max_length=120, device="cpu")
+    assert not ranker.tokenizer.is_fast
+    settings = Settings(max_query_length=16, max_pair_length=100, bf16=False)
+    system = SearchSystem(retriever, ranker, tiny_collection, settings, tmp_path)
+    query, longer = "does the otter hide", "does the otter hide the drum in the garden ?"
+    assert first_tokens(longer, ranker.tokenizer, 16, "ask: ") == longer[:16]
+    assert first_tokens("no", ranker.tokenizer, 16) == "no"
+    assert first_tokens("naïve", ranker.tokenizer, 3) == "naï"  # its third token is half of a letter
+    hits, same = system.search(query, 5), system.search(longer, 5)
+    scores = {hit.passage_id: hit.ranker_score for hit in hits}
+    found = {hit.passage_id: hit.ranker_score for hit in same}
+    shared = scores.keys() & found.keys()
+    assert shared and all(scores[id] == pytest.approx(found[id], abs=1e-6) for id in shared)
 
 
 # ---- Weights in half precision --------------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ def started(path, *overrides):
     ("key", "value", "message"),
     [
         ("joint.adversarial_weight", "2", "stages.joint.args: adversarial_weight=2: λ is between 0 and 1"),
+        ("joint.matryoshka_dims", "[64]", "joint.args: matryoshka_dims=.* embeddings have 32 dimensions"),
+        ("joint.matryoshka_dims", "[0]", "joint.args: matryoshka_dims=.*expected a list of different whole"),
         ("joint.num_rounds", "two", "stages.joint.args.num_rounds: found 'two', expected a number"),
         ("joint.refresh", "maybe", "stages.joint.args.refresh: found 'maybe', expected true or false"),
         ("joint.eval_strategy", "epoch", "stages.joint.args: .* recall@100 needs 100 passages"),

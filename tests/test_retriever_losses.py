@@ -303,7 +303,7 @@ def test_negatives_come_from_stored_lists_where_nothing_is_mined(models, tmp_pat
 @pytest.mark.slow
 def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection):
     settings = {name: value for name, value in SETTINGS.items() if name != "output_dir"}
-    settings |= {"passage_weight": 0.3, "contrast": "pairwise"}
+    settings |= {"passage_weight": 0.3, "contrast": "pairwise", "matryoshka_dims": [16]}
     one = trained(models, tmp_path / "one", tiny_collection, **settings)
     settings |= {"per_device_train_batch_size": 2}
     options = ["--trainer", "retriever", "--settings", json.dumps(settings)]

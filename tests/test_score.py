@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_recipe
 from sentence_transformers import CrossEncoder
+from test_recipe_checks import QUICK
 
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line import main as cli
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, save_training_lists
 
@@ -96,3 +101,35 @@ def test_the_lists_are_not_written_over(
     command = ["score", data, "--ranker", str(tiny_ranker_path), "--lists", str(found)]
     assert cli.main([*command, "--output", str(found)]) == 1
     assert "expected another folder to write to" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_stage_of_a_recipe_learns_from_the_scores_of_the_one_before(
+    data: str, tiny_retriever_path: Path, tiny_ranker_path: Path, tmp_path: Path
+) -> None:
+    """As in the recipe in METHODS.md."""
+    body = {
+        "collection": data,
+        "models": {"light": {"model": str(tiny_retriever_path)}, "teacher": {"model": str(tiny_ranker_path)}},
+        "args": {**QUICK, "max_pair_length": 64},
+        "stages": {
+            "scored": {
+                "trainer": "augment",
+                "retriever": "light",
+                "ranker": "teacher",
+                "args": {"kinds": ["undenoised"], "depth": 6},
+            },
+            "distilled": {
+                "trainer": "retriever",
+                "retriever": "light",
+                "lists": ["scored"],
+                "args": {"distillation": "kl", "mine": False, "max_steps": 2},
+            },
+        },
+    }
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", body))
+    recipe.output_dir = str(tmp_path / "run")
+    run = run_recipe(recipe)
+    assert_scored_by(load_training_lists(run / "stages" / "scored" / "lists"), tiny_ranker_path, data)
+    log = json.loads((run / "stages" / "distilled" / "trainer_state.json").read_text())["log_history"]
+    assert all(np.isfinite(entry["loss/distillation"]) for entry in log if "loss" in entry)

@@ -12,7 +12,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.models.loading import bf16_is_faster
 from hf_ar2.settings.fields import check_minimums, setting
 from hf_ar2.settings.search import Settings
-from hf_ar2.settings.text import ScoringConfig, StorageConfig
+from hf_ar2.settings.text import RELEVANCE_LEVEL_HELP, ScoringConfig, StorageConfig
 from hf_ar2.training_lists.draws import SAMPLERS
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay")
@@ -86,10 +86,19 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     )
     eval_on_start: bool = setting(True, "Evaluate before the first step.", checked_on_resume=False)
 
+    matryoshka_dims: list[int] | None = setting(
+        None,
+        "Also train these first dimensions of the retriever's embeddings, so that they can be cut (truncate_dim): the "
+        "loss is the mean over these widths and the full one. None: the full width alone.",
+        unit="dimensions",
+        paper="Matryoshka: halved down to 8",
+    )
+
     train_split: str = setting("train", "Split of the qrels to train on.")
     eval_split: str = setting(
         "dev", "Split of the qrels to evaluate on during training.", checked_on_resume=False
     )
+    relevance_level: int = setting(1, RELEVANCE_LEVEL_HELP, unit="grade", minimum=1)
     train_lists: list[str] | None = setting(
         None,
         "Folders of training lists, written by `hf-ar2 augment`; `collection`: the negatives that the collection came "
@@ -244,6 +253,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
         check_minimums(self)
+        self._check_matryoshka_dims()
         self.check_passage_template()
         if not self.train_lists and (not self.mine or self.train_list_kinds):
             raise ValueError(
@@ -304,6 +314,29 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     def distils_stored_scores(self) -> bool:
         """Whether the scores of `train_lists` are a teacher's, which the loss needs."""
         return False
+
+    def _check_matryoshka_dims(self) -> None:
+        dims = self.matryoshka_dims
+        if dims is None:
+            return
+        numbers = isinstance(dims, list | tuple) and all(type(dim) is int and dim > 0 for dim in dims)
+        if not numbers or not dims or len(set(dims)) < len(dims):
+            raise ValueError(
+                f"matryoshka_dims={dims!r}: expected a list of different whole numbers above 0, such as [256, 128, 64]"
+            )
+
+    def check_dimension(self, dimension: int | None) -> None:
+        """Check `matryoshka_dims` against the dimension of the retriever's embeddings.
+
+        Raises:
+            ValueError: one of them is larger.
+        """
+        largest = max(self.matryoshka_dims or [0])
+        if dimension is not None and largest > dimension:
+            raise ValueError(
+                f"matryoshka_dims={self.matryoshka_dims}: the retriever's embeddings have {dimension} dimensions; "
+                f"leave {largest} out"
+            )
 
     def _check_metrics(self) -> None:
         """Check what would otherwise fail in the first evaluation, after a round of training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from transformers import Trainer, TrainerCallback
 
 from hf_ar2.collections import Collection, Source, load_collection
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
+from hf_ar2.losses.matryoshka import matryoshka_loss
 from hf_ar2.models.joint import JointModel, save_models
-from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
+from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of, use_fast_attention
 from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
@@ -114,8 +116,10 @@ class JointTrainer(Trainer):
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
         # Headings that are queries are hidden from the passages that training reads.
-        self.collection, self.stored = read_stored_lists(loaded.for_training(), args)
-        model = JointModel(self.load_retriever(retriever), None if ranker is None else load_ranker(ranker))
+        judged = loaded.with_relevance_level(args.relevance_level, (args.train_split, args.eval_split))
+        self.collection, self.stored = read_stored_lists(judged.for_training(), args)
+        encoder = self.load_retriever(retriever)
+        model = JointModel(encoder, None if ranker is None else load_ranker(ranker))
         check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state
         self.publisher = Publisher(self, retriever, ranker, collection)
@@ -134,6 +138,9 @@ class JointTrainer(Trainer):
         print_log_lines(self.callback_handler, self.phases.names)
         if args.bf16 and args.device.type == "cpu":
             use_fast_attention(model)
+        if "retriever" in self.trained:
+            args.check_dimension(encoder.get_embedding_dimension())
+        self.normalises = similarity_of(encoder) == "cosine"
         # 3. Tokens, index, pools
         self.encoders = encoders_of(args)
         self.retrieval = self.make_retrieval()
@@ -287,10 +294,10 @@ class JointTrainer(Trainer):
         outputs = model(**texts, teacher=self.teacher(phase))
         with torch.autocast(self.args.device.type, enabled=False):
             scores = self.list_scores(outputs, inputs)
-            if self.loss is not None and self.takes_own_loss(phase):
-                loss, logs = call_loss(self.loss, scores)
-            else:
-                loss, logs = self.phase_loss(phase, scores)
+            own = self.loss if self.takes_own_loss(phase) else None
+            loss_of = partial(self.phase_loss, phase) if own is None else partial(call_loss, own)
+            dims = self.args.matryoshka_dims
+            loss, logs = matryoshka_loss(loss_of, scores, dims, normalise=self.normalises)
             with torch.no_grad():
                 logs = logs | self.diagnostics(phase, scores)
         self.step_log.add({f"loss/{phase}": loss, **logs})

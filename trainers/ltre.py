@@ -136,6 +136,11 @@ class LTReConfig(JointConfig):
                 f"train_centroids=True trains those of a product quantiser, but index_factory={self.index_factory!r}; "
                 "use an index like 'PQ48' or 'OPQ48,PQ48', where 48 bytes are kept of each passage"
             )
+        if self.train_centroids and self.matryoshka_dims:
+            raise ValueError(
+                f"matryoshka_dims={self.matryoshka_dims} cannot be combined with train_centroids=True: the codes of "
+                "the index stand for passages of the full width; leave one of them out"
+            )
         if self.train_centroids:
             self.vectors = "index"  # scores are those of the codes and the centroids as they are
         super().__post_init__()

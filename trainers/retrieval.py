@@ -132,7 +132,8 @@ class Retrieval:
         self.train_judgments = judgments.positives()
         if len(self.train_judgments) == 0:
             raise ValueError(
-                f"split {args.train_split!r} of {collection.name} has no query with a relevant passage"
+                f"split {args.train_split!r} of {collection.name} has no query with a relevant passage, of grade "
+                f"{judgments.level} or more"
             )
         self.without_positive = len(judgments) - len(self.train_judgments)
         if self.without_positive:
@@ -420,7 +421,8 @@ class Retrieval:
         if evaluates and not len(judgments.positives()):
             raise ValueError(
                 f"eval_split={self.args.eval_split!r}: this split of {self.collection.name} has no query with a "
-                "relevant passage, so nothing can be measured on it; name another split or set eval_strategy='no'"
+                f"relevant passage, of grade {judgments.level} or more, so nothing can be measured on it; name another "
+                "split or set eval_strategy='no'"
             )
         limit = self.args.eval_queries
         if limit is None or limit >= len(judgments):

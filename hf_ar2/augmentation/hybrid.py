@@ -82,6 +82,8 @@ def augment(
     """
     folder = Path(folder)
     work = Path(work_folder) if work_folder is not None else folder / "work"
+    splits = [args.train_split] if args.calibrate is None else [args.train_split, args.calibrate]
+    collection = collection.with_relevance_level(args.relevance_level, splits)
     unlabelled, queries_read = _unlabelled(collection, args)
     if unlabelled is not None:
         collection = collection.with_queries(unlabelled)
@@ -181,7 +183,7 @@ def _confidence_masks(
             is_quantile = args.thresholds == "quantile"
             values = log_shares(scores) if is_quantile else calibration.probabilities(scores)
             irrelevant, relevant = values < low, values > high
-        # A label of grade 0 overrides the ranker.
+        # A label below the relevance level overrides the ranker.
         labelled = candidates.judged_irrelevant
         masks[name] = irrelevant | labelled, relevant & ~labelled
     return masks, thresholds

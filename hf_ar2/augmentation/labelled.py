@@ -23,7 +23,7 @@ class LabelledCandidates:
         scored: the candidates.
         positive: bool `[Q, n]`, labelled relevant.
         duplicate: bool `[Q, n]`, not labelled relevant, but with the text of a labelled positive.
-        judged_irrelevant: bool `[Q, n]`, labelled with grade 0.
+        judged_irrelevant: bool `[Q, n]`, labelled with a grade that is not relevant.
     """
 
     scored: ScoredCandidates
@@ -71,7 +71,7 @@ def labelled_candidates(
 
 def _judged_irrelevant(scored: ScoredCandidates, judgments: Judgments) -> np.ndarray:
     judged = judgments.take(np.searchsorted(judgments.query_rows, scored.query_rows))
-    zero = judged.relevance <= 0
+    zero = judged.relevance < judgments.level
     if not zero.any():
         return np.zeros(scored.rows.shape, dtype=bool)
     offsets = np.append(0, np.cumsum(zero))[judged.offsets]

@@ -39,6 +39,7 @@ ADORE = Paper("STAR and ADORE", "zhan2021adore")
 DPR = Paper("DPR", "karpukhin2020dpr")
 JPQ = Paper("JPQ", "zhan2021jpq")
 PAIR = Paper("PAIR", "ren2021pair")
+MATRYOSHKA = Paper("Matryoshka Representation Learning", "kusupati2022matryoshka")
 SIMANS = Paper("SimANS", "zhou2022simans")
 
 # Trainer → what it trains, and its papers whatever its settings, the main one first.
@@ -69,6 +70,8 @@ def papers_of(trainer: str, settings: Mapping[str, Any]) -> list[Paper]:
         papers.append(PAIR if settings.get("passage_weight") else ADORE if pairwise else DPR)
     if trainer == "ltre" and settings.get("train_centroids"):
         papers.append(JPQ)
+    if settings.get("matryoshka_dims") and trainer != "ranker":
+        papers.append(MATRYOSHKA)
     if settings.get("sampler") == "simans":
         papers.append(SIMANS)
     return papers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,7 @@ class Collection:
             `*.qa.csv`).
         lists: Training lists that came with the collection, with the columns of `TrainingLists.dataset`; None: none.
             Trainers use those of their split with `train_lists=["collection"]`.
+        relevance_levels: Split -> the lowest grade that is relevant, where that is not 1, see `with_relevance_level`.
 
     Raises:
         CollectionError: A column is missing, or the corpus is empty.
@@ -79,6 +81,7 @@ class Collection:
     skipped: dict[str, int] = field(default_factory=dict)
     answer_splits: dict[str, np.ndarray] = field(default_factory=dict)
     lists: datasets.Dataset | None = None
+    relevance_levels: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_columns("corpus", self.corpus, ("id", "title", "text"))
@@ -114,9 +117,10 @@ class Collection:
             query_rows = self._rows_of(split, "query_id", self.queries)
             passage_rows = self._rows_of(split, "passage_id", self.corpus)
             try:
-                self._judgments[split] = Judgments.from_triples(
+                judgments = Judgments.from_triples(
                     query_rows, passage_rows, arrow_column(qrels, "relevance").to_numpy()
                 )
+                self._judgments[split] = replace(judgments, level=self.relevance_levels.get(split, 1))
             except ValueError as error:
                 raise CollectionError(f"collection {self.name!r}, qrels[{split!r}]: {error}") from error
         return self._judgments[split]
@@ -249,6 +253,19 @@ class Collection:
         extended._judgments = self._judgments  # by row, and no row has changed
         return extended
 
+    def with_relevance_level(self, level: int, splits: Iterable[str]) -> Collection:
+        """The collection with another lowest grade that is relevant in some splits, for graded judgments.
+
+        It decides which passages are positives and which count in all metrics but nDCG, which reads the grades.
+        """
+        levels = {**self.relevance_levels, **dict.fromkeys(splits, level)}
+        if all(self.relevance_levels.get(split, 1) == found for split, found in levels.items()):
+            return self
+        changed = self.with_same_corpus(relevance_levels=levels)
+        for split, judgments in self._judgments.items():
+            changed._judgments[split] = replace(judgments, level=levels.get(split, 1))
+        return changed
+
     def with_same_corpus(self, **fields: Any) -> Collection:
         """A copy with other fields, which keeps the fingerprint of the corpus: hashing it can take minutes."""
         copy = replace(self, **fields)
@@ -308,7 +325,7 @@ class Collection:
         lines = [f"Collection {self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries"]
         for split in self.splits:
             judgments = self.judgments(split)
-            counts = f"{len(judgments.relevance):,} judgments ({(judgments.relevance > 0).sum():,} relevant)"
+            counts = f"{len(judgments.relevance):,} judgments ({len(judgments.positives().passage_rows):,} relevant)"
             lines.append(f"  {split}: {len(judgments):,} queries, {counts}")
         for split, rows in self.answer_splits.items():
             lines.append(f"  {split}: {len(rows):,} queries with answers")

@@ -16,7 +16,8 @@ class Judgments:
         query_rows: int64 `[Q]`, rows of the collection's queries, ascending, each with at least one judgment.
         offsets: int64 `[Q + 1]`; the judgments of query `i` are entries `offsets[i]` to `offsets[i + 1]`.
         passage_rows: int64 `[J]`, rows of the corpus, ascending within a query.
-        relevance: int32 `[J]`, the judged grade; above 0 is relevant.
+        relevance: int32 `[J]`, the judged grade.
+        level: the lowest grade that is relevant.
 
     Example:
         >>> judgments = Judgments.from_triples([4, 0, 4], [7, 2, 1], [1, 1, 0])
@@ -32,6 +33,7 @@ class Judgments:
     offsets: np.ndarray
     passage_rows: np.ndarray
     relevance: np.ndarray
+    level: int = 1
 
     @classmethod
     def from_triples(cls, query_rows: ArrayLike, passage_rows: ArrayLike, relevance: ArrayLike) -> Judgments:
@@ -70,8 +72,8 @@ class Judgments:
         return self.passage_rows[part], self.relevance[part]
 
     def positives(self) -> Judgments:
-        """The judgments above 0, of the queries that have any."""
-        relevant = self.relevance > 0
+        """The judgments of at least `level`, of the queries that have any."""
+        relevant = self.relevance >= self.level
         offsets = np.append(0, np.cumsum(relevant))[self.offsets]
         some = np.diff(offsets) > 0
         return Judgments(
@@ -79,6 +81,7 @@ class Judgments:
             np.append(offsets[:-1][some], offsets[-1]),
             self.passage_rows[relevant],
             self.relevance[relevant],
+            self.level,
         )
 
     def take(self, indices: ArrayLike) -> Judgments:
@@ -103,5 +106,5 @@ class Judgments:
         # The index of each entry: its offset within its query, added to where that query started.
         entries = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][places] - offsets[:-1], lengths)
         return Judgments(
-            self.query_rows[places], offsets, self.passage_rows[entries], self.relevance[entries]
+            self.query_rows[places], offsets, self.passage_rows[entries], self.relevance[entries], self.level
         )

@@ -19,10 +19,24 @@ same command again."""
 ANY_COLLECTION = (
     "a folder, a file of pairs, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME"
 )
-RELEVANCE_LEVEL = "the lowest grade that is relevant; nDCG reads the grades themselves (1; TREC DL: 2)"
+RELEVANCE_LEVEL = (
+    "the lowest grade that is relevant; nDCG reads the grades themselves (the run's, or 1; TREC DL: 2)"
+)
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
 # What a stage of a recipe may be.
 TRAINERS = ("retriever", "ranker", "ar2", "rocketqa-v2", "ltre", "augment", "merge")
+
+
+# Options about how a retriever is loaded.
+RETRIEVER_LOADING = (
+    "model_dtype",
+    "attn_implementation",
+    "trust_remote_code",
+    "revision",
+    "truncate_dim",
+    "query_prompt",
+    "passage_prompt",
+)
 
 
 def command(name: str, does: str, more: str, example: str) -> Parser:
@@ -155,7 +169,7 @@ def evaluate_parser() -> Parser:
         "--mteb", nargs="+", metavar="TASK", help="evaluate on tasks of mteb, such as SciFact"
     )
     add_setting(parser, Settings, "metrics", metavar="METRIC", default="the recipe's; the first is tested")
-    parser.add_argument("--relevance-level", type=int, default=1, metavar="GRADE", help=RELEVANCE_LEVEL)
+    parser.add_argument("--relevance-level", type=int, metavar="GRADE", help=RELEVANCE_LEVEL)
     add_settings(parser, Settings, ("depth", "rerank_depth"))
     parser.add_argument(
         "--output", metavar="FOLDER", help="write TREC run files, qrels and metrics.json there"
@@ -223,6 +237,7 @@ def score_parser() -> Parser:
     add("--lists", metavar="FOLDER", help="existing training lists, or `collection`: its own")
     add_setting(parser, ScoreConfig, "train_split", "--split", metavar="SPLIT")
     add_settings(parser, ScoreConfig, ("depth", "batch_tokens"))
+    _add_loading(parser, ranker=True)
     _add_lengths(parser, ranker=True)
     return parser
 
@@ -248,10 +263,25 @@ def _add_loading(parser: Parser, *, ranker: bool) -> None:
         help="sdpa, eager, flash_attention_2, ... (transformers chooses)",
     )
     trusted = "run the code that a model's repository brings along"
+    add(
+        "--truncate_dim",
+        type=positive,
+        metavar="N",
+        help="cut the retriever's embeddings to their first N dimensions (as saved)",
+    )
     add("--trust_remote_code", action="store_true", default=None, help=trusted)
     add("--revision", metavar="NAME", help="branch, tag or commit of the retriever on the Hub")
+    add(
+        "--query_prompt",
+        metavar="TEXT",
+        help="put before queries by the retriever, such as 'query: ' (as saved)",
+    )
+    add("--passage_prompt", metavar="TEXT", help="put before passages by the retriever (as saved)")
     if ranker:
         add("--ranker_revision", metavar="NAME", help="the same for the ranker")
+        add(
+            "--ranker_prompt", metavar="TEXT", help="put before the queries of pairs by the ranker (as saved)"
+        )
 
 
 def encode_parser() -> Parser:

@@ -23,6 +23,7 @@ from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.search.recipe_file import read_recipe
+from hf_ar2.search.runs import with_level_of
 
 # The split of a collection that is made from a qrels file.
 JUDGED = "judged"
@@ -167,6 +168,8 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
             "with --collection"
         )
     collection = load_collection(sources[0]).for_training()  # as the runs read it
+    if systems.recipes:
+        collection = with_level_of(systems.recipes[0], collection)
     asked = dict.fromkeys(recipe["questions"] for recipe in systems.recipes if recipe.get("questions"))
     if systems.split != QUESTIONS or not asked:
         return collection

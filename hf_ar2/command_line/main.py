@@ -91,7 +91,15 @@ def _check_package_options(command: Parser, options: argparse.Namespace) -> None
     """Exit with code 2 where --nanobeir or --mteb is given with what it does not use, or without a model."""
     if (options.run is None) == (options.retriever is None):
         command.error("--nanobeir and --mteb evaluate one model. Name it: hf-ar2 evaluate MODEL --nanobeir")
-    used = ("run", "retriever", "nanobeir", "nanobeir_dataset", "mteb", "output")
+    used = (
+        "run",
+        "retriever",
+        "nanobeir",
+        "nanobeir_dataset",
+        "mteb",
+        "output",
+        *arguments.RETRIEVER_LOADING,
+    )
     for option, value in vars(options).items():
         if value != command.get_default(option) and option not in used:
             command.error(

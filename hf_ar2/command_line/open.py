@@ -22,13 +22,14 @@ from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import RunIndex
-from hf_ar2.search.runs import settings_of_run
+from hf_ar2.search.runs import settings_of_run, with_level_of
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 
 # The folder in a run of the index over passages without the headings that are queries; `search` uses index/.
 TRAINING_INDEX = "index_for_training"
-
+# Options that change a retriever's vectors, so that a run's own index does not fit.
+CHANGES = ("truncate_dim", "passage_prompt")
 
 Model = TypeVar("Model")
 
@@ -39,9 +40,9 @@ def opened_system(
 ) -> Iterator[SearchSystem]:
     """The models, collection and settings that the command line names: by a run folder, one by one, or both.
 
-    Tokens and the index are kept in the run folder. Without one, or with another retriever or collection than the
-    run's, they are kept in a temporary folder. The index that a run was evaluated with is searched, unless the command
-    line names another index or other passages.
+    Tokens and the index are kept in the run folder. Without one, or with another retriever, other vectors of it or
+    another collection than the run's, they are kept in a temporary folder. The index that a run was evaluated with is
+    searched, unless the command line names another index or other passages.
 
     Args:
         arguments: of the command.
@@ -51,11 +52,11 @@ def opened_system(
     """
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
-    run_index = None
+    run_index, of_recipe = None, {}
     settings = Settings.of_models()
     retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
     source = given.get("collection")
-    kept = run is not None and given.get("retriever") is None and source is None
+    kept = run is not None and not given.keys() & {"retriever", "collection", *CHANGES}
     if run is not None:
         recipe = read_finished_recipe(run)
         settings = settings_of_run(recipe, run)
@@ -65,31 +66,30 @@ def opened_system(
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
+        of_recipe = recipe
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator", "passage_template"}:
             run_index = RunIndex.from_run(run, recipe)
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
-    options: dict[str, Any] = {
-        key: given[key] for key in ("attn_implementation", "trust_remote_code") if key in given
-    }
-    options["dtype"] = given.get("model_dtype")
-    retriever_options = {**options, "revision": given.get("revision")}
-    ranker_options = {**options, "revision": given.get("ranker_revision")}
     reranks = given.get("rerank_depth") != 0  # a 0 in the recipe is only about its evaluation
     with contextlib.ExitStack() as stack:
         if not kept:
             temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
         work_folder = stack.enter_context(temporary) if not kept else str(run)
         quiet()
-        collection, index_name = load_collection(source), "index"
+        collection, index_name = with_level_of(of_recipe, load_collection(source)), "index"
         if "questions" in given:
             collection = with_questions(collection, given["questions"])
         if for_training and (read := collection.for_training()) is not collection:
             collection, index_name = read, TRAINING_INDEX
         yield SearchSystem(
-            loaded("retriever", retriever_name, partial(load_retriever, **retriever_options)),
-            loaded("ranker", ranker_name, partial(load_ranker, **ranker_options))
+            loaded(
+                "retriever",
+                retriever_name,
+                partial(load_retriever, **loading_options(arguments, "retriever")),
+            ),
+            loaded("ranker", ranker_name, partial(load_ranker, **loading_options(arguments, "ranker")))
             if ranker and ranker_name and reranks
             else None,
             collection,
@@ -99,6 +99,26 @@ def opened_system(
             run_index,
             index_name=index_name,
         )
+
+
+def loading_options(arguments: argparse.Namespace, role: str) -> dict[str, Any]:
+    """What the command line says about how a model is loaded, as arguments of `load_retriever` or `load_ranker`.
+
+    Args:
+        arguments: of the command.
+        role: `"retriever"` or `"ranker"`.
+    """
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    options = {name: given.get(name) for name in ("attn_implementation", "trust_remote_code")}
+    options["dtype"] = given.get("model_dtype")
+    if role == "retriever":
+        options |= {name: given.get(name) for name in ("revision", "truncate_dim")}
+        prompts = {"query": given.get("query_prompt"), "document": given.get("passage_prompt")}
+    else:
+        options["revision"] = given.get("ranker_revision")
+        prompts = {"query": given.get("ranker_prompt")}
+    options["prompts"] = {task: text for task, text in prompts.items() if text is not None} or None
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def quiet() -> None:

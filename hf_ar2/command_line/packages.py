@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
-from hf_ar2.command_line.open import is_run, loaded, quiet
+from hf_ar2.command_line.open import is_run, loaded, loading_options, quiet
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.progress import on_terminal
@@ -25,7 +26,8 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> int:
         raise ValueError("--nanobeir_dataset belongs to --nanobeir: give both")
     name = arguments.retriever or arguments.run
     quiet()
-    retriever = loaded("retriever", str(Path(name) / "retriever") if is_run(name) else name, load_retriever)
+    load = partial(load_retriever, **loading_options(arguments, "retriever"))
+    retriever = loaded("retriever", str(Path(name) / "retriever") if is_run(name) else name, load)
     found: dict[str, Mapping[str, Mapping[str, float]]] = {}
     if arguments.nanobeir is not None:
         found["nanobeir"] = nanobeir(retriever, arguments.nanobeir, arguments.nanobeir_dataset or NANOBEIR)

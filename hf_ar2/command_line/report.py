@@ -10,6 +10,7 @@ from hf_ar2.collections import Collection, load_collection
 from hf_ar2.report.page.page import render_page
 from hf_ar2.report.page.queries import PASSAGE_CHARACTERS
 from hf_ar2.report.page.run_folder import RunFolder, read_runs
+from hf_ar2.search.runs import with_level_of
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -49,4 +50,4 @@ def common_collection(runs: Sequence[RunFolder]) -> Collection:
             f"the runs were made on different collections ({', '.join(sources)}), so they share no queries; make a "
             "page of each"
         )
-    return collections[0]
+    return with_level_of(runs[0].recipe, collections[0])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from hf_ar2.augmentation import AugmentConfig, augment
 from hf_ar2.augmentation.teacher import score_lists
 from hf_ar2.collections import load_collection
-from hf_ar2.command_line.open import loaded, quiet
+from hf_ar2.command_line.open import loaded, loading_options, quiet
 from hf_ar2.command_line.options import given_settings
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.settings.score import ScoreConfig
@@ -28,15 +29,16 @@ def score(arguments: argparse.Namespace) -> int:
     collection = load_collection(arguments.collection).for_training()
     if named == OF_COLLECTION:
         lists = lists_of(collection, args.train_split)
-    ranker = loaded("ranker", arguments.ranker, load_ranker)
+    ranker = loaded("ranker", arguments.ranker, partial(load_ranker, **loading_options(arguments, "ranker")))
     out = Path(arguments.output)
     if lists is not None:
         scored = score_lists(lists, collection, ranker, out, args, name=arguments.ranker)
     else:
+        load = partial(load_retriever, **loading_options(arguments, "retriever"))
         encoding = {name: getattr(args, name) for name in names_of(EncodingConfig)}
         scored = augment(
             collection,
-            loaded("retriever", arguments.retriever, load_retriever),
+            loaded("retriever", arguments.retriever, load),
             ranker,
             out,
             AugmentConfig(kinds=["undenoised"], train_split=args.train_split, depth=args.depth, **encoding),

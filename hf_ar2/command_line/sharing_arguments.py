@@ -25,7 +25,6 @@ def compare_parser() -> Parser:
     add(
         "--relevance-level",
         type=int,
-        default=1,
         metavar="GRADE",
         help=RELEVANCE_LEVEL,
     )

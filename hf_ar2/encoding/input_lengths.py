@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -90,6 +91,20 @@ def template_tokens(ranker: CrossEncoder) -> int:
 
 def first_tokens(text: str, tokenizer: Any, count: int, prompt: str = "") -> str:
     """The text up to the end of its `count`-th token; the tokens are those of the text after the prompt."""
+    count += prompt_tokens(tokenizer, prompt)
+    if not tokenizer.is_fast:  # a tokenizer written in Python does not say where its tokens end
+        return _shortest_start(text, tokenizer, count, prompt)
     encoding = tokenizer(prompt + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ends, count = encoding["offset_mapping"], count + prompt_tokens(tokenizer, prompt)
+    ends = encoding["offset_mapping"]
     return text if len(ends) <= count else text[: max(0, ends[count - 1][1] - len(prompt))]
+
+
+def _shortest_start(text: str, tokenizer: Any, count: int, prompt: str) -> str:
+    """The shortest start of the text with its first `count` tokens, those of the prompt included."""
+
+    def first(end: int) -> list[int]:
+        ids = tokenizer(prompt + text[:end], add_special_tokens=False, verbose=False)["input_ids"]
+        return list(ids[:count])
+
+    wanted = first(len(text))
+    return text[: bisect_left(range(len(text)), True, key=lambda end: first(end) == wanted)]

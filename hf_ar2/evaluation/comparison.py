@@ -125,7 +125,7 @@ def compare(
     split: str = "test",
     metrics: Sequence[str] = DEFAULT_METRICS,
     against: str | None = None,
-    relevance_level: int = 1,
+    relevance_level: int | None = None,
 ) -> Comparison:
     """Compare systems on the queries of a split, as `hf-ar2 compare` does.
 

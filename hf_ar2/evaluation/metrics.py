@@ -161,7 +161,7 @@ def evaluate_rankings(
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     num_passages: int | None = None,
-    relevance_level: int = 1,
+    relevance_level: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Several metrics of one set of rankings, per query.
 
@@ -170,7 +170,8 @@ def evaluate_rankings(
         judgments: the judgments of the same Q queries.
         metrics: names, see `parse_metric`.
         num_passages: size of the corpus. A cutoff may exceed K only if the lists hold the whole corpus.
-        relevance_level: the lowest grade that is relevant, for all measures but nDCG, which reads the grades.
+        relevance_level: the lowest grade that is relevant, for all measures but nDCG, which reads the grades; None:
+            that of the judgments.
 
     Returns:
         metric name -> float64 `[Q]`, in the order of `judgments`.
@@ -184,6 +185,7 @@ def evaluate_rankings(
         >>> evaluate_rankings(np.array([[3, 4], [6, 7]]), judgments, ["mrr@2", "recall@1"])
         {'mrr@2': array([0.5, 0. ]), 'recall@1': array([0., 0.])}
     """
+    relevance_level = judgments.level if relevance_level is None else relevance_level
     if relevance_level < 1:
         raise ValueError(f"relevance_level={relevance_level}: expected a grade of at least 1")
     parsed = [(name, *parse_metric(name)) for name in metrics]

@@ -81,7 +81,7 @@ def measure(
     split: str,
     rows: np.ndarray,
     metrics: Sequence[str],
-    relevance_level: int = 1,
+    relevance_level: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of a ranking of a split, per query.
 

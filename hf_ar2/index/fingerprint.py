@@ -67,7 +67,7 @@ def _plain(config: Any) -> dict[str, str]:
 
 
 def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, bf16: bool) -> str:
-    """32 hex digits that identify the contents of an index: weights, modules, tokens, lengths, precision.
+    """32 hex digits that identify the contents of an index: weights, modules, dimensions, tokens, lengths, precision.
 
     Of two separate towers only the passages' counts, so that training the query tower keeps the index valid.
     """
@@ -78,6 +78,7 @@ def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, b
         inputs.passage_store.fingerprint,
         str(inputs.max_passage_length),
         str(bf16),
+        *([] if retriever.truncate_dim is None else [f"truncate_dim {retriever.truncate_dim}"]),
     ):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()

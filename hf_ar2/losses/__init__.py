@@ -13,6 +13,7 @@ from hf_ar2.losses.gather import all_gather_with_gradient
 from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.losses.listwise import distillation_loss, listwise_cross_entropy, pointwise_cross_entropy
 from hf_ar2.losses.margin_mse import margin_mse_loss
+from hf_ar2.losses.matryoshka import matryoshka_loss
 from hf_ar2.losses.pairwise import pairwise_contrastive_loss
 from hf_ar2.losses.passage_centric import passage_centric_loss
 from hf_ar2.losses.retrieval import retrieval_pairwise_loss
@@ -26,6 +27,7 @@ __all__ = [
     "in_batch_contrastive_loss",
     "listwise_cross_entropy",
     "margin_mse_loss",
+    "matryoshka_loss",
     "pairwise_contrastive_loss",
     "passage_centric_loss",
     "pointwise_cross_entropy",

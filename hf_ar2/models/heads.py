@@ -12,6 +12,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_ar2.models.lora import adapter_base
 
@@ -36,9 +37,11 @@ def saved_labels(model: str | Path, **options: Any) -> int | None:
     """The number of labels of a saved sequence classifier; None for a model without a classification head.
 
     Args:
+        model: a folder or Hub id; of adapters, the labels are those of their base model.
         options: of `AutoConfig.from_pretrained`.
     """
-    if (base := adapter_base(model)) is not None:
+    adapters = find_adapter_config_file(str(model), revision=options.get("revision"))
+    if adapters is not None and (base := adapter_base(Path(adapters).parent)) is not None:
         return saved_labels(base, **{**options, "revision": None})
     config = AutoConfig.from_pretrained(model, **options)
     architecture = (config.architectures or [""])[0]

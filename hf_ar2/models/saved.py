@@ -27,7 +27,8 @@ class SavedRetriever:
         max_length: longest text in tokens; None if the tokenizer has no limit.
         towers: task → subfolder of the transformer, if there are two towers; else empty.
         prompts: task → the prompt, if it is not empty.
-        plain: whether it has only transformer, pooling and normalisation, so that `AutoModel` can do the same.
+        plain: whether it has only transformer, pooling and normalisation, and its embeddings are not cut, so that
+            `AutoModel` can do the same.
         adapter_base: the base model if the folder has adapters (LoRA) of one; else None.
     """
 
@@ -99,7 +100,8 @@ def read_retriever(folder: str | Path) -> SavedRetriever:
         max_length=_max_length(folder / next(iter(towers.values()), "")),
         towers=towers,
         prompts={task: text for task, text in (settings.get("prompts") or {}).items() if text},
-        plain=set(names) <= {"Transformer", "Pooling", "Normalize", "Router"}
+        plain=settings.get("truncate_dim") is None
+        and set(names) <= {"Transformer", "Pooling", "Normalize", "Router"}
         and pooled.get("pooling_mode") in ("cls", "mean")
         and pooled.get("include_prompt", True),
         adapter_base=adapter_base(folder),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row, source_changes, source_name
+from hf_ar2.collections import Collection
 from hf_ar2.settings.search import OF_EVALUATION, Settings
 
 
@@ -23,6 +24,14 @@ def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) ->
     row = last_row(recipe) if folder is None else served_row(folder, recipe)
     searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
     return Settings().changed(read | evaluation | searched | (_chosen(folder) if folder is not None else {}))
+
+
+def with_level_of(recipe: Mapping[str, Any], collection: Collection) -> Collection:
+    """The collection with a recipe's `evaluation.relevance_level` in the splits that the recipe evaluates."""
+    evaluation = recipe.get("evaluation") or {}
+    level = evaluation.get("relevance_level", 1)
+    splits = [*evaluation.get("splits", ("dev", "test")), evaluation.get("choose_on", "dev")]
+    return collection if level == 1 else collection.with_relevance_level(level, splits)
 
 
 def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: str) -> dict[str, Any]:

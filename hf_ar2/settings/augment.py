@@ -31,6 +31,9 @@ class AugmentConfig(EncodingConfig):
     """
 
     train_split: str = setting("train", "Split whose labelled queries get undenoised and denoised lists.")
+    relevance_level: int = setting(
+        1, "The lowest grade of a split that is relevant: a positive of a list.", unit="grade", minimum=1
+    )
     unlabelled: str | None = setting(
         None, "File of queries for pseudo lists: JSON lines with `_id` and `text`, plain or gzipped."
     )

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from hf_ar2.collections import Collection
 
 
+# The help of `relevance_level`, where settings have one.
+RELEVANCE_LEVEL_HELP = (
+    "The lowest grade of train_split and eval_split that is relevant: a positive in training, and a hit in all metrics "
+    "but nDCG, which reads the grades. Lower grades may be negatives."
+)
+
+
 @dataclass
 class TextConfig(Documented):
     """How texts are read. Lengths include special tokens, except where the help says otherwise.

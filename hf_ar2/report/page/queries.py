@@ -104,11 +104,12 @@ def _system(
     top = np.full((len(ranking), TOP), -1, np.int64)
     top[:, : ranking.shape[1]] = ranking[:, :TOP]
     if split in collection.qrels:
-        relevance = gains(ranking, collection.judgments(split))
+        relevance, level = gains(ranking, collection.judgments(split)), collection.judgments(split).level
     else:
         answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
         relevance = answer_hits(ranking, answers, collection.corpus["text"]).astype(np.int32)
-    relevant = relevance > 0
+        level = 1
+    relevant = relevance >= level
     first = np.where(relevant.any(axis=1), relevant.argmax(axis=1) + 1, 0)
     marks = np.zeros(top.shape, np.uint8)
     marks[:, : ranking.shape[1]] = np.clip(relevance[:, :TOP], 0, 255)
@@ -148,7 +149,7 @@ def _positives(collection: Collection, split: str, query_rows: np.ndarray) -> tu
     if split not in collection.qrels:
         return np.zeros(len(query_rows) + 1, np.int64), np.zeros(0, np.int64)
     judgments = collection.judgments(split)
-    relevant = judgments.relevance > 0
+    relevant = judgments.relevance >= judgments.level
     return np.append(0, np.cumsum(relevant))[judgments.offsets], judgments.passage_rows[relevant]
 
 
