@@ -194,7 +194,7 @@ def working_part(
         partial = {query for query, passage, grade in judged if grade > 0 and passage not in inside}
         complete = [passage in inside and query not in partial for query, passage, _ in judged]
         qrels[split] = table.select(np.flatnonzero(complete))
-    corpus = collection.corpus.select(kept)
+    corpus = collection.select_passages(kept)
     return dataclasses.replace(collection, corpus=corpus, qrels=qrels, answer_splits={})
 
 

@@ -37,7 +37,7 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
         relevant = np.unique(judgments.positives().passage_rows)
         others = np.setdiff1d(np.arange(total), relevant, assume_unique=True)
         more = rng.choice(others, max(0, passages - len(relevant)), replace=False)
-        corpus = corpus.select(np.sort(np.concatenate([relevant, more])))
+        corpus = collection.select_passages(np.sort(np.concatenate([relevant, more])))
     asked = collection.queries.select(judgments.query_rows)
     kept_queries, kept_passages = set(asked["id"]), set(corpus["id"])
     pairs = zip(qrels["query_id"], qrels["passage_id"], strict=True)

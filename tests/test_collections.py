@@ -308,3 +308,12 @@ def test_a_collection_without_dev_gets_one_out_of_train(tmp_path: Path, caplog):
     assert load_collection(tmp_path / "mine", dev_share=0).splits == ["train", "test"]
     with pytest.raises(CollectionError, match=r"dev_share: found 2"):
         load_collection(tmp_path / "mine", dev_share=2)
+
+
+def test_passages_are_selected_where_a_faiss_index_is_attached():
+    ours = collection()
+    ours.corpus.add_faiss_index_from_external_arrays(np.eye(3, dtype=np.float32), "embeddings")
+    selected = ours.select_passages(np.array([2, 0]))
+    assert selected["id"][:] == [ours.corpus["id"][2], ours.corpus["id"][0]]
+    assert selected.list_indexes() == []
+    assert ours.corpus.list_indexes() == ["embeddings"]

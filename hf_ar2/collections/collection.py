@@ -160,6 +160,14 @@ class Collection:
             )
         return rows
 
+    def select_passages(self, rows: np.ndarray) -> datasets.Dataset:
+        """Rows of the corpus; unlike `corpus.select`, also where a trainer has attached a FAISS index, which stays out."""
+        corpus = self.corpus
+        plain = datasets.Dataset(
+            corpus.data, corpus.info, corpus.split, corpus._indices, fingerprint=corpus._fingerprint
+        )
+        return plain.select(rows)
+
     def passage_texts(self, separator: str = " ", template: str | None = None) -> list[str]:
         """One string per passage: title, separator and text; the text alone where there is no title.
 
