@@ -161,7 +161,7 @@ class Collection:
         return rows
 
     def select_passages(self, rows: np.ndarray) -> datasets.Dataset:
-        """Rows of the corpus; unlike `corpus.select`, also where a trainer has attached a FAISS index, which stays out."""
+        """Rows of the corpus, without a FAISS index that a trainer may have attached; `corpus.select` fails then."""
         corpus = self.corpus
         plain = datasets.Dataset(
             corpus.data, corpus.info, corpus.split, corpus._indices, fingerprint=corpus._fingerprint
