@@ -378,6 +378,13 @@ class JointTrainer(Trainer):
             self.push_to_hub()
         return result
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`, which takes a step more where the checkpoint is of the last one."""
+        if self.control.should_training_stop or self.state.global_step >= self.total_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def set_length(self, **settings: Any) -> None:
         """Change settings that say how long the run is (`max_steps`, `num_rounds`, …), before it begins."""
         for name, value in settings.items():

@@ -234,7 +234,7 @@ def push_to_hub(
 
 def summarise(trainer: JointTrainer) -> dict[str, Any]:
     """What a card says of a training, as plain data: the fields of `hf_ar2.cards.facts.Stage` and more."""
-    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    seconds = sum(trainer.step_log.seconds.values())  # also of what a resumed run continues
     return {
         "name": trainer.output_folder.absolute().name,
         "collection": trainer.publisher.collection,
@@ -243,7 +243,7 @@ def summarise(trainer: JointTrainer) -> dict[str, Any]:
         "sources": dict(trainer.publisher.sources),
         "trained": list(trainer.publisher.roles),
         "steps": trainer.state.global_step,
-        "seconds": sum(seconds) if seconds else None,
+        "seconds": seconds or None,
         "passages": len(trainer.collection.corpus),
         "queries": len(trainer.retrieval.train_judgments),
         "adapters": {
