@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback
 
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.lock import locked
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, use_fast_attention
@@ -361,10 +363,14 @@ class JointTrainer(Trainer):
         """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
 
         Raises:
+            FolderInUse: another run writes to the output folder.
             ValueError: there is no complete checkpoint to resume from; it has no optimizer; it is of a run with another
                 collection, seed, batch, schedule or other setting that counts, or over other training lists.
         """
-        checkpoint = self.checkpoints.find(resume_from_checkpoint)
+        with locked(self.output_folder) if self.is_world_process_zero() else nullcontext():
+            return self._train(self.checkpoints.find(resume_from_checkpoint), *args, **kwargs)
+
+    def _train(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
         if self.is_world_process_zero():
             self.retrieval.print_what_is_cut()
         eval_on_start = self.args.eval_on_start

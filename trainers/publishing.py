@@ -21,6 +21,7 @@ from hf_ar2.cards.facts import ROLES, Training, read_json, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
 from hf_ar2.collections import Collection
+from hf_ar2.files import write_text
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters
@@ -92,7 +93,7 @@ class Publisher:
         """Write README.md beside each trained model in a folder that `save_models` wrote."""
         for role in self.roles:
             card = model_card(self.training(role), folder / role)
-            (folder / role / "README.md").write_text(card, encoding="utf-8")
+            write_text(folder / role / "README.md", card)
 
     def _previous_stages(self) -> list[dict[str, Any]]:
         stages: list[dict[str, Any]] = []
