@@ -6,11 +6,12 @@ The names below are imported when they are first used, so that `import hf_ar2` s
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_ar2 import evaluation, losses, trainers
+
+    __version__: str
     from hf_ar2.collections import Collection, load_collection
     from hf_ar2.index import CorpusIndex
     from hf_ar2.models.joint import JointModel
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
         RocketQAv2Config,
         RocketQAv2Trainer,
     )
-
-__version__ = version("hf-ar2")
 
 __all__ = [
     "AR2Config",
@@ -78,6 +77,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hf-ar2")
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -260,21 +261,24 @@ def _too_short(
 
 @dataclass
 class Budget:
-    """The time that a run has taken, over all calls of the command.
+    """The time that a run or a stage has taken, over all calls of the command.
 
     Args:
-        folder: the run; its `time.json` has the seconds of earlier calls.
+        folder: the run or the stage; its `time.json` has the seconds of earlier calls.
         seconds: what the run may take until the served system is chosen; None: as long as its stages take.
         clock: a name in `CLOCKS`.
+        stage: the time of the stage that is running, which is written as well.
     """
 
     folder: Path
     seconds: float | None
     clock: str = "wall"
     earlier: float = 0.0
+    stage: Budget | None = None
 
     def __post_init__(self) -> None:
         self.now = CLOCKS[self.clock]
+        self._writing = threading.Lock()  # the run's lock writes in a thread of its own
         self._began = 0.0 if self.clock == "processor" else self.now()
         self.earlier = float(read_json(self.folder / "time.json").get("seconds", self.earlier))
 
@@ -285,8 +289,12 @@ class Budget:
 
     def write(self) -> None:
         """Write the seconds so far to `time.json`, on the first process."""
+        stage = self.stage
         if PartialState().is_main_process:
-            write_json(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
+            with self._writing:
+                write_json(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
+        if stage is not None:
+            stage.write()
 
     def training_seconds(self, plan: Plan, stage: str) -> float:
         """How long a stage may train from now on: its share of what is left without the overhead of what follows."""

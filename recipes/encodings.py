@@ -7,11 +7,11 @@ that `hf-ar2 search` uses.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from hf_ar2.cards.facts import read_json
+from hf_ar2.files import write_json
 from hf_ar2.index.encodings import Encodings
 from hf_ar2.recipes.recipe import Recipe, encodings_folder, source_name
 
@@ -38,8 +38,7 @@ def forget_encodings(recipe: Recipe, run: Path) -> None:
 def record_row_encoding(run: Path, row: str, encoding: str | None) -> None:
     """Record which encoding a row was evaluated with; None: an index from a file or a stage."""
     path = run / "evaluation" / row / _ROW_ENCODING
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"encoding": encoding}))
+    write_json(path, {"encoding": encoding})
 
 
 def keep_served_index(run: Path, row: str | None) -> None:

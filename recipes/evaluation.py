@@ -22,7 +22,8 @@ from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
-from hf_ar2.files import write_json
+from hf_ar2.files import DamagedFile, write_json
+from hf_ar2.files import read_json as read_any_json
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, from_structure, serve_last
 from hf_ar2.recipes.encodings import record_row_encoding
@@ -107,11 +108,9 @@ def evaluate_rows(
         return {}
     for name in [name for name in due if due[name]]:
         folder = run / "evaluation" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "key.json").write_text(json.dumps(keys[name], sort_keys=True))
+        write_json(folder / "key.json", keys[name])
         if more:
-            content = json.dumps(asked, ensure_ascii=False)
-            (folder / "questions.json").write_text(content, encoding="utf-8")
+            write_json(folder / "questions.json", asked)
         else:
             (folder / "questions.json").unlink(missing_ok=True)
     searched_for = {split: choice if split == chosen_on else collection for split in [*splits, *more]}
@@ -120,9 +119,10 @@ def evaluate_rows(
 
 def _has_key(path: Path, key: list[Any]) -> bool:
     """Whether a row was evaluated with this key; the key of an older run has no hashes of inputs, and passes."""
-    if not path.is_file():
-        return False
-    *earlier, hashes = [*json.loads(path.read_text()), {}][:4]
+    try:
+        *earlier, hashes = [*read_any_json(path), {}][:4]
+    except (FileNotFoundError, DamagedFile):
+        return False  # the row is evaluated again
     return bool(earlier == key[:3]) and not differing(hashes, key[3])
 
 
@@ -309,6 +309,6 @@ def write_metrics(recipe: Recipe, run: Path, collections: dict[str, Collection])
                     compared["pipeline_before"] = test(systems["pipeline"], pipeline_before)
                 pipeline_before = systems["pipeline"]
             before = systems
-    (run / "metrics.json").write_text(json.dumps(means, indent=1))
-    (run / "significance.json").write_text(json.dumps({"metric": metric, "tests": tests}, indent=1))
+    write_json(run / "metrics.json", means)
+    write_json(run / "significance.json", {"metric": metric, "tests": tests})
     return means

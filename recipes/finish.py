@@ -12,6 +12,7 @@ from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.collections import Collection
 from hf_ar2.collections.sources import query_source_note
 from hf_ar2.evaluation.tables import stage_table
+from hf_ar2.files import write_text
 from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
 from hf_ar2.recipes.recipe import Load, Recipe, source_name
@@ -109,4 +110,4 @@ def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
                 partner=str(run / other) if f"{other}/" in written else None,
                 query_side_of=str(run / "retriever") if part == "query_encoder" else None,
             )
-            (run / part / "README.md").write_text(card, encoding="utf-8")
+            write_text(run / part / "README.md", card)

@@ -83,7 +83,14 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
     for stage in recipe.stages:
         folder = run / "stages" / stage
         key = folder / "key.txt"
-        if key.is_file() and key.read_text() != recipe.stage_key(stage):
+        expected = recipe.stage_key(stage)
+        found = key.read_text(encoding="utf-8", errors="replace") if key.is_file() else expected
+        if len(found) != len(expected):
+            raise RecipeError(
+                f"{key}: damaged. Delete this file if the stage was run with this same recipe, else its "
+                "folder, and give the command again"
+            )
+        if found != expected:
             raise RecipeError(
                 f"{folder}: this stage was run with other settings. Choose another --output_dir, or delete the folder "
                 "to run it again"

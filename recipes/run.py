@@ -11,8 +11,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.command_line.launch import INTERRUPTS
-
 # Slow imports are where they are used, so that `main` handles a Ctrl-C during them.
 
 USAGE = """usage: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]
@@ -62,18 +60,21 @@ def main(arguments: list[str] | None = None) -> None:
         return
     sys.unraisablehook = _interrupt_later
     try:
+        from hf_ar2.command_line.launch import INTERRUPTS, end_with_launcher, ended_by_interrupts
+
         # `hf-ar2 train` starts the launcher so that it ignores Ctrl-C, which this process inherits.
         if os.environ.pop(INTERRUPTS, None):
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        from hf_ar2.encoding.processes import end_processes
-        from hf_ar2.recipes.loading import load_recipe
+        end_with_launcher()
+        with ended_by_interrupts():
+            from hf_ar2.encoding.processes import end_processes
+            from hf_ar2.recipes.loading import load_recipe
+            from hf_ar2.recipes.runner import run_recipe
 
         path, overrides = parse_arguments(arguments)
         recipe = load_recipe(path, overrides)
         recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
         quiet()
-        from hf_ar2.recipes.runner import run_recipe
-
         run_recipe(recipe)
         end_processes()
     except KeyboardInterrupt:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.facts import hub_id, read_json
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.sources import query_sources
+from hf_ar2.files import write_json, write_text
+from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import encoding_name
+from hf_ar2.lock import locked
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
 from hf_ar2.recipes.checks import (
@@ -62,12 +66,27 @@ from hf_ar2.trainers.checkpoints import last_complete_checkpoint
 
 
 def run_recipe(recipe: Recipe) -> Path:
-    """Run every stage that is not done, evaluate, and write everything to the run folder, which is returned."""
-    started, original = time.time(), recipe
+    """Run every stage that is not done, evaluate, and write everything to the run folder, which is returned.
+
+    Raises:
+        FolderInUse: another run writes to the run folder.
+    """
     run = Path(recipe.output_dir)
-    load = partial(load_model, recipe, run)
     check_settings(recipe, run)
     check_files(recipe)
+    budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
+    state = PartialState()
+    with locked(run, budget.write) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            remove_leftovers(run)
+        state.wait_for_everyone()
+        _run_stages(recipe, run, budget)
+    return run
+
+
+def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
+    started, original = time.time(), recipe
+    load = partial(load_model, recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
     collection = with_level_of(vars(recipe), load_collection(recipe.collection)).for_training()
     say(repr(collection))
@@ -76,7 +95,6 @@ def run_recipe(recipe: Recipe) -> Path:
     check_evaluation(recipe, collection)
     check_dimensions(recipe, run, lambda name: load("retriever", name))
     check_adapters(recipe, load)
-    budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     plan, costs, part = None, None, collection
     if recipe.minutes is not None or any("max_epochs" in body for body in recipe.stages.values()):
         first = next(body["retriever"] for body in recipe.stages.values() if "retriever" in body)
@@ -111,7 +129,6 @@ def run_recipe(recipe: Recipe) -> Path:
             times += f"\n{more_time(original, budget.seconds, costs)}"
         finish(recipe, run, with_questions, time.time() - started, load, times)
     state.wait_for_everyone()
-    return run
 
 
 def run_stage(
@@ -123,28 +140,45 @@ def run_stage(
     done = folder / "done.json"
     if done.is_file():
         say(f"{title}: done before, {read_json(done)['seconds']:.0f} s")
+        if PartialState().is_main_process:
+            forget_used(recipe, run, folder)  # a kill may have come before it
         return
     say(f"\n{title}")
     state = PartialState()
     state.wait_for_everyone()  # all processes have looked for done.json before one writes
     if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "key.txt").write_text(key)
-        (folder / INPUTS).write_text(json.dumps(inputs.of_stage(stage), indent=1))
-    started = time.time()
+        write_text(folder / "key.txt", key)
+        write_json(folder / INPUTS, inputs.of_stage(stage))
+    length.budget.stage = spent = Budget(folder, None)  # also of the attempts before this one
+    try:
+        report = run_trainer(stage, run, collection, inputs, title, length)
+    finally:
+        length.budget.write()
+        length.budget.stage = None
+    if state.is_main_process:
+        write_json(done, {**report, "key": key, "seconds": spent.spent})
+        forget_used(recipe, run, folder)
+    state.wait_for_everyone()
+
+
+def forget_used(recipe: Recipe, run: Path, folder: Path) -> None:
+    """Delete what a stage that is done, in `folder`, no longer needs."""
+    for name in ("index", "pool"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    forget_encodings(recipe, run)
+
+
+def run_trainer(
+    stage: str, run: Path, collection: Collection, inputs: Inputs, title: str, length: Length
+) -> dict[str, Any]:
+    """What a stage does, by its `trainer`; returns what done.json records."""
+    recipe = inputs.recipe
     trainer = recipe.stages[stage]["trainer"]
     if trainer == "augment":
-        report = write_lists(recipe, stage, run, collection)
-    elif trainer == "merge":
-        report = merge(recipe, stage, run, collection, inputs.guard, partial(load_model, recipe, run))
-    else:
-        report = train(recipe, stage, run, collection, title, length)
-    if state.is_main_process:
-        done.write_text(json.dumps({**report, "key": key, "seconds": time.time() - started}))
-        for name in ("index", "pool"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        forget_encodings(recipe, run)
-    state.wait_for_everyone()
+        return write_lists(recipe, stage, run, collection)
+    if trainer == "merge":
+        return merge(recipe, stage, run, collection, inputs.guard, partial(load_model, recipe, run))
+    return train(recipe, stage, run, collection, title, length)
 
 
 def train(
@@ -159,6 +193,10 @@ def train(
     # A checkpoint of the models alone is for `load_best_model_at_end`; a stage cannot continue from it.
     models_only = trainer.args.save_only_model
     checkpoint = None if models_only else last_complete_checkpoint(folder)
+    PartialState().wait_for_everyone()  # all processes have looked
+    if checkpoint is None and PartialState().is_main_process:
+        for left in folder.glob("checkpoint-*"):  # of an attempt that is not continued
+            shutil.rmtree(left)
     if checkpoint:
         say(f"{title}: continues from {Path(checkpoint).name}")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -166,7 +204,7 @@ def train(
     if PartialState().is_main_process:
         if isinstance(trainer, LTReTrainer) and trainer.index_is_its_own:
             trainer.save_index(folder / SEARCHED_INDEX)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        write_json(folder / "trainer_state.json", asdict(trainer.state))
         for best in folder.glob("checkpoint-*") if models_only else ():
             shutil.rmtree(best)
     return {
@@ -249,9 +287,8 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
 
 def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int]]) -> None:
     """Write the resolved recipe and the environment, so that a run can be repeated, and where the queries come from."""
-    run.mkdir(parents=True, exist_ok=True)
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
-    (run / "recipe.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+    write_text(run / "recipe.yaml", yaml.safe_dump(body, sort_keys=False))
     names = [recipe.collection, *(body["model"] for body in recipe.models.values())]
     names += [recipe.guard] if recipe.guard else []
     environment = {
@@ -262,4 +299,4 @@ def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int
     }
     if sources:
         environment["query_sources"] = sources
-    (run / "environment.json").write_text(json.dumps(environment, indent=1))
+    write_json(run / "environment.json", environment)

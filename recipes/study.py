@@ -20,6 +20,7 @@ from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line.launch import recipe_runner
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import MARKS, format_p, format_table
+from hf_ar2.files import write_text
 from hf_ar2.recipes.evaluation import per_query
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe, RecipeError
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     except RecipeError as error:
         sys.exit(f"study: {error}")
     print(table)
-    (folder / "study.md").write_text(table + "\n")
+    write_text(folder / "study.md", table + "\n")
 
 
 def run_seed(path: str, overrides: dict[str, str], folder: Path, seed: int) -> None:

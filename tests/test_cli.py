@@ -404,8 +404,29 @@ def test_who_terminates_the_command_terminates_what_it_started(tmp_path: Path) -
         assert psutil.Process(int((tmp_path / "pid").read_text())).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_process_ends_when_the_command_that_started_it_was_killed() -> None:
+    sleep = "import time; time.sleep(60)"
+    starter = subprocess.Popen([sys.executable, "-c", sleep])
+    watch = (
+        f"from hf_ar2.command_line.launch import end_with_launcher as end; end(); print(flush=True); {sleep}"
+    )
+    started = {**os.environ, launch.STARTER: str(starter.pid)}
+    worker = subprocess.Popen([sys.executable, "-c", watch], env=started, stdout=subprocess.PIPE)
+    try:
+        assert worker.stdout is not None and worker.stdout.readline() == b"\n"
+        starter.kill()  # and nobody has asked about its end yet
+        assert worker.wait(20) == -signal.SIGTERM
+    finally:
+        for process in (starter, worker):
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "way"), [(1, "Ctrl-C twice"), (2, "Ctrl-C"), (2, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("processes", "way"),
+    [(1, "Ctrl-C twice"), (2, "Ctrl-C"), (2, "SIGTERM"), (1, "SIGHUP"), (1, "SIGQUIT")],
+)
 def test_training_that_is_stopped_ends_with_all_it_started_and_no_traceback(
     data: Path, tiny_retriever_path: Path, tmp_path: Path, processes: int, way: str
 ) -> None:
@@ -435,17 +456,18 @@ def test_training_that_is_stopped_ends_with_all_it_started_and_no_traceback(
             shown += part
             if "[1/1] warm-up" in shown and not stopped:
                 stopped = True
-                if way == "SIGTERM":
-                    os.kill(process, signal.SIGTERM)
+                if way.startswith("SIG"):
+                    os.kill(process, signal.Signals[way])
                 for _ in range({"Ctrl-C": 1, "Ctrl-C twice": 2}.get(way, 0)):
                     os.write(terminal, b"\x03")
                     time.sleep(0.3)
     os.close(terminal)
     _, status = os.waitpid(process, 0)
-    assert os.waitstatus_to_exitcode(status) == (143 if way == "SIGTERM" else 130), shown
+    codes = {"SIGTERM": 143, "SIGHUP": 129, "SIGQUIT": 131}
+    assert os.waitstatus_to_exitcode(status) == codes.get(way, 130), shown
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
     assert "Traceback" not in shown
-    assert ("Interrupted. To continue, give the same command again" in shown) is (way != "SIGTERM")
+    assert ("Interrupted. To continue, give the same command again" in shown) is way.startswith("Ctrl-C")
 
 
 # --- collections

@@ -2,10 +2,14 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from hf_ar2.files import DamagedFile, checksum, read_json, write_json, write_text
+from hf_ar2.folders import remove_leftovers
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -31,6 +35,18 @@ def test_an_interrupted_write_keeps_the_earlier_file(tmp_path, monkeypatch):
         write_text(tmp_path / "note", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
     assert (tmp_path / "note").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_file(tmp_path, moment):
+    note = tmp_path / "note"
+    write_text(note, "earlier")
+    kill = f"import os, signal; os.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    code = f"{kill}; from pathlib import Path; from hf_ar2.files import *; write_text(Path({str(note)!r}), 'new')"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert note.read_text() == "earlier"
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [note]
 
 
 def test_checksums_differ_where_one_bit_differs(tmp_path):

@@ -21,8 +21,8 @@ FOLDERS = {
     "hf_ar2.trainers": ROOT / "trainers",
     "hf_ar2.recipes": ROOT / "recipes",
 }
-# Modules that any package may import; they import the standard library and tqdm alone.
-LEAVES = {"hf_ar2.folders", "hf_ar2.files", "hf_ar2.progress"}
+# Modules that any package may import; they import the standard library, psutil and tqdm alone.
+LEAVES = {"hf_ar2.folders", "hf_ar2.files", "hf_ar2.lock", "hf_ar2.progress"}
 
 
 def modules_in(folder: Path) -> list[Path]:

@@ -22,6 +22,8 @@ from hf_ar2.trainers import (
     AR2Trainer,
     LTReConfig,
     LTReTrainer,
+    RankerConfig,
+    RankerTrainer,
     RetrieverConfig,
     RetrieverTrainer,
     RocketQAv2Config,
@@ -32,6 +34,7 @@ from hf_ar2.trainers.checkpoints import fingerprints
 TRAINERS: dict[str, Any] = {
     "ar2": (AR2Trainer, AR2Config),
     "rocketqa-v2": (RocketQAv2Trainer, RocketQAv2Config),
+    "ranker": (RankerTrainer, RankerConfig),
     "ltre": (lambda retriever, _, **given: LTReTrainer(retriever, **given), LTReConfig),
     "retriever": (lambda retriever, _, **given: RetrieverTrainer(retriever, **given), RetrieverConfig),
 }

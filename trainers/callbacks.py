@@ -82,10 +82,21 @@ class Rounds(TrainerCallback):
         self.log = trainer.step_log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run continues the averages of the log entry that was open, and its times."""
+        """A resumed run continues the averages of the log entry that was open, and its times.
+
+        A checkpoint may be of the last step of a round that the run was killed in before it evaluated: that comes now.
+        """
+        trainer = self.trainer
         self.log.seconds.clear()
-        self.trainer.checkpoints.restore_log_window()
+        trainer.checkpoints.restore_log_window()
         self.log.start_clock()
+        step = state.global_step
+        at_end = step > 0 and (step % trainer.steps_per_round == 0 or step >= trainer.total_steps)
+        if at_end and trainer.round_state.get("ended_at") != step:
+            trainer.control = trainer.callback_handler.on_epoch_end(args, state, control)
+            trainer._maybe_log_save_evaluate(
+                trainer._tr_loss, None, trainer.model_wrapped, None, state.epoch, None, time.time()
+            )
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An epoch is a round."""
@@ -95,6 +106,10 @@ class Rounds(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A step: its batch, forward and backward passes, and optimizer step."""
         self.log.add_seconds(self.trainer.phases.phase(state.global_step - 1))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What checkpoints from now on say: the round has ended."""
+        self.trainer.round_state["ended_at"] = state.global_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation may have encoded the corpus; the next refresh then reuses the encoding."""

@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_ar2.files import write_json
+from hf_ar2.files import DamagedFile, read_json, write_json
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.models.lora import has_adapters, trained_weights
@@ -95,6 +95,7 @@ class Checkpoints:
             "since": trainer._globalstep_last_logged,
             "sums": dict(trainer.step_log.sums),
             "seconds": dict(trainer.step_log.seconds),
+            "learning_rates": dict(trainer.step_log.learning_rates),
             "round_state": trainer.round_state,
         }
         write_json(self._window_file(folder), window)
@@ -106,7 +107,7 @@ class Checkpoints:
         if (folder / "pool").is_dir():
             self.trainer.pool = CandidatePool.open(folder / "pool")
         path = self._window_file(folder)
-        self._log_window = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        self._log_window = read_json(path) if path.is_file() else None
         self.trainer.round_state = (self._log_window or {}).get("round_state", {})
 
     def restore_log_window(self) -> None:
@@ -117,6 +118,7 @@ class Checkpoints:
             trainer._globalstep_last_logged = self._log_window["since"]
             trainer.step_log.sums.update(self._log_window["sums"])
             trainer.step_log.seconds.update(self._log_window["seconds"])
+            trainer.step_log.learning_rates.update(self._log_window.get("learning_rates", {}))
             self._log_window = None
 
     def load_models(self, folder: Path, *, resume: bool = True) -> None:
@@ -167,20 +169,22 @@ class Checkpoints:
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint that was written to its end; a half-written one, left by a kill, is passed over.
 
-    `trainer_state.json` is the last file of a checkpoint, so a readable one means that the rest is there.
+    `trainer_state.json` is the last file of a checkpoint, so a readable one means that the rest is there. One with a
+    damaged JSON file is passed over, too.
     """
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if number and _readable(folder / _TRAINER_STATE):
+        if number and _readable(folder):
             found.append((int(number[1]), folder))
     return str(max(found)[1]) if found else None
 
 
-def _readable(path: Path) -> bool:
+def _readable(checkpoint: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        for path in {checkpoint / _TRAINER_STATE, *checkpoint.glob("*.json")}:
+            read_json(path)
+    except (OSError, DamagedFile):
         return False
     return True
 
@@ -262,7 +266,7 @@ def describe_run(trainer: JointTrainer) -> dict[str, Any]:
         "collection": trainer.collection.fingerprint,
         "global_batch": trainer.global_batch,
         "steps_per_round": trainer.steps_per_round,
-        "steps": trainer.total_steps,
+        "steps": trainer.planned_steps,
         "own_loss": _name_of(trainer.loss),
         "own_sampler": _name_of(trainer.collator.lists.sampler),
     }
@@ -286,7 +290,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = Path(folder, _RUN)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a checkpoint that a trainer of hf_ar2 wrote")
-    noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    noted: dict[str, Any] = read_json(path)
     if noted.get("version") != _VERSION:
         raise ValueError(
             f"{path}: version {noted.get('version')}, expected {_VERSION}; another version of hf_ar2 wrote this "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback
 
 from hf_ar2.collections import Collection, Source, load_collection
+from hf_ar2.lock import locked
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
 from hf_ar2.models.joint import JointModel, save_models
@@ -368,10 +370,14 @@ class JointTrainer(Trainer):
         """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
 
         Raises:
+            FolderInUse: another run writes to the output folder.
             ValueError: there is no complete checkpoint to resume from; it has no optimizer; it is of a run with another
                 collection, seed, batch, schedule or other setting that counts, or over other training lists.
         """
-        checkpoint = self.checkpoints.find(resume_from_checkpoint)
+        with locked(self.output_folder) if self.is_world_process_zero() else nullcontext():
+            return self._train(self.checkpoints.find(resume_from_checkpoint), *args, **kwargs)
+
+    def _train(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
         if self.is_world_process_zero():
             self.retrieval.print_what_is_cut()
         eval_on_start = self.args.eval_on_start
@@ -384,6 +390,13 @@ class JointTrainer(Trainer):
         if self.args.push_to_hub:
             self.push_to_hub()
         return result
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`, which takes a step more where the checkpoint is of the last one."""
+        if self.control.should_training_stop or self.state.global_step >= self.total_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def set_length(self, **settings: Any) -> None:
         """Change settings that say how long the run is (`max_steps`, `num_rounds`, …), before it begins."""

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from hf_ar2.cards.card import model_card
 from hf_ar2.collections import Collection, Source
 from hf_ar2.evaluation.own import deeper, without_own
+from hf_ar2.files import write_text
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
@@ -363,7 +364,7 @@ class LTReTrainer(JointTrainer):
             folder / "query_encoder",
             query_side_of=str(folder / "retriever"),
         )
-        (folder / "query_encoder" / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "query_encoder" / "README.md", card)
 
     def training_summary(self) -> dict[str, Any]:
         """As in `JointTrainer`, with the index, which the query encoder belongs to."""

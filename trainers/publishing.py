@@ -20,6 +20,7 @@ from hf_ar2.cards.card import index_card, model_card
 from hf_ar2.cards.facts import ROLES, Training, read_json, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
+from hf_ar2.files import write_text
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters
@@ -91,7 +92,7 @@ class Publisher:
         """Write README.md beside each trained model in a folder that `save_models` wrote."""
         for role in self.roles:
             card = model_card(self.training(role), folder / role)
-            (folder / role / "README.md").write_text(card, encoding="utf-8")
+            write_text(folder / role / "README.md", card)
 
     def _previous_stages(self) -> list[dict[str, Any]]:
         stages: list[dict[str, Any]] = []
@@ -233,7 +234,7 @@ def push_to_hub(
 
 def summarise(trainer: JointTrainer) -> dict[str, Any]:
     """What a card says of a training, as plain data: the fields of `hf_ar2.cards.facts.Stage` and more."""
-    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    seconds = sum(trainer.step_log.seconds.values())  # also of what a resumed run continues
     return {
         "name": trainer.output_folder.absolute().name,
         "collection": trainer.publisher.collection,
@@ -242,7 +243,7 @@ def summarise(trainer: JointTrainer) -> dict[str, Any]:
         "sources": dict(trainer.publisher.sources),
         "trained": list(trainer.publisher.roles),
         "steps": trainer.state.global_step,
-        "seconds": sum(seconds) if seconds else None,
+        "seconds": seconds or None,
         "passages": len(trainer.collection.corpus),
         "queries": len(trainer.retrieval.train_judgments),
         "adapters": {

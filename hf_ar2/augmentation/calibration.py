@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_ar2.files import read_json, write_json
 
 _FORMAT = "hf-ar2 calibration 1"
 _STEPS = 100
@@ -41,7 +42,7 @@ class Calibration:
     def save(self, path: str | Path) -> None:
         """Writes a JSON file."""
         content = {"format": _FORMAT, **asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> Calibration:
@@ -50,7 +51,7 @@ class Calibration:
         Raises:
             ValueError: the format or the fingerprint (unless None) is not the expected one.
         """
-        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(Path(path))
         if content.pop("format", None) != _FORMAT:
             raise ValueError(f"{path}: not a calibration of the format {_FORMAT!r}; fit it again")
         if fingerprint is not None and content["fingerprint"] != fingerprint:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS
 from hf_ar2.collections.readers.load import TEXT_FOLDER
@@ -25,6 +25,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
+from hf_ar2.files import write_json
 from hf_ar2.search.system import Ranking, SearchSystem
 
 
@@ -102,8 +103,7 @@ def write_results(
     if split in collection.qrels:
         write_qrels(folder / f"{split}.qrels", query_ids, passage_ids, collection.judgments(split))
     path = folder / "metrics.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps(known | {split: means}, indent=1), encoding="utf-8")
+    write_json(path, read_json(path) | {split: means})
 
 
 def encode(arguments: argparse.Namespace) -> int:
@@ -161,8 +161,7 @@ def index(arguments: argparse.Namespace) -> int:
 
 def write_ids(system: SearchSystem, folder: Path) -> None:
     """Write `ids.json`, the ids of the corpus in the order of the vectors."""
-    ids = json.dumps(list(system.collection.corpus["id"]), ensure_ascii=False)
-    (folder / "ids.json").write_text(ids, encoding="utf-8")
+    write_json(folder / "ids.json", list(system.collection.corpus["id"]))
 
 
 def search(arguments: argparse.Namespace) -> int:

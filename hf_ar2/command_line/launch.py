@@ -12,8 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Environment variable: the script has to handle Ctrl-C itself, because its launcher ignores it.
 INTERRUPTS = "HF_AR2_INTERRUPTS"
+# Environment variable: the process that the script ends with.
+STARTER = "HF_AR2_STARTER"
 # Seconds until interrupted processes are killed; one of them may wait for another forever.
 _PATIENCE = 30
 
@@ -88,8 +91,8 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command in this terminal and wait until it and all its child processes have ended, also after Ctrl-C.
 
     The command, a launcher, ignores Ctrl-C, so that it prints no traceback. The processes that it launches handle
-    Ctrl-C, as the variable `INTERRUPTS` tells them, and have half a minute to end. Terminating this process terminates
-    them too.
+    Ctrl-C, as the variable `INTERRUPTS` tells them, and have half a minute to end. Terminating this process, or closing
+    its terminal, ends them too; if it is killed, they notice.
 
     Returns:
         its exit code; 128 + n if signal n ended it or this process, 130 after Ctrl-C.
@@ -102,14 +105,14 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
         if waiting and len(came) == 1:  # a second signal must not interrupt the handling of the first
             raise KeyboardInterrupt
 
-    foreground = (
-        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    )  # not a background job of a shell script
+    foreground = not _ignored(signal.SIGINT)  # not a background job of a shell script
     if foreground:
         # Otherwise torchrun, the launcher of several processes, would handle it anyway.
         environment = {**environment, INTERRUPTS: "1", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"}
+    environment = {**environment, STARTER: str(os.getpid())}
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
     before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, handle),
+        **{number: signal.signal(number, handle) for number in ends if not _ignored(number)},
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # inherited
     }
     try:
@@ -135,6 +138,47 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
             file=sys.stderr,
         )
     return code if code >= 0 else 128 - code
+
+
+def _ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN  # as by nohup
+
+
+@contextlib.contextmanager
+def ended_by_interrupts() -> Iterator[None]:
+    """Ctrl-C ends the process at once, with 130: during slow imports, which may lose an exception or print it."""
+    usual = signal.default_int_handler
+    if (
+        signal.getsignal(signal.SIGINT) is not usual
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def end_with_launcher() -> None:
+    """Have this process terminated when the one that launched it has ended, which may have been killed.
+
+    That is `hf-ar2`, else accelerate's launcher, if there is one.
+    """
+    starter = os.environ.pop(STARTER, None)
+    if starter is None and "ACCELERATE_MIXED_PRECISION" not in os.environ:  # no launcher
+        return
+    import psutil
+
+    def watch() -> None:
+        with contextlib.suppress(psutil.Error):
+            launcher = psutil.Process(int(starter or os.getppid()))
+            while _left([launcher], 0):
+                time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stop(launcher: subprocess.Popen[bytes], number: int) -> None:

@@ -15,7 +15,13 @@ from typing import NoReturn
 
 from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
 from hf_ar2.command_line.arguments import PROGRAM
-from hf_ar2.command_line.launch import find_recipe, launch_command, run_to_end, shipped_recipes
+from hf_ar2.command_line.launch import (
+    ended_by_interrupts,
+    find_recipe,
+    launch_command,
+    run_to_end,
+    shipped_recipes,
+)
 from hf_ar2.command_line.parser import USAGE_ERROR, Parser, nearest
 
 TRAINING = ("quickstart", "train", "tune-queries")
@@ -47,6 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 after an error; 2 for a wrong command line; 130 when interrupted; for training, the exit code of the
         training process.
     """
+    try:
+        return _command(arguments)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _command(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser, commands = build_parsers()
     if not given:
@@ -110,10 +124,9 @@ def _check_package_options(command: Parser, options: argparse.Namespace) -> None
 def _run(name: str, options: argparse.Namespace) -> int:
     try:
         module, function = HANDLERS[name].split(":")
-        return int(getattr(importlib.import_module(module), function)(options))  # imports torch
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+        with ended_by_interrupts():
+            handler = getattr(importlib.import_module(module), function)  # imports torch
+        return int(handler(options))
     except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -153,7 +166,9 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
         recipe = find_recipe(shipped[name] if name in shipped else options.recipe)
     except ValueError as error:
         parser.error(str(error))
-    return run_to_end(launch_command(recipe, overrides, options.config_file), environment)
+    with ended_by_interrupts():
+        command = launch_command(recipe, overrides, options.config_file)  # imports torch
+    return run_to_end(command, environment)
 
 
 def tuning_overrides(options: argparse.Namespace) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,10 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
+from hf_ar2.cards.facts import read_json
 from hf_ar2.command_line.open import is_run, loaded, loading_options, quiet
 from hf_ar2.evaluation.tables import display_name, format_table
+from hf_ar2.files import write_json
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.progress import on_terminal
 
@@ -41,9 +42,7 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> int:
         print(format_table(table, ["mteb", "metric", "score"]))
     if arguments.output:
         path = Path(arguments.output) / "metrics.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        path.write_text(json.dumps(known | found, indent=1), encoding="utf-8")
+        write_json(path, read_json(path) | found)
         print(f"\nIn {path.parent}: metrics.json")
     return 0
 

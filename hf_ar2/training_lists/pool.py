@@ -6,7 +6,6 @@ A pool is built once per round from the retriever's search results and stored as
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_ar2.files import read_json, write_json
 from hf_ar2.folders import complete_folder
 from hf_ar2.training_lists.filters import drop_known, scored_too_high, text_groups
 
@@ -90,7 +90,7 @@ class CandidatePool:
                 "dropped": self.dropped,
                 "shapes": {name: list(getattr(self, name).shape) for name in _ARRAYS},
             }
-            (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            write_json(temporary / "meta.json", meta)
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: str | None = None) -> CandidatePool:
@@ -108,7 +108,7 @@ class CandidatePool:
         path = folder / "meta.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, so {folder} is not a candidate pool; build it")
-        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        meta: dict[str, Any] = read_json(path)
         if meta.get("format") != _FORMAT:
             raise ValueError(
                 f"{path}: field format is {meta.get('format')!r}, expected {_FORMAT}; build the pool again"

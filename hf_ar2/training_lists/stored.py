@@ -7,7 +7,6 @@ so that a folder with it is complete), and `queries.jsonl` for queries that the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from hf_ar2.collections.tables import (
     lists_fingerprint,
     rows_of,
 )
+from hf_ar2.files import read_json, write_json
 from hf_ar2.settings.augment import KINDS
 from hf_ar2.training_lists.pool import CandidatePool
 
@@ -209,7 +209,7 @@ def load_training_lists(folder: str | Path) -> TrainingLists:
         raise FileNotFoundError(
             f"{path}: no such file, so {folder} has no complete training lists; write them with hf-ar2 augment"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: field format is {manifest.get('format')!r}, expected {FORMAT!r}")
     found = datasets.load_from_disk(str(folder))
@@ -262,9 +262,7 @@ def save_training_lists(
         with open(folder / _QUERIES, "w", encoding="utf-8", newline="\n") as stream:
             for id, text in zip(queries["id"], queries["text"], strict=True):
                 stream.write(json.dumps({"_id": id, "text": text}, ensure_ascii=False) + "\n")
-    partial = folder / f"{_MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / _MANIFEST)
+    write_json(folder / _MANIFEST, manifest)
     return load_training_lists(folder)
 
 
