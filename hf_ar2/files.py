@@ -57,7 +57,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_note(path: Path, content: dict[str, Any], files: Iterable[Path] = ()) -> None:
-    """Write a JSON object with a checksum of itself, and `checksums` of files, by their paths from the note's folder."""
+    """Write a JSON object with a checksum of itself, and `checksums` of files by their paths from its folder."""
     sums = {Path(os.path.relpath(file, path.parent)).as_posix(): checksum(file) for file in files}
     content = json.loads(json.dumps(content | {"checksums": sums}))
     write_json(path, content | {"checksum": _checksum_of(content)})

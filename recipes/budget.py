@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from hf_ar2.cards.facts import read_json
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.files import write_json
+from hf_ar2.files import write_note
 from hf_ar2.recipes.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
@@ -282,7 +282,7 @@ class Budget:
     def write(self) -> None:
         """Write the seconds so far to `time.json`, on the first process."""
         if PartialState().is_main_process:
-            write_json(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
+            write_note(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
 
     def training_seconds(self, plan: Plan, stage: str) -> float:
         """How long a stage may train from now on: its share of what is left without the overhead of what follows."""

@@ -20,14 +20,15 @@ from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.facts import hub_id, read_json
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.sources import query_sources
+from hf_ar2.files import check_files, files_in, write_note
 from hf_ar2.index.encodings import encoding_name
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
 from hf_ar2.recipes.checks import (
     check_adapters,
     check_evaluation,
-    check_files,
     check_indexes,
+    check_named_files,
     check_settings,
     check_splits,
 )
@@ -67,7 +68,8 @@ def run_recipe(recipe: Recipe) -> Path:
     run = Path(recipe.output_dir)
     load = partial(load_model, recipe, run)
     check_settings(recipe, run)
-    check_files(recipe)
+    check_named_files(recipe)
+    check_done_stages(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
     collection = load_collection(recipe.collection).for_training()
     say(repr(collection))
@@ -140,11 +142,29 @@ def run_stage(
     else:
         report = train(recipe, stage, run, collection, title, length)
     if state.is_main_process:
-        done.write_text(json.dumps({**report, "key": key, "seconds": time.time() - started}))
+        write_note(done, {**report, "key": key, "seconds": time.time() - started}, _results_of(folder))
         for name in ("index", "pool"):
             shutil.rmtree(folder / name, ignore_errors=True)
         forget_encodings(recipe, run)
     state.wait_for_everyone()
+
+
+def _results_of(folder: Path) -> list[Path]:
+    """The files in a stage's folder that later stages, rows and the report read."""
+    parts = ("retriever", "query_encoder", "ranker", "base", "lists", SEARCHED_INDEX)
+    return [file for part in parts for file in files_in(folder / part)] + [*folder.glob("trainer_state.json")]
+
+
+def check_done_stages(recipe: Recipe, run: Path) -> None:
+    """Check that the files of finished stages are as they were written; older stages have no checksums, and pass.
+
+    Raises:
+        DamagedFile: a file is not; it says what to delete.
+    """
+    for stage in recipe.stages:
+        folder = run / "stages" / stage
+        checksums = read_json(folder / "done.json").get("checksums", {})
+        check_files(folder, checksums, f"Delete {folder} to run this stage again.")
 
 
 def train(

@@ -71,7 +71,9 @@ def test_a_note_finds_every_damage_to_its_files_and_to_itself(tmp_path):
     for content in damaged_in_turn(bytes(range(200))).values():
         file.write_bytes(content)
         files._known.clear()
-        with pytest.raises(DamagedFile, match=r"files.a.bin: the file is damaged or was replaced.*Build it again"):
+        with pytest.raises(
+            DamagedFile, match=r"files.a.bin: the file is damaged or was replaced.*Build it again"
+        ):
             check_files(note.parent, noted["checksums"], "Build it again")
     file.unlink()
     with pytest.raises(DamagedFile, match=r"a.bin: this file is missing. Build it again"):
@@ -101,7 +103,9 @@ def test_a_large_file_is_hashed_in_pieces_and_once(tmp_path, monkeypatch):
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EFBIG, "File too large"),
         OSError("120 requested and 12 written"),
-        RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/0"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/0"
+        ),
         Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )

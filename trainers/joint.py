@@ -404,10 +404,12 @@ class JointTrainer(Trainer):
         if self.args.should_save:
             self.checkpoints.write_run(self.output_folder / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            self.checkpoints.write_checksums(self.output_folder / f"checkpoint-{self.state.global_step}")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The trainer's state, written next by the first rank, says that a checkpoint is complete.
+        # The first rank then notes the checksums of the files of all ranks.
         self.encoders.processes.barrier()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -440,6 +442,7 @@ class JointTrainer(Trainer):
         self.push_in_progress = None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.checkpoints.write_checksums(Path(checkpoint_folder))
         self.publisher.push_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:

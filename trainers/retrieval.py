@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.systems import Ranking, rankings_of_systems
-from hf_ar2.files import write_json
+from hf_ar2.files import read_json, write_note
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings, encoding_name
@@ -391,7 +390,7 @@ class Retrieval:
         identity = f"{self.collection.fingerprint}:{self.args.eval_split}:{self.args.eval_queries}:{limit}"
         path = self.folder / EVAL_PASSAGES
         if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
             if kept["of"] == identity:
                 return np.asarray(kept["rows"], np.int64)
         judgments = self.eval_judgments
@@ -403,7 +402,7 @@ class Retrieval:
             by_rank[np.sort(first)[: max(limit, len(np.unique(judgments.positives().passage_rows)))]]
         )
         if self.encoders.processes.is_first:
-            write_json(path, {"of": identity, "rows": rows.tolist()})
+            write_note(path, {"of": identity, "rows": rows.tolist()})
         self.encoders.processes.barrier()
         return rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.environment import describe_environment
+from hf_ar2.files import DamagedFile
+from hf_ar2.files import read_json as read_whole
 
 ROLES = ("retriever", "ranker")
 # The system that a run serves, and why; written at the end of its evaluation.
@@ -244,19 +245,17 @@ def training_of_trainer(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file does not exist.
+    """A JSON object, see `hf_ar2.files.read_json`; empty if the file does not exist.
 
     Raises:
-        ValueError: the file holds no JSON object.
+        ValueError: the file holds no JSON object, or is a note that was changed.
     """
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not valid JSON: {error}. Delete it and give the command that made the run again"
-        ) from None
+        content = read_whole(path)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}. Delete it and give the command that made the run again") from None
     if not isinstance(content, dict):
         raise ValueError(
             f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and give the command that "

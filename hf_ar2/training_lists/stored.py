@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from hf_ar2.collections.tables import (
     hash_strings,
     rows_of,
 )
+from hf_ar2.files import check_files, read_json, write_note, writing
 from hf_ar2.settings.augment import KINDS
 from hf_ar2.training_lists.pool import CandidatePool
 
@@ -188,9 +188,10 @@ def load_training_lists(folder: str | Path) -> TrainingLists:
         raise FileNotFoundError(
             f"{path}: no such file, so {folder} has no complete training lists; write them with hf-ar2 augment"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: field format is {manifest.get('format')!r}, expected {FORMAT!r}")
+    check_files(folder, manifest.pop("checksums", {}), f"Delete {folder} and write the lists again.")
     found = datasets.load_from_disk(str(folder))
     if not isinstance(found, datasets.Dataset):
         raise ValueError(f"{folder}: found a {type(found).__name__}; expected a single datasets.Dataset")
@@ -236,14 +237,14 @@ def save_training_lists(
     folder.mkdir(parents=True, exist_ok=True)
     for old in [folder / _MANIFEST, folder / _QUERIES, *folder.glob("data-*.arrow")]:
         old.unlink(missing_ok=True)
-    table.save_to_disk(str(folder))
-    if queries is not None:
-        with open(folder / _QUERIES, "w", encoding="utf-8", newline="\n") as stream:
-            for id, text in zip(queries["id"], queries["text"], strict=True):
-                stream.write(json.dumps({"_id": id, "text": text}, ensure_ascii=False) + "\n")
-    partial = folder / f"{_MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / _MANIFEST)
+    with writing(folder):
+        table.save_to_disk(str(folder))
+        if queries is not None:
+            with open(folder / _QUERIES, "w", encoding="utf-8", newline="\n") as stream:
+                for id, text in zip(queries["id"], queries["text"], strict=True):
+                    stream.write(json.dumps({"_id": id, "text": text}, ensure_ascii=False) + "\n")
+        written = {*folder.glob("data-*.arrow"), folder / "dataset_info.json", folder / "state.json"}
+        write_note(folder / _MANIFEST, manifest, sorted(written | {*folder.glob(_QUERIES)}))
     return load_training_lists(folder)
 
 
