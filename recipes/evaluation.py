@@ -67,7 +67,9 @@ def evaluate_rows(
         keys[name] = [row, stage_keys, recipe.evaluation, inputs.of_row(name)]
         folder = run / "evaluation" / name
         there = [split for split in splits if run_file(run, name, split, "retriever").is_file()]
-        fresh = _is_noted(folder / "key.json", partial(_same_key, keys[name]), f"Row {name} is evaluated again now.")
+        fresh = _is_noted(
+            folder / "key.json", partial(_same_key, keys[name]), f"Row {name} is evaluated again now."
+        )
         fresh &= there == list(splits) or (part is not None and there == [chosen_on])
         fresh &= not ("ranker" in row or recipe.evaluation.get("lexical")) or (folder / BLEND).is_file()
         due[name] = [] if fresh else list(splits)
@@ -111,7 +113,12 @@ def evaluate_rows(
         folder = run / "evaluation" / name
         folder.mkdir(parents=True, exist_ok=True)
         ranked, ranked_questions = (
-            [path for split in some for system in SYSTEMS if (path := run_file(run, name, split, system)).is_file()]
+            [
+                path
+                for split in some
+                for system in SYSTEMS
+                if (path := run_file(run, name, split, system)).is_file()
+            ]
             for some in (splits, more)
         )
         write_note(folder / "key.json", {"of": keys[name]}, [*ranked, *folder.glob(BLEND)])

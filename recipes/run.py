@@ -72,9 +72,11 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = load_recipe(path, overrides)
         recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
         quiet()
+        from hf_ar2.files import writing
         from hf_ar2.recipes.runner import run_recipe
 
-        run_recipe(recipe)
+        with writing(Path(recipe.output_dir)):
+            run_recipe(recipe)
         end_processes()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -378,7 +378,10 @@ def written(name: str, text: str) -> Callable[[Path], None]:
     [
         (without("recipe.yaml"), "is not a run folder: it has no recipe.yaml"),
         (without("metrics.json"), "has no metrics.json yet: its recipe has not finished. Give the command"),
-        (written("metrics.json", "{"), "metrics.json: not a complete JSON file .* Delete it and give the command"),
+        (
+            written("metrics.json", "{"),
+            "metrics.json: not a complete JSON file .* Delete it and give the command",
+        ),
         (written("metrics.json", "[]"), "metrics.json: expected a JSON object, found list"),
         (
             written("significance.json", "{}"),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # The last file of a checkpoint, with the checksums of all others, and the optimizer's, as transformers names it.
-_CHECKSUMS, _OPTIMIZER = "checksums.json", "optimizer.pt"
+_CHECKSUMS, OPTIMIZER = "checksums.json", "optimizer.pt"
 _RUN, _VERSION = "run.json", 1
 _ADAPTERS = "adapters-{}.safetensors"
 
@@ -68,9 +68,9 @@ class Checkpoints:
             found = str(resume_from_checkpoint)
         if not Path(found).is_dir():
             raise ValueError(f"{found}: there is no such checkpoint to resume from")
-        if not Path(found, _OPTIMIZER).is_file():
+        if not Path(found, OPTIMIZER).is_file():
             raise ValueError(
-                f"{found}: there is no {_OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
+                f"{found}: there is no {OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
                 "continued exactly; start another run from the models in the checkpoint"
             )
         check_checkpoint(Path(found))
@@ -197,7 +197,9 @@ def check_checkpoint(folder: Path) -> None:
     """
     path = folder / _CHECKSUMS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, so the checkpoint is not complete; resume from an earlier one")
+        raise FileNotFoundError(
+            f"{path}: no such file, so the checkpoint is not complete; resume from an earlier one"
+        )
     advice = "Resume from an earlier checkpoint, or start the run again."
     try:
         checksums = read_json(path)["checksums"]

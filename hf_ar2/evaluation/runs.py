@@ -25,8 +25,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hf_ar2.files import check_files, read_json
 from hf_ar2.evaluation.columns import check_no_repeats, opened, read_columns, rows_of_ids
+from hf_ar2.files import check_files, read_json, writing
 
 if TYPE_CHECKING:
     from hf_ar2.collections import Collection
@@ -115,7 +115,11 @@ def check_run_files(folder: str | os.PathLike[str], row: str) -> None:
         noted = read_json(note) if note.is_file() else {}
         if isinstance(noted, dict):
             checksums = noted.get("checksums", {})
-            check_files(note.parent, checksums, "Give the command that made the run again: it evaluates the row again.")
+            check_files(
+                note.parent,
+                checksums,
+                "Give the command that made the run again: it evaluates the row again.",
+            )
 
 
 def write_run(
@@ -345,7 +349,7 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as raw:
+        with writing(path), open(partial, "wb") as raw:
             if path.suffix == ".gz":
                 # No name or time in the header, so that equal runs give equal files.
                 compressed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0)

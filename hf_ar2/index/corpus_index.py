@@ -55,8 +55,8 @@ class CorpusIndex:
 
     `CorpusIndex.build` makes it, `CorpusIndex.open` opens it again. The folder holds the embeddings
     (`embeddings-*.npy`), the FAISS index (`index-*.faiss`) and `meta.json`, which has their names and checksums and is
-    written last, so that an interrupted build leaves no index. Building from other weights replaces the files; processes
-    that have the old ones open can still use them. The disk must hold both until the new index is complete.
+    written last, so that an interrupted build leaves no index. Building from other weights replaces the files;
+    processes that have the old ones open can still use them. The disk must hold both until the new index is complete.
 
     Attributes:
         fingerprint: identifies what it was made from. factory: the FAISS factory string.

@@ -12,7 +12,7 @@ import numpy as np
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation import answer_hits, paired_test, read_run
 from hf_ar2.evaluation.metrics import gains
-from hf_ar2.evaluation.runs import check_run_files, Run, run_file
+from hf_ar2.evaluation.runs import Run, check_run_files, run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.report.page.run_folder import RunFolder
 
