@@ -27,7 +27,14 @@ from hf_ar2.files import checksum
 from hf_ar2.recipes import run as recipe_command
 
 # What no result depends on, or what a person may edit.
-IGNORED = ("README.md", "report.png", "environment.json", "recipe.yaml", "*/checkpoint-*", "*/training_args.bin")
+IGNORED = (
+    "README.md",
+    "report.png",
+    "environment.json",
+    "recipe.yaml",
+    "*/checkpoint-*",
+    "*/training_args.bin",
+)
 ARGS = {
     "per_device_train_batch_size": 4,
     "eval_strategy": "no",
