@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -112,22 +112,19 @@ def evaluate_rows(
     for name in [name for name in due if due[name]]:
         folder = run / "evaluation" / name
         folder.mkdir(parents=True, exist_ok=True)
-        ranked, ranked_questions = (
-            [
-                path
-                for split in some
-                for system in SYSTEMS
-                if (path := run_file(run, name, split, system)).is_file()
-            ]
-            for some in (splits, more)
-        )
-        write_note(folder / "key.json", {"of": keys[name]}, [*ranked, *folder.glob(BLEND)])
+        files = [*_written_runs(run, name, splits), *folder.glob(BLEND)]
+        write_note(folder / "key.json", {"of": keys[name]}, files)
         if more:
-            write_note(folder / "questions.json", {"of": asked}, ranked_questions)
+            write_note(folder / "questions.json", {"of": asked}, _written_runs(run, name, more))
         else:
             (folder / "questions.json").unlink(missing_ok=True)
     searched_for = {split: choice if split == chosen_on else collection for split in [*splits, *more]}
     return write_metrics(recipe, run, searched_for)
+
+
+def _written_runs(run: Path, row: str, splits: Iterable[str]) -> list[Path]:
+    found = [run_file(run, row, split, system) for split in splits for system in SYSTEMS]
+    return [path for path in found if path.is_file()]
 
 
 def _is_noted(path: Path, same: Callable[[Any], bool], again: str) -> bool:

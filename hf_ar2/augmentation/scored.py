@@ -6,6 +6,7 @@ import os
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers.utils import logging
@@ -125,7 +126,8 @@ def write_block(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a block of results, completely or not at all, with its name, and a checksum of each array (.npz has)."""
     partial = path.with_name(f".{path.stem}.partial.npz")
     with writing(path, sum(array.nbytes for array in arrays.values())):
-        np.savez(partial, **arrays, block=np.array(path.stem))
+        content: dict[str, Any] = {**arrays, "block": np.array(path.stem)}
+        np.savez(partial, **content)
     os.replace(partial, path)
 
 

@@ -168,7 +168,8 @@ def outcome_of(target: Target, folder: Path) -> tuple[object, str, bool]:
                 found.write(f"\0{target.outcome(folder)}")
                 code = 0
             except SystemExit as error:
-                found.write(str(error.code))
+                if isinstance(error.code, str):
+                    found.write(error.code)
             except BaseException:
                 traceback.print_exc(file=found)
                 code = 2
