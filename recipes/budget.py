@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from hf_ar2.cards.facts import read_json
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.files import write_json
+from hf_ar2.files import write_note
 from hf_ar2.recipes.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
@@ -292,7 +292,7 @@ class Budget:
         stage = self.stage
         if PartialState().is_main_process:
             with self._writing:
-                write_json(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
+                write_note(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
         if stage is not None:
             stage.write()
 

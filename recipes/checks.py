@@ -28,7 +28,7 @@ def check_settings(recipe: Recipe, run: Path) -> None:
             configure(recipe, name, run)
 
 
-def check_files(recipe: Recipe) -> None:
+def check_named_files(recipe: Recipe) -> None:
     """Check that the files that the recipe names exist, and that a stage named as an index leaves one."""
     if recipe.questions is not None:
         with errors_at("questions"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,14 @@ from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
-from hf_ar2.files import DamagedFile, write_json
-from hf_ar2.files import read_json as read_any_json
+from hf_ar2.files import DamagedFile, check_files, write_json, write_note
+from hf_ar2.files import read_json as read_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, from_structure, serve_last
 from hf_ar2.recipes.encodings import record_row_encoding
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.questions import question_splits, question_texts
-from hf_ar2.recipes.recipe import Load, Recipe, row_config, source_name
+from hf_ar2.recipes.recipe import Load, Recipe, row_config, say, source_name
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -67,12 +67,15 @@ def evaluate_rows(
         keys[name] = [row, stage_keys, recipe.evaluation, inputs.of_row(name)]
         folder = run / "evaluation" / name
         there = [split for split in splits if run_file(run, name, split, "retriever").is_file()]
-        fresh = there == list(splits) or (part is not None and there == [chosen_on])
+        fresh = _is_noted(
+            folder / "key.json", partial(_same_key, keys[name]), f"Row {name} is evaluated again now."
+        )
+        fresh &= there == list(splits) or (part is not None and there == [chosen_on])
         fresh &= not ("ranker" in row or recipe.evaluation.get("lexical")) or (folder / BLEND).is_file()
-        fresh = fresh and _has_key(folder / "key.json", json.loads(json.dumps(keys[name])))
         due[name] = [] if fresh else list(splits)
         # Questions change more often than anything else: only their rankings are made again.
-        if more and not (fresh and read_json(folder / "questions.json") == asked):
+        again = f"The questions of row {name} are searched again now."
+        if more and not (fresh and _is_noted(folder / "questions.json", lambda noted: noted == asked, again)):
             due[name] += more
     state = PartialState()
     state.wait_for_everyone()  # all processes have read the folder before one writes to it
@@ -108,22 +111,46 @@ def evaluate_rows(
         return {}
     for name in [name for name in due if due[name]]:
         folder = run / "evaluation" / name
-        write_json(folder / "key.json", keys[name])
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [*_written_runs(run, name, splits), *folder.glob(BLEND)]
+        write_note(folder / "key.json", {"of": keys[name]}, files)
         if more:
-            write_json(folder / "questions.json", asked)
+            write_note(folder / "questions.json", {"of": asked}, _written_runs(run, name, more))
         else:
             (folder / "questions.json").unlink(missing_ok=True)
     searched_for = {split: choice if split == chosen_on else collection for split in [*splits, *more]}
     return write_metrics(recipe, run, searched_for)
 
 
-def _has_key(path: Path, key: list[Any]) -> bool:
-    """Whether a row was evaluated with this key; the key of an older run has no hashes of inputs, and passes."""
+def _written_runs(run: Path, row: str, splits: Iterable[str]) -> list[Path]:
+    found = [run_file(run, row, split, system) for split in splits for system in SYSTEMS]
+    return [path for path in found if path.is_file()]
+
+
+def _is_noted(path: Path, same: Callable[[Any], bool], again: str) -> bool:
+    """Whether a note is `of` the same, and its files are as they were written; if they are not, say so.
+
+    A note of an older run has no checksums, and passes.
+    """
     try:
-        *earlier, hashes = [*read_any_json(path), {}][:4]
-    except (FileNotFoundError, DamagedFile):
-        return False  # the row is evaluated again
-    return bool(earlier == key[:3]) and not differing(hashes, key[3])
+        noted = read_note(path)
+        if isinstance(noted, list):
+            noted = {"of": noted, "checksums": {}}
+        if not same(noted.get("of")):
+            return False
+        check_files(path.parent, noted["checksums"], again)
+    except FileNotFoundError:
+        return False
+    except DamagedFile as error:
+        say(str(error))
+        return False
+    return True
+
+
+def _same_key(key: list[Any], noted: list[Any]) -> bool:
+    """Whether a row was evaluated with this key; the key of an older run has no hashes of inputs, and passes."""
+    *earlier, hashes = [*noted, {}][:4]
+    return bool(earlier == json.loads(json.dumps(key[:3]))) and not differing(hashes, key[3])
 
 
 def open_lexical(recipe: Recipe, run: Path, collection: Collection) -> LexicalIndex | None:
@@ -211,7 +238,7 @@ def evaluate_row(
         record_row_encoding(run, name, retrieval.opened)
         if ranker is not None or lexical is not None:
             content = {**asdict(blend), "fitted_on": chosen_on if fixed is None else None}
-            write_json(run / "evaluation" / name / BLEND, content)
+            write_note(run / "evaluation" / name / BLEND, content)
     del retriever, ranker, retrieval
     torch.cuda.empty_cache()
 
@@ -245,7 +272,7 @@ def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
     blends = {row: read_blend(run, row) or Blend() for row in recipe.rows}
     split, why = choosing_split(recipe, collection)
     if split is None:
-        write_json(run / CHOSEN, serve_last(recipe, why, blends))
+        write_note(run / CHOSEN, serve_last(recipe, why, blends))
         return
     values: dict[str, dict[str, np.ndarray]] = {}
     for row in recipe.rows:
@@ -254,7 +281,7 @@ def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
             if found:  # the ranker's lists may be too short for the metric
                 values.setdefault(row, {})[system] = found[recipe.test_metric]
     from_people = not from_structure(collection, split)
-    write_json(run / CHOSEN, choose(recipe, values, blends, from_people=from_people))
+    write_note(run / CHOSEN, choose(recipe, values, blends, from_people=from_people))
 
 
 def per_query(

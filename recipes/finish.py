@@ -12,11 +12,13 @@ from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.collections import Collection
 from hf_ar2.collections.sources import query_source_note
 from hf_ar2.evaluation.tables import stage_table
-from hf_ar2.files import write_text
+from hf_ar2.files import files_in, write_note, write_text, writing
+from hf_ar2.models.lora import save_model
 from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
 from hf_ar2.recipes.recipe import Load, Recipe, source_name
 from hf_ar2.report.plot import plot_report
+from hf_ar2.search.recipe_file import SERVED
 from hf_ar2.search.run_index import SEARCHED_INDEX
 
 
@@ -74,6 +76,7 @@ def save_served_models(recipe: Recipe, run: Path, load: Load) -> list[str]:
     """
     served = served_row(run, vars(recipe))
     written = []
+    (run / SERVED).unlink(missing_ok=True)
     ltre = (("retriever", "query_encoder"), ("index", SEARCHED_INDEX))  # what such a stage leaves besides
     for role, part in (("retriever", "retriever"), *ltre, ("ranker", "ranker")):
         new = run / f".{part}.partial"  # so that an interrupted copy leaves the former models, or none
@@ -82,13 +85,15 @@ def save_served_models(recipe: Recipe, run: Path, load: Load) -> list[str]:
         stage = source_name(source) if source is not None else None
         trained = run / "stages" / str(stage) / part
         if stage in recipe.stages and trained.is_dir() and not (part == role and isinstance(source, dict)):
-            shutil.copytree(trained, new)
+            with writing(run / part, sum(file.stat().st_size for file in files_in(trained))):
+                shutil.copytree(trained, new)
         elif part == role and source is not None:  # one of the recipe's, or a stage's with changes
-            load(role, source).save_pretrained(str(new), create_model_card=False)
+            save_model(load(role, source), new)
         shutil.rmtree(run / part, ignore_errors=True)
         if new.is_dir():
             new.rename(run / part)
             written.append(f"{part}/")
+    write_note(run / SERVED, {}, [file for part in written for file in files_in(run / part)])
     return written
 
 

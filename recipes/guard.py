@@ -17,7 +17,7 @@ from hf_ar2.cards.guard import GUARD_FILE
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import out_of_reach
-from hf_ar2.files import write_json
+from hf_ar2.files import write_note
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, source_name
 from hf_ar2.recipes.sampled import sample_of, values_among
 from hf_ar2.search.runs import settings_of_run
@@ -149,7 +149,7 @@ def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load
             entry["test"] = asdict(test)
         found["rows"][name] = entry
         if PartialState().is_main_process:
-            write_json(run / GUARD_FILE, found)
+            write_note(run / GUARD_FILE, found)
     PartialState().wait_for_everyone()
 
 

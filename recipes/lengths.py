@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.facts import read_json
-from hf_ar2.files import write_json
+from hf_ar2.files import write_note
 from hf_ar2.recipes.budget import Budget, Costs, Plan, encodes
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
@@ -50,7 +50,7 @@ class Length:
                 # It trains on the whole collection, all of which an evaluation would encode.
                 decided["settings"] |= {"eval_strategy": "no", "patience": None}
             if trainer.is_world_process_zero():
-                write_json(path, decided)
+                write_note(path, decided)
             trainer.encoders.processes.barrier()
         trainer.set_length(**decided["settings"])
         return f"{decided['steps']:,} steps ({decided['why']})"

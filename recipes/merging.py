@@ -19,7 +19,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.models.loading import load_retriever
-from hf_ar2.models.lora import merge_adapters
+from hf_ar2.models.lora import merge_adapters, save_model
 from hf_ar2.models.merging import (
     DEFAULT_SHARE,
     MAX_FREE_SHARE,
@@ -106,7 +106,7 @@ def merge(
         new = folder / ".retriever.partial"
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(folder / "retriever", ignore_errors=True)
-        merged.save_pretrained(str(new), create_model_card=False)
+        save_model(merged, new)
         new.rename(folder / "retriever")
     del trained, base, merged
     torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.files import write_json
+from hf_ar2.files import write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import from_structure
@@ -79,7 +79,7 @@ def plan_run(
         if plan is not None:
             content |= {"stages": plan.recipe.stages, "rows": plan.recipe.rows}
             content["plan"] = {name: getattr(plan, name) for name in ("dropped", "training", "overhead")}
-        write_json(path, content)
+        write_note(path, content)
     PartialState().wait_for_everyone()
     return plan, costs, part
 

@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         end_with_launcher()
         with ended_by_interrupts():
             from hf_ar2.encoding.processes import end_processes
+            from hf_ar2.files import writing
             from hf_ar2.recipes.loading import load_recipe
             from hf_ar2.recipes.runner import run_recipe
 
@@ -75,7 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = load_recipe(path, overrides)
         recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
         quiet()
-        run_recipe(recipe)
+        with writing(Path(recipe.output_dir)):
+            run_recipe(recipe)
         end_processes()
     except KeyboardInterrupt:
         sys.exit(130)

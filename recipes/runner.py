@@ -21,7 +21,7 @@ from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.facts import hub_id, read_json
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.sources import query_sources
-from hf_ar2.files import write_json, write_text
+from hf_ar2.files import check_files, files_in, write_json, write_note, write_text
 from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import encoding_name
 from hf_ar2.lock import locked
@@ -31,7 +31,7 @@ from hf_ar2.recipes.checks import (
     check_adapters,
     check_dimensions,
     check_evaluation,
-    check_files,
+    check_named_files,
     check_settings,
     check_splits,
 )
@@ -73,7 +73,7 @@ def run_recipe(recipe: Recipe) -> Path:
     """
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
-    check_files(recipe)
+    check_named_files(recipe)
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     state = PartialState()
     with locked(run, budget.write) if state.is_main_process else nullcontext():
@@ -87,6 +87,7 @@ def run_recipe(recipe: Recipe) -> Path:
 def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     started, original = time.time(), recipe
     load = partial(load_model, recipe, run)
+    check_done_stages(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
     collection = with_level_of(vars(recipe), load_collection(recipe.collection)).for_training()
     say(repr(collection))
@@ -156,7 +157,7 @@ def run_stage(
         length.budget.write()
         length.budget.stage = None
     if state.is_main_process:
-        write_json(done, {**report, "key": key, "seconds": spent.spent})
+        write_note(done, {**report, "key": key, "seconds": spent.spent}, _results_of(folder))
         forget_used(recipe, run, folder)
     state.wait_for_everyone()
 
@@ -179,6 +180,24 @@ def run_trainer(
     if trainer == "merge":
         return merge(recipe, stage, run, collection, inputs.guard, partial(load_model, recipe, run))
     return train(recipe, stage, run, collection, title, length)
+
+
+def _results_of(folder: Path) -> list[Path]:
+    """The files in a stage's folder that later stages, rows and the report read."""
+    parts = ("retriever", "query_encoder", "ranker", "base", "lists", SEARCHED_INDEX)
+    return [file for part in parts for file in files_in(folder / part)] + [*folder.glob("trainer_state.json")]
+
+
+def check_done_stages(recipe: Recipe, run: Path) -> None:
+    """Check that the files of finished stages are as they were written; older stages have no checksums, and pass.
+
+    Raises:
+        DamagedFile: a file is not; it says what to delete.
+    """
+    for stage in recipe.stages:
+        folder = run / "stages" / stage
+        checksums = read_json(folder / "done.json").get("checksums", {})
+        check_files(folder, checksums, f"Delete {folder} to run this stage again.")
 
 
 def train(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from hf_ar2.collections.judgments import Judgments
+from hf_ar2.files import read_json, write_json
 from hf_ar2.training_lists.draws import (
     counter_uniform,
     sample_negatives,
@@ -247,16 +247,16 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match=r"meta.json: no such file.*is not a candidate pool"):
             CandidatePool.open(tmp_path / "pool")
 
-    def test_an_array_that_does_not_fit_raises_an_error(self, tmp_path):
+    def test_another_array_raises_an_error(self, tmp_path):
         self.build(tmp_path / "pool")
         np.save(tmp_path / "pool" / "scores.npy", np.zeros((2, 2), dtype=np.float32))
-        with pytest.raises(ValueError, match=r"scores.npy: float32 \(2, 2\), expected float32 \(2, 3\)"):
+        with pytest.raises(ValueError, match=r"scores.npy: the file is damaged or was replaced"):
             CandidatePool.open(tmp_path / "pool")
 
     def test_another_format_raises_an_error(self, tmp_path):
         self.build(tmp_path / "pool")
         path = tmp_path / "pool" / "meta.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+        write_json(path, read_json(path) | {"format": 0})
         with pytest.raises(ValueError, match="field format is 0, expected 1"):
             CandidatePool.open(tmp_path / "pool")
 

@@ -342,14 +342,16 @@ def damage_embeddings(folder):
 
 def damage_index(folder):
     path = next(folder.glob("index-*"))
-    path.write_bytes(b"x" * path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
 
 
 DAMAGES = {
     r"embeddings-.*is 200 bytes long, expected \d+ bytes: the index is damaged": damage_embeddings,
     r"index-.*is missing, expected \d+ bytes": lambda folder: next(folder.glob("index-*")).unlink(),
-    r"index-.*is not a FAISS index that can be read": damage_index,
-    r"meta\.json is damaged": lambda folder: (folder / "meta.json").write_text('{"fing'),
+    r"index-.*is damaged or was replaced \(another checksum\)\. Delete .* and build the index again": damage_index,
+    r"meta\.json: not a complete JSON file": lambda folder: (folder / "meta.json").write_text('{"fing'),
     r"this version cannot read the index: found format None": lambda folder: (
         folder / "meta.json"
     ).write_text("{}"),
@@ -363,21 +365,19 @@ def test_damaged_files_raise_an_error_and_built_again(tmp_path, message):
     DAMAGES[message](tmp_path)
     with pytest.raises(ValueError, match=message):
         CorpusIndex.open(tmp_path)
-    if "not a FAISS index" in message:  # of the right length: seen only when it is opened
-        next(tmp_path.glob("index-*")).unlink()
     assert np.array_equal(build(embeddings, tmp_path).embeddings, embeddings)
 
 
 def test_opening_while_a_refresh_replaces_the_files(tmp_path, monkeypatch):
     build(vectors(20), tmp_path)
-    check, pending = corpus_index._check_files, ["second"]
+    check, pending = corpus_index._check_contents, ["second"]
 
     def refreshed_meanwhile(folder, meta):
         if pending:
             build(vectors(20, seed=5), tmp_path, fingerprint=pending.pop())
         check(folder, meta)
 
-    monkeypatch.setattr(corpus_index, "_check_files", refreshed_meanwhile)
+    monkeypatch.setattr(corpus_index, "_check_contents", refreshed_meanwhile)
     assert CorpusIndex.open(tmp_path).fingerprint == "second"
 
 

@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from hf_ar2.collections import Collection, CollectionError
+from hf_ar2.files import read_json, write_json
 from hf_ar2.training_lists.draws import sample_negatives
 from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, read_queries, save_training_lists
@@ -192,7 +193,7 @@ def test_what_is_no_folder_of_lists_raises_an_error(lists: TrainingLists, tmp_pa
     with pytest.raises(ValueError, match=r"\['kind'\] is missing"):
         save_training_lists(tmp_path / "x", Dataset.from_dict(LISTS).remove_columns("kind"), {})
     path = tmp_path / "lists" / "manifest.json"
-    path.write_text(path.read_text().replace("training lists 1", "training lists 0"))
+    write_json(path, read_json(path) | {"format": "hf-ar2 training lists 0"})
     with pytest.raises(ValueError, match=r"manifest.json: field format is 'hf-ar2 training lists 0'"):
         load_training_lists(tmp_path / "lists")
 

@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_ar2.files import DamagedFile, read_json, write_json
+from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.models.lora import has_adapters, trained_weights
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# The last file of a checkpoint, and the optimizer's, as transformers names them.
-_TRAINER_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
+# The last file of a checkpoint, with the checksums of all others, and the optimizer's, as transformers names it.
+_CHECKSUMS, OPTIMIZER = "checksums.json", "optimizer.pt"
 _RUN, _VERSION = "run.json", 1
 _ADAPTERS = "adapters-{}.safetensors"
 
@@ -39,7 +39,7 @@ class Checkpoints:
     Beside what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, for each process the averages
     of the open log entry, and `run.json`: `version`, `run` (`JointTrainer.run_metadata`), `train_lists` (a hash of the
     stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
-    `adapters-ranker.safetensors` has what is trained.
+    `adapters-ranker.safetensors` has what is trained. `checksums.json` has the checksums of all files.
 
     Args:
         trainer: whose checkpoints.
@@ -56,7 +56,7 @@ class Checkpoints:
             resume_from_checkpoint: a folder; True: the newest complete one of the output folder.
 
         Raises:
-            ValueError: there is no complete checkpoint, or it has no optimizer.
+            ValueError: there is no complete checkpoint, it has no optimizer, or a file of it is damaged.
         """
         if not resume_from_checkpoint:
             return None
@@ -68,16 +68,17 @@ class Checkpoints:
             found = str(resume_from_checkpoint)
         if not Path(found).is_dir():
             raise ValueError(f"{found}: there is no such checkpoint to resume from")
-        if not Path(found, _OPTIMIZER).is_file():
+        if not Path(found, OPTIMIZER).is_file():
             raise ValueError(
-                f"{found}: there is no {_OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
+                f"{found}: there is no {OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
                 "continued exactly; start another run from the models in the checkpoint"
             )
+        check_checkpoint(Path(found))
         return found
 
     def write_run(self, folder: Path) -> None:
         """Write `run.json`, before the rest of the checkpoint."""
-        (folder / _TRAINER_STATE).unlink(missing_ok=True)
+        (folder / _CHECKSUMS).unlink(missing_ok=True)
         save_adapters(self.trainer.model, folder)
         content = {
             "version": _VERSION,
@@ -86,6 +87,10 @@ class Checkpoints:
             "weights": fingerprints(self.trainer.model),
         }
         write_json(folder / _RUN, content)
+
+    def write_checksums(self, folder: Path) -> None:
+        """Write `checksums.json`, which says that the checkpoint is complete."""
+        write_note(folder / _CHECKSUMS, {}, [file for file in files_in(folder) if file.name != _CHECKSUMS])
 
     def write_progress(self, folder: Path) -> None:
         """Write the averages of the open log entry, what evaluations decided, and the pool of the round."""
@@ -132,6 +137,7 @@ class Checkpoints:
             ValueError: it is of a run with other settings or over other training lists, or it is damaged.
         """
         trainer = self.trainer
+        check_checkpoint(folder)
         noted = read_run(folder)
         if noted["train_lists"] != stored_fingerprint(trainer.stored):
             raise ValueError(
@@ -167,26 +173,41 @@ class Checkpoints:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end; a half-written one, left by a kill, is passed over.
+    """The newest checkpoint that was written to its end; one that a kill left half-written is passed over.
 
-    `trainer_state.json` is the last file of a checkpoint, so a readable one means that the rest is there. One with a
-    damaged JSON file is passed over, too.
+    So is a damaged one, with a warning that names the file.
     """
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if number and _readable(folder):
-            found.append((int(number[1]), folder))
-    return str(max(found)[1]) if found else None
+    numbers = {
+        int(number[1]): folder
+        for folder in Path(output_dir).glob("checkpoint-*")
+        if (number := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and (folder / _CHECKSUMS).is_file()
+    }
+    for _, folder in sorted(numbers.items(), reverse=True):
+        try:
+            check_checkpoint(folder)
+            return str(folder)
+        except DamagedFile as error:
+            logger.warning(f"{error} This checkpoint is passed over.")
+    return None
 
 
-def _readable(checkpoint: Path) -> bool:
+def check_checkpoint(folder: Path) -> None:
+    """Compare the files of a checkpoint with their checksums, once in a process.
+
+    Raises:
+        FileNotFoundError: it is not complete. DamagedFile: names a file.
+    """
+    path = folder / _CHECKSUMS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file, so the checkpoint is not complete; resume from an earlier one"
+        )
+    advice = "Resume from an earlier checkpoint, or start the run again."
     try:
-        for path in {checkpoint / _TRAINER_STATE, *checkpoint.glob("*.json")}:
-            read_json(path)
-    except (OSError, DamagedFile):
-        return False
-    return True
+        checksums = read_json(path)["checksums"]
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}. {advice}") from error
+    check_files(folder, checksums, advice)
 
 
 def load_models(model: JointModel, folder: str | Path) -> None:

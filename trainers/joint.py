@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback
 
 from hf_ar2.collections import Collection, Source, load_collection
+from hf_ar2.files import writing
 from hf_ar2.lock import locked
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
@@ -24,7 +25,7 @@ from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of, us
 from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
-from hf_ar2.trainers.checkpoints import Checkpoints, describe_run
+from hf_ar2.trainers.checkpoints import OPTIMIZER, Checkpoints, describe_run
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import (
@@ -421,17 +422,24 @@ class JointTrainer(Trainer):
             self.publisher.write_cards(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.args.should_save:
-            self.checkpoints.write_run(self.output_folder / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+        folder = self.output_folder / f"checkpoint-{self.state.global_step}"
+        with writing(folder):
+            if self.args.should_save:
+                self.checkpoints.write_run(folder)
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self.checkpoints.write_checksums(folder)
+        self.encoders.processes.barrier()  # no rank may read an incomplete one
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The trainer's state, written next by the first rank, says that a checkpoint is complete.
+        # The first rank then notes the checksums of the files of all ranks.
         self.encoders.processes.barrier()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
+        moments = 2 * sum(w.numel() * w.element_size() for w in self.model.parameters() if w.requires_grad)
+        with writing(Path(output_dir) / OPTIMIZER, moments):
+            super()._save_optimizer_and_scheduler(output_dir)
         self.checkpoints.write_progress(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -460,6 +468,7 @@ class JointTrainer(Trainer):
         self.push_in_progress = None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.checkpoints.write_checksums(Path(checkpoint_folder))
         self.publisher.push_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:

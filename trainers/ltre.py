@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from hf_ar2.cards.card import model_card
 from hf_ar2.collections import Collection, Source
 from hf_ar2.evaluation.own import deeper, without_own
-from hf_ar2.files import write_text
+from hf_ar2.files import write_text, writing
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.losses import retrieval_pairwise_loss
@@ -398,7 +398,8 @@ class LTReTrainer(JointTrainer):
             folder = self.output_folder / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             centroids = self.codebook.centroids.detach().cpu().contiguous()
-            save_file({"centroids": centroids}, folder / _CODEBOOK)
+            with writing(folder / _CODEBOOK, centroids.nbytes):
+                save_file({"centroids": centroids}, folder / _CODEBOOK)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

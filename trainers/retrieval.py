@@ -21,7 +21,7 @@ from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.systems import Ranking, rankings_of_systems
-from hf_ar2.files import read_json, write_json
+from hf_ar2.files import read_json, write_note
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings, encoding_name
@@ -403,7 +403,7 @@ class Retrieval:
             by_rank[np.sort(first)[: max(limit, len(np.unique(judgments.positives().passage_rows)))]]
         )
         if self.encoders.processes.is_first:
-            write_json(path, {"of": identity, "rows": rows.tolist()})
+            write_note(path, {"of": identity, "rows": rows.tolist()})
         self.encoders.processes.barrier()
         return rows
 

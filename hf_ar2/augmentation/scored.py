@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.evaluation.own import deeper, without_own
+from hf_ar2.files import writing
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.progress import progress_bar
 from hf_ar2.search.system import SearchSystem
+
+logger = logging.get_logger(__name__)
 
 # Queries per block; an interrupted run repeats at most one block.
 _BLOCK = 128
@@ -94,15 +100,15 @@ def score_candidates(
             block_texts = "\0".join(texts[int(row)] for row in queries)
             name = content_hash(fingerprint.encode(), block_texts.encode(), positives.astype(np.int32))
             path = folder / f"{name}.npz"
-            if not path.is_file():
-                rows, scores = _score_block(system, queries, positives, depth)
+            block = read_block(path)
+            if block is None:
+                block = dict(
+                    zip(("rows", "scores"), _score_block(system, queries, positives, depth), strict=True)
+                )
                 if processes.is_first:
-                    partial = path.with_name(f".{name}.partial.npz")
-                    np.savez(partial, rows=rows, scores=scores)
-                    os.replace(partial, path)
+                    write_block(path, block)
                 processes.barrier()
-            with np.load(path) as block:
-                blocks.append((block["rows"], block["scores"]))
+            blocks.append((block["rows"], block["scores"]))
             bar.update(len(queries))
     width = depth + positive_rows.shape[1]
     rows = np.concatenate([block[0] for block in blocks] or [np.zeros((0, width), np.int32)])
@@ -114,6 +120,31 @@ def score_candidates(
         positive_rows=rows[:, depth:],
         positive_scores=scores[:, depth:],
     )
+
+
+def write_block(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a block of results, completely or not at all, with its name, and a checksum of each array (.npz has)."""
+    partial = path.with_name(f".{path.stem}.partial.npz")
+    with writing(path, sum(array.nbytes for array in arrays.values())):
+        content: dict[str, Any] = {**arrays, "block": np.array(path.stem)}
+        np.savez(partial, **content)
+    os.replace(partial, path)
+
+
+def read_block(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a block; None if there is no such file, or, with a warning, a damaged one: it is computed again."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as stored:
+            block = dict(stored)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        logger.warning(f"{path}: damaged ({error}). It is computed again now.")
+        return None
+    if str(block.pop("block", "")) != path.stem:
+        logger.warning(f"{path}: this is another block than its name says. It is computed again now.")
+        return None
+    return block
 
 
 def _score_block(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 from datasets import Dataset
 from sentence_transformers import CrossEncoder
 
+from hf_ar2.augmentation.scored import read_block, write_block
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column, content_hash
 from hf_ar2.encoding.inputs import RankerInputs
@@ -113,14 +113,13 @@ def _scores(
     with progress_bar(total=len(rows), description="Scoring", unit="lists") as bar:
         for start in range(0, len(rows), _BLOCK):
             block = slice(start, start + _BLOCK)
-            path = folder / f"{content_hash(fingerprint, query_rows[block], rows[block])}.npy"
-            if not path.is_file():
-                found = encoders.rank(ranker, inputs, query_rows[block], rows[block])
+            path = folder / f"{content_hash(fingerprint, query_rows[block], rows[block])}.npz"
+            stored = read_block(path)
+            if stored is None:
+                stored = {"scores": encoders.rank(ranker, inputs, query_rows[block], rows[block])}
                 if encoders.processes.is_first:
-                    partial = path.with_suffix(".partial.npy")
-                    np.save(partial, found)
-                    os.replace(partial, path)
+                    write_block(path, stored)
                 encoders.processes.barrier()
-            scores[block] = np.load(path)
+            scores[block] = stored["scores"]
             bar.update(len(rows[block]))
     return scores

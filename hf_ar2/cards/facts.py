@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_ar2.cards.environment import describe_environment
 from hf_ar2.files import DamagedFile
-from hf_ar2.files import read_json as read_any_json
+from hf_ar2.files import read_json as read_whole
 
 ROLES = ("retriever", "ranker")
 # The system that a run serves, and why; written at the end of its evaluation.
@@ -245,15 +245,15 @@ def training_of_trainer(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file does not exist.
+    """A JSON object, see `hf_ar2.files.read_json`; empty if the file does not exist.
 
     Raises:
-        DamagedFile: the file holds no JSON object.
+        ValueError: the file holds no JSON object, or is a note that was changed.
     """
     if not path.is_file():
         return {}
     try:
-        content = read_any_json(path)
+        content = read_whole(path)
     except DamagedFile as error:
         raise DamagedFile(f"{error}. Delete it and give the command that made the run again") from None
     if not isinstance(content, dict):

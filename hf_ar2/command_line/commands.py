@@ -26,6 +26,7 @@ from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.files import write_json
+from hf_ar2.index.corpus_index import new_array
 from hf_ar2.search.system import Ranking, SearchSystem
 
 
@@ -115,9 +116,8 @@ def encode(arguments: argparse.Namespace) -> int:
         inputs = system.retriever_inputs
         out.mkdir(parents=True, exist_ok=True)
         partial = out / "embeddings.npy.partial"
-        embeddings = np.lib.format.open_memmap(
-            partial, "w+", np.dtype(system.settings.index_dtype), (total, dim)
-        )
+        new_array(partial, system.settings.index_dtype, (total, dim))
+        embeddings = np.load(partial, mmap_mode="r+")
         encode_rows(
             system.encoders.embedder(system.retriever, "document"),
             inputs.passage_builder,
@@ -129,7 +129,7 @@ def encode(arguments: argparse.Namespace) -> int:
             description="Encoding passages",
         )
         embeddings.flush()
-        write_ids(system, out)
+        write_json(out / "ids.json", list(system.collection.corpus["id"]))
         os.replace(partial, out / "embeddings.npy")
         print(
             f"{out / 'embeddings.npy'}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {out / 'ids.json'}"
@@ -149,7 +149,7 @@ def index(arguments: argparse.Namespace) -> int:
             system.settings.index_factory,
             system.settings.index_dtype,
         )
-        write_ids(system, built.folder)  # so that other tools can use the FAISS file
+        built.save_ids(system.collection.corpus["id"])  # so that other tools can use the FAISS file
         print(built)
     if is_run(arguments.model):
         print(f'Next: hf-ar2 search {arguments.model} --index {arguments.out} "your query"')
@@ -157,11 +157,6 @@ def index(arguments: argparse.Namespace) -> int:
         print(f"Next: hf-ar2 tune-queries {arguments.model} {arguments.collection} --index {arguments.out}")
         print(f"  or: hf_ar2.CorpusIndex.open({str(arguments.out)!r}).search(query_embeddings, k=10)")
     return 0
-
-
-def write_ids(system: SearchSystem, folder: Path) -> None:
-    """Write `ids.json`, the ids of the corpus in the order of the vectors."""
-    write_json(folder / "ids.json", list(system.collection.corpus["id"]))
 
 
 def search(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from hf_ar2.command_line.parser import nearest
 from hf_ar2.evaluation import compare as compare_systems
 from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
-from hf_ar2.evaluation.runs import run_file
+from hf_ar2.evaluation.runs import check_run_files, run_file
 from hf_ar2.search.recipe_file import read_recipe
 from hf_ar2.search.runs import with_level_of
 
@@ -125,6 +125,7 @@ def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) ->
     if chosen:
         notes.append(f"{run} serves {chosen['reason']}")
     for row in rows:
+        check_run_files(run, row)
         systems = {"retriever": row, "pipeline": f"{row} pipeline"}
         if (chosen.get("row"), chosen.get("system")) == (row, "ranker"):
             systems["ranker"] = f"{row} ranker"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers.utils import logging
 
+from hf_ar2.files import DamagedFile, check_files, read_json, write_note, writing
 from hf_ar2.folders import complete_folder
 from hf_ar2.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.get_logger(__name__)
 
 _FORMAT = 1
 _TEXTS_PER_BATCH = 10_000
@@ -59,7 +64,8 @@ class TokenStore:
         return TokenStore.open, (
             self.folder,
             self.fingerprint,
-        )  # a worker maps the files instead of getting a copy
+            False,
+        )  # a worker maps the files, which its parent has checked, instead of getting a copy
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -76,8 +82,13 @@ class TokenStore:
         return f"TokenStore({len(self):,} texts, {len(self.ids):,} tokens, max_tokens={self.max_tokens})"
 
     @classmethod
-    def open(cls, folder: str | Path, fingerprint: str | None = None) -> TokenStore:
+    def open(cls, folder: str | Path, fingerprint: str | None = None, verify: bool = True) -> TokenStore:
         """Map a folder written by `tokenize`.
+
+        Args:
+            folder: the one with meta.json.
+            fingerprint: the expected one; None accepts any.
+            verify: compare the checksums of its files.
 
         Raises:
             FileNotFoundError: the folder holds no token store.
@@ -89,7 +100,11 @@ class TokenStore:
                 f"{folder} holds no token store: meta.json is missing. Delete the folder if it exists, and make the "
                 "store with tokenize()."
             )
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        again = f"Delete {folder} and tokenise again."
+        try:
+            meta = read_json(folder / "meta.json")
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}. {again}") from error
         if fingerprint is not None and meta["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the token store in {folder} was made from other texts or by another tokenizer: its fingerprint is "
@@ -97,6 +112,8 @@ class TokenStore:
             )
         ids = _open_map(folder / "ids.bin", np.int32, meta["tokens"])
         offsets = _open_map(folder / "offsets.bin", np.int64, meta["texts"] + 1)
+        if verify:
+            check_files(folder, meta.get("checksums", {}), again)
         store = cls(ids, offsets, meta["fingerprint"], meta["max_tokens"])
         store.folder = folder.absolute()
         return store
@@ -106,7 +123,7 @@ def _open_map(path: Path, dtype: type, count: int) -> np.ndarray:
     expected = count * np.dtype(dtype).itemsize
     found = path.stat().st_size if path.exists() else None
     if found != expected:
-        raise ValueError(
+        raise DamagedFile(
             f"{path} is {'missing' if found is None else f'{found} bytes long'}, expected {expected} bytes: "
             f"the token store is damaged. Delete {path.parent} and tokenise again."
         )
@@ -178,6 +195,7 @@ def tokenize(
 
     Raises:
         ValueError: max_tokens below 1, or a cached store of another length.
+        OSError: the disk is full.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -196,7 +214,13 @@ def tokenize(
         raise ValueError(f"max_tokens must be at least 1, found {max_tokens}")
     fingerprint = _hash([_FORMAT, tokenizer_fingerprint(tokenizer), prompt, max_tokens, text_fingerprint])
     folder = Path(cache_dir) / fingerprint
-    if not folder.exists():
+    try:
+        whole = folder.exists() and TokenStore.open(folder) is not None
+    except (FileNotFoundError, DamagedFile) as error:
+        logger.warning(f"{error} This is done now.")
+        shutil.rmtree(folder, ignore_errors=True)
+        whole = False
+    if not whole:
         with complete_folder(folder) as temporary:
             _write_store(
                 temporary, texts, tokenizer, max_tokens, prompt, fingerprint, description, show_progress
@@ -222,6 +246,7 @@ def _write_store(
 ) -> None:
     offsets = np.zeros(len(texts) + 1, np.int64)
     with (
+        writing(folder.parent / fingerprint),
         _encoder(tokenizer, max_tokens) as encode,
         open(folder / "ids.bin", "wb") as file,
         progress_bar(total=len(texts), description=description, unit="texts", show=show_progress) as progress,
@@ -232,13 +257,14 @@ def _write_store(
                 batch = [prompt + text for text in batch]
             encoded = encode(batch)
             offsets[start + 1 : start + 1 + len(batch)] = np.fromiter(map(len, encoded), np.int64)
-            np.fromiter(chain.from_iterable(encoded), np.int32).tofile(file)
+            # Not `tofile`, which does not say when the end is not written.
+            file.write(np.fromiter(chain.from_iterable(encoded), np.int32).data)
             progress.update(len(batch))
-    np.cumsum(offsets, out=offsets)
-    offsets.tofile(folder / "offsets.bin")
+        np.cumsum(offsets, out=offsets)
+        (folder / "offsets.bin").write_bytes(offsets.data)
     meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
     meta |= {"texts": len(texts), "tokens": int(offsets[-1])}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    write_note(folder / "meta.json", meta, [folder / "ids.bin", folder / "offsets.bin"])
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hf_ar2.evaluation.columns import check_no_repeats, opened, read_columns, rows_of_ids
+from hf_ar2.files import check_files, read_json, writing
 
 if TYPE_CHECKING:
     from hf_ar2.collections import Collection
@@ -101,6 +102,24 @@ def run_of_scores(
 def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) -> Path:
     """The path of a TREC run in a run folder; `system` is `"retriever"`, `"ranker"` or `"pipeline"`."""
     return Path(folder) / "runs" / row / f"{split}.{system}.trec"
+
+
+def check_run_files(folder: str | os.PathLike[str], row: str) -> None:
+    """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted.
+
+    Raises:
+        DamagedFile: one is missing, or is not what was written.
+    """
+    for name in ("key.json", "questions.json"):
+        note = Path(folder) / "evaluation" / row / name
+        noted = read_json(note) if note.is_file() else {}
+        if isinstance(noted, dict):
+            checksums = noted.get("checksums", {})
+            check_files(
+                note.parent,
+                checksums,
+                "Give the command that made the run again: it evaluates the row again.",
+            )
 
 
 def write_run(
@@ -330,7 +349,7 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as raw:
+        with writing(path), open(partial, "wb") as raw:
             if path.suffix == ".gz":
                 # No name or time in the header, so that equal runs give equal files.
                 compressed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0)

@@ -7,23 +7,44 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from hf_ar2.encoding.batches import Encode, encode_rows
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.tokens import TokenStore
-from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index, read_faiss_index, write_faiss_index
+from hf_ar2.files import (
+    DamagedFile,
+    allocate,
+    check_files,
+    check_size,
+    check_space,
+    read_json,
+    write_json,
+    write_note,
+    writing,
+)
+from hf_ar2.index.faiss_build import (
+    faiss_bytes,
+    fill_faiss_index,
+    new_faiss_index,
+    read_faiss_index,
+    write_faiss_index,
+)
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
 
 if TYPE_CHECKING:
     import datasets
 
+logger = logging.get_logger(__name__)
+
 _FORMAT = 1
+_IDS = "ids.json"
 # Names that only this library uses, and those of a saved copy, which other programs may use too.
 _OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
 _SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
@@ -33,9 +54,9 @@ class CorpusIndex:
     """Passage embeddings and an inner-product index over them, shared by all processes through memory maps.
 
     `CorpusIndex.build` makes it, `CorpusIndex.open` opens it again. The folder holds the embeddings
-    (`embeddings-*.npy`), the FAISS index (`index-*.faiss`) and `meta.json`, which names the two and is written last, so
-    that an interrupted build leaves no index. Building from other weights replaces the files; processes that have the
-    old ones open can still use them. The disk must hold both until the new index is complete.
+    (`embeddings-*.npy`), the FAISS index (`index-*.faiss`) and `meta.json`, which has their names and checksums and is
+    written last, so that an interrupted build leaves no index. Building from other weights replaces the files;
+    processes that have the old ones open can still use them. The disk must hold both until the new index is complete.
 
     Attributes:
         fingerprint: identifies what it was made from. factory: the FAISS factory string.
@@ -126,6 +147,7 @@ class CorpusIndex:
         Raises:
             ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index, embeddings
                 that are not finite, or an index.faiss or embeddings.npy in the folder that is not this library's.
+            OSError: the disk has too little space, before anything is encoded.
         """
         wanted: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "factory": factory}
         wanted |= {"dtype": dtype, "dim": dim, "ntotal": len(store)}
@@ -134,9 +156,12 @@ class CorpusIndex:
         if len(store) == 0:
             raise ValueError("the corpus is empty: there is nothing to index")
         folder = Path(folder)
+        if rank == 0:
+            _forget_damaged(folder)
+        barrier()
         found = _complete_meta(folder)
         if found is not None and all(found[name] == value for name, value in wanted.items()):
-            return cls.open(folder, fingerprint, device=device, search_parameters=search_parameters)
+            return cls._open(folder, fingerprint, device, search_parameters)
         _check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         names = _file_names(wanted)
@@ -146,7 +171,9 @@ class CorpusIndex:
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 path.unlink(missing_ok=True)  # left by an interrupted build
-                np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (len(store), dim)).flush()
+                size = np.dtype(dtype).itemsize * len(store) * dim
+                check_space(folder, size + faiss_bytes(empty, len(store)))
+                new_array(path, dtype, (len(store), dim))
             barrier()
             embeddings = np.load(path, mmap_mode="r+")
             started = time.perf_counter()
@@ -175,7 +202,7 @@ class CorpusIndex:
             _remove_old_files(folder, old, names)
         del empty  # frees the memory: the index is mapped from disk below
         barrier()
-        return cls.open(folder, fingerprint, device=device)
+        return cls._open(folder, fingerprint, device)
 
     @classmethod
     def open(
@@ -195,7 +222,18 @@ class CorpusIndex:
         Raises:
             FileNotFoundError: no index there. ValueError: another fingerprint, or damaged files.
         """
-        folder = Path(folder)
+        return cls._open(Path(folder), fingerprint, device, search_parameters, verify=True)
+
+    @classmethod
+    def _open(
+        cls,
+        folder: Path,
+        fingerprint: str | None,
+        device: str | torch.device,
+        search_parameters: str | None = None,
+        verify: bool = False,
+    ) -> CorpusIndex:
+        """As `open`; the checksums are compared if `verify`, which of several processes one does."""
         while True:
             meta = read_meta(folder)
             if fingerprint is not None and meta["fingerprint"] != fingerprint:
@@ -205,7 +243,10 @@ class CorpusIndex:
                     "CorpusIndex.build (hf-ar2 index), or open it with the model and corpus it was made from."
                 )
             try:
-                _check_files(folder, meta)
+                if verify:
+                    _check_contents(folder, meta)
+                else:
+                    _check_sizes(folder, meta)
                 embeddings = np.load(folder / meta["files"]["embeddings"], mmap_mode="r")
                 faiss_index = read_faiss_index(folder / meta["files"]["index"])
             except (FileNotFoundError, ValueError):
@@ -306,13 +347,36 @@ class CorpusIndex:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)  # until the copy is complete
         # From the open maps: a rebuild may have removed their files.
+        check_space(folder, self.embeddings.nbytes + faiss_bytes(self.faiss_index, self.ntotal))
         temporary = folder / f"{names['embeddings']}.tmp"
-        with open(temporary, "wb") as file:
+        with writing(temporary, self.embeddings.nbytes), open(temporary, "wb") as file:
             np.save(file, self.embeddings)
+        check_size(temporary, self.embeddings.nbytes)
         os.replace(temporary, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])
         _write_meta(folder, self.meta | {"files": names})
         _remove_old_files(folder, old, names)
+
+    def save_ids(self, ids: Sequence[str]) -> None:
+        """Write `ids.json`, the ids of the passages in their order, which other programs need with the FAISS file."""
+        write_json(self.folder / _IDS, list(ids))
+        self.meta["files"] = self.meta["files"] | {"ids": _IDS}
+        _write_meta(self.folder, self.meta)
+
+
+def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    """Write a .npy file of zeros to fill through a memory map; its space on the disk is reserved.
+
+    Raises:
+        OSError: the disk is full; no file is left.
+    """
+    try:
+        with writing(path):
+            np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape).flush()
+        allocate(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _file_names(meta: dict[str, Any]) -> dict[str, str]:
@@ -329,10 +393,9 @@ def _file_names(meta: dict[str, Any]) -> dict[str, str]:
 
 
 def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    sizes = {kind: (folder / name).stat().st_size for kind, name in meta["files"].items()}
-    temporary = folder / "meta.json.tmp"
-    temporary.write_text(json.dumps(meta | {"bytes": sizes}, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / "meta.json")
+    files = {kind: folder / name for kind, name in meta["files"].items()}
+    sizes = {kind: path.stat().st_size for kind, path in files.items()}
+    write_note(folder / "meta.json", meta | {"bytes": sizes}, files.values())
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -348,9 +411,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
             "build it with CorpusIndex.build (hf-ar2 index)."
         )
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete {folder} and build the index again") from error
+        meta = read_json(path)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}: delete {folder} and build the index again") from error
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise ValueError(
@@ -360,14 +423,30 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_files(folder: Path, meta: dict[str, Any]) -> None:
+def _check_contents(folder: Path, meta: dict[str, Any]) -> None:
+    _check_sizes(folder, meta)
+    check_files(folder, meta.get("checksums", {}), f"Delete {folder} and build the index again.")
+
+
+def _forget_damaged(folder: Path) -> None:
+    """Delete the files of an index if one is damaged, and say so: it is built again."""
+    try:
+        if (folder / "meta.json").is_file():
+            _check_contents(folder, read_meta(folder))
+    except ValueError as error:
+        logger.warning(f"{error} It is built again now.")
+        _remove_old_files(folder, _named_files(folder), {})
+
+
+def _check_sizes(folder: Path, meta: dict[str, Any]) -> None:
     for kind, name in meta["files"].items():
         path = folder / name
         found = path.stat().st_size if path.exists() else None
         if found != meta["bytes"][kind]:
-            raise ValueError(
+            raise DamagedFile(
                 f"{path} is {'missing' if found is None else f'{found} bytes long'}, expected "
-                f"{meta['bytes'][kind]} bytes: the index is damaged. Build it again with CorpusIndex.build."
+                f"{meta['bytes'][kind]} bytes: the index is damaged. Delete {folder} and build it again "
+                "(hf-ar2 index)."
             )
 
 
@@ -375,7 +454,7 @@ def _complete_meta(folder: Path) -> dict[str, Any] | None:
     """The meta.json of the index in a folder; None if there is no index or it is damaged."""
     try:
         meta = read_meta(folder)
-        _check_files(folder, meta)
+        _check_sizes(folder, meta)
     except (FileNotFoundError, ValueError):
         return None
     return meta
@@ -402,7 +481,7 @@ def _check_no_foreign_files(folder: Path) -> None:
 
 def _remove_old_files(folder: Path, old: set[str], names: dict[str, str]) -> None:
     """Remove the files of an earlier index or an interrupted build, and no others."""
-    old = old & set(_SAVED_FILES.values())
+    old = old & {*_SAVED_FILES.values(), _IDS}
     for path in folder.iterdir():
         if (path.name in old or _OUR_FILES.fullmatch(path.name)) and path.name not in names.values():
             path.unlink()

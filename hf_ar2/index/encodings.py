@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.encoding.inputs import RetrieverInputs
-from hf_ar2.files import write_json
+from hf_ar2.files import read_json, write_json
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 
@@ -75,7 +74,7 @@ class Encodings:
     def log(self) -> list[dict[str, Any]]:
         """An entry for each time the corpus was encoded: `encoding` (its name) and `seconds`."""
         path = self.folder / _LOG
-        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+        found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
         return found
 
     def _log_encoding(self, name: str, seconds: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_ar2.files import writing
 from hf_ar2.index.faiss_import import import_faiss
 
 _ROWS_PER_BLOCK = 65_536
@@ -73,11 +74,36 @@ def _accept_few_points(index: Any) -> None:
             holder.cp.min_points_per_centroid = 1
 
 
+def faiss_bytes(index: Any, passages: int) -> int:
+    """About how many bytes the file of an index has with this many passages."""
+    faiss = import_faiss()
+    try:
+        code = index.sa_code_size()
+    except RuntimeError:  # an index without codes of a fixed size
+        code = 4 * index.d
+    graph = faiss.downcast_index(index)
+    links = 4 * graph.hnsw.nb_neighbors(0) if hasattr(graph, "hnsw") else 0
+    return int(passages * (code + links))
+
+
 def write_faiss_index(index: Any, path: Path) -> None:
-    """Write an index to `path`; an interrupted write leaves no file there."""
-    temporary = path.with_name(path.name + ".tmp")
-    import_faiss().write_index(index, str(temporary))
-    os.replace(temporary, path)
+    """Write an index to `path`; an interrupted write leaves no file there.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    faiss, temporary = import_faiss(), path.with_name(path.name + ".tmp")
+    try:
+        # Python's own file: FAISS does not check whether the end of its file was written.
+        with writing(path, faiss_bytes(index, index.ntotal)), open(temporary, "wb") as file:
+            try:
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+            except RuntimeError as error:
+                raise OSError(f"write error: {error}") from error
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_faiss_index(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ar2.files import write_json
+from hf_ar2.collections.tables import content_hash
+from hf_ar2.files import check_files, checksum, read_json, write_json, write_note
 from hf_ar2.index.corpus_index import CorpusIndex, read_meta
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
@@ -20,7 +20,6 @@ from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
-_BYTES_PER_READ = 1 << 24
 
 
 class FrozenIndex:
@@ -148,7 +147,8 @@ class FrozenIndex:
             ids: a JSON list of ids, or a text file with one per line; None: `ids.json` beside the FAISS file.
 
         Raises:
-            FileNotFoundError: a file is missing. ValueError: the ids are not exactly those of the corpus.
+            FileNotFoundError: a file is missing.
+            ValueError: the ids are not exactly those of the corpus, or a file is not what was written in its folder.
         """
         path = Path(path)
         path = path / _index_file(path) if path.is_dir() else path
@@ -160,12 +160,13 @@ class FrozenIndex:
                 f"{ids}: no such file; expected the ids of the index's passages in its order, as a JSON list or one "
                 "per line"
             )
+        _check_noted(path, ids)
         faiss_index = import_faiss().read_index(str(path)) if writable else read_faiss_index(path)
         rows = _rows_of_ids(_read_ids(ids), corpus_ids, ids, faiss_index.ntotal, path)
         in_order = bool((rows == np.arange(len(rows))).all())
         return cls(
             faiss_index,
-            _hash_of(path, ids),
+            content_hash(checksum(path).encode(), checksum(ids).encode()),
             corpus_rows=None if in_order else rows,
             vectors=vectors,
             device=device,
@@ -212,7 +213,8 @@ class FrozenIndex:
             ids = [ids[row] for row in self.corpus_rows]
         write_json(folder / IDS_FILE, ids)
         described = {"passages": self.ntotal, "dimension": self.dim, "type": type(self.faiss_index).__name__}
-        write_json(folder / ABOUT_FILE, described | {"made_from": self.fingerprint} | (about or {}))
+        about = described | {"made_from": self.fingerprint} | (about or {})
+        write_note(folder / ABOUT_FILE, about, [folder / INDEX_FILE, folder / IDS_FILE])
 
     @property
     def _decodes(self) -> bool:
@@ -265,10 +267,11 @@ def _rows_of_ids(
     return np.array([known[id] for id in ids], np.int64)
 
 
-def _hash_of(*paths: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _check_noted(*paths: Path) -> None:
+    """Compare files with their checksums in the `index.json` or `meta.json` beside them, where there is one."""
     for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(_BYTES_PER_READ):
-                digest.update(block)
-    return digest.hexdigest()
+        for note in (path.with_name(ABOUT_FILE), path.with_name("meta.json")):
+            noted = read_json(note) if note.is_file() else {}
+            noted = noted.get("checksums", {}) if isinstance(noted, dict) else {}
+            named = {path.name: noted[path.name]} if path.name in noted else {}
+            check_files(path.parent, named, "Copy the index again, or build it again (hf-ar2 index).")

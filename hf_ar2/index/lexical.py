@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import bm25s
 import numpy as np
+from transformers.utils import logging
 
+from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_note, writing
 from hf_ar2.folders import complete_folder
+
+logger = logging.get_logger(__name__)
 
 # Scripts without spaces between words: Han, kana, and their extensions.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TERM = re.compile(rf"[{UNSPACED}]+|[^\W_{UNSPACED}]+")
-_FORMAT = "1"
+_FORMAT, _NOTE = "2", "checksums.json"
+
+
+def _load(folder: Path) -> bm25s.BM25:
+    return bm25s.BM25.load(str(folder), mmap=True, show_progress=False, allow_pickle=False)
 
 
 def terms(text: str) -> list[str]:
@@ -62,13 +71,20 @@ class LexicalIndex:
         for text in texts:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         place = Path(folder) / digest.hexdigest()
-        if place.is_dir():
-            return cls(
-                bm25s.BM25.load(str(place), mmap=True, show_progress=False, allow_pickle=False), len(texts)
-            )
+        try:
+            if place.is_dir():
+                check_files(
+                    place, read_json(place / _NOTE)["checksums"], "Lexical search is indexed again now."
+                )
+                return cls(_load(place), len(texts))
+        except (FileNotFoundError, DamagedFile) as error:
+            logger.warning(str(error))
+            shutil.rmtree(place, ignore_errors=True)
         index = cls.build(texts)
-        with complete_folder(place) as temporary:
+        with writing(place), complete_folder(place) as temporary:
             index.model.save(str(temporary), show_progress=False, allow_pickle=False)
+            _load(temporary)  # raises if the end of a file was not written
+            write_note(temporary / _NOTE, {}, files_in(temporary))
         return index
 
     def scores(self, queries: Sequence[str], rows: np.ndarray | None = None) -> np.ndarray:

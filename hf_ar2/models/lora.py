@@ -18,6 +18,8 @@ from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_ar2.files import writing
+
 Model = TypeVar("Model", bound=nn.Module)
 
 _CONFIG = "adapter_config.json"
@@ -264,13 +266,18 @@ def save_model(model: Any, folder: str | Path, merge: bool = False) -> None:
         folder: weights and adapters of a former model in it are deleted, because loaders would combine the two.
         merge: save adapters merged into the weights. Those of a model with two towers always are, because
             sentence-transformers loads no adapters from the towers' subfolders.
+
+    Raises:
+        OSError: the disk is full.
     """
     if merge or any(isinstance(module, Router) for module in model.children()):
         model = merge_adapters(model)
     for pattern in _FULL_FILES if has_adapters(model) else _ADAPTER_FILES:
         for path in Path(folder).glob(pattern):
             path.unlink()
-    model.save_pretrained(str(folder), create_model_card=False)
+    size = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+    with writing(Path(folder), size):
+        model.save_pretrained(str(folder), create_model_card=False)
 
 
 def adapter_base(folder: str | Path) -> str | None:

@@ -7,7 +7,11 @@ from typing import Any
 
 import yaml
 
-from hf_ar2.cards.facts import last_row
+from hf_ar2.cards.facts import last_row, read_json
+from hf_ar2.files import check_files
+
+# The checksums of the models at the root of a run folder.
+SERVED = "served.json"
 
 
 def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
@@ -15,7 +19,7 @@ def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: not a run folder, or there is no retriever in it yet; the message says what to do.
-        ValueError: the recipe.yaml is not a recipe.
+        ValueError: the recipe.yaml is not a recipe, or a file of the models is damaged.
     """
     recipe = read_recipe(folder)
     if not (Path(folder) / "retriever").is_dir():
@@ -29,6 +33,8 @@ def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} has no retriever/ yet: the run is not finished. Repeat the command that started it to continue"
         )
+    checksums = read_json(Path(folder) / SERVED).get("checksums", {})
+    check_files(Path(folder), checksums, "Repeat the command that made the run: it writes its models again.")
     return recipe
 
 

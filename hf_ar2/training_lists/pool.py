@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ar2.files import read_json, write_json
+from hf_ar2.files import check_files, check_size, read_json, write_note, writing
 from hf_ar2.folders import complete_folder
 from hf_ar2.training_lists.filters import drop_known, scored_too_high, text_groups
 
@@ -80,9 +80,12 @@ class CandidatePool:
 
     def save(self, folder: str | Path) -> None:
         """Write ``folder`` (one .npy file per array and meta.json), replacing an existing pool."""
-        with complete_folder(Path(folder), replace=True) as temporary:
-            for name in _ARRAYS:
-                np.save(temporary / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        size = sum(getattr(self, name).nbytes for name in _ARRAYS)
+        with writing(Path(folder), size), complete_folder(Path(folder), replace=True) as temporary:
+            files = {name: temporary / f"{name}.npy" for name in _ARRAYS}
+            for name, path in files.items():
+                np.save(path, getattr(self, name), allow_pickle=False)
+                check_size(path, getattr(self, name).nbytes)
             meta = {
                 "format": _FORMAT,
                 "fingerprint": self.fingerprint,
@@ -90,7 +93,7 @@ class CandidatePool:
                 "dropped": self.dropped,
                 "shapes": {name: list(getattr(self, name).shape) for name in _ARRAYS},
             }
-            write_json(temporary / "meta.json", meta)
+            write_note(temporary / "meta.json", meta, files.values())
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: str | None = None) -> CandidatePool:
@@ -102,7 +105,7 @@ class CandidatePool:
 
         Raises:
             FileNotFoundError: there is no pool in ``folder``.
-            ValueError: another fingerprint or format, or an array that does not fit meta.json.
+            ValueError: another fingerprint or format, or a damaged file.
         """
         folder = Path(folder)
         path = folder / "meta.json"
@@ -118,6 +121,7 @@ class CandidatePool:
                 f"{path}: the pool has the fingerprint {meta['fingerprint']}, expected {fingerprint}: it was made with "
                 "another retriever, data or settings; delete the folder and build the pool again"
             )
+        check_files(folder, meta.get("checksums", {}), f"Delete {folder} and build the pool again.")
         arrays = {}
         for name, dtype in _ARRAYS.items():
             shape = tuple(meta["shapes"][name])

@@ -31,7 +31,7 @@ from hf_ar2.collections.tables import (
     lists_fingerprint,
     rows_of,
 )
-from hf_ar2.files import read_json, write_json
+from hf_ar2.files import check_files, read_json, write_note, writing
 from hf_ar2.settings.augment import KINDS
 from hf_ar2.training_lists.pool import CandidatePool
 
@@ -212,6 +212,7 @@ def load_training_lists(folder: str | Path) -> TrainingLists:
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: field format is {manifest.get('format')!r}, expected {FORMAT!r}")
+    check_files(folder, manifest.pop("checksums", {}), f"Delete {folder} and write the lists again.")
     found = datasets.load_from_disk(str(folder))
     if not isinstance(found, datasets.Dataset):
         raise ValueError(f"{folder}: found a {type(found).__name__}; expected a single datasets.Dataset")
@@ -257,12 +258,14 @@ def save_training_lists(
     folder.mkdir(parents=True, exist_ok=True)
     for old in [folder / _MANIFEST, folder / _QUERIES, *folder.glob("data-*.arrow")]:
         old.unlink(missing_ok=True)
-    table.save_to_disk(str(folder))
-    if queries is not None:
-        with open(folder / _QUERIES, "w", encoding="utf-8", newline="\n") as stream:
-            for id, text in zip(queries["id"], queries["text"], strict=True):
-                stream.write(json.dumps({"_id": id, "text": text}, ensure_ascii=False) + "\n")
-    write_json(folder / _MANIFEST, manifest)
+    with writing(folder):
+        table.save_to_disk(str(folder))
+        if queries is not None:
+            with open(folder / _QUERIES, "w", encoding="utf-8", newline="\n") as stream:
+                for id, text in zip(queries["id"], queries["text"], strict=True):
+                    stream.write(json.dumps({"_id": id, "text": text}, ensure_ascii=False) + "\n")
+        written = {*folder.glob("data-*.arrow"), folder / "dataset_info.json", folder / "state.json"}
+        write_note(folder / _MANIFEST, manifest, sorted(written | {*folder.glob(_QUERIES)}))
     return load_training_lists(folder)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation import answer_hits, paired_test, read_run
 from hf_ar2.evaluation.metrics import gains
-from hf_ar2.evaluation.runs import Run, run_file
+from hf_ar2.evaluation.runs import Run, check_run_files, run_file
 from hf_ar2.evaluation.systems import evaluated_queries, measure
 from hf_ar2.report.page.run_folder import RunFolder
 
@@ -55,6 +55,7 @@ def query_browser(
     systems: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         for row in run.metrics:
+            check_run_files(run.folder, row)
             stored = {
                 name: read_run(path, query_ids, passage_ids).of_queries(query_rows)
                 for name in ("retriever", "ranker", "pipeline")
