@@ -166,7 +166,8 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         ):
             raise
         number = re.search(r"(?:os error|[Ee]rrno) (\d+)", str(error))
-        code = found or (int(number[1]) if number else errno.ENOSPC)
+        full = size is None or _free(path) < size
+        code = found or (int(number[1]) if number else errno.ENOSPC if full else errno.EIO)
         raise _not_written(path, size, code) from error
 
 
