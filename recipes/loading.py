@@ -12,11 +12,13 @@ import yaml
 
 from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_name
+from hf_ar2.evaluation.systems import LEXICAL_ROW
 from hf_ar2.models.loading import DTYPES, LOADING_OPTIONS
 from hf_ar2.models.lora import check_lora
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.models.prompts import check_prompts
 from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
+from hf_ar2.settings.values import check_name
 
 MODEL_FIELDS = (
     "model",
@@ -133,7 +135,23 @@ def _with_numbers(value: Any) -> Any:
     return value
 
 
+def _check_names(recipe: Recipe, where: str) -> None:
+    """Names of models, stages and rows are names of folders; that of the recipe may have folders, as in `ar2/scifact`."""
+    with errors_at(f"{where}: name"):
+        for part in str(recipe.name).split("/"):
+            check_name(part)
+    for place, names in (("models", recipe.models), ("stages", recipe.stages), ("evaluation.rows", recipe.rows)):
+        for name in names:
+            with errors_at(f"{where}: {place}"):
+                check_name(name)
+    if recipe.evaluation.get("lexical") and LEXICAL_ROW in recipe.rows:
+        raise RecipeError(
+            f"{where}: evaluation.rows: found {LEXICAL_ROW!r}, which is the row that 'lexical' adds; expected another name"
+        )
+
+
 def _check(recipe: Recipe, where: str) -> None:
+    _check_names(recipe, where)
     for name, body in recipe.models.items():
         _check_keys(f"{where}: models.{name}", body, MODEL_FIELDS)
         if "model" not in body:
