@@ -136,17 +136,21 @@ def _with_numbers(value: Any) -> Any:
 
 
 def _check_names(recipe: Recipe, where: str) -> None:
-    """Names of models, stages and rows are names of folders; that of the recipe may have folders, as in `ar2/scifact`."""
+    """Names become those of folders; that of the recipe may have parts, as in `ar2/scifact`."""
     with errors_at(f"{where}: name"):
         for part in str(recipe.name).split("/"):
             check_name(part)
-    for place, names in (("models", recipe.models), ("stages", recipe.stages), ("evaluation.rows", recipe.rows)):
+    for place, names in (
+        ("models", recipe.models),
+        ("stages", recipe.stages),
+        ("evaluation.rows", recipe.rows),
+    ):
         for name in names:
             with errors_at(f"{where}: {place}"):
                 check_name(name)
     if recipe.evaluation.get("lexical") and LEXICAL_ROW in recipe.rows:
         raise RecipeError(
-            f"{where}: evaluation.rows: found {LEXICAL_ROW!r}, which is the row that 'lexical' adds; expected another name"
+            f"{where}: evaluation.rows: found {LEXICAL_ROW!r}, the row that 'lexical' adds; expected another name"
         )
 
 

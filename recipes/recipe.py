@@ -18,6 +18,7 @@ from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
 from hf_ar2.settings.effects import OF_THE_MACHINE
+from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.settings.text import ScoringConfig, TextConfig, names_of
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
@@ -163,7 +164,8 @@ class Recipe:
                 name = source_name(source)
                 earlier = self.stage_key(name) if name in self.stages else self.models.get(name)
                 sources[role] = [source, earlier]
-        content = [self.collection, self.stage_args(stage), body["trainer"], sources]
+        # A new token does not make another stage.
+        content = [self.collection, without_secrets(self.stage_args(stage)), body["trainer"], sources]
         length = {name: body[name] for name in ("share", "max_epochs") if name in body}
         if length or self.minutes is not None:
             content.append([length, self.minutes])

@@ -67,8 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         from hf_ar2.encoding.processes import end_processes
         from hf_ar2.recipes.loading import load_recipe
+        from hf_ar2.settings.secrets import without_secrets
 
         path, overrides = parse_arguments(arguments)
+        sys.argv = without_secrets(sys.argv)  # some trackers record it
         recipe = load_recipe(path, overrides)
         recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
         quiet()

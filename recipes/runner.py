@@ -50,6 +50,7 @@ from hf_ar2.recipes.recipe import (
 )
 from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.search.runs import model_fields
+from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,
@@ -251,13 +252,13 @@ def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int
     """Write the resolved recipe and the environment, so that a run can be repeated, and where the queries come from."""
     run.mkdir(parents=True, exist_ok=True)
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
-    (run / "recipe.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(without_secrets(body), sort_keys=False))
     names = [recipe.collection, *(body["model"] for body in recipe.models.values())]
-    names += [recipe.guard] if recipe.guard else []
+    names = without_secrets(names + ([recipe.guard] if recipe.guard else []))
     environment = {
         **describe_environment(),
         "processes": PartialState().num_processes,
-        "command": " ".join(sys.argv),
+        "command": " ".join(without_secrets(sys.argv)),
         "on_the_hub": [name for name in names if hub_id(name)],
     }
     if sources:

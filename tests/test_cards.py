@@ -15,8 +15,8 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 from huggingface_hub import ModelCard
 
 from hf_ar2.cards.card import base_metadata, index_card, model_card
-from hf_ar2.cards.facts import Stage, Training, training_of_run
-from hf_ar2.cards.provenance import settings_of
+from hf_ar2.cards.facts import Stage, Training, training_of_run, training_of_trainer
+from hf_ar2.cards.provenance import name_of, settings_of
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.card_view import terminal_text
@@ -172,7 +172,7 @@ def test_the_card_lists_the_stages_of_the_model_and_no_others(run: Path) -> None
     assert "Data: [BeIR/scifact](https://huggingface.co/datasets/BeIR/scifact): 5,183 passages, 648" in card
     assert "**warm-up**: a retriever, contrastively ([DPR](https://arxiv.org/abs/2004.04906))" in card
     told = " ".join(card.split())
-    assert re.search(r"retriever from \S+/retriever, max_length 48, layers \[0\]", told)
+    assert re.search(r"retriever from retriever, max_length 48, layers \[0\]", told)
     assert "ranker from stage d0; 130 steps; 7 min" in told
     assert "elsewhere" not in card
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])  # type: ignore[index]
@@ -209,7 +209,8 @@ def test_each_loader_s_code_comes_to_the_same_scores(
     retriever.prompts = {"query": "what ", "document": ""}
     retriever.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
     training = Training("retriever", "mine", "tiny", [Stage("a", "retriever", {"retriever": "b"})], "b")
-    blocks = re.findall(r"```python\n(.*?)```", model_card(training, tmp_path / "saved"), re.DOTALL)
+    card = model_card(training, tmp_path / "saved", name=str(tmp_path / "saved"))
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) == 3
     scores = []
     for code in blocks:
@@ -321,11 +322,52 @@ def test_a_run_that_trained_nothing_of_its_last_row_is_an_error(
     assert "the row it serves (zero-shot) names no saved model that a stage" in capsys.readouterr().err
 
 
-def test_a_path_of_this_machine_is_not_in_the_metadata(run: Path) -> None:
+@pytest.mark.parametrize(
+    "home", ["/home/jane", "/data/jane", "~jane", "../jane", r"C:\Users\jane", "text:/home/jane"]
+)
+def test_a_path_of_this_machine_is_not_on_a_card(run: Path, home: str) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    recipe["collection"] = "/home/me/secret/data"
-    data = ModelCard(model_card(training_of_run(run, recipe, "retriever"), run / "retriever")).data
-    assert data.eval_results[0].dataset_name == "secret/data"
+    recipe |= {
+        "collection": f"{home}/data",
+        "models": {"light": {"model": f"{home}/light"}},
+        "guard": f"{home}/guard",
+    }
+    recipe["args"] |= {"unlabelled": f"{home}/asked.jsonl", "train_lists": [f"{home}/lists"]}
+    guard = {
+        "before": {"metrics": {"mrr@10": 0.5}},
+        "guard": f"{home}/guard",
+        "split": "test",
+        "metric": "mrr@10",
+    }
+    guard |= {"queries": 8, "of_queries": 8, "passages": 60, "of_passages": 60}
+    guard["rows"] = {"AR2": {"retriever": "ar2", "metrics": {"mrr@10": 0.5}}}
+    (run / "guard.json").write_text(json.dumps(guard))
+    for role, partner in (("retriever", "ranker"), ("ranker", "retriever")):
+        card = model_card(
+            training_of_run(run, recipe, role),
+            run / role,
+            partner=f"{home}/{partner}",
+            query_side_of=f"{home}/retriever" if role == "retriever" else None,
+        )
+        assert "jane" not in card and str(run.parent) not in card and "huggingface.co/" not in card
+        data = ModelCard(card).data
+        assert (data.eval_results[0].dataset_type, data.datasets, data.base_model) == (
+            "data",
+            None,
+            None,
+        ) or (home.startswith("text:") and data.eval_results[0].dataset_type == "text-data")
+
+
+def test_a_folder_is_never_an_id_on_the_hub(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run / "retriever", "models/light")
+    base = name_of(load_retriever("models/light", device="cpu"))
+    shutil.rmtree("models")
+    record = {"name": "mine", "collection": "tiny", "trainer": "retriever", "sources": {"retriever": base}}
+    card = model_card(training_of_trainer(record, "retriever", [], "dev", 20), run / "retriever")
+    assert ModelCard(card).data.base_model is None and "models/light" not in card
 
 
 def test_the_command_shows_cards_at_80_columns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import transformers
@@ -85,6 +85,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         checked_on_resume=False,
     )
     eval_on_start: bool = setting(True, "Evaluate before the first step.", checked_on_resume=False)
+
+    hub_token: str | None = field(default=None, repr=False)  # so that it is in no log
 
     train_split: str = setting("train", "Split of the qrels to train on.")
     eval_split: str = setting(

@@ -42,8 +42,8 @@ def model_card(
     Args:
         training: how the model was trained.
         folder: the saved model; its files say how it is used.
-        name: what users load it by, an id on the Hub; None: the folder.
-        partner: the same of the other model of the run, if there is one.
+        name: what users load it by, an id on the Hub; None: the folder, by its last part.
+        partner: the same of the other model of the run, if there is one; a folder where `name` is None.
         license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, if its own
             README states one.
         data_license: of the training data, in words; None: not known.
@@ -57,7 +57,8 @@ def model_card(
     """
     ranker = training.role == "ranker"
     saved = read_ranker(folder) if ranker else read_retriever(folder)
-    name = name or str(folder)
+    partner = _linked(partner, published=name is not None)
+    name = name or Path(folder).absolute().name
     base = base_metadata(training.base)
     stages = list(reversed(training.stages))  # the method's papers before those of its warm-ups
     papers = dict.fromkeys(paper for stage in stages for paper in papers_of(stage.trainer, stage.settings))
@@ -68,8 +69,8 @@ def model_card(
         ranker=ranker,
         saved=saved,
         name=name,
-        partner=_linked(partner),
-        query_side_of=query_side_of,
+        partner=partner,
+        query_side_of=short_name(query_side_of) if query_side_of else None,
         collection=_collection(training),
         index=None if ranker else training.last.index,
         tables=result_tables(training),
@@ -230,6 +231,8 @@ def _settings(stages: Sequence[Stage]) -> str:
 def _without_folders(value: Any) -> Any:
     if isinstance(value, str):
         return short_name(value)
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
     return [_without_folders(part) for part in value] if isinstance(value, list | tuple) else value
 
 
@@ -241,10 +244,10 @@ def _length_limits(training: Training) -> list[str]:
     return [f"{what} at {settings[key]}" for key, what in names.items() if settings.get(key)]
 
 
-def _linked(name: str | None) -> str:
-    if name and "/" in name and not Path(name).exists():
+def _linked(name: str | None, published: bool) -> str:
+    if name and published:
         return f"[{name}](https://huggingface.co/{name})"
-    return f"`{name}`" if name else ""
+    return f"`{Path(name).name}`" if name else ""
 
 
 def _listed(parts: Sequence[str]) -> str:
