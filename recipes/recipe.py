@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 
@@ -18,6 +18,7 @@ from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
 from hf_ar2.settings.effects import OF_THE_MACHINE
+from hf_ar2.settings.fields import LARGEST_SEED
 from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.settings.text import ScoringConfig, TextConfig, names_of
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
@@ -79,16 +80,16 @@ class Recipe:
     """
 
     name: str
-    collection: str
-    seed: int = 42
+    collection: str = field(metadata={"minimum": 1})
+    seed: int = field(default=42, metadata={"minimum": 0, "maximum": LARGEST_SEED})
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
-    minutes: float | None = None
-    clock: str = "wall"
+    minutes: float | None = field(default=None, metadata={"above": 0})
+    clock: Literal["wall", "processor"] = "wall"
     guard: str | None = None
-    questions: str | None = None
+    questions: str | None = field(default=None, metadata={"minimum": 1})
     output_dir: str = ""
 
     @property

@@ -70,6 +70,12 @@ def opened_system(
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
+    settings = settings.changed(given)
+    if given.get("rerank_depth", 0) > settings.depth:
+        raise ValueError(
+            f"--rerank_depth {settings.rerank_depth}: expected at most the depth, {settings.depth}: a ranker reorders "
+            "what the retriever found"
+        )
     options: dict[str, Any] = {
         key: given[key] for key in ("attn_implementation", "trust_remote_code") if key in given
     }
@@ -93,7 +99,7 @@ def opened_system(
             if ranker and ranker_name and reranks
             else None,
             collection,
-            settings.changed(given),
+            settings,
             work_folder,
             given.get("index"),
             run_index,

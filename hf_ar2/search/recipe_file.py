@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_ar2.cards.facts import last_row
+from hf_ar2.settings.plain_yaml import read_yaml
 
 
 def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
@@ -55,10 +54,10 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{folder} is not a run folder: {what}. {here}")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        recipe = read_yaml(path.read_bytes())
+    except ValueError as error:
         raise ValueError(
-            f"{path}: not valid YAML: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
+            f"{path}: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
         ) from None
     if not isinstance(recipe, dict) or "collection" not in recipe:
         raise ValueError(
