@@ -81,7 +81,7 @@ def started(path, *overrides):
     ("key", "value", "message"),
     [
         ("joint.adversarial_weight", "2", "stages.joint.args: adversarial_weight=2: λ is between 0 and 1"),
-        ("joint.num_rounds", "two", "stages.joint.args.num_rounds: found 'two', expected a number"),
+        ("joint.num_rounds", "two", "stages.joint.args.num_rounds: found 'two', expected a whole number"),
         ("joint.refresh", "maybe", "stages.joint.args.refresh: found 'maybe', expected true or false"),
         ("joint.eval_strategy", "epoch", "stages.joint.args: .* recall@100 needs 100 passages"),
         ("joint.train_split", "trian", "joint.args.train_split: data has no judgments of a split 'trian'"),
