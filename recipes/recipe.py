@@ -21,6 +21,7 @@ from hf_ar2.settings.effects import OF_THE_MACHINE
 from hf_ar2.settings.fields import LARGEST_SEED
 from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.settings.text import ScoringConfig, TextConfig, names_of
+from hf_ar2.terminal import visible_lines
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
 # Trainer of a stage → its settings. Two train nothing: `augment` writes training lists for later stages, `merge`
@@ -246,4 +247,4 @@ def encodings_folder(run: Path) -> Path:
 def say(text: str) -> None:
     """Print on the first process."""
     if PartialState().is_main_process:
-        print(text, flush=True)
+        print(visible_lines(text), flush=True)

@@ -337,12 +337,24 @@ def test_what_cannot_work_raises_an_error_with_the_reason(models, tmp_path, tiny
         (RetrieverConfig, {"eval_depth": 20}, "recall@100 needs 100 passages per query, but eval_depth=20"),
         (RetrieverConfig, {"auto_find_batch_size": True}, "change the batch in the middle of a run"),
         (RetrieverConfig, {"simans_a": -1.0}, "simans_a: found -1.0, expected a number of at least 0"),
-        (RetrieverConfig, {"absolute_margin": -0.1}, "absolute_margin: found -0.1, expected a number of at least 0"),
+        (
+            RetrieverConfig,
+            {"absolute_margin": -0.1},
+            "absolute_margin: found -0.1, expected a number of at least 0",
+        ),
         (RetrieverConfig, {"max_score": float("nan")}, "max_score: found nan, expected a number"),
         (RetrieverConfig, {"range_min": -1}, "range_min: found -1, expected a whole number of at least 0"),
         (RankerConfig, {"num_negatives": 0}, "at least one negative to rank"),
-        (RankerConfig, {"easy_share": 2}, "easy_share: found 2, expected a number of at least 0 and of at most 1"),
-        (AR2Config, {"contrastive_weight": -1.0}, "contrastive_weight: found -1.0, expected a number of at least 0"),
+        (
+            RankerConfig,
+            {"easy_share": 2},
+            "easy_share: found 2, expected a number of at least 0 and of at most 1",
+        ),
+        (
+            AR2Config,
+            {"contrastive_weight": -1.0},
+            "contrastive_weight: found -1.0, expected a number of at least 0",
+        ),
         (AR2Config, {"num_train_epochs": 7}, "num_train_epochs=7 contradicts num_rounds=10"),
     ],
 )

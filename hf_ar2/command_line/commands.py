@@ -26,6 +26,7 @@ from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.search.system import Ranking, SearchSystem
+from hf_ar2.terminal import visible, visible_lines
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -47,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         note = f", {system.searched_place}" if system.run_index is not None else ""
         if system.index_name == TRAINING_INDEX:
             note += ", read as in training: without the headings that are queries"
-        print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages{note}")
+        print(f"{visible(system.collection.name)}, {split}: {queries:,} queries, {passages:,} passages{note}")
         metrics = system.settings.metrics
         depth = min(system.settings.depth, passages)
         if arguments.metrics and (beyond := out_of_reach(metrics, depth, passages)):
@@ -225,7 +226,7 @@ def collection(arguments: argparse.Namespace) -> int:
 
         read = with_generated_queries(read, arguments)
     read.save(arguments.out)
-    print(read)
+    print(visible_lines(str(read)))
     print(f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/")
     name = Path(arguments.out).name
     print(f"Next: hf-ar2 train own-corpus --collection {arguments.out} --output_dir runs/{name}")

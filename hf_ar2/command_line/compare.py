@@ -23,6 +23,7 @@ from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import run_file
 from hf_ar2.search.recipe_file import read_recipe
+from hf_ar2.terminal import visible_lines
 
 # The split of a collection that is made from a qrels file.
 JUDGED = "judged"
@@ -62,7 +63,7 @@ def compare(arguments: argparse.Namespace) -> int:
     text = str(result)
     if arguments.markdown or arguments.latex:
         text = result.to_latex() if arguments.latex else result.to_markdown()
-    print(text)
+    print(visible_lines(text))
     if arguments.output:
         path = Path(arguments.output)
         path.parent.mkdir(parents=True, exist_ok=True)
