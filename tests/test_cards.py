@@ -14,8 +14,10 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from huggingface_hub import ModelCard
 
+from hf_ar2.cards import hub
 from hf_ar2.cards.card import base_metadata, index_card, model_card
 from hf_ar2.cards.facts import Stage, Training, training_of_run, training_of_trainer
+from hf_ar2.cards.mark import is_edited, marked, write_card
 from hf_ar2.cards.provenance import name_of, settings_of
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
@@ -407,3 +409,53 @@ def test_the_index_s_card_names_its_retriever() -> None:
     assert "5,183 passages of `BeIR/scifact`, encoded by `me/mine-retriever`" in " ".join(card.split())
     assert 'snapshot_download("me/mine-index", repo_type="dataset")' in card
     assert "normalize_embeddings=False" in card
+
+
+# ---- Cards that a person edited -------------------------------------------------------------------------------------
+
+
+def test_a_card_that_a_person_edited_is_known_by_its_mark() -> None:
+    card = marked("---\nlicense: mit\n---\n# Mine\n")
+    assert not is_edited(card) and not is_edited(card.replace("\n", "\r\n")) and not is_edited(card.rstrip())
+    for edited in (card.replace("mit", "apache-2.0"), f"{card}\nUse it well.", "# Mine", "", marked("a")[2:]):
+        assert is_edited(edited)
+
+
+def test_a_card_in_a_folder_is_written_again_unless_a_person_edited_it(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        write_card(tmp_path, marked(text))
+        assert text in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("# Mine")
+    write_card(tmp_path, marked("third"))
+    assert (tmp_path / "README.md").read_text() == "# Mine"
+
+
+@pytest.mark.parametrize(
+    ("there", "replace", "published"),
+    [
+        (None, False, True),
+        (marked("# Generated before"), False, True),
+        ("# Mine", False, False),
+        (marked("# Generated before").replace("before", "and edited"), False, False),
+        ("# Mine", True, True),
+    ],
+)
+def test_a_card_on_the_hub_stays_if_a_person_edited_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str | None, replace: bool, published: bool
+) -> None:
+    class Api:
+        def list_repo_files(self, *_: Any, **__: Any) -> list[str]:
+            return ["config.json"] if there is None else ["config.json", "README.md"]
+
+        def hf_hub_download(self, *_: Any, **__: Any) -> str:
+            (tmp_path / "README.md").write_text(str(there))
+            return str(tmp_path / "README.md")
+
+        def create_commit(self, id: str, operations: list[Any], **_: Any) -> list[str]:
+            return [operation.path_in_repo for operation in operations]
+
+    card = {"README.md": b"# Generated"}
+    api: Any = Api()
+    committed: Any = hub._commit(api, "me/x", "retriever", {}, card, "Publish", None, replace)
+    assert ("README.md" in committed) == published
+    assert ("stays as a person wrote it" in caplog.text) == (not published)

@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from huggingface_hub.errors import HTTPError
 
 from hf_ar2.cards.facts import Stage, Training, hub_id
+from hf_ar2.cards.mark import marked
 from hf_ar2.cards.papers import TRAINERS, Paper, papers_of
 from hf_ar2.cards.results import model_index, result_tables, short_name
 from hf_ar2.models.loading import resolve_model_name
@@ -50,7 +51,7 @@ def model_card(
         query_side_of: the retriever whose query encoder the folder holds by itself; it still encodes passages.
 
     Returns:
-        YAML metadata between lines of `---`, then Markdown.
+        YAML metadata between lines of `---`, then Markdown, and the mark of `hf_ar2.cards.mark`.
 
     Raises:
         ValueError: the folder holds no complete model.
@@ -94,7 +95,7 @@ def model_card(
         duration=_duration,
         repr=repr,
     )
-    return str(card)
+    return marked(str(card))
 
 
 def index_card(
@@ -119,7 +120,7 @@ def index_card(
         normalised=normalised,
         collection=_collection(training),
     )
-    return str(card)
+    return marked(str(card))
 
 
 @functools.cache

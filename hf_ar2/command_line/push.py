@@ -73,7 +73,13 @@ def push(arguments: argparse.Namespace) -> int:
                 data_license=arguments.data_license,
             )
 
-        commits = publish(folders, arguments.name, card_of, private=arguments.private or None)
+        commits = publish(
+            folders,
+            arguments.name,
+            card_of,
+            private=arguments.private or None,
+            replace_card=arguments.replace_card,
+        )
     for part, commit in commits.items():
         print(f"{part:<10} {commit.repo_url}")
     loader = {"retriever": "SentenceTransformer", "ranker": "CrossEncoder"}
