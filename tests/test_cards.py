@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from hf_ar2.cards import hub
 from hf_ar2.cards.card import base_metadata, index_card, model_card
 from hf_ar2.cards.facts import Stage, Training, training_of_run, training_of_trainer
-from hf_ar2.cards.mark import is_edited, marked, write_card
+from hf_ar2.cards.mark import edited_card, is_edited, marked, write_card
 from hf_ar2.cards.provenance import name_of, settings_of
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
@@ -425,7 +425,11 @@ def test_a_card_in_a_folder_is_written_again_unless_a_person_edited_it(tmp_path:
     for text in ("first", "second"):
         write_card(tmp_path, marked(text))
         assert text in (tmp_path / "README.md").read_text()
-    (tmp_path / "README.md").write_text("# Mine")
+    assert edited_card(tmp_path) is None
+    (tmp_path / "README.md").write_text(marked("# Generated").replace("ated", "ated, and edited"))
+    assert "and edited" in str(edited_card(tmp_path))
+    (tmp_path / "README.md").write_text("# Mine")  # or of another program
+    assert edited_card(tmp_path) is None
     write_card(tmp_path, marked("third"))
     assert (tmp_path / "README.md").read_text() == "# Mine"
 

@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 
 from hf_ar2.cards.facts import hub_id
-from hf_ar2.cards.mark import CARD, is_edited
+from hf_ar2.cards.mark import CARD, edited_card, is_edited
 from hf_ar2.cards.results import eval_result_files
 from hf_ar2.models.lora import adapter_base
 from hf_ar2.models.saved import read_ranker, read_retriever
@@ -104,10 +104,11 @@ def publish(
     for what, id in ids.items():
         readme = card(what, ids)
         results = {} if what == "index" else eval_result_files(readme, id, token)
-        own = folders[what] / CARD
-        if own.is_file() and is_edited(own.read_text(encoding="utf-8")):
-            logger.warning(f"{own}: published as a person wrote it; delete it to publish a new card")
-            readme = own.read_text(encoding="utf-8")
+        if edited := edited_card(folders[what]):
+            logger.warning(
+                f"{folders[what] / CARD}: published as a person edited it; delete it for a new card"
+            )
+            readme = edited
         written[what] = {CARD: readme.encode(), **results}
     for what, id in ids.items():
         # The large files of all repositories first; no repository shows them before its commit.

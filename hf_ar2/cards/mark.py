@@ -27,6 +27,13 @@ def is_edited(card: str) -> bool:
     return found is None or found[1] != _checksum(card[: found.start()])
 
 
+def edited_card(folder: Path) -> str | None:
+    """The README.md of a folder if it is a card of hf-ar2 that a person edited; other programs write cards too."""
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text if _MARK.search(text) and is_edited(text) else None
+
+
 def write_card(folder: Path, card: str) -> None:
     """Write the README.md of a model's folder, unless a person has edited the one that is there."""
     path = folder / CARD
