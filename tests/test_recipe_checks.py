@@ -121,7 +121,12 @@ def test_errors_of_later_stages_show_before_the_first(recipe, key, value, messag
         ("corpus.jsonl", '"_id": "p100"', '"_id": "p 100"', "passage id 'p 100' is empty or has white space"),
         ("corpus.jsonl", '"_id": "p100"', '"_id": "p\u3000100"', "passage id .* is empty or has white space"),
         ("queries.jsonl", '"_id": "q200"', '"_id": "q\u00a0200"', "query id .* is empty or has white space"),
-        ("qrels/test.tsv", None, "", "split 'test' of data has no judgments"),
+        (
+            "qrels/test.tsv",
+            None,
+            "",
+            "evaluation: split 'test' of data has no relevant passage in its 0 judged",
+        ),
         ("qrels/train.tsv", None, "", "args.train_split: split 'train' of data has no relevant passage"),
     ],
 )

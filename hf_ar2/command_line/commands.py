@@ -23,7 +23,7 @@ from hf_ar2.encoding import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids
-from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
+from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.search.system import Ranking, SearchSystem
 from hf_ar2.terminal import visible, visible_lines
@@ -42,6 +42,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         arguments.split = QUESTIONS
     with opened_system(arguments, for_training=True) as system:
         split = arguments.split or system.settings.report_split
+        check_relevant(system.collection, split, arguments.relevance_level)
         if arguments.output:
             check_run_ids(system.collection)
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)

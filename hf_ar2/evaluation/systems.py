@@ -71,6 +71,23 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
     raise ValueError(f"{collection.name} has no split {split!r}; it has {known}")
 
 
+def check_relevant(collection: Collection, split: str, relevance_level: int = 1) -> None:
+    """Check that a split can be measured.
+
+    Raises:
+        ValueError: there is no such split, no query in it, or no relevant passage: every metric would be 0 or NaN.
+    """
+    queries = len(evaluated_queries(collection, split))
+    if split in collection.qrels and not (collection.judgments(split).relevance >= relevance_level).any():
+        level = f" of grade {relevance_level} or more" if relevance_level > 1 else ""
+        raise ValueError(
+            f"split {split!r} of {collection.name} has no relevant passage{level} in its {queries:,} judged queries, "
+            "so nothing can be measured on it; name another split"
+        )
+    if not queries:
+        raise ValueError(f"split {split!r} of {collection.name} has no queries; name another split")
+
+
 def out_of_reach(metrics: Sequence[str], depth: int, total: int) -> list[str]:
     """The metrics whose cutoff exceeds `depth`, the ranked passages of `total`, unless all passages are ranked."""
     return [metric for metric in metrics if min(parse_metric(metric)[1] or 0, total) > depth]
