@@ -12,7 +12,7 @@ from typing import Any
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import read_questions
 from hf_ar2.evaluation.runs import check_run_ids
-from hf_ar2.evaluation.systems import evaluated_queries, out_of_reach
+from hf_ar2.evaluation.systems import check_relevant, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import FaissSearcher
 from hf_ar2.models.limits import set_truncate_dim
@@ -84,45 +84,17 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
                     check_relevant(judged, split)
 
 
-def check_relevant(collection: Collection, split: str) -> None:
-    """Check that a split has a relevant passage.
-
-    Raises:
-        ValueError: it has none.
-    """
-    judgments = collection.judgments(split)
-    if not len(judgments.positives()):
-        raise ValueError(
-            f"split {split!r} of {collection.name} has no relevant passage in its {len(judgments)} judged queries; "
-            f"expected a grade of at least relevance_level={judgments.level}, and the highest is "
-            f"{max(judgments.relevance, default=None)}"
-        )
-
-
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
     """Check the splits, metrics and depths of the evaluation."""
     if not recipe.rows:
         return
     splits, metrics = evaluated_splits(recipe, collection), recipe.metrics
-    weight = recipe.evaluation.get("pipeline_weight")
-    if weight is not None and not (type(weight) in (int, float) and 0 <= weight < float("inf")):
-        raise RecipeError(
-            f"evaluation.pipeline_weight: found {weight!r}, expected a number of at least 0, or null to fit it"
-        )
-    if type(recipe.rerank_depth) is not int or recipe.rerank_depth < 0:
-        raise RecipeError(
-            f"evaluation.rerank_depth: found {recipe.rerank_depth!r}, expected a whole number of at least 0; with 0 "
-            "only the retrievers are evaluated"
-        )
     total = len(collection.corpus)
     with errors_at("collection"):
         check_run_ids(collection)
     with errors_at("evaluation"):
         for split in splits:
-            if not len(evaluated_queries(collection, split)):
-                raise ValueError(f"split {split!r} of {collection.name} has no judgments; leave it out")
-            if split in collection.qrels and "relevance_level" in recipe.evaluation:
-                check_relevant(collection, split)
+            check_relevant(collection, split)
         beyond = out_of_reach(metrics, min(recipe.depth, total), total)
     if recipe.report_split not in splits:
         raise RecipeError(

@@ -9,10 +9,11 @@ from pathlib import Path
 from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
 from hf_ar2.cards.guard import GUARD_FILE, guard_table
+from hf_ar2.cards.mark import write_card
 from hf_ar2.collections import Collection
 from hf_ar2.collections.sources import query_source_note
 from hf_ar2.evaluation.tables import stage_table
-from hf_ar2.files import files_in, write_note, write_text, writing
+from hf_ar2.files import files_in, write_note, writing
 from hf_ar2.models.lora import save_model
 from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
@@ -115,4 +116,4 @@ def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
                 partner=str(run / other) if f"{other}/" in written else None,
                 query_side_of=str(run / "retriever") if part == "query_encoder" else None,
             )
-            write_text(run / part / "README.md", card)
+            write_card(run / part, card)

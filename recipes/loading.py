@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_name
-from hf_ar2.models.loading import DTYPES, LOADING_OPTIONS
+from hf_ar2.command_line.parser import nearest
+from hf_ar2.evaluation.systems import LEXICAL_ROW
+from hf_ar2.models.loading import LOADING_OPTIONS
 from hf_ar2.models.lora import check_lora
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.models.prompts import check_prompts
-from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
-
-MODEL_FIELDS = (
-    "model",
-    "layers",
-    "max_length",
-    "dropout",
-    "pooling",
-    "similarity",
-    "separate_towers",
-    "lora",
-    "prompts",
-    "truncate_dim",
-    "dtype",
-    *LOADING_OPTIONS,
+from hf_ar2.recipes.fields import (
+    Evaluation,
+    Model,
+    Row,
+    Stage,
+    check_fields,
+    check_mapping,
+    check_shape,
+    check_value,
 )
-# share: part of the minutes; min_steps: with fewer, the stage is dropped; max_epochs: passes over the queries.
-STAGE_FIELDS = ("trainer", "retriever", "ranker", "lists", "args", "share", "min_steps", "max_epochs")
-# A row is searched exactly, with an index of a factory string, with a file's, or with the one that a stage trained.
-ROW_FIELDS = ("retriever", "ranker", "index_factory", "index", "index_ids", "search_parameters")
-EVALUATION_FIELDS = (
-    "rows splits metrics relevance_level depth rerank_depth test_metric report_split choose_on pipeline_weight lexical"
-).split()
+from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
+from hf_ar2.settings.plain_yaml import read_yaml
+from hf_ar2.settings.text import names_of
+from hf_ar2.settings.values import check_name
 
 
 def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
@@ -55,17 +45,17 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    with errors_at(str(path)):
+        content = read_yaml(path.read_bytes())
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping with the fields {', '.join(_fields())}")
     content.setdefault("name", path.stem)
+    check_shape(content, str(path))
     for key, text in (overrides or {}).items():
         _override(content, key, text)
     content = _with_numbers(content)
-    _check_keys(str(path), content, _fields())
+    check_shape(content, str(path))
+    check_fields(str(path), content, Recipe)
     if "collection" not in content:
         raise RecipeError(f"{path}: field 'collection' is missing")
     recipe = Recipe(**content)
@@ -85,7 +75,7 @@ def _settings() -> list[str]:
 def _override(content: dict[str, Any], key: str, text: str) -> None:
     value = _value(key, text)
     head, _, rest = key.partition(".")
-    stages = content.get("stages") or {}
+    stages = content.get("stages", {})
     if not rest:
         if key in _fields():
             content[key] = value
@@ -95,18 +85,19 @@ def _override(content: dict[str, Any], key: str, text: str) -> None:
                 if key in body.get("args", {}):
                     body["args"][key] = value
         else:
-            raise RecipeError(f"--{key}: unknown key{_nearest(key, [*_fields(), *_settings(), *stages])}")
+            raise RecipeError(f"--{key}: unknown key{nearest(key, [*_fields(), *_settings(), *stages])}")
         return
     if head in stages:
         stages[head].setdefault("args", {})[rest] = value
         return
     if head not in ("models", "evaluation", "args"):
         known = [*stages, "models", "evaluation", "args"]
-        raise RecipeError(f"--{key}: {head!r} is not a stage{_nearest(head, known)}")
+        raise RecipeError(f"--{key}: {head!r} is not a stage{nearest(head, known)}")
     place = content.setdefault(head, {})
     *path, last = rest.split(".")
     for part in path:
         place = place.setdefault(part, {})
+        check_mapping(f"--{key}: {part}", place)
     place[last] = value
 
 
@@ -117,48 +108,73 @@ def _value(key: str, text: str) -> Any:
     # YAML would read "query: " as a mapping, and " " as null.
     if literal and text not in ("null", "~") and not text.startswith(("'", '"')):
         return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--{key}: {text!r} is not valid YAML: {error}") from None
+    with errors_at(f"--{key}"):
+        return read_yaml(text)
 
 
 def _with_numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as text; here it becomes the number it looks like."""
+    """YAML 1.1 reads 1e-5 and 1e3 as texts; here they become the numbers that they look like."""
     if isinstance(value, dict):
         return {key: _with_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_numbers(item) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
+        number = float(value)
+        return int(number) if number.is_integer() else number
     return value
 
 
+def _check_names(recipe: Recipe, where: str) -> None:
+    """Names become those of folders; that of the recipe may have parts, as in `ar2/scifact`."""
+    with errors_at(f"{where}: name"):
+        for part in str(recipe.name).split("/"):
+            check_name(part)
+    for place, names in (
+        ("models", recipe.models),
+        ("stages", recipe.stages),
+        ("evaluation.rows", recipe.rows),
+    ):
+        for name in names:
+            with errors_at(f"{where}: {place}"):
+                check_name(name)
+    if recipe.evaluation.get("lexical") and LEXICAL_ROW in recipe.rows:
+        raise RecipeError(
+            f"{where}: evaluation.rows: found {LEXICAL_ROW!r}, the row that 'lexical' adds; expected another name"
+        )
+
+
 def _check(recipe: Recipe, where: str) -> None:
+    _check_names(recipe, where)
     for name, body in recipe.models.items():
-        _check_keys(f"{where}: models.{name}", body, MODEL_FIELDS)
+        place = f"{where}: models.{name}"
+        check_fields(place, body, Model)
         if "model" not in body:
-            raise RecipeError(f"{where}: models.{name}: field 'model' is missing")
-        _check_lora(f"{where}: models.{name}", body)
+            raise RecipeError(f"{place}: field 'model' is missing")
+        _check_lora(place, body)
         if body.get("prompts") is not None:
-            with errors_at(f"{where}: models.{name}"):
+            with errors_at(place):
                 check_prompts(body["prompts"])
-        _check_loading(f"{where}: models.{name}", body)
-    _check_minutes(recipe, where)
-    _check_keys(f"{where}: args", recipe.args, _settings())
+    for name, body in recipe.stages.items():
+        check_fields(f"{where}: stages.{name}", body, Stage)
+        if "trainer" not in body:
+            raise RecipeError(
+                f"{where}: stages.{name}: field 'trainer' is missing; expected {', '.join(CONFIGS)}"
+            )
+    for key in recipe.args:
+        if key not in _settings():
+            raise RecipeError(f"{where}: args: unknown key {key!r}{nearest(str(key), _settings())}")
+        used = [body["trainer"] for body in recipe.stages.values() if key in config_fields(body["trainer"])]
+        for trainer in used or [trainer for trainer in CONFIGS if key in config_fields(trainer)]:
+            check_value(f"{where}: args", recipe.args, key, CONFIGS[trainer])
+    check_fields(f"{where}: evaluation", recipe.evaluation, Evaluation)
     with errors_at(f"{where}: args"):
         recipe.texts.check_passage_template()
     sources, writers = list(recipe.models), list[str]()
     for name, body in recipe.stages.items():
-        place = f"{where}: stages.{name}"
+        place, trainer = f"{where}: stages.{name}", body["trainer"]
         if name in recipe.models:
             raise RecipeError(f"{place}: a model has the same name")
-        _check_keys(place, body, STAGE_FIELDS)
-        trainer = body.get("trainer")
-        if trainer not in CONFIGS:
-            raise RecipeError(f"{place}.trainer: found {trainer!r}, expected one of {', '.join(CONFIGS)}")
-        _check_keys(f"{place}.args", body.get("args", {}), config_fields(trainer))
-        _check_numbers(f"{place}.args", trainer, recipe.stage_args(name))
+        check_fields(f"{place}.args", body.get("args", {}), CONFIGS[trainer], config_fields(trainer))
         without_ranker = trainer in ("retriever", "ltre", "merge")
         _check_roles(place, body, ("retriever",) if without_ranker else ("retriever", "ranker"), sources)
         _check_lists(place, body, writers)
@@ -168,15 +184,6 @@ def _check(recipe: Recipe, where: str) -> None:
         if trainer == "merge":
             _check_merge(recipe, place, name)
         (writers if trainer == "augment" else sources).append(name)
-    if recipe.guard is not None and not isinstance(recipe.guard, str):
-        raise RecipeError(f"{where}: guard: found {recipe.guard!r}, expected a collection's folder or name")
-    _check_keys(f"{where}: evaluation", recipe.evaluation, EVALUATION_FIELDS)
-    level = recipe.evaluation.get("relevance_level", 1)
-    if type(level) is not int or level < 1:
-        raise RecipeError(
-            f"{where}: evaluation.relevance_level: found {level!r}, expected the lowest grade that is relevant, a "
-            "whole number of at least 1"
-        )
     for name, row in recipe.rows.items():
         place = f"{where}: evaluation.rows.{name}"
         if re.search(r"\s", f"{recipe.name}{name}"):
@@ -184,57 +191,24 @@ def _check(recipe: Recipe, where: str) -> None:
                 f"{place}: white space in the row's or the recipe's name would split the columns of run files; use "
                 "'-' instead"
             )
-        _check_keys(place, row, ROW_FIELDS)
+        check_fields(place, row, Row)
         _check_roles(place, row, ("retriever",), sources)
-
-
-def _check_loading(place: str, body: dict[str, Any]) -> None:
-    trusted, dtype = body.get("trust_remote_code", False), body.get("dtype")
-    if not isinstance(trusted, bool):
-        raise RecipeError(f"{place}.trust_remote_code: found {trusted!r}, expected true or false")
-    if dtype is not None and dtype not in DTYPES:
-        raise RecipeError(f"{place}.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    dim = body.get("truncate_dim")
-    if dim is not None and (type(dim) is not int or dim < 1):
-        raise RecipeError(f"{place}.truncate_dim: found {dim!r}, expected a whole number of at least 1")
-
-
-def _check_minutes(recipe: Recipe, where: str) -> None:
-    def positive(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-    if recipe.minutes is not None and not positive(recipe.minutes):
-        raise RecipeError(f"{where}: minutes: found {recipe.minutes!r}, expected a number above 0")
-    if recipe.clock not in ("wall", "processor"):
-        raise RecipeError(f"{where}: clock: found {recipe.clock!r}, expected wall or processor")
-    for name, body in recipe.stages.items():
-        place = f"{where}: stages.{name}"
-        for key in ("share", "min_steps", "max_epochs"):
-            if isinstance(body, dict) and key in body and not positive(body[key]):
-                raise RecipeError(f"{place}.{key}: found {body[key]!r}, expected a number above 0")
+    if recipe.rerank_depth > recipe.depth and any("ranker" in row for row in recipe.rows.values()):
+        raise RecipeError(
+            f"{where}: evaluation.rerank_depth: found {recipe.rerank_depth}, expected at most the depth, "
+            f"{recipe.depth}: a ranker reorders what the retriever found"
+        )
 
 
 def _check_lists(place: str, body: dict[str, Any], writers: list[str]) -> None:
     """`lists` names earlier stages that write training lists."""
     given = body.get("lists", [])
-    if not isinstance(given, list):
-        raise RecipeError(f"{place}.lists: found {given!r}, expected a list of earlier stages that augment")
     if given and body["trainer"] == "augment":
         raise RecipeError(f"{place}.lists: a stage that augments writes lists and takes none")
     for name in given:
         if name not in writers:
-            known = _nearest(name, writers) if writers else "; there is none"
+            known = nearest(name, writers) if writers else "; there is none"
             raise RecipeError(f"{place}.lists: {name!r} is no earlier stage that augments{known}")
-
-
-def _check_numbers(place: str, trainer: str, settings: dict[str, Any]) -> None:
-    """A text in place of a number or of true/false would otherwise fail only when the stage starts."""
-    for setting in dataclasses.fields(CONFIGS[trainer]):
-        value = settings.get(setting.name)
-        wanted = isinstance(setting.default, (int, float)) and "str" not in str(setting.type)
-        if wanted and isinstance(value, str):
-            kind = "true or false" if isinstance(setting.default, bool) else "a number"
-            raise RecipeError(f"{place}.{setting.name}: found {value!r}, expected {kind}")
 
 
 def _check_merge(recipe: Recipe, place: str, stage: str) -> None:
@@ -246,7 +220,7 @@ def _check_merge(recipe: Recipe, place: str, stage: str) -> None:
     with errors_at(f"{place}.args"):
         base = MergeConfig(**recipe.stage_args(stage)).base
     if base is not None and base not in recipe.models:
-        raise RecipeError(f"{place}.args.base: {base!r} is not a model{_nearest(base, list(recipe.models))}")
+        raise RecipeError(f"{place}.args.base: {base!r} is not a model{nearest(base, list(recipe.models))}")
     model, changes = recipe.first_model(body["retriever"])
     source = source_name(body["retriever"])
     if source == (base or model):
@@ -272,30 +246,21 @@ def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], kn
             raise RecipeError(f"{place}: field {role!r} is missing: name a model or an earlier stage")
         if role in body:
             if isinstance(body[role], dict):
-                changes = [field for field in MODEL_FIELDS[1:] if field not in LOADING_OPTIONS]
-                _check_keys(f"{place}.{role}", body[role], ["from", *changes])
-                _check_loading(f"{place}.{role}", body[role])
-                _check_lora(f"{place}.{role}", body[role])
+                if not isinstance(body[role].get("from"), str):
+                    raise RecipeError(
+                        f"{place}.{role}.from: expected the name of a model or an earlier stage"
+                    )
+                changes = {key: value for key, value in body[role].items() if key != "from"}
+                allowed = [name for name in names_of(Model)[1:] if name not in LOADING_OPTIONS]
+                check_fields(f"{place}.{role}", changes, Model, allowed)
+                _check_lora(f"{place}.{role}", changes)
             name = source_name(body[role])
             if name not in known:
-                nearest = _nearest(name, known)
-                raise RecipeError(f"{place}.{role}: {name!r} is not a model or an earlier stage{nearest}")
+                near = nearest(name, known)
+                raise RecipeError(f"{place}.{role}: {name!r} is not a model or an earlier stage{near}")
 
 
 def _check_lora(place: str, body: dict[str, Any]) -> None:
     if body.get("lora") is not None:
         with errors_at(place):
             check_lora(body["lora"])
-
-
-def _check_keys(place: str, body: Any, allowed: list[str] | tuple[str, ...]) -> None:
-    if not isinstance(body, dict):
-        raise RecipeError(f"{place}: expected a mapping, found {type(body).__name__}")
-    for key in body:
-        if key not in allowed:
-            raise RecipeError(f"{place}: unknown key {key!r}{_nearest(key, allowed)}")
-
-
-def _nearest(name: str, allowed: Any) -> str:
-    near = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(map(str, allowed))}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 
@@ -18,7 +18,10 @@ from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
 from hf_ar2.settings.effects import OF_THE_MACHINE
+from hf_ar2.settings.fields import LARGEST_SEED
+from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.settings.text import ScoringConfig, TextConfig, names_of
+from hf_ar2.terminal import visible_lines
 from hf_ar2.trainers import AR2Config, LTReConfig, RankerConfig, RetrieverConfig, RocketQAv2Config
 
 # Trainer of a stage → its settings. Two train nothing: `augment` writes training lists for later stages, `merge`
@@ -78,16 +81,16 @@ class Recipe:
     """
 
     name: str
-    collection: str
-    seed: int = 42
+    collection: str = field(metadata={"minimum": 1})
+    seed: int = field(default=42, metadata={"minimum": 0, "maximum": LARGEST_SEED})
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
-    minutes: float | None = None
-    clock: str = "wall"
+    minutes: float | None = field(default=None, metadata={"above": 0})
+    clock: Literal["wall", "processor"] = "wall"
     guard: str | None = None
-    questions: str | None = None
+    questions: str | None = field(default=None, metadata={"minimum": 1})
     output_dir: str = ""
 
     @property
@@ -163,7 +166,8 @@ class Recipe:
                 name = source_name(source)
                 earlier = self.stage_key(name) if name in self.stages else self.models.get(name)
                 sources[role] = [source, earlier]
-        content = [self.collection, self.stage_args(stage), body["trainer"], sources]
+        # A new token does not make another stage.
+        content = [self.collection, without_secrets(self.stage_args(stage)), body["trainer"], sources]
         length = {name: body[name] for name in ("share", "max_epochs") if name in body}
         if length or self.minutes is not None:
             content.append([length, self.minutes])
@@ -245,4 +249,4 @@ def encodings_folder(run: Path) -> Path:
 def say(text: str) -> None:
     """Print on the first process."""
     if PartialState().is_main_process:
-        print(text, flush=True)
+        print(visible_lines(text), flush=True)

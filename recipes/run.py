@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a recipe, and exits with 130 after Ctrl-C.
 
-    An error that the user can fix is printed in one line; `HF_AR2_TRACEBACK=1` in the environment shows its traceback.
+    An error is printed in one line; `HF_AR2_TRACEBACK=1` in the environment shows its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["-h"], ["--help"]):
@@ -71,8 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
             from hf_ar2.files import writing
             from hf_ar2.recipes.loading import load_recipe
             from hf_ar2.recipes.runner import run_recipe
+            from hf_ar2.settings.secrets import without_secrets
 
         path, overrides = parse_arguments(arguments)
+        sys.argv = without_secrets(sys.argv)  # some trackers record it
         recipe = load_recipe(path, overrides)
         recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
         quiet()
@@ -81,10 +84,17 @@ def main(arguments: list[str] | None = None) -> None:
         end_processes()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, ImportError, NotImplementedError) as error:
-        if os.environ.get("HF_AR2_TRACEBACK"):
-            raise
-        sys.exit(f"recipe: {error}")
+    except Exception as error:
+        from hf_ar2.command_line.errors import error_text
+
+        text = error_text(error)
+        process = int(os.environ.get("RANK", 0))
+        if (
+            process
+        ):  # where the first process has the same error, the launcher ends this one before it prints it
+            time.sleep(2)
+            text = f"process {process}: {text}"
+        sys.exit(f"recipe: {text}")
 
 
 def _interrupt_later(unraisable: Any) -> None:

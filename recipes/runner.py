@@ -54,6 +54,7 @@ from hf_ar2.recipes.recipe import (
 )
 from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.search.runs import model_fields, with_level_of
+from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.trainers import (
     AR2Trainer,
     JointTrainer,
@@ -307,13 +308,13 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
 def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int]]) -> None:
     """Write the resolved recipe and the environment, so that a run can be repeated, and where the queries come from."""
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
-    write_text(run / "recipe.yaml", yaml.safe_dump(body, sort_keys=False))
+    write_text(run / "recipe.yaml", yaml.safe_dump(without_secrets(body), sort_keys=False))
     names = [recipe.collection, *(body["model"] for body in recipe.models.values())]
-    names += [recipe.guard] if recipe.guard else []
+    names = without_secrets(names + ([recipe.guard] if recipe.guard else []))
     environment = {
         **describe_environment(),
         "processes": PartialState().num_processes,
-        "command": " ".join(sys.argv),
+        "command": " ".join(without_secrets(sys.argv)),
         "on_the_hub": [name for name in names if hub_id(name)],
     }
     if sources:

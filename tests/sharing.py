@@ -57,12 +57,13 @@ def said(action: Any, *arguments: Any, **options: Any) -> str:
     return "no error"
 
 
-def run_blocks(card: str) -> list[list[float]]:
-    """The scores that each block of Python on a card computes."""
+def run_blocks(card: str, folder: Path = Path(".")) -> list[list[float]]:
+    """The scores that each block of Python on a card computes, in a folder."""
     found = []
     for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         names: dict[str, Any] = {}
-        exec(code, names)
+        with contextlib.chdir(folder):
+            exec(code, names)
         found.append(torch.as_tensor(names["scores"]).flatten().tolist())
     return found
 
@@ -237,7 +238,9 @@ def push_two_towers(models: Path, output: Path) -> dict[str, Any]:
         "blocks": run_blocks(card.content),
         "card": card.content,
         "license": card.data.license,
-        "query_encoder": run_blocks((output / "query_encoder" / "README.md").read_text(encoding="utf-8")),
+        "query_encoder": run_blocks(
+            (output / "query_encoder" / "README.md").read_text(encoding="utf-8"), output
+        ),
         "local_card": (output / "query_encoder" / "README.md").read_text(encoding="utf-8"),
         "commits": stub("/_commits")["models/tester/mine-retriever"],
         "index_card": Path(

@@ -389,7 +389,7 @@ def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_pat
             {"pointwise": True, "unlabelled": "x", "added_positives": 0},
             "leaves pseudo lists without a positive",
         ),
-        ({"kinds": ["undenoised"], "depth": 0}, "expected at least 1"),
+        ({"kinds": ["undenoised"], "depth": 0}, "expected a whole number of at least 1"),
     ],
 )
 def test_inconsistent_settings_raise(settings: dict[str, Any], message: str) -> None:

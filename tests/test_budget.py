@@ -83,7 +83,7 @@ def test_a_budget_counts_earlier_attempts(tmp_path):
     [
         ("minutes", "0", "minutes: found 0, expected a number above 0"),
         ("minutes", "soon", "minutes: found 'soon'"),
-        ("clock", "sun", "clock: found 'sun', expected wall or processor"),
+        ("clock", "sun", "clock: found 'sun', expected one of wall, processor"),
     ],
 )
 def test_wrong_values_are_named(key, value, expected):

@@ -14,9 +14,11 @@ import yaml
 from conftest import make_tiny_ranker, make_tiny_retriever
 from huggingface_hub import ModelCard
 
+from hf_ar2.cards import hub
 from hf_ar2.cards.card import base_metadata, index_card, model_card
-from hf_ar2.cards.facts import Stage, Training, training_of_run
-from hf_ar2.cards.provenance import settings_of
+from hf_ar2.cards.facts import Stage, Training, training_of_run, training_of_trainer
+from hf_ar2.cards.mark import edited_card, is_edited, marked, write_card
+from hf_ar2.cards.provenance import name_of, settings_of
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.card_view import terminal_text
@@ -172,7 +174,7 @@ def test_the_card_lists_the_stages_of_the_model_and_no_others(run: Path) -> None
     assert "Data: [BeIR/scifact](https://huggingface.co/datasets/BeIR/scifact): 5,183 passages, 648" in card
     assert "**warm-up**: a retriever, contrastively ([DPR](https://arxiv.org/abs/2004.04906))" in card
     told = " ".join(card.split())
-    assert re.search(r"retriever from \S+/retriever, max_length 48, layers \[0\]", told)
+    assert re.search(r"retriever from retriever, max_length 48, layers \[0\]", told)
     assert "ranker from stage d0; 130 steps; 7 min" in told
     assert "elsewhere" not in card
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])  # type: ignore[index]
@@ -209,7 +211,8 @@ def test_each_loader_s_code_comes_to_the_same_scores(
     retriever.prompts = {"query": "what ", "document": ""}
     retriever.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
     training = Training("retriever", "mine", "tiny", [Stage("a", "retriever", {"retriever": "b"})], "b")
-    blocks = re.findall(r"```python\n(.*?)```", model_card(training, tmp_path / "saved"), re.DOTALL)
+    card = model_card(training, tmp_path / "saved", name=str(tmp_path / "saved"))
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) == 3
     scores = []
     for code in blocks:
@@ -321,11 +324,52 @@ def test_a_run_that_trained_nothing_of_its_last_row_is_an_error(
     assert "the row it serves (zero-shot) names no saved model that a stage" in capsys.readouterr().err
 
 
-def test_a_path_of_this_machine_is_not_in_the_metadata(run: Path) -> None:
+@pytest.mark.parametrize(
+    "home", ["/home/jane", "/data/jane", "~jane", "../jane", r"C:\Users\jane", "text:/home/jane"]
+)
+def test_a_path_of_this_machine_is_not_on_a_card(run: Path, home: str) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    recipe["collection"] = "/home/me/secret/data"
-    data = ModelCard(model_card(training_of_run(run, recipe, "retriever"), run / "retriever")).data
-    assert data.eval_results[0].dataset_name == "secret/data"
+    recipe |= {
+        "collection": f"{home}/data",
+        "models": {"light": {"model": f"{home}/light"}},
+        "guard": f"{home}/guard",
+    }
+    recipe["args"] |= {"unlabelled": f"{home}/asked.jsonl", "train_lists": [f"{home}/lists"]}
+    guard = {
+        "before": {"metrics": {"mrr@10": 0.5}},
+        "guard": f"{home}/guard",
+        "split": "test",
+        "metric": "mrr@10",
+    }
+    guard |= {"queries": 8, "of_queries": 8, "passages": 60, "of_passages": 60}
+    guard["rows"] = {"AR2": {"retriever": "ar2", "metrics": {"mrr@10": 0.5}}}
+    (run / "guard.json").write_text(json.dumps(guard))
+    for role, partner in (("retriever", "ranker"), ("ranker", "retriever")):
+        card = model_card(
+            training_of_run(run, recipe, role),
+            run / role,
+            partner=f"{home}/{partner}",
+            query_side_of=f"{home}/retriever" if role == "retriever" else None,
+        )
+        assert "jane" not in card and str(run.parent) not in card and "huggingface.co/" not in card
+        data = ModelCard(card).data
+        assert (data.eval_results[0].dataset_type, data.datasets, data.base_model) == (
+            "data",
+            None,
+            None,
+        ) or (home.startswith("text:") and data.eval_results[0].dataset_type == "text-data")
+
+
+def test_a_folder_is_never_an_id_on_the_hub(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run / "retriever", "models/light")
+    base = name_of(load_retriever("models/light", device="cpu"))
+    shutil.rmtree("models")
+    record = {"name": "mine", "collection": "tiny", "trainer": "retriever", "sources": {"retriever": base}}
+    card = model_card(training_of_trainer(record, "retriever", [], "dev", 20), run / "retriever")
+    assert ModelCard(card).data.base_model is None and "models/light" not in card
 
 
 def test_the_command_shows_cards_at_80_columns(
@@ -365,3 +409,57 @@ def test_the_index_s_card_names_its_retriever() -> None:
     assert "5,183 passages of `BeIR/scifact`, encoded by `me/mine-retriever`" in " ".join(card.split())
     assert 'snapshot_download("me/mine-index", repo_type="dataset")' in card
     assert "normalize_embeddings=False" in card
+
+
+# ---- Cards that a person edited -------------------------------------------------------------------------------------
+
+
+def test_a_card_that_a_person_edited_is_known_by_its_mark() -> None:
+    card = marked("---\nlicense: mit\n---\n# Mine\n")
+    assert not is_edited(card) and not is_edited(card.replace("\n", "\r\n")) and not is_edited(card.rstrip())
+    for edited in (card.replace("mit", "apache-2.0"), f"{card}\nUse it well.", "# Mine", "", marked("a")[2:]):
+        assert is_edited(edited)
+
+
+def test_a_card_in_a_folder_is_written_again_unless_a_person_edited_it(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        write_card(tmp_path, marked(text))
+        assert text in (tmp_path / "README.md").read_text()
+    assert edited_card(tmp_path) is None
+    (tmp_path / "README.md").write_text(marked("# Generated").replace("ated", "ated, and edited"))
+    assert "and edited" in str(edited_card(tmp_path))
+    (tmp_path / "README.md").write_text("# Mine")  # or of another program
+    assert edited_card(tmp_path) is None
+    write_card(tmp_path, marked("third"))
+    assert (tmp_path / "README.md").read_text() == "# Mine"
+
+
+@pytest.mark.parametrize(
+    ("there", "replace", "published"),
+    [
+        (None, False, True),
+        (marked("# Generated before"), False, True),
+        ("# Mine", False, False),
+        (marked("# Generated before").replace("before", "and edited"), False, False),
+        ("# Mine", True, True),
+    ],
+)
+def test_a_card_on_the_hub_stays_if_a_person_edited_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str | None, replace: bool, published: bool
+) -> None:
+    class Api:
+        def list_repo_files(self, *_: Any, **__: Any) -> list[str]:
+            return ["config.json"] if there is None else ["config.json", "README.md"]
+
+        def hf_hub_download(self, *_: Any, **__: Any) -> str:
+            (tmp_path / "README.md").write_text(str(there))
+            return str(tmp_path / "README.md")
+
+        def create_commit(self, id: str, operations: list[Any], **_: Any) -> list[str]:
+            return [operation.path_in_repo for operation in operations]
+
+    card = {"README.md": b"# Generated"}
+    api: Any = Api()
+    committed: Any = hub._commit(api, "me/x", "retriever", {}, card, "Publish", None, replace)
+    assert ("README.md" in committed) == published
+    assert ("stays as a person wrote it" in caplog.text) == (not published)

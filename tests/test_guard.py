@@ -118,7 +118,7 @@ def test_a_missing_row_has_no_sentence_and_a_model_without_row_has_a_line() -> N
     assert "| AR2 | 0.800 | -0.100 | p = .010 ▼ |" in guard_table(guard, markdown=True)
     assert guard_sentence(guard, "retriever") == guard_sentence({}, "ar2") == ""
     assert guard_sentence(guard, "ar2") == (
-        "On other texts (`data/fiqa`, dev: 8 of 20 queries, 60 passages) its MRR@10 is 0.800; the model that training "
+        "On other texts (`fiqa`, dev: 8 of 20 queries, 60 passages) its MRR@10 is 0.800; the model that training "
         "started from has 0.900 (-0.100, p = .010)."
     )
 
@@ -162,7 +162,7 @@ def test_an_invalid_guard_is_an_error_before_anything_is_trained(body: dict, tmp
         with pytest.raises(RecipeError, match=message):
             run_recipe(recipe_of(body, tmp_path, guard=source))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RecipeError, match="guard: found 3, expected a collection's folder or name"):
+    with pytest.raises(RecipeError, match="guard: found 3, expected a text, or null"):
         recipe_of(body, tmp_path, guard="3")
 
 

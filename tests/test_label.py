@@ -20,10 +20,11 @@ from conftest import make_tiny_ranker, make_tiny_retriever, served
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import qrels_of, question_id, read_judged, write_judged
 from hf_ar2.command_line import main as cli
-from hf_ar2.command_line.label import ask, passages_text, visible
+from hf_ar2.command_line.label import ask, passages_text
 from hf_ar2.command_line.label_page import LabelServer
 from hf_ar2.command_line.labelling import Labelling, pooled
 from hf_ar2.search.system import Hit
+from hf_ar2.terminal import visible
 
 QUESTIONS = ["where do bees live ?", "who dances ?", "what is <b>honey</b> ?"]
 

@@ -467,8 +467,8 @@ def test_what_is_saved_loads_as_two_towers_and_as_a_query_encoder(models, tmp_pa
     ("settings", "message"),
     [
         ({"num_negatives": 3}, "LTRe samples none; list_depth"),
-        ({"cut": 0}, "cut=0: expected at least 1"),
-        ({"list_depth": 0}, "list_depth=0: expected at least 1"),
+        ({"cut": 0}, "cut: found 0, expected a whole number of at least 1"),
+        ({"list_depth": 0}, "list_depth: found 0, expected a whole number of at least 1"),
         ({"missed": "some"}, "missed='some': expected one of all, if_none"),
         ({"train_lists": ["x"]}, "takes its lists from the search"),
     ],

@@ -22,7 +22,7 @@ FOLDERS = {
     "hf_ar2.recipes": ROOT / "recipes",
 }
 # Modules that any package may import; they import the standard library, psutil and tqdm alone.
-LEAVES = {"hf_ar2.folders", "hf_ar2.files", "hf_ar2.lock", "hf_ar2.progress"}
+LEAVES = {"hf_ar2.folders", "hf_ar2.files", "hf_ar2.lock", "hf_ar2.progress", "hf_ar2.terminal"}
 
 
 def modules_in(folder: Path) -> list[Path]:

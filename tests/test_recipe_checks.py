@@ -84,7 +84,7 @@ def started(path, *overrides):
         ("joint.adversarial_weight", "2", "stages.joint.args: adversarial_weight=2: λ is between 0 and 1"),
         ("joint.matryoshka_dims", "[64]", "joint.args: matryoshka_dims=.* embeddings have 32 dimensions"),
         ("joint.matryoshka_dims", "[0]", "joint.args: matryoshka_dims=.*expected a list of different whole"),
-        ("joint.num_rounds", "two", "stages.joint.args.num_rounds: found 'two', expected a number"),
+        ("joint.num_rounds", "two", "stages.joint.args.num_rounds: found 'two', expected a whole number"),
         ("joint.refresh", "maybe", "stages.joint.args.refresh: found 'maybe', expected true or false"),
         ("joint.eval_strategy", "epoch", "stages.joint.args: .* recall@100 needs 100 passages"),
         ("joint.train_split", "trian", "joint.args.train_split: data has no judgments of a split 'trian'"),
@@ -124,7 +124,12 @@ def test_errors_of_later_stages_show_before_the_first(recipe, key, value, messag
         ("corpus.jsonl", '"_id": "p100"', '"_id": "p 100"', "passage id 'p 100' is empty or has white space"),
         ("corpus.jsonl", '"_id": "p100"', '"_id": "p\u3000100"', "passage id .* is empty or has white space"),
         ("queries.jsonl", '"_id": "q200"', '"_id": "q\u00a0200"', "query id .* is empty or has white space"),
-        ("qrels/test.tsv", None, "", "split 'test' of data has no judgments"),
+        (
+            "qrels/test.tsv",
+            None,
+            "",
+            "evaluation: split 'test' of data has no relevant passage in its 0 judged",
+        ),
         ("qrels/train.tsv", None, "", "args.train_split: split 'train' of data has no relevant passage"),
     ],
 )

@@ -118,11 +118,11 @@ def test_a_recipe_measures_by_its_level_as_the_commands_do(body, tmp_path, capsy
             3,
             "evaluation: split 'dev' of graded has no relevant passage .* relevance_level=3, and the ",
         ),
-        ("evaluation", 0, "evaluation.relevance_level: found 0, expected the lowest grade"),
-        ("evaluation", "2", "evaluation.relevance_level: found '2', expected the lowest grade"),
+        ("evaluation", 0, "evaluation.relevance_level: found 0, expected a whole number of at least 1"),
+        ("evaluation", "2", "evaluation.relevance_level: found '2', expected a whole number"),
         ("args", 3, r"warm-up.args.train_split: split 'train' .*relevance_level=3, and the highest is 2"),
-        ("args", 0, "warm-up.args: relevance_level=0: expected at least 1"),
-        ("args", "two", "warm-up.args.relevance_level: found 'two', expected a number"),
+        ("args", 0, "args.relevance_level: found 0, expected a whole number of at least 1"),
+        ("args", "two", "args.relevance_level: found 'two', expected a whole number"),
     ],
 )
 def test_a_level_without_relevant_passages_is_an_error_before_training(place, level, message, body, tmp_path):

@@ -315,7 +315,7 @@ def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection
 
 def test_what_cannot_be_meant_raises_an_error(tmp_path):
     for settings, message in (
-        ({"passage_weight": 1.5}, "passage_weight=1.5: expected a weight between 0 and 1"),
+        ({"passage_weight": 1.5}, "passage_weight: found 1.5, expected a number of at least 0"),
         ({"passage_form": "code"}, "expected one of reference, paper"),
         ({"contrast": "triplet"}, "expected one of softmax, pairwise"),
         ({"train_lists": ["lists"]}, "num_negatives=0 leaves the negatives of train_lists unused"),

@@ -310,7 +310,7 @@ def test_what_cannot_work_raises_an_error_with_the_reason(tmp_path):
         ({"ranker_loss": "pairwise"}, "ranker_loss='pairwise': expected one of listwise, pointwise"),
         ({"distillation_weight": 0.0}, "the retriever's only loss"),
         ({"num_negatives": 0}, "nothing to distil"),
-        ({"num_positives": 0}, "num_positives=0: expected at least 1"),
+        ({"num_positives": 0}, "num_positives: found 0, expected a whole number of at least 1"),
         ({"mine": False}, "name them in train_lists"),
         ({"ranker_lr_scheduler_type": "polynomial"}, "ranker_lr_scheduler_type='polynomial'"),
     ]:

@@ -166,7 +166,7 @@ def test_qrels_are_read_as_they_were_written(tmp_path, name):
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_a_bad_line_is_named(tmp_path, monkeypatch, line, message, block):
-    monkeypatch.setattr(columns, "_BYTES_PER_BLOCK", block)
+    monkeypatch.setattr(columns, "_CHARACTERS_PER_BLOCK", block)
     (tmp_path / "run").write_text(f"q0 Q0 d0 1 0.9 x\nq0 Q0 d1 2 0.8 x\n{line}\nq2 Q0 d1 1 0.5 x\n")
     with pytest.raises(ValueError, match=f"run{message}"):
         read_run(tmp_path / "run", QUERIES, PASSAGES)

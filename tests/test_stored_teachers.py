@@ -137,7 +137,7 @@ def test_lists_without_scores_have_no_teacher(tiny_retriever_path, tmp_path, tin
         ({"distillation": "kl", "train_lists": ["lists"]}, "which mined lists do not have"),
         ({"distillation": "mse"}, "distillation='mse': expected one of none, kl, margin_mse"),
         ({"contrastive_weight": 1.0}, "belong to distillation"),
-        ({"teacher_temperature": 0.0}, "teacher_temperature=0.0: expected a number above 0"),
+        ({"teacher_temperature": 0.0}, "belong to distillation"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path, settings, message):

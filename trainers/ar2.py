@@ -39,14 +39,20 @@ class AR2Config(JointConfig):
     """
 
     ranker_learning_rate: float | None = setting(
-        1e-6, "Peak learning rate of the ranker.", paper="AR2: 1e-6 (MS MARCO: 5e-7)"
+        1e-6, "Peak learning rate of the ranker.", paper="AR2: 1e-6 (MS MARCO: 5e-7)", minimum=0
     )
     num_rounds: int = setting(
-        10, "Rounds.", unit="rounds", paper="AR2: 10, in its README 16", checked_on_resume=False
+        10, "Rounds.", unit="rounds", paper="AR2: 10, in its README 16", checked_on_resume=False, minimum=1
     )
-    retriever_steps: int = setting(1500, "Retriever steps per round.", unit="steps", paper="AR2: 1500")
+    retriever_steps: int = setting(
+        1500, "Retriever steps per round.", unit="steps", paper="AR2: 1500", minimum=0
+    )
     ranker_steps: int = setting(
-        500, "Ranker steps per round. 0: the ranker is not trained.", unit="steps", paper="AR2: 500"
+        500,
+        "Ranker steps per round. 0: the ranker is not trained.",
+        unit="steps",
+        paper="AR2: 500",
+        minimum=0,
     )
     adversarial_weight: float = setting(
         0.5,
@@ -58,7 +64,10 @@ class AR2Config(JointConfig):
         "reference", "reference: as the released code computes it; paper: equations 9, 10."
     )
     contrastive_weight: float = setting(
-        0.0, "Weight of an added in-batch contrastive term on the same lists.", paper="AR2: 0 (it has none)"
+        0.0,
+        "Weight of an added in-batch contrastive term on the same lists.",
+        paper="AR2: 0 (it has none)",
+        minimum=0,
     )
 
     teacher_gate: Literal["ahead", "off"] = setting(
@@ -69,8 +78,6 @@ class AR2Config(JointConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.num_rounds < 1 or self.retriever_steps < 0 or self.ranker_steps < 0:
-            raise ValueError("num_rounds has to be at least 1, retriever_steps and ranker_steps at least 0")
         if self.retriever_steps + self.ranker_steps == 0:
             raise ValueError("retriever_steps and ranker_steps are both 0: nothing to train")
         if self.num_train_epochs not in (self.num_rounds, _DEFAULT_EPOCHS):
@@ -78,8 +85,6 @@ class AR2Config(JointConfig):
                 f"num_train_epochs={self.num_train_epochs} contradicts num_rounds={self.num_rounds}: an epoch is a "
                 "round here; set num_rounds alone"
             )
-        if self.contrastive_weight < 0:
-            raise ValueError(f"contrastive_weight={self.contrastive_weight}: expected 0 or more")
         if not 0 <= self.adversarial_weight <= 1:
             raise ValueError(f"adversarial_weight={self.adversarial_weight}: λ is between 0 and 1")
         if self.num_negatives < 1:
@@ -89,8 +94,6 @@ class AR2Config(JointConfig):
         if self.num_positives > 1:
             raise ValueError(f"num_positives={self.num_positives}: AR2's losses take one positive in a list")
         self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
-        if self.teacher_gate is False:  # YAML reads a bare off so
-            self.teacher_gate = "off"
         self._check("teacher_gate", self.teacher_gate, ("ahead", "off"))
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
             logger.warning(

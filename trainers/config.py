@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import transformers
 
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.models.loading import bf16_is_faster
-from hf_ar2.settings.fields import check_minimums, setting
+from hf_ar2.settings.fields import check_values, setting
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import RELEVANCE_LEVEL_HELP, ScoringConfig, StorageConfig
 from hf_ar2.training_lists.draws import SAMPLERS
@@ -35,23 +35,34 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     """
 
     learning_rate: float = setting(
-        1e-5, "Peak learning rate (of the retriever, where two models are trained).", paper="AR2: 1e-5"
+        1e-5,
+        "Peak learning rate (of the retriever, where two models are trained).",
+        paper="AR2: 1e-5",
+        minimum=0,
     )
     warmup_steps: float = setting(
         0.1,
         "Warm-up steps of a model; below 1: a share of the model's own steps.",
         unit="steps",
         paper="AR2: 0.1",
+        minimum=0,
     )
     ranker_learning_rate: float | None = setting(
-        None, "Peak learning rate of the ranker. None: learning_rate.", paper="AR2: 1e-6 (MS MARCO: 5e-7)"
+        None,
+        "Peak learning rate of the ranker. None: learning_rate.",
+        paper="AR2: 1e-6 (MS MARCO: 5e-7)",
+        minimum=0,
     )
     head_learning_rate: float | None = setting(
         None,
         "Peak learning rate of the ranker's head. None: the ranker's. A new head needs about ten times that rate.",
+        minimum=0,
     )
     ranker_warmup_steps: float | None = setting(
-        None, "Warm-up of the ranker, in its own steps, as warmup_steps. None: warmup_steps.", unit="steps"
+        None,
+        "Warm-up of the ranker, in its own steps, as warmup_steps. None: warmup_steps.",
+        unit="steps",
+        minimum=0,
     )
     ranker_lr_scheduler_type: str | None = setting(
         None, "Schedule of the ranker (linear, cosine, constant, …). None: lr_scheduler_type."
@@ -59,25 +70,27 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     decay_share: float = setting(
         0.1,
         "With warmup_stable_decay: the last share of a model's own steps, in which its learning rate falls to zero.",
+        above=0,
+        maximum=1,
     )
     weight_decay: float = setting(
-        0.0, "Weight decay of AdamW, not applied to biases and norms.", paper="AR2: 0"
+        0.0, "Weight decay of AdamW, not applied to biases and norms.", paper="AR2: 0", minimum=0
     )
     float32_weights: bool = setting(
         True,
         "Train in float32 even if the weights were loaded in bf16 or fp16, which loses small updates.",
     )
     logging_steps: float = setting(
-        10, "Steps between two entries of the log.", unit="steps", affects_result=False
+        10, "Steps between two entries of the log.", unit="steps", affects_result=False, above=0
     )
-    eval_strategy: str = setting(
+    eval_strategy: Literal["epoch", "steps", "no"] = setting(
         "epoch", "When to evaluate: epoch (every round), steps or no.", checked_on_resume=False
     )
-    save_strategy: str = setting(
+    save_strategy: Literal["epoch", "steps", "no", "best"] = setting(
         "epoch", "When to write a checkpoint: epoch (every round), steps or no.", affects_result=False
     )
     save_total_limit: int | None = setting(
-        2, "Checkpoints to keep.", unit="checkpoints", affects_result=False
+        2, "Checkpoints to keep.", unit="checkpoints", affects_result=False, minimum=1
     )
     merge_adapters: bool = setting(
         False,
@@ -94,9 +107,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         paper="Matryoshka: halved down to 8",
     )
 
-    train_split: str = setting("train", "Split of the qrels to train on.")
+    hub_token: str | None = field(default=None, repr=False)  # so that it is in no log
+
+    train_split: str = setting("train", "Split of the qrels to train on.", minimum=1)
     eval_split: str = setting(
-        "dev", "Split of the qrels to evaluate on during training.", checked_on_resume=False
+        "dev", "Split of the qrels to evaluate on during training.", checked_on_resume=False, minimum=1
     )
     relevance_level: int = setting(1, RELEVANCE_LEVEL_HELP, unit="grade", minimum=1)
     train_lists: list[str] | None = setting(
@@ -140,6 +155,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         0.5,
         "SimANS: sharpness, per squared unit of score. Cosine similarity needs values of several hundred.",
         paper="SimANS: 0.5 (dot product)",
+        minimum=0,
     )
     simans_b: float = setting(
         0.0,
@@ -152,6 +168,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         "None: keep them.",
         unit="units of score",
         paper="NV-Retriever (TopK-MarginPos): 0.05",
+        minimum=0,
     )
     relative_margin: float | None = setting(
         None,
@@ -183,7 +200,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     )
 
     eval_metrics: list[str] = setting(
-        list(Settings.metrics), "Metrics of the retriever.", checked_on_resume=False
+        list(Settings.metrics), "Metrics of the retriever.", checked_on_resume=False, minimum=1
     )
     eval_depth: int = setting(
         100, "Passages retrieved per evaluated query.", unit="passages", minimum=1, checked_on_resume=False
@@ -200,6 +217,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         "Evaluate on this many queries of the split (a seeded sample). None: all.",
         unit="queries",
         checked_on_resume=False,
+        minimum=1,
     )
     eval_passages: int | None = setting(
         None,
@@ -236,9 +254,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         "Padded tokens of a chunk within a step. None: 2048 on a CPU, no limit on a GPU.",
         unit="tokens",
         checked_on_resume=False,
+        minimum=1,
     )
 
     def __post_init__(self) -> None:
+        check_values(self)
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_is_faster("cuda" if on_gpu else "cpu")
@@ -252,7 +272,6 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         self._check("sampler", self.sampler, SAMPLERS)
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
-        check_minimums(self)
         self._check_matryoshka_dims()
         self.check_passage_template()
         if not self.train_lists and (not self.mine or self.train_list_kinds):
@@ -264,8 +283,6 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
                 "sampler='simans' weighs differences of scores, but mined lists hold the retriever's and stored ones "
                 "the ranker's: use mine=False, or another sampler"
             )
-        if not 0 < self.decay_share <= 1:
-            raise ValueError(f"decay_share={self.decay_share}: expected a share above 0, at most 1")
         if self.patience is not None and self.eval_strategy == "no":
             raise ValueError(
                 "patience counts evaluations, but eval_strategy='no'; expected 'steps' or 'epoch'"
@@ -274,24 +291,9 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             raise ValueError(
                 f"relative_margin={self.relative_margin}: expected a share of the positive's score, from 0 to below 1"
             )
-        if self.absolute_margin is not None and not 0 <= self.absolute_margin < math.inf:
-            raise ValueError(f"absolute_margin={self.absolute_margin}: expected a number, 0 or more")
-        if self.max_score is not None and not math.isfinite(self.max_score):
-            raise ValueError(f"max_score={self.max_score}: expected a finite number")
         if self.rerank_depth > self.eval_depth:
             raise ValueError(f"rerank_depth={self.rerank_depth} is more than eval_depth={self.eval_depth}")
         self._check_metrics()
-        if (
-            self.retriever_temperature is not None and self.retriever_temperature <= 0
-        ) or self.ranker_temperature <= 0:
-            raise ValueError(
-                f"retriever_temperature={self.retriever_temperature}, ranker_temperature={self.ranker_temperature}: "
-                "expected numbers above 0"
-            )
-        if self.simans_a < 0:
-            raise ValueError(
-                f"simans_a={self.simans_a}: expected 0 or more; below 0 it would prefer what is far from the positive"
-            )
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size=True would change the batch in the middle of a run, and rounds, phases and "
@@ -340,13 +342,12 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
 
     def _check_metrics(self) -> None:
         """Check what would otherwise fail in the first evaluation, after a round of training."""
-        if isinstance(self.eval_metrics, str) or not self.eval_metrics:
-            raise ValueError(
-                f"eval_metrics={self.eval_metrics!r}: expected a list of names such as ['mrr@10']"
-            )
         evaluates = self.eval_strategy != "no" or self.eval_on_start
         for metric in self.eval_metrics:
-            cut = parse_metric(metric)[1] or 0
+            try:
+                cut = parse_metric(metric)[1] or 0
+            except ValueError as error:
+                raise ValueError(f"eval_metrics: {error}") from None
             if evaluates and cut > self.eval_depth:
                 raise ValueError(
                     f"eval_metrics={self.eval_metrics}: {metric} needs {cut} passages per query, but "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -304,6 +305,14 @@ class JointTrainer(Trainer):
             with torch.no_grad():
                 logs = logs | self.diagnostics(phase, scores)
         self.step_log.add({f"loss/{phase}": loss, **logs})
+        value = loss.item()
+        if not self.args.fp16 and not math.isfinite(value):  # fp16 skips such steps
+            rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.step_log.learning_rates.items())
+            raise ValueError(
+                f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}: the loss is {value}. "
+                "Training diverged, or a model's weights are not finite; lower the learning rate"
+                f"{f' ({rates})' if rates else ''}"
+            )
         return (loss, outputs) if return_outputs else loss
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:

@@ -50,9 +50,14 @@ class LTReConfig(JointConfig):
         (200, 'lambda_mrr', 'index')
     """
 
-    learning_rate: float = setting(5e-6, "Peak learning rate of the query encoder.", paper="ADORE, JPQ: 5e-6")
+    learning_rate: float = setting(
+        5e-6, "Peak learning rate of the query encoder.", paper="ADORE, JPQ: 5e-6", minimum=0
+    )
     weight_decay: float = setting(
-        0.01, "Weight decay of AdamW, not applied to biases, norms and centroids.", paper="ADORE: 0.01"
+        0.01,
+        "Weight decay of AdamW, not applied to biases, norms and centroids.",
+        paper="ADORE: 0.01",
+        minimum=0,
     )
     per_device_train_batch_size: int = setting(
         32,
@@ -60,6 +65,7 @@ class LTReConfig(JointConfig):
         unit="queries",
         paper="LTRe, ADORE, JPQ: 32",
         checked_on_resume=False,
+        minimum=1,
     )
     num_negatives: int = setting(
         0, "No negatives are sampled: they are what the search finds.", unit="passages", minimum=0
@@ -72,6 +78,7 @@ class LTReConfig(JointConfig):
         "Passages retrieved per query and step, from the whole corpus.",
         unit="passages",
         paper="ADORE, JPQ: 200",
+        minimum=1,
     )
     weighting: Literal["lambda_mrr", "lambda_ndcg", "ranknet"] = setting(
         "lambda_mrr",
@@ -79,7 +86,11 @@ class LTReConfig(JointConfig):
         paper="ADORE: lambda_mrr",
     )
     cut: int | None = setting(
-        None, "Ranks that count in that weight. None: list_depth.", unit="ranks", paper="ADORE: 200"
+        None,
+        "Ranks that count in that weight. None: list_depth.",
+        unit="ranks",
+        paper="ADORE: 200",
+        minimum=1,
     )
     missed: Literal["all", "if_none"] = setting(
         "all",
@@ -97,6 +108,7 @@ class LTReConfig(JointConfig):
         1e-4,
         "Peak learning rate of the centroids.",
         paper="JPQ: 1e-4 for 48 bytes and more, 2e-5 for 32, 5e-6 below",
+        minimum=0,
     )
     index: str | None = setting(
         None,
@@ -111,17 +123,13 @@ class LTReConfig(JointConfig):
     )
     search_parameters: str | None = setting(None, "How the index is searched: 'nprobe=16', 'efSearch=256'.")
     steps_per_round: int | None = setting(
-        None, "Steps between evaluations. None: one pass over the queries.", unit="steps"
+        None, "Steps between evaluations. None: one pass over the queries.", unit="steps", minimum=1
     )
 
     def __post_init__(self) -> None:
         self._check("weighting", self.weighting, WEIGHTINGS)
         self._check("missed", self.missed, ("all", "if_none"))
         self._check("vectors", self.vectors, ("exact", "index"))
-        if self.list_depth < 1:
-            raise ValueError(f"list_depth={self.list_depth}: expected at least 1")
-        if self.cut is not None and self.cut < 1:
-            raise ValueError(f"cut={self.cut}: expected at least 1, or None")
         if self.num_negatives:
             raise ValueError(
                 f"num_negatives={self.num_negatives}: LTRe samples none; list_depth is how many passages it retrieves"

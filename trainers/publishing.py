@@ -19,8 +19,8 @@ from transformers.utils.hub import PushInProgress
 from hf_ar2.cards.card import index_card, model_card
 from hf_ar2.cards.facts import ROLES, Training, read_json, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
+from hf_ar2.cards.mark import write_card
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
-from hf_ar2.files import write_text
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters
@@ -92,7 +92,7 @@ class Publisher:
         """Write README.md beside each trained model in a folder that `save_models` wrote."""
         for role in self.roles:
             card = model_card(self.training(role), folder / role)
-            write_text(folder / role / "README.md", card)
+            write_card(folder / role, card)
 
     def _previous_stages(self) -> list[dict[str, Any]]:
         stages: list[dict[str, Any]] = []
@@ -180,6 +180,7 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "End of training",
     revision: str | None = None,
+    replace_card: bool = False,
 ) -> dict[str, CommitInfo]:
     """Save what was trained, and publish it as `NAME-retriever` and `NAME-ranker`, standard checkpoints with cards.
 
@@ -194,6 +195,7 @@ def push_to_hub(
         token: with write access; None: `hub_token`, or that of `hf auth login`.
         commit_message: of the commits.
         revision: the branch; None: `hub_revision`, or main.
+        replace_card: replace a card on the Hub that a person wrote or edited.
 
     Returns:
         `"retriever"`, `"ranker"`, `"index"` → the commit (`.repo_url`, `.commit_url`); empty on other processes.
@@ -229,6 +231,7 @@ def push_to_hub(
             token=token or args.hub_token,
             message=commit_message,
             revision=revision or args.hub_revision,
+            replace_card=replace_card,
         )
 
 

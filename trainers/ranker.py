@@ -35,10 +35,13 @@ class RankerConfig(JointConfig):
     """
 
     learning_rate: float = setting(
-        1e-5, "Peak learning rate of the ranker. MiniLM models need 1e-4.", paper="AR2: 1e-5"
+        1e-5, "Peak learning rate of the ranker. MiniLM models need 1e-4.", paper="AR2: 1e-5", minimum=0
     )
     easy_share: float = setting(
-        0.5, "Share of the run in which lists go from random to mined negatives. 0: mined from the start."
+        0.5,
+        "Share of the run in which lists go from random to mined negatives. 0: mined from the start.",
+        minimum=0,
+        maximum=1,
     )
     ranker_loss: Literal["listwise", "pointwise"] = setting("listwise", RANKER_LOSS_HELP)
 
@@ -48,8 +51,6 @@ class RankerConfig(JointConfig):
             raise ValueError(
                 f"num_negatives={self.num_negatives}: a list needs at least one negative to rank"
             )
-        if not 0 <= self.easy_share <= 1:
-            raise ValueError(f"easy_share={self.easy_share}: expected a share between 0 and 1")
         super().__post_init__()
 
 

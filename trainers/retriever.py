@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,7 @@ class RetrieverConfig(JointConfig):
     """
 
     learning_rate: float = setting(
-        2e-5, "Peak learning rate.", paper="AR2: 1e-5 (README: 2e-5), on MS MARCO 1e-4"
+        2e-5, "Peak learning rate.", paper="AR2: 1e-5 (README: 2e-5), on MS MARCO 1e-4", minimum=0
     )
     num_negatives: int = setting(
         0,
@@ -67,6 +66,7 @@ class RetrieverConfig(JointConfig):
         None,
         "Steps between two refreshes of index and negatives. None: one pass over the training lists.",
         unit="steps",
+        minimum=1,
     )
     rerank_depth: int = setting(
         0, "No ranker is evaluated here.", unit="passages", minimum=0, checked_on_resume=False
@@ -83,7 +83,11 @@ class RetrieverConfig(JointConfig):
         paper="RocketQA: True",
     )
     passage_weight: float = setting(
-        0.0, "Weight α of the passage-centric loss; the other loss gets 1 - α.", paper="PAIR: 0.1, then 0"
+        0.0,
+        "Weight α of the passage-centric loss; the other loss gets 1 - α.",
+        paper="PAIR: 0.1, then 0",
+        minimum=0,
+        maximum=1,
     )
     passage_form: Literal["reference", "paper"] = setting(
         "reference",
@@ -98,10 +102,10 @@ class RetrieverConfig(JointConfig):
         paper="RocketQAv2, AR2: kl, Hofstätter et al.: margin_mse",
     )
     teacher_temperature: float = setting(
-        1.0, "Divides the stored teacher scores.", paper="RocketQAv2, Hofstätter et al.: 1"
+        1.0, "Divides the stored teacher scores.", paper="RocketQAv2, Hofstätter et al.: 1", above=0
     )
     contrastive_weight: float = setting(
-        0.0, "With distillation: weight of the contrastive loss that is added to it."
+        0.0, "With distillation: weight of the contrastive loss that is added to it.", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -109,8 +113,6 @@ class RetrieverConfig(JointConfig):
         self._check_distillation()
         self._check("contrast", self.contrast, tuple(CONTRASTIVE_LOSSES))
         self._check("passage_form", self.passage_form, ("reference", "paper"))
-        if not 0 <= self.passage_weight <= 1:
-            raise ValueError(f"passage_weight={self.passage_weight}: expected a weight between 0 and 1")
         if self.train_lists and self.num_negatives == 0:
             raise ValueError(
                 "num_negatives=0 leaves the negatives of train_lists unused; expected at least 1"
@@ -127,10 +129,6 @@ class RetrieverConfig(JointConfig):
         return self.distillation != "none"
 
     def _check_distillation(self) -> None:
-        if not 0 < self.teacher_temperature < math.inf:
-            raise ValueError(f"teacher_temperature={self.teacher_temperature}: expected a number above 0")
-        if not 0 <= self.contrastive_weight < math.inf:
-            raise ValueError(f"contrastive_weight={self.contrastive_weight}: expected 0 or more")
         if self.distils_stored_scores:
             if not self.train_lists or self.mine:
                 raise ValueError(

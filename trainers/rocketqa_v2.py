@@ -45,12 +45,16 @@ class RocketQAv2Config(JointConfig):
         1e-5,
         "Learning rate of the retriever, and of the ranker if it has none of its own.",
         paper="RocketQAv2: 1e-5",
+        minimum=0,
     )
     lr_scheduler_type: str = setting(
         "constant", "Schedule of the learning rate.", paper="RocketQAv2's code: constant"
     )
     weight_decay: float = setting(
-        0.01, "Weight decay of AdamW, not applied to biases and norms.", paper="RocketQAv2's code: 0.01"
+        0.01,
+        "Weight decay of AdamW, not applied to biases and norms.",
+        paper="RocketQAv2's code: 0.01",
+        minimum=0,
     )
     refresh: bool = setting(
         False,
@@ -74,6 +78,7 @@ class RocketQAv2Config(JointConfig):
         "Weight of the distillation beside the ranker's own loss. With `reference` no parameter gets both, so that it "
         "hardly matters under AdamW; with `paper` the ranker gets both.",
         paper="RocketQAv2: 1",
+        minimum=0,
     )
     ranker_loss: Literal["listwise", "pointwise"] = setting("listwise", RANKER_LOSS_HELP)
     ranker_frozen: bool = setting(

@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from huggingface_hub.errors import HTTPError
 
 from hf_ar2.cards.facts import Stage, Training, hub_id
+from hf_ar2.cards.mark import marked
 from hf_ar2.cards.papers import TRAINERS, Paper, papers_of
 from hf_ar2.cards.results import model_index, result_tables, short_name
 from hf_ar2.models.loading import resolve_model_name
@@ -42,22 +43,23 @@ def model_card(
     Args:
         training: how the model was trained.
         folder: the saved model; its files say how it is used.
-        name: what users load it by, an id on the Hub; None: the folder.
-        partner: the same of the other model of the run, if there is one.
+        name: what users load it by, an id on the Hub; None: the folder, by its last part.
+        partner: the same of the other model of the run, if there is one; a folder where `name` is None.
         license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, if its own
             README states one.
         data_license: of the training data, in words; None: not known.
         query_side_of: the retriever whose query encoder the folder holds by itself; it still encodes passages.
 
     Returns:
-        YAML metadata between lines of `---`, then Markdown.
+        YAML metadata between lines of `---`, then Markdown, and the mark of `hf_ar2.cards.mark`.
 
     Raises:
         ValueError: the folder holds no complete model.
     """
     ranker = training.role == "ranker"
     saved = read_ranker(folder) if ranker else read_retriever(folder)
-    name = name or str(folder)
+    partner = _linked(partner, published=name is not None)
+    name = name or Path(folder).absolute().name
     base = base_metadata(training.base)
     stages = list(reversed(training.stages))  # the method's papers before those of its warm-ups
     papers = dict.fromkeys(paper for stage in stages for paper in papers_of(stage.trainer, stage.settings))
@@ -68,8 +70,8 @@ def model_card(
         ranker=ranker,
         saved=saved,
         name=name,
-        partner=_linked(partner),
-        query_side_of=query_side_of,
+        partner=partner,
+        query_side_of=short_name(query_side_of) if query_side_of else None,
         collection=_collection(training),
         index=None if ranker else training.last.index,
         tables=result_tables(training),
@@ -93,7 +95,7 @@ def model_card(
         duration=_duration,
         repr=repr,
     )
-    return str(card)
+    return marked(str(card))
 
 
 def index_card(
@@ -118,7 +120,7 @@ def index_card(
         normalised=normalised,
         collection=_collection(training),
     )
-    return str(card)
+    return marked(str(card))
 
 
 @functools.cache
@@ -230,6 +232,8 @@ def _settings(stages: Sequence[Stage]) -> str:
 def _without_folders(value: Any) -> Any:
     if isinstance(value, str):
         return short_name(value)
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
     return [_without_folders(part) for part in value] if isinstance(value, list | tuple) else value
 
 
@@ -241,10 +245,10 @@ def _length_limits(training: Training) -> list[str]:
     return [f"{what} at {settings[key]}" for key, what in names.items() if settings.get(key)]
 
 
-def _linked(name: str | None) -> str:
-    if name and "/" in name and not Path(name).exists():
+def _linked(name: str | None, published: bool) -> str:
+    if name and published:
         return f"[{name}](https://huggingface.co/{name})"
-    return f"`{name}`" if name else ""
+    return f"`{Path(name).name}`" if name else ""
 
 
 def _listed(parts: Sequence[str]) -> str:

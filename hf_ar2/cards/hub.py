@@ -27,6 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 
 from hf_ar2.cards.facts import hub_id
+from hf_ar2.cards.mark import CARD, edited_card, is_edited
 from hf_ar2.cards.results import eval_result_files
 from hf_ar2.models.lora import adapter_base
 from hf_ar2.models.saved import read_ranker, read_retriever
@@ -46,7 +47,7 @@ _OF_A_CHECKPOINT = re.compile(
     r"|(special_tokens_map|added_tokens)\.json)"
 )
 # Files of a model's folder that are not published: the card is written anew, and the other is of this machine alone.
-_KEPT_BACK = {"README.md", "training_args.bin"}
+_KEPT_BACK = {CARD, "training_args.bin"}
 
 
 def publish(
@@ -59,10 +60,12 @@ def publish(
     message: str = "Publish",
     revision: str | None = None,
     beside: Mapping[str, Path] | None = None,
+    replace_card: bool = False,
 ) -> dict[str, CommitInfo]:
     """Publish folders as `NAME-retriever`, `NAME-ranker` and the dataset `NAME-index`.
 
     All folders are checked before the first repository is made, and all repositories are made before the first commit.
+    A README.md that a person has edited in a folder is published as it is.
     A model's results on a benchmark data set of the Hub are published too, as `.eval_results/NAME.yaml`.
 
     Args:
@@ -74,6 +77,7 @@ def publish(
         message: of the commits.
         revision: the branch; None: main.
         beside: path in the repository → folder of more files for the first repository's commit.
+        replace_card: replace a README.md on the Hub that a person wrote or edited; else it stays, with a warning.
 
     Returns:
         The same words → commit, with `.repo_url`, `.commit_url` and `.oid`.
@@ -100,7 +104,12 @@ def publish(
     for what, id in ids.items():
         readme = card(what, ids)
         results = {} if what == "index" else eval_result_files(readme, id, token)
-        written[what] = {"README.md": readme.encode(), **results}
+        if edited := edited_card(folders[what]):
+            logger.warning(
+                f"{folders[what] / CARD}: published as a person edited it; delete it for a new card"
+            )
+            readme = edited
+        written[what] = {CARD: readme.encode(), **results}
     for what, id in ids.items():
         # The large files of all repositories first; no repository shows them before its commit.
         _attempt(id, partial(_upload, api, id, what, files[what], revision))
@@ -108,7 +117,8 @@ def publish(
     for what, id in ids.items():
         try:
             commits[what] = _attempt(
-                id, partial(_commit, api, id, what, files[what], written[what], message, revision)
+                id,
+                partial(_commit, api, id, what, files[what], written[what], message, revision, replace_card),
             )
         except OSError as error:
             done = ", ".join(ids[other] for other in commits)
@@ -267,14 +277,23 @@ def _commit(
     written: Mapping[str, bytes],
     message: str,
     revision: str | None,
+    replace_card: bool = False,
 ) -> CommitInfo:
     kind = _kind(what)
+    there = api.list_repo_files(id, repo_type=kind, revision=revision)
+    if CARD in there and not replace_card:
+        card = Path(api.hf_hub_download(id, CARD, repo_type=kind, revision=revision))
+        if is_edited(card.read_text(encoding="utf-8", errors="replace")):
+            logger.warning(
+                f"{id}: README.md stays as a person wrote it, and may have older results. Replace it with "
+                "--replace-card or replace_card=True"
+            )
+            written = {place: content for place, content in written.items() if place != CARD}
     # new in every attempt, for operations remember how far their upload came
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(place, str(path)) for place, path in files.items()
     ]
     operations += [CommitOperationAdd(place, content) for place, content in written.items()]
-    there = api.list_repo_files(id, repo_type=kind, revision=revision)
     operations += [
         CommitOperationDelete(place)
         for place in there

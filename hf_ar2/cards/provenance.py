@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -50,14 +51,18 @@ def remember_stages(model: Any, stages: Sequence[dict[str, Any]]) -> None:
 
 
 def name_of(model: Any) -> str:
-    """What a card calls the model that training starts from: the stage it comes from, or its name or folder."""
+    """What a card calls the model that training starts from: the stage it comes from, or its name or folder.
+
+    A folder is absolute, so that it is not taken for an id on the Hub when it no longer exists.
+    """
     if stages_of(model):
         return str(stages_of(model)[-1]["name"])
     if isinstance(model, SentenceTransformer | CrossEncoder):
         transformers = [module for module in model.modules() if isinstance(module, Transformer)]
         named = getattr(transformers[0].model.config, "name_or_path", "") if transformers else ""
-        return named or "an unnamed model"
-    return "an unnamed model" if model is None else str(model)
+    else:
+        named = "" if model is None else str(model)
+    return str(Path(named).absolute()) if Path(named).is_dir() and named else named or "an unnamed model"
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -29,13 +29,16 @@ def model_index(training: Training) -> list[EvalResult]:
     """
     if not training.metrics:
         return []
+    name = short_name(training.collection)
+    # What is not on the Hub must not look like an id on it.
+    id = name if training.collection in training.on_the_hub else name.rsplit("/", 1)[-1]
     over = f", the first {training.rerank_depth} passages reordered" if training.role == "ranker" else ""
     return [
         EvalResult(
             task_type="information-retrieval",
             task_name="Information retrieval",
-            dataset_type=re.sub(r"[^A-Za-z0-9._/-]+", "-", short_name(training.collection)),
-            dataset_name=short_name(training.collection),
+            dataset_type=re.sub(r"[^A-Za-z0-9._/-]+", "-", id),
+            dataset_name=name,
             dataset_split=split,
             metric_type=metric.replace("@", "_at_"),
             metric_name=f"{display_name(metric)}{over}",
@@ -143,5 +146,12 @@ def _outcome(test: Mapping[str, Any] | None, against: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name without the folders of this machine: the last two parts of an absolute path."""
-    return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+    """A name without the folders of this machine, which may name its user: the last part of a path, of any system.
+
+    Example:
+        >>> short_name("/home/me/data/scifact"), short_name("text:~/docs"), short_name("BeIR/scifact")
+        ('scifact', 'text:docs', 'BeIR/scifact')
+    """
+    kind, path = re.fullmatch(r"(\w{2,}:)?(.*)", name, re.DOTALL).groups("")  # type: ignore[union-attr]
+    local = PureWindowsPath(path).anchor or path.startswith((".", "~"))  # it splits at / and at \
+    return kind + (PureWindowsPath(path).name if local else path)

@@ -30,6 +30,7 @@ from hf_ar2.collections.tables import (
     query_features,
     rows_of,
 )
+from hf_ar2.settings.values import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Collection:
         relevance_levels: Split -> the lowest grade that is relevant, where that is not 1, see `with_relevance_level`.
 
     Raises:
-        CollectionError: A column is missing, or the corpus is empty.
+        CollectionError: A column is missing, the corpus is empty, or a split's name cannot be a file's.
 
     Example:
         >>> from datasets import Dataset
@@ -86,6 +87,11 @@ class Collection:
     def __post_init__(self) -> None:
         check_columns("corpus", self.corpus, ("id", "title", "text"))
         check_columns("queries", self.queries, ("id", "text"))
+        for split in (*self.qrels, *self.answer_splits):  # they become names of files
+            try:
+                check_name(split)
+            except ValueError as error:
+                raise CollectionError(f"collection {self.name!r}: split: {error}") from None
         if set(TRAINING_COLUMNS.values()) & set(self.corpus.column_names):
             check_columns("corpus", self.corpus, tuple(TRAINING_COLUMNS.values()))
         for split, qrels in self.qrels.items():

@@ -6,13 +6,17 @@ import csv
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from hf_ar2.collections.problems import CollectionError, Problems
 
-# csv stops at 131,072 characters by default, which a passage of a whole document exceeds.
-_LONGEST_FIELD = 2**26
+# A small gzip file can hold a line that fills the memory.
+LONGEST_LINE = 1 << 26
+# What reading gzip data raises where it is not whole.
+DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
@@ -44,19 +48,23 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text, with its line ending, of every line of a UTF-8 file, plain or gzipped.
 
     Raises:
-        CollectionError: A line is not UTF-8, or the gzip data is damaged.
+        CollectionError: A line is not UTF-8 or longer than `LONGEST_LINE`, or the gzip data is damaged.
     """
     line = 0
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
-            for line, raw in enumerate(stream, 1):
+            for line, raw in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), b""), 1):
+                if len(raw) > LONGEST_LINE:
+                    raise CollectionError(
+                        f"{file}:{line}: found a line of more than {LONGEST_LINE:,} bytes; expected one entry per line"
+                    )
                 yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise CollectionError(
             f"{file}:{line}: found bytes that are not UTF-8 ({error.reason} at byte {error.start} of the "
             "line); expected UTF-8 text. Convert the file, for example with iconv"
         ) from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except DAMAGED_GZIP as error:
         raise CollectionError(
             f"{file}:{line}: found damaged gzip data ({error}); expected a whole file"
         ) from error
@@ -64,10 +72,10 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 def write_lines(file: Path, lines: Iterable[str]) -> None:
     """Writes a UTF-8 file atomically; the lines have no line endings."""
-    partial = file.with_name(f"{file.name}.partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+    unfinished = file.with_name(f"{file.name}.partial")
+    with open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
         stream.writelines(f"{line}\n" for line in lines)
-    os.replace(partial, file)
+    os.replace(unfinished, file)
 
 
 def tab_separated(
@@ -95,7 +103,7 @@ def tab_separated(
 
 def csv_rows(file: Path, problems: Problems, delimiter: str = "\t") -> Iterator[tuple[int, list[str]]]:
     """The first line and the fields of each record of a file of separated fields, which may be quoted."""
-    csv.field_size_limit(max(_LONGEST_FIELD, csv.field_size_limit()))
+    csv.field_size_limit(max(LONGEST_LINE, csv.field_size_limit()))
     reader = csv.reader((text for _, text in numbered_lines(file)), delimiter=delimiter)
     while True:
         line = reader.line_num + 1
@@ -122,7 +130,7 @@ def json_lines(file: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
             # An escaped half of a surrogate pair is valid JSON but invalid text; Arrow would not name the line.
             if "\\ud" in text.lower():
                 json.dumps(value, ensure_ascii=False).encode()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.raise_or_skip(
                 "malformed lines", file, line, f"invalid JSON ({error})", "one JSON object", _shown(text)
             )

@@ -18,6 +18,7 @@ from hf_ar2.command_line.show import ordinal
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.text import EncodingConfig, names_of
+from hf_ar2.terminal import visible
 from hf_ar2.training_lists.stored import TrainingLists
 
 _SUSPECTS_SHOWN = 3
@@ -126,10 +127,10 @@ def audit(lists: TrainingLists, collection: Collection, count: int, width: int) 
             ),
         ]
         number = f"{len(of_query)} such passage{'s' if len(of_query) > 1 else ''}"
-        lines = [textwrap.fill(f"{query_id} ({number}): {queries[query_id]}", width)]
+        lines = [textwrap.fill(f"{visible(query_id)} ({number}): {queries[query_id]}", width)]
         for id, score, place in zip(ids, scores, places, strict=True):
             text = textwrap.shorten(
-                f"{score:.2f}, {place}, {id}: {passages[id]}", _CHARACTERS, placeholder=" …"
+                f"{score:.2f}, {place}, {visible(id)}: {passages[id]}", _CHARACTERS, placeholder=" …"
             )
             lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
         blocks.append("\n".join(lines))
@@ -141,6 +142,6 @@ def _texts(table: datasets.Dataset, ids: list[str]) -> dict[str, str]:
     found = table[rows_of(ids, arrow_column(table, "id")).tolist()]
     titles = found.get("title", [""] * len(ids))
     return {
-        id: " · ".join(part for part in (title, text) if part)
+        id: visible(" · ".join(part for part in (title, text) if part))
         for id, title, text in zip(ids, titles, found["text"], strict=True)
     }

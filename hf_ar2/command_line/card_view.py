@@ -17,7 +17,7 @@ def terminal_text(card: str, width: int) -> str:
         card: YAML metadata between lines of `---`, then Markdown.
         width: of the terminal, in columns. Code and BibTeX stay as they are.
     """
-    body = re.sub(r"\A---\n.*?\n---\n+", "", card, flags=re.DOTALL)
+    body = re.sub(r"\A---\n.*?\n---\n+|<!--.*?-->", "", card, flags=re.DOTALL)
     blocks: list[str] = []
     for block in re.split(r"(```.*?\n```)", body, flags=re.DOTALL):
         if block.startswith("```"):

@@ -23,11 +23,12 @@ from hf_ar2.encoding import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids
-from hf_ar2.evaluation.systems import evaluated_queries, measure, out_of_reach
+from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.files import write_json
 from hf_ar2.index.corpus_index import new_array
 from hf_ar2.search.system import Ranking, SearchSystem
+from hf_ar2.terminal import visible, visible_lines
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -43,13 +44,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
         arguments.split = QUESTIONS
     with opened_system(arguments, for_training=True) as system:
         split = arguments.split or system.settings.report_split
+        check_relevant(system.collection, split, arguments.relevance_level)
         if arguments.output:
             check_run_ids(system.collection)
         queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
         note = f", {system.searched_place}" if system.run_index is not None else ""
         if system.index_name == TRAINING_INDEX:
             note += ", read as in training: without the headings that are queries"
-        print(f"{system.collection.name}, {split}: {queries:,} queries, {passages:,} passages{note}")
+        print(f"{visible(system.collection.name)}, {split}: {queries:,} queries, {passages:,} passages{note}")
         metrics = system.settings.metrics
         depth = min(system.settings.depth, passages)
         if arguments.metrics and (beyond := out_of_reach(metrics, depth, passages)):
@@ -219,7 +221,7 @@ def collection(arguments: argparse.Namespace) -> int:
 
         read = with_generated_queries(read, arguments)
     read.save(arguments.out)
-    print(read)
+    print(visible_lines(str(read)))
     print(
         f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/{', ' + LISTS if read.lists is not None else ''}"
     )

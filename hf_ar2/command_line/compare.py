@@ -24,6 +24,7 @@ from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import check_run_files, run_file
 from hf_ar2.search.recipe_file import read_recipe
 from hf_ar2.search.runs import with_level_of
+from hf_ar2.terminal import visible_lines
 
 # The split of a collection that is made from a qrels file.
 JUDGED = "judged"
@@ -63,7 +64,7 @@ def compare(arguments: argparse.Namespace) -> int:
     text = str(result)
     if arguments.markdown or arguments.latex:
         text = result.to_latex() if arguments.latex else result.to_markdown()
-    print(text)
+    print(visible_lines(text))
     if arguments.output:
         path = Path(arguments.output)
         path.parent.mkdir(parents=True, exist_ok=True)

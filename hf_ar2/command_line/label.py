@@ -7,7 +7,6 @@ import contextlib
 import re
 import shutil
 import textwrap
-import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,10 @@ from hf_ar2.models.loading import load_retriever
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.runs import model_fields, settings_of_run
 from hf_ar2.search.system import Hit, SearchSystem
+from hf_ar2.terminal import visible
 
 # Longer passages are cut.
 _CHARACTERS = 1_200
-# Characters that change the text direction could make a text look like another one.
-_TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _ASKS = "Relevant (as in 1 3; Enter: none; s: skip; u: undo; q: quit)? "
 
 
@@ -129,15 +127,3 @@ def passages_text(hits: list[Hit], width: int) -> str:
         ]
         parts.append("\n".join([f"{number:>4}  {visible(title)}", *(f"      {line}" for line in lines)]))
     return "\n\n".join(parts)
-
-
-def visible(text: str) -> str:
-    """The text with control and direction characters as escapes, and tabs and line ends as spaces."""
-    return "".join(
-        " "
-        if character in "\t\r\n"
-        else character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cs") or _TURNING.match(character)
-        else character
-        for character in text
-    )

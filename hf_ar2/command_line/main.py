@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
 from hf_ar2.command_line.arguments import PROGRAM
+from hf_ar2.command_line.errors import error_text
 from hf_ar2.command_line.launch import (
     ended_by_interrupts,
     find_recipe,
@@ -130,13 +131,11 @@ def _run(name: str, options: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("HF_AR2_TRACEBACK"):
-            raise
-        advice = ""
+    except Exception as error:
+        text, advice = error_text(error), ""
         if isinstance(error, OSError) and error.filename is not None:  # a message of the operating system
             advice = ". Check the path, its permissions and the free space"
-        print(f"{PROGRAM} {name}: {error}{advice}", file=sys.stderr)
+        print(f"{PROGRAM} {name}: {text}{advice}", file=sys.stderr)
         return 1
 
 

@@ -72,6 +72,12 @@ def opened_system(
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
+    settings = settings.changed(given)
+    if given.get("rerank_depth", 0) > settings.depth:
+        raise ValueError(
+            f"--rerank_depth {settings.rerank_depth}: expected at most the depth, {settings.depth}: a ranker reorders "
+            "what the retriever found"
+        )
     reranks = given.get("rerank_depth") != 0  # a 0 in the recipe is only about its evaluation
     with contextlib.ExitStack() as stack:
         if not kept:
@@ -93,7 +99,7 @@ def opened_system(
             if ranker and ranker_name and reranks
             else None,
             collection,
-            settings.changed(given),
+            settings,
             work_folder,
             given.get("index"),
             run_index,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from functools import partial
 from typing import Any
 
-from hf_ar2.command_line.parser import not_negative, positive
 from hf_ar2.settings.fields import Setting, settings_of_class
+from hf_ar2.settings.values import expected, fits
 
 
 def add_setting(
@@ -45,12 +47,18 @@ def _type(known: Setting) -> dict[str, Any]:
     kind = known.annotation.removesuffix(" | None")
     if kind == "bool":
         return {"action": "store_true"}
-    if kind == "float":
-        return {"type": float, "metavar": "X"}
-    if kind == "int":
-        bounds = {1: positive, 0: not_negative}
-        return {"type": bounds.get(known.field.metadata["minimum"], int), "metavar": "N"}
+    if kind in ("int", "float"):
+        return {"type": partial(_number, known), "metavar": "N" if kind == "int" else "X"}
     return {"metavar": "TEXT", **({} if kind == "str" else {"nargs": "+"})}
+
+
+def _number(known: Setting, text: str) -> float:
+    """The number of an option."""
+    kind = int if known.annotation.startswith("int") else float
+    with contextlib.suppress(ValueError):
+        if fits(number := kind(text), kind, known.field.metadata):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: expected {expected(kind, known.field.metadata)}")
 
 
 def _help(known: Setting, default: str | None) -> str:

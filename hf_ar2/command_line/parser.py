@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from hf_ar2.terminal import visible_lines
+
 USAGE_ERROR = 2
 
 
@@ -25,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print a message and exit with code 2."""
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}\nSee: {self.prog} --help\n")
+        self.exit(USAGE_ERROR, f"{self.prog}: {visible_lines(message)}\nSee: {self.prog} --help\n")
 
     def reject(self, unknown: Sequence[str]) -> NoReturn:
         """Report unknown arguments and exit with code 2."""

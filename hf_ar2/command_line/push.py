@@ -18,6 +18,7 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.saved import read_retriever
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import SEARCHED_INDEX
+from hf_ar2.terminal import visible_lines
 
 
 def card(arguments: argparse.Namespace) -> int:
@@ -35,7 +36,7 @@ def card(arguments: argparse.Namespace) -> int:
         )
         width = min(100, shutil.get_terminal_size((80, 24)).columns)
         cards.append(text if arguments.markdown else terminal_text(text, width))
-    print("\n\n".join(cards))
+    print(visible_lines("\n\n".join(cards)))
     return 0
 
 
@@ -72,7 +73,13 @@ def push(arguments: argparse.Namespace) -> int:
                 data_license=arguments.data_license,
             )
 
-        commits = publish(folders, arguments.name, card_of, private=arguments.private or None)
+        commits = publish(
+            folders,
+            arguments.name,
+            card_of,
+            private=arguments.private or None,
+            replace_card=arguments.replace_card,
+        )
     for part, commit in commits.items():
         print(f"{part:<10} {commit.repo_url}")
     loader = {"retriever": "SentenceTransformer", "ranker": "CrossEncoder"}

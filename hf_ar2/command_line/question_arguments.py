@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from hf_ar2.command_line.arguments import PROGRAM, command
 from hf_ar2.command_line.options import add_setting, given_settings
-from hf_ar2.command_line.parser import Parser, positive
+from hf_ar2.command_line.parser import Parser, not_negative, positive
 from hf_ar2.settings.generation import GenerationConfig
 from hf_ar2.settings.text import names_of
 
@@ -62,7 +62,7 @@ def label_parser() -> Parser:
     add("-k", type=positive, default=5, metavar="N", help="results per model (%(default)s)")
     add(
         "--seed",
-        type=int,
+        type=not_negative,
         default=42,
         metavar="N",
         help="seed of the order in which they are shown (%(default)s)",

@@ -102,6 +102,11 @@ def push_parser() -> Parser:
     add("run", metavar="RUN", help="a run folder")
     add("name", metavar="NAME", help="user or organisation, a slash, and a name: me/scifact-ar2")
     add("--private", action="store_true", help="visible only to you")
+    add(
+        "--replace-card",
+        action="store_true",
+        help="also replace a README.md on the Hub that a person has written or edited",
+    )
     parts = ("retriever", "ranker", "index", "all")
     add("--what", choices=parts, help="what to publish (all models of the run; `all` includes the index)")
     _add_licences(parser)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_ar2.evaluation.systems import out_of_reach
 from hf_ar2.search.system import Hit, SearchSystem
+from hf_ar2.terminal import visible
 
 
 def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
@@ -31,7 +32,7 @@ def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> s
 
 def print_searched(system: SearchSystem) -> None:
     """Open or build the index, and print what is searched."""
-    print(f"{system.collection.name}: {system.searched.ntotal:,} passages, {system.searched_place}")
+    print(f"{visible(system.collection.name)}: {system.searched.ntotal:,} passages, {system.searched_place}")
 
 
 def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) -> None:
@@ -59,7 +60,11 @@ def hits_table(hits: Sequence[Hit], width: int) -> str:
             start = f"{number:>4}{hit.retriever_score:>11.3f}  "
         first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
         shown = " · ".join(" ".join(part.split()) for part in (hit.title, first_line) if part.strip())
-        lines += [f"{start}{hit.passage_id}", " " * len(start) + clip(shown, max(20, width - len(start)))]
+        shown = visible(shown)
+        lines += [
+            f"{start}{visible(hit.passage_id)}",
+            " " * len(start) + clip(shown, max(20, width - len(start))),
+        ]
     return "\n".join(lines)
 
 

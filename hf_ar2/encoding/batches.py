@@ -142,6 +142,6 @@ class _Pending:
             raise ValueError(
                 f"the embedding of row {row} has values that are not finite in {out.dtype} "
                 f"({int((~finite).sum())} of {len(values)} rows of its batch). Check the weights for NaN, "
-                "or encode and store in float32."
+                "or encode and store in float32. If the model was being trained, it diverged: lower the learning rate."
             )
         out[self.batch] = values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
@@ -13,7 +14,8 @@ import numpy as np
 from hf_ar2.whole_number import whole_number
 
 # Blocks of this size stay in the CPU cache; reading blocks of 16 MB takes twice as long.
-_BYTES_PER_BLOCK = 1 << 16
+_CHARACTERS_PER_BLOCK = 1 << 16
+_LONGEST_LINE = 1 << 20
 
 
 def read_columns(
@@ -27,7 +29,7 @@ def read_columns(
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*kinds, "line")}
     done = 0
     with opened(path) as file:
-        while lines := file.readlines(_BYTES_PER_BLOCK):
+        for lines in _blocks(path, file):
             fields = list(map(str.split, lines))
             numbers = np.arange(done + 1, done + 1 + len(fields))
             done += len(fields)
@@ -50,6 +52,24 @@ def read_columns(
         else np.zeros(0, np.float64 if kinds.get(name) is float else np.int64)
         for name, blocks in parts.items()
     }
+
+
+def _blocks(path: str | os.PathLike[str], file: IO[str]) -> Iterator[list[str]]:
+    """The lines of a file, many at a time.
+
+    Raises:
+        ValueError: a line is so long that it may fill the memory.
+    """
+    rest = ""
+    while block := file.read(_CHARACTERS_PER_BLOCK):
+        *lines, rest = (rest + block).split("\n")
+        if len(rest) > _LONGEST_LINE:
+            raise ValueError(
+                f"{path}: found a line of more than {_LONGEST_LINE:,} characters; expected a run or qrels"
+            )
+        yield lines
+    if rest:
+        yield [rest]
 
 
 def _converted(column: tuple[str, ...], kind: Any) -> np.ndarray:
@@ -122,7 +142,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     """A UTF-8 file, plain or gzipped, without its byte order mark.
 
     Raises:
-        ValueError: while it is read, if it is not UTF-8.
+        ValueError: while it is read, if it is not UTF-8, or damaged gzip data.
     """
     compressed = str(path).endswith(".gz")
     opener = gzip.open if compressed else open
@@ -133,3 +153,5 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
             raise ValueError(
                 f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)"
             ) from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged gzip data ({error}); expected a whole file") from error

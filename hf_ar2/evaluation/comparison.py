@@ -16,7 +16,7 @@ from hf_ar2.evaluation.latex import latex_table
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import Run, read_run, run_of_scores
 from hf_ar2.evaluation.significance import PairedTest, holm, paired_test
-from hf_ar2.evaluation.systems import evaluated_queries, measure
+from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure
 from hf_ar2.evaluation.tables import MARKS, NAN_NOTE, display_name, format_cell, format_p, format_table
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def compare(
     against = next(iter(systems)) if against is None else against
     if against not in systems:
         raise ValueError(f"against={against!r}: no such system; expected one of {', '.join(systems)}")
+    check_relevant(collection, split, relevance_level)
     queries = evaluated_queries(collection, split)
     query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
     values, notes = {}, []

@@ -20,6 +20,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -205,8 +206,9 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
         ('bm25', [1], [[1, 0]], [[9.5, 7.0]])
     """
     with opened(path) as file:
+        lines = enumerate(iter(partial(file.readline, 1 << 20), ""), 1)
         number, first = next(
-            ((number, line.split()) for number, line in enumerate(file, 1) if not line.isspace()), (1, [])
+            ((number, line.split()) for number, line in lines if not line.isspace()), (1, [])
         )
     if len(first) not in (0, 3, 6):
         raise ValueError(

@@ -71,6 +71,29 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
     raise ValueError(f"{collection.name} has no split {split!r}; it has {known}")
 
 
+def check_relevant(collection: Collection, split: str, relevance_level: int | None = None) -> None:
+    """Check that a split can be measured.
+
+    Args:
+        relevance_level: the lowest grade that is relevant; None: the collection's own.
+
+    Raises:
+        ValueError: there is no such split, no query in it, or no relevant passage: every metric would be 0 or NaN.
+    """
+    queries = len(evaluated_queries(collection, split))
+    if split in collection.qrels:
+        judgments = collection.judgments(split)
+        level, highest = relevance_level or judgments.level, max(judgments.relevance, default=None)
+        if highest is None or highest < level:
+            raise ValueError(
+                f"split {split!r} of {collection.name} has no relevant passage in its {queries:,} judged queries: "
+                f"expected a grade of at least relevance_level={level}, and the highest is {highest}. Nothing can be "
+                "measured on it; name another split"
+            )
+    if not queries:
+        raise ValueError(f"split {split!r} of {collection.name} has no queries; name another split")
+
+
 def out_of_reach(metrics: Sequence[str], depth: int, total: int) -> list[str]:
     """The metrics whose cutoff exceeds `depth`, the ranked passages of `total`, unless all passages are ranked."""
     return [metric for metric in metrics if min(parse_metric(metric)[1] or 0, total) > depth]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_ar2.evaluation.significance import PairedTest
+from hf_ar2.terminal import visible
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
@@ -178,7 +179,7 @@ def format_cell(value: Any) -> str:
         return "NaN"
     if isinstance(value, (float, np.floating)):
         return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
+    return f"{value:,}" if isinstance(value, (int, np.integer)) else visible(str(value))
 
 
 def _comparison(label: str, test: PairedTest) -> list[Any]:

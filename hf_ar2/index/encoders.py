@@ -188,6 +188,11 @@ class Encoders:
                 flat[cells[batch]] = score_pairs(ranker, features).float().cpu().numpy()
                 bar.update(int(lengths[batch].sum()))
         scores = self.processes.combine(scores)
+        if bad := int((~np.isfinite(scores.reshape(-1)[cells])).sum()):
+            raise ValueError(
+                f"the ranker's scores of {bad:,} of {len(cells):,} pairs are not finite. Check its weights for NaN; if "
+                "it was being trained, it diverged: lower its learning rate"
+            )
         scores[passage_rows < 0] = -np.inf
         return scores
 

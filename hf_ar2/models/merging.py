@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import merge_adapters
-from hf_ar2.settings.fields import setting
+from hf_ar2.settings.fields import LARGEST_SEED, check_values, setting
 from hf_ar2.settings.text import EncodingConfig
 
 # The share where the dev queries cannot decide.
@@ -36,10 +36,11 @@ class MergeConfig(EncodingConfig):
         "auto",
         "Share of the base's weights, from 0 (the trained retriever) to 1 (the base), or auto: see `choose_share`.",
     )
-    eval_split: str = setting("dev", "Split of the qrels that `auto` measures on.")
-    seed: int = setting(42, "Seed of the samples that `auto` measures on.")
+    eval_split: str = setting("dev", "Split of the qrels that `auto` measures on.", minimum=1)
+    seed: int = setting(42, "Seed of the samples that `auto` measures on.", minimum=0, maximum=LARGEST_SEED)
 
     def __post_init__(self) -> None:
+        check_values(self)
         self.check_passage_template()
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
         if self.share != "auto" and not (number and 0 <= float(self.share) <= 1):

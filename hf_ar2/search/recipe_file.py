@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_ar2.cards.facts import last_row, read_json
 from hf_ar2.files import check_files
+from hf_ar2.settings.plain_yaml import read_yaml
 
 # The checksums of the models at the root of a run folder.
 SERVED = "served.json"
@@ -61,10 +60,10 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{folder} is not a run folder: {what}. {here}")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        recipe = read_yaml(path.read_bytes())
+    except ValueError as error:
         raise ValueError(
-            f"{path}: not valid YAML: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
+            f"{path}: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
         ) from None
     if not isinstance(recipe, dict) or "collection" not in recipe:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_ar2.settings.fields import check_minimums, setting
+from hf_ar2.settings.fields import LARGEST_SEED, check_values, setting
 from hf_ar2.settings.text import EncodingConfig
 
 # Kinds of training lists.
@@ -30,7 +30,9 @@ class AugmentConfig(EncodingConfig):
         ValueError: thresholds='absolute' (0.1, 0.9) need probabilities of relevance. ...
     """
 
-    train_split: str = setting("train", "Split whose labelled queries get undenoised and denoised lists.")
+    train_split: str = setting(
+        "train", "Split whose labelled queries get undenoised and denoised lists.", minimum=1
+    )
     relevance_level: int = setting(
         1, "The lowest grade of a split that is relevant: a positive of a list.", unit="grade", minimum=1
     )
@@ -38,7 +40,9 @@ class AugmentConfig(EncodingConfig):
         None, "File of queries for pseudo lists: JSON lines with `_id` and `text`, plain or gzipped."
     )
     kinds: list[str] | None = setting(
-        None, "Kinds of lists: undenoised, denoised, pseudo. None: all, pseudo only with `unlabelled`."
+        None,
+        "Kinds of lists: undenoised, denoised, pseudo. None: all, pseudo only with `unlabelled`.",
+        minimum=1,
     )
     depth: int = setting(
         50,
@@ -80,9 +84,10 @@ class AugmentConfig(EncodingConfig):
         unit="passages",
         minimum=1,
     )
-    seed: int = setting(42, "Seed of that draw.")
+    seed: int = setting(42, "Seed of that draw.", minimum=0, maximum=LARGEST_SEED)
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.thresholds not in THRESHOLDS:
             raise ValueError(f"thresholds={self.thresholds!r}: expected one of {', '.join(THRESHOLDS)}")
         unknown = sorted(set(self.kinds or ()) - set(KINDS))
@@ -92,7 +97,6 @@ class AugmentConfig(EncodingConfig):
             raise ValueError(
                 "lists of the kind pseudo are made from unlabelled queries: give both or neither"
             )
-        check_minimums(self)
         self.check_passage_template()
         if "pseudo" in self.list_kinds and self.added_positives == 0:
             raise ValueError("added_positives=0 leaves pseudo lists without a positive; expected at least 1")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import textwrap
-from dataclasses import MISSING, Field, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, get_type_hints
+
+from hf_ar2.settings.secrets import HIDDEN, is_secret
+from hf_ar2.settings.values import expected, fits
+
+RANGE = ("minimum", "above", "maximum")
+LARGEST_SEED = 2**32 - 1  # that numpy takes
 
 
 def setting(
@@ -15,7 +23,9 @@ def setting(
     *,
     unit: str = "",
     paper: str = "",
-    minimum: int | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
     affects_result: bool = True,
     checked_on_resume: bool = True,
 ) -> Any:
@@ -26,7 +36,8 @@ def setting(
         help: what the setting does, in sentences.
         unit: of the value, such as `"tokens"`.
         paper: the values that papers and their code use, such as `"AR2: 1e-5"`.
-        minimum: the smallest value of an integer.
+        minimum, maximum: of a number; `minimum` also of the length of a text or list.
+        above: a number is larger than this.
         affects_result: whether the trained models depend on it.
         checked_on_resume: whether a run can only be resumed with the value it was started with.
     """
@@ -35,6 +46,8 @@ def setting(
         "unit": unit,
         "paper": paper,
         "minimum": minimum,
+        "above": above,
+        "maximum": maximum,
         "affects_result": affects_result,
         "checked_on_resume": checked_on_resume and affects_result,
     }
@@ -100,17 +113,64 @@ def settings_of_class(config: type) -> dict[str, Setting]:
     return found
 
 
-def check_minimums(config: Any) -> None:
-    """Check the integers of a configuration against the minimums that their fields declare.
+# The ranges of fields of `transformers.TrainingArguments` that are not declared again here.
+_OF_TRANSFORMERS: dict[str, dict[str, float]] = {
+    "adam_beta1": {"minimum": 0, "maximum": 1},
+    "adam_beta2": {"minimum": 0, "maximum": 1},
+    "adam_epsilon": {"above": 0},
+    "data_seed": {"minimum": 0, "maximum": LARGEST_SEED},
+    "dataloader_num_workers": {"minimum": 0},
+    "dataloader_prefetch_factor": {"minimum": 1},
+    "ddp_timeout": {"minimum": 1},
+    "eval_accumulation_steps": {"minimum": 1},
+    "eval_delay": {"minimum": 0},
+    "eval_steps": {"above": 0},
+    "gradient_accumulation_steps": {"minimum": 1},
+    "label_smoothing_factor": {"minimum": 0, "maximum": 1},
+    "max_grad_norm": {"minimum": 0},
+    "max_steps": {"minimum": -1},
+    "num_train_epochs": {"above": 0},
+    "per_device_eval_batch_size": {"minimum": 1},
+    "per_device_train_batch_size": {"minimum": 1},
+    "save_steps": {"above": 0},
+    "seed": {"minimum": 0, "maximum": LARGEST_SEED},
+    "torch_empty_cache_steps": {"minimum": 1},
+}
+
+
+def problem_of(config: type, name: str, value: Any, none: str = "None") -> str | None:
+    """What is wrong with a value for a field: `found 0, expected a whole number of at least 1`; None if it fits.
+
+    Args:
+        config: a dataclass; annotations and metadata of its fields say which values they take.
+        none: what None is called, `null` in YAML.
+    """
+    hint, metadata = _fields(config)[name]
+    limits = _OF_TRANSFORMERS.get(name, {}) | {
+        key: metadata[key] for key in RANGE if metadata.get(key) is not None
+    }
+    if fits(value, hint, limits):
+        return None
+    shown = none if value is None else HIDDEN if is_secret(name) else repr(value)
+    shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
+    return f"found {shown}, expected {expected(hint, limits, none)}"
+
+
+@functools.cache
+def _fields(config: type) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    hints = get_type_hints(config)
+    return {one.name: (hints[one.name], one.metadata) for one in fields(config)}
+
+
+def check_values(config: Any) -> None:
+    """Check the types and ranges of a configuration.
 
     Raises:
-        ValueError: a value is below its minimum.
+        ValueError: the message names the field, what was found and what was expected.
     """
-    for name, known in settings_of_class(type(config)).items():
-        minimum, value = known.field.metadata["minimum"], getattr(config, name)
-        if minimum is not None and value is not None and value < minimum:
-            otherwise = ", or None" if known.default is None else ""
-            raise ValueError(f"{name}={value}: expected at least {minimum}{otherwise}")
+    for name in [one.name for one in fields(config) if one.init]:
+        if problem := problem_of(type(config), name, getattr(config, name)):
+            raise ValueError(f"{name}: {problem}")
 
 
 class Documented:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_ar2.settings.fields import Documented, setting
+from hf_ar2.settings.fields import LARGEST_SEED, Documented, setting
 
 
 @dataclass
@@ -21,7 +21,7 @@ class GenerationConfig(Documented):
     passages_limit: int = setting(
         5_000, "Passages to write questions for, drawn at random.", unit="passages", minimum=1
     )
-    generate_seed: int = setting(42, "Seed of sampling and of that draw.")
+    generate_seed: int = setting(42, "Seed of sampling and of that draw.", minimum=0, maximum=LARGEST_SEED)
     filter_model: str | None = setting(
         None,
         "Retriever for the filter: questions that do not find their passage are dropped. None: all-MiniLM-L6-v2 "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_ar2.settings.fields import check_minimums, setting
+from hf_ar2.settings.fields import check_values, setting
 from hf_ar2.settings.text import EncodingConfig
 
 
@@ -23,4 +23,4 @@ class ScoreConfig(EncodingConfig):
     )
 
     def __post_init__(self) -> None:
-        check_minimums(self)
+        check_values(self)

@@ -29,7 +29,7 @@ class Settings(ScoringConfig):
         20, "Passages per query that the ranker reorders. 0: the retriever alone.", unit="passages", minimum=0
     )
     metrics: Sequence[str] = setting(
-        ("mrr@10", "ndcg@10", "recall@100"), "Metrics of the table, such as mrr@10 and recall@100."
+        ("mrr@10", "ndcg@10", "recall@100"), "Metrics of the table, such as mrr@10 and recall@100.", minimum=1
     )
     test_metric: str | None = setting(
         None, "Metric of the significance test. None: the first of the metrics."
@@ -41,11 +41,16 @@ class Settings(ScoringConfig):
     system: str = setting(
         "pipeline", "What orders the passages: pipeline (both models' scores) or ranker (its scores alone)."
     )
-    weight: float = setting(1.0, "Weight of the ranker's scores in the pipeline (see `pipeline_scores`).")
-    pipeline_depth: int | None = setting(
-        None, "Passages that the pipeline reorders. None: all that the ranker scored.", unit="passages"
+    weight: float = setting(
+        1.0, "Weight of the ranker's scores in the pipeline (see `pipeline_scores`).", minimum=0
     )
-    lexical_weight: float = setting(0.0, "Weight of BM25 beside the retriever. 0: no BM25.")
+    pipeline_depth: int | None = setting(
+        None,
+        "Passages that the pipeline reorders. None: all that the ranker scored.",
+        unit="passages",
+        minimum=0,
+    )
+    lexical_weight: float = setting(0.0, "Weight of BM25 beside the retriever. 0: no BM25.", minimum=0)
 
     @classmethod
     def of_models(cls) -> Settings:

@@ -119,11 +119,13 @@ class ScoringConfig(EncodingConfig):
         None,
         "Divides the retriever's scores in every softmax. None: 0.05 for cosine similarity, 1 for dot product.",
         paper="AR2: 1 (dot product)",
+        above=0,
     )
     ranker_temperature: float = setting(
         1.0,
         "Divides the ranker's scores where they are distilled or added to the retriever's.",
         paper="AR2: 1",
+        above=0,
     )
 
 

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from hf_ar2.collections.lines import DAMAGED_GZIP
 from hf_ar2.collections.problems import CollectionError
 
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _CHUNK_CHARACTERS = 2**22
+_LONGEST_ITEM = 2**28
 # A literal or escape that is cut is at most this long: an error nearer to the end of the buffer may be due to the cut.
 _CUT_CHARACTERS = 32
 
@@ -59,9 +61,11 @@ class _Buffer:
     def fill(self) -> None:
         """Reads at least as much as is left, so that a very long item takes few attempts."""
         left = self.text[self.start :]
+        if len(left) > _LONGEST_ITEM:
+            raise self.error(f"an item of more than {_LONGEST_ITEM:,} characters", "a list of objects")
         try:
             more = self.stream.read(max(_CHUNK_CHARACTERS, len(left)))
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        except (UnicodeDecodeError, *DAMAGED_GZIP) as error:
             raise self.error(f"undecodable data further on ({error})", "UTF-8 text") from error
         self.text, self.start, self.ended = left + more, 0, not more
 
@@ -88,6 +92,8 @@ class _Buffer:
                     continue
                 self.advance(error.pos - self.start)
                 raise self.error(f"invalid JSON ({error.msg})", "a list of objects") from error
+            except RecursionError as error:
+                raise self.error("JSON that is nested too deeply", "a list of objects") from error
             self.advance(end - self.start)
             return value
 

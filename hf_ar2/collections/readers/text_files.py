@@ -122,13 +122,18 @@ def _is_text(name: str, ending: str) -> bool:
     return bool(_NAMES & {name.upper(), *re.split(r"[-_ ]", name.upper())})
 
 
+_LARGEST = 1 << 26  # bytes; a small gzip file can fill the memory
+
+
 def _read(file: Path) -> tuple[str | None, str]:
     """The text of a file, or None and why it is skipped."""
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
-            data = stream.read()
+            data = stream.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error):
         return None, "files that cannot be read"
+    if len(data) > _LARGEST:
+        return None, f"files of more than {_LARGEST >> 20} MB"
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

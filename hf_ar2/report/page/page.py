@@ -28,6 +28,7 @@ from hf_ar2.evaluation.tables import LEGEND, display_name
 from hf_ar2.report.page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, TOP, query_browser
 from hf_ar2.report.page.run_folder import RunFolder
 from hf_ar2.report.page.training import stage_times, training_charts
+from hf_ar2.settings.secrets import without_secrets
 
 SCRIPTS = ("elements.js", "data.js", "charts.js", "results.js", "queries.js", "page.js")
 # JavaScript needs arrays at a multiple of four bytes to read them as typed arrays.
@@ -95,9 +96,9 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
                 else None,
                 "charts": training_charts(run),
                 "times": stage_times(run),
-                "environment": run.environment,
+                "environment": without_secrets(run.environment),
                 "otherTexts": other_texts(run),
-                "recipe": yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
+                "recipe": yaml.safe_dump(without_secrets(run.recipe), sort_keys=False, allow_unicode=True),
             }
             for run in runs
         ],

@@ -1,0 +1,45 @@
+"""YAML from files that anybody may have written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+# Characters of a file, and values in it where every alias stands for all that it names.
+MOST_CHARACTERS, MOST_VALUES = 1_000_000, 100_000
+
+
+def read_yaml(text: str | bytes) -> Any:
+    """The content of a YAML document, as plain data.
+
+    Raises:
+        ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, or aliases that stand for too much.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"found {len(text):,} characters, expected YAML of at most {MOST_CHARACTERS:,}")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("not valid YAML: nested too deeply") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """The values in a node; an alias is the node that it names, again."""
+    if id(node) not in counted:
+        counted[id(node)] = MOST_VALUES + 1  # of a node that contains itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+        counted[id(node)] = 1 + sum(_count(part, counted) for part in inner)
+        if counted[id(node)] > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values, those that aliases repeat included")
+    elif counted[id(node)] > MOST_VALUES:
+        raise ValueError("an alias contains itself")
+    return counted[id(node)]
