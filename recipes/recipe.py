@@ -121,6 +121,11 @@ class Recipe:
         return str(self.evaluation.get("test_metric", self.metrics[0]))
 
     @property
+    def table_metrics(self) -> list[str]:
+        """The metrics, first the one that differences are tested on."""
+        return list(dict.fromkeys([self.test_metric, *self.metrics]))
+
+    @property
     def depth(self) -> int:
         """Passages that are retrieved per query."""
         return self.evaluation.get("depth", 100)
