@@ -168,7 +168,9 @@ class Recipe:
                 name = source_name(source)
                 earlier = self.stage_key(name) if name in self.stages else self.models.get(name)
                 sources[role] = [source, earlier]
-        content = [self.collection, self.stage_args(stage), body["trainer"], sources]
+        args = self.stage_args(stage)
+        args.pop("ddp_timeout", None)  # a run that ended by it goes on with a longer one
+        content = [self.collection, args, body["trainer"], sources]
         length = {name: body[name] for name in ("share", "max_epochs") if name in body}
         if length or self.minutes is not None:
             content.append([length, self.minutes])

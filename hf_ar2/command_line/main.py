@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
 from hf_ar2.command_line.arguments import PROGRAM
-from hf_ar2.command_line.launch import find_recipe, launch_command, run_to_end, shipped_recipes
+from hf_ar2.command_line.launch import MACHINES, find_recipe, launch_command, run_to_end, shipped_recipes
 from hf_ar2.command_line.parser import USAGE_ERROR, Parser, nearest
 
 TRAINING = ("quickstart", "train", "tune-queries")
@@ -143,9 +143,11 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
             parser.error(str(error))
     try:
         recipe = find_recipe(shipped[name] if name in shipped else options.recipe)
+        machines = {option: getattr(options, option, None) for option in MACHINES}
+        command = launch_command(recipe, overrides, options.config_file, machines)
     except ValueError as error:
         parser.error(str(error))
-    return run_to_end(launch_command(recipe, overrides, options.config_file), environment)
+    return run_to_end(command, environment)
 
 
 def tuning_overrides(options: argparse.Namespace) -> list[str]:

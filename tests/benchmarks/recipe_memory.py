@@ -12,12 +12,11 @@ queries, communication, and waiting for disks. faiss-gpu would copy the vectors 
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -57,8 +56,7 @@ COLLECTIONS = {
 }
 
 
-@dataclass
-class Cost:
+class Cost(NamedTuple):
     """Of a stage: bytes on each GPU, floating-point operations of all GPUs, and bytes of its checkpoints."""
 
     memory: float = 0
@@ -66,8 +64,7 @@ class Cost:
     checkpoints: float = 0
 
 
-@dataclass
-class Model:
+class Model(NamedTuple):
     """What an encoder costs: bytes kept for the backward pass (fixed, and of a row), operations of a row, weights."""
 
     fixed: float
@@ -247,9 +244,14 @@ def large_recipes() -> list[Path]:
     return sorted(path for path in RECIPES.rglob("*.yaml") if load_recipe(path).collection in COLLECTIONS)
 
 
-if __name__ == "__main__":
-    for path in [Path(name) for name in sys.argv[1:]] or large_recipes():
-        memory, *_ = estimate(path)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", type=Path, help="default: those of the package")
+    for path in parser.parse_args().recipes or large_recipes():
         print(path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else path)
-        print("  ", ", ".join(f"{stage} {size:.1f} GB" for stage, size in memory.items()))
+        print("  ", ", ".join(f"{stage} {size:.1f} GB" for stage, size in estimate(path)[0].items()))
         print("  ", comment(path))
+
+
+if __name__ == "__main__":
+    main()
