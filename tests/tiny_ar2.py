@@ -22,6 +22,8 @@ from hf_ar2.trainers import (
     AR2Trainer,
     LTReConfig,
     LTReTrainer,
+    RankerConfig,
+    RankerTrainer,
     RetrieverConfig,
     RetrieverTrainer,
     RocketQAv2Config,
@@ -33,6 +35,7 @@ TRAINERS: dict[str, Any] = {
     "ar2": (AR2Trainer, AR2Config),
     "rocketqa-v2": (RocketQAv2Trainer, RocketQAv2Config),
     "ltre": (lambda retriever, _, **given: LTReTrainer(retriever, **given), LTReConfig),
+    "ranker": (RankerTrainer, RankerConfig),
     "retriever": (lambda retriever, _, **given: RetrieverTrainer(retriever, **given), RetrieverConfig),
 }
 
@@ -115,13 +118,14 @@ def train(options: argparse.Namespace) -> None:
         callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
     )
     trainer.train(resume_from_checkpoint=options.resume)
+    trainer.gather_weights()
     if trainer.is_world_process_zero():
         codebook = trainer.model.codebook
         result = {
             "centroids": None if codebook is None else codebook.centroids.tolist(),
             "world_size": trainer.encoders.processes.world_size,
             "log": trainer.state.log_history,
-            "weights": fingerprints(trainer.model),
+            "weights": fingerprints(trainer.whole),
         }
         (options.output / "result.json").write_text(json.dumps(result))
 
