@@ -4,6 +4,7 @@
 # make install      set up alone: .venv, idempotent
 # make lint         ruff, and mypy on the package as it is installed
 # make format       let ruff rewrite what it can
+# make gpu          search and training steps on a GPU, and their speed: runs/gpu.md
 # make bench        the measured comparisons in tests/benchmarks
 # make clean        remove .venv and everything built
 #
@@ -26,7 +27,7 @@ offline = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 launch = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: help install quickstart test test-fast lint format bench clean FORCE
+.PHONY: help install quickstart test test-fast gpu lint format bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +59,11 @@ test: install
 
 test-fast: install
 	$(offline) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(JOBS) -m "not slow" $(PYTEST_ARGS)
+
+# GPU_TESTS=cpu: at toy size, without a GPU.
+gpu: install
+	HF_AR2_GPU_TESTS=$(GPU_TESTS) HF_AR2_GPU_COLLECTION=$(GPU_COLLECTION) HF_AR2_GPU_MODEL=$(GPU_MODEL) \
+		HF_AR2_GPU_MINUTES=$(GPU_MINUTES) $(VENV)/bin/pytest tests/gpu -m gpu -rs -s $(PYTEST_ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .

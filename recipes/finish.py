@@ -42,7 +42,8 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
     if recipe.rows:
         metrics, significance = read_json(run / "metrics.json"), read_json(run / "significance.json")
         split = recipe.report_split
-        print("\n" + stage_table(metrics, significance["tests"], split=split, served=chosen["row"]))
+        tests, names = significance["tests"], recipe.table_metrics
+        print("\n" + stage_table(metrics, tests, split=split, names=names, served=chosen["row"]))
         left = [row for row in recipe.rows if split not in metrics.get(row, {})]
         if (
             left

@@ -66,7 +66,8 @@ def print_questions(recipe: Recipe, run: Path, collection: Collection) -> None:
         return
     tests = read_json(run / "significance.json")["tests"]
     judged = len(evaluated_queries(collection, QUESTIONS))
-    print(f"\n{stage_table(read_json(run / 'metrics.json'), tests, split=QUESTIONS)}")
+    metrics = read_json(run / "metrics.json")
+    print(f"\n{stage_table(metrics, tests, split=QUESTIONS, names=recipe.table_metrics)}")
     print(f"\n{recipe.questions}: {judged:,} of {asked:,} questions are judged. A relevant passage is")
     for row, (system, count) in answered(run, recipe.rows, collection).items():
         print(f"  among the first {TOP_K} of {row}, {system}: in {count:,} of {judged:,} questions")

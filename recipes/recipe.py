@@ -124,6 +124,11 @@ class Recipe:
         return str(self.evaluation.get("test_metric", self.metrics[0]))
 
     @property
+    def table_metrics(self) -> list[str]:
+        """The metrics, first the one that differences are tested on."""
+        return list(dict.fromkeys([self.test_metric, *self.metrics]))
+
+    @property
     def depth(self) -> int:
         """Passages that are retrieved per query."""
         return self.evaluation.get("depth", 100)
@@ -166,8 +171,9 @@ class Recipe:
                 name = source_name(source)
                 earlier = self.stage_key(name) if name in self.stages else self.models.get(name)
                 sources[role] = [source, earlier]
-        # A new token does not make another stage.
-        content = [self.collection, without_secrets(self.stage_args(stage)), body["trainer"], sources]
+        args = without_secrets(self.stage_args(stage))  # a new token does not make another stage
+        args.pop("ddp_timeout", None)  # a run that ended by it goes on with a longer one
+        content = [self.collection, args, body["trainer"], sources]
         length = {name: body[name] for name in ("share", "max_epochs") if name in body}
         if length or self.minutes is not None:
             content.append([length, self.minutes])

@@ -37,6 +37,12 @@ ADJECTIVES = "brave calm eager gentle hungry quiet".split()
 FILLERS = "the a in near at dawn dusk night noon and while it rains snows does what where . ?".split()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests for a GPU unless they are asked for: `-m gpu`."""
+    if "gpu" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
 @pytest.fixture(scope="session")
 def tiny_collection() -> Collection:
     """60 passages and 40 queries; a query shares its animal, verb and object with its one positive.

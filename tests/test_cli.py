@@ -101,6 +101,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> type[Launched]:
     monkeypatch.setattr(subprocess, "Popen", Launched)
     monkeypatch.setattr(launch, "number_of_gpus", lambda: 0)
     monkeypatch.setattr(launch, "number_of_cores", lambda: 8)
+    monkeypatch.setattr(launch, "default_config_file", lambda: None)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(Launched, "calls", [])
     monkeypatch.setattr(Launched, "outcomes", [])
@@ -351,6 +352,48 @@ def test_a_configuration_file_of_accelerate_alone_decides(launched: type[Launche
     [(command, _)] = launched.calls
     assert command[3:6] == ["--config_file", str(tmp_path / "two.yaml"), "--quiet"]
     assert command[-3:] == [str(tmp_path / "r.yaml"), "--seed", "1"] and "--num_processes" not in command
+
+
+def test_the_default_file_of_accelerate_config_counts_and_options_come_on_top(
+    launched: type[Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "default_config_file", lambda: "default.yaml")
+    assert launch.launch_command(Path("r.yaml"))[3:6] == ["--config_file", "default.yaml", "--quiet"]
+    command = launch.launch_command(Path("r.yaml"), config_file="mine.yaml", machines={"machine_rank": 1})
+    assert command[3:8] == ["--config_file", "mine.yaml", "--machine_rank", "1", "--quiet"]
+
+
+def test_two_machines_of_four_gpus(launched: type[Launched], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "number_of_gpus", lambda: 4)
+    options = "--num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1"
+    assert cli.main(["train", "quickstart", *options.split(), "--seed", "3"]) == 0
+    [(command, _)] = launched.calls
+    line = " ".join(command)
+    assert "--multi_gpu --num_processes 8 --num_machines 2 --main_process_port 29500 --machine_rank 1" in line
+    assert line.endswith("--seed 3") and "--num_cpu_threads_per_process 2 " in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--num_machines 2", "needs --machine_rank and --main_process_ip too"),
+        (
+            "--num_machines 2 --main_process_ip x --machine_rank 2",
+            "--machine_rank 2: expected a number from 0 to 1",
+        ),
+        (
+            "--num_machines 2 --main_process_ip x --machine_rank 0 --num_processes 3",
+            "cannot share it equally",
+        ),
+        ("--num_machines 0", "'0': expected a whole number of at least 1"),
+    ],
+)
+def test_machines_that_do_not_fit_together(
+    options: str, message: str, launched: type[Launched], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "quickstart", *options.split()])
+    assert message in " ".join(capsys.readouterr().err.split()) and not launched.calls
 
 
 def test_the_quickstart_is_a_recipe_that_needs_no_hub(

@@ -536,20 +536,3 @@ def test_missing_faiss_names_both_extras(tmp_path, monkeypatch, error):
     monkeypatch.delitem(sys.modules, "faiss", raising=False)
     with pytest.raises(ImportError, match=r'libcublas is missing.*"\.\[cpu\]".*"\.\[gpu\]"'):
         import_faiss()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_index_on_a_gpu_equals_the_processors(tmp_path, dtype):
-    embeddings, queries = vectors(20_000, dim=64), vectors(300, seed=1, dim=64)
-    expected = build(embeddings, tmp_path / "cpu", dtype=dtype).search(queries, 100)
-
-    class OnGPU(Lookup):
-        def __call__(self, inputs):
-            return self.table.cuda()[inputs["input_ids"][:, 1]]
-
-    index = build(embeddings, tmp_path / "gpu", OnGPU(embeddings), dtype=dtype, device="cuda")
-    assert np.array_equal(index.embeddings, embeddings.astype(dtype))
-    scores, rows = index.search(torch.from_numpy(queries).cuda(), 100)
-    np.testing.assert_allclose(scores, expected[0], rtol=1e-5)
-    assert (rows != expected[1]).mean() < 0.001

@@ -41,7 +41,7 @@ DOCUMENTS = [
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Programs that are not ours, and are taken at their word.
-OUTSIDE = ("cd", "curl", "git", "mkdir", "pre-commit", "pytest", "source")
+OUTSIDE = ("cd", "curl", "git", "mkdir", "pre-commit", "pytest", "sbatch", "source")
 
 
 def read(document: str) -> str:

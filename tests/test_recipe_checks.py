@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -243,11 +247,35 @@ def test_ctrl_c_in_a_stage_exits_as_a_shell_expects(recipe, monkeypatch):
 @pytest.mark.slow
 def test_a_recipe_in_two_processes_measures_what_one_does(done):
     """Half of the lists each, the same steps, and one folder that is written once."""
-    one, two = done.parent / "run", done.parent / "two"
+    two = done.parent / "two"
     options = ["--output_dir", two, "--per_device_train_batch_size", "2"]
     printed = launch_two(script.__file__, done, *options)
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
     assert printed.count("[1/1] warm-up") == 1 and printed.count("hf-ar2 search") == 1
+    assert_equal_runs(two, done.parent / "run")
+
+
+@pytest.mark.slow
+def test_a_recipe_on_two_machines_measures_what_one_does(done):
+    """Two launches on this machine, with a process each; the folder is on a disk that both see."""
+    two = done.parent / "two-machines"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "hf_ar2.command_line.main", "train", str(done), "--output_dir", str(two)]
+    command += f"--per_device_train_batch_size 2 --num_machines 2 --main_process_port {port}".split()
+    command += ["--main_process_ip", "127.0.0.1", "--machine_rank"]
+    # No GPU is shown to them, so that each has one process.
+    options = {"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, "stdout": subprocess.PIPE, "text": True}
+    launches = [subprocess.Popen([*command, str(rank)], **options) for rank in (0, 1)]
+    printed = [launch.communicate()[0] for launch in launches]
+    assert [launch.returncode for launch in launches] == [0, 0]
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    assert "hf-ar2 search" in printed[0] and "hf-ar2 search" not in printed[1]
+    assert_equal_runs(two, done.parent / "run")
+
+
+def assert_equal_runs(two, one):
     found, expected = (json.loads((run / "metrics.json").read_text()) for run in (two, one))
     assert found == expected
     logs = [json.loads((run / "stages/warm-up/trainer_state.json").read_text()) for run in (one, two)]

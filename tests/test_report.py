@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from conftest import write_recipe
 
 from hf_ar2.evaluation.significance import PairedTest
 from hf_ar2.evaluation.tables import NAN_NOTE, display_name, format_p, format_table, stage_table
+from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.report.plot import _running_mean, plot_report
 
 METRICS = {
@@ -91,6 +97,68 @@ def test_a_table_keeps_to_the_terminal_and_explains_its_marks():
         == 1
         == stage_table(METRICS, served=last).count(f"{last} (served)")
     )
+
+
+def test_a_table_shows_the_metrics_that_it_is_given():
+    table = stage_table(METRICS, TESTS, names=["recall@100", "mrr@10"])
+    assert "retriever Recall@100  MRR@10  pipeline Recall@100" in table and "ndcg" not in table.lower()
+    assert re.search(r"0\.941 \* +0\.516", table) and "Recall@100 compared" in table
+
+
+@pytest.mark.parametrize("recipe", ["natural-questions", "trivia-qa"])
+@pytest.mark.slow
+def test_recipes_with_answers_alone_end_with_their_own_metrics(
+    recipe, tiny_collection, home, tmp_path, capsys
+):
+    """The evaluation of the shipped recipes over DPR's files: no number is missing, and hit rates are named so."""
+    shipped = yaml.safe_load((Path(__file__).parents[1] / f"recipes/ar2/{recipe}.yaml").read_text())
+    names = shipped["evaluation"]["metrics"]
+    rows = {"before": {"retriever": "light"}, "after": {"retriever": "light", "ranker": "heavy"}}
+    tiny = {
+        "name": "tiny",
+        "collection": str(write_dpr(tiny_collection, tmp_path / "data")),
+        "models": {"light": {"model": str(home / "retriever")}, "heavy": {"model": str(home / "ranker")}},
+        "args": {"use_cpu": True, "bf16": False, "disable_tqdm": True},
+        "stages": {},
+        "evaluation": {**shipped["evaluation"], "rows": rows},
+    }
+    path = write_recipe(tmp_path / "tiny.yaml", tiny)
+    run = run_recipe(load_recipe(path, {"output_dir": str(tmp_path / "run")}))
+    shown = capsys.readouterr().out
+    assert re.search(r"^stage +retriever Hit@5 +Hit@1 ", shown, re.M) and "MRR" not in shown
+    assert "pipeline Hit@5" in shown and "Hit@5 compared" in shown
+    measured = json.loads((run / "metrics.json").read_text())["after"]["test"]["retriever"]
+    values = [f"{measured[name]:.3f}" for name in ("hit_rate@5", *(n for n in names if n != "hit_rate@5"))]
+    line = next(line for line in shown.splitlines() if line.startswith("after"))
+    assert [cell for cell in line.split() if cell[0].isdigit()][: len(values)] == values
+
+
+def write_dpr(collection, folder: Path) -> Path:
+    """The tiny collection as DPR's downloads: the test questions have an answer, the object that they name."""
+    folder.mkdir()
+    passages = {row["id"]: row for row in collection.corpus}
+    lines = ["id\ttext\ttitle", *(f"{row['id']}\t{row['text']}\t{row['title']}" for row in passages.values())]
+    (folder / "psgs_w100.tsv").write_text("\n".join(lines) + "\n")
+    texts = dict(zip(collection.queries["id"], collection.queries["text"], strict=True))
+
+    def answer(query: str) -> list[str]:
+        return [texts[query].split()[-2]]  # "where does the otter hide the lantern ?"
+
+    for split in ("train", "dev"):
+        asked = [
+            {
+                "question": texts[row["query_id"]],
+                "answers": answer(row["query_id"]),
+                "positive_ctxs": [{**passages[row["passage_id"]], "passage_id": row["passage_id"]}],
+                "hard_negative_ctxs": [],
+                "negative_ctxs": [],
+            }
+            for row in collection.qrels[split]
+        ]
+        (folder / f"biencoder-nq-{split}.json").write_text(json.dumps(asked, indent=4))
+    tested = [f"{texts[query]}\t{answer(query)}" for query in collection.qrels["test"]["query_id"]]
+    (folder / "nq-test.qa.csv").write_text("\n".join(tested) + "\n")
+    return folder
 
 
 def test_a_worse_stage_is_shown_as_worse():

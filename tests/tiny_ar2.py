@@ -118,13 +118,14 @@ def train(options: argparse.Namespace) -> None:
         callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
     )
     trainer.train(resume_from_checkpoint=options.resume)
+    trainer.gather_weights()
     if trainer.is_world_process_zero():
         codebook = trainer.model.codebook
         result = {
             "centroids": None if codebook is None else codebook.centroids.tolist(),
             "world_size": trainer.encoders.processes.world_size,
             "log": trainer.state.log_history,
-            "weights": fingerprints(trainer.model),
+            "weights": fingerprints(trainer.whole),
         }
         (options.output / "result.json").write_text(json.dumps(result))
 

@@ -100,8 +100,8 @@ def check_launch(trainer: JointTrainer) -> None:
         )
     if trainer.is_fsdp_enabled:
         raise NotImplementedError(
-            "FSDP: saving and loading two models from one sharded module is not implemented; launch with plain DDP "
-            "(accelerate launch --multi_gpu)"
+            "FSDP by accelerate: processes encode different numbers of batches of the corpus, which a sharded model "
+            "cannot; launch with plain DDP (accelerate launch --multi_gpu), and set shard_weights=True to shard"
         )
     if trainer.args.parallel_mode.value == "not_distributed" and trainer.args.n_gpu > 1:
         raise NotImplementedError(

@@ -20,6 +20,7 @@ from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.models.lora import has_adapters, trained_weights
 from hf_ar2.settings.effects import checked_on_resume
 from hf_ar2.trainers.lists import stored_fingerprint
+from hf_ar2.trainers.sharding import scatter, whole_state
 from hf_ar2.training_lists.pool import CandidatePool
 
 if TYPE_CHECKING:
@@ -79,18 +80,24 @@ class Checkpoints:
     def write_run(self, folder: Path) -> None:
         """Write `run.json`, before the rest of the checkpoint."""
         (folder / _CHECKSUMS).unlink(missing_ok=True)
-        save_adapters(self.trainer.model, folder)
+        save_adapters(self.trainer.whole, folder)
         content = {
             "version": _VERSION,
             "run": self.trainer.run_metadata,
             "train_lists": stored_fingerprint(self.trainer.stored),
-            "weights": fingerprints(self.trainer.model),
+            "weights": fingerprints(self.trainer.whole),
         }
         write_json(folder / _RUN, content)
 
     def write_checksums(self, folder: Path) -> None:
         """Write `checksums.json`, which says that the checkpoint is complete."""
         write_note(folder / _CHECKSUMS, {}, [file for file in files_in(folder) if file.name != _CHECKSUMS])
+
+    def write_whole_optimizer(self, folder: Path) -> None:
+        """Write the state of a sharded optimizer as one without shards has it; all processes call this."""
+        state = whole_state(self.trainer.optimizer)  # type: ignore[arg-type]
+        if self.trainer.args.should_save:
+            torch.save(state, folder / OPTIMIZER)
 
     def write_progress(self, folder: Path) -> None:
         """Write the averages of the open log entry, what evaluations decided, and the pool of the round."""
@@ -151,8 +158,10 @@ class Checkpoints:
                 f"{folder}: of a run of {noted['run']['steps']} steps, and this one has {run['steps']}; from here on "
                 "the learning rates follow the schedule of this one"
             )
-        load_models(trainer.model, folder)
-        found = fingerprints(trainer.model)
+        load_models(trainer.whole, folder)
+        if trainer.is_sharded:
+            scatter(trainer.whole, trainer.model)
+        found = fingerprints(trainer.whole)
         if found != noted["weights"]:
             raise ValueError(
                 f"{folder}: the weights that were read are not those that were saved (found {found}, expected "

@@ -249,6 +249,12 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         minimum=1,
         checked_on_resume=False,
     )
+    shard_weights: bool = setting(
+        False,
+        "Keep weights, gradients and optimizer states in shards, one for each process (FSDP2), beside a whole copy of "
+        "the weights that encodes. RetrieverTrainer and RankerTrainer only.",
+        checked_on_resume=False,
+    )
     step_tokens: int | None = setting(
         None,
         "Padded tokens of a chunk within a step. None: 2048 on a CPU, no limit on a GPU.",
@@ -299,6 +305,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
                 "auto_find_batch_size=True would change the batch in the middle of a run, and rounds, phases and "
                 "schedules are counted in batches; set per_device_train_batch_size, and mini_batch_size where memory "
                 "is short"
+            )
+        if self.shard_weights and (self.mini_batch_size or self.step_tokens):
+            raise ValueError(
+                "shard_weights=True needs as many chunks on every process: leave out mini_batch_size and step_tokens; "
+                "activation_checkpointing=True lowers the memory of activations"
             )
         if self.dataloader_persistent_workers:
             raise ValueError(

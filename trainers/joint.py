@@ -42,6 +42,7 @@ from hf_ar2.trainers.log_lines import print_log_lines
 from hf_ar2.trainers.publishing import Publisher, push_to_hub, summarise
 from hf_ar2.trainers.retrieval import EvalRankings, Retrieval, encoders_of
 from hf_ar2.trainers.schedule import make_scheduler, parameter_groups
+from hf_ar2.trainers.sharding import check_sharding, gather, shard, shard_state, whole_copy
 from hf_ar2.training_lists.list_sampler import NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool, pool_statistics
 
@@ -145,6 +146,11 @@ class JointTrainer(Trainer):
         if "retriever" in self.trained:
             args.check_dimension(encoder.get_embedding_dimension())
         self.normalises = similarity_of(encoder) == "cosine"
+        # What encodes and is saved: the model itself, unless its weights are sharded.
+        self.whole = model
+        if args.shard_weights:
+            check_sharding(self)
+            self.whole = whole_copy(model, self.trained) if args.world_size > 1 else model
         # 3. Tokens, index, pools
         self.encoders = encoders_of(args)
         self.retrieval = self.make_retrieval()
@@ -168,7 +174,7 @@ class JointTrainer(Trainer):
 
     def make_retrieval(self) -> Retrieval:
         """What the trainer retrieves and evaluates with."""
-        return Retrieval(self.model.retriever, self.model.ranker, self.collection, self.args, self.encoders)
+        return Retrieval(self.whole.retriever, self.whole.ranker, self.collection, self.args, self.encoders)
 
     @property
     def phases(self) -> PhaseCycle:
@@ -250,6 +256,7 @@ class JointTrainer(Trainer):
 
     def begin_round(self) -> None:
         """Refresh the index and mine, unless this round's pool is there already (a resumed run)."""
+        self.gather_weights()
         number = self.current_round
         if self.mines_negatives and self.state.global_step < self.total_steps:
             # A frozen retriever and BM25 find the same candidates in every round.
@@ -325,6 +332,10 @@ class JointTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One AdamW with groups per model; it skips a model that has no gradient in a step, as two would."""
         if self.optimizer is None:
+            if self.is_sharded:
+                shard(self.model, self.trained, self.args.device)
+                # transformers then leaves placement and the exchange of gradients to the model.
+                self.is_distributed_loading_by_transformers = True
             groups = parameter_groups(self.model, self.args, set(self.get_decay_parameter_names(self.model)))
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(groups, **options)
@@ -337,6 +348,16 @@ class JointTrainer(Trainer):
             self.lr_scheduler = make_scheduler(self, optimizer, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are, or will be, in shards."""
+        return self.whole is not self.model
+
+    def gather_weights(self) -> None:
+        """Bring the whole copy of sharded weights up to date; all processes call this."""
+        if self.is_sharded:
+            gather(self.model, self.whole)
 
     # ---- Logs and evaluation ----------------------------------------------------------------------------------
 
@@ -357,6 +378,7 @@ class JointTrainer(Trainer):
             raise ValueError(
                 "evaluate() takes no eval_dataset; it evaluates retrieval on the qrels split named by `eval_split`"
             )
+        self.gather_weights()
         values = self.retrieval.evaluate()
         if self.compute_metrics is not None:
             own: Any = self.compute_metrics
@@ -427,10 +449,16 @@ class JointTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or self.output_folder)
-            save_models(self.model, folder, saves_merged(self.args, folder))
+            save_models(self.whole, folder, saves_merged(self.args, folder))
             self.publisher.write_cards(folder)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `transformers.Trainer`: `retriever/` and `ranker/` in a folder; all processes call this."""
+        self.gather_weights()
+        super().save_model(output_dir, _internal_call)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.gather_weights()
         folder = self.output_folder / f"checkpoint-{self.state.global_step}"
         with writing(folder):
             if self.args.should_save:
@@ -449,10 +477,14 @@ class JointTrainer(Trainer):
         moments = 2 * sum(w.numel() * w.element_size() for w in self.model.parameters() if w.requires_grad)
         with writing(Path(output_dir) / OPTIMIZER, moments):
             super()._save_optimizer_and_scheduler(output_dir)
+            if self.is_sharded:
+                self.checkpoints.write_whole_optimizer(Path(output_dir))
         self.checkpoints.write_progress(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_sharded:
+            shard_state(self.optimizer)  # type: ignore[arg-type]
         if checkpoint is not None:
             self.checkpoints.read_progress(Path(checkpoint))
 

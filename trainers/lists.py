@@ -185,7 +185,8 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
         required_inputs={},
         retriever_inputs=trainer.retrieval.retriever_inputs,
         ranker_inputs=trainer.retrieval.ranker_inputs,
-        step_tokens=args.step_tokens or (2048 if args.device.type == "cpu" else _UNLIMITED),
+        step_tokens=args.step_tokens
+        or (2048 if args.device.type == "cpu" and not args.shard_weights else _UNLIMITED),
         mini_batch_size=args.mini_batch_size,
     )
 

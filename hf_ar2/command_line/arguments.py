@@ -84,11 +84,17 @@ def train_parser() -> Parser:
         f"judged with `{PROGRAM} label`; they are not trained on.",
         "train ar2/scifact --output_dir runs/scifact",
     )
-    parser.usage = f"{PROGRAM} train RECIPE [--config_file FILE] [--key value ...]"
+    parser.usage = f"{PROGRAM} train RECIPE [options] [--key value ...]"
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of the package"
     )
     _add_config_file(parser)
+    add = parser.add_argument_group("several machines (see recipes/LAUNCHING.md)").add_argument
+    add("--num_processes", type=positive, metavar="N", help="on all machines together (one for each GPU)")
+    add("--num_machines", type=positive, metavar="N", help="machines that run this command (1)")
+    add("--machine_rank", type=int, metavar="N", help="which of them this one is, from 0")
+    add("--main_process_ip", metavar="ADDRESS", help="of machine 0")
+    add("--main_process_port", type=int, metavar="PORT", help="a free one of machine 0 (29500)")
     return parser
 
 
@@ -127,7 +133,7 @@ def _add_config_file(parser: Parser) -> None:
     parser.add_argument(
         "--config_file",
         metavar="FILE",
-        help="from `accelerate config`: machines and GPUs to use (all GPUs of this machine)",
+        help="from `accelerate config` (its default file; without one, all GPUs of this machine)",
     )
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import psutil
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 INTERRUPTS = "HF_AR2_INTERRUPTS"
 # Environment variable: the process that the script ends with.
 STARTER = "HF_AR2_STARTER"
+# Options of `accelerate launch` that say on how many machines and processes to run.
+MACHINES = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 # Seconds until interrupted processes are killed; one of them may wait for another forever.
 _PATIENCE = 30
 
@@ -63,28 +65,73 @@ def find_recipe(name: str) -> Path:
     return found
 
 
-def launch_command(recipe: Path, overrides: Sequence[str] = (), config_file: str | None = None) -> list[str]:
-    """The command that runs a recipe on all GPUs of this machine, or without GPUs in one process.
+def launch_command(
+    recipe: Path,
+    overrides: Sequence[str] = (),
+    config_file: str | None = None,
+    machines: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """The command that runs a recipe on all GPUs of all machines, or without GPUs in one process on each.
 
-    It sets every value that `accelerate launch` would otherwise guess with a warning. With a configuration file of
-    accelerate, only that file counts. `OMP_NUM_THREADS`, if set, is the number of threads.
+    It sets every value that `accelerate launch` would otherwise guess with a warning. A configuration file of
+    accelerate decides them instead; `machines` come on top. `OMP_NUM_THREADS`, if set, is the number of threads.
 
     Args:
         recipe: the YAML file.
         overrides: `--key value ...` for the recipe.
-        config_file: what `accelerate config` wrote.
+        config_file: what `accelerate config` wrote; None: its default file, if there is one.
+        machines: values of `MACHINES`; those that are None are not set.
+
+    Raises:
+        ValueError: several machines without the rank or the address that they need.
     """
+    machines = {name: value for name, value in (machines or {}).items() if value is not None}
+    config_file = config_file or default_config_file()
+    if config_file is None:
+        machines = _with_defaults(machines)
+    given = [word for name, value in machines.items() for word in (f"--{name}", str(value))]
     if config_file is not None:
-        chosen = ["--config_file", config_file]
+        chosen = ["--config_file", config_file, *given]
     else:
-        gpus = number_of_gpus()
-        threads = os.environ.get("OMP_NUM_THREADS") or max(1, number_of_cores() // max(1, gpus))
-        chosen = ["--multi_gpu"] if gpus > 1 else []
-        chosen += f"--num_processes {max(1, gpus)} --num_machines 1 --mixed_precision no".split()
-        chosen += f"--dynamo_backend no --num_cpu_threads_per_process {threads}".split()
+        here = machines["num_processes"] // machines["num_machines"]
+        threads = os.environ.get("OMP_NUM_THREADS") or max(1, number_of_cores() // here)
+        chosen = ["--multi_gpu"] if machines["num_processes"] > 1 else []
+        chosen += [*given, *"--mixed_precision no --dynamo_backend no".split()]
+        chosen += ["--num_cpu_threads_per_process", str(threads)]
     # Without --quiet the launcher's own traceback would follow a recipe's error.
     launch = [sys.executable, "-m", "accelerate.commands.launch", *chosen, "--quiet"]
     return [*launch, str(recipe_runner()), str(recipe), *overrides]
+
+
+def default_config_file() -> str | None:
+    """The file that `accelerate config` writes without `--config_file`; None if there is none."""
+    from accelerate.commands.config.config_args import default_config_file as path  # imports torch
+
+    return path if Path(path).is_file() else None
+
+
+def _with_defaults(machines: dict[str, Any]) -> dict[str, Any]:
+    """The options of `MACHINES`, with one process for each GPU unless they say otherwise."""
+    count = machines.get("num_machines", 1)
+    alone = [name for name in MACHINES[2:4] if name not in machines]
+    if count > 1 and alone:
+        raise ValueError(
+            f"--num_machines {count} needs {' and '.join(f'--{name}' for name in alone)} too: run the same command on "
+            "every machine, with its own --machine_rank (0, 1, …) and the address of machine 0 as --main_process_ip"
+        )
+    if not 0 <= machines.get("machine_rank", 0) < count:
+        raise ValueError(
+            f"--machine_rank {machines['machine_rank']}: expected a number from 0 to {count - 1}, one for each machine"
+        )
+    processes = machines.get("num_processes", max(1, number_of_gpus()) * count)
+    if processes % count:
+        raise ValueError(
+            f"--num_processes {processes} is the number on all machines together; {count} machines cannot share it "
+            "equally"
+        )
+    if count > 1:
+        machines = {"main_process_port": 29500, **machines}
+    return {"num_processes": processes, "num_machines": count} | machines
 
 
 def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:

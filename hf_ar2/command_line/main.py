@@ -17,6 +17,7 @@ from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
 from hf_ar2.command_line.arguments import PROGRAM
 from hf_ar2.command_line.errors import error_text
 from hf_ar2.command_line.launch import (
+    MACHINES,
     ended_by_interrupts,
     find_recipe,
     launch_command,
@@ -163,10 +164,11 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
             parser.error(str(error))
     try:
         recipe = find_recipe(shipped[name] if name in shipped else options.recipe)
+        machines = {option: getattr(options, option, None) for option in MACHINES}
+        with ended_by_interrupts():
+            command = launch_command(recipe, overrides, options.config_file, machines)  # imports torch
     except ValueError as error:
         parser.error(str(error))
-    with ended_by_interrupts():
-        command = launch_command(recipe, overrides, options.config_file)  # imports torch
     return run_to_end(command, environment)
 
 

@@ -137,6 +137,8 @@ def measure(
         )
     answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
     hits = answer_hits(rows, answers, collection.corpus["text"])
+    longest = rows.shape[1]  # shorter than a cutoff only if it is the whole corpus
     return {
-        name: (hit_rate if kind == "hit_rate" else mrr)(hits, k or 1) for name, (kind, k) in parsed.items()
+        name: (hit_rate if kind == "hit_rate" else mrr)(hits, min(k or 1, longest))
+        for name, (kind, k) in parsed.items()
     }

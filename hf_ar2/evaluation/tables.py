@@ -84,6 +84,7 @@ def stage_table(
     tests: Tests | None = None,
     *,
     split: str = "test",
+    names: Sequence[str] = RETRIEVER_METRICS,
     markdown: bool = False,
     width: int = 80,
     served: str | None = None,
@@ -93,10 +94,11 @@ def stage_table(
     Args:
         metrics: stage -> split -> "retriever" | "hybrid" | "ranker" | "pipeline" -> metric -> value, stages in order,
             as in metrics.json. Missing values are shown as a dash; a system that no stage has gets no column.
-        tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of MRR@10: this
+        tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of the first metric: this
             stage's retriever against the one of the stage before, this stage's pipeline against this stage's
             retriever, and against the last pipeline before it. A test may be a `PairedTest` or the dict of its fields.
         split: which split to show.
+        names: the retriever's metrics, the one that was tested first; the other systems are shown with that one.
         markdown: Markdown instead of text.
         width: of the terminal, in characters.
         served: the stage to mark as served.
@@ -112,17 +114,17 @@ def stage_table(
     tested = [test for outcome in outcomes.values() for test in outcome.values()]
     # Marks of one length, so that the values before them stay aligned.
     longest = max((len(significance_mark(test.p_value, test.difference)) for test in tested), default=0)
-    columns: dict[str, tuple[str, ...]] = {"retriever": RETRIEVER_METRICS}
+    columns: dict[str, Sequence[str]] = {"retriever": names}
     for system in ("hybrid", "pipeline"):
         if any(system in metrics[stage][split] for stage in stages):
-            columns[system] = ("mrr@10",)
+            columns[system] = names[:1]
     results, compared = [], []
     with_pipeline = ""
     for number, stage in enumerate(stages):
         systems, outcome = metrics[stage][split], outcomes[stage]
         row = [f"{stage} (served)" if stage == served else stage]
-        for system, names in columns.items():
-            values = [systems.get(system, {}).get(name) for name in names]
+        for system, shown in columns.items():
+            values = [systems.get(system, {}).get(name) for name in shown]
             test = outcome.get(system)
             mark = significance_mark(test.p_value, test.difference) if test is not None else ""
             first = format_cell(values[0])
@@ -141,13 +143,14 @@ def stage_table(
     sizes = {test.wins + test.losses + test.ties for test in tested}
     queries = f": {sizes.pop():,} queries" if len(sizes) == 1 else ""
     headings = ["stage"]
-    for system, names in columns.items():
-        first, *others = map(display_name, names)
+    for system, shown in columns.items():
+        first, *others = map(display_name, shown)
         short = "hybrid" in columns and system != "retriever"  # the same metric as the retriever's first
         headings += [_SHORT[system] if short else f"{system} {first}", *others]
     parts = [f"{split}{queries}", format_table(results, headings, markdown=markdown, width=width)]
     if compared:
-        headings = ["MRR@10 compared", "change", "significance", "better", "worse", "equal"]
+        outcome_of = f"{display_name(names[0])} compared"
+        headings = [outcome_of, "change", "significance", "better", "worse", "equal"]
         parts.append(format_table(compared, headings, markdown=markdown, width=width))
         parts.append(LEGEND.replace("*", "\\*") if markdown else textwrap.fill(LEGEND, width))
     return "\n\n".join(parts)
@@ -167,7 +170,7 @@ def significance_mark(p: float, difference: float) -> str:
 def display_name(metric: str) -> str:
     """A metric's name as papers print it."""
     measure, at, cutoff = metric.partition("@")
-    names = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
+    names = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP", "hit_rate": "Hit"}
     return names.get(measure, measure.replace("_", " ").capitalize()) + at + cutoff
 
 

@@ -107,6 +107,6 @@ def _values_of_order(
         ordered = np.concatenate([head, ranked[:, order.shape[1] :]], axis=1)[:, :cutoff]
         if judged:
             return measure(collection, split, ordered, [metric])[metric]
-        return (hit_rate if kind == "hit_rate" else mrr)(ordered, cutoff or 1)
+        return (hit_rate if kind == "hit_rate" else mrr)(ordered, min(cutoff or 1, ordered.shape[1]))
 
     return values

@@ -1,0 +1,115 @@
+"""Weights, gradients and optimizer states in shards, one for each process (FSDP2), for models too large for DDP."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from hf_ar2.cards.facts import ROLES
+from hf_ar2.models.joint import JointModel
+from hf_ar2.models.lora import has_adapters
+
+if TYPE_CHECKING:
+    from hf_ar2.trainers.joint import JointTrainer
+
+
+def check_sharding(trainer: JointTrainer) -> None:
+    """Raise where `shard_weights` does not work.
+
+    Raises:
+        NotImplementedError: two models are trained, a model has adapters, or transformers is too old.
+    """
+    if trainer.method not in ROLES:
+        raise NotImplementedError(
+            f"shard_weights: {type(trainer).__name__} is not supported, only RetrieverTrainer and RankerTrainer are"
+        )
+    if any(
+        has_adapters(model) for model in (trainer.model.retriever, trainer.model.ranker) if model is not None
+    ):
+        raise NotImplementedError(
+            "shard_weights: models with adapters (LoRA) are small enough for DDP; leave it out"
+        )
+    if not hasattr(trainer, "is_distributed_loading_by_transformers"):
+        raise NotImplementedError(
+            "shard_weights needs transformers 5.23 or newer: pip install -U transformers"
+        )
+
+
+def whole_copy(model: JointModel, trained: tuple[str, ...]) -> JointModel:
+    """A model that stays whole while `model` is sharded; what is not trained is shared, not copied.
+
+    It encodes the corpus, where processes make different numbers of forward passes, and is what is saved.
+    """
+    roles = {role: getattr(model, role) for role in ROLES}
+    return JointModel(**{role: copy.deepcopy(one) if role in trained else one for role, one in roles.items()})
+
+
+def shard(model: JointModel, trained: tuple[str, ...], device: torch.device) -> None:
+    """Shard the trained models in place, layer by layer; a layer is whole only while it is computed."""
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for role in trained:
+        for network in [m for m in getattr(model, role).modules() if isinstance(m, PreTrainedModel)]:
+            for layer in network.modules():
+                if type(layer).__name__ in (network._no_split_modules or ()):
+                    fully_shard(layer, mesh=mesh)
+    others = {
+        p for role in ROLES if role not in trained and getattr(model, role) for p in _weights(model, role)
+    }
+    fully_shard(model, mesh=mesh, ignored_params=others)
+
+
+def gather(model: JointModel, whole: JointModel) -> None:
+    """Copy the weights of a sharded model into the whole one; every process calls this."""
+    with torch.no_grad():
+        for target, weight in zip(whole.parameters(), model.parameters(), strict=True):
+            if isinstance(weight, DTensor):
+                target.copy_(weight.full_tensor())
+
+
+def scatter(whole: JointModel, model: JointModel) -> None:
+    """Copy the weights of the whole model into the other, which may be sharded; every process calls this."""
+    with torch.no_grad():
+        for weight, target in zip(whole.parameters(), model.parameters(), strict=True):
+            target.copy_(_like(weight.detach(), target))
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state as one without shards has it, on the CPU; every process calls this."""
+    state = optimizer.state_dict()
+    whole = {
+        number: {
+            name: _whole(value) if torch.is_tensor(value) else value for name, value in of_weight.items()
+        }
+        for number, of_weight in state["state"].items()
+    }
+    return state | {"state": whole}
+
+
+def shard_state(optimizer: torch.optim.Optimizer) -> None:
+    """Shard an optimizer's state, as it was loaded, like the weights that it belongs to."""
+    for weight, of_weight in optimizer.state.items():
+        for name, value in of_weight.items():
+            if torch.is_tensor(value) and value.shape == weight.shape:
+                of_weight[name] = _like(value, weight)
+
+
+def _weights(model: JointModel, role: str) -> list[nn.Parameter]:
+    return list(getattr(model, role).parameters())
+
+
+def _whole(value: Tensor) -> Tensor:
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+
+def _like(value: Tensor, target: Tensor) -> Tensor:
+    """A tensor, sharded if the target is and it is not yet."""
+    if not isinstance(target, DTensor) or isinstance(value, DTensor):
+        return value
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
