@@ -428,7 +428,10 @@ def test_a_checkpoint_is_continued_by_its_own_run_alone(models, tmp_path, tiny_c
     assert longer.state.global_step == 14
     assert "of a run of 7 steps, and this one has 14" in caplog.text
 
-    (tmp_path / "checkpoint-7" / "optimizer.pt").unlink()  # as save_only_model=True leaves it
+    checkpoint = tmp_path / "checkpoint-7"
+    for name in ("optimizer.pt", "checksums.json"):  # as save_only_model=True leaves it
+        (checkpoint / name).unlink()
+    longer.checkpoints.write_checksums(checkpoint)
     with pytest.raises(ValueError, match=r"no optimizer.pt \(save_only_model=True writes none\)"):
         ar2(models, tmp_path, tiny_collection, **short).train(resume_from_checkpoint=True)
 
