@@ -284,7 +284,7 @@ def test_a_recipe_takes_prompts(tmp_path: Path) -> None:
     assert read.texts.title_separator == " [SEP] "
     assert load_recipe(path, {"title_separator": "' - '"}).texts.title_separator == " - "
     for wrong, match in (
-        ({"models.e5.prompts": "'query: '"}, "models.e5: prompts: found 'query: '"),
+        ({"models.e5.prompts": "'query: '"}, "models.e5.prompts: found 'query: ', expected a mapping"),
         ({"passage_template": "title"}, "args: passage_template='title'"),
     ):
         with pytest.raises(RecipeError, match=match):

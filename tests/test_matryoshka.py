@@ -170,9 +170,7 @@ def test_it_teaches_the_first_dimensions(models, tmp_path, tiny_collection):
 
 @pytest.mark.parametrize("dims", [[], [8, 8], [0], [8.0], "8", [True]])
 def test_widths_that_cannot_be_meant_are_named(dims, tmp_path):
-    with pytest.raises(
-        ValueError, match="matryoshka_dims=.*expected a list of different whole numbers above 0"
-    ):
+    with pytest.raises(ValueError, match="matryoshka_dims.* expected a list of (different )?whole numbers"):
         RetrieverConfig(output_dir=str(tmp_path), matryoshka_dims=dims)
 
 

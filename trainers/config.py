@@ -332,8 +332,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         dims = self.matryoshka_dims
         if dims is None:
             return
-        numbers = isinstance(dims, list | tuple) and all(type(dim) is int and dim > 0 for dim in dims)
-        if not numbers or not dims or len(set(dims)) < len(dims):
+        if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
             raise ValueError(
                 f"matryoshka_dims={dims!r}: expected a list of different whole numbers above 0, such as [256, 128, 64]"
             )
