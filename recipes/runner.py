@@ -143,7 +143,9 @@ def run_stage(
     if done.is_file():
         say(f"{title}: done before, {read_json(done)['seconds']:.0f} s")
         if PartialState().is_main_process:
-            forget_used(recipe, run, folder)  # a kill may have come before it
+            remove_index(
+                folder
+            )  # a kill may have come before it; the encodings may be of the stage that was killed
         return
     say(f"\n{title}")
     state = PartialState()
@@ -159,15 +161,15 @@ def run_stage(
         length.budget.stage = None
     if state.is_main_process:
         write_note(done, {**report, "key": key, "seconds": spent.spent}, _results_of(folder))
-        forget_used(recipe, run, folder)
+        remove_index(folder)
+        forget_encodings(recipe, run)
     state.wait_for_everyone()
 
 
-def forget_used(recipe: Recipe, run: Path, folder: Path) -> None:
-    """Delete what a stage that is done, in `folder`, no longer needs."""
+def remove_index(folder: Path) -> None:
+    """Delete the index and the pool of a stage that is done."""
     for name in ("index", "pool"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    forget_encodings(recipe, run)
 
 
 def run_trainer(

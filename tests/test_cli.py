@@ -491,7 +491,12 @@ def test_training_that_is_stopped_ends_with_all_it_started_and_no_traceback(
         command += ["--config_file", str(tmp_path / "machine.yaml")]
     process, terminal = pty.fork()
     if process == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # who runs the tests in the background has it ignored
+        for number in (
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGQUIT,
+        ):  # ignored where tests run in the background
+            signal.signal(number, signal.SIG_DFL)
         os.execv(command[0], command)
     shown, stopped = "", False
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
