@@ -180,7 +180,7 @@ def test_trainers_of_two_models_refresh_between_steps(models, tmp_path, tiny_col
 
 
 def test_it_learns(models, tmp_path, tiny_collection):
-    trainer = make(models, tmp_path, tiny_collection, **ASYNC)
+    trainer = make(models, tmp_path, tiny_collection, **{**ASYNC, "num_train_epochs": 8})
     before = trainer.evaluate()["eval_retriever_mrr@10"]
     trainer.train()
     assert trainer.evaluate()["eval_retriever_mrr@10"] > before + 0.1
