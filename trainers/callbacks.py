@@ -61,11 +61,12 @@ class StepLog:
         """Count seconds from now on."""
         self._since = time.perf_counter()
 
-    def add_seconds(self, part: str) -> None:
-        """Add the time since the last call to a part; a GPU may still be working on the end of it."""
+    def add_seconds(self, part: str) -> float:
+        """Add the time since the last call to a part, and return it; a GPU may still be working on the end of it."""
         now = time.perf_counter()
-        self.seconds[part] += now - self._since
-        self._since = now
+        spent, self._since = now - self._since, now
+        self.seconds[part] += spent
+        return spent
 
     def note_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the rates of each model's encoder."""
@@ -104,12 +105,19 @@ class Rounds(TrainerCallback):
         self.log.add_seconds("refresh")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A step: its batch, forward and backward passes, and optimizer step."""
-        self.log.add_seconds(self.trainer.phases.phase(state.global_step - 1))
+        """A step: its batch, forward and backward passes, and optimizer step; then its share of a refresh."""
+        trained = self.log.add_seconds(self.trainer.phases.phase(state.global_step - 1))
+        self.trainer.refreshing.advance()
+        refreshed = self.log.add_seconds("refresh")
+        self.trainer.refreshing.log_step(refreshed, trained + refreshed)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What checkpoints from now on say: the round has ended."""
         self.trainer.round_state["ended_at"] = state.global_step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A refresh may be in flight where `patience` has ended the run."""
+        self.trainer.refreshing.drop()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation may have encoded the corpus; the next refresh then reuses the encoding."""

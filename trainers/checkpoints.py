@@ -40,7 +40,8 @@ class Checkpoints:
     Beside what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, for each process the averages
     of the open log entry, and `run.json`: `version`, `run` (`JointTrainer.run_metadata`), `train_lists` (a hash of the
     stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
-    `adapters-ranker.safetensors` has what is trained. `checksums.json` has the checksums of all files.
+    `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see `Refresh`) `snapshot.pt` has the
+    weights that are encoded. `checksums.json` has the checksums of all files.
 
     Args:
         trainer: whose checkpoints.
@@ -113,6 +114,7 @@ class Checkpoints:
         write_json(self._window_file(folder), window)
         if trainer.args.should_save and trainer.pool is not None:
             trainer.pool.save(folder / "pool")
+            trainer.refreshing.save(folder)
 
     def read_progress(self, folder: Path) -> None:
         """Read what `write_progress` wrote."""
@@ -121,6 +123,7 @@ class Checkpoints:
         path = self._window_file(folder)
         self._log_window = read_json(path) if path.is_file() else None
         self.trainer.round_state = (self._log_window or {}).get("round_state", {})
+        self.trainer.refreshing.load(folder)
 
     def restore_log_window(self) -> None:
         """Continue the averages of the log entry that was open when the checkpoint was written."""

@@ -133,6 +133,18 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     refresh: bool = setting(
         True, "Encode, index and mine in every round. False: once, before the first round."
     )
+    refresh_mode: Literal["sync", "async"] = setting(
+        "sync",
+        "sync: training waits at a round's start until the corpus is encoded. async: it goes on with the former pool, "
+        "and every step encodes a share of the corpus with the weights of the round's start.",
+        paper="ANCE: async, in a second job",
+    )
+    max_staleness: int | None = setting(
+        None,
+        "With refresh_mode='async': steps from those weights to the pool that they find, at most a round. 0: as sync.",
+        unit="steps",
+        minimum=0,
+    )
     num_positives: int = setting(
         1, "Most positives in a list. A query with fewer leaves masked places.", unit="passages", minimum=1
     )
@@ -276,6 +288,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             self.encode_tokens = 65536 if on_gpu else 2048
         super().__post_init__()
         self._check("sampler", self.sampler, SAMPLERS)
+        self._check("refresh_mode", self.refresh_mode, ("sync", "async"))
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
         self._check_matryoshka_dims()
@@ -300,6 +313,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         if self.rerank_depth > self.eval_depth:
             raise ValueError(f"rerank_depth={self.rerank_depth} is more than eval_depth={self.eval_depth}")
         self._check_metrics()
+        self._check_refresh()
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size=True would change the batch in the middle of a run, and rounds, phases and "
@@ -363,6 +377,21 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
                     f"eval_metrics={self.eval_metrics}: {metric} needs {cut} passages per query, but "
                     f"eval_depth={self.eval_depth}; raise eval_depth or name other eval_metrics"
                 )
+
+    def _check_refresh(self) -> None:
+        if (self.refresh_mode == "async") != (self.max_staleness is not None):
+            raise ValueError(
+                f"refresh_mode={self.refresh_mode!r}, max_staleness={self.max_staleness}: 'async' needs max_staleness, "
+                "the steps until the new pool is there; 'sync' has none"
+            )
+        if self.refresh_mode == "async" and not (
+            self.refresh and self.mine and self.num_negatives and self.mine_with == "retriever"
+        ):
+            raise ValueError(
+                "refresh_mode='async' needs negatives that the retriever mines in every round, but found "
+                f"refresh={self.refresh}, mine={self.mine}, num_negatives={self.num_negatives}, "
+                f"mine_with={self.mine_with!r}; expected True, True, at least 1 and 'retriever'"
+            )
 
     @staticmethod
     def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -25,6 +25,7 @@ from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of, use_fast_attention
 from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
+from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
 from hf_ar2.trainers.checkpoints import OPTIMIZER, Checkpoints, describe_run
 from hf_ar2.trainers.config import JointConfig
@@ -34,9 +35,9 @@ from hf_ar2.trainers.lists import (
     Positions,
     RoundSampler,
     make_collator,
+    positions_alone,
     read_stored_lists,
     scores_of_lists,
-    with_stored_lists,
 )
 from hf_ar2.trainers.log_lines import print_log_lines
 from hf_ar2.trainers.publishing import Publisher, push_to_hub, summarise
@@ -44,7 +45,7 @@ from hf_ar2.trainers.retrieval import EvalRankings, Retrieval, encoders_of
 from hf_ar2.trainers.schedule import make_scheduler, parameter_groups
 from hf_ar2.trainers.sharding import check_sharding, gather, shard, shard_state, whole_copy
 from hf_ar2.training_lists.list_sampler import NegativeSampler
-from hf_ar2.training_lists.pool import CandidatePool, pool_statistics
+from hf_ar2.training_lists.pool import CandidatePool
 
 
 class JointTrainer(Trainer):
@@ -155,8 +156,11 @@ class JointTrainer(Trainer):
         self.encoders = encoders_of(args)
         self.retrieval = self.make_retrieval()
         self.pool: CandidatePool | None = None
+        self.refreshing = Refresh(self)
         # 4. Lists and losses
-        self.data_collator = self.collator = make_collator(self, sampler)
+        self.collator = make_collator(self, sampler)
+        # A loader is ahead of the steps, so its batches would be of the pool before a swap.
+        self.data_collator = positions_alone if self.refreshing.is_async else self.collator
         self.loss = loss
         self.step_log = StepLog(self.encoders.processes)
         # What evaluations decided, as plain data; part of a checkpoint.
@@ -255,17 +259,10 @@ class JointTrainer(Trainer):
         return self.state.global_step // self.steps_per_round
 
     def begin_round(self) -> None:
-        """Refresh the index and mine, unless this round's pool is there already (a resumed run)."""
+        """Refresh the index and mine, see `Refresh`."""
         self.gather_weights()
-        number = self.current_round
         if self.mines_negatives and self.state.global_step < self.total_steps:
-            # A frozen retriever and BM25 find the same candidates in every round.
-            changes = "retriever" in self.trained and self.args.mine_with == "retriever"
-            if self.pool is None or (self.args.refresh and changes and self.pool.round != number):
-                self.pool = self.retrieval.mine(number)
-                self.log({f"pool/{name}": value for name, value in pool_statistics(self.pool).items()})
-            lists = self.collator.lists
-            lists.pool, lists.known_positives = with_stored_lists(self.pool, self)
+            self.refreshing.begin_round()
         self.prepare_lists()
 
     def prepare_lists(self) -> None:
@@ -282,6 +279,11 @@ class JointTrainer(Trainer):
         return data_collator
 
     # ---- Step -------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if "positions" in inputs:  # see `positions_alone`
+            inputs = self.collator(inputs["positions"].tolist())
+        return super()._prepare_inputs(inputs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None

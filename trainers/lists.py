@@ -161,6 +161,11 @@ class ListCollator:
         return batch
 
 
+def positions_alone(positions: list[int]) -> dict[str, Any]:
+    """A batch whose lists are drawn when its step begins."""
+    return {"positions": torch.tensor(positions)}
+
+
 def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> ListCollator:
     """The collator of a trainer, with positives alone until something is mined."""
     args = trainer.args

@@ -37,6 +37,8 @@ _NAMES: dict[str, str | None] = {
     "pool/empty_pools": "empty",
     "pool/top_margin": "margin",
     "pool/outscored": "outscored",
+    "pool/age": "pool age",
+    "refresh_share": "refresh",
     "pool/dropped/absolute_margin": "absolute_margin",
     "pool/dropped/relative_margin": "relative_margin",
     "pool/dropped/max_score": "max_score",

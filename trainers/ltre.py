@@ -134,6 +134,8 @@ class LTReConfig(JointConfig):
             raise ValueError(
                 f"num_negatives={self.num_negatives}: LTRe samples none; list_depth is how many passages it retrieves"
             )
+        if self.refresh_mode == "async":
+            raise ValueError("refresh_mode='async': LTRe's index stays as it is; leave the setting out")
         if self.train_lists:
             raise ValueError("train_lists: LTRe takes its lists from the search of each step, not from files")
         if (

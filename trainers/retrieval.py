@@ -144,6 +144,8 @@ class Retrieval:
         self._text_keys: np.ndarray | None = None
         self._passage_texts: list[str] | None = None
         self._index: CorpusIndex | None = None
+        # Embeddings of the whole corpus by the retriever as it is, for the next refresh.
+        self.encoded: Path | None = None
         self._eval_rows: np.ndarray | None = None
         self._evaluated_with: str | None = None
         self._evaluated: dict[str, dict[str, np.ndarray]] = {}
@@ -154,7 +156,12 @@ class Retrieval:
     @property
     def encoding(self) -> str:
         """The name of the encoding of the retriever as it is now, whether it is there or not."""
-        return encoding_name(self._fingerprint(), self.args.index_dtype)
+        assert self.retriever is not None
+        return self.encoding_of(self.retriever)
+
+    def encoding_of(self, retriever: SentenceTransformer) -> str:
+        """The name of the encoding of a retriever like this one, with weights of its own."""
+        return encoding_name(self._fingerprint(retriever), self.args.index_dtype)
 
     @property
     def opened(self) -> str | None:
@@ -169,7 +176,7 @@ class Retrieval:
         others may name.
         """
         assert self.retriever is not None and self.retriever_inputs is not None
-        fingerprint = self._fingerprint()
+        fingerprint = self._fingerprint(self.retriever)
         if self._index is None or self._index.fingerprint != fingerprint:
             former = self.opened
             self._index = self.encodings.index(
@@ -179,6 +186,7 @@ class Retrieval:
                 fingerprint,
                 self.args.index_factory,
                 self.args.index_dtype,
+                self.encoded,
             )
             self._index.attach(self.collection.corpus)
             if self.encoders.processes.is_first:
@@ -188,9 +196,9 @@ class Retrieval:
                     self.encodings.remove(former)
         return self._index
 
-    def _fingerprint(self) -> str:
-        assert self.retriever is not None and self.retriever_inputs is not None
-        return index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
+    def _fingerprint(self, retriever: SentenceTransformer) -> str:
+        assert self.retriever_inputs is not None
+        return index_fingerprint(retriever, self.retriever_inputs, self.encoders.bf16)
 
     def embed_queries(self, rows: np.ndarray, description: str) -> np.ndarray:
         """Embeddings of query rows, float32 `[Q, d]`."""

@@ -122,6 +122,7 @@ class CorpusIndex:
         world_size: int = 1,
         barrier: Callable[[], None] = lambda: None,
         on_encoded: Callable[[float], None] = lambda seconds: None,
+        encoded: Path | None = None,
         show_progress: bool = True,
     ) -> CorpusIndex:
         """Encode the corpus and index it, or open an index with the same fingerprint, factory and dtype.
@@ -143,6 +144,8 @@ class CorpusIndex:
             seed: of the training sample.
             rank, world_size, barrier: this process, the number of processes, and a function that waits for all.
             on_encoded: called on rank 0 with the seconds that encoding took, if the corpus had to be encoded.
+            encoded: a .npy file with the embeddings [N, d] of this dtype, complete, on the same disk as the folder. It
+                is moved there, and nothing is encoded.
 
         Raises:
             ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index, embeddings
@@ -166,7 +169,12 @@ class CorpusIndex:
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         names = _file_names(wanted)
         barrier()  # every rank must read the folder before one changes it
-        if found is None or found["files"]["embeddings"] != names["embeddings"]:
+        if encoded is not None:
+            if rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                check_space(folder, faiss_bytes(empty, len(store)))
+                os.replace(encoded, folder / names["embeddings"])
+        elif found is None or found["files"]["embeddings"] != names["embeddings"]:
             path = folder / names["embeddings"]
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -111,11 +111,13 @@ class Encoders:
         factory: str = "Flat",
         dtype: str = "float32",
         on_encoded: Callable[[float], None] = lambda seconds: None,
+        encoded: Path | None = None,
     ) -> CorpusIndex:
         """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused.
 
         Args:
             on_encoded: called on rank 0 with the seconds it took, if the corpus had to be encoded.
+            encoded: see `CorpusIndex.build`.
         """
         with _evaluation_mode(retriever):
             return CorpusIndex.build(
@@ -133,6 +135,7 @@ class Encoders:
                 world_size=self.processes.world_size,
                 barrier=self.processes.barrier,
                 on_encoded=on_encoded,
+                encoded=encoded,
                 show_progress=self.progress,
             )
 

@@ -1,0 +1,210 @@
+"""Refreshes of the candidate pool: all at once at the start of a round, or in shares between the steps that follow."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from hf_ar2.encoding.batches import encode_rows, token_budget_batches
+from hf_ar2.files import writing
+from hf_ar2.index.corpus_index import new_array
+from hf_ar2.trainers.lists import with_stored_lists
+from hf_ar2.training_lists.pool import pool_statistics
+
+if TYPE_CHECKING:
+    from hf_ar2.trainers.joint import JointTrainer
+
+# In a checkpoint, the weights that are being encoded; beside the indexes, their embeddings so far.
+_SNAPSHOT, _EMBEDDINGS = "snapshot.pt", "snapshot.npy"
+# In `JointTrainer.round_state`, the step that the snapshot was taken at; absent while nothing is in flight.
+_TAKEN_AT = "snapshot_taken_at"
+
+
+class Refresh:
+    """Keeps the candidate pool of a trainer up to date, see `refresh_mode`.
+
+    In async mode a round's start (step s) takes a snapshot of the retriever. Each of the next K steps is followed by a
+    K-th of the encoding, and step s + K by the index, the mining and the new pool. K is `max_staleness`, or a round if
+    that is shorter. The first pool, and with K = 0 every pool, comes before the round's first step.
+
+    The corpus is cut into batches as if it were encoded at once, so the embeddings do not depend on K, on the number of
+    processes, or on an interruption: a resumed run has the snapshot from its checkpoint and encodes again what the
+    interrupted one had encoded. Each process encodes its own batches, without waiting for others before the index.
+
+    Args:
+        trainer: whose pool; its `round_state` has the step of the snapshot.
+
+    Raises:
+        ValueError: async mode where the retriever is not trained.
+    """
+
+    def __init__(self, trainer: JointTrainer) -> None:
+        self.trainer = trainer
+        self.is_async = trainer.args.refresh_mode == "async"
+        if self.is_async and "retriever" not in trainer.trained:
+            raise ValueError(
+                f"refresh_mode='async': {type(trainer).__name__} does not train the retriever, so its pool "
+                "stays as it is; leave the setting out"
+            )
+        self._snapshot: SentenceTransformer | None = None
+        self._encoding = ""  # of the snapshot
+        self._batches: list[np.ndarray] = []  # of this process
+        self._done = 0
+        self._embeddings: np.memmap[Any, Any] | None = None
+
+    @property
+    def swap_step(self) -> int | None:
+        """The step after which the pool is swapped; None while nothing is in flight."""
+        trainer = self.trainer
+        taken_at = trainer.round_state.get(_TAKEN_AT)
+        return None if taken_at is None else taken_at + self._steps
+
+    @property
+    def _steps(self) -> int:
+        return min(self.trainer.args.max_staleness or 0, self.trainer.steps_per_round)
+
+    @property
+    def _path(self) -> Path:
+        return self.trainer.retrieval.encodings.folder / _EMBEDDINGS
+
+    def begin_round(self) -> None:
+        """Mine, or begin to, unless this round's pool is there already or in flight (a resumed run)."""
+        trainer = self.trainer
+        number, step = trainer.current_round, trainer.state.global_step
+        # A frozen retriever and BM25 find the same candidates in every round.
+        changes = "retriever" in trainer.trained and trainer.args.mine_with == "retriever"
+        if trainer.pool is None:
+            self._mine(number)
+        elif trainer.args.refresh and changes and trainer.pool.round != number and self.swap_step is None:
+            if not self.is_async:
+                self._mine(number)
+            elif step + self._steps < trainer.total_steps:  # else no step would use the pool
+                trainer.round_state[_TAKEN_AT] = step
+                self._begin(copy.deepcopy(trainer.whole.retriever))
+                self.advance()
+        self._use_pool()
+
+    def advance(self) -> None:
+        """After a step: encode its share, or what a resumed run lacks; when all is encoded, swap the pool."""
+        if self.swap_step is None:
+            return
+        trainer, steps = self.trainer, self._steps
+        left = self.swap_step - trainer.state.global_step
+        retrieval = trainer.retrieval
+        # An evaluation may have encoded with these weights, and its index may still be open.
+        if retrieval.opened != self._encoding:
+            self._encode(-(-len(self._batches) * (steps - left) // steps) if left > 0 else len(self._batches))
+        if left > 0:
+            return
+        current, encoded = retrieval.retriever, self._embeddings is not None
+        self._embeddings = None  # closes the file
+        retrieval.retriever, retrieval.encoded = self._snapshot, self._path if encoded else None
+        try:
+            self._mine(trainer.round_state[_TAKEN_AT] // trainer.steps_per_round)
+        finally:
+            retrieval.retriever, retrieval.encoded = current, None
+        self._use_pool()
+        self.drop()
+
+    def log_step(self, refreshing: float, total: float) -> None:
+        """Log how many steps old the weights are that found the pool, and the share of time that refreshing takes.
+
+        Args:
+            refreshing, total: seconds since the last step.
+        """
+        trainer = self.trainer
+        if not self.is_async or trainer.pool is None:
+            return
+        sums = trainer.step_log.sums
+        sums["pool/age"] = [
+            float(trainer.state.global_step - trainer.pool.round * trainer.steps_per_round),
+            1.0,
+        ]
+        share = sums["refresh_share"]
+        share[:] = share[0] + refreshing, share[1] + total
+
+    def drop(self) -> None:
+        """Forget the snapshot and what was encoded of it."""
+        self._snapshot, self._embeddings, self._batches = None, None, []
+        self.trainer.round_state.pop(_TAKEN_AT, None)
+        if self.is_async and self.trainer.encoders.processes.is_first:
+            self._path.unlink(missing_ok=True)
+
+    # ---- Checkpoints ------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the snapshot into a checkpoint, if one is in flight."""
+        if self._snapshot is not None:
+            with writing(folder / _SNAPSHOT):
+                torch.save(self._snapshot.state_dict(), folder / _SNAPSHOT)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; the encoding begins again."""
+        if self.swap_step is not None:
+            snapshot = copy.deepcopy(self.trainer.whole.retriever)
+            assert snapshot is not None
+            snapshot.load_state_dict(torch.load(folder / _SNAPSHOT, map_location="cpu", weights_only=True))
+            self._begin(snapshot)
+
+    # ---- Parts ------------------------------------------------------------------------------------------------
+
+    def _begin(self, snapshot: SentenceTransformer | None) -> None:
+        trainer, retrieval = self.trainer, self.trainer.retrieval
+        inputs, processes = retrieval.retriever_inputs, trainer.encoders.processes
+        assert snapshot is not None and inputs is not None
+        self._snapshot = snapshot.eval()
+        self._encoding = retrieval.encoding_of(snapshot)
+        store = inputs.passage_store
+        lengths = inputs.passage_builder.single_lengths(store, np.arange(len(store)))
+        batches = token_budget_batches(lengths, trainer.encoders.budget)
+        self._batches, self._done = batches[processes.rank :: processes.world_size], 0
+
+    def _encode(self, upto: int) -> None:
+        """Encode the batches of this process before `upto`, as far as they are not encoded yet."""
+        trainer, encoders = self.trainer, self.trainer.encoders
+        inputs, processes = trainer.retrieval.retriever_inputs, encoders.processes
+        assert self._snapshot is not None and inputs is not None
+        if self._embeddings is None:
+            if processes.is_first:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.unlink(missing_ok=True)
+                shape = (len(inputs.passage_store), self._snapshot.get_embedding_dimension() or 0)
+                new_array(self._path, trainer.args.index_dtype, shape)
+            processes.barrier()
+            self._embeddings, self._done = np.load(self._path, mmap_mode="r+"), 0
+        if upto > self._done:
+            # Whole batches, longest first: `encode_rows` makes the same ones of them.
+            rows = np.concatenate(self._batches[self._done : upto])
+            part = np.zeros((len(rows), self._embeddings.shape[1]), self._embeddings.dtype)
+            encode = encoders.embedder(self._snapshot, "document")
+            options: dict[str, Any] = {"budget": encoders.budget, "device": encoders.device}
+            encode_rows(
+                encode,
+                inputs.passage_builder,
+                inputs.passage_store,
+                rows,
+                part,
+                show_progress=False,
+                **options,
+            )
+            self._embeddings[rows] = part
+            self._embeddings.flush()
+            self._done = upto
+
+    def _mine(self, number: int) -> None:
+        trainer = self.trainer
+        trainer.pool = trainer.retrieval.mine(number)
+        due = (
+            trainer.control.should_log
+        )  # an entry in the middle of a step must not take the place of the step's
+        trainer.log({f"pool/{name}": value for name, value in pool_statistics(trainer.pool).items()})
+        trainer.control.should_log = due
+
+    def _use_pool(self) -> None:
+        lists = self.trainer.collator.lists
+        lists.pool, lists.known_positives = with_stored_lists(self.trainer.pool, self.trainer)
