@@ -45,8 +45,13 @@ class Encodings:
         fingerprint: str,
         factory: str = "Flat",
         dtype: str = "float32",
+        whole: bool = False,
     ) -> CorpusIndex:
-        """The index with a fingerprint (see `index_fingerprint`): opened if it exists, else encoded and built."""
+        """The index with a fingerprint (see `index_fingerprint`): opened if it exists, else encoded and built.
+
+        Args:
+            whole: see `CorpusIndex.build`.
+        """
         name = encoding_name(fingerprint, dtype)
         return encoders.build_index(
             retriever,
@@ -56,6 +61,7 @@ class Encodings:
             factory,
             dtype,
             on_encoded=lambda seconds: self._log_encoding(name, seconds),
+            whole=whole,
         )
 
     def remove(self, name: str) -> None:

@@ -234,7 +234,15 @@ def _stored_vectors(index: Any) -> np.ndarray:
 
 def _index_file(folder: Path) -> str:
     """The name of the FAISS file in a folder; the meta.json of a `CorpusIndex` has it."""
-    return str(read_meta(folder)["files"]["index"]) if (folder / "meta.json").is_file() else INDEX_FILE
+    if not (folder / "meta.json").is_file():
+        return INDEX_FILE
+    name = read_meta(folder)["files"].get("index")
+    if name is None:
+        raise ValueError(
+            f"{folder}: several processes built this index, without a FAISS file. `hf-ar2 index --out {folder}` with "
+            "the same model and collection writes it; nothing is encoded again"
+        )
+    return str(name)
 
 
 def _read_ids(path: Path) -> list[str]:
