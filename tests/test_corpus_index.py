@@ -8,16 +8,20 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from transformers import BertTokenizer
+from two_processes import in_two_processes
 
 from hf_ar2.encoding import InputBuilder, TokenStore
 from hf_ar2.encoding.batches import encode_rows
-from hf_ar2.index import CorpusIndex, TorchSearcher, corpus_index, shards
+from hf_ar2.encoding.processes import Processes
+from hf_ar2.index import CorpusIndex, TorchSearcher, corpus_index, encoders, shards
+from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.search import FaissSearcher, merge, query_matrix
@@ -291,6 +295,31 @@ def test_the_shares_of_any_number_of_ranks_hold_what_one_finds(
         expected_scores, expected_rows = brute_force(queries, embeddings, count)
         assert np.array_equal(scores, expected_scores) and np.array_equal(rows, expected_rows)
         index.release_device()
+
+
+def one_of_two_processes(rank: int, folder: str) -> None:
+    embeddings, queries = vectors(200), vectors(30, seed=1)
+    processes = Processes.current("cpu")
+    index = build(
+        embeddings,
+        Path(folder) / "index",
+        rank=rank,
+        world_size=processes.world_size,
+        gather=processes.gather,
+    )
+    encoders._CELLS_PER_EXCHANGE = 100  # five queries at a time
+    found = Encoders(torch.device("cpu"), processes).search(index, queries, 10)
+    for array, expected in zip(found, index.search(queries, 10), strict=True):
+        assert np.array_equal(array, expected)
+    assert np.array_equal(found[1], brute_force(queries, embeddings, 10)[1])
+    assert index.embeddings.parts[rank].shape == (100, DIM)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path):
+    in_two_processes(one_of_two_processes, tmp_path)
+    index = CorpusIndex.open(tmp_path / "index", "first")
+    assert np.array_equal(index.embeddings, vectors(200))
 
 
 def test_one_process_completes_what_several_encoded(tmp_path):

@@ -164,7 +164,7 @@ class Encoders:
                 found = np.zeros((len(block), k), np.float32), np.zeros((len(block), k), np.int64)
                 share = slice(ranks.rank, None, ranks.world_size)
                 found[0][share], found[1][share] = index.search(block[share], k)
-                scores[part], rows[part] = map(ranks.combine, found)
+                scores[part], rows[part] = ranks.combine(found[0]), ranks.combine(found[1])
         return scores, rows
 
     def rank(

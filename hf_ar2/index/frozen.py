@@ -17,6 +17,7 @@ from hf_ar2.index.corpus_index import CorpusIndex, read_meta
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
+from hf_ar2.index.shards import Shards
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
@@ -58,7 +59,7 @@ class FrozenIndex:
         self,
         faiss_index: Any,
         fingerprint: str,
-        embeddings: np.ndarray | None = None,
+        embeddings: np.ndarray | Shards | None = None,
         corpus_rows: np.ndarray | None = None,
         vectors: Vectors = "exact",
         device: str | torch.device = "cpu",
