@@ -56,9 +56,19 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
 
 
-def write_note(path: Path, content: dict[str, Any], files: Iterable[Path] = ()) -> None:
-    """Write a JSON object with a checksum of itself, and `checksums` of files by their paths from its folder."""
-    sums = {Path(os.path.relpath(file, path.parent)).as_posix(): checksum(file) for file in files}
+def write_note(
+    path: Path,
+    content: dict[str, Any],
+    files: Iterable[Path] = (),
+    known: Mapping[str, str] | None = None,
+) -> None:
+    """Write a JSON object with a checksum of itself, and `checksums` of files by their paths from its folder.
+
+    Args:
+        known: checksums of some of them, as other processes wrote them; these files are not read.
+    """
+    names = {Path(os.path.relpath(file, path.parent)).as_posix(): file for file in files}
+    sums = {name: (known or {}).get(name) or checksum(file) for name, file in names.items()}
     content = json.loads(json.dumps(content | {"checksums": sums}))
     write_json(path, content | {"checksum": _checksum_of(content)})
 

@@ -7,18 +7,25 @@ import re
 import subprocess
 import sys
 import threading
+from functools import partial
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from transformers import BertTokenizer
+from two_processes import in_two_processes
 
 from hf_ar2.encoding import InputBuilder, TokenStore
-from hf_ar2.index import CorpusIndex, TorchSearcher, corpus_index
+from hf_ar2.encoding.batches import encode_rows
+from hf_ar2.encoding.processes import Processes
+from hf_ar2.index import CorpusIndex, TorchSearcher, corpus_index, encoders, shards
+from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
-from hf_ar2.index.search import FaissSearcher, query_matrix
+from hf_ar2.index.search import FaissSearcher, merge, query_matrix
+from hf_ar2.index.shards import Shards
 
 DIM = 16
 BUILDER = InputBuilder(
@@ -212,35 +219,182 @@ def test_an_index_that_cannot_be_made_raises_an_error(tmp_path):
 # Ranks
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
-def test_ranks_build_one_index_together(tmp_path, factory):
-    embeddings, queries = vectors(400), vectors(20, seed=1)
-    expected = build(embeddings, tmp_path / "alone", factory=factory).search(queries, 10)
-    barrier, indexes, encoders = threading.Barrier(3), [None] * 3, [Lookup(embeddings) for _ in range(3)]
+class Ranks:
+    """Ranks as threads: what each gives to `gather` reaches all."""
+
+    def __init__(self, count: int) -> None:
+        self.barrier, self.values = threading.Barrier(count), [None] * count
+
+    def gather(self, rank, value):
+        self.values[rank] = value
+        self.barrier.wait()
+        values = list(self.values)
+        self.barrier.wait()
+        return values
+
+
+def built_by(ranks, embeddings, folder, encoders=None, **options):
+    """What each of several ranks that build an index together returns or raises."""
+    together, results = Ranks(ranks), [None] * ranks
 
     def work(rank):
-        indexes[rank] = build(
-            embeddings,
-            tmp_path / "together",
-            encoders[rank],
-            factory=factory,
-            rank=rank,
-            world_size=3,
-            barrier=barrier.wait,
-        )
+        try:
+            results[rank] = build(
+                embeddings,
+                folder,
+                encoders[rank] if encoders else None,
+                rank=rank,
+                world_size=ranks,
+                gather=partial(together.gather, rank),
+                **options,
+            )
+        except Exception as error:
+            results[rank] = error
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    calls = [encode.calls for encode in encoders]
-    assert sum(calls) == 20 and max(calls) - min(calls) <= 1  # 400 passages of 3 tokens, 60 tokens a batch
-    for index in indexes:
-        assert np.array_equal(index.embeddings, embeddings)
+    return results
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+def test_ranks_build_one_index_together(tmp_path, factory, dtype):
+    embeddings, queries = vectors(400), vectors(20, seed=1)
+    expected = build(embeddings, tmp_path / "alone", factory=factory, dtype=dtype).search(queries, 10)
+    encoders = [Lookup(embeddings) for _ in range(3)]
+    indexes = built_by(3, embeddings, tmp_path / "together", encoders, factory=factory, dtype=dtype)
+    assert [encode.calls for encode in encoders] == [7, 7, 7]  # 133 passages of 3 tokens, 60 tokens a batch
+    for index in [*indexes, CorpusIndex.open(tmp_path / "together", "first")]:
+        assert np.array_equal(index.embeddings, embeddings.astype(dtype))
         for found, alone in zip(index.search(queries, 10), expected, strict=True):
             assert np.array_equal(found, alone)
-    assert len(list((tmp_path / "together").iterdir())) == 3
+    names = sorted(re.sub("[0-9a-f]{16}", "*", path.name) for path in (tmp_path / "together").iterdir())
+    shards = [f"embeddings-*.{rank}-of-3.npy" for rank in range(3)]
+    assert names == [*shards, *(["index-*.faiss"] if factory != "Flat" else []), "meta.json"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("written_by, searched_by", [(1, 3), (2, 2), (4, 3), (3, 1), (8, 8)])
+def test_the_shares_of_any_number_of_ranks_hold_what_one_finds(
+    tmp_path, monkeypatch, device, written_by, searched_by
+):
+    monkeypatch.setattr(
+        corpus_index, "TorchSearcher", lambda embeddings, device: TorchSearcher(embeddings, "cpu")
+    )
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for count in (5, 100):  # fewer passages than ranks, too
+        # whole numbers: their scores are exact, and many are equal
+        embeddings, queries = np.round(vectors(count)), np.round(vectors(30, seed=1))
+        built_by(written_by, embeddings, tmp_path, fingerprint=str(count))
+        index = CorpusIndex.open(tmp_path, device=device)
+        shares = [index.search(queries, count, rank, searched_by) for rank in range(searched_by)]
+        scores, rows = merge(*(np.hstack(arrays) for arrays in zip(*shares, strict=True)), count)
+        expected_scores, expected_rows = brute_force(queries, embeddings, count)
+        assert np.array_equal(scores, expected_scores) and np.array_equal(rows, expected_rows)
+        index.release_device()
+
+
+def one_of_two_processes(rank: int, folder: str) -> None:
+    embeddings, queries = vectors(200), vectors(30, seed=1)
+    processes = Processes.current("cpu")
+    index = build(
+        embeddings,
+        Path(folder) / "index",
+        rank=rank,
+        world_size=processes.world_size,
+        gather=processes.gather,
+    )
+    encoders._CELLS_PER_EXCHANGE = 100  # five queries at a time
+    found = Encoders(torch.device("cpu"), processes).search(index, queries, 10)
+    for array, expected in zip(found, index.search(queries, 10), strict=True):
+        assert np.array_equal(array, expected)
+    assert np.array_equal(found[1], brute_force(queries, embeddings, 10)[1])
+    assert index.embeddings.parts[rank].shape == (100, DIM)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path):
+    in_two_processes(one_of_two_processes, tmp_path)
+    index = CorpusIndex.open(tmp_path / "index", "first")
+    assert np.array_equal(index.embeddings, vectors(200))
+
+
+def test_one_process_completes_what_several_encoded(tmp_path):
+    embeddings, queries = vectors(100), vectors(5, seed=1)
+    built_by(2, embeddings, tmp_path)
+    encode = Lookup(embeddings)
+    index = build(embeddings, tmp_path, encode)
+    assert encode.calls == 0 and len(list(tmp_path.glob("*.faiss"))) == 1
+    corpus = index.attach(corpus_of(100))
+    assert np.array_equal(corpus.search_batch("embeddings", queries, k=5)[1], index.search(queries, 5)[1])
+    index.save(tmp_path / "copy")
+    assert np.array_equal(np.load(tmp_path / "copy" / "embeddings.npy"), embeddings)
+    assert np.array_equal(
+        CorpusIndex.open(tmp_path / "copy").search(queries, 5)[1], index.search(queries, 5)[1]
+    )
+
+
+def test_ranks_may_ask_for_a_whole_faiss_file(tmp_path):
+    embeddings = vectors(100)
+    for index in built_by(2, embeddings, tmp_path, whole=True):
+        assert index.faiss_index.ntotal == 100
+    assert len(list(tmp_path.glob("*.faiss"))) == 1
+
+
+def test_only_exact_indexes_are_searched_in_shares(tmp_path):
+    index = build(vectors(50), tmp_path, factory="HNSW8")
+    with pytest.raises(
+        ValueError, match="factory 'HNSW8': only an index of the factory 'Flat' is searched in"
+    ):
+        index.search(vectors(1), 2, rank=0, world_size=2)
+
+
+def test_rows_that_the_file_system_lost_are_named_on_every_rank(tmp_path, monkeypatch):
+    def lose(encode, builder, store, rows, out, **options):
+        encode_rows(encode, builder, store, rows, out, **options)
+        lost = (rows >= 60) & (rows < 63)
+        out[lost, 3] = np.nan  # as the file was before it was filled
+
+    monkeypatch.setattr(shards, "encode_rows", lose)
+    for error in built_by(2, vectors(100), tmp_path):
+        assert re.search(
+            r"embeddings-.*\.1-of-2\.npy: 3 of the embeddings of rows 50 to 99 were written and are not in the file, "
+            "the first is that of row 60",
+            str(error),
+        )
+    assert not (tmp_path / "meta.json").exists()
+
+
+def test_a_missing_or_short_shard_is_named_and_encoded_again(tmp_path, caplog):
+    embeddings = vectors(100)
+    for damage, message in (
+        (lambda path: path.unlink(), r"embeddings-.*\.1-of-2\.npy is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-4]), r"\.1-of-2\.npy is \d+ bytes long, expected"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-4] + b"abcd"),
+            r"\.1-of-2\.npy: the file is damaged or was replaced",
+        ),
+    ):
+        built_by(2, embeddings, tmp_path)
+        damage(next(tmp_path.glob("*1-of-2.npy")))
+        with pytest.raises(ValueError, match=message):
+            CorpusIndex.open(tmp_path)
+        for index in built_by(2, embeddings, tmp_path):
+            assert np.array_equal(index.embeddings, embeddings)
+
+
+def test_shards_are_read_as_one_matrix():
+    matrix = vectors(10)
+    read = Shards([matrix[:3], matrix[3:3], matrix[3:]])
+    rows = np.array([[9, 0], [3, 2]])
+    assert np.array_equal(read[rows], matrix[rows]) and np.array_equal(read[2:7], matrix[2:7])
+    assert np.array_equal(read, matrix) and np.array_equal(read.between(1, 6), matrix[1:6])
+    assert (len(read), read.shape, read.dtype, read.nbytes) == (10, (10, DIM), np.float32, matrix.nbytes)
+    with pytest.raises(IndexError, match="rows -1 to 10: expected 0 to 9"):
+        read[np.array([-1, 10])]
 
 
 @pytest.mark.slow

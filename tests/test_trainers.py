@@ -18,6 +18,7 @@ from tiny_ar2 import SETTINGS, without_dropout
 from transformers import AutoModel, AutoModelForSequenceClassification, EarlyStoppingCallback
 from two_processes import launch_two
 
+from hf_ar2.index import CorpusIndex
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
@@ -28,6 +29,7 @@ from hf_ar2.trainers import (
     RetrieverTrainer,
 )
 from hf_ar2.trainers.arguments import check_launch
+from hf_ar2.training_lists.pool import CandidatePool
 
 pytestmark = pytest.mark.slow
 
@@ -220,6 +222,13 @@ def test_two_processes_reach_the_losses_of_one(models, tmp_path, tiny_collection
     assert len(measured[0]) == 3
     for a, b in zip(*measured, strict=True):
         assert a["eval_pipeline_mrr@10"] == pytest.approx(b["eval_pipeline_mrr@10"])
+    pools = [CandidatePool.open(tmp_path / name / "pool") for name in ("one", "two")]
+    assert np.array_equal(pools[0].passage_rows, pools[1].passage_rows)
+    np.testing.assert_allclose(pools[0].scores, pools[1].scores, rtol=1e-4)
+    # Each process encoded half of the corpus; one process opens both.
+    (folder,) = (tmp_path / "two" / "index").glob("*/meta.json")
+    index = CorpusIndex.open(folder.parent)
+    assert [len(part) for part in index.embeddings.parts] == [30, 30] and "index" not in index.meta["files"]
 
 
 def test_checkpoints_load_everywhere_with_equal_outputs(models, tmp_path, tiny_collection):

@@ -19,6 +19,7 @@ class FrozenRetrieval(Retrieval):
     """Retrieval from one index, built or opened once."""
 
     args: LTReConfig
+    whole_index = True
     _frozen: FrozenIndex | None = None
 
     def refresh(self) -> Any:

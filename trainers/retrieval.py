@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -92,6 +93,9 @@ class Retrieval:
     Attributes:
         start: the encoding (see `encoding_name`) of the retriever as it came; None without a retriever.
     """
+
+    # Whether every rank searches by itself, in one FAISS file.
+    whole_index = False
 
     def __init__(
         self,
@@ -187,8 +191,10 @@ class Retrieval:
                 self.args.index_factory,
                 self.args.index_dtype,
                 self.encoded,
+                self.whole_index,
             )
-            self._index.attach(self.collection.corpus)
+            if self.encoders.processes.world_size == 1 or self.whole_index:
+                self._index.attach(self.collection.corpus)
             if self.encoders.processes.is_first:
                 if self.args.index_dir is None:
                     self.encodings.keep_only([self._index.folder.name])
@@ -247,7 +253,7 @@ class Retrieval:
         """Scores and rows `[Q, depth]` of the current index, the scores of the positives `[Q, P]`, and their origin."""
         index = self.refresh()
         queries = self.embed_queries(judgments.query_rows, "Training queries")
-        scores, rows = self.encoders.search(index, queries, depth)
+        scores, rows = self._search(index, queries, depth)
         known = np.asarray(index.embeddings[np.maximum(positives, 0).reshape(-1)], np.float32)
         known = known.reshape(*positives.shape, -1)
         return scores, rows, np.einsum("qd,qpd->qp", queries, known), index.fingerprint
@@ -284,8 +290,14 @@ class Retrieval:
         index = self.refresh()
         queries = self.embed_queries(query_rows, description)
         own_rows = self.collection.own_rows[query_rows]
-        scores, rows = self.encoders.search(index, queries, min(deeper(own_rows, depth), index.ntotal))
+        scores, rows = self._search(index, queries, min(deeper(own_rows, depth), index.ntotal))
         return without_own(scores, rows, own_rows, depth)
+
+    def _search(self, index: Any, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        found = self.encoders.search(index, queries, depth)
+        if isinstance(index, CorpusIndex):
+            index.release_device()  # the training steps need the memory; LTRe, whose steps search, has a FrozenIndex
+        return found
 
     def score_passages(self, query_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The retriever's scores of passages at corpus rows `[Q, K]` (-1: any number), float32 `[Q, K]`."""

@@ -26,7 +26,7 @@ from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.files import write_json
-from hf_ar2.index.corpus_index import new_array
+from hf_ar2.index.shards import new_array
 from hf_ar2.search.system import Ranking, SearchSystem
 from hf_ar2.terminal import visible, visible_lines
 

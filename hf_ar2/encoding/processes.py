@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,22 @@ class Processes:
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
         dist.all_reduce(tensor)
         return tensor.cpu().numpy()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank; they are pickled, so they should be small."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def gather_arrays(self, array: np.ndarray) -> list[np.ndarray]:
+        """The arrays of all ranks, by rank; all have one shape and dtype."""
+        if self.world_size == 1:
+            return [array]
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(gathered, tensor)
+        return [part.cpu().numpy() for part in gathered]
 
 
 def end_processes() -> None:

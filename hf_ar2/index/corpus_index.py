@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,12 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from hf_ar2.encoding.batches import Encode, encode_rows
+from hf_ar2.encoding.batches import Encode
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import (
     DamagedFile,
-    allocate,
     check_files,
-    check_size,
     check_space,
     read_json,
     write_json,
@@ -36,7 +34,8 @@ from hf_ar2.index.faiss_build import (
     read_faiss_index,
     write_faiss_index,
 )
-from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
+from hf_ar2.index.search import FaissSearcher, FlatSearcher, TorchSearcher, query_matrix, uses_torch
+from hf_ar2.index.shards import Shards, encode_shard, new_array, share_of
 
 if TYPE_CHECKING:
     import datasets
@@ -46,7 +45,10 @@ logger = logging.get_logger(__name__)
 _FORMAT = 1
 _IDS = "ids.json"
 # Names that only this library uses, and those of a saved copy, which other programs may use too.
-_OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
+_OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}(\.\d+-of-\d+)?\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
+# What embeddings depend on.
+_ENCODED = ("format", "fingerprint", "dtype", "dim", "ntotal")
+_ROWS_PER_BLOCK = 65_536
 _SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
 
 
@@ -58,10 +60,15 @@ class CorpusIndex:
     written last, so that an interrupted build leaves no index. Building from other weights replaces the files;
     processes that have the old ones open can still use them. The disk must hold both until the new index is complete.
 
+    Each of n processes encodes N/n successive rows into a file of its own (`embeddings-*.RANK-of-n.npy`). An index of
+    the factory "Flat" that n > 1 processes build has no FAISS file: each searches its own rows for all queries, see
+    `search`. None then holds more than its N/n rows: as a memory map on a CPU, whose pages the system may drop, and as
+    N/n·d·2 bytes on a GPU (N/n·d·4 more for float32 embeddings, if they fit). Any number of processes can open it.
+
     Attributes:
         fingerprint: identifies what it was made from. factory: the FAISS factory string.
-        embeddings: float32 or float16 memory map [N, d], read-only.
-        faiss_index: the memory-mapped `faiss.Index` on the CPU; do not add to it.
+        embeddings: float32 or float16 `[N, d]`, read-only: a memory map, or `Shards`, which several maps are read
+            through.
         ntotal, dim: N and d.
 
     Example:
@@ -86,8 +93,8 @@ class CorpusIndex:
         self,
         folder: Path,
         meta: dict[str, Any],
-        embeddings: np.ndarray,
-        faiss_index: Any,
+        shards: Sequence[np.ndarray],
+        faiss_index: Any = None,
         device: str | torch.device = "cpu",
         search_parameters: str | None = None,
     ) -> None:
@@ -95,12 +102,25 @@ class CorpusIndex:
         self.meta = meta
         self.fingerprint: str = meta["fingerprint"]
         self.factory: str = meta["factory"]
-        self.embeddings = embeddings
-        self.faiss_index = faiss_index
-        self.ntotal, self.dim = embeddings.shape
+        self._shards = Shards(shards)
+        self.embeddings = shards[0] if len(shards) == 1 else self._shards
+        self._faiss_index = faiss_index
+        self.ntotal, self.dim = self._shards.shape
         self.device = torch.device(device)
         self.search_parameters = search_parameters or meta["search_parameters"]
-        self._searcher: FaissSearcher | TorchSearcher | None = None
+        self._searcher: FaissSearcher | FlatSearcher | TorchSearcher | None = None
+        self._searched: tuple[int, int] | None = None
+
+    @property
+    def faiss_index(self) -> Any:
+        """The memory-mapped `faiss.Index` on the CPU; do not add to it.
+
+        Where there is no FAISS file it is made on first use, in N·d·4 bytes of memory.
+        """
+        if self._faiss_index is None:
+            self._faiss_index = new_faiss_index(self.factory, self.dim)
+            fill_faiss_index(self._faiss_index, self._shards, seed=0)
+        return self._faiss_index
 
     @classmethod
     def build(
@@ -120,15 +140,17 @@ class CorpusIndex:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        barrier: Callable[[], None] = lambda: None,
+        gather: Callable[[Any], list[Any]] = lambda value: [value],
+        whole: bool = False,
         on_encoded: Callable[[float], None] = lambda seconds: None,
         encoded: Path | None = None,
         show_progress: bool = True,
     ) -> CorpusIndex:
         """Encode the corpus and index it, or open an index with the same fingerprint, factory and dtype.
 
-        With several processes every rank calls this with the same arguments, `rank` apart. Each encodes its share into
-        one file, which all must see (one machine, or a shared file system); rank 0 then builds the FAISS index.
+        With several processes every rank calls this with the same arguments, `rank` apart. Each encodes its share of
+        the rows into its own file, which all must see (one machine, or a shared file system). Rank 0 builds the FAISS
+        index, where there is one, and writes `meta.json` with what the ranks report of their files.
 
         Args:
             encode, builder, budget, show_progress: as in `encode_rows`.
@@ -142,7 +164,10 @@ class CorpusIndex:
             device: for encoding, and for searching later.
             search_parameters: such as "nprobe=16" or "efSearch=128", stored with the index.
             seed: of the training sample.
-            rank, world_size, barrier: this process, the number of processes, and a function that waits for all.
+            rank, world_size, gather: this process, the number of processes, and a function from this process's value
+                to those of all, by rank.
+            whole: write a FAISS file over all rows in any case. One process always does, and a factory other than
+                "Flat" needs it.
             on_encoded: called on rank 0 with the seconds that encoding took, if the corpus had to be encoded.
             encoded: a .npy file with the embeddings [N, d] of this dtype, complete, on the same disk as the folder. It
                 is moved there, and nothing is encoded.
@@ -150,7 +175,7 @@ class CorpusIndex:
         Raises:
             ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index, embeddings
                 that are not finite, or an index.faiss or embeddings.npy in the folder that is not this library's.
-            OSError: the disk has too little space, before anything is encoded.
+            OSError: the disk has too little space, before anything is encoded; the file system lost rows.
         """
         wanted: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "factory": factory}
         wanted |= {"dtype": dtype, "dim": dim, "ntotal": len(store)}
@@ -159,57 +184,63 @@ class CorpusIndex:
         if len(store) == 0:
             raise ValueError("the corpus is empty: there is nothing to index")
         folder = Path(folder)
+        whole = whole or world_size == 1 or factory != "Flat"
         if rank == 0:
             _forget_damaged(folder)
-        barrier()
+        gather(None)
         found = _complete_meta(folder)
-        if found is not None and all(found[name] == value for name, value in wanted.items()):
+        if found is not None and any(found[name] != wanted[name] for name in _ENCODED):
+            found = None
+        if found is not None and found["factory"] == factory and ("index" in found["files"] or not whole):
             return cls._open(folder, fingerprint, device, search_parameters)
         _check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
-        names = _file_names(wanted)
-        barrier()  # every rank must read the folder before one changes it
+        gather(None)  # every rank must read the folder before one changes it
         if encoded is not None:
+            name = _file_name(wanted, 0)
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                check_space(folder, faiss_bytes(empty, len(store)))
-                os.replace(encoded, folder / names["embeddings"])
-        elif found is None or found["files"]["embeddings"] != names["embeddings"]:
-            path = folder / names["embeddings"]
+                check_space(folder, faiss_bytes(empty, len(store)) if whole else 0)
+                os.replace(encoded, folder / name)
+            found = {"files": {"embeddings": name}, "rows": [[0, len(store)]]}
+        elif found is None:
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                path.unlink(missing_ok=True)  # left by an interrupted build
                 size = np.dtype(dtype).itemsize * len(store) * dim
-                check_space(folder, size + faiss_bytes(empty, len(store)))
-                new_array(path, dtype, (len(store), dim))
-            barrier()
-            embeddings = np.load(path, mmap_mode="r+")
+                check_space(folder, size + (faiss_bytes(empty, len(store)) if whole else 0))
+            gather(None)
             started = time.perf_counter()
-            encode_rows(
+            name = _file_name(wanted, rank, world_size)
+            rows = share_of(rank, world_size, len(store))
+            written = encode_shard(
+                folder / name,
+                rows,
                 encode,
                 builder,
                 store,
-                np.arange(len(store)),
-                embeddings,
+                dtype,
+                dim,
                 budget=budget,
                 device=device,
-                rank=rank,
-                world_size=world_size,
                 description="Encoding the corpus",
                 show_progress=show_progress and rank == 0,
             )
-            embeddings.flush()
-            barrier()
+            found = _described(folder, gather({"name": name, "rows": rows, **written}))
+            _check_sizes(folder, found)  # of all files, on every rank: each must see them
             if rank == 0:
                 on_encoded(time.perf_counter() - started)
         if rank == 0:
-            fill_faiss_index(empty, np.load(folder / names["embeddings"], mmap_mode="r"), seed)
-            write_faiss_index(empty, folder / names["index"])
+            files = {kind: found["files"][kind] for kind in _shard_kinds(found)}
+            if whole:
+                files["index"] = _file_name(wanted)
+                fill_faiss_index(empty, Shards(_open_shards(folder, found)), seed)
+                write_faiss_index(empty, folder / files["index"])
             old = _named_files(folder)
-            _write_meta(folder, wanted | {"search_parameters": search_parameters, "files": names})
-            _remove_old_files(folder, old, names)
+            meta = {"search_parameters": search_parameters, "files": files, "rows": found["rows"]}
+            _write_meta(folder, wanted | meta, found.get("checksums"))
+            _remove_old_files(folder, old, files)
         del empty  # frees the memory: the index is mapped from disk below
-        barrier()
+        gather(None)
         return cls._open(folder, fingerprint, device)
 
     @classmethod
@@ -255,18 +286,19 @@ class CorpusIndex:
                     _check_contents(folder, meta)
                 else:
                     _check_sizes(folder, meta)
-                embeddings = np.load(folder / meta["files"]["embeddings"], mmap_mode="r")
-                faiss_index = read_faiss_index(folder / meta["files"]["index"])
+                shards = _open_shards(folder, meta)
+                name = meta["files"].get("index")
+                faiss_index = None if name is None else read_faiss_index(folder / name)
             except (FileNotFoundError, ValueError):
                 if read_meta(folder) == meta:
                     raise
                 continue  # another process replaced it meanwhile
-            if embeddings.shape != (meta["ntotal"], meta["dim"]) or faiss_index.ntotal != meta["ntotal"]:
+            if faiss_index is not None and faiss_index.ntotal != meta["ntotal"]:
                 raise ValueError(
-                    f"the index in {folder} is damaged: embeddings of shape {embeddings.shape} and a FAISS index "
-                    f"of {faiss_index.ntotal} vectors, expected {meta['ntotal']} of {meta['dim']}. Build it again."
+                    f"the index in {folder} is damaged: a FAISS index of {faiss_index.ntotal} vectors, expected "
+                    f"{meta['ntotal']}. Build it again."
                 )
-            return cls(folder, meta, embeddings, faiss_index, device, search_parameters)
+            return cls(folder, meta, shards, faiss_index, device, search_parameters)
 
     def __len__(self) -> int:
         return self.ntotal
@@ -277,13 +309,17 @@ class CorpusIndex:
             f"factory={self.factory!r}, fingerprint={self.fingerprint!r})"
         )
 
-    def search(self, queries: np.ndarray | torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray | torch.Tensor, k: int, rank: int = 0, world_size: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k passages of highest inner product with each query.
 
         On a GPU that FAISS cannot use, `TorchSearcher` searches an index of the factory "Flat".
 
         Args:
             queries: [Q, d] of any float dtype. k: passages per query; may exceed N.
+            rank, world_size: search the rows of this share of an index of the factory "Flat" alone, see `share_of`;
+                `Encoders.search` merges what all ranks find.
 
         Returns:
             scores float32 [Q, k] and passage rows int64 [Q, k], best first, the lower row first where scores are equal;
@@ -295,17 +331,36 @@ class CorpusIndex:
         if k < 1:
             raise ValueError(f"k must be at least 1, found {k}")
         matrix = query_matrix(queries, self.dim)
-        if self._searcher is None:
-            self._searcher = (
-                TorchSearcher(self.embeddings, self.device)
-                if self.factory == "Flat" and uses_torch(self.device)
-                else FaissSearcher(self.faiss_index, self.device, self.search_parameters)
+        share = share_of(rank, world_size, self.ntotal)
+        if self._searcher is None or self._searched != share:
+            self._searcher, self._searched = self._new_searcher(*share), share
+        scores, rows = self._searcher.search(matrix, k)
+        if share[0]:
+            rows[rows >= 0] += share[0]
+        return scores, rows
+
+    def _new_searcher(self, start: int, stop: int) -> FaissSearcher | FlatSearcher | TorchSearcher:
+        part = stop - start < self.ntotal
+        if (
+            not part
+            and self._faiss_index is not None
+            and not (self.factory == "Flat" and uses_torch(self.device))
+        ):
+            return FaissSearcher(self._faiss_index, self.device, self.search_parameters)
+        if self.factory != "Flat":
+            raise ValueError(
+                f"factory {self.factory!r}: only an index of the factory 'Flat' is searched in shares"
             )
-        return self._searcher.search(matrix, k)
+        embeddings = self._shards.between(start, stop) if part else self.embeddings
+        if self.device.type == "cuda" and stop > start:
+            return TorchSearcher(embeddings, self.device)
+        return FlatSearcher(embeddings)
 
     def release_device(self) -> None:
         """Free the GPU memory of the search; the next search allocates it again."""
         self._searcher = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def attach(self, corpus: datasets.Dataset, name: str = "embeddings") -> datasets.Dataset:
         """Make `corpus.search_batch(name, ...)`, `get_nearest_examples_batch`, `save_faiss_index` work on this index.
@@ -357,12 +412,15 @@ class CorpusIndex:
         # From the open maps: a rebuild may have removed their files.
         check_space(folder, self.embeddings.nbytes + faiss_bytes(self.faiss_index, self.ntotal))
         temporary = folder / f"{names['embeddings']}.tmp"
-        with writing(temporary, self.embeddings.nbytes), open(temporary, "wb") as file:
-            np.save(file, self.embeddings)
-        check_size(temporary, self.embeddings.nbytes)
+        with writing(temporary, self.embeddings.nbytes):
+            new_array(temporary, self.embeddings.dtype.name, self.embeddings.shape)
+            copy = np.load(temporary, mmap_mode="r+")
+            for start in range(0, self.ntotal, _ROWS_PER_BLOCK):
+                copy[start : start + _ROWS_PER_BLOCK] = self.embeddings[start : start + _ROWS_PER_BLOCK]
+            copy.flush()
         os.replace(temporary, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])
-        _write_meta(folder, self.meta | {"files": names})
+        _write_meta(folder, self.meta | {"files": names, "rows": [[0, self.ntotal]]})
         _remove_old_files(folder, old, names)
 
     def save_ids(self, ids: Sequence[str]) -> None:
@@ -372,38 +430,68 @@ class CorpusIndex:
         _write_meta(self.folder, self.meta)
 
 
-def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-    """Write a .npy file of zeros to fill through a memory map; its space on the disk is reserved.
+def _file_name(meta: dict[str, Any], rank: int | None = None, world_size: int = 1) -> str:
+    """The name of a rank's embeddings, or of the FAISS file: new contents never overwrite a file that is open."""
+    fields = _ENCODED if rank is not None else (*_ENCODED, "factory")
+    digest = hashlib.sha256(json.dumps([meta[field] for field in fields]).encode("utf-8")).hexdigest()[:16]
+    if rank is None:
+        return f"index-{digest}.faiss"
+    return (
+        f"embeddings-{digest}.npy" if world_size == 1 else f"embeddings-{digest}.{rank}-of-{world_size}.npy"
+    )
+
+
+def _described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `meta.json` says of the files that the ranks wrote, by their reports.
 
     Raises:
-        OSError: the disk is full; no file is left.
+        OSError: rows of a file are missing.
     """
-    try:
-        with writing(path):
-            np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape).flush()
-        allocate(path)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _file_names(meta: dict[str, Any]) -> dict[str, str]:
-    """Names that depend on the contents, so that a new index never overwrites one that is open."""
-
-    def digest(*fields: str) -> str:
-        return hashlib.sha256(json.dumps([meta[field] for field in fields]).encode("utf-8")).hexdigest()[:16]
-
-    encoded = ("format", "fingerprint", "dtype", "dim", "ntotal")
+    for shard in shards:
+        if missing := shard["missing"]:
+            raise OSError(
+                f"{folder / shard['name']}: {len(missing):,} of the embeddings of rows {shard['rows'][0]} to "
+                f"{shard['rows'][1] - 1} were written and are not in the file, the first is that of row {missing[0]}. "
+                "The file system lost them: check it, or name another folder, and start again."
+            )
+    kinds = _shard_kinds({"rows": shards})
     return {
-        "embeddings": f"embeddings-{digest(*encoded)}.npy",
-        "index": f"index-{digest(*encoded, 'factory')}.faiss",
+        "files": {kind: shard["name"] for kind, shard in zip(kinds, shards, strict=True)},
+        "bytes": {kind: shard["bytes"] for kind, shard in zip(kinds, shards, strict=True)},
+        "rows": [shard["rows"] for shard in shards],
+        "checksums": {shard["name"]: shard["checksum"] for shard in shards},
     }
 
 
-def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    files = {kind: folder / name for kind, name in meta["files"].items()}
-    sizes = {kind: path.stat().st_size for kind, path in files.items()}
-    write_note(folder / "meta.json", meta | {"bytes": sizes}, files.values())
+def _shard_kinds(meta: dict[str, Any]) -> list[str]:
+    """What the embeddings' files are called in `files` and `bytes` of a meta.json, by rank."""
+    count = len(meta["rows"])
+    return ["embeddings"] if count == 1 else [f"embeddings {rank} of {count}" for rank in range(count)]
+
+
+def _open_shards(folder: Path, meta: dict[str, Any]) -> list[np.ndarray]:
+    """The memory maps of the embeddings.
+
+    Raises:
+        ValueError: a file holds another number of rows.
+    """
+    shards = []
+    for kind, (start, stop) in zip(_shard_kinds(meta), meta["rows"], strict=True):
+        path = folder / meta["files"][kind]
+        shards.append(np.load(path, mmap_mode="r"))
+        if len(shards[-1]) != stop - start:
+            raise DamagedFile(
+                f"{path}: {len(shards[-1]):,} embeddings, expected {stop - start:,}, of rows {start} to {stop - 1}: "
+                f"the index is damaged. Delete {folder} and build it again (hf-ar2 index)."
+            )
+    return shards
+
+
+def _write_meta(folder: Path, meta: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
+    """Write meta.json with sizes and checksums; `known` has those checksums that other processes made."""
+    sizes = {kind: (folder / name).stat().st_size for kind, name in meta["files"].items()}
+    files = [folder / name for name in meta["files"].values()]
+    write_note(folder / "meta.json", meta | {"bytes": sizes}, files, known)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -428,7 +516,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"{path}: this version cannot read the index: found format {found}, expected {_FORMAT}. "
             f"Delete {folder} and build the index again."
         )
-    return meta
+    return {"rows": [[0, meta.get("ntotal")]]} | meta  # which an older index does not name
 
 
 def _check_contents(folder: Path, meta: dict[str, Any]) -> None:

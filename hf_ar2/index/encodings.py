@@ -46,11 +46,13 @@ class Encodings:
         factory: str = "Flat",
         dtype: str = "float32",
         encoded: Path | None = None,
+        whole: bool = False,
     ) -> CorpusIndex:
         """The index with a fingerprint (see `index_fingerprint`): opened if it exists, else encoded and built.
 
         Args:
             encoded: see `CorpusIndex.build`.
+            whole: see `CorpusIndex.build`.
         """
         name = encoding_name(fingerprint, dtype)
         return encoders.build_index(
@@ -62,6 +64,7 @@ class Encodings:
             dtype,
             on_encoded=lambda seconds: self._log_encoding(name, seconds),
             encoded=encoded,
+            whole=whole,
         )
 
     def remove(self, name: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_ar2.files import writing
 from hf_ar2.index.faiss_import import import_faiss
+from hf_ar2.index.shards import Shards
 
 _ROWS_PER_BLOCK = 65_536
 _POINTS_PER_CENTROID = 256  # FAISS's k-means uses no more
@@ -31,7 +32,7 @@ def new_faiss_index(factory: str, dim: int) -> Any:
         ) from error
 
 
-def fill_faiss_index(index: Any, embeddings: np.ndarray, seed: int) -> None:
+def fill_faiss_index(index: Any, embeddings: np.ndarray | Shards, seed: int) -> None:
     """Train an empty index if its type needs it, and add embeddings [N, d] of any float dtype.
 
     The training sample is drawn from all rows, because the beginning of an ordered corpus is unlike the rest.

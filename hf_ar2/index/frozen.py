@@ -17,6 +17,7 @@ from hf_ar2.index.corpus_index import CorpusIndex, read_meta
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
+from hf_ar2.index.shards import Shards
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
@@ -58,7 +59,7 @@ class FrozenIndex:
         self,
         faiss_index: Any,
         fingerprint: str,
-        embeddings: np.ndarray | None = None,
+        embeddings: np.ndarray | Shards | None = None,
         corpus_rows: np.ndarray | None = None,
         vectors: Vectors = "exact",
         device: str | torch.device = "cpu",
@@ -234,7 +235,15 @@ def _stored_vectors(index: Any) -> np.ndarray:
 
 def _index_file(folder: Path) -> str:
     """The name of the FAISS file in a folder; the meta.json of a `CorpusIndex` has it."""
-    return str(read_meta(folder)["files"]["index"]) if (folder / "meta.json").is_file() else INDEX_FILE
+    if not (folder / "meta.json").is_file():
+        return INDEX_FILE
+    name = read_meta(folder)["files"].get("index")
+    if name is None:
+        raise ValueError(
+            f"{folder}: several processes built this index, without a FAISS file. `hf-ar2 index --out {folder}` with "
+            "the same model and collection writes it; nothing is encoded again"
+        )
+    return str(name)
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from hf_ar2.index.faiss_import import faiss_has_gpu, import_faiss
+from hf_ar2.index.shards import Shards
 
 logger = logging.getLogger(__name__)
 
 _FAISS_GPU_MAX_K = 2048
 _OVER_FETCH = 32
+_ROWS_PER_BLOCK = 131_072
 
 
 def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
@@ -51,6 +53,15 @@ def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
         rows[unsorted] = np.take_along_axis(rows[unsorted], order, axis=1)
         scores[unsorted] = np.take_along_axis(scores[unsorted], order, axis=1)
     return scores, rows
+
+
+def merge(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of results `[Q, K]` that follow each other by row, each sorted by `sort_ties`, padded with -inf, -1.
+
+    The higher score comes first, and of equal ones the lower row.
+    """
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
 
 def uses_torch(device: str | torch.device) -> bool:
@@ -118,6 +129,36 @@ class FaissSearcher:
         return sort_ties(scores, rows)
 
 
+class FlatSearcher:
+    """Exact inner-product search with FAISS on the CPU, where the embeddings are: memory maps stay on the disk.
+
+    Float16 embeddings are converted to float32 in blocks of 131,072.
+
+    Args:
+        embeddings: float32 or float16 `[N, d]`.
+    """
+
+    def __init__(self, embeddings: np.ndarray | Shards) -> None:
+        self.embeddings = embeddings
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [Q, k] and rows int64 [Q, k], best first, padded with -inf and -1."""
+        faiss = import_faiss()
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        parts = self.embeddings.parts if isinstance(self.embeddings, Shards) else [self.embeddings]
+        first = 0
+        for part in parts if len(queries) else ():
+            for start in range(0, len(part), _ROWS_PER_BLOCK):
+                block = np.ascontiguousarray(part[start : start + _ROWS_PER_BLOCK], np.float32)
+                found = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+                found_scores, found_rows = sort_ties(*found)
+                both = np.hstack([scores, found_scores]), np.hstack([rows, found_rows + first])
+                scores, rows = merge(*both, k)
+                first += len(block)
+        return scores, rows
+
+
 class TorchSearcher:
     """Exact inner-product search with a half-precision copy of the embeddings on a device.
 
@@ -127,7 +168,7 @@ class TorchSearcher:
     the k-th best score of unit vectors, so prefer float16 unless the embeddings exceed its range.
 
     Args:
-        embeddings: float32 or float16 [N, d], an array or a memory map; read in blocks.
+        embeddings: float32 or float16 [N, d], an array, a memory map or several (`Shards`); read in blocks.
         device: of the copy: N·d·2 bytes, and N·d·4 more for float32 embeddings if they need at most half of the
             GPU's free memory; else they are read from `embeddings` when scoring again.
         dtype: of the copy, torch.float16 or torch.bfloat16.
@@ -144,7 +185,7 @@ class TorchSearcher:
 
     def __init__(
         self,
-        embeddings: np.ndarray,
+        embeddings: np.ndarray | Shards,
         device: str | torch.device,
         dtype: torch.dtype = torch.float16,
         *,
