@@ -463,7 +463,7 @@ def test_an_interrupted_refresh_leaves_the_old_index(tmp_path, monkeypatch, stag
             if stage == "encoding":
                 encode.fail_after, encode.calls = 4, 0
             else:
-                name = {"indexing": "write_faiss_index", "describing": "_write_meta"}[stage]
+                name = {"indexing": "write_faiss_index", "describing": "write_meta"}[stage]
                 patch.setattr(corpus_index, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 build(embeddings, tmp_path, encode, fingerprint=fingerprint)
@@ -524,14 +524,14 @@ def test_damaged_files_raise_an_error_and_built_again(tmp_path, message):
 
 def test_opening_while_a_refresh_replaces_the_files(tmp_path, monkeypatch):
     build(vectors(20), tmp_path)
-    check, pending = corpus_index._check_contents, ["second"]
+    check, pending = corpus_index.check_contents, ["second"]
 
     def refreshed_meanwhile(folder, meta):
         if pending:
             build(vectors(20, seed=5), tmp_path, fingerprint=pending.pop())
         check(folder, meta)
 
-    monkeypatch.setattr(corpus_index, "_check_contents", refreshed_meanwhile)
+    monkeypatch.setattr(corpus_index, "check_contents", refreshed_meanwhile)
     assert CorpusIndex.open(tmp_path).fingerprint == "second"
 
 

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from hf_ar2.encoding.batches import Encode
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.tokens import TokenStore
-from hf_ar2.files import (
-    DamagedFile,
-    check_files,
-    check_space,
-    read_json,
-    write_json,
-    write_note,
-    writing,
-)
+from hf_ar2.files import check_space, write_json, writing
 from hf_ar2.index.faiss_build import (
     faiss_bytes,
     fill_faiss_index,
@@ -34,22 +22,32 @@ from hf_ar2.index.faiss_build import (
     read_faiss_index,
     write_faiss_index,
 )
+from hf_ar2.index.meta import (
+    ENCODED,
+    FORMAT,
+    IDS,
+    SAVED_FILES,
+    check_contents,
+    check_no_foreign_files,
+    check_sizes,
+    complete_meta,
+    described,
+    file_name,
+    forget_damaged,
+    named_files,
+    open_shards,
+    read_meta,
+    remove_old_files,
+    shard_kinds,
+    write_meta,
+)
 from hf_ar2.index.search import FaissSearcher, FlatSearcher, TorchSearcher, query_matrix, uses_torch
 from hf_ar2.index.shards import Shards, encode_shard, new_array, share_of
 
 if TYPE_CHECKING:
     import datasets
 
-logger = logging.get_logger(__name__)
-
-_FORMAT = 1
-_IDS = "ids.json"
-# Names that only this library uses, and those of a saved copy, which other programs may use too.
-_OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}(\.\d+-of-\d+)?\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
-# What embeddings depend on.
-_ENCODED = ("format", "fingerprint", "dtype", "dim", "ntotal")
 _ROWS_PER_BLOCK = 65_536
-_SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
 
 
 class CorpusIndex:
@@ -177,7 +175,7 @@ class CorpusIndex:
                 that are not finite, or an index.faiss or embeddings.npy in the folder that is not this library's.
             OSError: the disk has too little space, before anything is encoded; the file system lost rows.
         """
-        wanted: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "factory": factory}
+        wanted: dict[str, Any] = {"format": FORMAT, "fingerprint": fingerprint, "factory": factory}
         wanted |= {"dtype": dtype, "dim": dim, "ntotal": len(store)}
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype must be 'float32' or 'float16', found {dtype!r}")
@@ -186,14 +184,14 @@ class CorpusIndex:
         folder = Path(folder)
         whole = whole or world_size == 1 or factory != "Flat"
         if rank == 0:
-            _forget_damaged(folder)
+            forget_damaged(folder)
         gather(None)
-        found = _complete_meta(folder)
-        if found is not None and any(found[name] != wanted[name] for name in _ENCODED):
+        found = complete_meta(folder)
+        if found is not None and any(found[name] != wanted[name] for name in ENCODED):
             found = None
         if found is not None and found["factory"] == factory and ("index" in found["files"] or not whole):
             return cls._open(folder, fingerprint, device, search_parameters)
-        _check_no_foreign_files(folder)
+        check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         gather(None)  # every rank must read the folder before one changes it
         if encoded is not None:
@@ -210,7 +208,7 @@ class CorpusIndex:
                 check_space(folder, size + (faiss_bytes(empty, len(store)) if whole else 0))
             gather(None)
             started = time.perf_counter()
-            name = _file_name(wanted, rank, world_size)
+            name = file_name(wanted, rank, world_size)
             rows = share_of(rank, world_size, len(store))
             written = encode_shard(
                 folder / name,
@@ -225,20 +223,20 @@ class CorpusIndex:
                 description="Encoding the corpus",
                 show_progress=show_progress and rank == 0,
             )
-            found = _described(folder, gather({"name": name, "rows": rows, **written}))
-            _check_sizes(folder, found)  # of all files, on every rank: each must see them
+            found = described(folder, gather({"name": name, "rows": rows, **written}))
+            check_sizes(folder, found)  # of all files, on every rank: each must see them
             if rank == 0:
                 on_encoded(time.perf_counter() - started)
         if rank == 0:
-            files = {kind: found["files"][kind] for kind in _shard_kinds(found)}
+            files = {kind: found["files"][kind] for kind in shard_kinds(found)}
             if whole:
-                files["index"] = _file_name(wanted)
-                fill_faiss_index(empty, Shards(_open_shards(folder, found)), seed)
+                files["index"] = file_name(wanted)
+                fill_faiss_index(empty, Shards(open_shards(folder, found)), seed)
                 write_faiss_index(empty, folder / files["index"])
-            old = _named_files(folder)
+            old = named_files(folder)
             meta = {"search_parameters": search_parameters, "files": files, "rows": found["rows"]}
-            _write_meta(folder, wanted | meta, found.get("checksums"))
-            _remove_old_files(folder, old, files)
+            write_meta(folder, wanted | meta, found.get("checksums"))
+            remove_old_files(folder, old, files)
         del empty  # frees the memory: the index is mapped from disk below
         gather(None)
         return cls._open(folder, fingerprint, device)
@@ -283,10 +281,10 @@ class CorpusIndex:
                 )
             try:
                 if verify:
-                    _check_contents(folder, meta)
+                    check_contents(folder, meta)
                 else:
-                    _check_sizes(folder, meta)
-                shards = _open_shards(folder, meta)
+                    check_sizes(folder, meta)
+                shards = open_shards(folder, meta)
                 name = meta["files"].get("index")
                 faiss_index = None if name is None else read_faiss_index(folder / name)
             except (FileNotFoundError, ValueError):
@@ -405,8 +403,8 @@ class CorpusIndex:
         folder = Path(folder)
         if folder.resolve() == self.folder.resolve():
             raise ValueError(f"{folder} is the folder of the index itself; name another to copy it to")
-        _check_no_foreign_files(folder)
-        names, old = _SAVED_FILES, _named_files(folder)
+        check_no_foreign_files(folder)
+        names, old = SAVED_FILES, named_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)  # until the copy is complete
         # From the open maps: a rebuild may have removed their files.
@@ -420,164 +418,11 @@ class CorpusIndex:
             copy.flush()
         os.replace(temporary, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])
-        _write_meta(folder, self.meta | {"files": names, "rows": [[0, self.ntotal]]})
-        _remove_old_files(folder, old, names)
+        write_meta(folder, self.meta | {"files": names, "rows": [[0, self.ntotal]]})
+        remove_old_files(folder, old, names)
 
     def save_ids(self, ids: Sequence[str]) -> None:
         """Write `ids.json`, the ids of the passages in their order, which other programs need with the FAISS file."""
-        write_json(self.folder / _IDS, list(ids))
-        self.meta["files"] = self.meta["files"] | {"ids": _IDS}
-        _write_meta(self.folder, self.meta)
-
-
-def _file_name(meta: dict[str, Any], rank: int | None = None, world_size: int = 1) -> str:
-    """The name of a rank's embeddings, or of the FAISS file: new contents never overwrite a file that is open."""
-    fields = _ENCODED if rank is not None else (*_ENCODED, "factory")
-    digest = hashlib.sha256(json.dumps([meta[field] for field in fields]).encode("utf-8")).hexdigest()[:16]
-    if rank is None:
-        return f"index-{digest}.faiss"
-    return (
-        f"embeddings-{digest}.npy" if world_size == 1 else f"embeddings-{digest}.{rank}-of-{world_size}.npy"
-    )
-
-
-def _described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `meta.json` says of the files that the ranks wrote, by their reports.
-
-    Raises:
-        OSError: rows of a file are missing.
-    """
-    for shard in shards:
-        if missing := shard["missing"]:
-            raise OSError(
-                f"{folder / shard['name']}: {len(missing):,} of the embeddings of rows {shard['rows'][0]} to "
-                f"{shard['rows'][1] - 1} were written and are not in the file, the first is that of row {missing[0]}. "
-                "The file system lost them: check it, or name another folder, and start again."
-            )
-    kinds = _shard_kinds({"rows": shards})
-    return {
-        "files": {kind: shard["name"] for kind, shard in zip(kinds, shards, strict=True)},
-        "bytes": {kind: shard["bytes"] for kind, shard in zip(kinds, shards, strict=True)},
-        "rows": [shard["rows"] for shard in shards],
-        "checksums": {shard["name"]: shard["checksum"] for shard in shards},
-    }
-
-
-def _shard_kinds(meta: dict[str, Any]) -> list[str]:
-    """What the embeddings' files are called in `files` and `bytes` of a meta.json, by rank."""
-    count = len(meta["rows"])
-    return ["embeddings"] if count == 1 else [f"embeddings {rank} of {count}" for rank in range(count)]
-
-
-def _open_shards(folder: Path, meta: dict[str, Any]) -> list[np.ndarray]:
-    """The memory maps of the embeddings.
-
-    Raises:
-        ValueError: a file holds another number of rows.
-    """
-    shards = []
-    for kind, (start, stop) in zip(_shard_kinds(meta), meta["rows"], strict=True):
-        path = folder / meta["files"][kind]
-        shards.append(np.load(path, mmap_mode="r"))
-        if len(shards[-1]) != stop - start:
-            raise DamagedFile(
-                f"{path}: {len(shards[-1]):,} embeddings, expected {stop - start:,}, of rows {start} to {stop - 1}: "
-                f"the index is damaged. Delete {folder} and build it again (hf-ar2 index)."
-            )
-    return shards
-
-
-def _write_meta(folder: Path, meta: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
-    """Write meta.json with sizes and checksums; `known` has those checksums that other processes made."""
-    sizes = {kind: (folder / name).stat().st_size for kind, name in meta["files"].items()}
-    files = [folder / name for name in meta["files"].values()]
-    write_note(folder / "meta.json", meta | {"bytes": sizes}, files, known)
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta.json of an index; `files` has the names of its `embeddings` and `index`.
-
-    Raises:
-        FileNotFoundError: no index there. ValueError: a meta.json that is damaged, or not of this version.
-    """
-    path = folder / "meta.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{folder} holds no index: meta.json is missing. None was built there, or the build was interrupted; "
-            "build it with CorpusIndex.build (hf-ar2 index)."
-        )
-    try:
-        meta = read_json(path)
-    except DamagedFile as error:
-        raise DamagedFile(f"{error}: delete {folder} and build the index again") from error
-    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise ValueError(
-            f"{path}: this version cannot read the index: found format {found}, expected {_FORMAT}. "
-            f"Delete {folder} and build the index again."
-        )
-    return {"rows": [[0, meta.get("ntotal")]]} | meta  # which an older index does not name
-
-
-def _check_contents(folder: Path, meta: dict[str, Any]) -> None:
-    _check_sizes(folder, meta)
-    check_files(folder, meta.get("checksums", {}), f"Delete {folder} and build the index again.")
-
-
-def _forget_damaged(folder: Path) -> None:
-    """Delete the files of an index if one is damaged, and say so: it is built again."""
-    try:
-        if (folder / "meta.json").is_file():
-            _check_contents(folder, read_meta(folder))
-    except ValueError as error:
-        logger.warning(f"{error} It is built again now.")
-        _remove_old_files(folder, _named_files(folder), {})
-
-
-def _check_sizes(folder: Path, meta: dict[str, Any]) -> None:
-    for kind, name in meta["files"].items():
-        path = folder / name
-        found = path.stat().st_size if path.exists() else None
-        if found != meta["bytes"][kind]:
-            raise DamagedFile(
-                f"{path} is {'missing' if found is None else f'{found} bytes long'}, expected "
-                f"{meta['bytes'][kind]} bytes: the index is damaged. Delete {folder} and build it again "
-                "(hf-ar2 index)."
-            )
-
-
-def _complete_meta(folder: Path) -> dict[str, Any] | None:
-    """The meta.json of the index in a folder; None if there is no index or it is damaged."""
-    try:
-        meta = read_meta(folder)
-        _check_sizes(folder, meta)
-    except (FileNotFoundError, ValueError):
-        return None
-    return meta
-
-
-def _named_files(folder: Path) -> set[str]:
-    """The files that a folder's meta.json names; it may be damaged."""
-    try:
-        return set(json.loads((folder / "meta.json").read_text(encoding="utf-8"))["files"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
-
-
-def _check_no_foreign_files(folder: Path) -> None:
-    """Raise if a folder has vectors or a FAISS file that no meta.json describes."""
-    for name in set(_SAVED_FILES.values()) - _named_files(folder):
-        if (folder / name).exists():
-            raise ValueError(
-                f"{folder}: found {name}, which no meta.json there names, so it is not this library's. Name another "
-                "folder for the index (to use a FAISS file: `hf-ar2 tune-queries --index`), or delete "
-                f"{name} if an interrupted copy left it"
-            )
-
-
-def _remove_old_files(folder: Path, old: set[str], names: dict[str, str]) -> None:
-    """Remove the files of an earlier index or an interrupted build, and no others."""
-    old = old & {*_SAVED_FILES.values(), _IDS}
-    for path in folder.iterdir():
-        if (path.name in old or _OUR_FILES.fullmatch(path.name)) and path.name not in names.values():
-            path.unlink()
+        write_json(self.folder / IDS, list(ids))
+        self.meta["files"] = self.meta["files"] | {"ids": IDS}
+        write_meta(self.folder, self.meta)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.files import check_files, checksum, read_json, write_json, write_note
-from hf_ar2.index.corpus_index import CorpusIndex, read_meta
+from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
+from hf_ar2.index.meta import read_meta
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
 from hf_ar2.index.shards import Shards
 
