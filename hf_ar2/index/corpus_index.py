@@ -195,7 +195,7 @@ class CorpusIndex:
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         gather(None)  # every rank must read the folder before one changes it
         if encoded is not None:
-            name = _file_name(wanted, 0)
+            name = file_name(wanted, 0)
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 check_space(folder, faiss_bytes(empty, len(store)) if whole else 0)
