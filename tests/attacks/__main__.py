@@ -15,6 +15,7 @@ from machine import describe_machine  # first: it fixes the number of threads  #
 
 import argparse
 import gc
+import io
 import multiprocessing
 import random
 import tempfile
@@ -22,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 
 from attacks.bad_recipes import CASES, bad_recipe
@@ -97,7 +99,8 @@ def attacks(home: Path, kills: int) -> list[Callable[[], list[Attack]]]:
 
     def of_files() -> list[Attack]:  # last: it trains in this process
         (home / "damage").mkdir()
-        targets = make_targets(home / "damage")
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            targets = make_targets(home / "damage")
         names = [(kind, name) for kind, target in targets.items() for name in target.names()]
         return [Attack("damaged files", partial(damaged, targets, names, home), len(names), 0.13)]
 
@@ -113,6 +116,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=200, help="kills of runs in one process (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, sizes and orders (default: 0)")
+    parser.add_argument("--only", default="", help="attacks with this in their names, such as 'disks'")
     options = parser.parse_args()
     print(describe_machine(), flush=True)
     end, left, failed = time.monotonic() + 60 * options.minutes, 1.0, 0
@@ -122,7 +126,7 @@ def main() -> int:
         for prepare in attacks(Path(folder), options.kills):
             group = prepare()
             gc.freeze()  # what is forked from here copies less
-            for attack in group:
+            for attack in (attack for attack in group if options.only in attack.name):
                 if attack.without:
                     rows.append(f"| {attack.name} | skipped: {attack.without} | | | |")
                 else:
