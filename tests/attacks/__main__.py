@@ -42,6 +42,7 @@ def carried_out(attack: Attack, seconds: float, seed: int) -> Tried:
     numbers = iter(random.Random(seed).sample(range(attack.attempts), attack.attempts))
     end, tried = time.monotonic() + seconds, Tried()
     running: dict[Future[Tried], int] = {}
+    said = time.monotonic()
     with ProcessPoolExecutor(_PROCESSES, multiprocessing.get_context("fork")) as pool:
         while True:
             while len(running) < _PROCESSES and tried.count < attack.enough and time.monotonic() < end:
@@ -60,6 +61,9 @@ def carried_out(attack: Attack, seconds: float, seed: int) -> Tried:
                 tried.failed += found.failed
                 for line in found.failed:
                     print(f"  FAILED {attack.name}: {line}", flush=True)
+                if time.monotonic() > said + 15:
+                    said = time.monotonic()
+                    print(f"  {tried.count:,} tried, {len(tried.failed)} failed", flush=True)
 
 
 def damaged(targets: dict[str, Target], names: list[tuple[str, str]], home: Path, number: int) -> Tried:
@@ -132,7 +136,8 @@ def main() -> int:
                 else:
                     print(f"{attack.name} …", flush=True)
                     started = time.monotonic()
-                    tried = carried_out(attack, max(0, end - started) * attack.share / left, options.seed)
+                    share = 1 if options.only else attack.share / left
+                    tried = carried_out(attack, max(0, end - started) * share, options.seed)
                     seconds, faults = time.monotonic() - started, len(tried.failed)
                     row = (
                         attack.name,
