@@ -111,7 +111,7 @@ class Kills:
 
 
 class KillsOfTwo(Kills):
-    """Runs in two processes, started as torchrun and `accelerate launch` do: a process or the launcher is killed."""
+    """Runs in two processes, started as torchrun does: a process or the launcher is killed."""
 
     def prepare(self) -> None:
         """Run the recipe without interruption."""
@@ -123,7 +123,6 @@ class KillsOfTwo(Kills):
         def launch() -> None:
             from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-            os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # as accelerate's launcher does
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
