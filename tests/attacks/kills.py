@@ -156,12 +156,13 @@ class KillsOfTwo(Kills):
                 victims.append(f"{kind} after {moment:.2f} s")
                 victim.kill()
                 tried.count += 1
-                left = finished(child, log) is None
+                if left := finished(child, log) is None:
+                    killed(child, log)
                 _, alive = psutil.wait_procs(launched, _ALONE)
                 for process in alive:
                     process.kill()
                 if left or alive:
-                    fault = f"{len(alive)} processes are left behind"
+                    fault = f"{left + len(alive)} processes are left behind"
                 continue
             if ended is None:
                 killed(child, log)
