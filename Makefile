@@ -5,6 +5,7 @@
 # make lint         ruff, and mypy on the package as it is installed
 # make format       let ruff rewrite what it can
 # make gpu          search and training steps on a GPU, and their speed: runs/gpu.md
+# make attack       kills, full disks, bad values, hostile requests and damaged files: a table, in 20 minutes
 # make bench        the measured comparisons in tests/benchmarks
 # make clean        remove .venv and everything built
 #
@@ -27,7 +28,7 @@ offline = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 launch = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: help install quickstart test test-fast gpu lint format bench clean FORCE
+.PHONY: help install quickstart test test-fast gpu lint format bench attack clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -73,6 +74,10 @@ lint: install
 format: install
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# MINUTES=5: a part of it.
+attack: install
+	$(offline) $(VENV)/bin/python tests/attacks --minutes $(or $(MINUTES),20)
 
 # Compares at length, with a command of its own, see recipes/RESULTS.md; the others are its parts.
 longer := $(addprefix tests/benchmarks/,against_sentence_transformers.py rival.py comparison.py processor_budget.py)

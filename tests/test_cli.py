@@ -465,6 +465,23 @@ def test_a_process_ends_when_the_command_that_started_it_was_killed() -> None:
             process.wait()
 
 
+@pytest.mark.parametrize("variable", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"])
+def test_a_process_ends_when_its_launcher_was_killed(variable: str) -> None:
+    worker = (
+        "from hf_ar2.command_line.launch import end_with_launcher as end; end(); print(flush=True); "
+        "import time; time.sleep(60)"
+    )
+    launch_it = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    environment = {name: value for name, value in os.environ.items() if name != launch.STARTER}
+    command = [sys.executable, "-c", launch_it]
+    started = time.monotonic()
+    with subprocess.Popen(command, env={**environment, variable: "no"}, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None and launcher.stdout.readline() == b"\n"
+        launcher.kill()
+        assert launcher.stdout.read() == b"", "until the worker has ended"
+    assert time.monotonic() < started + 50
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "way"),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 INTERRUPTS = "HF_AR2_INTERRUPTS"
 # Environment variable: the process that the script ends with.
 STARTER = "HF_AR2_STARTER"
+# Environment variables that `accelerate launch` and torchrun set.
+_OF_LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 # Options of `accelerate launch` that say on how many machines and processes to run.
 MACHINES = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 # Seconds until interrupted processes are killed; one of them may wait for another forever.
@@ -211,10 +213,10 @@ def ended_by_interrupts() -> Iterator[None]:
 def end_with_launcher() -> None:
     """Have this process terminated when the one that launched it has ended, which may have been killed.
 
-    That is `hf-ar2`, else accelerate's launcher, if there is one.
+    That is `hf-ar2`, else the launcher of accelerate or torchrun, if there is one.
     """
     starter = os.environ.pop(STARTER, None)
-    if starter is None and "ACCELERATE_MIXED_PRECISION" not in os.environ:  # no launcher
+    if starter is None and not any(name in os.environ for name in _OF_LAUNCHERS):
         return
     import psutil
 
