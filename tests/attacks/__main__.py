@@ -37,18 +37,27 @@ from attacks.kills import Kills, KillsOfTwo
 _PROCESSES, _MANY = 2, 10_000
 
 
+_attempt: list[Callable[[int], Tried]] = []  # of the attack under way; forked processes inherit it
+
+
+def attempted(number: int) -> Tried:
+    """The attempt of this number, in a process of the pool."""
+    return _attempt[0](number)
+
+
 def carried_out(attack: Attack, seconds: float, seed: int) -> Tried:
     """Make attempts, in a random order, as long as there is time to begin another one."""
     numbers = iter(random.Random(seed).sample(range(attack.attempts), attack.attempts))
     end, tried = time.monotonic() + seconds, Tried()
     running: dict[Future[Tried], int] = {}
     said = time.monotonic()
+    _attempt[:] = [attack.attempt]
     with ProcessPoolExecutor(_PROCESSES, multiprocessing.get_context("fork")) as pool:
         while True:
             while len(running) < _PROCESSES and tried.count < attack.enough and time.monotonic() < end:
                 if (number := next(numbers, None)) is None:
                     break
-                running[pool.submit(attack.attempt, number)] = number
+                running[pool.submit(attempted, number)] = number
             if not running:
                 return tried
             for done in wait(running, return_when=FIRST_COMPLETED).done:
