@@ -16,7 +16,7 @@ from test_recipes import QUICK, changed, tiny_recipe, weights
 from hf_ar2.command_line import main as cli
 from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.encoding.processes import Processes
-from hf_ar2.index import CorpusIndex, corpus_index
+from hf_ar2.index import CorpusIndex, shards
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import encoder_fingerprint, index_fingerprint
@@ -231,7 +231,7 @@ def test_search_finds_the_index_that_served_the_last_row(finished, monkeypatch, 
     def never(*given, **options):
         raise AssertionError("the corpus was encoded again")
 
-    monkeypatch.setattr(corpus_index, "encode_rows", never)
+    monkeypatch.setattr(shards, "encode_rows", never)
     assert cli.main(["search", str(run), "the falcon"]) == 0
     assert "falcon" in capsys.readouterr().out
 

@@ -154,7 +154,7 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
     assert "zero-shot" in trained and "AR2 over hard-negatives" in trained
     assert "LTRe pipeline" in said["hf-ar2 compare runs/mine"]
     written = load_collection("data/written")
-    assert set(written.queries["source"]) == {"generated:writers/seq2seq"} and len(written.corpus) == 36
+    assert set(written.queries["source"]) == {"generated:seq2seq"} and len(written.corpus) == 36
     assert "3 of 3 questions judged" in said["hf-ar2 label runs/mine asked.txt"]
     assert "of 3 questions" in said["hf-ar2 evaluate runs/mine --questions asked.txt"]
     again = said[

@@ -299,7 +299,7 @@ def test_what_could_not_be_saved_is_an_error_before_training(models, tmp_path, t
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        (16, "expected fields of peft.LoraConfig"),
+        (16, "lora: found 16, expected a mapping"),
         ({"rank": 4}, "unknown field 'rank'"),
         ({"r": 4, "target_modules": ["qkv"]}, "qkv"),
     ],
