@@ -299,7 +299,8 @@ def test_scores_that_are_not_finite_are_named_with_their_model(models, tmp_path,
     trainer = joint(models, tmp_path, tiny_collection)
     with torch.no_grad():
         trainer.model.ranker.model.classifier.bias.fill_(math.nan)
-    trainer.train()
+    with pytest.raises(ValueError, match="step 1, joint: the loss is nan"):
+        trainer.train()
     messages = [r.message for r in caplog.records if r.name.endswith("rocketqa_v2")]
     assert len(messages) == 1 and "the ranker's scores are not finite" in messages[0]
 
