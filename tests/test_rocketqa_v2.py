@@ -295,14 +295,12 @@ def test_a_ranker_that_teaches_nothing_is_named_once(
         assert re.search(said, message)
 
 
-def test_scores_that_are_not_finite_are_named_with_their_model(models, tmp_path, tiny_collection, caplog):
+def test_scores_that_are_not_finite_stop_the_run(models, tmp_path, tiny_collection):
     trainer = joint(models, tmp_path, tiny_collection)
     with torch.no_grad():
         trainer.model.ranker.model.classifier.bias.fill_(math.nan)
     with pytest.raises(ValueError, match="step 1, joint: the loss is nan"):
         trainer.train()
-    messages = [r.message for r in caplog.records if r.name.endswith("rocketqa_v2")]
-    assert len(messages) == 1 and "the ranker's scores are not finite" in messages[0]
 
 
 def test_what_cannot_work_raises_an_error_with_the_reason(tmp_path):
