@@ -295,11 +295,13 @@ def test_a_ranker_that_teaches_nothing_is_named_once(
         assert re.search(said, message)
 
 
-def test_scores_that_are_not_finite_stop_the_run(models, tmp_path, tiny_collection):
+def test_scores_that_are_not_finite_are_named_with_their_model(models, tmp_path, tiny_collection):
     trainer = joint(models, tmp_path, tiny_collection)
     with torch.no_grad():
         trainer.model.ranker.model.classifier.bias.fill_(math.nan)
-    with pytest.raises(ValueError, match="step 1, joint: the loss is nan"):
+    with pytest.raises(
+        ValueError, match="step 1, joint: the loss is nan; the ranker's scores are not finite"
+    ):
         trainer.train()
 
 

@@ -316,10 +316,16 @@ class JointTrainer(Trainer):
         self.step_log.add({f"loss/{phase}": loss, **logs})
         value = loss.item()
         if not self.args.fp16 and not math.isfinite(value):  # fp16 skips such steps
+            roles = {"retriever": scores.retriever_scores, "ranker": scores.ranker_scores}
+            causes = [
+                f"; the {role}'s scores are not finite"
+                for role, found in roles.items()
+                if found is not None and not bool(torch.isfinite(found).all())
+            ]
             rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.step_log.learning_rates.items())
             raise ValueError(
-                f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}: the loss is {value}. "
-                "Training diverged, or a model's weights are not finite; lower the learning rate"
+                f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}: the loss is {value}"
+                f"{''.join(causes)}. Training diverged, or a model's weights are not finite; lower the learning rate"
                 f"{f' ({rates})' if rates else ''}"
             )
         return (loss, outputs) if return_outputs else loss
