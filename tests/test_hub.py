@@ -233,7 +233,8 @@ def test_a_run_continues_from_the_checkpoint_on_the_hub(results: dict[str, Any])
 
 def test_a_push_that_fails_while_training_does_not_end_it(results: dict[str, Any]) -> None:
     commits = results["training"]["commits"]["models/tester/failing-retriever"]
-    assert commits[0] == "Training in progress, step 14"  # and the end, if it changes a file
+    saved = "Training in progress, step 14"
+    assert commits in ([saved], [saved, "End of training"])  # the end makes a commit if it changes a file
 
 
 def test_a_name_without_write_access_fails_before_training(results: dict[str, Any]) -> None:
