@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attacks.damage import ARGS as DAMAGED_ARGS
 from conftest import make_tiny_collection, make_tiny_ranker, make_tiny_retriever, write_recipe
 
 from hf_ar2.files import checksum
@@ -147,18 +148,7 @@ def run_recipe(recipe: Path, run: Path, *more: str) -> Callable[[], None]:
 # ---- Recipes ---------------------------------------------------------------------------------------------------------
 
 ARGS: dict[str, Any] = {
-    "per_device_train_batch_size": 4,
-    "eval_strategy": "no",
-    "eval_on_start": False,
-    "disable_tqdm": True,
-    "max_passage_length": 32,
-    "max_pair_length": 48,
-    "use_cpu": True,
-    "bf16": False,
-    "save_strategy": "steps",
-    "save_steps": 2,
-    "learning_rate": 1e-3,
-    "report_to": "none",
+    **DAMAGED_ARGS,
     "eval_depth": 20,
     "rerank_depth": 10,
     "eval_metrics": ["mrr@10"],
