@@ -168,9 +168,21 @@ def test_it_teaches_the_first_dimensions(models, tmp_path, tiny_collection):
     assert values[1] > values[0]
 
 
-@pytest.mark.parametrize("dims", [[], [8, 8], [0], [8.0], "8", [True]])
-def test_widths_that_cannot_be_meant_are_named(dims, tmp_path):
-    with pytest.raises(ValueError, match="matryoshka_dims.* expected a list of (different )?whole numbers"):
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        *(
+            (dims, "matryoshka_dims=.*expected a list of different whole numbers above 0")
+            for dims in ([], [8, 8], [0])
+        ),
+        *(
+            (dims, "matryoshka_dims: found .*expected a list of whole numbers, or None")
+            for dims in ([8.0], "8", [True])
+        ),
+    ],
+)
+def test_widths_that_cannot_be_meant_are_named(dims, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         RetrieverConfig(output_dir=str(tmp_path), matryoshka_dims=dims)
 
 
