@@ -42,7 +42,7 @@ class RetrieverConfig(JointConfig):
     """Settings of `RetrieverTrainer`; `JointConfig` has the rest.
 
     With `num_negatives=0` (the default) a query's negatives are the other queries' passages, of all processes. With
-    more, hard negatives stand beside them: those of `train_lists` (RocketQA's denoised ones, or with `collection` the
+    more, hard negatives are added: those of `train_lists` (RocketQA's denoised ones, or with `collection` the
     given ones), and with `mine` those the retriever finds itself; `refresh` says whether they are mined once (static,
     as in STAR) or every round, as in ANCE.
 
