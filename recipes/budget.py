@@ -279,6 +279,7 @@ class Budget:
     def __post_init__(self) -> None:
         self.now = CLOCKS[self.clock]
         self._writing = threading.Lock()  # the run's lock writes in a thread of its own
+        self._closed = False
         self._began = 0.0 if self.clock == "processor" else self.now()
         self.earlier = float(read_json(self.folder / "time.json").get("seconds", self.earlier))
 
@@ -287,10 +288,15 @@ class Budget:
         """Seconds of this call and the earlier ones."""
         return self.earlier + self.now() - self._began
 
+    def close(self) -> None:
+        """Write the seconds a last time: what follows, such as the evaluation on test, is not counted."""
+        self.write()
+        self._closed = True
+
     def write(self) -> None:
         """Write the seconds so far to `time.json`, on the first process."""
         stage = self.stage
-        if PartialState().is_main_process:
+        if PartialState().is_main_process and not self._closed:
             with self._writing:
                 write_note(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
         if stage is not None:

@@ -121,7 +121,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     trained = time.time()
     if recipe.rows:
         chosen_on = part if part is not collection else None
-        evaluate_rows(recipe, run, with_questions, inputs, load, budget.write, chosen_on)
+        evaluate_rows(recipe, run, with_questions, inputs, load, budget.close, chosen_on)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
     state.wait_for_everyone()

@@ -78,6 +78,15 @@ def test_a_budget_counts_earlier_attempts(tmp_path):
     assert 100.0 <= budget.spent < 101.0
 
 
+def test_a_closed_budget_counts_nothing_more(tmp_path):
+    budget = Budget(tmp_path, 300.0, "processor")
+    budget.close()
+    closed = (tmp_path / "time.json").read_text()
+    sum(range(1_000_000))
+    budget.write()  # as the lock of the run folder does every few seconds
+    assert (tmp_path / "time.json").read_text() == closed
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
