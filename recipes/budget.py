@@ -40,6 +40,7 @@ class Costs:
         passages: number of passages.
         passage_tokens, query_tokens, pair_tokens: mean lengths after truncation.
         dev_queries: queries of the split that the served system is chosen on.
+        train_queries: queries of the whole training split.
         from_people: whether people asked any of them; if not, a merged retriever is not dropped.
     """
 
@@ -49,6 +50,7 @@ class Costs:
     query_tokens: float
     pair_tokens: float
     dev_queries: int
+    train_queries: int
     from_people: bool = True
 
     @property
@@ -103,7 +105,8 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
 
     The time for encoding and ranking, in the stages and in the evaluation on dev, is set aside first. A stage is
     dropped if its own encoding and ranking takes longer than its training, the one with the worst ratio first, and if
-    it would not reach its `min_steps`. The first stage that trains a retriever is never dropped.
+    it would not reach its `min_steps`, or the stages before it their passes (`after_passes`). The first stage that
+    trains a retriever is never dropped.
 
     Raises:
         RecipeError: the seconds do not suffice for what cannot be dropped.
@@ -250,12 +253,21 @@ def _required_stages(recipe: Recipe, costs: Costs) -> set[str]:
 def _too_short(
     recipe: Recipe, training: dict[str, float], costs: Costs, required: set[str]
 ) -> tuple[str, str] | None:
-    """The first stage that would not reach its `min_steps`, and the reason to drop it."""
+    """The first stage for which there are too few steps, its own or those before it, and the reason to drop it."""
+    passes = 0.0  # of the training queries, in earlier stages
     for name, body in recipe.stages.items():
-        least = body.get("min_steps", 0)
-        reached = int(training[name] / costs.step(body["trainer"], recipe.stage_args(name)))
+        settings, trainer = recipe.stage_args(name), body["trainer"]
+        least, least_passes = body.get("min_steps", 0), body.get("after_passes", 0)
+        reached = max(0, int(training[name] / costs.step(trainer, settings)))
         if name not in required and reached < least:
-            return name, f"it needs at least {least:,} steps, and there is time for {max(reached, 0):,}"
+            return name, f"it needs at least {least:,} steps, and there is time for {reached:,}"
+        if name not in required and passes < least_passes:
+            return name, (
+                f"the earlier stages have time for {passes:.1f} passes over the training queries, and a stage like "
+                f"this one pays after {least_passes:g}"
+            )
+        if trainer in ("retriever", "ar2", "rocketqa-v2") and costs.train_queries:
+            passes += reached * settings.get("per_device_train_batch_size", 8) / costs.train_queries
     return None
 
 

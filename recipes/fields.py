@@ -47,6 +47,9 @@ class Stage:
     share: float = setting(1.0, "Part of the minutes.", above=0)
     min_steps: float = setting(0, "With fewer, the stage is dropped.", above=0)
     max_epochs: float = setting(0, "Passes over the queries.", above=0)
+    after_passes: float = setting(
+        0, "Dropped unless the earlier stages make so many passes over the queries.", above=0
+    )
 
 
 @dataclass

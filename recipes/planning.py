@@ -30,7 +30,7 @@ from hf_ar2.trainers.step_time import tokens_per_second
 PLAN = "plan.json"
 # If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
 # takes the other share.
-WHOLE, PART = 0.12, 0.08
+WHOLE, PART = 0.1, 0.06
 # Passages of a part at least; fewer cannot show which retriever is better.
 FEWEST = 500
 # First passages of BM25 that come with a dev query: they are easily confused with its relevant ones.
@@ -123,6 +123,7 @@ def measure_costs(
         query_tokens=query_tokens,
         pair_tokens=min(float(longest), passage_tokens + query_tokens),
         dev_queries=_dev_queries(recipe, collection),
+        train_queries=len(collection.judgments(args.train_split).positives()),
         from_people=chosen_on not in collection.splits or not from_structure(collection, chosen_on),
     )
 

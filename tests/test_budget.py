@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +19,15 @@ from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
 from hf_ar2.settings.text import TextConfig
 
-COSTS = Costs(rate=7000, passages=2650, passage_tokens=125, query_tokens=14, pair_tokens=139, dev_queries=300)
+COSTS = Costs(
+    rate=7000,
+    passages=2650,
+    passage_tokens=125,
+    query_tokens=14,
+    pair_tokens=139,
+    dev_queries=300,
+    train_queries=600,
+)
 
 
 @pytest.fixture
@@ -37,6 +46,12 @@ def test_all_seconds_are_divided(recipe):
 def test_more_time_drops_no_more_stages(recipe):
     stages = [len(make_plan(recipe, seconds, COSTS).recipe.stages) for seconds in range(200, 4000, 200)]
     assert stages == sorted(stages) and stages[0] < stages[-1] == len(recipe.stages)
+
+
+def test_a_stage_waits_for_passes_over_the_training_queries(recipe):
+    few, many = (dataclasses.replace(COSTS, train_queries=queries) for queries in (600, 600_000))
+    assert "ltre" in make_plan(recipe, 1200.0, few).training
+    assert "the earlier stages have time for 0.0 passes" in make_plan(recipe, 1200.0, many).dropped["ltre"]
 
 
 def test_what_is_dropped_leaves_a_recipe_that_can_be_run(recipe, tmp_path):

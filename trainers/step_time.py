@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,42 +13,41 @@ from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.retrieval import Retrieval
 
 Clock = Callable[[], float]
-# Steps that are timed after the first one, which is slower.
-_TIMED = 2
+# A part of a step's lists is timed, because its weights' gradients are thrown away.
+_PART = 4
 # Passages that are encoded to learn the speed.
 _SAMPLE = 128
 
 
 def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
-    """Seconds of a training step: batches, forward and backward passes; no weight moves.
+    """Seconds of a training step, estimated from a quarter of its lists: batches, forward and backward passes.
 
-    The trainer has begun its round (`begin_round`), so that its lists are there.
+    No weight moves. The trainer has begun its round (`begin_round`), so that its lists are there.
 
     Args:
-        step: a global step; it and the next ones, of the same phase, are timed.
+        step: a global step; lists of it are timed.
         clock: returns seconds, as `time.monotonic` or `time.process_time`.
 
     Returns:
-        The median of two steps, on the slowest rank.
+        The seconds on the slowest rank.
     """
     args, processes = trainer.args, trainer.encoders.processes
     generator = torch.get_rng_state()
     trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
-    batch, seconds = args.per_device_train_batch_size, []
-    for number in range(_TIMED + 1):
+    batch = args.per_device_train_batch_size
+    timed = math.ceil(batch / _PART)
+    start = step * trainer.global_batch + processes.rank * batch
+    for lists in (math.ceil(timed / _PART), timed):  # the first pass is slower, and not counted
         began = clock()
-        first = (step + number) * trainer.global_batch
-        for part in range(args.gradient_accumulation_steps):
-            start = first + (part * processes.world_size + processes.rank) * batch
-            inputs = trainer.collator(list(range(start, start + batch)))
-            with trainer.encoders.autocast():  # as accelerate wraps the model once training begins
-                trainer.training_step(trainer.model, inputs)
-        seconds.append(clock() - began)
+        inputs = trainer.collator(list(range(start, start + lists)))
+        with trainer.encoders.autocast():  # as accelerate wraps the model once training begins
+            trainer.training_step(trainer.model, inputs)
+        seconds = clock() - began
+    seconds *= batch / timed * args.gradient_accumulation_steps
     trainer.model.zero_grad(set_to_none=True)
     trainer.step_log.sums.clear()
     torch.set_rng_state(generator)
-    slowest = processes.combine(_at(processes.rank, processes.world_size, statistics.median(seconds[1:])))
-    return float(slowest.max())
+    return float(processes.combine(_at(processes.rank, processes.world_size, seconds)).max())
 
 
 def tokens_per_second(retrieval: Retrieval, clock: Clock) -> float:
