@@ -45,6 +45,7 @@ __all__ = [
     "RocketQAv2Trainer",
     "__version__",
     "evaluation",
+    "join_collections",
     "load_collection",
     "load_ranker",
     "load_retriever",
@@ -58,6 +59,7 @@ _PACKAGES = ("evaluation", "losses", "trainers")
 # Where each name lives. The trainers are above this package, which never uses them: it only passes their names on.
 _HOMES = {
     "Collection": "hf_ar2.collections",
+    "join_collections": "hf_ar2.collections",
     "load_collection": "hf_ar2.collections",
     "CorpusIndex": "hf_ar2.index",
     "JointModel": "hf_ar2.models",

@@ -14,7 +14,7 @@ from hf_ar2.collections.questions import read_questions
 from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import check_relevant, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
-from hf_ar2.index.search import FaissSearcher
+from hf_ar2.index.search import NO_RANGES, FaissSearcher
 from hf_ar2.models.limits import set_truncate_dim
 from hf_ar2.recipes.choosing import evaluated_splits
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, row_config, source_name, stage_config
@@ -139,6 +139,14 @@ def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> N
                 config.check_dimension(dimension)
             if indexes:
                 FaissSearcher(new_faiss_index(config.index_factory, dimension), "cpu", search_parameters)
+
+
+def check_exact(recipe: Recipe, collection: Collection, run: Path) -> None:
+    """Check that stages and rows search exactly if the collection is several, each searched by itself."""
+    for place, configure, name, _ in _configured(recipe) if collection.members else ():
+        config = configure(recipe, name, run)
+        if getattr(config, "index_factory", "Flat") != "Flat" or getattr(config, "search_parameters", None):
+            raise RecipeError(f"{place}.index_factory: {config.index_factory!r}: such an index {NO_RANGES}")
 
 
 def check_adapters(recipe: Recipe, load: Load) -> None:

@@ -112,14 +112,24 @@ def evaluate_rows(
     for name in [name for name in due if due[name]]:
         folder = run / "evaluation" / name
         folder.mkdir(parents=True, exist_ok=True)
-        files = [*_written_runs(run, name, splits), *folder.glob(BLEND)]
+        files = [*_written_runs(run, name, with_parts(collection, splits)), *folder.glob(BLEND)]
         write_note(folder / "key.json", {"of": keys[name]}, files)
         if more:
             write_note(folder / "questions.json", {"of": asked}, _written_runs(run, name, more))
         else:
             (folder / "questions.json").unlink(missing_ok=True)
-    searched_for = {split: choice if split == chosen_on else collection for split in [*splits, *more]}
+    searched_for = {
+        name: searched
+        for split in [*splits, *more]
+        for searched in [choice if split == chosen_on else collection]
+        for name in with_parts(searched, [split])
+    }
     return write_metrics(recipe, run, searched_for)
+
+
+def with_parts(collection: Collection, splits: Iterable[str]) -> list[str]:
+    """The splits, each with its parts where the collection is several (see `Collection.by_member`)."""
+    return [name for split in splits for name in (split, *collection.by_member(split).values())]
 
 
 def _written_runs(run: Path, row: str, splits: Iterable[str]) -> list[Path]:
@@ -158,7 +168,7 @@ def open_lexical(recipe: Recipe, run: Path, collection: Collection) -> LexicalIn
     if not recipe.evaluation.get("lexical"):
         return None
     texts = recipe.texts.passage_texts(collection)
-    return LexicalIndex.open_or_build(texts, run / "lexical")
+    return LexicalIndex.open_or_build(texts, run / "lexical", collection.member_rows)
 
 
 def evaluate_lexical(
@@ -169,7 +179,8 @@ def evaluate_lexical(
         query_rows = evaluated_queries(collection, split)
         texts = list(collection.queries.select(query_rows)["text"])
         own_rows = collection.own_rows[query_rows]
-        scores, rows = lexical.search(texts, deeper(own_rows, recipe.depth))
+        ranges = collection.searched_rows(query_rows)
+        scores, rows = lexical.search(texts, deeper(own_rows, recipe.depth), ranges)
         scores, rows = without_own(scores, rows, own_rows, recipe.depth)
         _write_runs(recipe, run, collection, LEXICAL_ROW, split, query_rows, {"retriever": (rows, scores)})
 
@@ -214,6 +225,7 @@ def evaluate_row(
                 lexical,
                 partial(retrieval.score_passages, query_rows),
                 collection.own_rows[query_rows],
+                collection.searched_rows(query_rows),
             )
             if split == chosen_on:
 
@@ -259,12 +271,16 @@ def _write_runs(
     found: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
     ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
-    for system in set(SYSTEMS) - set(found):  # of an evaluation with other settings
-        run_file(run, name, split, system).unlink(missing_ok=True)
-    for system, (ranking, values) in found.items():
-        path = run_file(run, name, split, system)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_run(path, ids, collection.corpus["id"], ranking, values, tag=f"{recipe.name}-{name}-{system}")
+    passage_ids = collection.corpus["id"]
+    for part in with_parts(collection, [split]):
+        kept = np.flatnonzero(np.isin(query_rows, evaluated_queries(collection, part)))
+        for system in set(SYSTEMS) - set(found):  # of an evaluation with other settings
+            run_file(run, name, part, system).unlink(missing_ok=True)
+        for system, (ranking, values) in found.items():
+            path = run_file(run, name, part, system)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tag = f"{recipe.name}-{name}-{system}"
+            write_run(path, [ids[place] for place in kept], passage_ids, ranking[kept], values[kept], tag=tag)
 
 
 def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:

@@ -12,7 +12,7 @@ from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.cards.mark import write_card
 from hf_ar2.collections import Collection
 from hf_ar2.collections.sources import query_source_note
-from hf_ar2.evaluation.tables import stage_table
+from hf_ar2.evaluation.tables import member_table, stage_table
 from hf_ar2.files import files_in, write_note, writing
 from hf_ar2.models.lora import save_model
 from hf_ar2.recipes.encodings import encoding_times, keep_served_index
@@ -44,6 +44,8 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
         split = recipe.report_split
         tests, names = significance["tests"], recipe.table_metrics
         print("\n" + stage_table(metrics, tests, split=split, names=names, served=chosen["row"]))
+        if parts := collection.by_member(split):
+            print("\n" + member_table(metrics, parts, recipe.test_metric))
         left = [row for row in recipe.rows if split not in metrics.get(row, {})]
         if (
             left

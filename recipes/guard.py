@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from hf_ar2.cards.facts import read_json
 from hf_ar2.cards.guard import GUARD_FILE
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import out_of_reach
 from hf_ar2.files import write_note
@@ -81,7 +82,7 @@ def load_guard(recipe: Recipe) -> Guard | None:
     """
     if recipe.guard is None:
         return None
-    if recipe.guard == recipe.collection:
+    if recipe.guard in (recipe.collection, *texts_of_sources(recipe.collection).values()):
         raise RecipeError(
             f"guard: {recipe.guard} is the collection that is trained on; expected one of other texts"
         )
@@ -166,7 +167,10 @@ def _measure(
     rows, inputs, encoders = np.arange(len(sample.corpus)), system.retriever_inputs, system.encoders
     judgments = sample.judgments(split)
     own_rows = sample.own_rows[judgments.query_rows]
-    values = values_among(retriever, inputs, encoders, judgments, rows, metrics, settings.depth, own_rows)
+    ranges = sample.searched_rows(judgments.query_rows)
+    values = values_among(
+        retriever, inputs, encoders, judgments, rows, metrics, settings.depth, own_rows, ranges
+    )
     del retriever, system
     torch.cuda.empty_cache()
     means = {metric: float(values[metric].mean()) for metric in metrics}

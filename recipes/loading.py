@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_ar2.augmentation import AugmentConfig
 from hf_ar2.cards.facts import source_name
+from hf_ar2.collections.joined import source_text
 from hf_ar2.command_line.parser import nearest
 from hf_ar2.evaluation.systems import LEXICAL_ROW
 from hf_ar2.models.loading import LOADING_OPTIONS
@@ -55,6 +56,9 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
         _override(content, key, text)
     content = _with_numbers(content)
     check_shape(content, str(path))
+    if isinstance(content.get("collection"), dict | list):
+        with errors_at(str(path)):
+            content["collection"] = source_text(content["collection"])
     check_fields(str(path), content, Recipe)
     if "collection" not in content:
         raise RecipeError(f"{path}: field 'collection' is missing")

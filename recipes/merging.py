@@ -18,6 +18,7 @@ from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import display_name, format_table
+from hf_ar2.index.search import search_in_ranges
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.models.lora import merge_adapters, save_model
 from hf_ar2.models.merging import (
@@ -184,14 +185,18 @@ def values_of_shares(
     for system in systems:
         inputs = system.retriever_inputs
         queries = system.encoders.embed_queries(system.retriever, inputs, judgments.query_rows)
-        found.append(system.searched.search(queries, min(CANDIDATES, total))[1])
+        ranges = system.collection.searched_rows(judgments.query_rows)
+        found.append(search_in_ranges(system.searched.search, queries, min(CANDIDATES, total), ranges)[1])
     part, passage_rows = reduced(judgments, found, total, QUERIES, seed)
     say(f"{title}: {len(part):,} queries among {len(passage_rows):,} of {total:,} passages")
     inputs, encoders, depth = trained.retriever_inputs, trained.encoders, trained.settings.depth
     values, own_rows = {}, trained.collection.own_rows[part.query_rows]
+    ranges = trained.collection.searched_rows(part.query_rows)
     for share in SHARES:
         merged = merge_retrievers(trained.retriever, systems[1].retriever, share)
-        measured = values_among(merged, inputs, encoders, part, passage_rows, [metric], depth, own_rows)
+        measured = values_among(
+            merged, inputs, encoders, part, passage_rows, [metric], depth, own_rows, ranges
+        )
         values[share] = measured[metric]
     return values
 

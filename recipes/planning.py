@@ -173,8 +173,8 @@ def working_part(
     if dev is not None:
         judgments = collection.judgments(dev).positives()
         questions = list(collection.queries.select(judgments.query_rows)["text"])
-        lexical = LexicalIndex.build(texts.passage_texts(collection))
-        _, beside = lexical.search(questions, _BESIDE_DEV)
+        lexical = LexicalIndex.build(texts.passage_texts(collection), member_rows=collection.member_rows)
+        _, beside = lexical.search(questions, _BESIDE_DEV, collection.searched_rows(judgments.query_rows))
         for place in rng.permutation(len(judgments)):
             added = _passages(judgments, place) | set(beside[place][beside[place] >= 0].tolist())
             if rows and len(rows | added) > _DEV_SHARE * size:
@@ -189,7 +189,7 @@ def working_part(
     kept = np.sort(np.fromiter(rows, np.int64))
     inside = set(np.asarray(collection.corpus["id"], object)[kept].tolist())
     qrels = {}
-    for split in dict.fromkeys([train, *([dev] if dev else [])]):
+    for split in dict.fromkeys([train, *([dev, *collection.by_member(dev).values()] if dev else [])]):
         table = collection.qrels[split]
         judged = list(zip(table["query_id"], table["passage_id"], table["relevance"], strict=True))
         partial = {query for query, passage, grade in judged if grade > 0 and passage not in inside}

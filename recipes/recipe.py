@@ -66,7 +66,7 @@ class Recipe:
 
     Attributes:
         name: for reports.
-        collection: what `load_collection` takes.
+        collection: what `load_collection` takes, as a text. In a file, several may be a mapping or a list.
         seed: of every stage, of new ranker heads, of samples.
         models: name → fields of `load_retriever` / `load_ranker`.
         args: settings of every stage.

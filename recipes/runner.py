@@ -20,6 +20,7 @@ from hf_ar2.augmentation import augment
 from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.facts import hub_id, read_json
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.collections.sources import query_sources
 from hf_ar2.files import check_files, files_in, write_json, write_note, write_text
 from hf_ar2.folders import remove_leftovers
@@ -31,6 +32,7 @@ from hf_ar2.recipes.checks import (
     check_adapters,
     check_dimensions,
     check_evaluation,
+    check_exact,
     check_named_files,
     check_settings,
     check_splits,
@@ -95,6 +97,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     with_questions = with_recipe_questions(recipe, collection)  # for the evaluation alone
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
+    check_exact(recipe, collection, run)
     check_dimensions(recipe, run, lambda name: load("retriever", name))
     check_adapters(recipe, load)
     plan, costs, part = None, None, collection
@@ -311,7 +314,10 @@ def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int
     """Write the resolved recipe and the environment, so that a run can be repeated, and where the queries come from."""
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
     write_text(run / "recipe.yaml", yaml.safe_dump(without_secrets(body), sort_keys=False))
-    names = [recipe.collection, *(body["model"] for body in recipe.models.values())]
+    names = [
+        *texts_of_sources(recipe.collection).values(),
+        *(body["model"] for body in recipe.models.values()),
+    ]
     names = without_secrets(names + ([recipe.guard] if recipe.guard else []))
     environment = {
         **describe_environment(),

@@ -14,7 +14,7 @@ from hf_ar2.evaluation.metrics import evaluate_rankings
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
-from hf_ar2.index.search import FaissSearcher
+from hf_ar2.index.search import FaissSearcher, search_in_ranges
 
 # A corpus of up to this many passages is not reduced: encoding it takes seconds.
 MOST_PASSAGES = 2000
@@ -48,6 +48,7 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
         asked,
         {split: qrels.select(kept)},
         relevance_levels=collection.relevance_levels,
+        members=collection.members,
     )
 
 
@@ -89,6 +90,7 @@ def values_among(
     metrics: Sequence[str],
     depth: int = 100,
     own_rows: np.ndarray | None = None,
+    ranges: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of an exact search among some passages; no index is written.
 
@@ -98,6 +100,7 @@ def values_among(
         passage_rows: int64 `[P]`, ascending; what is searched.
         depth: passages that are retrieved per query.
         own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
+        ranges: int64 `[Q, 2]`, the rows that each query searches (see `Collection.searched_rows`); None: all.
 
     Returns:
         metric → float64 `[Q]`.
@@ -108,7 +111,8 @@ def values_among(
     fill_faiss_index(index, passages, seed=0)
     own_rows = np.full(len(queries), -1) if own_rows is None else own_rows
     searched = min(deeper(own_rows, depth), len(passage_rows))
-    scores, places = FaissSearcher(index).search(queries, searched)
+    places_of = None if ranges is None else np.searchsorted(passage_rows, ranges)
+    scores, places = search_in_ranges(FaissSearcher(index).search, queries, searched, places_of)
     ranking = np.where(places >= 0, passage_rows[np.maximum(places, 0)], -1)
     _, ranking = without_own(scores, ranking, own_rows, depth)
     return evaluate_rankings(ranking, judgments, list(metrics), num_passages=len(passage_rows))

@@ -168,12 +168,12 @@ def positions_alone(positions: list[int]) -> dict[str, Any]:
 
 def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> ListCollator:
     """The collator of a trainer, with positives alone until something is mined."""
-    args = trainer.args
+    args, collection = trainer.args, trainer.collection
     pool, known = with_stored_lists(None, trainer)
     lists = ListSampler(
         pool=pool,
         known_positives=known,
-        corpus_size=len(trainer.collection.corpus),
+        corpus_size=len(collection.corpus),
         num_negatives=args.num_negatives,
         num_positives=args.num_positives,
         seed=args.seed if args.data_seed is None else args.data_seed,
@@ -182,6 +182,9 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
         simans_b=args.simans_b,
         first_positive=args.first_positive,
         with_scores=args.distils_stored_scores,
+        member_rows=collection.member_rows if collection.members else None,
+        member_weights=np.array(list(collection.members.values())) if collection.members else None,
+        lists_per_step=trainer.global_batch,
     )
     return ListCollator(
         lists=lists,

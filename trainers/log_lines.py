@@ -16,7 +16,7 @@ from hf_ar2.evaluation.tables import NAN_NOTE
 from hf_ar2.progress import format_duration, line_is_due, on_terminal, progress_bar
 
 _WIDTH = 80
-_EVALUATION = re.compile(r"(?P<prefix>\w+?)_(?P<system>retriever|ranker|pipeline)_(?P<metric>.+)")
+_EVALUATION = re.compile(r"(?P<prefix>\S+?)_(?P<system>retriever|ranker|pipeline)_(?P<metric>.+)")
 # How values of the log are called in a line, in this order; None: not among the telling ones. Others follow.
 _NAMES: dict[str, str | None] = {
     "loss": "loss",
@@ -145,7 +145,9 @@ def log_lines(
         systems = dict.fromkeys((match["prefix"], match["system"]) for match in found.values())
         before = ""
         for prefix, system in systems:
-            place = f"{eval_split if prefix == 'eval' else prefix}: "
+            # `eval_NAME` is about one of several collections.
+            name = eval_split if prefix == "eval" else re.sub("^eval_", f"{eval_split}-", prefix)
+            place = f"{name}: "
             items = [
                 _item(match["metric"], logs[key])
                 for key, match in found.items()

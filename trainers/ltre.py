@@ -24,6 +24,7 @@ from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.files import write_text, writing
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.search import search_in_ranges
 from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.list_scores import ListLoss, ListScores
 from hf_ar2.losses.retrieval import WEIGHTINGS
@@ -302,7 +303,9 @@ class LTReTrainer(JointTrainer):
         own_rows = self.collection.own_rows[batch["query_rows"].cpu().numpy()]
         known = np.where(known == own_rows[:, None], -1, known)  # no negative, but not relevant either
         started = time.perf_counter()
-        scored, found = self.index.search(queries, deeper(own_rows, self.args.list_depth))
+        ranges = self.collection.searched_rows(batch["query_rows"].cpu().numpy())
+        depth = deeper(own_rows, self.args.list_depth)
+        scored, found = search_in_ranges(self.index.search, queries, depth, ranges)
         _, found = without_own(scored, found, own_rows, self.args.list_depth)
         self._search_seconds += time.perf_counter() - started
         rows, relevant = with_missed(found, known, only_if_none=self.args.missed == "if_none")

@@ -20,7 +20,7 @@ from hf_ar2.encoding.probe import check_inputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
-from hf_ar2.evaluation.own import deeper, without_own
+from hf_ar2.evaluation.own import deeper, mask_other_rows, without_own
 from hf_ar2.evaluation.systems import Ranking, rankings_of_systems
 from hf_ar2.files import read_json, write_note
 from hf_ar2.index.corpus_index import CorpusIndex
@@ -28,6 +28,7 @@ from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.lexical import LexicalIndex
+from hf_ar2.index.search import NO_RANGES
 from hf_ar2.models.loading import default_temperature, weights_fingerprint
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positives, passage_text_keys
@@ -111,6 +112,8 @@ class Retrieval:
         self.args = args
         self.encoders = encoders
         self.folder = Path(str(args.output_dir))
+        if collection.members and args.index_factory != "Flat":
+            raise ValueError(f"index_factory={args.index_factory!r}: such an index {NO_RANGES}")
         check_inputs(retriever, ranker, collection, args)
         cache = Path(args.cache_dir) if args.cache_dir else self.folder / "cache"
         self.retriever_inputs: RetrieverInputs | None = None
@@ -253,7 +256,7 @@ class Retrieval:
         """Scores and rows `[Q, depth]` of the current index, the scores of the positives `[Q, P]`, and their origin."""
         index = self.refresh()
         queries = self.embed_queries(judgments.query_rows, "Training queries")
-        scores, rows = self._search(index, queries, depth)
+        scores, rows = self._search(index, queries, depth, judgments.query_rows)
         known = np.asarray(index.embeddings[np.maximum(positives, 0).reshape(-1)], np.float32)
         known = known.reshape(*positives.shape, -1)
         return scores, rows, np.einsum("qd,qpd->qp", queries, known), index.fingerprint
@@ -263,10 +266,11 @@ class Retrieval:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
         """As `_search_retriever`, with BM25: nothing is encoded."""
         passages = self.args.passage_texts(self.collection)
-        index = LexicalIndex.build(passages)
+        index = LexicalIndex.build(passages, member_rows=self.collection.member_rows)
         queries = list(self.collection.queries.select(judgments.query_rows)["text"])
-        scores, rows = index.search(queries, depth)
-        return scores, rows, index.scores(queries, positives), f"bm25:{self.collection.fingerprint}"
+        ranges = self.collection.searched_rows(judgments.query_rows)
+        scores, rows = index.search(queries, depth, ranges)
+        return scores, rows, index.scores(queries, positives, ranges), f"bm25:{self.collection.fingerprint}"
 
     def pool_without_candidates(self) -> CandidatePool:
         """A pool of depth 0, for training that needs positives alone."""
@@ -290,11 +294,13 @@ class Retrieval:
         index = self.refresh()
         queries = self.embed_queries(query_rows, description)
         own_rows = self.collection.own_rows[query_rows]
-        scores, rows = self._search(index, queries, min(deeper(own_rows, depth), index.ntotal))
+        scores, rows = self._search(index, queries, min(deeper(own_rows, depth), index.ntotal), query_rows)
         return without_own(scores, rows, own_rows, depth)
 
-    def _search(self, index: Any, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        found = self.encoders.search(index, queries, depth)
+    def _search(
+        self, index: Any, queries: np.ndarray, depth: int, query_rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        found = self.encoders.search(index, queries, depth, self.collection.searched_rows(query_rows))
         if isinstance(index, CorpusIndex):
             index.release_device()  # the training steps need the memory; LTRe, whose steps search, has a FrozenIndex
         return found
@@ -336,12 +342,19 @@ class Retrieval:
 
         Returns:
             `retriever_mrr@10`, …, and where there is a ranker `ranker_mrr@10`, …, `pipeline_mrr@10`, …; the ranker's
-            metrics are those with a cutoff within `rerank_depth`.
+            metrics are those with a cutoff within `rerank_depth`. Of several collections then those of each, too:
+            `NAME_retriever_mrr@10`, ….
         """
+        measured = self.per_query(judgments)
+        evaluated = (judgments if judgments is not None else self.eval_judgments).query_rows
+        members = self.collection.query_members[evaluated]
+        parts = {f"{name}_": members == place for place, name in enumerate(self.collection.members)}
         return {
-            f"{system}_{metric}": float(values.mean())
-            for system, found in self.per_query(judgments).items()
+            f"{part}{system}_{metric}": float(values[own].mean())
+            for part, own in {"": np.ones(len(evaluated), bool), **parts}.items()
+            for system, found in measured.items()
             for metric, values in found.items()
+            if own.any() or not part
         }
 
     def per_query(self, judgments: Judgments | None = None) -> dict[str, dict[str, np.ndarray]]:
@@ -399,9 +412,11 @@ class Retrieval:
             self._eval_rows = self._passages_to_evaluate_on(limit)
         passages = self.encoders.embed_passages(self.retriever, self.retriever_inputs, self._eval_rows)
         scores = self.embed_queries(judgments.query_rows, "Evaluation queries") @ passages.T
+        mask_other_rows(scores, self._eval_rows, self.collection.searched_rows(judgments.query_rows))
         own_rows = self.collection.own_rows[judgments.query_rows]
         order = np.argsort(-scores, axis=1, kind="stable")[:, : deeper(own_rows, depth)]
-        return without_own(np.take_along_axis(scores, order, axis=1), self._eval_rows[order], own_rows, depth)
+        scores = np.take_along_axis(scores, order, axis=1)
+        return without_own(scores, np.where(np.isneginf(scores), -1, self._eval_rows[order]), own_rows, depth)
 
     def _passages_to_evaluate_on(self, limit: int) -> np.ndarray:
         """Rows of the corpus, ascending: all positives of the evaluated queries, then what they retrieve at first.

@@ -20,6 +20,7 @@ from hf_ar2.cards.facts import Stage, Training, hub_id
 from hf_ar2.cards.mark import marked
 from hf_ar2.cards.papers import TRAINERS, Paper, papers_of
 from hf_ar2.cards.results import model_index, result_tables, short_name
+from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.models.loading import resolve_model_name
 from hf_ar2.models.saved import read_ranker, read_retriever
 from hf_ar2.settings.effects import affects_result
@@ -165,7 +166,12 @@ def _metadata(
         pipeline_tag="text-ranking" if ranker else "sentence-similarity",
         tags=["sentence-transformers", *kinds, "hf-ar2", *methods],
         base_model=training.base if training.base in training.on_the_hub else None,
-        datasets=[training.collection] if training.collection in training.on_the_hub else None,
+        datasets=[
+            source
+            for source in texts_of_sources(training.collection).values()
+            if source in training.on_the_hub
+        ]
+        or None,
         model_name=name.rsplit("/", 1)[-1] if results else None,
         eval_results=results or None,
     )
@@ -173,7 +179,10 @@ def _metadata(
 
 def _collection(training: Training) -> str:
     """What the model was trained on, in words, as a link if it is on the Hub."""
-    name = training.collection
+    return _listed([_source(name, training) for name in texts_of_sources(training.collection).values()])
+
+
+def _source(name: str, training: Training) -> str:
     if name in training.on_the_hub:
         return f"[{name}](https://huggingface.co/datasets/{name})"
     kind, _, packages = name.partition(":")

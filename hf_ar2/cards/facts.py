@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.environment import describe_environment
+from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.files import DamagedFile
 from hf_ar2.files import read_json as read_whole
 
@@ -227,7 +228,7 @@ def training_of_trainer(
     for entry in dict.fromkeys([0, len(entries) - 1]) if entries else ():
         step = entries[entry].get("step", 0)
         row = "before" if step == 0 else f"after {step:,} steps"
-        metrics[row] = {split: _by_system(entries[entry])}
+        metrics[row] = _by_split(entries[entry], split)
     base = next(
         stage["sources"][role] for stage in (*earlier, record) if role in stage.get("trained", (role,))
     )
@@ -240,7 +241,9 @@ def training_of_trainer(
         environment=describe_environment(),
         metrics=metrics,
         rerank_depth=rerank_depth,
-        on_the_hub=[name for name in (record["collection"], base) if hub_id(name)],
+        on_the_hub=[
+            name for name in (*texts_of_sources(record["collection"]).values(), base) if hub_id(name)
+        ],
     )
 
 
@@ -319,11 +322,15 @@ def _source_text(source: Any, models: Mapping[str, Any]) -> str:
     return ", ".join([named, *(f"{key} {value}" for key, value in fields.items())])
 
 
-def _by_system(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Entries such as `eval_retriever_mrr@10: 0.5`, as system → metric → value."""
-    found: dict[str, dict[str, float]] = {}
+def _by_split(entry: Mapping[str, Any], split: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Entries such as `eval_retriever_mrr@10: 0.5`, as split → system → metric → value.
+
+    `eval_nq_retriever_mrr@10` is about one of several collections, and so about the split `dev-nq`.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {split: {}}
     for key, value in entry.items():
-        match = re.fullmatch(r"eval_(retriever|ranker|pipeline)_(.+)", key)
+        match = re.fullmatch(r"eval_(?:(.+?)_)?(retriever|ranker|pipeline)_(.+)", key)
         if match:
-            found.setdefault(match[1], {})[match[2]] = float(value)
+            part = f"{split}-{match[1]}" if match[1] else split
+            found.setdefault(part, {}).setdefault(match[2], {})[match[3]] = float(value)
     return found

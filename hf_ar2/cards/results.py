@@ -19,6 +19,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HTTPError
 
 from hf_ar2.cards.facts import Training
+from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
 
@@ -29,17 +30,12 @@ def model_index(training: Training) -> list[EvalResult]:
     """
     if not training.metrics:
         return []
-    name = short_name(training.collection)
-    # What is not on the Hub must not look like an id on it.
-    id = name if training.collection in training.on_the_hub else name.rsplit("/", 1)[-1]
     over = f", the first {training.rerank_depth} passages reordered" if training.role == "ranker" else ""
     return [
         EvalResult(
             task_type="information-retrieval",
             task_name="Information retrieval",
-            dataset_type=re.sub(r"[^A-Za-z0-9._/-]+", "-", id),
-            dataset_name=name,
-            dataset_split=split,
+            **_dataset_of(training, split),
             metric_type=metric.replace("@", "_at_"),
             metric_name=f"{display_name(metric)}{over}",
             metric_value=round(float(value), 4),
@@ -49,6 +45,22 @@ def model_index(training: Training) -> list[EvalResult]:
             systems.get(training.role, {}).items(), key=lambda result: result[0] != training.test_metric
         )
     ]
+
+
+def _dataset_of(training: Training, split: str) -> dict[str, Any]:
+    """The data set that a split's results are of: of several collections, the one that the split is a part of."""
+    source = training.collection
+    for member, own in texts_of_sources(source).items():
+        if member and split.endswith(f"-{member}"):
+            source, split = own, split.removesuffix(f"-{member}")
+    name = short_name(source)
+    # What is not on the Hub must not look like an id on it.
+    id = name if source in training.on_the_hub else name.rsplit("/", 1)[-1]
+    return {
+        "dataset_type": re.sub(r"[^A-Za-z0-9._/-]+", "-", id),
+        "dataset_name": name,
+        "dataset_split": split,
+    }
 
 
 def eval_result_files(card: str, repository: str, token: str | None = None) -> dict[str, bytes]:
@@ -151,7 +163,11 @@ def short_name(name: str) -> str:
     Example:
         >>> short_name("/home/me/data/scifact"), short_name("text:~/docs"), short_name("BeIR/scifact")
         ('scifact', 'text:docs', 'BeIR/scifact')
+        >>> short_name("{nq: /home/me/nq, fact: BeIR/scifact}")  # several collections
+        'nq+fact'
     """
+    if len(several := texts_of_sources(name)) > 1:
+        return "+".join(several)
     kind, path = re.fullmatch(r"(\w{2,}:)?(.*)", name, re.DOTALL).groups("")  # type: ignore[union-attr]
     local = PureWindowsPath(path).anchor or path.startswith((".", "~"))  # it splits at / and at \
     return kind + (PureWindowsPath(path).name if local else path)

@@ -1,6 +1,7 @@
 """Test collections (corpus, queries, qrels) as `datasets.Dataset`s, one reader per format."""
 
 from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.joined import join_collections
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.problems import SKIPPABLE, CollectionError
 from hf_ar2.collections.readers.beir import load_beir
@@ -17,6 +18,7 @@ __all__ = [
     "CollectionError",
     "Judgments",
     "Source",
+    "join_collections",
     "load_beir",
     "load_beir_from_hub",
     "load_collection",

@@ -54,6 +54,8 @@ class Collection:
         lists: Training lists that came with the collection, with the columns of `TrainingLists.dataset`; None: none.
             Trainers use those of their split with `train_lists=["collection"]`.
         relevance_levels: Split -> the lowest grade that is relevant, where that is not 1, see `with_relevance_level`.
+        members: Name -> weight of the collections that this one was joined of, see `join_collections`; their rows
+            follow each other, and their ids begin with `name/`. Empty: it is one collection.
 
     Raises:
         CollectionError: A column is missing, the corpus is empty, or a split's name cannot be a file's.
@@ -83,6 +85,7 @@ class Collection:
     answer_splits: dict[str, np.ndarray] = field(default_factory=dict)
     lists: datasets.Dataset | None = None
     relevance_levels: dict[str, int] = field(default_factory=dict)
+    members: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_columns("corpus", self.corpus, ("id", "title", "text"))
@@ -165,6 +168,43 @@ class Collection:
                 len(rows),
             )
         return rows
+
+    @cached_property
+    def member_rows(self) -> np.ndarray:
+        """The corpus rows of each of `members`, from the first to before the last: int64 `[M, 2]`."""
+        if not self.members:
+            return np.zeros((0, 2), np.int64)
+        ids = arrow_column(self.corpus, "id")
+        inside = [np.flatnonzero(pc.starts_with(ids, f"{name}/").to_numpy()) for name in self.members]
+        stops = np.cumsum([0, *map(len, inside)])
+        if not np.array_equal(np.concatenate(inside), np.arange(len(ids))):
+            raise CollectionError(
+                f"{self.name}: expected the passages of {', '.join(self.members)}, in this order"
+            )
+        return np.stack([stops[:-1], stops[1:]], axis=1)
+
+    @cached_property
+    def query_members(self) -> np.ndarray:
+        """Which of `members` each query belongs to: int64 `[len(queries)]`, -1 for queries that were added."""
+        found = np.full(len(self.queries), -1)
+        for place, name in enumerate(self.members):
+            found[pc.starts_with(arrow_column(self.queries, "id"), f"{name}/").to_numpy()] = place
+        return found
+
+    def searched_rows(self, query_rows: np.ndarray) -> np.ndarray | None:
+        """What each query `[Q]` searches in mining and evaluation: the rows of its own collection, int64 `[Q, 2]`.
+
+        From the first row to before the last. A query that was added searches all rows. None: every query does.
+        """
+        if not self.members:
+            return None
+        return np.vstack([self.member_rows, [0, len(self.corpus)]])[self.query_members[query_rows]]
+
+    def by_member(self, split: str) -> dict[str, str]:
+        """Name -> the split of each of `members` that is a part of this split, where it has queries."""
+        parts = {name: f"{split}-{name}" for name in self.members}
+        counts = {part: len(found) for part, found in {**self.answer_splits, **self.qrels}.items()}
+        return {name: part for name, part in parts.items() if counts.get(part)}
 
     def select_passages(self, rows: np.ndarray) -> datasets.Dataset:
         """Rows of the corpus, without a FAISS index that a trainer may have attached; `corpus.select` fails then."""
@@ -272,7 +312,8 @@ class Collection:
 
         It decides which passages are positives and which count in all metrics but nDCG, which reads the grades.
         """
-        levels = {**self.relevance_levels, **dict.fromkeys(splits, level)}
+        named = [one for split in splits for one in (split, *self.by_member(split).values())]
+        levels = {**self.relevance_levels, **dict.fromkeys(named, level)}
         if all(self.relevance_levels.get(split, 1) == found for split, found in levels.items()):
             return self
         changed = self.with_same_corpus(relevance_levels=levels)
@@ -333,10 +374,14 @@ class Collection:
             parts += [f"answers {split}".encode(), np.asarray(self.answer_splits[split], dtype=np.int64)]
         if self.lists is not None:
             parts += [b"lists", lists_fingerprint(self.lists).encode()]
+        if self.members:
+            parts += [b"members", repr(self.members).encode()]
         return content_hash(*parts)
 
     def __repr__(self) -> str:
         lines = [f"Collection {self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries"]
+        for (start, stop), (name, weight) in zip(self.member_rows, self.members.items(), strict=True):
+            lines.append(f"  {name}: {stop - start:,} passages, weight {weight:g}")
         for split in self.splits:
             judgments = self.judgments(split)
             counts = f"{len(judgments.relevance):,} judgments ({len(judgments.positives().passage_rows):,} relevant)"

@@ -32,9 +32,14 @@ def write_beir(collection: Collection, folder: Path) -> None:
     Each file is replaced atomically. Files of an older collection in the folder are replaced or removed.
 
     Raises:
-        CollectionError: The folder has other content than a BEIR collection, or an id has a tab or a line break,
-            which qrels cannot hold.
+        CollectionError: The folder has other content than a BEIR collection, an id has a tab or a line break, which
+            qrels cannot hold, or the collection is several, see `join_collections`.
     """
+    if collection.members:
+        names = ", ".join(collection.members)
+        raise CollectionError(
+            f"{folder}: a folder holds one collection, but this is several ({names}); save each"
+        )
     check_writable(folder)
     for table, of in ((collection.corpus, "passage"), (collection.queries, "query")):
         unwritable = pc.index(pc.match_substring_regex(arrow_column(table, "id"), r"[\t\r\n]"), True).as_py()

@@ -71,6 +71,20 @@ def evaluate(arguments: argparse.Namespace) -> int:
         }
         table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
         print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
+        found: dict[str, Any] = {split: means}
+        for part in system.collection.by_member(split).values():
+            own = np.isin(
+                evaluated_queries(system.collection, split), evaluated_queries(system.collection, part)
+            )
+            found[part] = {
+                name: {metric: float(value[own].mean()) for metric, value in of_system.items()}
+                for name, of_system in values.items()
+            }
+            table = [
+                [name, *(of_one.get(metric) for metric in metrics)] for name, of_one in found[part].items()
+            ]
+            print(f"\n{part}: {own.sum():,} queries")
+            print(format_table(table, ["system", *map(display_name, metrics)]))
         if "pipeline" in means and system.settings.pipeline_depth is not None:
             weight, reordered = system.settings.weight, system.settings.pipeline_depth
             print(f"pipeline: weight {weight:g} over the first {reordered} passages, as the run chose")
@@ -89,7 +103,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
             )
         if arguments.output:
-            write_results(Path(arguments.output), system, split, rankings, means)
+            write_results(Path(arguments.output), system, split, rankings, found)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
     return 0
 
@@ -97,7 +111,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def write_results(
     folder: Path, system: SearchSystem, split: str, rankings: dict[str, Ranking], means: dict[str, Any]
 ) -> None:
-    """Run files `SPLIT.SYSTEM.trec`, `SPLIT.qrels`, and `metrics.json` (split → system → metric)."""
+    """Run files `SPLIT.SYSTEM.trec`, `SPLIT.qrels`, and `metrics.json` with `means` (split → system → metric)."""
     collection = system.collection
     query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
     ids = [query_ids[row] for row in evaluated_queries(system.collection, split)]
@@ -106,7 +120,7 @@ def write_results(
     if split in collection.qrels:
         write_qrels(folder / f"{split}.qrels", query_ids, passage_ids, collection.judgments(split))
     path = folder / "metrics.json"
-    write_json(path, read_json(path) | {split: means})
+    write_json(path, read_json(path) | means)
 
 
 def encode(arguments: argparse.Namespace) -> int:

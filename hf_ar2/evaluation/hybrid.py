@@ -48,6 +48,7 @@ def candidates_of_both(
     lexical: LexicalIndex,
     score_passages: Callable[[np.ndarray], np.ndarray],
     own_rows: np.ndarray | None = None,
+    ranges: np.ndarray | None = None,
 ) -> Candidates:
     """The passages that the retriever found, then those that only BM25 found, with the scores of both.
 
@@ -55,9 +56,10 @@ def candidates_of_both(
         scores, rows: float32 and int64 `[Q, K]`, the retriever's results, best first.
         query_texts: of the same queries.
         own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
+        ranges: int64 `[Q, 2]`, the rows that each query searches (see `Collection.searched_rows`).
         score_passages: from rows int64 `[Q, K]` to the retriever's scores, float32; scores of -1 are ignored.
     """
-    _, found = lexical.search(query_texts, rows.shape[1])
+    _, found = lexical.search(query_texts, rows.shape[1], ranges)
     if own_rows is not None:
         found = np.where(found == own_rows[:, None], -1, found)
     # Passages that both found are kept once.
@@ -68,7 +70,7 @@ def candidates_of_both(
     return Candidates(
         both,
         np.concatenate([np.where(rows >= 0, scores, -np.inf), extra_scores], axis=1).astype(np.float32),
-        lexical.scores(query_texts, both),
+        lexical.scores(query_texts, both, ranges),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rankings without the query itself, for collections whose queries are also passages."""
+"""Rankings without the query itself, for collections whose queries are also passages, and of one of several."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def without_own(
 def deeper(own_rows: np.ndarray, depth: int) -> int:
     """The depth to search, so that `depth` passages are left: one more if any query is a passage."""
     return depth + int((own_rows >= 0).any())
+
+
+def mask_other_rows(scores: np.ndarray, rows: np.ndarray, ranges: np.ndarray | None) -> None:
+    """Set the scores `[Q, P]` of the passages at rows `[P]` outside each query's range to -inf, in place.
+
+    Args:
+        ranges: int64 `[Q, 2]`, see `Collection.searched_rows`; None: nothing is outside.
+    """
+    if ranges is not None:
+        scores[(rows < ranges[:, :1]) | (rows >= ranges[:, 1:])] = -np.inf

@@ -156,6 +156,23 @@ def stage_table(
     return "\n\n".join(parts)
 
 
+def member_table(metrics: Metrics, splits: Mapping[str, str], name: str) -> str:
+    """One metric of every stage's systems on each of several collections, a column for each.
+
+    Args:
+        metrics: as in `stage_table`.
+        splits: collection -> its split, see `Collection.by_member`.
+        name: of the metric.
+    """
+    rows = []
+    for stage, found in metrics.items():
+        for system in ("retriever", "hybrid", "pipeline"):
+            values = [found.get(split, {}).get(system, {}).get(name) for split in splits.values()]
+            if any(value is not None for value in values):
+                rows.append([stage, system, *values])
+    return format_table(rows, [f"{display_name(name)} on each", "system", *splits])
+
+
 def format_p(p: float, difference: float | None = None) -> str:
     """A p-value as papers print it; given the difference, with its mark."""
     text = "p < .001" if p < 0.001 else f"p = {f'{p:.3f}'.removeprefix('0')}"

@@ -41,7 +41,14 @@ from hf_ar2.index.meta import (
     shard_kinds,
     write_meta,
 )
-from hf_ar2.index.search import FaissSearcher, FlatSearcher, TorchSearcher, query_matrix, uses_torch
+from hf_ar2.index.search import (
+    NO_RANGES,
+    FaissSearcher,
+    FlatSearcher,
+    TorchSearcher,
+    query_matrix,
+    uses_torch,
+)
 from hf_ar2.index.shards import Shards, encode_shard, new_array, share_of
 
 if TYPE_CHECKING:
@@ -308,7 +315,12 @@ class CorpusIndex:
         )
 
     def search(
-        self, queries: np.ndarray | torch.Tensor, k: int, rank: int = 0, world_size: int = 1
+        self,
+        queries: np.ndarray | torch.Tensor,
+        k: int,
+        rank: int = 0,
+        world_size: int = 1,
+        within: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k passages of highest inner product with each query.
 
@@ -318,6 +330,8 @@ class CorpusIndex:
             queries: [Q, d] of any float dtype. k: passages per query; may exceed N.
             rank, world_size: search the rows of this share of an index of the factory "Flat" alone, see `share_of`;
                 `Encoders.search` merges what all ranks find.
+            within: the rows of an index of the factory "Flat" that are searched, from the first to before the last;
+                None: all.
 
         Returns:
             scores float32 [Q, k] and passage rows int64 [Q, k], best first, the lower row first where scores are equal;
@@ -328,8 +342,12 @@ class CorpusIndex:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, found {k}")
+        if within is not None and self.factory != "Flat":
+            raise ValueError(f"factory {self.factory!r}: such an index {NO_RANGES}")
         matrix = query_matrix(queries, self.dim)
-        share = share_of(rank, world_size, self.ntotal)
+        first, last = within or (0, self.ntotal)
+        start, stop = share_of(rank, world_size, last - first)
+        share = first + start, first + stop
         if self._searcher is None or self._searched != share:
             self._searcher, self._searched = self._new_searcher(*share), share
         scores, rows = self._searcher.search(matrix, k)

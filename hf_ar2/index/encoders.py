@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hf_ar2.encoding.batches import encode_rows, token_budget_batches
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.corpus_index import CorpusIndex
-from hf_ar2.index.search import merge
+from hf_ar2.index.search import merge, search_in_ranges
 from hf_ar2.models.joint import embed, score_pairs
 from hf_ar2.models.loading import Task
 from hf_ar2.progress import progress_bar
@@ -144,29 +145,39 @@ class Encoders:
                 show_progress=self.progress,
             )
 
-    def search(self, index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, index: Any, queries: np.ndarray, k: int, ranges: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As `index.search`, on every rank: all call this with the same queries `[Q, d]`.
 
         Each rank searches its share of the rows of a `CorpusIndex` of the factory "Flat" for all queries, and its share
         of the queries in any other index. What they exchange at a time takes at most 200 MB beside the results.
+
+        Args:
+            ranges: int64 `[Q, 2]`, the rows that each query searches, see `search_in_ranges`; None: all.
         """
+        return search_in_ranges(partial(self._search, index), queries, k, ranges)
+
+    def _search(
+        self, index: Any, queries: np.ndarray, k: int, within: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         ranks = self.processes
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         if ranks.world_size == 1:
-            scores, rows = index.search(queries, k)
+            scores, rows = index.search(queries, k, within=within)
             return scores, rows
         by_rows = isinstance(index, CorpusIndex) and index.factory == "Flat"
         step = max(1, _CELLS_PER_EXCHANGE // (max(k, 1) * ranks.world_size))
         for start in range(0, len(queries), step):
             part, block = slice(start, start + step), queries[start : start + step]
             if by_rows:
-                own = index.search(block, k, ranks.rank, ranks.world_size)
+                own = index.search(block, k, ranks.rank, ranks.world_size, within)
                 both = [np.hstack(ranks.gather_arrays(array)) for array in own]
                 scores[part], rows[part] = merge(both[0], both[1], k)
             else:
                 found = np.zeros((len(block), k), np.float32), np.zeros((len(block), k), np.int64)
                 share = slice(ranks.rank, None, ranks.world_size)
-                found[0][share], found[1][share] = index.search(block[share], k)
+                found[0][share], found[1][share] = index.search(block[share], k, within=within)
                 scores[part], rows[part] = ranks.combine(found[0]), ranks.combine(found[1])
         return scores, rows
 

@@ -17,7 +17,7 @@ from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.meta import read_meta
-from hf_ar2.index.search import FaissSearcher, TorchSearcher, query_matrix, uses_torch
+from hf_ar2.index.search import NO_RANGES, FaissSearcher, TorchSearcher, query_matrix, uses_torch
 from hf_ar2.index.shards import Shards
 
 Vectors = Literal["exact", "index"]
@@ -175,13 +175,21 @@ class FrozenIndex:
             search_parameters=search_parameters,
         )
 
-    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray | Tensor, k: int, within: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each query `[Q, d]`.
+
+        Args:
+            within: the rows of an exact index in corpus order that are searched, from the first to before the last;
+                None: all.
 
         Returns:
             scores float32 `[Q, k]` and corpus rows int64 `[Q, k]`, best first; -inf and -1 where there are no more.
         """
-        scores, positions = self._searcher.search(query_matrix(queries, self.dim), k)
+        if within is not None and self.corpus_rows is not None:
+            raise ValueError(f"an index in another order {NO_RANGES}")
+        scores, positions = self._searcher.search(query_matrix(queries, self.dim), k, within)
         if self.corpus_rows is None:
             return scores, positions
         return scores, np.where(positions >= 0, self.corpus_rows[positions], -1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import bm25s
@@ -44,39 +45,48 @@ class LexicalIndex:
     Args:
         model: a `bm25s.BM25` that has indexed the passages.
         passages: their number.
+
+    Attributes:
+        parts: rows from the first to before the last -> the index of these alone, with its own word counts.
     """
 
     def __init__(self, model: bm25s.BM25, passages: int) -> None:
         self.model = model
         self.passages = passages
+        self.parts: dict[tuple[int, int], LexicalIndex] = {}
 
     @classmethod
-    def build(cls, texts: Iterable[str], show_progress: bool = False) -> LexicalIndex:
-        """Index the texts of N passages.
+    def build(
+        cls, texts: Iterable[str], show_progress: bool = False, member_rows: np.ndarray | None = None
+    ) -> LexicalIndex:
+        """Index the texts of N passages, and where `Collection.member_rows` are given those of each member alone.
 
         Raises:
             ValueError: no text contains a word.
         """
+        texts = list(texts)
         tokens = [terms(text) for text in texts]
         if not any(tokens):
             raise ValueError(f"{len(tokens)} passages without a single word; lexical search needs text")
         model = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
         model.index(tokens, show_progress=show_progress, leave_progress=False)
-        return cls(model, len(tokens))
+        return cls(model, len(tokens))._with_parts(texts, member_rows, cls.build)
 
     @classmethod
-    def open_or_build(cls, texts: Sequence[str], folder: str | Path) -> LexicalIndex:
+    def open_or_build(
+        cls, texts: Sequence[str], folder: str | Path, member_rows: np.ndarray | None = None
+    ) -> LexicalIndex:
         """The index of these texts, opened from `folder/<hash of the texts>`, or built and saved there."""
         digest = hashlib.blake2b(_FORMAT.encode(), digest_size=12)
         for text in texts:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        place = Path(folder) / digest.hexdigest()
+        place, build_part = Path(folder) / digest.hexdigest(), partial(cls.open_or_build, folder=folder)
         try:
             if place.is_dir():
                 check_files(
                     place, read_json(place / _NOTE)["checksums"], "Lexical search is indexed again now."
                 )
-                return cls(_load(place), len(texts))
+                return cls(_load(place), len(texts))._with_parts(texts, member_rows, build_part)
         except (FileNotFoundError, DamagedFile) as error:
             logger.warning(str(error))
             shutil.rmtree(place, ignore_errors=True)
@@ -85,37 +95,57 @@ class LexicalIndex:
             index.model.save(str(temporary), show_progress=False, allow_pickle=False)
             _load(temporary)  # raises if the end of a file was not written
             write_note(temporary / _NOTE, {}, files_in(temporary))
-        return index
+        return index._with_parts(texts, member_rows, build_part)
 
-    def scores(self, queries: Sequence[str], rows: np.ndarray | None = None) -> np.ndarray:
+    def _with_parts(
+        self,
+        texts: Sequence[str],
+        member_rows: np.ndarray | None,
+        build: Callable[[Sequence[str]], LexicalIndex],
+    ) -> LexicalIndex:
+        for start, stop in () if member_rows is None else member_rows.tolist():
+            self.parts[start, stop] = build(texts[start:stop])
+        return self
+
+    def scores(
+        self, queries: Sequence[str], rows: np.ndarray | None = None, ranges: np.ndarray | None = None
+    ) -> np.ndarray:
         """BM25 scores, float32: `[Q, N]` of all passages, or `[Q, K]` of those at `rows` `[Q, K]` (-1: 0)."""
         width = self.passages if rows is None else rows.shape[1]
         out = np.zeros((len(queries), width), np.float32)
         for number, query in enumerate(queries):
-            found = self._of(query)
+            found = self._of(query, None if ranges is None else ranges[number])
             if found is not None:
                 out[number] = found if rows is None else np.where(rows[number] >= 0, found[rows[number]], 0)
         return out
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: Sequence[str], k: int, ranges: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The best passages of each query: scores float32 `[Q, k]` and rows int64 `[Q, k]`, best first, -1 padded.
 
         A passage that shares no term with the query is not found.
+
+        Args:
+            ranges: int64 `[Q, 2]`, the rows that each query searches: one of `parts`, or all.
         """
         k = min(k, self.passages)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         for number, query in enumerate(queries):
-            found = self._of(query)
+            found = self._of(query, None if ranges is None else ranges[number])
             if found is None:
                 continue
-            best = np.argpartition(-found, k - 1)[:k]
-            best = best[np.lexsort((best, -found[best]))]
-            best = best[found[best] > 0]
+            # All that tie with the k-th, so that of equal ones the lower rows come first, whatever else is indexed.
+            best = np.flatnonzero((found >= np.partition(found, -k)[-k]) & (found > 0))
+            best = best[np.lexsort((best, -found[best]))][:k]
             scores[number, : len(best)], rows[number, : len(best)] = found[best], best
         return scores, rows
 
-    def _of(self, query: str) -> np.ndarray | None:
+    def _of(self, query: str, within: np.ndarray | None = None) -> np.ndarray | None:
+        if within is not None and (part := self.parts.get((int(within[0]), int(within[1])))) is not None:
+            found = part._of(query)
+            return None if found is None else np.pad(found, (within[0], self.passages - within[1]))
         known = [self.model.vocab_dict[term] for term in terms(query) if term in self.model.vocab_dict]
         if not known:
             return None

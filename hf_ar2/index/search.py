@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ logger = logging.getLogger(__name__)
 _FAISS_GPU_MAX_K = 2048
 _OVER_FETCH = 32
 _ROWS_PER_BLOCK = 131_072
+NO_RANGES = (
+    "cannot be searched in a part of its passages, which several collections need; expected index_factory 'Flat' "
+    "(exact search) without search_parameters, and passages in the collections' order"
+)
 
 
 def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
@@ -62,6 +67,27 @@ def merge(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+
+
+def search_in_ranges(
+    search: Callable[..., tuple[np.ndarray, np.ndarray]],
+    queries: np.ndarray | torch.Tensor,
+    k: int,
+    ranges: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `search(queries, k, within=(start, stop))` finds for each query in its own range of rows.
+
+    Args:
+        queries: `[Q, d]`.
+        ranges: int64 `[Q, 2]`, see `Collection.searched_rows`; None: all rows.
+    """
+    if ranges is None:
+        return search(queries, k)
+    found = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+    for start, stop in np.unique(ranges, axis=0).tolist():
+        own = np.flatnonzero((ranges == (start, stop)).all(axis=1))
+        found[0][own], found[1][own] = search(queries[own], k, within=(start, stop))
+    return found
 
 
 def uses_torch(device: str | torch.device) -> bool:
@@ -113,18 +139,28 @@ class FaissSearcher:
                     f"search_parameters {search_parameters!r} do not fit a {type(index).__name__}: {error}"
                 ) from error
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray, k: int, within: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [Q, k] and rows int64 [Q, k], best first, padded with -inf and -1.
 
+        Args:
+            within: the rows that are searched, from the first to before the last; None: all.
+
         Raises:
-            ValueError: k above 2048 on a GPU, FAISS's limit there.
+            ValueError: k above 2048 on a GPU, FAISS's limit there; `within` of an index that is not `IndexFlat`.
         """
         if self.on_gpu and k > _FAISS_GPU_MAX_K:
             raise ValueError(
                 f"k={k}: FAISS on a GPU returns at most {_FAISS_GPU_MAX_K} passages per query. "
                 "Ask for fewer, or open the index with device='cpu'."
             )
-        scores, rows = self.index.search(queries, k)
+        faiss, parameters = import_faiss(), None
+        if within not in (None, (0, self.index.ntotal)):
+            if not isinstance(self.index, faiss.IndexFlat):
+                raise ValueError(f"a {type(self.index).__name__} {NO_RANGES}")
+            parameters = faiss.SearchParameters(sel=faiss.IDSelectorRange(*within))
+        scores, rows = self.index.search(queries, k, params=parameters)
         scores[rows < 0] = -np.inf
         return sort_ties(scores, rows)
 
@@ -221,14 +257,21 @@ class TorchSearcher:
         return torch.empty(self.embeddings.shape, dtype=dtype, device=self.device)
 
     @torch.no_grad()
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [Q, k] and rows int64 [Q, k] of float32 queries [Q, d], best first, padded with -inf, -1."""
+    def search(
+        self, queries: np.ndarray, k: int, within: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [Q, k] and rows int64 [Q, k] of float32 queries [Q, d], best first, padded with -inf, -1.
+
+        Args:
+            within: the rows that are searched, from the first to before the last; None: all.
+        """
+        first, last = within or (0, len(self.embeddings))
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
-        found = min(k, len(self.embeddings))
+        found = min(k, last - first)
         for start in range(0, len(queries), self.chunk_queries):
             block = torch.from_numpy(queries[start : start + self.chunk_queries]).to(self.device)
-            candidates = self._candidates(block, min(k + _OVER_FETCH, len(self.embeddings)))
+            candidates = self._candidates(block, min(k + _OVER_FETCH, last - first), first, last)
             # Ascending rows and a stable sort put the lower row first where scores are equal.
             candidates = candidates.sort(dim=1).values
             exact = self._exact_scores(block, candidates)
@@ -237,12 +280,12 @@ class TorchSearcher:
             rows[start : start + len(block), :found] = candidates.gather(1, order).cpu().numpy()
         return scores, rows
 
-    def _candidates(self, queries: torch.Tensor, k: int) -> torch.Tensor:
-        """Rows int64 [q, k] of the best half-precision scores, unsorted."""
+    def _candidates(self, queries: torch.Tensor, k: int, first: int, last: int) -> torch.Tensor:
+        """Rows int64 [q, k] of the best half-precision scores among the rows from first to before last, unsorted."""
         half_queries = queries.to(self._half.dtype)
         best_scores = best_rows = None
-        for start in range(0, len(self._half), self.chunk_rows):
-            chunk = self._half[start : start + self.chunk_rows]
+        for start in range(first, last, self.chunk_rows):
+            chunk = self._half[start : min(start + self.chunk_rows, last)]
             if self.device.type == "cuda":
                 # Half-precision sums, rounded to 11 or 8 bits, are too coarse to rank by.
                 products = torch.mm(half_queries, chunk.T, out_dtype=torch.float32)

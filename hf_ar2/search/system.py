@@ -24,6 +24,7 @@ from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
+from hf_ar2.index.search import search_in_ranges
 from hf_ar2.models.loading import bf16_is_faster, default_temperature, similarity_of
 from hf_ar2.search.run_index import RunIndex
 from hf_ar2.settings.search import Settings
@@ -173,12 +174,14 @@ class SearchSystem:
         )
         own_rows = self.collection.own_rows[query_rows]
         depth = min(self.settings.depth, self.searched.ntotal)
-        searched = self.searched.search(queries, min(deeper(own_rows, depth), self.searched.ntotal))
+        ranges = self.collection.searched_rows(query_rows)
+        wide = min(deeper(own_rows, depth), self.searched.ntotal)
+        searched = search_in_ranges(self.searched.search, queries, wide, ranges)
         scores, rows = without_own(*searched, own_rows, depth)
         found = {"retriever": (rows, scores)}
         if self.settings.lexical_weight:
             texts = list(self.collection.queries.select(query_rows)["text"])
-            scores, rows = self._with_lexical(texts, queries, scores, rows, depth, own_rows)
+            scores, rows = self._with_lexical(texts, queries, scores, rows, depth, own_rows, ranges)
             found["hybrid"] = (rows, scores)
         ranked = None
         if self.ranker is not None and self.settings.rerank_depth:
@@ -196,7 +199,7 @@ class SearchSystem:
     def lexical(self) -> LexicalIndex:
         """The BM25 index of the collection, stored in the work folder."""
         texts = self.settings.passage_texts(self.collection)
-        return LexicalIndex.open_or_build(texts, self.work_folder / "lexical")
+        return LexicalIndex.open_or_build(texts, self.work_folder / "lexical", self.collection.member_rows)
 
     def _with_lexical(
         self,
@@ -206,6 +209,7 @@ class SearchSystem:
         rows: np.ndarray,
         depth: int,
         own_rows: np.ndarray | None = None,
+        ranges: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The results of retriever and BM25, sorted by the weighted sum of their scores."""
         both = candidates_of_both(
@@ -215,6 +219,7 @@ class SearchSystem:
             self.lexical,
             lambda passages: score_rows(self.searched, queries, passages),
             own_rows,
+            ranges,
         )
         return both.ranked(self.settings.lexical_weight, self.retriever_temperature, depth)
 

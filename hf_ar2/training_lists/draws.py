@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 SAMPLERS = ("uniform", "top", "simans")
 
 # Each kind of draw has its own stream, so that the draws of one list are independent.
-_NEGATIVES, _POSITIVES, _RANDOM, _MORE_POSITIVES = 1, 2, 3, 4
+_NEGATIVES, _POSITIVES, _RANDOM, _MORE_POSITIVES, _MEMBERS = 1, 2, 3, 4, 5
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 _NO_ROW = np.iinfo(np.int64).max // 2
 
 
@@ -106,6 +107,25 @@ def sample_negatives(
     chosen = np.full((len(rows), n), -1, dtype=np.int64)
     chosen[:, : order.shape[1]] = np.take_along_axis(rows, order, axis=1)
     return chosen, chosen >= 0
+
+
+def draw_members(shares: np.ndarray, count: int, *, seed: int, stream: int) -> np.ndarray:
+    """Draw the collection of each training step, in proportion to the shares.
+
+    The uniform numbers behind it are multiples of the golden ratio modulo 1, from a seeded start, so that the
+    collections alternate and any stretch of steps has them close to their shares.
+
+    Args:
+        shares: float64 ``[M]``, none negative, of any sum.
+        count: steps.
+        seed, stream: of the start.
+
+    Returns:
+        int64 ``[count]``.
+    """
+    start = counter_uniform(seed, np.array([stream]), 1, stream=_MEMBERS)[0, 0]
+    ends = np.cumsum(shares)
+    return np.searchsorted(ends / ends[-1], (start + np.arange(count) * _GOLDEN_RATIO) % 1, side="right")
 
 
 def sample_positive_columns(

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from hf_ar2.training_lists.draws import (
+    draw_members,
     sample_more_positive_columns,
     sample_negatives,
     sample_positive_columns,
@@ -89,6 +90,10 @@ class ListSampler:
         num_positives: most positives in a list; those that a query lacks are masked.
         known_positives: int `[Q, P]`, all known positives of each pool entry, -1 padded; None: the pool's positives.
         with_scores: whether lists have the pool's scores.
+        member_rows: int64 `[M, 2]`, the corpus rows of each of several collections, see `Collection.member_rows`. The
+            lists of a step are then of one of them, random negatives included.
+        member_weights: float64 `[M]`, how often each is drawn, times the number of its pool entries.
+        lists_per_step: lists of one optimizer step, over all processes.
 
     Example:
         >>> pool = CandidatePool(
@@ -114,16 +119,35 @@ class ListSampler:
     num_positives: int = 1
     known_positives: np.ndarray | None = None
     with_scores: bool = False
+    member_rows: np.ndarray | None = None
+    member_weights: np.ndarray | None = None
+    lists_per_step: int = 1
 
     def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
         """The pool entries of these positions, int64 `[B]`."""
-        total = len(self.pool)
-        passes = positions // total
+        if self.member_rows is None or self.member_weights is None:
+            return self._passes(np.arange(len(self.pool)), positions, stream)
+        member_of = np.searchsorted(self.member_rows[:, 1], self.pool.positive_rows[:, 0], side="right")
+        entries = [np.flatnonzero(member_of == member) for member in range(len(self.member_weights))]
+        steps = positions // self.lists_per_step
+        shares = self.member_weights * [len(of_member) for of_member in entries]
+        drawn = draw_members(shares, int(steps.max(initial=0)) + 1, seed=self.seed, stream=stream)
+        out = np.empty(len(positions), np.int64)
+        for step in np.unique(steps):
+            chosen, member = steps == step, int(drawn[step])
+            before = np.count_nonzero(drawn[:step] == member) * self.lists_per_step
+            own_positions = before + positions[chosen] % self.lists_per_step
+            out[chosen] = self._passes(entries[member], own_positions, stream, member)
+        return out
+
+    def _passes(self, entries: np.ndarray, positions: np.ndarray, *stream: int) -> np.ndarray:
+        """The entry at each position, where every pass over the entries is a new permutation of them."""
+        passes = positions // len(entries)
         out = np.empty(len(positions), np.int64)
         for number in np.unique(passes):
-            order = np.random.default_rng((self.seed, stream, int(number))).permutation(total)
+            order = np.random.default_rng((self.seed, *stream, int(number))).permutation(len(entries))
             chosen = passes == number
-            out[chosen] = order[positions[chosen] % total]
+            out[chosen] = entries[order[positions[chosen] % len(entries)]]
         return out
 
     def __call__(self, positions: np.ndarray, stream: int = 0) -> Lists:
@@ -208,15 +232,29 @@ class ListSampler:
             return hard, mask
         keep = np.rint(share * self.num_negatives).astype(np.int64)
         hard[np.arange(self.num_negatives) >= keep[:, None]] = -1
-        random = sample_random_passages(
-            self.corpus_size,
-            self.num_negatives,
-            seed=seed,
-            positions=positions,
-            exclude=np.concatenate([known, hard], axis=1),
-        )
+        random = self._random(indices, positions, np.concatenate([known, hard], axis=1), seed)
         negatives = np.where(hard >= 0, hard, random)
         return negatives, negatives >= 0
+
+    def _random(
+        self, indices: np.ndarray, positions: np.ndarray, exclude: np.ndarray, seed: int
+    ) -> np.ndarray:
+        """Random passages int64 `[B, num_negatives]` of the list's own collection, without `exclude` `[B, P]`."""
+        ranges = np.array([[0, self.corpus_size]]) if self.member_rows is None else self.member_rows
+        members = np.searchsorted(ranges[:, 1], self.pool.positive_rows[indices, 0], side="right")
+        random = np.empty((len(indices), self.num_negatives), np.int64)
+        for member in np.unique(members):
+            own, (first, last) = members == member, ranges[member].tolist()
+            inside = (exclude[own] >= first) & (exclude[own] < last)
+            drawn = sample_random_passages(
+                last - first,
+                self.num_negatives,
+                seed=seed,
+                positions=positions[own],
+                exclude=np.where(inside, exclude[own] - first, -1),
+            )
+            random[own] = np.where(drawn >= 0, drawn + first, -1)
+        return random
 
     def _check_drawn(self, drawn: np.ndarray, known: np.ndarray) -> None:
         """Raise ValueError where a sampler of one's own drew what cannot be a negative."""

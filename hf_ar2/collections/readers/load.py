@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_ar2.collections.collection import Collection
+from hf_ar2.collections.joined import join_collections, sources_of
 from hf_ar2.collections.lines import find_file
 from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.readers.beir import load_beir
@@ -59,10 +60,13 @@ def load_collection(
     a `datasets.Dataset`, or a dict of split -> Dataset   `load_pairs`
     anything else, such as `BeIR/scifact`                 `load_beir_from_hub`, or else `load_pairs`
     a Hub id with a configuration, `ID:NAME`              `load_pairs`
+    a list of sources, or a mapping name -> source        `join_collections`
     ====================================================  ===============================================
 
     Args:
-        source: See the table; files may be gzipped.
+        source: See the table; files may be gzipped. Several sources may also be one text, as on the command line:
+            `{nq: data/nq, squad: {path: data/squad, weight: 2}}`. Only `skip`, `cache_dir`, `max_passages` and
+            `dev_share` are for several sources, and count for each.
         name: The collection's name; by default the folder's, the package list, or the last part of the Hub id.
         cache_dir: Folder for the memory-mapped corpus of a large collection (see `read_corpus`), or for downloads
             from the Hub.
@@ -92,6 +96,16 @@ def load_collection(
     given |= {"endings": endings, "headings": headings, "all_headings": all_headings or None}
     options = {option: value for option, value in given.items() if value is not None}
     skip = Problems(skip).skip
+    if (several := sources_of(source)) is not None:
+        _check_options(options, (), "several sources", "a list")
+        each: dict[str, Any] = {"cache_dir": cache_dir, "skip": skip, "max_passages": max_passages}
+        parts = {
+            part: found
+            if isinstance(found, Collection)
+            else load_collection(found, dev_share=dev_share, **each)
+            for part, (found, _) in several.items()
+        }
+        return join_collections(parts, {part: weight for part, (_, weight) in several.items()}, name)
     if not isinstance(source, str | Path):
         _check_options(options, (), "the dataset", "in memory")
         collection = load_pairs(source, name=name, skip=skip)

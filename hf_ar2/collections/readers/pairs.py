@@ -29,7 +29,8 @@ from hf_ar2.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-Source: TypeAlias = str | Path | datasets.Dataset | Mapping[str, datasets.Dataset]
+# What `load_collection` takes; `load_pairs` takes no list, and in a mapping only datasets.
+Source: TypeAlias = str | Path | datasets.Dataset | Mapping[str, Any] | list[Any]
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 _QUERY = ("anchor", "query", "question")
