@@ -168,7 +168,7 @@ def open_lexical(recipe: Recipe, run: Path, collection: Collection) -> LexicalIn
     if not recipe.evaluation.get("lexical"):
         return None
     texts = recipe.texts.passage_texts(collection)
-    return LexicalIndex.open_or_build(texts, run / "lexical", collection.member_rows)
+    return LexicalIndex.of_members(texts, collection.member_rows, run / "lexical")
 
 
 def evaluate_lexical(

@@ -173,7 +173,7 @@ def working_part(
     if dev is not None:
         judgments = collection.judgments(dev).positives()
         questions = list(collection.queries.select(judgments.query_rows)["text"])
-        lexical = LexicalIndex.build(texts.passage_texts(collection), member_rows=collection.member_rows)
+        lexical = LexicalIndex.of_members(texts.passage_texts(collection), collection.member_rows)
         _, beside = lexical.search(questions, _BESIDE_DEV, collection.searched_rows(judgments.query_rows))
         for place in rng.permutation(len(judgments)):
             added = _passages(judgments, place) | set(beside[place][beside[place] >= 0].tolist())

@@ -266,7 +266,7 @@ class Retrieval:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
         """As `_search_retriever`, with BM25: nothing is encoded."""
         passages = self.args.passage_texts(self.collection)
-        index = LexicalIndex.build(passages, member_rows=self.collection.member_rows)
+        index = LexicalIndex.of_members(passages, self.collection.member_rows)
         queries = list(self.collection.queries.select(judgments.query_rows)["text"])
         ranges = self.collection.searched_rows(judgments.query_rows)
         scores, rows = index.search(queries, depth, ranges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def join_collections(
 
     Raises:
         CollectionError: A name is not a file name without white space, a weight is not positive or of no collection, a
-            collection is joined already, or a split's relevance levels or kinds (judgments, answers alone) differ.
+            collection is joined already or has a relevance level, or a split has judgments in some, but not in others
+            that have answers.
 
     Example:
         >>> from hf_ar2 import load_collection
@@ -61,47 +62,34 @@ def join_collections(
     """
     given = dict.fromkeys(collections, 1.0) | dict(weights or {})
     _check(collections, given)
-    tables = {one: collection.corpus for one, collection in collections.items()}
-    viewed = any(set(TRAINING_COLUMNS.values()) & set(table.column_names) for table in tables.values())
-    corpus = _stacked(tables, TRAINING_VIEW_FEATURES if viewed else PASSAGE_FEATURES)
-    asked = {one: collection.queries for one, collection in collections.items()}
-    columns = {column for table in asked.values() for column in table.column_names}
-    qrels: dict[str, datasets.Dataset] = {}
-    for split, parts in _by_split(collections, lambda one: one.qrels).items():
-        qrels[split] = _stacked(parts, QRELS_FEATURES)
-        if split != "train":
-            qrels |= {
-                f"{split}-{one}": _stacked({one: table}, QRELS_FEATURES) for one, table in parts.items()
-            }
-    first = dict(zip(asked, np.cumsum([0, *map(len, asked.values())]).tolist(), strict=False))
+    by_split: dict[str, dict[str, datasets.Dataset]] = {}
     answers: dict[str, np.ndarray] = {}
-    for split, parts in _by_split(collections, lambda one: one.answer_splits).items():
-        rows = {one: np.asarray(part, np.int64) + first[one] for one, part in parts.items()}
-        answers |= {
-            split: np.concatenate(list(rows.values())),
-            **{f"{split}-{one}": rows[one] for one in rows},
-        }
-    levels: dict[str, int] = {}
-    for split, found in _by_split(collections, lambda one: dict.fromkeys(one.qrels, one)).items():
-        grades = {one: collection.relevance_levels.get(split, 1) for one, collection in found.items()}
-        if len(set(grades.values())) > 1 or split in answers:
-            what = "has answers alone in some" if split in answers else f"has the relevance levels {grades}"
-            raise CollectionError(f"join_collections: split {split!r} {what}; expected the same in all")
-        levels[split] = next(iter(grades.values()))
-    lists = {one: collection.lists for one, collection in collections.items() if collection.lists is not None}
-    joined = Collection(
+    first_query = 0
+    for one, part in collections.items():
+        for split, table in part.qrels.items():
+            by_split.setdefault(split, {})[one] = table
+            if split != "train":
+                by_split[f"{split}-{one}"] = {one: table}
+        for split, rows in part.answer_splits.items():
+            for wanted in (split, f"{split}-{one}"):
+                answers[wanted] = np.append(answers.get(wanted, []), rows + first_query).astype(np.int64)
+        first_query += len(part.queries)
+    if both := answers.keys() & by_split.keys():
+        raise CollectionError(f"split {min(both)!r}: found judgments in some, answers alone in others")
+    corpora = {one: part.corpus for one, part in collections.items()}
+    asked = {one: part.queries for one, part in collections.items()}
+    lists = {one: part.lists for one, part in collections.items() if part.lists is not None}
+    viewed = any(TRAINING_COLUMNS["text"] in table.column_names for table in corpora.values())
+    return Collection(
         name or "+".join(collections),
-        corpus,
-        _stacked(asked, query_features(columns)),
-        qrels,
+        _stacked(corpora, TRAINING_VIEW_FEATURES if viewed else PASSAGE_FEATURES),
+        _stacked(asked, query_features(column for table in asked.values() for column in table.column_names)),
+        {split: _stacked(tables, QRELS_FEATURES) for split, tables in by_split.items()},
         {f"{one}: {cause}": n for one, part in collections.items() for cause, n in part.skipped.items()},
         answers,
         _stacked(lists, LIST_FEATURES) if lists else None,
         members={one: float(weight) for one, weight in given.items()},
     )
-    for split, level in levels.items():
-        joined = joined.with_relevance_level(level, [split])
-    return joined
 
 
 def sources_of(source: Any) -> dict[str, tuple[Any, float]] | None:
@@ -203,16 +191,6 @@ def _check(collections: Mapping[str, Collection | None], weights: Mapping[str, A
             raise CollectionError(f"weights: {name!r} is not among {', '.join(collections)}")
         if type(weight) not in (int, float) or not 0 < weight < math.inf:
             raise CollectionError(f"weight of {name!r}: found {weight!r}; expected a number above 0")
-
-
-def _by_split(
-    collections: Mapping[str, Collection], of: Callable[[Collection], Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for name, collection in collections.items():
-        for split, part in of(collection).items():
-            found.setdefault(split, {})[name] = part
-    return found
 
 
 def _stacked(tables: Mapping[str, datasets.Dataset], features: datasets.Features) -> datasets.Dataset:

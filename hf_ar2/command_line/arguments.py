@@ -17,7 +17,8 @@ settings ar2` lists them. --guard COLLECTION also measures search in other
 texts, before and after training. To continue an interrupted run, give the
 same command again."""
 ANY_COLLECTION = (
-    "a folder, a file of pairs, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME"
+    "a folder, a file of pairs, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME; "
+    "several: '{A: FOLDER, B: FOLDER}'"
 )
 RELEVANCE_LEVEL = (
     "the lowest grade that is relevant; nDCG reads the grades themselves (the run's, or 1; TREC DL: 2)"

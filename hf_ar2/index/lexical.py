@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -56,37 +56,32 @@ class LexicalIndex:
         self.parts: dict[tuple[int, int], LexicalIndex] = {}
 
     @classmethod
-    def build(
-        cls, texts: Iterable[str], show_progress: bool = False, member_rows: np.ndarray | None = None
-    ) -> LexicalIndex:
-        """Index the texts of N passages, and where `Collection.member_rows` are given those of each member alone.
+    def build(cls, texts: Iterable[str], show_progress: bool = False) -> LexicalIndex:
+        """Index the texts of N passages.
 
         Raises:
             ValueError: no text contains a word.
         """
-        texts = list(texts)
         tokens = [terms(text) for text in texts]
         if not any(tokens):
             raise ValueError(f"{len(tokens)} passages without a single word; lexical search needs text")
         model = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
         model.index(tokens, show_progress=show_progress, leave_progress=False)
-        return cls(model, len(tokens))._with_parts(texts, member_rows, cls.build)
+        return cls(model, len(tokens))
 
     @classmethod
-    def open_or_build(
-        cls, texts: Sequence[str], folder: str | Path, member_rows: np.ndarray | None = None
-    ) -> LexicalIndex:
+    def open_or_build(cls, texts: Sequence[str], folder: str | Path) -> LexicalIndex:
         """The index of these texts, opened from `folder/<hash of the texts>`, or built and saved there."""
         digest = hashlib.blake2b(_FORMAT.encode(), digest_size=12)
         for text in texts:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        place, build_part = Path(folder) / digest.hexdigest(), partial(cls.open_or_build, folder=folder)
+        place = Path(folder) / digest.hexdigest()
         try:
             if place.is_dir():
                 check_files(
                     place, read_json(place / _NOTE)["checksums"], "Lexical search is indexed again now."
                 )
-                return cls(_load(place), len(texts))._with_parts(texts, member_rows, build_part)
+                return cls(_load(place), len(texts))
         except (FileNotFoundError, DamagedFile) as error:
             logger.warning(str(error))
             shutil.rmtree(place, ignore_errors=True)
@@ -95,17 +90,21 @@ class LexicalIndex:
             index.model.save(str(temporary), show_progress=False, allow_pickle=False)
             _load(temporary)  # raises if the end of a file was not written
             write_note(temporary / _NOTE, {}, files_in(temporary))
-        return index._with_parts(texts, member_rows, build_part)
+        return index
 
-    def _with_parts(
-        self,
-        texts: Sequence[str],
-        member_rows: np.ndarray | None,
-        build: Callable[[Sequence[str]], LexicalIndex],
+    @classmethod
+    def of_members(
+        cls, texts: Sequence[str], member_rows: np.ndarray, folder: str | Path | None = None
     ) -> LexicalIndex:
-        for start, stop in () if member_rows is None else member_rows.tolist():
-            self.parts[start, stop] = build(texts[start:stop])
-        return self
+        """The index of all texts, and in `parts` that of each of several collections, see `Collection.member_rows`.
+
+        Args:
+            folder: where they are stored; None: they are not.
+        """
+        build = cls.build if folder is None else partial(cls.open_or_build, folder=folder)
+        index = build(texts)
+        index.parts = {(start, stop): build(texts[start:stop]) for start, stop in member_rows.tolist()}
+        return index
 
     def scores(
         self, queries: Sequence[str], rows: np.ndarray | None = None, ranges: np.ndarray | None = None

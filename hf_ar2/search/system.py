@@ -199,7 +199,7 @@ class SearchSystem:
     def lexical(self) -> LexicalIndex:
         """The BM25 index of the collection, stored in the work folder."""
         texts = self.settings.passage_texts(self.collection)
-        return LexicalIndex.open_or_build(texts, self.work_folder / "lexical", self.collection.member_rows)
+        return LexicalIndex.of_members(texts, self.collection.member_rows, self.work_folder / "lexical")
 
     def _with_lexical(
         self,
