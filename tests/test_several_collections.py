@@ -340,7 +340,7 @@ def test_a_run_reports_each(run: Path, parts: dict[str, Collection]) -> None:
     assert all(line.startswith("small/") and line.split()[2].startswith("small/") for line in lines)
     card = (run / "retriever" / "README.md").read_text()
     assert "`big+small`, test-small, 8 queries" in card and str(run.parent) not in card
-    assert "on `big` and `small`" in card
+    assert "on `big` and `small`, with hf_ar2" in card
     names = {(result.dataset_name, result.dataset_split) for result in _results(card)}
     assert ("small", "test") in names and ("big+small", "test") in names
     lists = [json.loads(line) for line in (run / "stages/lists/lists/false_negatives.jsonl").open()]

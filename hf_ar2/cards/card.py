@@ -179,19 +179,22 @@ def _metadata(
 
 def _collection(training: Training) -> str:
     """What the model was trained on, in words, as a link if it is on the Hub."""
-    return _listed([_source(name, training) for name in texts_of_sources(training.collection).values()])
-
-
-def _source(name: str, training: Training) -> str:
-    if name in training.on_the_hub:
-        return f"[{name}](https://huggingface.co/datasets/{name})"
-    kind, _, packages = name.partition(":")
+    sources = list(texts_of_sources(training.collection).values())
+    kind, _, packages = training.collection.partition(":")
     if kind == "python-packages":
         return (
             f"the code of {_listed(packages.split(','))} (functions as passages, the first sentences of their "
             "docstrings as queries)"
         )
-    return f"`{short_name(name)}`"
+    on_the_hub = training.on_the_hub
+    return _listed(
+        [
+            f"[{name}](https://huggingface.co/datasets/{name})"
+            if name in on_the_hub
+            else f"`{short_name(name)}`"
+            for name in sources
+        ]
+    )
 
 
 def _generated(sources: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -182,9 +182,9 @@ def _check(collections: Mapping[str, Collection | None], weights: Mapping[str, A
             raise CollectionError(
                 f"several collections: found the name {name!r}; expected one without white space"
             )
-        if collection is not None and collection.members:
+        if collection is not None and (collection.members or collection.relevance_levels):
             raise CollectionError(
-                f"{name}: is joined of {', '.join(collection.members)}; join all in one call"
+                f"{name}: is joined already, or has a relevance level; set it after joining"
             )
     for name, weight in weights.items():
         if name not in collections:
