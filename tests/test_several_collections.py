@@ -22,6 +22,7 @@ from hf_ar2.collections import Collection, CollectionError
 from hf_ar2.collections.joined import source_text, sources_of
 from hf_ar2.command_line import main as cli
 from hf_ar2.files import read_json
+from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.index.search import FaissSearcher, FlatSearcher, TorchSearcher, merge, search_in_ranges
 from hf_ar2.models.loading import load_ranker, load_retriever
@@ -187,6 +188,9 @@ def test_queries_search_their_own_rows() -> None:
             np.testing.assert_allclose(scores[number], alone[0][0], rtol=1e-5)
     with pytest.raises(ValueError, match="IndexHNSWFlat cannot be searched in a part"):
         FaissSearcher(faiss.IndexHNSWFlat(8, 4)).search(queries, 2, (0, 1))
+    frozen = FrozenIndex(index, "mixed", embeddings[::-1], np.arange(50)[::-1])
+    with pytest.raises(ValueError, match="an index in another order cannot be searched in a part"):
+        frozen.search(queries, 2, (0, 30))
 
 
 def test_processes_share_a_part(models: Path, tmp_path: Path, joined: Collection) -> None:
