@@ -81,7 +81,7 @@ def test_an_index_of_another_fingerprint_is_never_used(plain, tiny_collection, t
     def index(**lengths) -> CorpusIndex:
         texts = TextConfig(**lengths)
         inputs = RetrieverInputs(plain, tiny_collection, tmp_path / "cache", texts, show_progress=False)
-        return encodings.index(encoders, plain, inputs, index_fingerprint(plain, inputs, bf16=False))
+        return encodings.index(encoders, plain, inputs, index_fingerprint(plain, inputs, precision="False"))
 
     first, again, shorter = index(), index(), index(max_passage_length=8)
     assert first.fingerprint == again.fingerprint != shorter.fingerprint and len(encodings.log()) == 2

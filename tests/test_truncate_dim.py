@@ -153,5 +153,5 @@ def test_an_index_of_another_width_is_another_index(tmp_path, tiny_collection):
     names = set()
     for dim in (None, 16, 8):
         retriever.truncate_dim = dim
-        names.add(index_fingerprint(retriever, inputs, bf16=False))
+        names.add(index_fingerprint(retriever, inputs, precision="False"))
     assert len(names) == 3

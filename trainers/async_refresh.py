@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from hf_ar2.encoding.batches import encode_rows, token_budget_batches
+from hf_ar2.encoding.batches import Encode, encode_rows, token_budget_batches
 from hf_ar2.files import writing
 from hf_ar2.index.corpus_index import new_array
 from hf_ar2.trainers.lists import with_stored_lists
@@ -52,6 +52,7 @@ class Refresh:
                 "stays as it is; leave the setting out"
             )
         self._snapshot: SentenceTransformer | None = None
+        self._embedder: Encode | None = None  # of the snapshot, for all its shares
         self._encoding = ""  # of the snapshot
         self._batches: list[np.ndarray] = []  # of this process
         self._done = 0
@@ -130,7 +131,7 @@ class Refresh:
 
     def drop(self) -> None:
         """Forget the snapshot and what was encoded of it."""
-        self._snapshot, self._embeddings, self._batches = None, None, []
+        self._snapshot, self._embedder, self._embeddings, self._batches = None, None, None, []
         self.trainer.round_state.pop(_TAKEN_AT, None)
         if self.is_async and self.trainer.encoders.processes.is_first:
             self._path.unlink(missing_ok=True)
@@ -158,6 +159,7 @@ class Refresh:
         inputs, processes = retrieval.retriever_inputs, trainer.encoders.processes
         assert snapshot is not None and inputs is not None
         self._snapshot = snapshot.eval()
+        self._embedder = trainer.encoders.embedder(snapshot, "document")
         self._encoding = retrieval.encoding_of(snapshot)
         store = inputs.passage_store
         lengths = inputs.passage_builder.single_lengths(store, np.arange(len(store)))
@@ -168,7 +170,7 @@ class Refresh:
         """Encode the batches of this process before `upto`, as far as they are not encoded yet."""
         trainer, encoders = self.trainer, self.trainer.encoders
         inputs, processes = trainer.retrieval.retriever_inputs, encoders.processes
-        assert self._snapshot is not None and inputs is not None
+        assert self._snapshot is not None and self._embedder is not None and inputs is not None
         if self._embeddings is None:
             if processes.is_first:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,10 +183,9 @@ class Refresh:
             # Whole batches, longest first: `encode_rows` makes the same ones of them.
             rows = np.concatenate(self._batches[self._done : upto])
             part = np.zeros((len(rows), self._embeddings.shape[1]), self._embeddings.dtype)
-            encode = encoders.embedder(self._snapshot, "document")
             options: dict[str, Any] = {"budget": encoders.budget, "device": encoders.device}
             encode_rows(
-                encode,
+                self._embedder,
                 inputs.passage_builder,
                 inputs.passage_store,
                 rows,

@@ -21,8 +21,9 @@ from hf_ar2.files import writing
 from hf_ar2.lock import locked
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
+from hf_ar2.models.cpu_attention import use_fast_attention
 from hf_ar2.models.joint import JointModel, save_models
-from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of, use_fast_attention
+from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of
 from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.async_refresh import Refresh

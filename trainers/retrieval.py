@@ -207,7 +207,7 @@ class Retrieval:
 
     def _fingerprint(self, retriever: SentenceTransformer) -> str:
         assert self.retriever_inputs is not None
-        return index_fingerprint(retriever, self.retriever_inputs, self.encoders.bf16)
+        return index_fingerprint(retriever, self.retriever_inputs, self.encoders.precision)
 
     def embed_queries(self, rows: np.ndarray, description: str) -> np.ndarray:
         """Embeddings of query rows, float32 `[Q, d]`."""

@@ -56,7 +56,7 @@ def scores_fingerprint(system: SearchSystem, depth: int) -> str:
         f"{system.index.factory} {system.index.search_parameters} {system.index.embeddings.dtype}",
         weights_fingerprint(system.ranker),
         ranker.passage_store.fingerprint,
-        repr((lengths, system.retriever.prompts, system.encoders.bf16)),
+        repr((lengths, system.retriever.prompts, system.encoders.precision)),
     ]
     return content_hash(*(part.encode() for part in parts))
 

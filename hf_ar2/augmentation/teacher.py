@@ -106,7 +106,7 @@ def _scores(
             weights_fingerprint(ranker),
             inputs.query_store.fingerprint,
             inputs.passage_store.fingerprint,
-            f"{inputs.max_pair_length} {encoders.bf16}",
+            f"{inputs.max_pair_length} {encoders.precision}",
         )
     ).encode()
     scores = np.full(rows.shape, -np.inf, np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -87,61 +87,79 @@ def encode_rows(
     rows = np.asarray(rows, np.int64)
     if out.ndim != 2 or len(out) != len(rows):
         raise ValueError(f"out must be [{len(rows)}, d]; found shape {out.shape}")
-    device = torch.device(device)
     lengths = builder.single_lengths(store, rows)
     batches = token_budget_batches(lengths, budget)[rank::world_size]
     total = int(sum(lengths[batch].sum() for batch in batches))
-    waiting: _Pending | None = None
     with (
         torch.no_grad(),
         progress_bar(total=total, description=description, unit="tok", show=show_progress) as progress,
     ):
-        for batch in batches:
-            inputs = builder.single(store, rows[batch])
-            if device.type == "cuda":
-                inputs = {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
-            elif device.type != "cpu":
-                inputs = {name: t.to(device) for name, t in inputs.items()}
-            started = _Pending(batch, encode(inputs))
-            # The device works on this batch while the previous one is written and the next one is built.
-            if waiting is not None:
-                waiting.write(rows, out)
-                progress.update(int(lengths[waiting.batch].sum()))
-            waiting = started
+        for batch, embeddings in run_batches(
+            encode, lambda b: builder.single(store, rows[b]), batches, device
+        ):
+            _write(batch, embeddings, rows, out)
+            progress.update(int(lengths[batch].sum()))
+
+
+def run_batches(
+    encode: Encode,
+    build: Callable[[np.ndarray], dict[str, torch.Tensor]],
+    batches: Sequence[np.ndarray],
+    device: str | torch.device,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each batch with its outputs, float32; a GPU works on one while the one before is used and the next one is built.
+
+    Args:
+        encode: from model inputs on `device` to outputs `[b, ...]` of any float dtype.
+        build: from a batch to its inputs.
+    """
+    waiting: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
+    for batch in batches:
+        started = batch, _arriving(encode(_on_device(build(batch), torch.device(device))))
         if waiting is not None:
-            waiting.write(rows, out)
-            progress.update(int(lengths[waiting.batch].sum()))
+            yield waiting[0], waiting[1]()
+        waiting = started
+    if waiting is not None:
+        yield waiting[0], waiting[1]()
 
 
-class _Pending:
-    """A batch whose embeddings may not have arrived from the device yet."""
+def _on_device(inputs: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    if device.type == "cuda":
+        return {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
+    return {name: t.to(device) for name, t in inputs.items()}
 
-    def __init__(self, batch: np.ndarray, embeddings: torch.Tensor) -> None:
-        self.batch = batch
-        # numpy has no bfloat16
-        self.embeddings = embeddings.detach().float().to("cpu", non_blocking=embeddings.is_cuda)
-        self.arrived = None
-        if embeddings.is_cuda:
-            self.arrived = torch.cuda.Event()
-            self.arrived.record(torch.cuda.current_stream(embeddings.device))
 
-    def write(self, rows: np.ndarray, out: np.ndarray) -> None:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        expected = (len(self.batch), out.shape[1])
-        if tuple(self.embeddings.shape) != expected:
-            raise ValueError(
-                f"encode returned embeddings of shape {tuple(self.embeddings.shape)}, expected {expected}: "
-                "one vector per row, of the dimension of out"
-            )
-        with np.errstate(over="ignore"):
-            values = self.embeddings.numpy().astype(out.dtype, copy=False)
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            row = int(rows[self.batch[np.argmin(finite)]])
-            raise ValueError(
-                f"the embedding of row {row} has values that are not finite in {out.dtype} "
-                f"({int((~finite).sum())} of {len(values)} rows of its batch). Check the weights for NaN, "
-                "or encode and store in float32. If the model was being trained, it diverged: lower the learning rate."
-            )
-        out[self.batch] = values
+def _arriving(outputs: torch.Tensor) -> Callable[[], np.ndarray]:
+    """A function that waits for outputs to arrive from the device."""
+    # numpy has no bfloat16
+    values = outputs.detach().float().to("cpu", non_blocking=outputs.is_cuda)
+    if not outputs.is_cuda:
+        return values.numpy
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(outputs.device))
+
+    def wait() -> np.ndarray:
+        arrived.synchronize()
+        return values.numpy()
+
+    return wait
+
+
+def _write(batch: np.ndarray, embeddings: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    expected = (len(batch), out.shape[1])
+    if embeddings.shape != expected:
+        raise ValueError(
+            f"encode returned embeddings of shape {embeddings.shape}, expected {expected}: "
+            "one vector per row, of the dimension of out"
+        )
+    with np.errstate(over="ignore"):
+        values = embeddings.astype(out.dtype, copy=False)
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        row = int(rows[batch[np.argmin(finite)]])
+        raise ValueError(
+            f"the embedding of row {row} has values that are not finite in {out.dtype} "
+            f"({int((~finite).sum())} of {len(values)} rows of its batch). Check the weights for NaN, "
+            "or encode and store in float32. If the model was being trained, it diverged: lower the learning rate."
+        )
+    out[batch] = values

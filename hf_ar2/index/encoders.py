@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from hf_ar2.encoding.batches import encode_rows, token_budget_batches
+from hf_ar2.encoding.batches import encode_rows, run_batches, token_budget_batches
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.search import merge, search_in_ranges
+from hf_ar2.models.half_precision import bf16_copy
 from hf_ar2.models.joint import embed, score_pairs
 from hf_ar2.models.loading import Task
 from hf_ar2.progress import progress_bar
@@ -32,7 +33,7 @@ class Encoders:
 
     Args:
         device: where the models are.
-        bf16: encode under bf16 autocast.
+        bf16: encode in bf16: on a CPU with a copy of the weights in bf16, elsewhere under autocast.
         budget: padded tokens of a batch.
         processes: the ranks that share the work.
         show_progress: progress bars, on rank 0.
@@ -49,6 +50,24 @@ class Encoders:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @property
+    def precision(self) -> str:
+        """What `bf16` does to results, for fingerprints: "False" (nothing), "True" (autocast) or "bf16 weights"."""
+        return "bf16 weights" if self._copies else str(self.bf16)
+
+    @property
+    def _copies(self) -> bool:
+        # Autocast would convert the weights for every batch, and add and normalise in float32.
+        return self.bf16 and self.device.type == "cpu"
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 and not self._copies),
+        ):
+            yield
+
+    @property
     def progress(self) -> bool:
         """Whether this rank shows progress bars."""
         return self.show_progress and self.processes.is_first
@@ -56,11 +75,17 @@ class Encoders:
     def embedder(
         self, retriever: SentenceTransformer, task: Task
     ) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
-        """A function from features to float32 embeddings, without gradient, in evaluation mode."""
+        """A function from features to float32 embeddings, without gradient.
+
+        On a CPU, in bf16, it encodes with the weights of its first call, in evaluation mode; else with those of each
+        call, and the mode is up to the caller.
+        """
+        # The copy is made at the first batch: an index that is there already needs none.
+        model = cache(lambda: bf16_copy(retriever) if self._copies else retriever)
 
         def encode(features: dict[str, torch.Tensor]) -> torch.Tensor:
-            with torch.inference_mode(), self.autocast():
-                return embed(retriever, features, task)
+            with self._inference():
+                return embed(model(), features, task)
 
         return encode
 
@@ -206,18 +231,21 @@ class Encoders:
         batches = token_budget_batches(lengths, self.budget)[self.processes.rank :: self.processes.world_size]
         flat = scores.reshape(-1)
         total = int(sum(lengths[batch].sum() for batch in batches))
+        model = bf16_copy(ranker) if self._copies else ranker
+
+        def score(features: dict[str, torch.Tensor]) -> torch.Tensor:
+            with self._inference():
+                return score_pairs(model, features)
+
+        def build(batch: np.ndarray) -> dict[str, torch.Tensor]:
+            return inputs.pairs(queries[batch], passages[batch])
+
         with (
             _evaluation_mode(ranker),
-            torch.inference_mode(),
-            self.autocast(),
             progress_bar(total=total, description=description, unit="tok", show=self.progress) as bar,
         ):
-            for batch in batches:
-                features = {
-                    name: tensor.to(self.device, non_blocking=True)
-                    for name, tensor in inputs.pairs(queries[batch], passages[batch]).items()
-                }
-                flat[cells[batch]] = score_pairs(ranker, features).float().cpu().numpy()
+            for batch, found in run_batches(score, build, batches, self.device):
+                flat[cells[batch]] = found
                 bar.update(int(lengths[batch].sum()))
         scores = self.processes.combine(scores)
         if bad := int((~np.isfinite(scores.reshape(-1)[cells])).sum()):

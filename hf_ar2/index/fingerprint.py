@@ -66,8 +66,9 @@ def _plain(config: Any) -> dict[str, str]:
     }
 
 
-def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, bf16: bool) -> str:
-    """32 hex digits that identify the contents of an index: weights, modules, dimensions, tokens, lengths, precision.
+def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, precision: str) -> str:
+    """32 hex digits that identify the contents of an index: weights, modules, dimensions, tokens, lengths, and
+    `Encoders.precision`.
 
     Of two separate towers only the passages' counts, so that training the query tower keeps the index valid.
     """
@@ -77,7 +78,7 @@ def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, b
         similarity_of(retriever),
         inputs.passage_store.fingerprint,
         str(inputs.max_passage_length),
-        str(bf16),
+        precision,
         *([] if retriever.truncate_dim is None else [f"truncate_dim {retriever.truncate_dim}"]),
     ):
         digest.update(part.encode() + b"\0")

@@ -14,7 +14,6 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
 from sentence_transformers.base.modules import Router, Transformer
 from torch import nn
-from transformers import PreTrainedModel
 
 from hf_ar2.models.changes import (
     drop_normalisation,
@@ -351,17 +350,6 @@ def to_float32(model: nn.Module) -> bool:
     if half:
         model.float()
     return half
-
-
-def use_fast_attention(model: nn.Module) -> None:
-    """Switch to eager attention, which trains fastest in bf16 on a CPU.
-
-    torch's fused attention is faster in the forward pass, but its bf16 backward pass on a CPU took half of a training
-    step (torch 2.13, AMX, 32 texts of 48 tokens). Checkpoints do not record the choice.
-    """
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":
-            module.set_attn_implementation("eager")
 
 
 def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:

@@ -129,7 +129,7 @@ class SearchSystem:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the index, see `index_fingerprint`."""
-        return index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.bf16)
+        return index_fingerprint(self.retriever, self.retriever_inputs, self.encoders.precision)
 
     @cached_property
     def index(self) -> CorpusIndex:

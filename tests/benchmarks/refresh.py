@@ -8,8 +8,9 @@ positives. Here that is `Retrieval.mine`, which also writes embeddings, index an
 model object, and are compared pair by pair. Tokenising happens here once per run and there in every refresh, so it
 is also given on its own.
 
-Where bf16 pays (AMX) a refresh here takes it unasked, and sentence-transformers encodes in fp32 unless told otherwise:
-there both are compared in fp32, under bf16 autocast, and each as it comes.
+Where bf16 pays (AMX) a refresh here encodes with weights in bf16 unasked, and sentence-transformers encodes in fp32
+unless told otherwise: there both are compared in fp32, with sentence-transformers under bf16 autocast and with bf16
+weights, and each as it comes.
 
 On a processor nearly all of it is the encoder's matrix products, which are the same on both sides. What a faster
 device would leave is shown by a second comparison, over the whole collection, in which a table look-up stands in for
@@ -23,8 +24,9 @@ import contextlib
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from machine import Clock, describe_machine, part_of, ratio_of  # first: it fixes the number of threads
 
@@ -38,6 +40,7 @@ from sentence_transformers.util import mine_hard_negatives
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
+from hf_ar2.models.half_precision import bf16_copy
 from hf_ar2.models.loading import bf16_is_faster, load_retriever
 from hf_ar2.trainers import JointConfig
 from hf_ar2.trainers.retrieval import Retrieval
@@ -73,7 +76,7 @@ class Ours:
             self.retrieval = Retrieval(retriever, None, collection, settings, encoders)
 
     def __call__(self) -> CandidatePool:
-        with counted(self.retrieval.retriever, self.encoding):
+        with counted(self.encoding):
             return self.retrieval.mine(0)
 
     def forget(self) -> None:
@@ -84,10 +87,14 @@ class Ours:
 
 
 class Theirs:
-    """Refreshes of sentence-transformers over the same texts."""
+    """Refreshes of sentence-transformers over the same texts, in "fp32", "bf16 autocast" or "bf16 weights"."""
 
     def __init__(
-        self, retriever: SentenceTransformer, collection: Collection, options: argparse.Namespace, bf16: bool
+        self,
+        retriever: SentenceTransformer,
+        collection: Collection,
+        options: argparse.Namespace,
+        precision: str,
     ) -> None:
         judgments = collection.judgments("train")
         self.passages = collection.passage_texts()
@@ -99,14 +106,15 @@ class Theirs:
                 "positive": [self.passages[row] for row in judgments.passage_rows],
             }
         )
-        self.retriever, self.depth, self.batch_size = retriever, options.depth, options.batch_size
-        self.bf16 = bf16
+        self.retriever = bf16_copy(retriever) if precision == "bf16 weights" else retriever
+        self.depth, self.batch_size = options.depth, options.batch_size
+        self.autocast = precision == "bf16 autocast"
         self.encoding = Clock()
 
     def __call__(self) -> datasets.Dataset:
         with (
-            counted(self.retriever, self.encoding),
-            torch.autocast("cpu", torch.bfloat16, enabled=self.bf16),
+            counted(self.encoding),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.autocast),
         ):
             return mine_hard_negatives(
                 self.pairs,
@@ -122,35 +130,27 @@ class Theirs:
             )
 
 
-@contextlib.contextmanager
-def replaced_forward(model: SentenceTransformer, forward: Callable) -> Iterator[None]:
-    """Puts another forward into the model while the block runs."""
-    before = vars(model).get("forward")
-    model.forward = forward
-    try:
-        yield
-    finally:
-        del model.forward
-        if before is not None:
-            model.forward = before
+def replaced_forward(forward: Callable) -> contextlib.AbstractContextManager:
+    """Gives every retriever another forward while the block runs, copies of one included."""
+    return mock.patch.object(SentenceTransformer, "forward", forward)
 
 
-def counted(model: SentenceTransformer, clock: Clock) -> contextlib.AbstractContextManager[None]:
+def counted(clock: Clock) -> contextlib.AbstractContextManager:
     """Adds the time of the model's forward to a clock while the block runs."""
-    plain = model.forward
+    plain = SentenceTransformer.forward
 
-    def timed(*arguments, **options):
+    def timed(model, *arguments, **options):
         with clock.running():
-            return plain(*arguments, **options)
+            return plain(model, *arguments, **options)
 
-    return replaced_forward(model, timed)
+    return replaced_forward(timed)
 
 
 def look_up(model: SentenceTransformer) -> Callable:
     """A forward that is next to nothing: the normalised sum of random token vectors."""
     table = torch.randn(len(model.tokenizer), model.get_embedding_dimension(), generator=torch.manual_seed(0))
 
-    def forward(features: dict, **options) -> dict:
+    def forward(model, features: dict, **options) -> dict:
         real = features["attention_mask"].float()
         total = torch.nn.functional.embedding_bag(
             features["input_ids"], table, mode="sum", per_sample_weights=real
@@ -177,12 +177,12 @@ def compare(
     collection: Collection,
     options: argparse.Namespace,
     title: str,
-    ours_bf16: bool,
-    theirs_bf16: bool,
+    bf16: bool,
+    theirs: str,
 ) -> None:
     """Runs both in turns and prints a table."""
-    arms = {"hf_ar2": Ours(retriever, collection, options, ours_bf16)}
-    arms["sentence-transformers"] = Theirs(retriever, collection, options, theirs_bf16)
+    arms = {"hf_ar2": Ours(retriever, collection, options, bf16)}
+    arms["sentence-transformers"] = Theirs(retriever, collection, options, theirs)
     ours = arms["hf_ar2"]
     times: dict[str, dict[str, list[float]]] = {
         name: {"wall": [], "cpu": [], "model": [], "rest": []} for name in arms
@@ -237,7 +237,7 @@ def main() -> None:
         "--batch_size", type=int, default=32, help="of sentence-transformers; 32 is its default"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--bf16", action="store_true", help="bf16 autocast also where it does not pay")
+    parser.add_argument("--bf16", action="store_true", help="bf16 also where it does not pay")
     options = parser.parse_args()
     print(describe_machine())
     datasets.disable_progress_bars()
@@ -245,13 +245,14 @@ def main() -> None:
     part = part_of(whole, options.queries, options.passages)
     whole = part_of(whole, len(whole.queries), len(whole.corpus))
     retriever = load_retriever(options.model, max_length=options.length, device="cpu")
-    compare(retriever, part, options, "fp32", False, False)
+    compare(retriever, part, options, "fp32", False, "fp32")
     if options.bf16 or bf16_is_faster("cpu"):
-        compare(retriever, part, options, "bf16 autocast", True, True)
+        compare(retriever, part, options, "bf16 weights here, autocast there", True, "bf16 autocast")
+        compare(retriever, part, options, "bf16 weights on both sides", True, "bf16 weights")
     if bf16_is_faster("cpu"):
-        compare(retriever, part, options, "as each comes: bf16 here, fp32 there", True, False)
-    with replaced_forward(retriever, look_up(retriever)):
-        compare(retriever, whole, options, "look-up for the encoder", False, False)
+        compare(retriever, part, options, "as each comes: bf16 here, fp32 there", True, "fp32")
+    with replaced_forward(look_up(retriever)):
+        compare(retriever, whole, options, "look-up for the encoder", False, "fp32")
 
 
 if __name__ == "__main__":
