@@ -61,6 +61,25 @@ def test_the_copy_keeps_buffers_and_shares_weights_that_are_not_float32(tmp_path
     assert copied.norm.weight is model.norm.weight
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_weights_give_the_same_vectors(kind, tmp_path, monkeypatch):
+    if not torch.cpu._is_amx_tile_supported():
+        pytest.skip("weights are packed on a CPU with AMX")
+    retriever = load_retriever(make_model(kind, tmp_path / kind), pooling="mean", device="cpu")
+    texts = retriever.tokenizer(["deep nets", "a calm otter"], padding=True, return_tensors="pt")
+    features = {name: texts[name] for name in ("input_ids", "attention_mask")}
+    packed = bf16_copy(retriever)
+    assert "PackedLinear" in repr(packed[0].model)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            embed(packed, features, "query"),
+            embed(bf16_copy(retriever), features, "query"),
+            rtol=0,
+            atol=2e-3,
+        )
+
+
 def test_a_pass_over_the_corpus_copies_the_weights_once(
     tmp_path, tiny_collection, tiny_retriever_path, monkeypatch
 ):
