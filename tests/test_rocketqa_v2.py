@@ -147,7 +147,8 @@ def test_a_frozen_ranker_teaches_without_dropout_and_stays(models, tmp_path, tin
     trainer.model.train()
     batch = trainer.collator([0, 1, 2, 3])
     scores = [
-        trainer.model(pairs=batch["pairs"], teacher=trainer.teacher("joint"))["pair_scores"] for _ in "ab"
+        trainer.model(pairs=batch["pairs"], teacher=trainer.phases["joint"].teacher)["pair_scores"]
+        for _ in "ab"
     ]
     assert torch.equal(*scores) and not scores[0].requires_grad
 

@@ -404,7 +404,7 @@ def test_training_stops_early_by_a_retrieval_metric(models, tmp_path, tiny_colle
     }
     trainer = ar2(models, tmp_path, tiny_collection, callbacks=[stop], **still)
     values = iter([0.1, 0.2, 0.5, 0.4, 0.3, 0.6, 0.7])  # at the start, then after each round
-    trainer.retrieval.evaluate = lambda: {"pipeline_mrr@10": next(values)}
+    trainer.evaluation.metrics = lambda: {"pipeline_mrr@10": next(values)}
     trainer.train()
     assert trainer.state.epoch == 4  # two rounds after the best one
     assert trainer.state.best_metric == 0.5 and trainer.state.best_global_step == 2 * trainer.steps_per_round

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_ar2.encoding.processes import Processes
+from hf_ar2.losses.list_scores import ListScores
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
@@ -43,6 +45,22 @@ class StepLog:
             total = self.sums[name]
             total[0] += float(value.detach())
             total[1] += 1
+
+    def check_finite(self, loss: Tensor, scores: ListScores, step: str) -> None:
+        """Raise ValueError if the loss of a step is NaN or infinite; the message names the model that it comes from."""
+        if math.isfinite(value := loss.item()):
+            return
+        roles = {"retriever": scores.retriever_scores, "ranker": scores.ranker_scores}
+        causes = [
+            f"; the {role}'s scores are not finite"
+            for role, found in roles.items()
+            if found is not None and not bool(torch.isfinite(found).all())
+        ]
+        rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.learning_rates.items())
+        raise ValueError(
+            f"{step}: the loss is {value}{''.join(causes)}. Training diverged, or a model's weights are not "
+            f"finite; lower the learning rate{f' ({rates})' if rates else ''}"
+        )
 
     def entry(self, logs: dict[str, float]) -> dict[str, float]:
         """What a log entry gets: beside the loss the means of the steps, at the end of a run the seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from hf_ar2.collections.tables import content_hash
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.phases import PhaseCycle
 from hf_ar2.training_lists.list_sampler import ListSampler, NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools, padded_positives
 from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of, load_training_lists
@@ -32,38 +33,6 @@ _UNLIMITED = 1 << 30
 
 
 # ---- The order of lists ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PhaseCycle:
-    """The phases of a run: each phase takes its steps in turn, over and over.
-
-    It depends on the global step alone, so that all processes and a resumed run agree.
-
-    Attributes:
-        steps: phase → optimizer steps it takes in a row.
-    """
-
-    steps: Mapping[str, int]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The phases, in their order."""
-        return tuple(self.steps)
-
-    def phase(self, step: int) -> str:
-        """The phase of a global step."""
-        ends = np.cumsum(list(self.steps.values()))
-        return self.names[int(np.searchsorted(ends, step % ends[-1], side="right"))]
-
-    def steps_before(self, phase: str, step: int) -> int:
-        """How many of the steps before `step` belong to the phase."""
-        cycles, rest = divmod(step, sum(self.steps.values()))
-        for name, steps in self.steps.items():
-            if name == phase:
-                break
-            rest -= steps
-        return cycles * self.steps[phase] + min(max(rest, 0), self.steps[phase])
 
 
 class Positions(Dataset):
@@ -111,9 +80,8 @@ class ListCollator:
 
     Args:
         lists: draws the lists.
-        phases: the order of the phases.
+        phases: what a step encodes.
         lists_per_step: lists of one optimizer step, over all processes.
-        required_inputs: phase → which of "queries", "passages", "pairs" its step encodes.
         step_tokens: padded tokens of a chunk.
         mini_batch_size: rows of a chunk; None: as many as the tokens allow.
     """
@@ -121,7 +89,6 @@ class ListCollator:
     lists: ListSampler
     phases: PhaseCycle
     lists_per_step: int
-    required_inputs: Mapping[str, tuple[str, ...]]
     retriever_inputs: RetrieverInputs | None
     ranker_inputs: RankerInputs | None
     step_tokens: int
@@ -143,7 +110,7 @@ class ListCollator:
         }
         if lists.scores is not None:
             batch["teacher_scores"] = torch.from_numpy(lists.scores)
-        inputs = self.required_inputs[phase]
+        inputs = self.phases[phase].inputs
         limits = (self.step_tokens, self.mini_batch_size)
         # The mask covers copies of the list's first positive, which is encoded anyway, so they cost nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
@@ -190,7 +157,6 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
         lists=lists,
         phases=trainer.phases,
         lists_per_step=trainer.global_batch,
-        required_inputs={},
         retriever_inputs=trainer.retrieval.retriever_inputs,
         ranker_inputs=trainer.retrieval.ranker_inputs,
         step_tokens=args.step_tokens

@@ -34,9 +34,10 @@ from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.adapters import saves_merged
 from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.evaluation import EvalRankings
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval, with_missed
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.retrieval import EvalRankings
+from hf_ar2.trainers.phases import Phase, PhaseCycle
 
 _CODEBOOK = "codebook.safetensors"
 
@@ -201,7 +202,8 @@ class LTReTrainer(JointTrainer):
     args: LTReConfig
     config_class = LTReConfig
     retrieval: FrozenRetrieval
-    trained = ("retriever",)
+    retrieval_class = FrozenRetrieval
+    phases = PhaseCycle(Phase("retriever", trained=("retriever",), inputs=("queries",)))
     method = "ltre"
     _search_seconds = 0.0
 
@@ -241,10 +243,6 @@ class LTReTrainer(JointTrainer):
         passages.requires_grad_(False)
         return towers
 
-    def make_retrieval(self) -> FrozenRetrieval:
-        """Retrieval from an index that stays."""
-        return FrozenRetrieval(self.model.retriever, None, self.collection, self.args, self.encoders)
-
     @property
     def index(self) -> FrozenIndex:
         """The index, opened or built on first use."""
@@ -261,15 +259,6 @@ class LTReTrainer(JointTrainer):
         codebook = self.model.codebook
         assert codebook is None or isinstance(codebook, Codebook)
         return codebook
-
-    @property
-    def steps_per_round(self) -> int:
-        """`steps_per_round` of the settings, or one pass over the training queries."""
-        return self.args.steps_per_round or super().steps_per_round
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """Queries alone; passages are in the index."""
-        return ("queries",)
 
     # ---- Step -------------------------------------------------------------------------------------------------
 

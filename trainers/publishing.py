@@ -235,7 +235,7 @@ def push_to_hub(
         )
 
 
-def summarise(trainer: JointTrainer) -> dict[str, Any]:
+def training_summary(trainer: JointTrainer) -> dict[str, Any]:
     """What a card says of a training, as plain data: the fields of `hf_ar2.cards.facts.Stage` and more."""
     seconds = sum(trainer.step_log.seconds.values())  # also of what a resumed run continues
     return {

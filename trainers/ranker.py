@@ -13,6 +13,7 @@ from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
+from hf_ar2.trainers.phases import Phase, PhaseCycle
 
 RANKER_LOSSES = {"listwise": listwise_cross_entropy, "pointwise": pointwise_cross_entropy}
 RANKER_LOSS_HELP = (
@@ -82,12 +83,8 @@ class RankerTrainer(JointTrainer):
 
     args: RankerConfig
     config_class = RankerConfig
-    trained = ("ranker",)
+    phases = PhaseCycle(Phase("ranker", trained=("ranker",), inputs=("pairs",)))
     method = "ranker"
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """Pairs alone."""
-        return ("pairs",)
 
     def hard_share(self) -> EasyToHard | None:
         """From none to all over the first `easy_share` of the run."""

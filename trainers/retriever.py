@@ -26,8 +26,9 @@ from hf_ar2.losses.gather import world_size
 from hf_ar2.losses.list_scores import ListLoss, ListScores
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.evaluation import EvalRankings
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.retrieval import EvalRankings
+from hf_ar2.trainers.phases import Phase, PhaseCycle
 from hf_ar2.training_lists.list_sampler import NegativeSampler
 from hf_ar2.training_lists.stored import OF_COLLECTION
 
@@ -174,7 +175,7 @@ class RetrieverTrainer(JointTrainer):
 
     args: RetrieverConfig
     config_class = RetrieverConfig
-    trained = ("retriever",)
+    phases = PhaseCycle(Phase("retriever", trained=("retriever",), inputs=("queries", "passages")))
     method = "retriever"
 
     def __init__(
@@ -207,15 +208,6 @@ class RetrieverTrainer(JointTrainer):
                 f"{self.collection.name} came with {len(self.collection.lists)} lists of negatives, which are not "
                 f"used; to train on them set train_lists=[{OF_COLLECTION!r}], mine=False and num_negatives"
             )
-
-    @property
-    def steps_per_round(self) -> int:
-        """`steps_per_round` of the settings, or one pass over the training lists."""
-        return self.args.steps_per_round or super().steps_per_round
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """Queries and passages."""
-        return ("queries", "passages")
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation from stored scores, or the contrastive loss, or their weighted sum."""

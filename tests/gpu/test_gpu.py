@@ -160,7 +160,7 @@ class Meter(TrainerCallback):
             ("passages", joint.retriever),
             ("pairs", joint.ranker),
         ):
-            teaches = kind == "pairs" and self.trainer.teacher(inputs["phase"]) == "ranker"
+            teaches = kind == "pairs" and self.trainer.phases[inputs["phase"]].teacher == "ranker"
             for chunk in (inputs.get(kind) or {"chunks": []})["chunks"]:
                 self.tokens += int(chunk["attention_mask"].sum())
                 self.padded += chunk["attention_mask"].numel()
