@@ -56,7 +56,7 @@ def encode_rows(
     world_size: int = 1,
     description: str = "Encoding",
     show_progress: bool = True,
-) -> None:
+) -> np.ndarray:
     """Encode stored texts: `out[i]` becomes the embedding of row `rows[i]`.
 
     Args:
@@ -69,6 +69,9 @@ def encode_rows(
             `out` unchanged. The batches do not depend on world_size.
         description, show_progress: the label of the progress bar, and whether to show it.
 
+    Returns:
+        uint64 [N]: `word_sums` of the embeddings that were written to `out`; 0 for rows of other processes.
+
     Raises:
         ValueError: embeddings of another shape than `out`, or not finite; the message names the row.
 
@@ -80,7 +83,8 @@ def encode_rows(
         >>> def count_deep_and_nets(inputs):
         ...     return (inputs["input_ids"][:, :, None] == torch.tensor([5, 6])).sum(1)
         >>> out = np.empty((2, 2), np.float32)
-        >>> encode_rows(count_deep_and_nets, InputBuilder(tokenizer, 8), store, [0, 1], out, show_progress=False)
+        >>> builder = InputBuilder(tokenizer, 8)
+        >>> _ = encode_rows(count_deep_and_nets, builder, store, [0, 1], out, show_progress=False)
         >>> out.tolist()
         [[1.0, 1.0], [0.0, 1.0]]
     """
@@ -91,6 +95,7 @@ def encode_rows(
     lengths = builder.single_lengths(store, rows)
     batches = token_budget_batches(lengths, budget)[rank::world_size]
     total = int(sum(lengths[batch].sum() for batch in batches))
+    sums = np.zeros(len(rows), np.uint64)
     waiting: _Pending | None = None
     with (
         torch.no_grad(),
@@ -105,12 +110,18 @@ def encode_rows(
             started = _Pending(batch, encode(inputs))
             # The device works on this batch while the previous one is written and the next one is built.
             if waiting is not None:
-                waiting.write(rows, out)
+                waiting.write(rows, out, sums)
                 progress.update(int(lengths[waiting.batch].sum()))
             waiting = started
         if waiting is not None:
-            waiting.write(rows, out)
+            waiting.write(rows, out, sums)
             progress.update(int(lengths[waiting.batch].sum()))
+    return sums
+
+
+def word_sums(vectors: np.ndarray) -> np.ndarray:
+    """A checksum of each vector, float32 or float16 [N, d]: the sum of its bits in words of 32 or 16, uint64 [N]."""
+    return vectors.view(f"u{vectors.itemsize}").sum(axis=1, dtype=np.uint64)
 
 
 class _Pending:
@@ -125,7 +136,7 @@ class _Pending:
             self.arrived = torch.cuda.Event()
             self.arrived.record(torch.cuda.current_stream(embeddings.device))
 
-    def write(self, rows: np.ndarray, out: np.ndarray) -> None:
+    def write(self, rows: np.ndarray, out: np.ndarray, sums: np.ndarray) -> None:
         if self.arrived is not None:
             self.arrived.synchronize()
         expected = (len(self.batch), out.shape[1])
@@ -145,3 +156,4 @@ class _Pending:
                 "or encode and store in float32. If the model was being trained, it diverged: lower the learning rate."
             )
         out[self.batch] = values
+        sums[self.batch] = word_sums(values)
