@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from hf_ar2.cards.facts import ROLES
 from hf_ar2.cards.hub import check_base_is_public
 from hf_ar2.folders import complete_folder
 from hf_ar2.models.joint import JointModel
@@ -52,10 +51,7 @@ def prepare_models(trainer: JointTrainer) -> JointModel:
         ValueError: a model to be trained has no trainable parameter; `matryoshka_dims` has more dimensions than the
             retriever; adapters that could not be loaded again.
     """
-    for role in ROLES:
-        model = getattr(trainer.model, role)
-        if model is None:
-            continue
+    for role, model in trainer.model.models.items():
         if role not in trainer.trained:
             model.requires_grad_(False)
         elif not any(parameter.requires_grad for parameter in model.parameters()):
@@ -65,7 +61,9 @@ def prepare_models(trainer: JointTrainer) -> JointModel:
         if has_adapters(model):
             check_adapters(role, model)
             # Two towers are saved merged; LTRe also saves the query tower by itself.
-            alone = one_tower(model, "query") if has_separate_towers(model) else model
+            alone: Any = model
+            if isinstance(model, SentenceTransformer) and has_separate_towers(model):
+                alone = one_tower(model, "query")
             if has_adapters(alone):
                 _provide_base(trainer, role, alone)
     args = trainer.args

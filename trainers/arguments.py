@@ -75,11 +75,7 @@ def check_swapped(trainer: JointTrainer, model: JointModel) -> None:
     Raises:
         ValueError: the retriever was loaded from a sequence classifier, and the ranker from a model that is none.
     """
-    saved_as = [
-        str(((one.config and one.config.architectures) or [""])[0])
-        for one in (model.retriever, model.ranker)
-        if one is not None
-    ]
+    saved_as = [str(((one.config and one.config.architectures) or [""])[0]) for one in model.models.values()]
     if [name.endswith("ForSequenceClassification") for name in saved_as] == [True, False]:
         raise ValueError(
             f"{type(trainer).__name__}: retriever and ranker are swapped: the retriever was loaded from a "

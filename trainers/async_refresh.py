@@ -181,16 +181,15 @@ class Refresh:
             # Whole batches, longest first: `encode_rows` makes the same ones of them.
             rows = np.concatenate(self._batches[self._done : upto])
             part = np.zeros((len(rows), self._embeddings.shape[1]), self._embeddings.dtype)
-            encode = encoders.embedder(self._snapshot, "document")
-            options: dict[str, Any] = {"budget": encoders.budget, "device": encoders.device}
             encode_rows(
-                encode,
+                encoders.embedder(self._snapshot, "document"),
                 inputs.passage_builder,
                 inputs.passage_store,
                 rows,
                 part,
+                budget=encoders.budget,
+                device=encoders.device,
                 show_progress=False,
-                **options,
             )
             self._embeddings[rows] = part
             self._embeddings.flush()
@@ -199,9 +198,7 @@ class Refresh:
     def _mine(self, number: int) -> None:
         trainer = self.trainer
         trainer.pool = trainer.retrieval.mine(number)
-        due = (
-            trainer.control.should_log
-        )  # an entry in the middle of a step must not take the place of the step's
+        due = trainer.control.should_log  # this entry must not take the place of the step's
         trainer.log({f"pool/{name}": value for name, value in pool_statistics(trainer.pool).items()})
         trainer.control.should_log = due
 

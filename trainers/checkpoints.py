@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging
 
 from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note
@@ -229,34 +228,30 @@ def load_models(model: JointModel, folder: str | Path) -> None:
         FileNotFoundError: a model of the run is missing in the checkpoint.
         RuntimeError: names or shapes of weights differ.
     """
-    for name, loader in (("retriever", SentenceTransformer), ("ranker", CrossEncoder)):
-        child: nn.Module | None = getattr(model, name)
-        if child is None:
-            continue
+    for role, child in model.models.items():
+        path, adapters = Path(folder) / role, Path(folder) / _ADAPTERS.format(role)
         if has_adapters(child):
-            load_adapters(child, Path(folder) / _ADAPTERS.format(name))
+            load_adapters(child, adapters)
             continue
-        if Path(folder, _ADAPTERS.format(name)).is_file():
+        if adapters.is_file():
             raise ValueError(
-                f"{folder}: its {name} was trained with adapters (LoRA); resume with a model that has them"
+                f"{folder}: its {role} was trained with adapters (LoRA); resume with a model that has them"
             )
-        path = Path(folder) / name
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {name}")
-        saved = loader(str(path), device="cpu")
-        child.load_state_dict(saved.state_dict(), strict=True)
+            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {role}")
+        loader = CrossEncoder if role == "ranker" else SentenceTransformer
+        child.load_state_dict(loader(str(path), device="cpu").state_dict(), strict=True)
 
 
 def save_adapters(model: JointModel, folder: Path) -> None:
     """Write `adapters-ROLE.safetensors` of each model with adapters: all that is trained in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("retriever", "ranker"):
-        child: nn.Module | None = getattr(model, name)
-        if child is not None and has_adapters(child):
+    for role, child in model.models.items():
+        if has_adapters(child):
             weights = {
-                key: weight.detach().cpu().contiguous() for key, weight in trained_weights(child).items()
+                name: weight.detach().cpu().contiguous() for name, weight in trained_weights(child).items()
             }
-            save_file(weights, folder / _ADAPTERS.format(name))
+            save_file(weights, folder / _ADAPTERS.format(role))
 
 
 def load_adapters(model: nn.Module, path: Path) -> None:
@@ -268,27 +263,21 @@ def load_adapters(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the checkpoint is of a run without adapters (LoRA)")
     saved, trained = load_file(path), trained_weights(model)
-    differ = [
-        name for name in dict.fromkeys([*saved, *trained]) if _shape(saved, name) != _shape(trained, name)
-    ]
-    if differ:
-        raise ValueError(
-            f"{path}: {differ[0]} has shape {_shape(saved, differ[0])} there and {_shape(trained, differ[0])} here; "
-            "resume with the adapter settings that the run was started with"
-        )
+    there, here = ({name: tuple(w.shape) for name, w in weights.items()} for weights in (saved, trained))
+    for name in dict.fromkeys([*there, *here]):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"{path}: {name} has shape {there.get(name)} there and {here.get(name)} here; resume with the adapter "
+                "settings that the run was started with"
+            )
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(saved[name])
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(weights[name].shape) if name in weights else None
-
-
 def fingerprints(model: JointModel) -> dict[str, str]:
-    """Content hashes of the weights of both models, by name."""
-    children = {"retriever": model.retriever, "ranker": model.ranker}
-    return {name: weights_fingerprint(child) for name, child in children.items() if child is not None}
+    """Content hashes of the weights of both models, by role."""
+    return {role: weights_fingerprint(child) for role, child in model.models.items()}
 
 
 def describe_run(trainer: JointTrainer) -> dict[str, Any]:

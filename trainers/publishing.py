@@ -17,10 +17,11 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from hf_ar2.cards.card import index_card, model_card
-from hf_ar2.cards.facts import ROLES, Training, read_json, training_of_trainer
+from hf_ar2.cards.facts import ROLES, Training, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.mark import write_card
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
+from hf_ar2.files import read_json
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters

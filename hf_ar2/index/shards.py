@@ -21,11 +21,6 @@ class Shards:
     """Arrays `[n, d]` of one dtype below each other, which are read as one matrix `[N, d]`; nothing is copied.
 
     Memory maps stay on the disk: only the rows that are read take memory.
-
-    Example:
-        >>> shards = Shards([np.zeros((2, 1)), np.ones((3, 1))])
-        >>> shards.shape, shards[np.array([4, 0])].tolist(), shards[1:3].tolist(), shards.between(1, 3).shape
-        ((5, 1), [[1.0], [0.0]], [[0.0], [1.0]], (2, 1))
     """
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
