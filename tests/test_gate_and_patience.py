@@ -11,13 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_ar2 import SETTINGS, settings_of, without_dropout
+from tiny_ar2 import QUIET, make_trainer, settings_of
 
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
-    AR2Config,
-    AR2Trainer,
     RankerConfig,
     RankerTrainer,
     RetrieverConfig,
@@ -30,14 +27,11 @@ from hf_ar2.training_lists.pool import build_pool
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
-GATED = {**SETTINGS, "teacher_gate": "ahead", "rerank_depth": 10}
+GATED = {"teacher_gate": "ahead", "rerank_depth": 10}
 
 
 def ar2(models, output, collection, **settings):
-    retriever = without_dropout(load_retriever(models / "tiny-retriever", device="cpu"))
-    ranker = without_dropout(load_ranker(models / "tiny-ranker", device="cpu"))
-    args = AR2Config(output_dir=str(output), **{**GATED, **settings})
-    return AR2Trainer(retriever, ranker, args=args, collection=collection)
+    return make_trainer("ar2", models, output, collection, dropout=False, **{**GATED, **settings})
 
 
 def with_ranker_at(trainer, *values):
@@ -50,9 +44,6 @@ def with_ranker_at(trainer, *values):
 
     trainer.evaluation.per_query = per_query
     return trainer
-
-
-QUIET = {"eval_on_start": False, "eval_strategy": "no"}
 
 
 def test_a_ranker_that_is_behind_does_not_teach_until_it_is_ahead(models, tmp_path, tiny_collection):

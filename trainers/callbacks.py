@@ -130,11 +130,11 @@ class Rounds(TrainerCallback):
         self.trainer.refreshing.log_step(refreshed, trained + refreshed)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What checkpoints from now on say: the round has ended."""
+        """Record for the next checkpoint that the round has ended."""
         self.trainer.round_state["ended_at"] = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A refresh may be in flight where `patience` has ended the run."""
+        """Drop a refresh that is in flight, as when `patience` has ended the run."""
         self.trainer.refreshing.drop()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -172,7 +172,7 @@ class Patience(TrainerCallback):
         self.metric = f"eval_{system}_{trainer.args.eval_metrics[0]}"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run may have its last step already."""
+        """In a resumed run the last step may already be chosen."""
         if self.trainer.end_step is not None:
             state.max_steps = self.trainer.end_step
 

@@ -184,10 +184,7 @@ class Checkpoints:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end; one that a kill left half-written is passed over.
-
-    So is a damaged one, with a warning that names the file.
-    """
+    """The newest complete checkpoint; a damaged one is skipped, with a warning that names the file."""
     numbers = {
         int(number[1]): folder
         for folder in Path(output_dir).glob("checkpoint-*")
@@ -198,7 +195,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
             check_checkpoint(folder)
             return str(folder)
         except DamagedFile as error:
-            logger.warning(f"{error} This checkpoint is passed over.")
+            logger.warning(f"{error} This checkpoint is skipped.")
     return None
 
 
@@ -297,7 +294,7 @@ def describe_run(trainer: JointTrainer) -> dict[str, Any]:
 
 
 def _name_of(function: Any) -> str | None:
-    """The name of a loss or sampler of one's own; None for a built-in one."""
+    """The name of a custom loss or sampler; None for a built-in one."""
     if function is None or isinstance(function, str):
         return None
     return str(getattr(function, "__qualname__", type(function).__qualname__))
@@ -322,7 +319,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, noted: dict[str, Any], run: dict[str, Any]) -> None:
-    """Compare the run of a checkpoint with this one; what only one of them has is passed over.
+    """Compare the run of a checkpoint with this one; what only one of them has is ignored.
 
     Raises:
         ValueError: a setting or fact differs, so that resuming would not continue that run.

@@ -22,7 +22,7 @@ _PASSAGES = "eval_passages.json"
 
 @dataclass(frozen=True)
 class EvalRankings:
-    """What an evaluation ranked, for metrics of one's own.
+    """What an evaluation ranked, for custom metrics (`compute_metrics`).
 
     Attributes:
         judgments: of the Q evaluated queries; line i of every array belongs to its i-th query.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import TrainerCallback
 
 from hf_ar2.cards.card import model_card
 from hf_ar2.collections import Collection, Source
@@ -26,15 +22,15 @@ from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.search import search_in_ranges
 from hf_ar2.losses import retrieval_pairwise_loss
-from hf_ar2.losses.list_scores import ListLoss, ListScores
+from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.losses.retrieval import WEIGHTINGS
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.models.lora import remove_adapters, save_model
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.adapters import saves_merged
+from hf_ar2.trainers.arguments import TrainerOptions
 from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
-from hf_ar2.trainers.evaluation import EvalRankings
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval, with_missed
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.phases import Phase, PhaseCycle
@@ -212,28 +208,13 @@ class LTReTrainer(JointTrainer):
         retriever: SentenceTransformer | str | Path,
         args: LTReConfig,
         collection: Collection | Source,
-        *,
-        loss: ListLoss | None = None,
-        compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
-        **unknown: Any,
+        **options: Unpack[TrainerOptions],
     ) -> None:
-        if "sampler" in unknown:
+        if "sampler" in options:
             raise TypeError(
                 "LTReTrainer() takes no argument 'sampler'; its negatives are what the search finds"
             )
-        super().__init__(
-            retriever,
-            None,
-            args,
-            collection,
-            loss=loss,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            **unknown,
-        )
+        super().__init__(retriever, None, args, collection, **options)
 
     def load_retriever(self, retriever: SentenceTransformer | str | Path) -> SentenceTransformer:
         """Load the retriever with a tower each for queries and passages, the latter frozen and without adapters."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_ar2.collections import Collection, Source
@@ -23,13 +19,12 @@ from hf_ar2.losses import (
     passage_centric_loss,
 )
 from hf_ar2.losses.gather import world_size
-from hf_ar2.losses.list_scores import ListLoss, ListScores
+from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.arguments import TrainerOptions
 from hf_ar2.trainers.config import JointConfig
-from hf_ar2.trainers.evaluation import EvalRankings
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.phases import Phase, PhaseCycle
-from hf_ar2.training_lists.list_sampler import NegativeSampler
 from hf_ar2.training_lists.stored import OF_COLLECTION
 
 logger = logging.get_logger(__name__)
@@ -183,26 +178,9 @@ class RetrieverTrainer(JointTrainer):
         retriever: SentenceTransformer | str | Path,
         args: RetrieverConfig,
         collection: Collection | Source,
-        *,
-        loss: ListLoss | None = None,
-        sampler: NegativeSampler | None = None,
-        compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
-        **unknown: Any,
+        **options: Unpack[TrainerOptions],
     ) -> None:
-        super().__init__(
-            retriever,
-            None,
-            args,
-            collection,
-            loss=loss,
-            sampler=sampler,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            **unknown,
-        )
+        super().__init__(retriever, None, args, collection, **options)
         if self.collection.lists is not None and not args.train_lists:
             logger.warning_once(
                 f"{self.collection.name} came with {len(self.collection.lists)} lists of negatives, which are not "

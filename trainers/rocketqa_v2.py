@@ -162,7 +162,7 @@ class RocketQAv2Trainer(JointTrainer):
         return {"ranker_accuracy": ranker_accuracy(scores), **found}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `JointTrainer`; says once each when the ranker teaches nothing or the models have broken."""
+        """As in `JointTrainer`; warns once if nothing is distilled, and once if the ranker has collapsed."""
         super().log(logs, start_time)
         entry = self.state.log_history[-1]
         if "kl_ranker_to_retriever" not in entry:

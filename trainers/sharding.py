@@ -100,7 +100,7 @@ def shard_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _like(value: Tensor, target: Tensor) -> Tensor:
-    """A tensor, sharded if the target is and it is not yet."""
+    """The tensor, sharded like the target."""
     if not isinstance(target, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)

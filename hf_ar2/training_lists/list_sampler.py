@@ -21,7 +21,7 @@ _SEED_STEP = 1_000_003
 
 
 class NegativeSampler(Protocol):
-    """A sampler of one's own: which candidates of the pool become the negatives of a list.
+    """A custom sampler, which says which candidates of the pool become the negatives of a list.
 
     The draw has to depend on its arguments alone, so that a resumed run draws the same lists and several processes
     draw those of one. A plain function of a module will do; worker processes get a copy of it.
@@ -83,7 +83,7 @@ class ListSampler:
         corpus_size: passages in the corpus, for random negatives.
         num_negatives: negatives in a list.
         seed: of the run.
-        sampler: a name (see `JointConfig`), or a `NegativeSampler` of one's own.
+        sampler: a name (see `JointConfig`), or a `NegativeSampler`.
         simans_a, simans_b, first_positive: see `JointConfig`.
         hard_share: from positions to the share of negatives from the pool; the others, and those that a short pool
             lacks, are drawn from the whole corpus. None: all from the pool; what it lacks is masked.
@@ -257,7 +257,7 @@ class ListSampler:
         return random
 
     def _check_drawn(self, drawn: np.ndarray, known: np.ndarray) -> None:
-        """Raise ValueError where a sampler of one's own drew what cannot be a negative."""
+        """Raise ValueError if a custom sampler drew what cannot be a negative."""
         expected = (len(known), self.num_negatives)
         if drawn.shape != expected or drawn.dtype.kind not in "iu":
             raise ValueError(
