@@ -31,6 +31,7 @@ from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.evaluation import EvalRankings, Evaluation
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import (
+    Positions,
     RoundSampler,
     make_collator,
     positions_alone,
@@ -126,7 +127,7 @@ class JointTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=range(0),
+            train_dataset=Positions(0),
             eval_dataset=self.collection.queries,
             compute_metrics=compute_metrics,  # type: ignore[arg-type]
             callbacks=callbacks,
@@ -235,8 +236,7 @@ class JointTrainer(Trainer):
         """Give the collator, which is plain data, what settings and rounds decide."""
         self.collator.phases = self.phases
         self.collator.lists.hard_share = self.hard_share()
-        # Items are positions, which the collator turns into lists.
-        self.train_dataset = range(self.steps_per_round * self.global_batch)
+        self.train_dataset = Positions(self.steps_per_round * self.global_batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RoundSampler:
         return RoundSampler(len(self.train_dataset), lambda: self.current_round)  # type: ignore[arg-type]

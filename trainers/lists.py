@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers.utils import logging
 
 from hf_ar2.collections import Collection
@@ -33,6 +33,19 @@ _UNLIMITED = 1 << 30
 
 
 # ---- The order of lists ---------------------------------------------------------------------------------------------
+
+
+class Positions(Dataset):
+    """A dataset whose items are positions in the run, also beyond its length; the collator makes lists of them."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> int:
+        return position
 
 
 class RoundSampler(Sampler[int]):
