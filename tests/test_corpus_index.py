@@ -17,14 +17,15 @@ import torch
 from transformers import BertTokenizer
 from two_processes import in_two_processes
 
-from hf_ar2.encoding import InputBuilder, TokenStore
 from hf_ar2.encoding.batches import encode_rows
+from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.processes import Processes
-from hf_ar2.index import CorpusIndex, TorchSearcher, corpus_index, encoders, shards
+from hf_ar2.encoding.tokens import TokenStore
+from hf_ar2.index import CorpusIndex, corpus_index, encoders, shards
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index
 from hf_ar2.index.faiss_import import import_faiss
-from hf_ar2.index.search import FaissSearcher, merge, query_matrix
+from hf_ar2.index.search import FaissSearcher, TorchSearcher, merge, query_matrix
 from hf_ar2.index.shards import Shards
 
 DIM = 16

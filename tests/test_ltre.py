@@ -17,10 +17,12 @@ from sentence_transformers import SentenceTransformer
 from tiny_ar2 import losses, settings_of, snapshot, without_dropout
 from transformers import BertTokenizer
 
-from hf_ar2.encoding import InputBuilder, TokenStore
-from hf_ar2.index import CorpusIndex, TorchSearcher, frozen
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore
+from hf_ar2.index import CorpusIndex, frozen
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.search import TorchSearcher
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import LTReConfig, LTReTrainer
 from hf_ar2.trainers.frozen_retrieval import with_missed

@@ -74,19 +74,6 @@ def encode_rows(
 
     Raises:
         ValueError: embeddings of another shape than `out`, or not finite; the message names the row.
-
-    Example:
-        >>> from transformers import BertTokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
-        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-        >>> store = TokenStore(np.array([5, 6, 6], np.int32), np.array([0, 2, 3]))
-        >>> def count_deep_and_nets(inputs):
-        ...     return (inputs["input_ids"][:, :, None] == torch.tensor([5, 6])).sum(1)
-        >>> out = np.empty((2, 2), np.float32)
-        >>> builder = InputBuilder(tokenizer, 8)
-        >>> _ = encode_rows(count_deep_and_nets, builder, store, [0, 1], out, show_progress=False)
-        >>> out.tolist()
-        [[1.0, 1.0], [0.0, 1.0]]
     """
     rows = np.asarray(rows, np.int64)
     if out.ndim != 2 or len(out) != len(rows):

@@ -56,12 +56,6 @@ class Lists:
         positives: bool `[B, L]`.
         known_positives: int64 `[B, P]`, -1 padded.
         scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not asked for.
-
-    Example:
-        >>> passages, real = np.array([[1, 7]]), np.array([[True, True]])
-        >>> lists = Lists(np.array([4]), passages, real, np.array([[True, False]]), known_positives=np.array([[1]]))
-        >>> lists.passage_rows[lists.positives]
-        array([1])
     """
 
     query_rows: np.ndarray
@@ -94,17 +88,6 @@ class ListSampler:
             lists of a step are then of one of them, random negatives included.
         member_weights: float64 `[M]`, how often each is drawn, times the number of its pool entries.
         lists_per_step: lists of one optimizer step, over all processes.
-
-    Example:
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([4, 9]),
-        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
-        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
-        ... )
-        >>> sampler = ListSampler(pool, corpus_size=10, num_negatives=1, seed=0, sampler="top")
-        >>> lists = sampler(np.arange(2))  # the first pass over both queries
-        >>> sorted(zip(lists.query_rows.tolist(), lists.passage_rows.tolist()))
-        [(4, [1, 7]), (9, [3, 5])]
     """
 
     pool: CandidatePool
