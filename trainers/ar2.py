@@ -93,8 +93,6 @@ class AR2Config(JointConfig):
             )
         if self.num_positives > 1:
             raise ValueError(f"num_positives={self.num_positives}: AR2's losses take one positive in a list")
-        self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
-        self._check("teacher_gate", self.teacher_gate, ("ahead", "off"))
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
             logger.warning(
                 "adversarial_form='paper' alone never raises a positive's score, so the retriever will get worse; "

@@ -288,7 +288,6 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             self.encode_tokens = 65536 if on_gpu else 2048
         super().__post_init__()
         self._check("sampler", self.sampler, SAMPLERS)
-        self._check("refresh_mode", self.refresh_mode, ("sync", "async"))
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
         self._check_matryoshka_dims()

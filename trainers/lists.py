@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 _UNLIMITED = 1 << 30
+# What a batch and its scores have of `Lists`.
+_OF_LISTS = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
 
 
 # ---- The order of lists ---------------------------------------------------------------------------------------------
@@ -100,14 +102,8 @@ class ListCollator:
         # Positions among the lists of that phase alone.
         earlier = (step - self.phases.steps_before(phase, step)) * self.lists_per_step
         lists = self.lists(np.asarray(positions, np.int64) - earlier, self.phases.names.index(phase))
-        batch: dict[str, Any] = {
-            "phase": phase,
-            "mask": torch.from_numpy(lists.mask),
-            "positives": torch.from_numpy(lists.positives),
-            "passage_rows": torch.from_numpy(lists.passage_rows),
-            "known_positives": torch.from_numpy(lists.known_positives),
-            "query_rows": torch.from_numpy(lists.query_rows),
-        }
+        batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in _OF_LISTS}
+        batch["phase"] = phase
         if lists.scores is not None:
             batch["teacher_scores"] = torch.from_numpy(lists.scores)
         inputs = self.phases[phase].inputs
@@ -173,8 +169,7 @@ def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval
         batch: of the collator.
         retrieval: says what the retriever's inner products are divided by.
     """
-    names = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
-    fields: dict[str, Any] = {name: batch[name] for name in names}
+    fields: dict[str, Any] = {name: batch[name] for name in _OF_LISTS}
     fields["teacher_scores"] = batch.get("teacher_scores")
     mask = batch["mask"]
     if "passage_embeddings" in outputs:

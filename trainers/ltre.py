@@ -23,7 +23,6 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.search import search_in_ranges
 from hf_ar2.losses import retrieval_pairwise_loss
 from hf_ar2.losses.list_scores import ListScores
-from hf_ar2.losses.retrieval import WEIGHTINGS
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.models.lora import remove_adapters, save_model
 from hf_ar2.settings.fields import setting
@@ -125,9 +124,7 @@ class LTReConfig(JointConfig):
     )
 
     def __post_init__(self) -> None:
-        self._check("weighting", self.weighting, WEIGHTINGS)
         self._check("missed", self.missed, ("all", "if_none"))
-        self._check("vectors", self.vectors, ("exact", "index"))
         if self.num_negatives:
             raise ValueError(
                 f"num_negatives={self.num_negatives}: LTRe samples none; list_depth is how many passages it retrieves"

@@ -107,8 +107,6 @@ class RetrieverConfig(JointConfig):
     def __post_init__(self) -> None:
         self._check("distillation", self.distillation, DISTILLATIONS)
         self._check_distillation()
-        self._check("contrast", self.contrast, tuple(CONTRASTIVE_LOSSES))
-        self._check("passage_form", self.passage_form, ("reference", "paper"))
         if self.train_lists and self.num_negatives == 0:
             raise ValueError(
                 "num_negatives=0 leaves the negatives of train_lists unused; expected at least 1"

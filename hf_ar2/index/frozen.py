@@ -105,30 +105,18 @@ class FrozenIndex:
                 lists.make_direct_map()  # needed to look up passages by number
 
     @classmethod
-    def from_corpus_index(
-        cls,
-        index: CorpusIndex,
-        vectors: Vectors = "exact",
-        device: str | torch.device = "cpu",
-        search_parameters: str | None = None,
-        writable: bool = False,
-    ) -> FrozenIndex:
+    def from_corpus_index(cls, index: CorpusIndex, writable: bool = False, **options: Any) -> FrozenIndex:
         """From an index that this library built.
 
         Args:
             writable: read the FAISS index into memory, for centroids that will change.
+            options: `vectors`, `device` and `search_parameters`.
         """
         loaded = index.faiss_index
         if writable:
             loaded = import_faiss().read_index(str(index.folder / index.meta["files"]["index"]))
-        return cls(
-            loaded,
-            f"{index.fingerprint}:{index.factory}:{index.embeddings.dtype}",
-            index.embeddings,
-            vectors=vectors,
-            device=device,
-            search_parameters=search_parameters,
-        )
+        fingerprint = f"{index.fingerprint}:{index.factory}:{index.embeddings.dtype}"
+        return cls(loaded, fingerprint, index.embeddings, **options)
 
     @classmethod
     def from_files(
@@ -136,10 +124,8 @@ class FrozenIndex:
         path: str | Path,
         corpus_ids: Sequence[str],
         ids: str | Path | None = None,
-        vectors: Vectors = "index",
-        device: str | torch.device = "cpu",
-        search_parameters: str | None = None,
         writable: bool = False,
+        **options: Any,
     ) -> FrozenIndex:
         """From a FAISS file, and the ids of its passages in the order they were added.
 
@@ -147,6 +133,7 @@ class FrozenIndex:
             path: the FAISS file, or a folder: one that `hf-ar2 index` wrote, or with `index.faiss` and `ids.json`.
             corpus_ids: the ids of the corpus, by row.
             ids: a JSON list of ids, or a text file with one per line; None: `ids.json` beside the FAISS file.
+            writable, options: as in `from_corpus_index`; `vectors` is "index" by default.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -170,9 +157,7 @@ class FrozenIndex:
             faiss_index,
             content_hash(checksum(path).encode(), checksum(ids).encode()),
             corpus_rows=None if in_order else rows,
-            vectors=vectors,
-            device=device,
-            search_parameters=search_parameters,
+            **{"vectors": "index", **options},
         )
 
     def search(
