@@ -101,7 +101,7 @@ def _provide_base(trainer: JointTrainer, role: str, model: SentenceTransformer |
     config.base_model_name_or_path = str(folder)
     difference = _difference(model)
     if difference is not None:
-        raise ValueError(f"{role}: its adapters cannot be saved such that they load again: {difference}")
+        raise ValueError(f"{role}: its adapters cannot be saved so that they load again: {difference}")
 
 
 def _difference(model: SentenceTransformer | CrossEncoder) -> str | None:

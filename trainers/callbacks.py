@@ -159,7 +159,7 @@ class Patience(TrainerCallback):
     """Chooses the last step of a run from its evaluations.
 
     After `patience` evaluations in a row that are not above the best one before them, the last step is chosen: with
-    the schedule `warmup_stable_decay` such that the decay is the last `decay_share` of the run, with any other
+    the schedule `warmup_stable_decay` so that the decay is the last `decay_share` of the run, with any other
     schedule the next step. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run
     ends where the uninterrupted one does.
     """

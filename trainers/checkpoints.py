@@ -147,27 +147,27 @@ class Checkpoints:
         """
         trainer = self.trainer
         check_checkpoint(folder)
-        noted = read_run(folder)
-        if noted["train_lists"] != stored_fingerprint(trainer.stored):
+        saved_run = read_run(folder)
+        if saved_run["train_lists"] != stored_fingerprint(trainer.stored):
             raise ValueError(
                 f"{folder}: trained on other lists than those train_lists has now; resume with the lists the run began "
                 "with, or start a new run"
             )
         run = trainer.run_metadata
-        check_same_run(folder, noted["run"], run)
-        if resume and noted["run"]["steps"] != run["steps"]:
+        check_same_run(folder, saved_run["run"], run)
+        if resume and saved_run["run"]["steps"] != run["steps"]:
             logger.warning(
-                f"{folder}: of a run of {noted['run']['steps']} steps, and this one has {run['steps']}; from here on "
-                "the learning rates follow the schedule of this one"
+                f"{folder}: of a run of {saved_run['run']['steps']} steps, and this one has {run['steps']}; from here "
+                "on the learning rates follow the schedule of this one"
             )
         load_models(trainer.whole, folder)
         if trainer.is_sharded:
             scatter(trainer.whole, trainer.model)
         found = fingerprints(trainer.whole)
-        if found != noted["weights"]:
+        if found != saved_run["weights"]:
             raise ValueError(
                 f"{folder}: the weights that were read are not those that were saved (found {found}, expected "
-                f"{noted['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
+                f"{saved_run['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
             )
 
     def load_best(self) -> None:
@@ -309,24 +309,24 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = Path(folder, _RUN)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a checkpoint that a trainer of hf_ar2 wrote")
-    noted: dict[str, Any] = read_json(path)
-    if noted.get("version") != _VERSION:
+    saved_run: dict[str, Any] = read_json(path)
+    if saved_run.get("version") != _VERSION:
         raise ValueError(
-            f"{path}: version {noted.get('version')}, expected {_VERSION}; another version of hf_ar2 wrote this "
+            f"{path}: version {saved_run.get('version')}, expected {_VERSION}; another version of hf_ar2 wrote this "
             "checkpoint. Start another run from the models in it"
         )
-    return noted
+    return saved_run
 
 
-def check_same_run(folder: Path, noted: dict[str, Any], run: dict[str, Any]) -> None:
+def check_same_run(folder: Path, saved_run: dict[str, Any], run: dict[str, Any]) -> None:
     """Compare the run of a checkpoint with this one; what only one of them has is ignored.
 
     Raises:
         ValueError: a setting or fact differs, so that resuming would not continue that run.
     """
-    differ = [name for name in noted if name != "steps" and name in run and noted[name] != run[name]]
+    differ = [name for name in saved_run if name != "steps" and name in run and saved_run[name] != run[name]]
     if differ:
-        found = ", ".join(f"{name} ({noted[name]} there, {run[name]} here)" for name in differ)
+        found = ", ".join(f"{name} ({saved_run[name]} there, {run[name]} here)" for name in differ)
         raise ValueError(
             f"{folder}: this checkpoint's run differs in {found}. Resume with what it was started with, or start "
             "another run from the models in the checkpoint"

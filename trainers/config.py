@@ -102,7 +102,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     matryoshka_dims: list[int] | None = setting(
         None,
         "Also train these first dimensions of the retriever's embeddings, so that they can be cut (truncate_dim): the "
-        "loss is the mean over these widths and the full one. None: the full width alone.",
+        "loss is the mean over these widths and the full one. None: only the full width.",
         unit="dimensions",
         paper="Matryoshka: halved down to 8",
     )

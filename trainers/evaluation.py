@@ -64,7 +64,7 @@ class Evaluation:
     def __init__(self, retrieval: Retrieval) -> None:
         self.retrieval = retrieval
         self.judgments = _evaluated_judgments(retrieval)
-        self._rows: np.ndarray | None = None  # of the passages that stand for the corpus
+        self._rows: np.ndarray | None = None  # of the passages that are searched instead of the corpus
         # The last evaluation, and the weights that it was of.
         self._weights = ""
         self._values: dict[str, dict[str, np.ndarray]] = {}
@@ -133,7 +133,7 @@ class Evaluation:
         self._weights = weights
 
     def _retrieve(self) -> tuple[np.ndarray, np.ndarray]:
-        """The retriever's first `eval_depth` passages: of the corpus, or of the `eval_passages` that stand for it."""
+        """The retriever's first `eval_depth` passages: of the corpus, or of a part of it (`eval_passages`)."""
         retrieval, query_rows = self.retrieval, self.judgments.query_rows
         depth, limit = retrieval.args.eval_depth, retrieval.args.eval_passages
         if limit is None or limit >= len(retrieval.collection.corpus):

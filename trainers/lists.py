@@ -77,7 +77,7 @@ class RoundSampler(Sampler[int]):
 class ListCollator:
     """Turns positions into what one forward pass needs.
 
-    It holds plain data alone, so that worker processes can be given a copy, however they are started. They are started
+    It holds only plain data, so that worker processes can be given a copy, however they are started. They are started
     anew in every epoch, after the refresh, so that they draw from the pool of the round.
 
     Args:
@@ -99,7 +99,7 @@ class ListCollator:
     def __call__(self, positions: list[int]) -> dict[str, Any]:
         step = int(positions[0]) // self.lists_per_step
         phase = self.phases.phase(step)
-        # Positions among the lists of that phase alone.
+        # Positions are counted within a phase.
         earlier = (step - self.phases.steps_before(phase, step)) * self.lists_per_step
         lists = self.lists(np.asarray(positions, np.int64) - earlier, self.phases.names.index(phase))
         batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in _OF_LISTS}
@@ -130,7 +130,7 @@ def positions_alone(positions: list[int]) -> dict[str, Any]:
 
 
 def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> ListCollator:
-    """The collator of a trainer, with positives alone until something is mined."""
+    """The collator of a trainer, with positives only until candidates are mined."""
     args, collection = trainer.args, trainer.collection
     pool, known = with_stored_lists(None, trainer)
     lists = ListSampler(

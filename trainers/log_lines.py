@@ -67,7 +67,7 @@ class LogLines(TrainerCallback):
     is no bar.
 
     Args:
-        phases: the trainer's; where an entry is about one of them alone, its loss is the loss.
+        phases: the trainer's; if an entry is about only one of them, that phase's loss is shown as the loss.
     """
 
     def __init__(self, phases: Sequence[str]) -> None:

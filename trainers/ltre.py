@@ -1,4 +1,4 @@
-"""LTRe: every step retrieves from the whole corpus, and the query encoder alone is trained."""
+"""LTRe: every step retrieves from the whole corpus, and only the query encoder is trained."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class LTReConfig(JointConfig):
         if self.train_centroids and self.matryoshka_dims:
             raise ValueError(
                 f"matryoshka_dims={self.matryoshka_dims} cannot be combined with train_centroids=True: the codes of "
-                "the index stand for passages of the full width; leave one of them out"
+                "the index represent embeddings of the full width; leave one of them out"
             )
         if self.train_centroids:
             self.vectors = "index"  # scores are those of the codes and the centroids as they are
@@ -156,12 +156,12 @@ class LTReTrainer(JointTrainer):
     """Trains the query encoder on what it retrieves, at every step, from an index that stays as it is.
 
     A step encodes a batch of queries, searches the whole index with them, appends relevant passages that were missed,
-    and lowers `retrieval_pairwise_loss` over the lists. The passage encoder is a copy of what the retriever came with,
-    and is frozen. With `train_centroids` the centroids of a product-quantised index are trained as well (JPQ), and the
+    and lowers `retrieval_pairwise_loss` over the lists. The passage encoder is a frozen copy of the
+    retriever. With `train_centroids` the centroids of a product-quantised index are trained as well (JPQ), and the
     search of the next step already uses them.
 
     Saved are `retriever/`, both towers as one `SentenceTransformer` (`encode_query`, `encode_document`),
-    `query_encoder/`, the trained one by itself, and by `save_index` the index.
+    `query_encoder/`, the trained tower, and by `save_index` the index.
 
     Args:
         retriever: a name, folder or `SentenceTransformer`.

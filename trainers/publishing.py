@@ -38,7 +38,7 @@ _UPLOADED = "_uploaded"
 class Publisher:
     """Publishes what a trainer trained, at the end or during training.
 
-    `push_to_hub=True` publishes at every save (`hub_strategy="every_save"`), or at the end alone ("end"). With
+    `push_to_hub=True` publishes at every save (`hub_strategy="every_save"`), or only at the end ("end"). With
     "checkpoint" and "all_checkpoints" the whole checkpoint is beside the first of the two models; downloaded
     (`hf download me/name-retriever --include "last-checkpoint/*"`), it is resumed from like any other.
 
@@ -67,7 +67,7 @@ class Publisher:
     # ---- How the models were trained --------------------------------------------------------------------------------
 
     def remember_stages(self) -> None:
-        """Record on each trained model how it was trained, for the card of whoever trains it further."""
+        """Record on each trained model how it was trained, for the card after further training."""
         trainer = self.trainer
         for role in self.roles:
             stages = (*self._previous_stages(), trainer.training_summary())
@@ -189,7 +189,7 @@ def push_to_hub(
 
     Args:
         name: user or organisation, a slash, and a name; None: `hub_model_id`, or the name of the output folder.
-        private: visible to you alone, where a repository is new; None: `hub_private_repo`.
+        private: whether a new repository is visible only to you; None: `hub_private_repo`.
         license: of the models, such as `"apache-2.0"`; None: the base model's, where its own card says it.
         data_license: of the training data, in words.
         index: publish the index of the collection as the dataset `NAME-index` too.

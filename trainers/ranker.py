@@ -26,8 +26,8 @@ RANKER_LOSS_HELP = (
 class RankerConfig(JointConfig):
     """Settings of `RankerTrainer`; `JointConfig` has the rest.
 
-    A fresh head on hard negatives alone may never leave the loss of guessing. So lists begin with random passages and
-    get hard ones over the first `easy_share` of the run, and the head learns faster than the encoder.
+    With hard negatives only, the loss of a new head may stay at that of guessing. So lists begin with random passages
+    and get hard ones over the first `easy_share` of the run, and the head learns faster than the encoder.
 
     Example:
         >>> args = RankerConfig(output_dir="runs/ranker", learning_rate=1e-4, head_learning_rate=1e-3)

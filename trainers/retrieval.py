@@ -56,10 +56,10 @@ class Retrieval:
         encoders: how models are run.
 
     Attributes:
-        start: the encoding (see `encoding_name`) of the retriever as it came; None without a retriever.
+        start: the encoding (see `encoding_name`) of the retriever before training; None without a retriever.
     """
 
-    # Whether every rank searches by itself, in one FAISS file.
+    # Whether every rank searches the whole index, in one FAISS file.
     whole_index = False
 
     def __init__(
@@ -222,7 +222,7 @@ class Retrieval:
         return scores, rows, index.scores(queries, positives, ranges), f"bm25:{self.collection.fingerprint}"
 
     def pool_without_candidates(self) -> CandidatePool:
-        """A pool of depth 0, for training that needs positives alone."""
+        """A pool of depth 0, for training that needs only positives."""
         judgments = self.train_judgments
         nothing = np.zeros((len(judgments), 0))
         return build_pool(nothing, nothing.astype(np.int64), judgments, depth=0)

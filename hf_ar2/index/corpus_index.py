@@ -303,7 +303,7 @@ class CorpusIndex:
 
         Args:
             queries: [Q, d] of any float dtype. k: passages per query; may exceed N.
-            rank, world_size: search the rows of this share of an index of the factory "Flat" alone, see `share_of`;
+            rank, world_size: search only this share of the rows of an index of the factory "Flat", see `share_of`;
                 `Encoders.search` merges what all ranks find.
             within: the rows of an index of the factory "Flat" that are searched, from the first to before the last;
                 None: all.

@@ -31,7 +31,7 @@ class Encodings:
     process, or the ranks of one run, may use a folder at a time.
 
     Args:
-        folder: created when the first index is built. Other files in it are left alone.
+        folder: created when the first index is built. Other files in it are kept.
     """
 
     def __init__(self, folder: str | Path) -> None:

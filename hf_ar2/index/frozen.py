@@ -149,7 +149,7 @@ class FrozenIndex:
                 f"{ids}: no such file; expected the ids of the index's passages in its order, as a JSON list or one "
                 "per line"
             )
-        _check_noted(path, ids)
+        _check_checksums(path, ids)
         faiss_index = import_faiss().read_index(str(path)) if writable else read_faiss_index(path)
         rows = _rows_of_ids(_read_ids(ids), corpus_ids, ids, faiss_index.ntotal, path)
         in_order = bool((rows == np.arange(len(rows))).all())
@@ -270,11 +270,11 @@ def _rows_of_ids(
     return np.array([known[id] for id in ids], np.int64)
 
 
-def _check_noted(*paths: Path) -> None:
+def _check_checksums(*paths: Path) -> None:
     """Compare files with their checksums in the `index.json` or `meta.json` beside them, where there is one."""
     for path in paths:
         for note in (path.with_name(ABOUT_FILE), path.with_name("meta.json")):
-            noted = read_json(note) if note.is_file() else {}
-            noted = noted.get("checksums", {}) if isinstance(noted, dict) else {}
-            named = {path.name: noted[path.name]} if path.name in noted else {}
+            known = read_json(note) if note.is_file() else {}
+            known = known.get("checksums", {}) if isinstance(known, dict) else {}
+            named = {path.name: known[path.name]} if path.name in known else {}
             check_files(path.parent, named, "Copy the index again, or build it again (hf-ar2 index).")

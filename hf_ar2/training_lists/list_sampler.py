@@ -23,7 +23,7 @@ _SEED_STEP = 1_000_003
 class NegativeSampler(Protocol):
     """A custom sampler, which says which candidates of the pool become the negatives of a list.
 
-    The draw has to depend on its arguments alone, so that a resumed run draws the same lists and several processes
+    The draw must depend only on its arguments, so that a resumed run draws the same lists and several processes
     draw those of one. A plain function of a module will do; worker processes get a copy of it.
     """
 
