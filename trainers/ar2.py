@@ -261,11 +261,7 @@ def check_gate(evaluation: Evaluation) -> None:
 
 
 def ranker_lead(evaluation: Evaluation) -> PairedTest:
-    """The ranker over the retriever's first `rerank_depth` passages against the retriever, query by query.
-
-    Returns:
-        The paired test of the first of `eval_metrics`; `difference` is ranker less retriever.
-    """
+    """Paired test of ranker and retriever on the first of `eval_metrics`; the difference is ranker minus retriever."""
     metric = evaluation.retrieval.args.eval_metrics[0]
     values = evaluation.per_query()
     return paired_test(values["ranker"][metric], values["retriever"][metric])

@@ -37,9 +37,6 @@ class Refresh:
     or an interruption: a resumed run reads the copy from its checkpoint and encodes again what was encoded. Each
     process encodes its own batches, and waits for the others only to build the index.
 
-    Args:
-        trainer: whose pool; its `round_state` has the step of the snapshot.
-
     Raises:
         ValueError: async mode where the retriever is not trained.
     """
@@ -113,11 +110,7 @@ class Refresh:
         self.drop()
 
     def log_step(self, refreshing: float, total: float) -> None:
-        """Log how many steps old the weights are that found the pool, and the share of time that refreshing takes.
-
-        Args:
-            refreshing, total: seconds since the last step.
-        """
+        """Log the age of the pool's weights in steps, and the share of the seconds since the last step for refreshing."""
         trainer = self.trainer
         if not self.is_async or trainer.pool is None:
             return

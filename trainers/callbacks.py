@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 class StepLog:
-    """What the steps since the last log entry add up to.
-
-    Args:
-        processes: those of the run; an entry has the means over all of them.
+    """The sums of what the steps since the last log entry logged, on this process; an entry has the means over all.
 
     Attributes:
         sums: name → sum and number of values since the last entry.

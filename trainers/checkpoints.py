@@ -41,9 +41,6 @@ class Checkpoints:
     stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
     `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see `Refresh`) `snapshot.pt` has the
     weights that are encoded. `checksums.json` has the checksums of all files.
-
-    Args:
-        trainer: whose checkpoints.
     """
 
     def __init__(self, trainer: JointTrainer) -> None:
@@ -51,10 +48,7 @@ class Checkpoints:
         self._log_window: dict[str, Any] | None = None
 
     def find(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        """The checkpoint to resume from; None for a new run.
-
-        Args:
-            resume_from_checkpoint: a folder; True: the newest complete one of the output folder.
+        """The checkpoint to resume from (True: the newest complete one of the output folder); None for a new run.
 
         Raises:
             ValueError: there is no complete checkpoint, it has no optimizer, or a file of it is damaged.
@@ -139,7 +133,6 @@ class Checkpoints:
         """Load both models of a checkpoint, in place, once it is known to be of this run.
 
         Args:
-            folder: the checkpoint.
             resume: whether training continues from it; False for the best checkpoint of a run that has ended.
 
         Raises:

@@ -81,8 +81,6 @@ class ListCollator:
     anew in every epoch, after the refresh, so that they draw from the pool of the round.
 
     Args:
-        lists: draws the lists.
-        phases: what a step encodes.
         lists_per_step: lists of one optimizer step, over all processes.
         step_tokens: padded tokens of a chunk.
         mini_batch_size: rows of a chunk; None: as many as the tokens allow.
@@ -162,13 +160,7 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
 
 
 def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval: Retrieval) -> ListScores:
-    """The scores of a batch of lists.
-
-    Args:
-        outputs: of `JointModel.forward`.
-        batch: of the collator.
-        retrieval: says what the retriever's inner products are divided by.
-    """
+    """The scores of a batch of the collator, from the outputs of `JointModel.forward`."""
     fields: dict[str, Any] = {name: batch[name] for name in _OF_LISTS}
     fields["teacher_scores"] = batch.get("teacher_scores")
     mask = batch["mask"]
@@ -237,11 +229,7 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
 def with_stored_lists(
     mined: CandidatePool | None, trainer: JointTrainer
 ) -> tuple[CandidatePool, np.ndarray | None]:
-    """One pool of mined and stored lists, and what is known to be relevant to each entry's query.
-
-    Args:
-        mined: of the training queries; None where nothing is mined yet, or only stored lists are trained on.
-        trainer: has the stored lists and the judgments of the training queries.
+    """One pool of mined lists, where there are any yet, and stored ones, and what is relevant to each entry's query.
 
     Returns:
         The pool, and int32 `[Q, P]`: what is no negative of an entry's query, which are the entry's own positives, the

@@ -130,9 +130,7 @@ def log_lines(
     """An entry of the log as lines of 80 columns at most, the second and later ones indented.
 
     Args:
-        logs: the entry.
-        step, steps: where the run is, and how many there are.
-        phases: of the trainer.
+        step, steps: where the run is, and how many steps it has.
         eval_split: the split that `eval_` refers to.
         left: seconds until the end, to be shown.
     """

@@ -42,10 +42,6 @@ class Publisher:
     "checkpoint" and "all_checkpoints" the whole checkpoint is beside the first of the two models; downloaded
     (`hf download me/name-retriever --include "last-checkpoint/*"`), it is resumed from like any other.
 
-    Args:
-        trainer: whose models.
-        retriever, ranker, collection: what the trainer was given.
-
     Attributes:
         sources: role → what a card calls the model that training starts from.
         previous_stages: role → the stages the model was trained in before, by other trainers of this process.

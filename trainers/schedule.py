@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) -> list[dict[str, Any]]:
     """AdamW groups: per model, its encoder and its ranking head, each with and without weight decay.
 
-    Args:
-        decayed: names of parameters that get weight decay.
-
-    Returns:
-        Groups with `name` ("ranker/head/decay"), `model` (whose steps the schedule counts) and `lr`.
+    A group has a `name` ("ranker/head/decay"), the `model` whose steps the schedule counts, and `lr`.
     """
     head = _head_names(model)
     groups: dict[str, dict[str, Any]] = {}
@@ -76,8 +72,7 @@ def make_optimizer(trainer: JointTrainer) -> Optimizer:
 def make_scheduler(trainer: JointTrainer, planned_steps: int) -> LambdaLR:
     """A learning rate schedule per group of the optimizer, each counting the steps of its own model.
 
-    Args:
-        planned_steps: of the whole run; they are fewer once `patience` has chosen the last step.
+    A run has `planned_steps`, or fewer once `patience` has chosen the last step.
     """
     optimizer, phases = trainer.optimizer, trainer.phases
     assert optimizer is not None
@@ -101,7 +96,6 @@ def schedule(
     """The factor on a model's peak learning rate, by global step.
 
     Args:
-        model: "retriever" or "ranker", which may have a schedule and a warm-up of its own.
         own_steps: from a global step to the steps of this model before it.
         total_steps: gives this model's steps in the whole run, which may become fewer while it runs.
     """
