@@ -110,7 +110,7 @@ class Refresh:
         self.drop()
 
     def log_step(self, refreshing: float, total: float) -> None:
-        """Log the age of the pool's weights in steps, and the share of the seconds since the last step for refreshing."""
+        """Log the age of the pool's weights in steps, and the share of seconds that refreshing took."""
         trainer = self.trainer
         if not self.is_async or trainer.pool is None:
             return
