@@ -22,7 +22,6 @@ from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
 from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of
-from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
@@ -40,6 +39,7 @@ from hf_ar2.trainers.lists import (
 )
 from hf_ar2.trainers.log_lines import print_log_lines
 from hf_ar2.trainers.phases import PhaseCycle
+from hf_ar2.trainers.prepare import prepare_models, saves_merged
 from hf_ar2.trainers.publishing import Publisher, push_to_hub, training_summary
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.schedule import make_optimizer, make_scheduler

@@ -26,13 +26,13 @@ from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.models.lora import remove_adapters, save_model
 from hf_ar2.settings.fields import setting
-from hf_ar2.trainers.adapters import saves_merged
 from hf_ar2.trainers.arguments import TrainerOptions
 from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval, with_missed
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.phases import Phase, PhaseCycle
+from hf_ar2.trainers.prepare import saves_merged
 
 _CODEBOOK = "codebook.safetensors"
 

@@ -1,4 +1,4 @@
-"""Prepares the models of a trainer, adapters among them, so that what is saved is what was trained."""
+"""Prepares the models of a trainer: frozen or trainable, in float32, with adapters that can be loaded again."""
 
 from __future__ import annotations
 
