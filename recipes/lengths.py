@@ -52,7 +52,7 @@ class Length:
             if trainer.is_world_process_zero():
                 write_note(path, decided)
             trainer.encoders.processes.barrier()
-        trainer.set_length(**decided["settings"])
+        _set_length(trainer, decided["settings"])
         return f"{decided['steps']:,} steps ({decided['why']})"
 
     def _decide(self, trainer: JointTrainer, body: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Length:
         args, costs = trainer.args, self.costs
         if costs is None:
             return {}
-        queries = len(trainer.retrieval.eval_judgments)
+        queries = len(trainer.evaluation.judgments)
         passages = min(args.eval_passages or costs.passages, costs.passages)
         if isinstance(trainer, LTReTrainer):  # it does not encode passages
             passages = 0
@@ -125,3 +125,15 @@ def _mean_step(trainer: JointTrainer, budget: Budget) -> float:
     if args.ranker_steps:
         seconds += step_seconds(trainer, 0, budget.now) * args.ranker_steps / max(1, args.retriever_steps)
     return seconds
+
+
+def _set_length(trainer: JointTrainer, settings: dict[str, Any]) -> None:
+    """Change settings that say how long the run is (`max_steps`, `num_rounds`, …), before it begins."""
+    for name, value in settings.items():
+        if not hasattr(trainer.args, name):
+            raise ValueError(f"{name}: {type(trainer.args).__name__} has no such setting")
+        setattr(trainer.args, name, value)
+    if "num_rounds" in settings:
+        trainer.args.num_train_epochs = settings["num_rounds"]
+    trainer.round_state = {}
+    trainer.prepare_lists()

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_ar2 import TRAINERS, settings_of, without_dropout
+from tiny_ar2 import QUIET, make_trainer, settings_of, without_dropout
 from transformers import TrainerCallback
 from two_processes import launch_two
 
 from hf_ar2.collections import Collection
-from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     JointConfig,
@@ -33,8 +32,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 
 # Three rounds of five steps. In batches of 128 tokens the corpus takes about a dozen of them.
-SHORT = {"steps_per_round": 5, "num_train_epochs": 3, "encode_tokens": 128}
-SHORT |= {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+SHORT = {**QUIET, "steps_per_round": 5, "num_train_epochs": 3, "encode_tokens": 128}
 # The second and the third pool come three steps after their weights.
 ASYNC = {"refresh_mode": "async", "max_staleness": 3}
 
@@ -55,8 +53,7 @@ class Watch(TrainerCallback):
 
 
 def make(models: Path, output: Path, collection: Collection, **settings: Any) -> RetrieverTrainer:
-    args = RetrieverConfig(output_dir=str(output), **{**settings_of(RetrieverConfig), **SHORT, **settings})
-    return RetrieverTrainer(load_retriever(models / "tiny-retriever", device="cpu"), args, collection)
+    return make_trainer("retriever", models, output, collection, **{**SHORT, **settings})
 
 
 def trained(models: Path, output: Path, collection: Collection, **settings: Any) -> RetrieverTrainer:
@@ -163,17 +160,8 @@ def test_a_round_is_the_longest_staleness(models, tmp_path, tiny_collection):
 
 @pytest.mark.parametrize("name", ["ar2", "rocketqa-v2"])
 def test_trainers_of_two_models_refresh_between_steps(models, tmp_path, tiny_collection, name):
-    trainer_class, config = TRAINERS[name]
-    settings = (
-        settings_of(config) | {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"} | ASYNC
-    )
-    settings |= {} if name == "ar2" else {"num_train_epochs": 2, "refresh": True}
-    trainer = trainer_class(
-        load_retriever(models / "tiny-retriever", device="cpu"),
-        load_ranker(models / "tiny-ranker", device="cpu"),
-        args=config(output_dir=str(tmp_path), **settings),
-        collection=tiny_collection,
-    )
+    settings = {} if name == "ar2" else {"num_train_epochs": 2, "refresh": True}
+    trainer = make_trainer(name, models, tmp_path, tiny_collection, **QUIET, **ASYNC, **settings)
     trainer.train()
     steps = trainer.steps_per_round
     assert values(trainer, "pool/age") == [*range(1, steps + 3), *range(3, steps + 1)]

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import BertTokenizer
 
-from hf_ar2.encoding import InputBuilder, TokenStore, encode_rows, token_budget_batches
+from hf_ar2.encoding.batches import encode_rows, token_budget_batches
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore
 
 WORDS = [f"w{i}" for i in range(50)]
 

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_ar2 import SETTINGS, settings_of, without_dropout
+from tiny_ar2 import QUIET, make_trainer, settings_of
 
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
-    AR2Config,
-    AR2Trainer,
     RankerConfig,
     RankerTrainer,
     RetrieverConfig,
@@ -30,29 +27,23 @@ from hf_ar2.training_lists.pool import build_pool
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
-GATED = {**SETTINGS, "teacher_gate": "ahead", "rerank_depth": 10}
+GATED = {"teacher_gate": "ahead", "rerank_depth": 10}
 
 
 def ar2(models, output, collection, **settings):
-    retriever = without_dropout(load_retriever(models / "tiny-retriever", device="cpu"))
-    ranker = without_dropout(load_ranker(models / "tiny-ranker", device="cpu"))
-    args = AR2Config(output_dir=str(output), **{**GATED, **settings})
-    return AR2Trainer(retriever, ranker, args=args, collection=collection)
+    return make_trainer("ar2", models, output, collection, dropout=False, **{**GATED, **settings})
 
 
 def with_ranker_at(trainer, *values):
     """The trainer, with a ranker whose MRR@10 on every dev query is the next of the values, beside a retriever's .5."""
-    count, left = len(trainer.retrieval.eval_judgments), list(values)
+    count, left = len(trainer.evaluation.judgments), list(values)
 
-    def per_query(judgments=None):
+    def per_query():
         ranker = left.pop(0)
         return {"retriever": {"mrr@10": np.full(count, 0.5)}, "ranker": {"mrr@10": np.full(count, ranker)}}
 
-    trainer.retrieval.per_query = per_query
+    trainer.evaluation.per_query = per_query
     return trainer
-
-
-QUIET = {"eval_on_start": False, "eval_strategy": "no"}
 
 
 def test_a_ranker_that_is_behind_does_not_teach_until_it_is_ahead(models, tmp_path, tiny_collection):
@@ -165,7 +156,7 @@ def test_patience_ends_a_run_after_the_decay(models, tmp_path, tiny_collection):
     )
     trainer = RetrieverTrainer(models / "tiny-retriever", args=args, collection=tiny_collection)
     values = iter([0.2, 0.3, 0.3, 0.1, 0.9])
-    trainer.retrieval.evaluate = lambda: {"retriever_mrr@10": next(values)}
+    trainer.evaluation.metrics = lambda: {"retriever_mrr@10": next(values)}
     trainer.train()
     # Evaluations at 0 (not counted), 3, 6 and 9: the best is at 3, then two in a row are not above it.
     rates = {e["step"]: e["lr/retriever"] for e in trainer.state.log_history if "lr/retriever" in e}
@@ -200,12 +191,12 @@ def test_evaluating_on_enough_passages_equals_the_whole_corpus(models, tmp_path,
         trainer = RankerTrainer(
             models / "tiny-retriever", models / "tiny-ranker", args=args, collection=tiny_collection
         )
-        return trainer.evaluate(), trainer.retrieval
+        return trainer.evaluate(), trainer.evaluation
 
     whole, _ = metrics("whole", None)
-    few, retrieval = metrics("few", 59)
+    few, _ = metrics("few", 59)
     assert few == pytest.approx(whole)  # what ranks within the first 20 of a query is among the 59
-    tight, retrieval = metrics("tight", 1)
-    positives = retrieval.eval_judgments.positives().passage_rows
-    assert retrieval._eval_rows.tolist() == sorted(positives.tolist())
+    tight, evaluation = metrics("tight", 1)
+    positives = evaluation.judgments.positives().passage_rows
+    assert evaluation._rows.tolist() == sorted(positives.tolist())
     assert tight["eval_retriever_mrr@10"] >= whole["eval_retriever_mrr@10"]

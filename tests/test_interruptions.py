@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from conftest import make_tiny_collection
-from tiny_ar2 import TRAINERS, settings_of
+from tiny_ar2 import TRAINERS, make_trainer
 from transformers import TrainerCallback
 
-from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers.checkpoints import fingerprints, last_complete_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -49,15 +48,10 @@ class Kill(TrainerCallback):
 
 
 def make(name: str, models: Path, folder: Path, **settings: Any) -> Any:
-    trainer_class, config = TRAINERS[name]
-    known = set(config.__dataclass_fields__)
-    chosen = settings_of(config) | {key: value for key, value in ROUNDS.items() if key in known} | settings
-    if name == "ltre":
-        del chosen["num_negatives"]
-    retriever = load_retriever(models / "tiny-retriever", device="cpu")
-    ranker = load_ranker(models / "tiny-ranker", device="cpu")
-    args = config(output_dir=str(folder), **chosen)
-    return trainer_class(retriever, ranker, args=args, collection=make_tiny_collection())
+    known = TRAINERS[name][1].__dataclass_fields__
+    chosen = {key: value for key, value in ROUNDS.items() if key in known}
+    chosen |= {"num_negatives": 0} if name == "ltre" else {}
+    return make_trainer(name, models, folder, make_tiny_collection(), **{**chosen, **settings})
 
 
 def outcome(trainer: Any) -> tuple[Any, ...]:

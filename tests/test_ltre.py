@@ -14,13 +14,15 @@ import pytest
 import torch
 from conftest import make_tiny_retriever, with_passages
 from sentence_transformers import SentenceTransformer
-from tiny_ar2 import settings_of, without_dropout
+from tiny_ar2 import losses, settings_of, snapshot, without_dropout
 from transformers import BertTokenizer
 
-from hf_ar2.encoding import InputBuilder, TokenStore
-from hf_ar2.index import CorpusIndex, TorchSearcher, frozen
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore
+from hf_ar2.index import CorpusIndex, frozen
 from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.search import TorchSearcher
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import LTReConfig, LTReTrainer
 from hf_ar2.trainers.frozen_retrieval import with_missed
@@ -46,20 +48,12 @@ def ltre(models, output, collection, dropout=True, retriever=None, **settings):
     return LTReTrainer(retriever, args=args, collection=collection)
 
 
-def parameters(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-
-
-def losses(log):
-    return [entry["loss"] for entry in log if "loss" in entry]
-
-
 # ---- What moves and what stays ------------------------------------------------------------------------------------
 
 
 def test_every_query_parameter_moves_and_no_passage_parameter_or_vector(models, tmp_path, tiny_collection):
     trainer = ltre(models, tmp_path, tiny_collection)
-    before = parameters(trainer)
+    before = snapshot(trainer)
     vectors = trainer.index.vectors(np.arange(60)).clone()
     trainer.train()
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_ar2 import settings_of, without_dropout
+from tiny_ar2 import QUIET, losses, make_trainer, without_dropout
 from torch import Tensor
 from two_processes import in_two_processes, launch_two
 
 from hf_ar2.losses import in_batch_contrastive_loss, pairwise_contrastive_loss, passage_centric_loss
 from hf_ar2.models.loading import load_retriever
-from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
+from hf_ar2.trainers import RetrieverConfig
 from hf_ar2.training_lists.stored import save_training_lists
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
@@ -219,25 +219,14 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
 # ---- The trainer ---------------------------------------------------------------------------------------------------
 
 
-SETTINGS = settings_of(RetrieverConfig) | {
-    "num_train_epochs": 2,
-    "num_negatives": 1,
-    "eval_strategy": "no",
-    "eval_on_start": False,
-    "save_strategy": "no",
-}
+SETTINGS = {**QUIET, "num_train_epochs": 2, "num_negatives": 1}
 
 
 def trained(models, output, collection, **settings):
-    args = RetrieverConfig(output_dir=str(output), **{**SETTINGS, **settings})
-    retriever = without_dropout(load_retriever(models / "tiny-retriever", device="cpu"))
-    trainer = RetrieverTrainer(retriever, args=args, collection=collection)
+    settings = {**SETTINGS, **settings}
+    trainer = make_trainer("retriever", models, output, collection, dropout=False, **settings)
     trainer.train()
     return trainer
-
-
-def losses(log):
-    return [entry["loss"] for entry in log if "loss" in entry]
 
 
 def test_pair_weighs_the_two_losses_and_moves_every_parameter(models, tmp_path, tiny_collection):

@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_ar2 import settings_of, without_dropout
+from tiny_ar2 import QUIET, losses, make_trainer, moved, settings_of, snapshot, without_dropout
 from two_processes import launch_two
 
 from hf_ar2.models.joint import embed, score_pairs
-from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.models.loading import load_ranker
 from hf_ar2.trainers import (
     AR2Config,
     RankerConfig,
     RankerTrainer,
     RocketQAv2Config,
-    RocketQAv2Trainer,
 )
 from hf_ar2.trainers.rocketqa_v2 import compared
 from hf_ar2.training_lists.list_sampler import ListSampler
@@ -32,38 +31,17 @@ from hf_ar2.training_lists.pool import CandidatePool
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
-SETTINGS = settings_of(RocketQAv2Config) | {
-    "num_train_epochs": 2,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-}
-SETTINGS |= {"eval_on_start": False}
+SETTINGS = {**settings_of(RocketQAv2Config), **QUIET, "num_train_epochs": 2}
 
 
 def joint(models, output, collection, dropout=True, **settings):
-    retriever = load_retriever(models / "tiny-retriever", device="cpu")
-    ranker = load_ranker(models / "tiny-ranker", device="cpu")
-    if not dropout:
-        retriever, ranker = without_dropout(retriever), without_dropout(ranker)
-    args = RocketQAv2Config(output_dir=str(output), **{**SETTINGS, **settings})
-    return RocketQAv2Trainer(retriever, ranker, args=args, collection=collection)
-
-
-def snapshot(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-
-
-def moved(trainer, before):
-    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    settings = {**SETTINGS, **settings}
+    return make_trainer("rocketqa-v2", models, output, collection, dropout=dropout, **settings)
 
 
 def used(names):
     """Mean pooling never reads BERT's own pooler."""
     return {name for name in names if not (name.startswith("retriever.") and ".pooler." in name)}
-
-
-def losses(log):
-    return [entry["loss"] for entry in log if "loss" in entry]
 
 
 # ---- What a step computes ------------------------------------------------------------------------------------------
@@ -147,7 +125,8 @@ def test_a_frozen_ranker_teaches_without_dropout_and_stays(models, tmp_path, tin
     trainer.model.train()
     batch = trainer.collator([0, 1, 2, 3])
     scores = [
-        trainer.model(pairs=batch["pairs"], teacher=trainer.teacher("joint"))["pair_scores"] for _ in "ab"
+        trainer.model(pairs=batch["pairs"], teacher=trainer.phases["joint"].teacher)["pair_scores"]
+        for _ in "ab"
     ]
     assert torch.equal(*scores) and not scores[0].requires_grad
 

@@ -83,8 +83,8 @@ def test_mining_and_evaluation(models, tmp_path, duplicates, mine_with, eval_pas
     own = duplicates.own_rows[pool.query_rows]
     assert not (pool.passage_rows == np.where(own < 0, -2, own)[:, None]).any()
     assert pool.dropped["query_itself"] > 0
-    own = duplicates.own_rows[retrieval.eval_judgments.query_rows]
-    ranked = retrieval.eval_rankings().rows["retriever"]
+    own = duplicates.own_rows[trainer.evaluation.judgments.query_rows]
+    ranked = trainer.evaluation.rankings().rows["retriever"]
     assert not (ranked == own[:, None]).any()
     if eval_passages is None:
         assert (ranked >= 0).all(), "the lists are as long as ever"

@@ -269,7 +269,7 @@ def test_each_is_evaluated_as_alone(
     def evaluated(collection: Collection, split: str = "dev") -> dict[str, float]:
         args = RetrieverConfig(output_dir=str(tmp_path / collection.name / split), eval_split=split, bf16=False,
                                **QUIET, **PLAIN, **limits)  # fmt: skip
-        return RetrieverTrainer(retriever_of(models), args, collection).retrieval.evaluate()
+        return RetrieverTrainer(retriever_of(models), args, collection).evaluation.metrics()
 
     found = evaluated(joined)
     assert list(found)[:2] == ["retriever_mrr@10", "retriever_recall@5"]

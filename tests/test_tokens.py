@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from hf_ar2.encoding import InputBuilder, TokenStore, tokenize, tokenizer_fingerprint
+from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.tokens import TokenStore, tokenize, tokenizer_fingerprint
 
 WORDS = "deep nets rank passages for queries; rétrieval häs <mask> [SEP] words, UNKNOWN ones & 12 345".split()
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import with_passages
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from tiny_ar2 import SETTINGS, without_dropout
+from tiny_ar2 import SETTINGS, losses, make_trainer, moved, snapshot
 from transformers import AutoModel, AutoModelForSequenceClassification, EarlyStoppingCallback
 from two_processes import launch_two
 
 from hf_ar2.index import CorpusIndex
-from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import (
     AR2Config,
     AR2Trainer,
@@ -38,29 +38,12 @@ WARM_UP = {k: v for k, v in SETTINGS.items() if k in {f.name for f in dataclasse
 
 
 def ar2(models, output, collection, dropout=True, callbacks=None, **settings):
-    retriever = load_retriever(models / "tiny-retriever", device="cpu")
-    ranker = load_ranker(models / "tiny-ranker", device="cpu")
-    if not dropout:
-        retriever, ranker = without_dropout(retriever), without_dropout(ranker)
-    args = AR2Config(output_dir=str(output), **{**SETTINGS, **settings})
-    return AR2Trainer(retriever, ranker, args=args, collection=collection, callbacks=callbacks)
-
-
-def snapshot(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-
-
-def moved(trainer, before):
-    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    return make_trainer("ar2", models, output, collection, dropout=dropout, callbacks=callbacks, **settings)
 
 
 def unused(name):
     """Mean pooling never reads BERT's own pooler."""
     return name.startswith("retriever.") and ".pooler." in name
-
-
-def losses(log):
-    return [entry["loss"] for entry in log if "loss" in entry]
 
 
 def test_ar2_moves_every_parameter_of_both_models(models, tmp_path, tiny_collection):
@@ -404,7 +387,7 @@ def test_training_stops_early_by_a_retrieval_metric(models, tmp_path, tiny_colle
     }
     trainer = ar2(models, tmp_path, tiny_collection, callbacks=[stop], **still)
     values = iter([0.1, 0.2, 0.5, 0.4, 0.3, 0.6, 0.7])  # at the start, then after each round
-    trainer.retrieval.evaluate = lambda: {"pipeline_mrr@10": next(values)}
+    trainer.evaluation.metrics = lambda: {"pipeline_mrr@10": next(values)}
     trainer.train()
     assert trainer.state.epoch == 4  # two rounds after the best one
     assert trainer.state.best_metric == 0.5 and trainer.state.best_global_step == 2 * trainer.steps_per_round

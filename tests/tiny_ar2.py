@@ -16,6 +16,7 @@ from conftest import make_tiny_collection, with_passages
 from transformers import TrainerCallback
 from two_processes import leave
 
+from hf_ar2.collections import Collection
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
@@ -62,6 +63,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+# Neither evaluates nor saves.
+QUIET: dict[str, Any] = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+
+
 class KillAfter(TrainerCallback):
     """Sends this process SIGKILL once a step is done, as a machine that is taken away does."""
 
@@ -87,6 +92,42 @@ def settings_of(config: type) -> dict[str, Any]:
     return {name: value for name, value in SETTINGS.items() if name in fields}
 
 
+def make_trainer(
+    name: str,
+    models: Path,
+    output: Path,
+    collection: Collection,
+    *,
+    dropout: bool = True,
+    callbacks: list[TrainerCallback] | None = None,
+    **settings: Any,
+) -> Any:
+    """A trainer of the tiny models, with settings on top of those above."""
+    retriever = load_retriever(models / "tiny-retriever", device="cpu")
+    ranker = load_ranker(models / "tiny-ranker", device="cpu")
+    if not dropout:
+        retriever, ranker = without_dropout(retriever), without_dropout(ranker)
+    trainer_class, config = TRAINERS[name]
+    args = config(output_dir=str(output), **{**settings_of(config), **settings})
+    return trainer_class(retriever, ranker, args=args, collection=collection, callbacks=callbacks)
+
+
+def losses(log: list[dict[str, Any]]) -> list[float]:
+    """The losses of a log, in its order."""
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def snapshot(trainer: Any) -> dict[str, torch.Tensor]:
+    """Copies of all parameters, by name."""
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def moved(trainer: Any, before: dict[str, torch.Tensor]) -> set[str]:
+    """The names of the parameters that are not as they were in a snapshot."""
+    after = trainer.model.named_parameters()
+    return {name for name, weight in after if not torch.equal(weight, before[name])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", type=Path)
@@ -105,17 +146,14 @@ def main() -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train, and write what the first process ended with."""
-    retriever = load_retriever(options.models / "tiny-retriever", device="cpu")
-    ranker = load_ranker(options.models / "tiny-ranker", device="cpu")
-    if options.no_dropout:
-        retriever, ranker = without_dropout(retriever), without_dropout(ranker)
-    trainer_class, config = TRAINERS[options.trainer]
-    trainer = trainer_class(
-        retriever,
-        ranker,
-        args=config(output_dir=str(options.output), **{**settings_of(config), **options.settings}),
-        collection=with_passages(make_tiny_collection(), options.passages),
+    trainer = make_trainer(
+        options.trainer,
+        options.models,
+        options.output,
+        with_passages(make_tiny_collection(), options.passages),
+        dropout=not options.no_dropout,
         callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
+        **options.settings,
     )
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.gather_weights()

@@ -14,10 +14,10 @@ from hf_ar2.losses import adversarial_loss, distillation_loss
 from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.evaluation import Evaluation
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.lists import PhaseCycle
+from hf_ar2.trainers.phases import Phase, PhaseCycle
 from hf_ar2.trainers.ranker import ranker_accuracy, ranker_loss
-from hf_ar2.trainers.retrieval import Retrieval
 from hf_ar2.trainers.retriever import contrastive_loss
 
 logger = logging.get_logger(__name__)
@@ -93,8 +93,6 @@ class AR2Config(JointConfig):
             )
         if self.num_positives > 1:
             raise ValueError(f"num_positives={self.num_positives}: AR2's losses take one positive in a list")
-        self._check("adversarial_form", self.adversarial_form, ("reference", "paper"))
-        self._check("teacher_gate", self.teacher_gate, ("ahead", "off"))
         if self.adversarial_form == "paper" and self.adversarial_weight == 1 and self.contrastive_weight == 0:
             logger.warning(
                 "adversarial_form='paper' alone never raises a positive's score, so the retriever will get worse; "
@@ -134,15 +132,14 @@ class AR2Trainer(JointTrainer):
 
     args: AR2Config
     config_class = AR2Config
-    trained = ("ranker", "retriever")
     method = "ar2"
 
-    def make_retrieval(self) -> Retrieval:
-        """What the trainer retrieves and evaluates with, once it is known that the gate can compare the models."""
-        retrieval = super().make_retrieval()
+    def make_evaluation(self) -> Evaluation:
+        """The evaluation, which with `teacher_gate` has to be able to compare the two models."""
+        evaluation = super().make_evaluation()
         if self.args.teacher_gate == "ahead":
-            check_gate(self.args, retrieval)
-        return retrieval
+            check_gate(evaluation)
+        return evaluation
 
     @property
     def ranker_teaches(self) -> bool:
@@ -159,7 +156,7 @@ class AR2Trainer(JointTrainer):
             or self.round_state.get("round") == number  # a run resumed within the round
         ):
             return
-        lead = ranker_lead(self.retrieval)
+        lead = ranker_lead(self.evaluation)
         teaches = lead.difference > 0
         self.round_state |= {"round": number, "ranker_teaches": teaches}
         self.prepare_lists()
@@ -181,28 +178,19 @@ class AR2Trainer(JointTrainer):
             )
 
     @property
-    def phases(self) -> PhaseCycle:
-        """The ranker's steps first, then the retriever's, in every round."""
-        return PhaseCycle({"ranker": self.args.ranker_steps, "retriever": self.args.retriever_steps})
+    def phases(self) -> PhaseCycle:  # type: ignore[override]
+        """The ranker's steps first, then the retriever's, which need pairs only while the ranker teaches."""
+        args, taught = self.args, self.ranker_teaches
+        inputs = ("queries", "passages", "pairs") if taught else ("queries", "passages")
+        return PhaseCycle(
+            Phase("ranker", ("ranker",), ("pairs",), args.ranker_steps, own_loss=False),
+            Phase("retriever", ("retriever",), inputs, args.retriever_steps, "ranker", own_loss=taught),
+        )
 
     @property
     def steps_per_round(self) -> int:
         """Ranker steps and retriever steps."""
         return self.args.ranker_steps + self.args.retriever_steps
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """The ranker's step reads pairs; the retriever's reads queries and passages, and pairs where it is taught."""
-        if phase == "ranker":
-            return ("pairs",)
-        return ("queries", "passages", "pairs") if self.ranker_teaches else ("queries", "passages")
-
-    def teacher(self, phase: str) -> str | None:
-        """The ranker teaches in the retriever's phase."""
-        return "ranker" if phase == "retriever" else None
-
-    def takes_own_loss(self, phase: str) -> bool:
-        """In the retriever's phase, where the ranker teaches."""
-        return phase == "retriever" and self.ranker_teaches
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The ranker's listwise cross-entropy, or the retriever's λ · adversarial + (1 − λ) · distillation."""
@@ -249,18 +237,19 @@ class AR2Trainer(JointTrainer):
 # ---- The gate ---------------------------------------------------------------------------------------------------
 
 
-def check_gate(args: JointConfig, retrieval: Retrieval) -> None:
+def check_gate(evaluation: Evaluation) -> None:
     """Check that the two models can be compared.
 
     Raises:
         ValueError: there are no queries to compare them on, or the ranker orders fewer passages than the metric needs.
     """
+    args = evaluation.retrieval.args
     metric = args.eval_metrics[0]
     cutoff = parse_metric(metric)[1] or 1
-    if len(retrieval.eval_judgments) == 0:
+    if len(evaluation.judgments) == 0:
         raise ValueError(
             f"teacher_gate='ahead' compares ranker and retriever on eval_split={args.eval_split!r}, which "
-            f"{retrieval.collection.name} does not have or which has no queries; name another split, or set "
+            f"{evaluation.retrieval.collection.name} does not have or which has no queries; name another split, or set "
             "teacher_gate='off'"
         )
     if cutoff > args.rerank_depth:
@@ -271,12 +260,8 @@ def check_gate(args: JointConfig, retrieval: Retrieval) -> None:
         )
 
 
-def ranker_lead(retrieval: Retrieval) -> PairedTest:
-    """The ranker over the retriever's first `rerank_depth` passages against the retriever, query by query.
-
-    Returns:
-        The paired test of the first of `eval_metrics`; `difference` is ranker less retriever.
-    """
-    metric = retrieval.args.eval_metrics[0]
-    values = retrieval.per_query()
+def ranker_lead(evaluation: Evaluation) -> PairedTest:
+    """Paired test of ranker and retriever on the first of `eval_metrics`; the difference is ranker minus retriever."""
+    metric = evaluation.retrieval.args.eval_metrics[0]
+    values = evaluation.per_query()
     return paired_test(values["ranker"][metric], values["retriever"][metric])

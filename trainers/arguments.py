@@ -1,15 +1,21 @@
-"""Checks of what a trainer is called with, before anything is loaded."""
+"""What a trainer is called with, and checks of it before anything is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from transformers import TrainingArguments
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_ar2.collections import Collection
+from hf_ar2.losses.list_scores import ListLoss
 from hf_ar2.models.joint import JointModel
+from hf_ar2.trainers.evaluation import EvalRankings
+from hf_ar2.training_lists.list_sampler import NegativeSampler
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
@@ -26,7 +32,6 @@ _INSTEAD = {
     "compute_loss_func": "pass loss, a function of hf_ar2.losses.ListScores",
 }
 
-
 NO_PREDICT = (
     "predict() is not implemented: call evaluate() for metrics on `eval_split`, trainer.retrieval.retrieve() for the "
     "passages that queries retrieve, or search with the saved models (hf_ar2.search.SearchSystem)"
@@ -35,6 +40,16 @@ NO_DATALOADER = (
     "get_eval_dataloader() is not implemented: an evaluation searches the collection and loads no batches; call "
     "evaluate()"
 )
+
+
+class TrainerOptions(TypedDict, total=False):
+    """The keyword arguments of every trainer, see `JointTrainer`."""
+
+    loss: ListLoss | None
+    sampler: NegativeSampler | None
+    compute_metrics: Callable[[EvalRankings], dict[str, float]] | None
+    callbacks: list[TrainerCallback] | None
+    optimizers: tuple[Optimizer | None, LRScheduler | None]
 
 
 def check_arguments(
@@ -75,11 +90,7 @@ def check_swapped(trainer: JointTrainer, model: JointModel) -> None:
     Raises:
         ValueError: the retriever was loaded from a sequence classifier, and the ranker from a model that is none.
     """
-    saved_as = [
-        str(((one.config and one.config.architectures) or [""])[0])
-        for one in (model.retriever, model.ranker)
-        if one is not None
-    ]
+    saved_as = [str(((one.config and one.config.architectures) or [""])[0]) for one in model.models.values()]
     if [name.endswith("ForSequenceClassification") for name in saved_as] == [True, False]:
         raise ValueError(
             f"{type(trainer).__name__}: retriever and ranker are swapped: the retriever was loaded from a "

@@ -28,16 +28,14 @@ _TAKEN_AT = "snapshot_taken_at"
 class Refresh:
     """Keeps the candidate pool of a trainer up to date, see `refresh_mode`.
 
-    In async mode a round's start (step s) takes a snapshot of the retriever. Each of the next K steps is followed by a
-    K-th of the encoding, and step s + K by the index, the mining and the new pool. K is `max_staleness`, or a round if
-    that is shorter. The first pool, and with K = 0 every pool, comes before the round's first step.
+    In async mode the retriever is copied at the start of a round (step s). After each of the next K steps a K-th of the
+    corpus is encoded with this copy; after step s + K the corpus is indexed and mined, and the new pool is used. K is
+    `max_staleness`, or a round if that is shorter. The first pool, and with K = 0 every pool, is made before the
+    round's first step.
 
-    The corpus is cut into batches as if it were encoded at once, so the embeddings do not depend on K, on the number of
-    processes, or on an interruption: a resumed run has the snapshot from its checkpoint and encodes again what the
-    interrupted one had encoded. Each process encodes its own batches, without waiting for others before the index.
-
-    Args:
-        trainer: whose pool; its `round_state` has the step of the snapshot.
+    The batches are those of encoding the corpus at once, so the embeddings do not depend on K, the number of processes
+    or an interruption: a resumed run reads the copy from its checkpoint and encodes again what was encoded. Each
+    process encodes its own batches, and waits for the others only to build the index.
 
     Raises:
         ValueError: async mode where the retriever is not trained.
@@ -91,7 +89,7 @@ class Refresh:
         self._use_pool()
 
     def advance(self) -> None:
-        """After a step: encode its share, or what a resumed run lacks; when all is encoded, swap the pool."""
+        """After a step: encode what is due by now, in a resumed run of earlier steps too; at the end swap the pool."""
         if self.swap_step is None:
             return
         trainer, steps = self.trainer, self._steps
@@ -113,11 +111,7 @@ class Refresh:
         self.drop()
 
     def log_step(self, refreshing: float, total: float) -> None:
-        """Log how many steps old the weights are that found the pool, and the share of time that refreshing takes.
-
-        Args:
-            refreshing, total: seconds since the last step.
-        """
+        """Log the age of the pool's weights in steps, and the share of seconds that refreshing took."""
         trainer = self.trainer
         if not self.is_async or trainer.pool is None:
             return
@@ -183,15 +177,15 @@ class Refresh:
             # Whole batches, longest first: `encode_rows` makes the same ones of them.
             rows = np.concatenate(self._batches[self._done : upto])
             part = np.zeros((len(rows), self._embeddings.shape[1]), self._embeddings.dtype)
-            options: dict[str, Any] = {"budget": encoders.budget, "device": encoders.device}
             encode_rows(
                 self._embedder,
                 inputs.passage_builder,
                 inputs.passage_store,
                 rows,
                 part,
+                budget=encoders.budget,
+                device=encoders.device,
                 show_progress=False,
-                **options,
             )
             self._embeddings[rows] = part
             self._embeddings.flush()
@@ -200,9 +194,7 @@ class Refresh:
     def _mine(self, number: int) -> None:
         trainer = self.trainer
         trainer.pool = trainer.retrieval.mine(number)
-        due = (
-            trainer.control.should_log
-        )  # an entry in the middle of a step must not take the place of the step's
+        due = trainer.control.should_log  # this entry must not take the place of the step's
         trainer.log({f"pool/{name}": value for name, value in pool_statistics(trainer.pool).items()})
         trainer.control.should_log = due
 

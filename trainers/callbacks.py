@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -12,16 +13,14 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_ar2.encoding.processes import Processes
+from hf_ar2.losses.list_scores import ListScores
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
 
 
 class StepLog:
-    """What the steps since the last log entry add up to.
-
-    Args:
-        processes: those of the run; an entry has the means over all of them.
+    """The sums of what the steps since the last log entry logged, on this process; an entry has the means over all.
 
     Attributes:
         sums: name → sum and number of values since the last entry.
@@ -43,6 +42,22 @@ class StepLog:
             total = self.sums[name]
             total[0] += float(value.detach())
             total[1] += 1
+
+    def check_finite(self, loss: Tensor, scores: ListScores, step: str) -> None:
+        """Raise ValueError if the loss of a step is NaN or infinite; the message names the model that it comes from."""
+        if math.isfinite(value := loss.item()):
+            return
+        roles = {"retriever": scores.retriever_scores, "ranker": scores.ranker_scores}
+        causes = [
+            f"; the {role}'s scores are not finite"
+            for role, found in roles.items()
+            if found is not None and not bool(torch.isfinite(found).all())
+        ]
+        rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.learning_rates.items())
+        raise ValueError(
+            f"{step}: the loss is {value}{''.join(causes)}. Training diverged, or a model's weights are not "
+            f"finite; lower the learning rate{f' ({rates})' if rates else ''}"
+        )
 
     def entry(self, logs: dict[str, float]) -> dict[str, float]:
         """What a log entry gets: beside the loss the means of the steps, at the end of a run the seconds."""
@@ -112,11 +127,11 @@ class Rounds(TrainerCallback):
         self.trainer.refreshing.log_step(refreshed, trained + refreshed)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What checkpoints from now on say: the round has ended."""
+        """Record for the next checkpoint that the round has ended."""
         self.trainer.round_state["ended_at"] = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A refresh may be in flight where `patience` has ended the run."""
+        """Drop a refresh that is in flight, as when `patience` has ended the run."""
         self.trainer.refreshing.drop()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -141,7 +156,7 @@ class Patience(TrainerCallback):
     """Chooses the last step of a run from its evaluations.
 
     After `patience` evaluations in a row that are not above the best one before them, the last step is chosen: with
-    the schedule `warmup_stable_decay` such that the decay is the last `decay_share` of the run, with any other
+    the schedule `warmup_stable_decay` so that the decay is the last `decay_share` of the run, with any other
     schedule the next step. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run
     ends where the uninterrupted one does.
     """
@@ -154,7 +169,7 @@ class Patience(TrainerCallback):
         self.metric = f"eval_{system}_{trainer.args.eval_metrics[0]}"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run may have its last step already."""
+        """In a resumed run the last step may already be chosen."""
         if self.trainer.end_step is not None:
             state.max_steps = self.trainer.end_step
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging
 
 from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note
@@ -42,9 +41,6 @@ class Checkpoints:
     stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
     `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see `Refresh`) `snapshot.pt` has the
     weights that are encoded. `checksums.json` has the checksums of all files.
-
-    Args:
-        trainer: whose checkpoints.
     """
 
     def __init__(self, trainer: JointTrainer) -> None:
@@ -52,10 +48,7 @@ class Checkpoints:
         self._log_window: dict[str, Any] | None = None
 
     def find(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        """The checkpoint to resume from; None for a new run.
-
-        Args:
-            resume_from_checkpoint: a folder; True: the newest complete one of the output folder.
+        """The checkpoint to resume from (True: the newest complete one of the output folder); None for a new run.
 
         Raises:
             ValueError: there is no complete checkpoint, it has no optimizer, or a file of it is damaged.
@@ -140,7 +133,6 @@ class Checkpoints:
         """Load both models of a checkpoint, in place, once it is known to be of this run.
 
         Args:
-            folder: the checkpoint.
             resume: whether training continues from it; False for the best checkpoint of a run that has ended.
 
         Raises:
@@ -148,27 +140,27 @@ class Checkpoints:
         """
         trainer = self.trainer
         check_checkpoint(folder)
-        noted = read_run(folder)
-        if noted["train_lists"] != stored_fingerprint(trainer.stored):
+        saved_run = read_run(folder)
+        if saved_run["train_lists"] != stored_fingerprint(trainer.stored):
             raise ValueError(
                 f"{folder}: trained on other lists than those train_lists has now; resume with the lists the run began "
                 "with, or start a new run"
             )
         run = trainer.run_metadata
-        check_same_run(folder, noted["run"], run)
-        if resume and noted["run"]["steps"] != run["steps"]:
+        check_same_run(folder, saved_run["run"], run)
+        if resume and saved_run["run"]["steps"] != run["steps"]:
             logger.warning(
-                f"{folder}: of a run of {noted['run']['steps']} steps, and this one has {run['steps']}; from here on "
-                "the learning rates follow the schedule of this one"
+                f"{folder}: of a run of {saved_run['run']['steps']} steps, and this one has {run['steps']}; from here "
+                "on the learning rates follow the schedule of this one"
             )
         load_models(trainer.whole, folder)
         if trainer.is_sharded:
             scatter(trainer.whole, trainer.model)
         found = fingerprints(trainer.whole)
-        if found != noted["weights"]:
+        if found != saved_run["weights"]:
             raise ValueError(
                 f"{folder}: the weights that were read are not those that were saved (found {found}, expected "
-                f"{noted['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
+                f"{saved_run['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
             )
 
     def load_best(self) -> None:
@@ -185,10 +177,7 @@ class Checkpoints:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end; one that a kill left half-written is passed over.
-
-    So is a damaged one, with a warning that names the file.
-    """
+    """The newest complete checkpoint; a damaged one is skipped, with a warning that names the file."""
     numbers = {
         int(number[1]): folder
         for folder in Path(output_dir).glob("checkpoint-*")
@@ -199,7 +188,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
             check_checkpoint(folder)
             return str(folder)
         except DamagedFile as error:
-            logger.warning(f"{error} This checkpoint is passed over.")
+            logger.warning(f"{error} This checkpoint is skipped.")
     return None
 
 
@@ -229,34 +218,30 @@ def load_models(model: JointModel, folder: str | Path) -> None:
         FileNotFoundError: a model of the run is missing in the checkpoint.
         RuntimeError: names or shapes of weights differ.
     """
-    for name, loader in (("retriever", SentenceTransformer), ("ranker", CrossEncoder)):
-        child: nn.Module | None = getattr(model, name)
-        if child is None:
-            continue
+    for role, child in model.models.items():
+        path, adapters = Path(folder) / role, Path(folder) / _ADAPTERS.format(role)
         if has_adapters(child):
-            load_adapters(child, Path(folder) / _ADAPTERS.format(name))
+            load_adapters(child, adapters)
             continue
-        if Path(folder, _ADAPTERS.format(name)).is_file():
+        if adapters.is_file():
             raise ValueError(
-                f"{folder}: its {name} was trained with adapters (LoRA); resume with a model that has them"
+                f"{folder}: its {role} was trained with adapters (LoRA); resume with a model that has them"
             )
-        path = Path(folder) / name
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {name}")
-        saved = loader(str(path), device="cpu")
-        child.load_state_dict(saved.state_dict(), strict=True)
+            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {role}")
+        loader = CrossEncoder if role == "ranker" else SentenceTransformer
+        child.load_state_dict(loader(str(path), device="cpu").state_dict(), strict=True)
 
 
 def save_adapters(model: JointModel, folder: Path) -> None:
     """Write `adapters-ROLE.safetensors` of each model with adapters: all that is trained in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("retriever", "ranker"):
-        child: nn.Module | None = getattr(model, name)
-        if child is not None and has_adapters(child):
+    for role, child in model.models.items():
+        if has_adapters(child):
             weights = {
-                key: weight.detach().cpu().contiguous() for key, weight in trained_weights(child).items()
+                name: weight.detach().cpu().contiguous() for name, weight in trained_weights(child).items()
             }
-            save_file(weights, folder / _ADAPTERS.format(name))
+            save_file(weights, folder / _ADAPTERS.format(role))
 
 
 def load_adapters(model: nn.Module, path: Path) -> None:
@@ -268,27 +253,21 @@ def load_adapters(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the checkpoint is of a run without adapters (LoRA)")
     saved, trained = load_file(path), trained_weights(model)
-    differ = [
-        name for name in dict.fromkeys([*saved, *trained]) if _shape(saved, name) != _shape(trained, name)
-    ]
-    if differ:
-        raise ValueError(
-            f"{path}: {differ[0]} has shape {_shape(saved, differ[0])} there and {_shape(trained, differ[0])} here; "
-            "resume with the adapter settings that the run was started with"
-        )
+    there, here = ({name: tuple(w.shape) for name, w in weights.items()} for weights in (saved, trained))
+    for name in dict.fromkeys([*there, *here]):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"{path}: {name} has shape {there.get(name)} there and {here.get(name)} here; resume with the adapter "
+                "settings that the run was started with"
+            )
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(saved[name])
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(weights[name].shape) if name in weights else None
-
-
 def fingerprints(model: JointModel) -> dict[str, str]:
-    """Content hashes of the weights of both models, by name."""
-    children = {"retriever": model.retriever, "ranker": model.ranker}
-    return {name: weights_fingerprint(child) for name, child in children.items() if child is not None}
+    """Content hashes of the weights of both models, by role."""
+    return {role: weights_fingerprint(child) for role, child in model.models.items()}
 
 
 def describe_run(trainer: JointTrainer) -> dict[str, Any]:
@@ -308,7 +287,7 @@ def describe_run(trainer: JointTrainer) -> dict[str, Any]:
 
 
 def _name_of(function: Any) -> str | None:
-    """The name of a loss or sampler of one's own; None for a built-in one."""
+    """The name of a custom loss or sampler; None for a built-in one."""
     if function is None or isinstance(function, str):
         return None
     return str(getattr(function, "__qualname__", type(function).__qualname__))
@@ -323,24 +302,24 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = Path(folder, _RUN)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a checkpoint that a trainer of hf_ar2 wrote")
-    noted: dict[str, Any] = read_json(path)
-    if noted.get("version") != _VERSION:
+    saved_run: dict[str, Any] = read_json(path)
+    if saved_run.get("version") != _VERSION:
         raise ValueError(
-            f"{path}: version {noted.get('version')}, expected {_VERSION}; another version of hf_ar2 wrote this "
+            f"{path}: version {saved_run.get('version')}, expected {_VERSION}; another version of hf_ar2 wrote this "
             "checkpoint. Start another run from the models in it"
         )
-    return noted
+    return saved_run
 
 
-def check_same_run(folder: Path, noted: dict[str, Any], run: dict[str, Any]) -> None:
-    """Compare the run of a checkpoint with this one; what only one of them has is passed over.
+def check_same_run(folder: Path, saved_run: dict[str, Any], run: dict[str, Any]) -> None:
+    """Compare the run of a checkpoint with this one; what only one of them has is ignored.
 
     Raises:
         ValueError: a setting or fact differs, so that resuming would not continue that run.
     """
-    differ = [name for name in noted if name != "steps" and name in run and noted[name] != run[name]]
+    differ = [name for name in saved_run if name != "steps" and name in run and saved_run[name] != run[name]]
     if differ:
-        found = ", ".join(f"{name} ({noted[name]} there, {run[name]} here)" for name in differ)
+        found = ", ".join(f"{name} ({saved_run[name]} there, {run[name]} here)" for name in differ)
         raise ValueError(
             f"{folder}: this checkpoint's run differs in {found}. Resume with what it was started with, or start "
             "another run from the models in the checkpoint"

@@ -102,7 +102,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     matryoshka_dims: list[int] | None = setting(
         None,
         "Also train these first dimensions of the retriever's embeddings, so that they can be cut (truncate_dim): the "
-        "loss is the mean over these widths and the full one. None: the full width alone.",
+        "loss is the mean over these widths and the full one. None: only the full width.",
         unit="dimensions",
         paper="Matryoshka: halved down to 8",
     )
@@ -288,7 +288,6 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             self.encode_tokens = 65536 if on_gpu else 2048
         super().__post_init__()
         self._check("sampler", self.sampler, SAMPLERS)
-        self._check("refresh_mode", self.refresh_mode, ("sync", "async"))
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
         self._check_matryoshka_dims()

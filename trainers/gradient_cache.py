@@ -1,4 +1,4 @@
-"""Gradient caching: a training step whose memory does not grow with its lists, to the gradients of the plain step."""
+"""Gradient caching: the gradients of a training step, in memory that does not grow with its lists."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _BUCKET_BYTES = 1 << 25
 
 
 class GradientCache(nn.Module):
-    """Takes the place of the joint model in a loss, and keeps embeddings and scores instead of activations.
+    """Replaces the joint model in a training step, and keeps embeddings and scores instead of activations.
 
-    `forward` encodes chunk by chunk without gradient and returns the results as leaves of a graph of their own. Once
-    the loss has been differentiated with respect to them, `backward` encodes every chunk again, this time with
-    gradient and with the random numbers it had before (dropout), and carries on where the loss's gradient ended.
-    So the activations of one chunk are there at a time, at the price of a second forward pass.
+    `forward` encodes chunk by chunk without gradient and returns the results as leaves of a new graph. When the loss
+    has been differentiated with respect to them, `backward` encodes every chunk again, with gradient and the same
+    random numbers (dropout), and continues from the gradients of the leaves. Only one chunk's activations are in memory
+    at a time, at the cost of a second forward pass.
 
-    Under bf16 autocast every chunk converts the weights for itself, and the gradients of chunks add up in float32;
-    the plain step converts them once and adds up in bf16.
+    Under bf16 autocast the weights are converted for every chunk, and the gradients of chunks are added in float32; the
+    plain step converts them once and adds in bf16.
 
     Args:
-        model: what `backward` gives gradients to; not inside `DistributedDataParallel`, which would wait for the
-            gradients of a forward pass. `average_gradients` does its work.
+        model: gets the gradients; not inside `DistributedDataParallel`, which would wait for those of a forward pass.
+            `average_gradients` replaces it.
 
     Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (arXiv 2101.06983).
     """
@@ -68,7 +68,7 @@ class GradientCache(nn.Module):
         return outputs
 
     def backward(self) -> None:
-        """From the gradients that the loss left in the outputs on to the parameters, where they are added."""
+        """Add the gradients of the parameters, from those of the outputs."""
         for encoded in self._encoded:
             encoded.backward()
         self._encoded.clear()
@@ -80,7 +80,7 @@ class GradientCache(nn.Module):
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The outputs of chunks, as a leaf, and all it takes to make them again."""
+    """The outputs of chunks, as a leaf, and what is needed to compute them again."""
 
     encode: Callable[[Features], Tensor]
     chunks: list[Features]
@@ -128,7 +128,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], bucket_bytes: int = _B
 
 
 def _buckets(gradients: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype, together no more than `limit` bytes unless one alone is."""
+    """Groups of successive gradients of one dtype, of at most `limit` bytes, or one gradient that is larger."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         size = sum(other.nbytes for other in bucket) + gradient.nbytes

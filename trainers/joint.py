@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -21,18 +20,16 @@ from hf_ar2.files import writing
 from hf_ar2.lock import locked
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
-from hf_ar2.models.cpu_attention import use_fast_attention
 from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of
-from hf_ar2.trainers.adapters import prepare_models, saves_merged
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
 from hf_ar2.trainers.checkpoints import OPTIMIZER, Checkpoints, describe_run
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.evaluation import EvalRankings, Evaluation
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import (
-    PhaseCycle,
     Positions,
     RoundSampler,
     make_collator,
@@ -41,10 +38,12 @@ from hf_ar2.trainers.lists import (
     scores_of_lists,
 )
 from hf_ar2.trainers.log_lines import print_log_lines
-from hf_ar2.trainers.publishing import Publisher, push_to_hub, summarise
-from hf_ar2.trainers.retrieval import EvalRankings, Retrieval, encoders_of
-from hf_ar2.trainers.schedule import make_scheduler, parameter_groups
-from hf_ar2.trainers.sharding import check_sharding, gather, shard, shard_state, whole_copy
+from hf_ar2.trainers.phases import PhaseCycle
+from hf_ar2.trainers.prepare import prepare_models, saves_merged
+from hf_ar2.trainers.publishing import Publisher, push_to_hub, training_summary
+from hf_ar2.trainers.retrieval import Retrieval, encoders_of
+from hf_ar2.trainers.schedule import make_optimizer, make_scheduler
+from hf_ar2.trainers.sharding import gather, shard_state
 from hf_ar2.training_lists.list_sampler import NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool
 
@@ -52,8 +51,8 @@ from hf_ar2.training_lists.pool import CandidatePool
 class JointTrainer(Trainer):
     """Trains a retriever, a ranker, or both, in turns or together, on lists drawn from candidate pools.
 
-    One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says which models it trains
-    (`trained`), in which phases (`phases`), what a step encodes (`required_inputs`) and its loss (`phase_loss`).
+    One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says in which `phases` it trains
+    which model, and their loss (`phase_loss`).
 
     Args:
         retriever: a name, folder or `SentenceTransformer`; trained unless the subclass freezes it.
@@ -74,34 +73,26 @@ class JointTrainer(Trainer):
     Example:
         ```python
         from hf_ar2.losses import listwise_cross_entropy
-        from hf_ar2.trainers import JointConfig, JointTrainer
+        from hf_ar2.trainers import JointConfig, JointTrainer, Phase, PhaseCycle
 
         class PlainRankerTrainer(JointTrainer):
-            trained = ("ranker",)
-
-            def required_inputs(self, phase):
-                return ("pairs",)
+            phases = PhaseCycle(Phase("ranker", trained=("ranker",), inputs=("pairs",)))
 
             def phase_loss(self, phase, scores):
                 return listwise_cross_entropy(scores.ranker_scores, scores.mask), {}
 
-        trainer = PlainRankerTrainer(
-            "sentence-transformers/all-MiniLM-L6-v2",  # finds the lists
-            "cross-encoder/ms-marco-MiniLM-L6-v2",
-            JointConfig(output_dir="runs/plain", num_negatives=7),
-            "BeIR/scifact",
-        )
-        trainer.train()
+        retriever, ranker = "sentence-transformers/all-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L6-v2"
+        args = JointConfig(output_dir="runs/plain", num_negatives=7)
+        PlainRankerTrainer(retriever, ranker, args, "BeIR/scifact").train()
         ```
     """
 
     args: JointConfig
     model: JointModel
     loss_is_scaled_for_ga = False
-    # The models that the optimizer updates.
-    trained: tuple[str, ...] = ("retriever", "ranker")
-    # The class of the settings.
+    phases: PhaseCycle  # every subclass has its own
     config_class: type[JointConfig] = JointConfig
+    retrieval_class: type[Retrieval] = Retrieval
     # What a recipe calls the trainer, for the card.
     method: str = ""
 
@@ -122,13 +113,15 @@ class JointTrainer(Trainer):
         check_arguments(self, retriever, ranker, args, collection, unknown)
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
-        # Headings that are queries are hidden from the passages that training reads.
+        # Training reads passages without the headings that are its queries.
         judged = loaded.with_relevance_level(args.relevance_level, (args.train_split, args.eval_split))
         self.collection, self.stored = read_stored_lists(judged.for_training(), args)
         encoder = self.load_retriever(retriever)
         model = JointModel(encoder, None if ranker is None else load_ranker(ranker))
         check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state
+        # What rounds and evaluations decided, as plain data; part of a checkpoint.
+        self.round_state: dict[str, Any] = {}
         self.publisher = Publisher(self, retriever, ranker, collection)
         self.checkpoints = Checkpoints(self)
         super().__init__(
@@ -141,31 +134,23 @@ class JointTrainer(Trainer):
             optimizers=optimizers,  # type: ignore[arg-type]
         )
         check_launch(self)
-        prepare_models(self)
+        self.whole = prepare_models(self)
         print_log_lines(self.callback_handler, self.phases.names)
-        if args.bf16 and args.device.type == "cpu":
-            use_fast_attention(model)
-        if "retriever" in self.trained:
-            args.check_dimension(encoder.get_embedding_dimension())
         self.normalises = similarity_of(encoder) == "cosine"
-        # What encodes and is saved: the model itself, unless its weights are sharded.
-        self.whole = model
-        if args.shard_weights:
-            check_sharding(self)
-            self.whole = whole_copy(model, self.trained) if args.world_size > 1 else model
         # 3. Tokens, index, pools
         self.encoders = encoders_of(args)
-        self.retrieval = self.make_retrieval()
+        self.retrieval = self.retrieval_class(
+            self.whole.retriever, self.whole.ranker, self.collection, args, self.encoders
+        )
+        self.evaluation = self.make_evaluation()
         self.pool: CandidatePool | None = None
         self.refreshing = Refresh(self)
         # 4. Lists and losses
         self.collator = make_collator(self, sampler)
-        # A loader is ahead of the steps, so its batches would be of the pool before a swap.
+        # The data loader works ahead of the steps: its lists would come from the pool before a swap.
         self.data_collator = positions_alone if self.refreshing.is_async else self.collator
         self.loss = loss
         self.step_log = StepLog(self.encoders.processes)
-        # What evaluations decided, as plain data; part of a checkpoint.
-        self.round_state: dict[str, Any] = {}
         self.prepare_lists()
         self.add_callback(Rounds(self))
         if args.patience is not None:
@@ -177,26 +162,9 @@ class JointTrainer(Trainer):
         """Load the retriever, or take it as it is."""
         return load_retriever(retriever)
 
-    def make_retrieval(self) -> Retrieval:
-        """What the trainer retrieves and evaluates with."""
-        return Retrieval(self.whole.retriever, self.whole.ranker, self.collection, self.args, self.encoders)
-
-    @property
-    def phases(self) -> PhaseCycle:
-        """The phases; unless a subclass says otherwise one per trained model, of its name, a step each in turn."""
-        return PhaseCycle(dict.fromkeys(self.trained, 1))
-
-    def trained_in(self, phase: str) -> tuple[str, ...]:
-        """The models a step of the phase trains."""
-        return (phase,)
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """What a step of the phase encodes: some of "queries", "passages", "pairs"."""
-        raise NotImplementedError
-
-    def teacher(self, phase: str) -> str | None:
-        """The model that only teaches in this phase: run in evaluation mode, without gradient."""
-        return None
+    def make_evaluation(self) -> Evaluation:
+        """The evaluation of the models on `eval_split`."""
+        return Evaluation(self.retrieval)
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The phase's loss (a scalar, mean over the local queries) and its terms, to log."""
@@ -206,23 +174,20 @@ class JointTrainer(Trainer):
         """What to log of a step beside its loss, whatever the loss is; without gradient."""
         return {}
 
-    def takes_own_loss(self, phase: str) -> bool:
-        """Whether `loss`, where it is given, takes the place of `phase_loss` in this phase."""
-        return True
-
     @property
     def steps_per_round(self) -> int:
-        """Optimizer steps of a round; one pass over the training lists unless a subclass says otherwise."""
-        return -(-len(self.collator.lists.pool) // self.global_batch)
-
-    @property
-    def mines_negatives(self) -> bool:
-        """Whether lists hold candidates of the retriever."""
-        return self.args.num_negatives > 0 and self.args.mine
+        """Optimizer steps of a round: the setting of this name; None, or no such setting: a pass over all lists."""
+        chosen: int | None = getattr(self.args, "steps_per_round", None)
+        return chosen or -(-len(self.collator.lists.pool) // self.global_batch)
 
     def hard_share(self) -> Callable[[np.ndarray], np.ndarray] | None:
         """From positions to the share of negatives from the pool, the rest being random; picklable. None: all."""
         return None
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The models that the optimizer updates: those of all phases."""
+        return self.phases.trained
 
     # ---- Rounds -----------------------------------------------------------------------------------------------
 
@@ -262,22 +227,19 @@ class JointTrainer(Trainer):
     def begin_round(self) -> None:
         """Refresh the index and mine, see `Refresh`."""
         self.gather_weights()
-        if self.mines_negatives and self.state.global_step < self.total_steps:
+        mines = self.args.num_negatives > 0 and self.args.mine
+        if mines and self.state.global_step < self.total_steps:
             self.refreshing.begin_round()
         self.prepare_lists()
 
     def prepare_lists(self) -> None:
         """Give the collator, which is plain data, what settings and rounds decide."""
         self.collator.phases = self.phases
-        self.collator.required_inputs = {phase: self.required_inputs(phase) for phase in self.phases.names}
         self.collator.lists.hard_share = self.hard_share()
         self.train_dataset = Positions(self.steps_per_round * self.global_batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RoundSampler:
         return RoundSampler(len(self.train_dataset), lambda: self.current_round)  # type: ignore[arg-type]
-
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        return data_collator
 
     # ---- Step -------------------------------------------------------------------------------------------------
 
@@ -304,31 +266,20 @@ class JointTrainer(Trainer):
     ) -> Any:
         """One forward of everything the phase needs, then the phase's loss in fp32."""
         phase = inputs["phase"]
-        texts = {kind: inputs.get(kind) for kind in ("queries", "passages", "pairs")}
-        outputs = model(**texts, teacher=self.teacher(phase))
+        step = self.phases[phase]
+        outputs = model(**{kind: inputs[kind] for kind in step.inputs}, teacher=step.teacher)
         with torch.autocast(self.args.device.type, enabled=False):
             scores = self.list_scores(outputs, inputs)
-            own = self.loss if self.takes_own_loss(phase) else None
+            own = self.loss if step.own_loss else None
             loss_of = partial(self.phase_loss, phase) if own is None else partial(call_loss, own)
             dims = self.args.matryoshka_dims
             loss, logs = matryoshka_loss(loss_of, scores, dims, normalise=self.normalises)
             with torch.no_grad():
                 logs = logs | self.diagnostics(phase, scores)
         self.step_log.add({f"loss/{phase}": loss, **logs})
-        value = loss.item()
-        if not self.args.fp16 and not math.isfinite(value):  # fp16 skips such steps
-            roles = {"retriever": scores.retriever_scores, "ranker": scores.ranker_scores}
-            causes = [
-                f"; the {role}'s scores are not finite"
-                for role, found in roles.items()
-                if found is not None and not bool(torch.isfinite(found).all())
-            ]
-            rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.step_log.learning_rates.items())
-            raise ValueError(
-                f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}: the loss is {value}"
-                f"{''.join(causes)}. Training diverged, or a model's weights are not finite; lower the learning rate"
-                f"{f' ({rates})' if rates else ''}"
-            )
+        if not self.args.fp16:  # which skips steps that overflow
+            place = f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}"
+            self.step_log.check_finite(loss, scores, place)
         return (loss, outputs) if return_outputs else loss
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:
@@ -341,20 +292,13 @@ class JointTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One AdamW with groups per model; it skips a model that has no gradient in a step, as two would."""
         if self.optimizer is None:
-            if self.is_sharded:
-                shard(self.model, self.trained, self.args.device)
-                # transformers then leaves placement and the exchange of gradients to the model.
-                self.is_distributed_loading_by_transformers = True
-            groups = parameter_groups(self.model, self.args, set(self.get_decay_parameter_names(self.model)))
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = optimizer_class(groups, **options)
+            self.optimizer = make_optimizer(self)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """A learning rate schedule per model, each counting its own model's steps."""
         if self.lr_scheduler is None:
-            optimizer = optimizer or self.optimizer
-            self.lr_scheduler = make_scheduler(self, optimizer, num_training_steps)
+            self.lr_scheduler = make_scheduler(self, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -388,10 +332,10 @@ class JointTrainer(Trainer):
                 "evaluate() takes no eval_dataset; it evaluates retrieval on the qrels split named by `eval_split`"
             )
         self.gather_weights()
-        values = self.retrieval.evaluate()
+        values = self.evaluation.metrics()
         if self.compute_metrics is not None:
             own: Any = self.compute_metrics
-            values = values | own(self.retrieval.eval_rankings())
+            values = values | own(self.evaluation.rankings())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -405,7 +349,7 @@ class JointTrainer(Trainer):
         """Not available; the error says what to call instead."""
         raise NotImplementedError(NO_DATALOADER)
 
-    # ---- Runs and checkpoints, see `Checkpoints` --------------------------------------------------------------
+    # ---- Runs, see `Checkpoints`, and the Hub, see `Publisher` ------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
@@ -416,21 +360,19 @@ class JointTrainer(Trainer):
                 collection, seed, batch, schedule or other setting that counts, or over other training lists.
         """
         with locked(self.output_folder) if self.is_world_process_zero() else nullcontext():
-            return self._train(self.checkpoints.find(resume_from_checkpoint), *args, **kwargs)
-
-    def _train(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
-        if self.is_world_process_zero():
-            self.retrieval.print_what_is_cut()
-        eval_on_start = self.args.eval_on_start
-        self.args.eval_on_start = eval_on_start and checkpoint is None  # the interrupted run did that
-        try:
-            result = super().train(checkpoint, *args, **kwargs)
-        finally:
-            self.args.eval_on_start = eval_on_start
-        self.publisher.remember_stages()
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        return result
+            checkpoint = self.checkpoints.find(resume_from_checkpoint)
+            if self.is_world_process_zero():
+                self.retrieval.print_truncations()
+            eval_on_start = self.args.eval_on_start
+            self.args.eval_on_start = eval_on_start and checkpoint is None  # the interrupted run did that
+            try:
+                result = super().train(checkpoint, *args, **kwargs)
+            finally:
+                self.args.eval_on_start = eval_on_start
+            self.publisher.remember_stages()
+            if self.args.push_to_hub:
+                self.push_to_hub()
+            return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, which takes a step more where the checkpoint is of the last one."""
@@ -439,21 +381,8 @@ class JointTrainer(Trainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
-    def set_length(self, **settings: Any) -> None:
-        """Change settings that say how long the run is (`max_steps`, `num_rounds`, …), before it begins."""
-        for name, value in settings.items():
-            if not hasattr(self.args, name):
-                raise ValueError(f"{name}: {type(self.args).__name__} has no such setting")
-            setattr(self.args, name, value)
-        if "num_rounds" in settings:
-            self.args.num_train_epochs = settings["num_rounds"]
-        self.round_state = {}
-        self.prepare_lists()
-
-    @property
-    def run_metadata(self) -> dict[str, Any]:
-        """What a checkpoint records of its run, and a run that resumes from it is compared with."""
-        return describe_run(self)
+    # What a checkpoint records of its run; a run that resumes from it is compared with it.
+    run_metadata = property(describe_run)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
@@ -503,12 +432,7 @@ class JointTrainer(Trainer):
     def _load_best_model(self) -> None:
         self.checkpoints.load_best()
 
-    # ---- Cards and the Hub, see `Publisher` -------------------------------------------------------------------
-
-    def training_summary(self) -> dict[str, Any]:
-        """What a card says of this training, as plain data (see `hf_ar2.cards.facts.Stage`)."""
-        return summarise(self)
-
+    training_summary = training_summary
     push_to_hub = push_to_hub  # type: ignore[assignment]
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from hf_ar2.collections.tables import content_hash
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.phases import PhaseCycle
 from hf_ar2.training_lists.list_sampler import ListSampler, NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools, padded_positives
 from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of, load_training_lists
@@ -29,45 +30,15 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 _UNLIMITED = 1 << 30
+# What a batch and its scores have of `Lists`.
+_OF_LISTS = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
 
 
 # ---- The order of lists ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PhaseCycle:
-    """The phases of a run: each phase takes its steps in turn, over and over.
-
-    It depends on the global step alone, so that all processes and a resumed run agree.
-
-    Attributes:
-        steps: phase → optimizer steps it takes in a row.
-    """
-
-    steps: Mapping[str, int]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The phases, in their order."""
-        return tuple(self.steps)
-
-    def phase(self, step: int) -> str:
-        """The phase of a global step."""
-        ends = np.cumsum(list(self.steps.values()))
-        return self.names[int(np.searchsorted(ends, step % ends[-1], side="right"))]
-
-    def steps_before(self, phase: str, step: int) -> int:
-        """How many of the steps before `step` belong to the phase."""
-        cycles, rest = divmod(step, sum(self.steps.values()))
-        for name, steps in self.steps.items():
-            if name == phase:
-                break
-            rest -= steps
-        return cycles * self.steps[phase] + min(max(rest, 0), self.steps[phase])
-
-
 class Positions(Dataset):
-    """A dataset whose items are positions; the collator turns a batch of them into lists."""
+    """A dataset whose items are positions in the run, also beyond its length; the collator makes lists of them."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -106,14 +77,11 @@ class RoundSampler(Sampler[int]):
 class ListCollator:
     """Turns positions into what one forward pass needs.
 
-    It holds plain data alone, so that worker processes can be given a copy, however they are started. They are started
+    It holds only plain data, so that worker processes can be given a copy, however they are started. They are started
     anew in every epoch, after the refresh, so that they draw from the pool of the round.
 
     Args:
-        lists: draws the lists.
-        phases: the order of the phases.
         lists_per_step: lists of one optimizer step, over all processes.
-        required_inputs: phase → which of "queries", "passages", "pairs" its step encodes.
         step_tokens: padded tokens of a chunk.
         mini_batch_size: rows of a chunk; None: as many as the tokens allow.
     """
@@ -121,7 +89,6 @@ class ListCollator:
     lists: ListSampler
     phases: PhaseCycle
     lists_per_step: int
-    required_inputs: Mapping[str, tuple[str, ...]]
     retriever_inputs: RetrieverInputs | None
     ranker_inputs: RankerInputs | None
     step_tokens: int
@@ -130,20 +97,14 @@ class ListCollator:
     def __call__(self, positions: list[int]) -> dict[str, Any]:
         step = int(positions[0]) // self.lists_per_step
         phase = self.phases.phase(step)
-        # Positions among the lists of that phase alone.
+        # Positions are counted within a phase.
         earlier = (step - self.phases.steps_before(phase, step)) * self.lists_per_step
         lists = self.lists(np.asarray(positions, np.int64) - earlier, self.phases.names.index(phase))
-        batch: dict[str, Any] = {
-            "phase": phase,
-            "mask": torch.from_numpy(lists.mask),
-            "positives": torch.from_numpy(lists.positives),
-            "passage_rows": torch.from_numpy(lists.passage_rows),
-            "known_positives": torch.from_numpy(lists.known_positives),
-            "query_rows": torch.from_numpy(lists.query_rows),
-        }
+        batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in _OF_LISTS}
+        batch["phase"] = phase
         if lists.scores is not None:
             batch["teacher_scores"] = torch.from_numpy(lists.scores)
-        inputs = self.required_inputs[phase]
+        inputs = self.phases[phase].inputs
         limits = (self.step_tokens, self.mini_batch_size)
         # The mask covers copies of the list's first positive, which is encoded anyway, so they cost nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
@@ -167,7 +128,7 @@ def positions_alone(positions: list[int]) -> dict[str, Any]:
 
 
 def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> ListCollator:
-    """The collator of a trainer, with positives alone until something is mined."""
+    """The collator of a trainer, with positives only until candidates are mined."""
     args, collection = trainer.args, trainer.collection
     pool, known = with_stored_lists(None, trainer)
     lists = ListSampler(
@@ -190,7 +151,6 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
         lists=lists,
         phases=trainer.phases,
         lists_per_step=trainer.global_batch,
-        required_inputs={},
         retriever_inputs=trainer.retrieval.retriever_inputs,
         ranker_inputs=trainer.retrieval.ranker_inputs,
         step_tokens=args.step_tokens
@@ -200,15 +160,8 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
 
 
 def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval: Retrieval) -> ListScores:
-    """The scores of a batch of lists.
-
-    Args:
-        outputs: of `JointModel.forward`.
-        batch: of the collator.
-        retrieval: says what the retriever's inner products are divided by.
-    """
-    names = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
-    fields: dict[str, Any] = {name: batch[name] for name in names}
+    """The scores of a batch of the collator, from the outputs of `JointModel.forward`."""
+    fields: dict[str, Any] = {name: batch[name] for name in _OF_LISTS}
     fields["teacher_scores"] = batch.get("teacher_scores")
     mask = batch["mask"]
     if "passage_embeddings" in outputs:
@@ -276,11 +229,7 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
 def with_stored_lists(
     mined: CandidatePool | None, trainer: JointTrainer
 ) -> tuple[CandidatePool, np.ndarray | None]:
-    """One pool of mined and stored lists, and what is known to be relevant to each entry's query.
-
-    Args:
-        mined: of the training queries; None where nothing is mined yet, or only stored lists are trained on.
-        trainer: has the stored lists and the judgments of the training queries.
+    """One pool of mined lists, where there are any yet, and stored ones, and what is relevant to each entry's query.
 
     Returns:
         The pool, and int32 `[Q, P]`: what is no negative of an entry's query, which are the entry's own positives, the

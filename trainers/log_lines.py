@@ -1,4 +1,4 @@
-"""What a trainer prints of its log: lines that are read, within 80 columns, and on a terminal a bar beneath them."""
+"""Prints a trainer's log in lines of at most 80 columns, and on a terminal a progress bar below them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_ar2.progress import format_duration, line_is_due, on_terminal, progress_
 
 _WIDTH = 80
 _EVALUATION = re.compile(r"(?P<prefix>\S+?)_(?P<system>retriever|ranker|pipeline)_(?P<metric>.+)")
-# How values of the log are called in a line, in this order; None: not among the telling ones. Others follow.
+# The names of values in a line, in this order; None: not printed. Values of other names come last.
 _NAMES: dict[str, str | None] = {
     "loss": "loss",
     "loss/retriever": "retriever",
@@ -67,7 +67,7 @@ class LogLines(TrainerCallback):
     is no bar.
 
     Args:
-        phases: the trainer's; where an entry is about one of them alone, its loss is the loss.
+        phases: the trainer's; if an entry is about only one of them, that phase's loss is shown as the loss.
     """
 
     def __init__(self, phases: Sequence[str]) -> None:
@@ -130,9 +130,7 @@ def log_lines(
     """An entry of the log as lines of 80 columns at most, the second and later ones indented.
 
     Args:
-        logs: the entry.
-        step, steps: where the run is, and how many there are.
-        phases: of the trainer.
+        step, steps: where the run is, and how many steps it has.
         eval_split: the split that `eval_` refers to.
         left: seconds until the end, to be shown.
     """
@@ -157,7 +155,7 @@ def log_lines(
             lines += _wrapped(items, (start if not lines else " " * len(start)) + head, 0)
             before = place
         return lines
-    values = _telling(logs, phases)
+    values = _printed(logs, phases)
     if "loss" not in logs and values and all(key.startswith("pool/") for key in values):
         items = [
             "pool:",
@@ -173,8 +171,8 @@ def log_lines(
     return [*lines, " " * len(start) + NAN_NOTE] if any(item.endswith(" NaN") for item in items) else lines
 
 
-def _telling(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
-    """The values that are worth a place in a line, in their order."""
+def _printed(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
+    """The values that are printed, in their order."""
     losses = [f"loss/{phase}" for phase in phases if f"loss/{phase}" in logs]
     # The loss of one phase is the loss; that of several phases together says nothing.
     without = set(losses) if len(losses) == 1 else {"loss"} if losses else set()

@@ -1,22 +1,18 @@
-"""LTRe: every step retrieves from the whole corpus, and the query encoder alone is trained."""
+"""LTRe: every step retrieves from the whole corpus, and only the query encoder is trained."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import TrainerCallback
 
 from hf_ar2.cards.card import model_card
 from hf_ar2.collections import Collection, Source
@@ -26,17 +22,17 @@ from hf_ar2.index.codebook import Codebook
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.index.search import search_in_ranges
 from hf_ar2.losses import retrieval_pairwise_loss
-from hf_ar2.losses.list_scores import ListLoss, ListScores
-from hf_ar2.losses.retrieval import WEIGHTINGS
+from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.models.lora import remove_adapters, save_model
 from hf_ar2.settings.fields import setting
-from hf_ar2.trainers.adapters import saves_merged
+from hf_ar2.trainers.arguments import TrainerOptions
 from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval, with_missed
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.retrieval import EvalRankings
+from hf_ar2.trainers.phases import Phase, PhaseCycle
+from hf_ar2.trainers.prepare import saves_merged
 
 _CODEBOOK = "codebook.safetensors"
 
@@ -128,9 +124,7 @@ class LTReConfig(JointConfig):
     )
 
     def __post_init__(self) -> None:
-        self._check("weighting", self.weighting, WEIGHTINGS)
         self._check("missed", self.missed, ("all", "if_none"))
-        self._check("vectors", self.vectors, ("exact", "index"))
         if self.num_negatives:
             raise ValueError(
                 f"num_negatives={self.num_negatives}: LTRe samples none; list_depth is how many passages it retrieves"
@@ -151,7 +145,7 @@ class LTReConfig(JointConfig):
         if self.train_centroids and self.matryoshka_dims:
             raise ValueError(
                 f"matryoshka_dims={self.matryoshka_dims} cannot be combined with train_centroids=True: the codes of "
-                "the index stand for passages of the full width; leave one of them out"
+                "the index represent embeddings of the full width; leave one of them out"
             )
         if self.train_centroids:
             self.vectors = "index"  # scores are those of the codes and the centroids as they are
@@ -162,12 +156,12 @@ class LTReTrainer(JointTrainer):
     """Trains the query encoder on what it retrieves, at every step, from an index that stays as it is.
 
     A step encodes a batch of queries, searches the whole index with them, appends relevant passages that were missed,
-    and lowers `retrieval_pairwise_loss` over the lists. The passage encoder is a copy of what the retriever came with,
-    and is frozen. With `train_centroids` the centroids of a product-quantised index are trained as well (JPQ), and the
+    and lowers `retrieval_pairwise_loss` over the lists. The passage encoder is a frozen copy of the
+    retriever. With `train_centroids` the centroids of a product-quantised index are trained as well (JPQ), and the
     search of the next step already uses them.
 
     Saved are `retriever/`, both towers as one `SentenceTransformer` (`encode_query`, `encode_document`),
-    `query_encoder/`, the trained one by itself, and by `save_index` the index.
+    `query_encoder/`, the trained tower, and by `save_index` the index.
 
     Args:
         retriever: a name, folder or `SentenceTransformer`.
@@ -201,7 +195,8 @@ class LTReTrainer(JointTrainer):
     args: LTReConfig
     config_class = LTReConfig
     retrieval: FrozenRetrieval
-    trained = ("retriever",)
+    retrieval_class = FrozenRetrieval
+    phases = PhaseCycle(Phase("retriever", trained=("retriever",), inputs=("queries",)))
     method = "ltre"
     _search_seconds = 0.0
 
@@ -210,28 +205,13 @@ class LTReTrainer(JointTrainer):
         retriever: SentenceTransformer | str | Path,
         args: LTReConfig,
         collection: Collection | Source,
-        *,
-        loss: ListLoss | None = None,
-        compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
-        **unknown: Any,
+        **options: Unpack[TrainerOptions],
     ) -> None:
-        if "sampler" in unknown:
+        if "sampler" in options:
             raise TypeError(
                 "LTReTrainer() takes no argument 'sampler'; its negatives are what the search finds"
             )
-        super().__init__(
-            retriever,
-            None,
-            args,
-            collection,
-            loss=loss,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            **unknown,
-        )
+        super().__init__(retriever, None, args, collection, **options)
 
     def load_retriever(self, retriever: SentenceTransformer | str | Path) -> SentenceTransformer:
         """Load the retriever with a tower each for queries and passages, the latter frozen and without adapters."""
@@ -240,10 +220,6 @@ class LTReTrainer(JointTrainer):
         remove_adapters(passages, merge=True)
         passages.requires_grad_(False)
         return towers
-
-    def make_retrieval(self) -> FrozenRetrieval:
-        """Retrieval from an index that stays."""
-        return FrozenRetrieval(self.model.retriever, None, self.collection, self.args, self.encoders)
 
     @property
     def index(self) -> FrozenIndex:
@@ -261,15 +237,6 @@ class LTReTrainer(JointTrainer):
         codebook = self.model.codebook
         assert codebook is None or isinstance(codebook, Codebook)
         return codebook
-
-    @property
-    def steps_per_round(self) -> int:
-        """`steps_per_round` of the settings, or one pass over the training queries."""
-        return self.args.steps_per_round or super().steps_per_round
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """Queries alone; passages are in the index."""
-        return ("queries",)
 
     # ---- Step -------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from hf_ar2.cards.card import index_card, model_card
-from hf_ar2.cards.facts import ROLES, Training, read_json, training_of_trainer
+from hf_ar2.cards.facts import ROLES, Training, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.mark import write_card
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
+from hf_ar2.files import read_json
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters
@@ -37,13 +38,9 @@ _UPLOADED = "_uploaded"
 class Publisher:
     """Publishes what a trainer trained, at the end or during training.
 
-    `push_to_hub=True` publishes at every save (`hub_strategy="every_save"`), or at the end alone ("end"). With
+    `push_to_hub=True` publishes at every save (`hub_strategy="every_save"`), or only at the end ("end"). With
     "checkpoint" and "all_checkpoints" the whole checkpoint is beside the first of the two models; downloaded
     (`hf download me/name-retriever --include "last-checkpoint/*"`), it is resumed from like any other.
-
-    Args:
-        trainer: whose models.
-        retriever, ranker, collection: what the trainer was given.
 
     Attributes:
         sources: role → what a card calls the model that training starts from.
@@ -66,7 +63,7 @@ class Publisher:
     # ---- How the models were trained --------------------------------------------------------------------------------
 
     def remember_stages(self) -> None:
-        """Record on each trained model how it was trained, for the card of whoever trains it further."""
+        """Record on each trained model how it was trained, for the card after further training."""
         trainer = self.trainer
         for role in self.roles:
             stages = (*self._previous_stages(), trainer.training_summary())
@@ -188,7 +185,7 @@ def push_to_hub(
 
     Args:
         name: user or organisation, a slash, and a name; None: `hub_model_id`, or the name of the output folder.
-        private: visible to you alone, where a repository is new; None: `hub_private_repo`.
+        private: whether a new repository is visible only to you; None: `hub_private_repo`.
         license: of the models, such as `"apache-2.0"`; None: the base model's, where its own card says it.
         data_license: of the training data, in words.
         index: publish the index of the collection as the dataset `NAME-index` too.
@@ -235,7 +232,7 @@ def push_to_hub(
         )
 
 
-def summarise(trainer: JointTrainer) -> dict[str, Any]:
+def training_summary(trainer: JointTrainer) -> dict[str, Any]:
     """What a card says of a training, as plain data: the fields of `hf_ar2.cards.facts.Stage` and more."""
     seconds = sum(trainer.step_log.seconds.values())  # also of what a resumed run continues
     return {

@@ -13,6 +13,7 @@ from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
+from hf_ar2.trainers.phases import Phase, PhaseCycle
 
 RANKER_LOSSES = {"listwise": listwise_cross_entropy, "pointwise": pointwise_cross_entropy}
 RANKER_LOSS_HELP = (
@@ -25,8 +26,8 @@ RANKER_LOSS_HELP = (
 class RankerConfig(JointConfig):
     """Settings of `RankerTrainer`; `JointConfig` has the rest.
 
-    A fresh head on hard negatives alone may never leave the loss of guessing. So lists begin with random passages and
-    get hard ones over the first `easy_share` of the run, and the head learns faster than the encoder.
+    With hard negatives only, the loss of a new head may stay at that of guessing. So lists begin with random passages
+    and get hard ones over the first `easy_share` of the run, and the head learns faster than the encoder.
 
     Example:
         >>> args = RankerConfig(output_dir="runs/ranker", learning_rate=1e-4, head_learning_rate=1e-3)
@@ -82,12 +83,8 @@ class RankerTrainer(JointTrainer):
 
     args: RankerConfig
     config_class = RankerConfig
-    trained = ("ranker",)
+    phases = PhaseCycle(Phase("ranker", trained=("ranker",), inputs=("pairs",)))
     method = "ranker"
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """Pairs alone."""
-        return ("pairs",)
 
     def hard_share(self) -> EasyToHard | None:
         """From none to all over the first `easy_share` of the run."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_ar2.collections import Collection, Source
@@ -23,12 +19,12 @@ from hf_ar2.losses import (
     passage_centric_loss,
 )
 from hf_ar2.losses.gather import world_size
-from hf_ar2.losses.list_scores import ListLoss, ListScores
+from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
+from hf_ar2.trainers.arguments import TrainerOptions
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.retrieval import EvalRankings
-from hf_ar2.training_lists.list_sampler import NegativeSampler
+from hf_ar2.trainers.phases import Phase, PhaseCycle
 from hf_ar2.training_lists.stored import OF_COLLECTION
 
 logger = logging.get_logger(__name__)
@@ -111,8 +107,6 @@ class RetrieverConfig(JointConfig):
     def __post_init__(self) -> None:
         self._check("distillation", self.distillation, DISTILLATIONS)
         self._check_distillation()
-        self._check("contrast", self.contrast, tuple(CONTRASTIVE_LOSSES))
-        self._check("passage_form", self.passage_form, ("reference", "paper"))
         if self.train_lists and self.num_negatives == 0:
             raise ValueError(
                 "num_negatives=0 leaves the negatives of train_lists unused; expected at least 1"
@@ -174,7 +168,7 @@ class RetrieverTrainer(JointTrainer):
 
     args: RetrieverConfig
     config_class = RetrieverConfig
-    trained = ("retriever",)
+    phases = PhaseCycle(Phase("retriever", trained=("retriever",), inputs=("queries", "passages")))
     method = "retriever"
 
     def __init__(
@@ -182,40 +176,14 @@ class RetrieverTrainer(JointTrainer):
         retriever: SentenceTransformer | str | Path,
         args: RetrieverConfig,
         collection: Collection | Source,
-        *,
-        loss: ListLoss | None = None,
-        sampler: NegativeSampler | None = None,
-        compute_metrics: Callable[[EvalRankings], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
-        **unknown: Any,
+        **options: Unpack[TrainerOptions],
     ) -> None:
-        super().__init__(
-            retriever,
-            None,
-            args,
-            collection,
-            loss=loss,
-            sampler=sampler,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            **unknown,
-        )
+        super().__init__(retriever, None, args, collection, **options)
         if self.collection.lists is not None and not args.train_lists:
             logger.warning_once(
                 f"{self.collection.name} came with {len(self.collection.lists)} lists of negatives, which are not "
                 f"used; to train on them set train_lists=[{OF_COLLECTION!r}], mine=False and num_negatives"
             )
-
-    @property
-    def steps_per_round(self) -> int:
-        """`steps_per_round` of the settings, or one pass over the training lists."""
-        return self.args.steps_per_round or super().steps_per_round
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """Queries and passages."""
-        return ("queries", "passages")
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation from stored scores, or the contrastive loss, or their weighted sum."""

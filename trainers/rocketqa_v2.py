@@ -17,7 +17,7 @@ from hf_ar2.losses.listwise import masked_log_softmax
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
-from hf_ar2.trainers.lists import PhaseCycle
+from hf_ar2.trainers.phases import Phase, PhaseCycle
 from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_accuracy, ranker_loss
 
 logger = logging.get_logger(__name__)
@@ -129,26 +129,12 @@ class RocketQAv2Trainer(JointTrainer):
     _warned: frozenset[str] = frozenset()
 
     @property
-    def trained(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Both models, or with `ranker_frozen` the retriever alone."""
-        return ("retriever",) if self.args.ranker_frozen else ("ranker", "retriever")
-
-    @property
-    def phases(self) -> PhaseCycle:
-        """One: every step is a step of both models."""
-        return PhaseCycle({"joint": 1})
-
-    def trained_in(self, phase: str) -> tuple[str, ...]:
-        """Both models, or the retriever alone."""
-        return self.trained
-
-    def required_inputs(self, phase: str) -> tuple[str, ...]:
-        """Everything."""
-        return ("queries", "passages", "pairs")
-
-    def teacher(self, phase: str) -> str | None:
-        """The ranker where it is frozen; a ranker that learns teaches from the very scores it learns on."""
-        return "ranker" if self.args.ranker_frozen else None
+    def phases(self) -> PhaseCycle:  # type: ignore[override]
+        """One phase; a ranker that is trained teaches with the scores it is trained on."""
+        inputs = ("queries", "passages", "pairs")
+        if self.args.ranker_frozen:
+            return PhaseCycle(Phase("joint", ("retriever",), inputs, teacher="ranker"))
+        return PhaseCycle(Phase("joint", ("ranker", "retriever"), inputs))
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation, times its weight, and the ranker's cross-entropy to the labels."""
@@ -176,7 +162,7 @@ class RocketQAv2Trainer(JointTrainer):
         return {"ranker_accuracy": ranker_accuracy(scores), **found}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `JointTrainer`; says once each when the ranker teaches nothing or the models have broken."""
+        """As in `JointTrainer`; warns once if nothing is distilled, and once if the ranker has collapsed."""
         super().log(logs, start_time)
         entry = self.state.log_history[-1]
         if "kl_ranker_to_retriever" not in entry:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_ar2.models.joint import JointModel
 from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.sharding import shard
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
@@ -20,11 +21,7 @@ if TYPE_CHECKING:
 def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) -> list[dict[str, Any]]:
     """AdamW groups: per model, its encoder and its ranking head, each with and without weight decay.
 
-    Args:
-        decayed: names of parameters that get weight decay.
-
-    Returns:
-        Groups with `name` ("ranker/head/decay"), `model` (whose steps the schedule counts) and `lr`.
+    A group has a `name` ("ranker/head/decay"), the `model` whose steps the schedule counts, and `lr`.
     """
     head = _head_names(model)
     groups: dict[str, dict[str, Any]] = {}
@@ -61,19 +58,27 @@ def learning_rate(args: JointConfig, owner: str, part: str) -> float:
     return rate
 
 
-def make_scheduler(trainer: JointTrainer, optimizer: Optimizer, planned_steps: int) -> LambdaLR:
+def make_optimizer(trainer: JointTrainer) -> Optimizer:
+    """The optimizer of all trained weights, in groups; weights that are to be sharded are sharded before."""
+    if trainer.is_sharded:
+        shard(trainer.model, trainer.trained, trainer.args.device)
+        # transformers then leaves placement and the exchange of gradients to the model.
+        trainer.is_distributed_loading_by_transformers = True
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(trainer.args)
+    return optimizer_class(parameter_groups(trainer.model, trainer.args, decayed), **options)
+
+
+def make_scheduler(trainer: JointTrainer, planned_steps: int) -> LambdaLR:
     """A learning rate schedule per group of the optimizer, each counting the steps of its own model.
 
-    Args:
-        planned_steps: of the whole run; they are fewer once `patience` has chosen the last step.
+    A run has `planned_steps`, or fewer once `patience` has chosen the last step.
     """
-
-    phases = trainer.phases
+    optimizer, phases = trainer.optimizer, trainer.phases
+    assert optimizer is not None
 
     def steps_before(model: str, step: int) -> int:
-        return sum(
-            phases.steps_before(name, step) for name in phases.names if model in trainer.trained_in(name)
-        )
+        return sum(phases.steps_before(name, step) for name in phases.names if model in phases[name].trained)
 
     def total_steps(model: str) -> int:
         return steps_before(model, planned_steps if trainer.end_step is None else trainer.end_step)
@@ -91,7 +96,6 @@ def schedule(
     """The factor on a model's peak learning rate, by global step.
 
     Args:
-        model: "retriever" or "ranker", which may have a schedule and a warm-up of its own.
         own_steps: from a global step to the steps of this model before it.
         total_steps: gives this model's steps in the whole run, which may become fewer while it runs.
     """

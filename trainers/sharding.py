@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -30,9 +30,7 @@ def check_sharding(trainer: JointTrainer) -> None:
         raise NotImplementedError(
             f"shard_weights: {type(trainer).__name__} is not supported, only RetrieverTrainer and RankerTrainer are"
         )
-    if any(
-        has_adapters(model) for model in (trainer.model.retriever, trainer.model.ranker) if model is not None
-    ):
+    if any(map(has_adapters, trainer.model.models.values())):
         raise NotImplementedError(
             "shard_weights: models with adapters (LoRA) are small enough for DDP; leave it out"
         )
@@ -47,7 +45,7 @@ def whole_copy(model: JointModel, trained: tuple[str, ...]) -> JointModel:
 
     It encodes the corpus, where processes make different numbers of forward passes, and is what is saved.
     """
-    roles = {role: getattr(model, role) for role in ROLES}
+    roles: dict[str, Any] = dict(model.models)
     return JointModel(**{role: copy.deepcopy(one) if role in trained else one for role, one in roles.items()})
 
 
@@ -59,10 +57,8 @@ def shard(model: JointModel, trained: tuple[str, ...], device: torch.device) -> 
             for layer in network.modules():
                 if type(layer).__name__ in (network._no_split_modules or ()):
                     fully_shard(layer, mesh=mesh)
-    others = {
-        p for role in ROLES if role not in trained and getattr(model, role) for p in _weights(model, role)
-    }
-    fully_shard(model, mesh=mesh, ignored_params=others)
+    others = [one for role, one in model.models.items() if role not in trained]
+    fully_shard(model, mesh=mesh, ignored_params={weight for one in others for weight in one.parameters()})
 
 
 def gather(model: JointModel, whole: JointModel) -> None:
@@ -82,14 +78,17 @@ def scatter(whole: JointModel, model: JointModel) -> None:
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state as one without shards has it, on the CPU; every process calls this."""
+
+    def whole(value: Any) -> Any:
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        return value.cpu() if torch.is_tensor(value) else value
+
     state = optimizer.state_dict()
-    whole = {
-        number: {
-            name: _whole(value) if torch.is_tensor(value) else value for name, value in of_weight.items()
-        }
+    of_weights = {
+        number: {name: whole(value) for name, value in of_weight.items()}
         for number, of_weight in state["state"].items()
     }
-    return state | {"state": whole}
+    return state | {"state": of_weights}
 
 
 def shard_state(optimizer: torch.optim.Optimizer) -> None:
@@ -100,16 +99,8 @@ def shard_state(optimizer: torch.optim.Optimizer) -> None:
                 of_weight[name] = _like(value, weight)
 
 
-def _weights(model: JointModel, role: str) -> list[nn.Parameter]:
-    return list(getattr(model, role).parameters())
-
-
-def _whole(value: Tensor) -> Tensor:
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-
-
 def _like(value: Tensor, target: Tensor) -> Tensor:
-    """A tensor, sharded if the target is and it is not yet."""
+    """The tensor, sharded like the target."""
     if not isinstance(target, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
     trainer.model.zero_grad(set_to_none=True)
     trainer.step_log.sums.clear()
     torch.set_rng_state(generator)
-    return float(processes.combine(_at(processes.rank, processes.world_size, seconds)).max())
+    return max(processes.gather(seconds))
 
 
 def tokens_per_second(retrieval: Retrieval, clock: Clock) -> float:
@@ -61,12 +60,4 @@ def tokens_per_second(retrieval: Retrieval, clock: Clock) -> float:
     encoders.embed_passages(retrieval.retriever, inputs, rows)
     spent = clock() - began
     lengths = inputs.passage_builder.single_lengths(inputs.passage_store, rows)
-    processes = encoders.processes
-    rate = float(lengths.sum()) / max(spent, 1e-6)
-    return float(processes.combine(_at(processes.rank, processes.world_size, rate)).min())
-
-
-def _at(rank: int, world_size: int, value: float) -> Any:
-    values = np.zeros(world_size, np.float64)
-    values[rank] = value
-    return values
+    return min(encoders.processes.gather(float(lengths.sum()) / max(spent, 1e-6)))

@@ -19,7 +19,7 @@ from hf_ar2.collections.write import LISTS, check_writable
 from hf_ar2.command_line.asked import answered_text, check_judged
 from hf_ar2.command_line.open import TRAINING_INDEX, is_run, opened_system
 from hf_ar2.command_line.show import left_out, print_hits, print_searched
-from hf_ar2.encoding import encode_rows
+from hf_ar2.encoding.batches import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids

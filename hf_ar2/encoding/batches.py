@@ -56,7 +56,7 @@ def encode_rows(
     world_size: int = 1,
     description: str = "Encoding",
     show_progress: bool = True,
-) -> None:
+) -> np.ndarray:
     """Encode stored texts: `out[i]` becomes the embedding of row `rows[i]`.
 
     Args:
@@ -69,20 +69,11 @@ def encode_rows(
             `out` unchanged. The batches do not depend on world_size.
         description, show_progress: the label of the progress bar, and whether to show it.
 
+    Returns:
+        uint64 [N]: `word_sums` of the embeddings that were written to `out`; 0 for rows of other processes.
+
     Raises:
         ValueError: embeddings of another shape than `out`, or not finite; the message names the row.
-
-    Example:
-        >>> from transformers import BertTokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
-        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-        >>> store = TokenStore(np.array([5, 6, 6], np.int32), np.array([0, 2, 3]))
-        >>> def count_deep_and_nets(inputs):
-        ...     return (inputs["input_ids"][:, :, None] == torch.tensor([5, 6])).sum(1)
-        >>> out = np.empty((2, 2), np.float32)
-        >>> encode_rows(count_deep_and_nets, InputBuilder(tokenizer, 8), store, [0, 1], out, show_progress=False)
-        >>> out.tolist()
-        [[1.0, 1.0], [0.0, 1.0]]
     """
     rows = np.asarray(rows, np.int64)
     if out.ndim != 2 or len(out) != len(rows):
@@ -90,6 +81,7 @@ def encode_rows(
     lengths = builder.single_lengths(store, rows)
     batches = token_budget_batches(lengths, budget)[rank::world_size]
     total = int(sum(lengths[batch].sum() for batch in batches))
+    sums = np.zeros(len(rows), np.uint64)
     with (
         torch.no_grad(),
         progress_bar(total=total, description=description, unit="tok", show=show_progress) as progress,
@@ -98,7 +90,14 @@ def encode_rows(
             encode, lambda b: builder.single(store, rows[b]), batches, device
         ):
             _write(batch, embeddings, rows, out)
+            sums[batch] = word_sums(out[batch])
             progress.update(int(lengths[batch].sum()))
+    return sums
+
+
+def word_sums(vectors: np.ndarray) -> np.ndarray:
+    """A checksum of each vector, float32 or float16 [N, d]: the sum of its bits in words of 32 or 16, uint64 [N]."""
+    return vectors.view(f"u{vectors.itemsize}").sum(axis=1, dtype=np.uint64)
 
 
 def run_batches(

@@ -26,15 +26,6 @@ class InputBuilder:
 
     Raises:
         ValueError: no padding token, or max_length fits only special tokens.
-
-    Example:
-        >>> from transformers import BertTokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
-        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-        >>> store = TokenStore(np.array([5, 6, 6], np.int32), np.array([0, 2, 3]))
-        >>> InputBuilder(tokenizer, max_length=8).single(store, [0, 1])["input_ids"]
-        tensor([[2, 5, 6, 3],
-                [2, 6, 3, 0]])
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

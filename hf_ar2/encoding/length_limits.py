@@ -38,13 +38,7 @@ class Truncation:
 def truncations(
     retriever: RetrieverInputs | None, ranker: RankerInputs | None = None, positives: Judgments | None = None
 ) -> list[Truncation]:
-    """The shares of passages, queries and pairs that are truncated.
-
-    Args:
-        retriever: inputs of all passages and queries.
-        ranker: inputs of the pairs.
-        positives: the pairs to count, queries with their relevant passages; other passages are about as long.
-    """
+    """The shares of passages, queries and pairs that are truncated; pairs are those of `positives`."""
     found = []
     if retriever is not None:
         for what, builder, store in (

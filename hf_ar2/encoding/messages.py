@@ -22,9 +22,6 @@ class MessagePairs:
     A chat template joins the texts before they are tokenised, so that the tokens of a pair are not those of its parts.
 
     Args:
-        ranker: its tokenizer, chat template and default prompt are used.
-        collection: queries and passages.
-        texts: how they are read.
         max_length: longest pair in tokens, template included.
     """
 

@@ -45,11 +45,6 @@ def check_inputs(
     A few texts of the collection, and some that are empty, too long or contain special tokens, go both ways, without
     autocast and in evaluation mode. A model is checked once per process and settings.
 
-    Args:
-        retriever, ranker: either may be None.
-        collection: the texts.
-        texts: lengths, and how passages are joined.
-
     Raises:
         ValueError: token ids or outputs differ; the message shows both.
     """

@@ -37,11 +37,6 @@ class TokenStore:
         fingerprint: of the tokenizer, prompt, `max_tokens` and texts.
         max_tokens: the length at which texts were truncated when stored; None if they were not.
         folder: where it was opened from; None for arrays in memory. Pickling a store with a folder pickles the path.
-
-    Example:
-        >>> store = TokenStore(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
-        >>> len(store), store.lengths.tolist(), store[0].tolist()
-        (2, [2, 1], [5, 6])
     """
 
     def __init__(
@@ -136,16 +131,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
     Its name, folder, truncation and padding settings are not part of it: they change while a tokenizer is used, or
     differ from one load to the next.
-
-    Example:
-        >>> from transformers import BertTokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
-        >>> tokenizer, same, other = (
-        ...     BertTokenizer(vocab={word: i for i, word in enumerate(known)}) for known in (words, words, words[:-1])
-        ... )
-        >>> same.model_max_length = 32
-        >>> [tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(another) for another in (same, other)]
-        [True, False]
     """
     backend = backend_of(tokenizer)
     if backend is None:
@@ -196,19 +181,6 @@ def tokenize(
     Raises:
         ValueError: max_tokens below 1, or a cached store of another length.
         OSError: the disk is full.
-
-    Example:
-        >>> from transformers import BertTokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "deep", "nets"]
-        >>> tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = tokenize(
-        ...         ["deep nets", "nets"], tokenizer, folder, max_tokens=8, text_fingerprint="two texts",
-        ...         show_progress=False,
-        ...     )
-        >>> store, store[0].tolist()
-        (TokenStore(2 texts, 3 tokens, max_tokens=8), [5, 6])
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, found {max_tokens}")

@@ -17,10 +17,7 @@ _MIN_RECOGNISED = 0.5
 def check_fit(
     index: FrozenIndex, name: str, encoders: Encoders, retriever: SentenceTransformer, inputs: RetrieverInputs
 ) -> None:
-    """Check that an index was made by this passage encoder, by encoding 64 passages again.
-
-    Args:
-        name: of the index, for the message.
+    """Check that an index was made by this passage encoder, by encoding 64 passages again; `name` is for the message.
 
     Raises:
         ValueError: the dimensions differ, or for more than half of the passages the nearest of the 64 vectors decoded

@@ -32,21 +32,6 @@ class Codebook(nn.Module):
         ValueError: the index is of another type.
 
     Source: JPQ (arXiv 2108.00644); jingtaozhan/JPQ.
-
-    Example:
-        >>> from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
-        >>> vectors = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
-        >>> index = new_faiss_index("PQ1", dim=2)
-        >>> fill_faiss_index(index, vectors, seed=0)
-        >>> codebook = Codebook(index)
-        >>> codebook.centroids.shape
-        torch.Size([1, 256, 2])
-        >>> found, positions = index.search(vectors[:3], 5)
-        >>> scores = codebook(torch.from_numpy(vectors[:3]), torch.from_numpy(positions))
-        >>> np.allclose(scores.detach(), found, atol=1e-5)
-        True
-        >>> scores.sum().backward()  # the centroids have a gradient; once an optimizer has moved them:
-        >>> codebook.write_back()
     """
 
     def __init__(self, index: Any) -> None:

@@ -23,7 +23,6 @@ from hf_ar2.index.faiss_build import (
     write_faiss_index,
 )
 from hf_ar2.index.meta import (
-    ENCODED,
     FORMAT,
     IDS,
     SAVED_FILES,
@@ -31,7 +30,6 @@ from hf_ar2.index.meta import (
     check_no_foreign_files,
     check_sizes,
     complete_meta,
-    described,
     file_name,
     forget_damaged,
     named_files,
@@ -49,7 +47,7 @@ from hf_ar2.index.search import (
     query_matrix,
     uses_torch,
 )
-from hf_ar2.index.shards import Shards, encode_shard, new_array, share_of
+from hf_ar2.index.shards import Shards, encode_shards, new_array, share_of
 
 if TYPE_CHECKING:
     import datasets
@@ -118,10 +116,7 @@ class CorpusIndex:
 
     @property
     def faiss_index(self) -> Any:
-        """The memory-mapped `faiss.Index` on the CPU; do not add to it.
-
-        Where there is no FAISS file it is made on first use, in N·d·4 bytes of memory.
-        """
+        """The memory-mapped `faiss.Index`; without a FAISS file it is made on first use, in N·d·4 bytes of memory."""
         if self._faiss_index is None:
             self._faiss_index = new_faiss_index(self.factory, self.dim)
             fill_faiss_index(self._faiss_index, self._shards, seed=0)
@@ -179,7 +174,7 @@ class CorpusIndex:
 
         Raises:
             ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index, embeddings
-                that are not finite, or an index.faiss or embeddings.npy in the folder that is not this library's.
+                that are not finite, an index.faiss or embeddings.npy in the folder that this library did not write.
             OSError: the disk has too little space, before anything is encoded; the file system lost rows.
         """
         wanted: dict[str, Any] = {"format": FORMAT, "fingerprint": fingerprint, "factory": factory}
@@ -193,45 +188,37 @@ class CorpusIndex:
         if rank == 0:
             forget_damaged(folder)
         gather(None)
-        found = complete_meta(folder)
-        if found is not None and any(found[name] != wanted[name] for name in ENCODED):
-            found = None
+        found = complete_meta(folder, wanted)
         if found is not None and found["factory"] == factory and ("index" in found["files"] or not whole):
-            return cls._open(folder, fingerprint, device, search_parameters)
+            return cls.open(folder, fingerprint, device, search_parameters, verify=False)
         check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         gather(None)  # every rank must read the folder before one changes it
+        if rank == 0 and (found is None or encoded is not None):
+            folder.mkdir(parents=True, exist_ok=True)
+            size = 0 if encoded is not None else np.dtype(dtype).itemsize * len(store) * dim
+            check_space(folder, size + (faiss_bytes(empty, len(store)) if whole else 0))
         if encoded is not None:
-            name = file_name(wanted, 0)
+            found = {"files": {"embeddings": file_name(wanted, 0)}, "rows": [[0, len(store)]]}
             if rank == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                check_space(folder, faiss_bytes(empty, len(store)) if whole else 0)
-                os.replace(encoded, folder / name)
-            found = {"files": {"embeddings": name}, "rows": [[0, len(store)]]}
+                os.replace(encoded, folder / found["files"]["embeddings"])
         elif found is None:
-            if rank == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                size = np.dtype(dtype).itemsize * len(store) * dim
-                check_space(folder, size + (faiss_bytes(empty, len(store)) if whole else 0))
             gather(None)
             started = time.perf_counter()
-            name = file_name(wanted, rank, world_size)
-            rows = share_of(rank, world_size, len(store))
-            written = encode_shard(
-                folder / name,
-                rows,
+            found = encode_shards(
+                folder,
+                wanted,
                 encode,
                 builder,
                 store,
-                dtype,
-                dim,
+                rank,
+                world_size,
+                gather,
                 budget=budget,
                 device=device,
                 description="Encoding the corpus",
                 show_progress=show_progress and rank == 0,
             )
-            found = described(folder, gather({"name": name, "rows": rows, **written}))
-            check_sizes(folder, found)  # of all files, on every rank: each must see them
             if rank == 0:
                 on_encoded(time.perf_counter() - started)
         if rank == 0:
@@ -246,7 +233,7 @@ class CorpusIndex:
             remove_old_files(folder, old, files)
         del empty  # frees the memory: the index is mapped from disk below
         gather(None)
-        return cls._open(folder, fingerprint, device)
+        return cls.open(folder, fingerprint, device, verify=False)
 
     @classmethod
     def open(
@@ -255,6 +242,7 @@ class CorpusIndex:
         fingerprint: str | None = None,
         device: str | torch.device = "cpu",
         search_parameters: str | None = None,
+        verify: bool = True,
     ) -> CorpusIndex:
         """Map an existing index.
 
@@ -262,22 +250,12 @@ class CorpusIndex:
             folder: written by `build` or `save`.
             fingerprint: the expected one; None accepts any.
             device: for searching. search_parameters: instead of those stored with the index.
+            verify: compare the checksums of the files, which one of several processes does.
 
         Raises:
             FileNotFoundError: no index there. ValueError: another fingerprint, or damaged files.
         """
-        return cls._open(Path(folder), fingerprint, device, search_parameters, verify=True)
-
-    @classmethod
-    def _open(
-        cls,
-        folder: Path,
-        fingerprint: str | None,
-        device: str | torch.device,
-        search_parameters: str | None = None,
-        verify: bool = False,
-    ) -> CorpusIndex:
-        """As `open`; the checksums are compared if `verify`, which of several processes one does."""
+        folder = Path(folder)
         while True:
             meta = read_meta(folder)
             if fingerprint is not None and meta["fingerprint"] != fingerprint:
@@ -287,10 +265,7 @@ class CorpusIndex:
                     "CorpusIndex.build (hf-ar2 index), or open it with the model and corpus it was made from."
                 )
             try:
-                if verify:
-                    check_contents(folder, meta)
-                else:
-                    check_sizes(folder, meta)
+                (check_contents if verify else check_sizes)(folder, meta)
                 shards = open_shards(folder, meta)
                 name = meta["files"].get("index")
                 faiss_index = None if name is None else read_faiss_index(folder / name)
@@ -328,7 +303,7 @@ class CorpusIndex:
 
         Args:
             queries: [Q, d] of any float dtype. k: passages per query; may exceed N.
-            rank, world_size: search the rows of this share of an index of the factory "Flat" alone, see `share_of`;
+            rank, world_size: search only this share of the rows of an index of the factory "Flat", see `share_of`;
                 `Encoders.search` merges what all ranks find.
             within: the rows of an index of the factory "Flat" that are searched, from the first to before the last;
                 None: all.
@@ -381,12 +356,9 @@ class CorpusIndex:
     def attach(self, corpus: datasets.Dataset, name: str = "embeddings") -> datasets.Dataset:
         """Make `corpus.search_batch(name, ...)`, `get_nearest_examples_batch`, `save_faiss_index` work on this index.
 
-        Nothing is copied: the dataset refers to `faiss_index`. An index that it had under this name is replaced.
+        Nothing is copied: the dataset, which is returned, refers to `faiss_index`. An index of this name is replaced.
         Attach last: `select`, `filter` and `shuffle` fail on a dataset with an index, `map` drops it, and
         `remove_columns` or `with_format` copy it.
-
-        Returns:
-            the same dataset.
 
         Raises:
             ValueError: the corpus has another number of passages.

@@ -119,14 +119,16 @@ class Encoders:
     ) -> np.ndarray:
         """Embeddings of a few passage rows `[P]`: float32 `[P, d]`; every rank encodes all of them."""
         out = np.zeros((len(rows), _dimension(retriever)), np.float32)
-        encode, builder, store = (
-            self.embedder(retriever, "document"),
-            inputs.passage_builder,
-            inputs.passage_store,
-        )
         with _evaluation_mode(retriever):
             encode_rows(
-                encode, builder, store, rows, out, budget=self.budget, device=self.device, show_progress=False
+                self.embedder(retriever, "document"),
+                inputs.passage_builder,
+                inputs.passage_store,
+                rows,
+                out,
+                budget=self.budget,
+                device=self.device,
+                show_progress=False,
             )
         return out
 
@@ -138,16 +140,12 @@ class Encoders:
         fingerprint: str,
         factory: str = "Flat",
         dtype: str = "float32",
-        on_encoded: Callable[[float], None] = lambda seconds: None,
-        encoded: Path | None = None,
-        whole: bool = False,
+        **options: Any,
     ) -> CorpusIndex:
         """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused.
 
         Args:
-            on_encoded: called on rank 0 with the seconds it took, if the corpus had to be encoded.
-            encoded: see `CorpusIndex.build`.
-            whole: see `CorpusIndex.build`.
+            fingerprint, factory, dtype, options: of `CorpusIndex.build`.
         """
         with _evaluation_mode(retriever):
             return CorpusIndex.build(
@@ -164,10 +162,8 @@ class Encoders:
                 rank=self.processes.rank,
                 world_size=self.processes.world_size,
                 gather=self.processes.gather,
-                whole=whole,
-                on_encoded=on_encoded,
-                encoded=encoded,
                 show_progress=self.progress,
+                **options,
             )
 
     def search(

@@ -31,7 +31,7 @@ class Encodings:
     process, or the ranks of one run, may use a folder at a time.
 
     Args:
-        folder: created when the first index is built. Other files in it are left alone.
+        folder: created when the first index is built. Other files in it are kept.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,14 +45,12 @@ class Encodings:
         fingerprint: str,
         factory: str = "Flat",
         dtype: str = "float32",
-        encoded: Path | None = None,
-        whole: bool = False,
+        **options: Any,
     ) -> CorpusIndex:
         """The index with a fingerprint (see `index_fingerprint`): opened if it exists, else encoded and built.
 
         Args:
-            encoded: see `CorpusIndex.build`.
-            whole: see `CorpusIndex.build`.
+            factory, dtype, options: of `CorpusIndex.build`.
         """
         name = encoding_name(fingerprint, dtype)
         return encoders.build_index(
@@ -63,8 +61,7 @@ class Encodings:
             factory,
             dtype,
             on_encoded=lambda seconds: self._log_encoding(name, seconds),
-            encoded=encoded,
-            whole=whole,
+            **options,
         )
 
     def remove(self, name: str) -> None:

@@ -105,30 +105,18 @@ class FrozenIndex:
                 lists.make_direct_map()  # needed to look up passages by number
 
     @classmethod
-    def from_corpus_index(
-        cls,
-        index: CorpusIndex,
-        vectors: Vectors = "exact",
-        device: str | torch.device = "cpu",
-        search_parameters: str | None = None,
-        writable: bool = False,
-    ) -> FrozenIndex:
+    def from_corpus_index(cls, index: CorpusIndex, writable: bool = False, **options: Any) -> FrozenIndex:
         """From an index that this library built.
 
         Args:
             writable: read the FAISS index into memory, for centroids that will change.
+            options: `vectors`, `device` and `search_parameters`.
         """
         loaded = index.faiss_index
         if writable:
             loaded = import_faiss().read_index(str(index.folder / index.meta["files"]["index"]))
-        return cls(
-            loaded,
-            f"{index.fingerprint}:{index.factory}:{index.embeddings.dtype}",
-            index.embeddings,
-            vectors=vectors,
-            device=device,
-            search_parameters=search_parameters,
-        )
+        fingerprint = f"{index.fingerprint}:{index.factory}:{index.embeddings.dtype}"
+        return cls(loaded, fingerprint, index.embeddings, **options)
 
     @classmethod
     def from_files(
@@ -136,10 +124,8 @@ class FrozenIndex:
         path: str | Path,
         corpus_ids: Sequence[str],
         ids: str | Path | None = None,
-        vectors: Vectors = "index",
-        device: str | torch.device = "cpu",
-        search_parameters: str | None = None,
         writable: bool = False,
+        **options: Any,
     ) -> FrozenIndex:
         """From a FAISS file, and the ids of its passages in the order they were added.
 
@@ -147,6 +133,7 @@ class FrozenIndex:
             path: the FAISS file, or a folder: one that `hf-ar2 index` wrote, or with `index.faiss` and `ids.json`.
             corpus_ids: the ids of the corpus, by row.
             ids: a JSON list of ids, or a text file with one per line; None: `ids.json` beside the FAISS file.
+            writable, options: as in `from_corpus_index`; `vectors` is "index" by default.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -162,7 +149,7 @@ class FrozenIndex:
                 f"{ids}: no such file; expected the ids of the index's passages in its order, as a JSON list or one "
                 "per line"
             )
-        _check_noted(path, ids)
+        _check_checksums(path, ids)
         faiss_index = import_faiss().read_index(str(path)) if writable else read_faiss_index(path)
         rows = _rows_of_ids(_read_ids(ids), corpus_ids, ids, faiss_index.ntotal, path)
         in_order = bool((rows == np.arange(len(rows))).all())
@@ -170,9 +157,7 @@ class FrozenIndex:
             faiss_index,
             content_hash(checksum(path).encode(), checksum(ids).encode()),
             corpus_rows=None if in_order else rows,
-            vectors=vectors,
-            device=device,
-            search_parameters=search_parameters,
+            **{"vectors": "index", **options},
         )
 
     def search(
@@ -285,11 +270,11 @@ def _rows_of_ids(
     return np.array([known[id] for id in ids], np.int64)
 
 
-def _check_noted(*paths: Path) -> None:
+def _check_checksums(*paths: Path) -> None:
     """Compare files with their checksums in the `index.json` or `meta.json` beside them, where there is one."""
     for path in paths:
         for note in (path.with_name(ABOUT_FILE), path.with_name("meta.json")):
-            noted = read_json(note) if note.is_file() else {}
-            noted = noted.get("checksums", {}) if isinstance(noted, dict) else {}
-            named = {path.name: noted[path.name]} if path.name in noted else {}
+            known = read_json(note) if note.is_file() else {}
+            known = known.get("checksums", {}) if isinstance(known, dict) else {}
+            named = {path.name: known[path.name]} if path.name in known else {}
             check_files(path.parent, named, "Copy the index again, or build it again (hf-ar2 index).")

@@ -143,14 +143,14 @@ def check_sizes(folder: Path, meta: dict[str, Any]) -> None:
             )
 
 
-def complete_meta(folder: Path) -> dict[str, Any] | None:
-    """The meta.json of the index in a folder; None if there is no index or it is damaged."""
+def complete_meta(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The meta.json of the index in a folder; None if there is none, it is damaged, or its embeddings are others."""
     try:
         meta = read_meta(folder)
         check_sizes(folder, meta)
     except (FileNotFoundError, ValueError):
         return None
-    return meta
+    return meta if all(meta[name] == wanted[name] for name in ENCODED) else None
 
 
 def named_files(folder: Path) -> set[str]:

@@ -212,11 +212,6 @@ class TorchSearcher:
 
     Raises:
         ValueError: an embedding exceeds the range of float16.
-
-    Example:
-        >>> searcher = TorchSearcher(np.eye(3, dtype=np.float32), "cpu")
-        >>> searcher.search(np.array([[0.0, 2.0, 1.0]], np.float32), k=2)
-        (array([[2., 1.]], dtype=float32), array([[1, 2]]))
     """
 
     def __init__(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_ar2.encoding.batches import Encode, encode_rows
+from hf_ar2.encoding.batches import Encode, encode_rows, word_sums
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import allocate, checksum, writing
+from hf_ar2.index.meta import check_sizes, described, file_name
 
 _ROWS_PER_BLOCK = 65_536
 
@@ -20,11 +21,6 @@ class Shards:
     """Arrays `[n, d]` of one dtype below each other, which are read as one matrix `[N, d]`; nothing is copied.
 
     Memory maps stay on the disk: only the rows that are read take memory.
-
-    Example:
-        >>> shards = Shards([np.zeros((2, 1)), np.ones((3, 1))])
-        >>> shards.shape, shards[np.array([4, 0])].tolist(), shards[1:3].tolist(), shards.between(1, 3).shape
-        ((5, 1), [[1.0], [0.0]], [[0.0], [1.0]], (2, 1))
     """
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
@@ -82,34 +78,44 @@ def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
         raise
 
 
-def encode_shard(
-    path: Path,
-    rows: tuple[int, int],
+def encode_shards(
+    folder: Path,
+    meta: dict[str, Any],
     encode: Encode,
     builder: InputBuilder,
     store: TokenStore,
-    dtype: str,
-    dim: int,
+    rank: int,
+    world_size: int,
+    gather: Callable[[Any], list[Any]],
     **options: Any,
 ) -> dict[str, Any]:
-    """Encode the rows from `rows[0]` to before `rows[1]` into a file that no other process writes.
+    """Encode a corpus on all processes, each its share of the rows into a file of its own.
 
     Args:
+        meta: names the files, see `file_name`; it has `dtype` and `dim`.
+        gather: from a value of this process to those of all, by rank.
         options: of `encode_rows`.
 
     Returns:
-        `bytes` and `checksum` of the file, and the rows that are `missing` in it, which were written and lost.
+        What `meta.json` says of the files of all processes, see `described`.
+
+    Raises:
+        OSError: the file system lost rows, or this process cannot see a file of another.
     """
-    start, stop = rows
+    name, (start, stop) = file_name(meta, rank, world_size), share_of(rank, world_size, len(store))
+    path = folder / name
     path.unlink(missing_ok=True)  # left by an interrupted build
-    new_array(path, dtype, (stop - start, dim))
+    new_array(path, meta["dtype"], (stop - start, meta["dim"]))
     out = np.load(path, mmap_mode="r+")
-    out[:] = np.nan  # no embedding is NaN: what is still NaN in the end was not written
-    encode_rows(encode, builder, store, np.arange(start, stop), out, **options)
+    sums = encode_rows(encode, builder, store, np.arange(start, stop), out, **options)
     out.flush()
     del out
     written, missing = np.load(path, mmap_mode="r"), []
     for first in range(0, len(written), _ROWS_PER_BLOCK):
-        lost = np.isnan(written[first : first + _ROWS_PER_BLOCK]).any(axis=1)
-        missing += (start + first + np.flatnonzero(lost)).tolist()
-    return {"bytes": path.stat().st_size, "checksum": checksum(path), "missing": missing}
+        block = slice(first, first + _ROWS_PER_BLOCK)
+        missing += (start + first + np.flatnonzero(word_sums(written[block]) != sums[block])).tolist()
+    shard: dict[str, Any] = {"name": name, "rows": (start, stop), "missing": missing}
+    shard |= {"bytes": path.stat().st_size, "checksum": checksum(path)}
+    found = described(folder, gather(shard))
+    check_sizes(folder, found)  # of all files, on every rank: each must see them
+    return found

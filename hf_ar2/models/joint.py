@@ -79,30 +79,34 @@ class JointModel(nn.Module):
         self.codebook: nn.Module | None = None
 
     @property
+    def models(self) -> dict[str, SentenceTransformer | CrossEncoder]:
+        """ "retriever" and "ranker" → the model, without one that is None."""
+        return {
+            role: model
+            for role, model in (("retriever", self.retriever), ("ranker", self.ranker))
+            if model is not None
+        }
+
+    @property
     def config(self) -> Any:
         """The transformers config of the retriever, or of the ranker if there is no retriever."""
-        model = self.retriever if self.retriever is not None else self.ranker
-        assert model is not None
-        return model.config
+        return next(iter(self.models.values())).config
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
         """Recompute activations in the backward pass of both models, to save memory."""
-        for model in (self.retriever, self.ranker):
-            if model is not None:
-                for transformer in [m for m in model.modules() if isinstance(m, Transformer)]:
-                    transformer.model.activation_checkpointing_enable(
-                        activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
-                    )
+        for transformer in [module for module in self.modules() if isinstance(module, Transformer)]:
+            transformer.model.activation_checkpointing_enable(
+                activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
+            )
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
         """The name of `activation_checkpointing_enable` before transformers 5.23."""
-        for model in (self.retriever, self.ranker):
-            if model is not None:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        for model in self.models.values():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def forward(
         self,
@@ -150,7 +154,5 @@ class JointModel(nn.Module):
 
 def save_models(model: JointModel, folder: str | Path, merge: bool = False) -> None:
     """Write `folder/retriever` and `folder/ranker` as standard checkpoints in safetensors, see `save_model`."""
-    for name in ("retriever", "ranker"):
-        child = getattr(model, name)
-        if child is not None:
-            save_model(child, Path(folder) / name, merge)
+    for role, child in model.models.items():
+        save_model(child, Path(folder) / role, merge)

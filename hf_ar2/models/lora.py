@@ -133,9 +133,6 @@ def train_adapters(model: nn.Module) -> None:
 def check_adapters(role: str, model: nn.Module) -> None:
     """Check that a folder with the adapters will hold all that is trained inside the transformers.
 
-    Args:
-        role: names the model in an error.
-
     Raises:
         ValueError: adapters that are not active, are disabled or merged; a parameter is trained that is in no adapter.
     """
@@ -180,11 +177,7 @@ def merge_adapters(model: Model) -> Model:
 
 
 def remove_adapters(model: nn.Module, merge: bool) -> None:
-    """Remove the adapters from all transformers inside a model, in place; what is left is trainable.
-
-    Args:
-        merge: add them to the weights before.
-    """
+    """Remove the adapters, with `merge` added to the weights, in place; what is left is trainable."""
     for found in adapted(model):
         module: Any = found
         name = module.active_adapters()[0]

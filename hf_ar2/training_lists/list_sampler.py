@@ -21,9 +21,9 @@ _SEED_STEP = 1_000_003
 
 
 class NegativeSampler(Protocol):
-    """A sampler of one's own: which candidates of the pool become the negatives of a list.
+    """A custom sampler, which says which candidates of the pool become the negatives of a list.
 
-    The draw has to depend on its arguments alone, so that a resumed run draws the same lists and several processes
+    The draw must depend only on its arguments, so that a resumed run draws the same lists and several processes
     draw those of one. A plain function of a module will do; worker processes get a copy of it.
     """
 
@@ -56,12 +56,6 @@ class Lists:
         positives: bool `[B, L]`.
         known_positives: int64 `[B, P]`, -1 padded.
         scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not asked for.
-
-    Example:
-        >>> passages, real = np.array([[1, 7]]), np.array([[True, True]])
-        >>> lists = Lists(np.array([4]), passages, real, np.array([[True, False]]), known_positives=np.array([[1]]))
-        >>> lists.passage_rows[lists.positives]
-        array([1])
     """
 
     query_rows: np.ndarray
@@ -83,7 +77,7 @@ class ListSampler:
         corpus_size: passages in the corpus, for random negatives.
         num_negatives: negatives in a list.
         seed: of the run.
-        sampler: a name (see `JointConfig`), or a `NegativeSampler` of one's own.
+        sampler: a name (see `JointConfig`), or a `NegativeSampler`.
         simans_a, simans_b, first_positive: see `JointConfig`.
         hard_share: from positions to the share of negatives from the pool; the others, and those that a short pool
             lacks, are drawn from the whole corpus. None: all from the pool; what it lacks is masked.
@@ -94,17 +88,6 @@ class ListSampler:
             lists of a step are then of one of them, random negatives included.
         member_weights: float64 `[M]`, how often each is drawn, times the number of its pool entries.
         lists_per_step: lists of one optimizer step, over all processes.
-
-    Example:
-        >>> pool = CandidatePool(
-        ...     query_rows=np.array([4, 9]),
-        ...     passage_rows=np.array([[7, 2], [5, 8]]), scores=np.array([[0.8, 0.5], [0.4, 0.3]]),
-        ...     positive_rows=np.array([[1], [3]]), positive_scores=np.array([[0.9], [0.3]]),
-        ... )
-        >>> sampler = ListSampler(pool, corpus_size=10, num_negatives=1, seed=0, sampler="top")
-        >>> lists = sampler(np.arange(2))  # the first pass over both queries
-        >>> sorted(zip(lists.query_rows.tolist(), lists.passage_rows.tolist()))
-        [(4, [1, 7]), (9, [3, 5])]
     """
 
     pool: CandidatePool
@@ -257,7 +240,7 @@ class ListSampler:
         return random
 
     def _check_drawn(self, drawn: np.ndarray, known: np.ndarray) -> None:
-        """Raise ValueError where a sampler of one's own drew what cannot be a negative."""
+        """Raise ValueError if a custom sampler drew what cannot be a negative."""
         expected = (len(known), self.num_negatives)
         if drawn.shape != expected or drawn.dtype.kind not in "iu":
             raise ValueError(

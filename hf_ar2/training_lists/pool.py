@@ -270,14 +270,7 @@ def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
 
 
 def padded_positives(judgments: Judgments) -> np.ndarray:
-    """The positives of each query as one padded array.
-
-    Args:
-        judgments: Q queries, each with at least one positive.
-
-    Returns:
-        int32 ``[Q, P]``, in the judgments' order; -1 pads.
-    """
+    """The positives of Q queries, at least one each, as one array: int32 ``[Q, P]``, in their order; -1 pads."""
     positives = judgments.positives()
     counts = np.diff(positives.offsets)
     padded = np.full((len(counts), int(counts.max(initial=0))), -1, dtype=np.int32)
@@ -286,14 +279,7 @@ def padded_positives(judgments: Judgments) -> np.ndarray:
 
 
 def passage_text_keys(texts: Iterable[str]) -> np.ndarray:
-    """A 64-bit hash per text, equal for texts that differ only in case and white space.
-
-    Args:
-        texts: N passages, for example ``collection.passage_texts()``.
-
-    Returns:
-        int64 ``[N]``: BLAKE2b of the case-folded text with each run of white space as one space.
-    """
+    """A 64-bit hash of each text, int64 ``[N]``, equal for texts that differ only in case and white space."""
     digests = b"".join(
         hashlib.blake2b(
             " ".join(text.casefold().split()).encode("utf-8", "surrogatepass"), digest_size=8

@@ -154,13 +154,6 @@ def lists_of(collection: Collection, split: str) -> TrainingLists:
 
     Raises:
         ValueError: the collection came without lists, or there is none for the split.
-
-    Example:
-        >>> from hf_ar2.collections import load_pairs
-        >>> rows = {"query": ["who sings?"], "answer": ["Birds sing."], "negative": ["A dog barks."]}
-        >>> collection = load_pairs({"train": datasets.Dataset.from_dict(rows)})
-        >>> len(lists_of(collection, "train"))
-        1
     """
     place = f"train_lists={OF_COLLECTION!r}: {collection.name}"
     if collection.lists is None:
@@ -218,7 +211,7 @@ def load_training_lists(folder: str | Path) -> TrainingLists:
         raise ValueError(f"{folder}: found a {type(found).__name__}; expected a single datasets.Dataset")
     found = _listed(folder, found)
     _check(folder, found)
-    queries = _read_queries(folder / _QUERIES) if (folder / _QUERIES).is_file() else None
+    queries = read_queries(folder / _QUERIES) if (folder / _QUERIES).is_file() else None
     return TrainingLists(found, manifest, queries, folder)
 
 
@@ -279,10 +272,6 @@ def read_queries(path: str | Path) -> datasets.Dataset:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected queries as JSON lines with _id and text")
-    return _read_queries(path)
-
-
-def _read_queries(path: Path) -> datasets.Dataset:
     columns: dict[str, list[str]] = {"id": [], "text": []}
     for line, entry in json_lines(path, Problems()):
         for name, field_name in (("id", "_id"), ("text", "text")):

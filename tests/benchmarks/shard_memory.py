@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from transformers import BertTokenizer
 
-from hf_ar2.encoding import InputBuilder, TokenStore
+from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.processes import Processes, end_processes
+from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 

@@ -31,6 +31,7 @@ from hf_ar2 import (
 )
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.models.loading import load_ranker, load_retriever
+from hf_ar2.trainers.evaluation import Evaluation
 from hf_ar2.trainers.retrieval import Retrieval
 
 
@@ -144,9 +145,9 @@ def run(
         args = AR2Config(**common, **hard, **game, rerank_depth=0)
         ranker = load_ranker(options.ranker, dropout=0.0)
         trainer = AR2Trainer(retriever, ranker, args=args, collection=collection)
-    retrieval = Retrieval(trainer.model.retriever, None, collection, beside, trainer.encoders)
+    evaluation = Evaluation(Retrieval(trainer.model.retriever, None, collection, beside, trainer.encoders))
     every = options.round if name != "LTRe" else max(1, options.ltre_steps // 6)
-    curve = Curve(every, lambda: retrieval.evaluate()["retriever_mrr@10"])
+    curve = Curve(every, lambda: evaluation.metrics()["retriever_mrr@10"])
     trainer.add_callback(curve)
     curve.begin()
     trainer.train()

@@ -25,8 +25,9 @@ from transformers.utils import is_flash_attn_2_available
 
 from hf_ar2.collections import load_collection
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.index import CorpusIndex, TorchSearcher
+from hf_ar2.index import CorpusIndex
 from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.search import TorchSearcher
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
@@ -160,7 +161,7 @@ class Meter(TrainerCallback):
             ("passages", joint.retriever),
             ("pairs", joint.ranker),
         ):
-            teaches = kind == "pairs" and self.trainer.teacher(inputs["phase"]) == "ranker"
+            teaches = kind == "pairs" and self.trainer.phases[inputs["phase"]].teacher == "ranker"
             for chunk in (inputs.get(kind) or {"chunks": []})["chunks"]:
                 self.tokens += int(chunk["attention_mask"].sum())
                 self.padded += chunk["attention_mask"].numel()

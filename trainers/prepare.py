@@ -1,21 +1,28 @@
-"""Prepares the models of a trainer, adapters among them, so that what is saved is what was trained."""
+"""Prepares the models of a trainer: frozen or trainable, in float32, with adapters that can be loaded again."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from hf_ar2.cards.facts import ROLES
 from hf_ar2.cards.hub import check_base_is_public
 from hf_ar2.folders import complete_folder
-from hf_ar2.models.loading import has_separate_towers, one_tower, to_float32, weights_fingerprint
+from hf_ar2.models.cpu_attention import use_fast_attention
+from hf_ar2.models.joint import JointModel
+from hf_ar2.models.loading import (
+    has_separate_towers,
+    one_tower,
+    to_float32,
+    weights_fingerprint,
+)
 from hf_ar2.models.lora import adapted, check_adapters, has_adapters, remove_adapters
+from hf_ar2.trainers.sharding import check_sharding, whole_copy
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.config import JointConfig
@@ -27,21 +34,24 @@ logger = logging.get_logger(__name__)
 _BASES = "base"
 
 
-def prepare_models(trainer: JointTrainer) -> None:
+def prepare_models(trainer: JointTrainer) -> JointModel:
     """Freeze the models that are not trained, convert the others to float32, and check the adapters of all.
 
-    `float32_weights=False` keeps half-precision weights as they are.
+    `float32_weights=False` keeps half-precision weights as they are. In bf16 on a CPU the models get the attention that
+    trains fastest there.
 
     A folder with adapters names its base model. Where loading that name would not return the weights in memory (layers
     were removed, the model was trained before the adapters were added), the base is saved in `output_dir/base`.
 
+    Returns:
+        The models that encode the corpus and are saved: the trainer's own, or a whole copy if they will be sharded.
+
     Raises:
-        ValueError: a model to be trained has no trainable parameter; adapters that could not be loaded again.
+        NotImplementedError: `shard_weights` does not work for these models.
+        ValueError: a model to be trained has no trainable parameter; `matryoshka_dims` has more dimensions than the
+            retriever; adapters that could not be loaded again.
     """
-    for role in ROLES:
-        model = getattr(trainer.model, role)
-        if model is None:
-            continue
+    for role, model in trainer.model.models.items():
         if role not in trainer.trained:
             model.requires_grad_(False)
         elif not any(parameter.requires_grad for parameter in model.parameters()):
@@ -51,9 +61,20 @@ def prepare_models(trainer: JointTrainer) -> None:
         if has_adapters(model):
             check_adapters(role, model)
             # Two towers are saved merged; LTRe also saves the query tower by itself.
-            alone = one_tower(model, "query") if has_separate_towers(model) else model
+            alone: Any = model
+            if isinstance(model, SentenceTransformer) and has_separate_towers(model):
+                alone = one_tower(model, "query")
             if has_adapters(alone):
                 _provide_base(trainer, role, alone)
+    args = trainer.args
+    if args.bf16 and args.device.type == "cpu":
+        use_fast_attention(trainer.model)
+    if "retriever" in trainer.trained and trainer.model.retriever is not None:
+        args.check_dimension(trainer.model.retriever.get_embedding_dimension())
+    if not args.shard_weights:
+        return trainer.model
+    check_sharding(trainer)
+    return whole_copy(trainer.model, trainer.trained) if args.world_size > 1 else trainer.model
 
 
 def saves_merged(args: JointConfig, folder: Path) -> bool:
@@ -80,7 +101,7 @@ def _provide_base(trainer: JointTrainer, role: str, model: SentenceTransformer |
     config.base_model_name_or_path = str(folder)
     difference = _difference(model)
     if difference is not None:
-        raise ValueError(f"{role}: its adapters cannot be saved such that they load again: {difference}")
+        raise ValueError(f"{role}: its adapters cannot be saved so that they load again: {difference}")
 
 
 def _difference(model: SentenceTransformer | CrossEncoder) -> str | None:
