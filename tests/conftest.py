@@ -43,6 +43,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default() -> Iterator[None]:
+    """Results do not depend on whether this processor is fast in bf16; tests of bf16 ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("search.system", "augmentation.teacher", "trainers.config"):
+            patch.setattr(f"hf_ar2.{module}.bf16_is_faster", lambda device: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_collection() -> Collection:
     """60 passages and 40 queries; a query shares its animal, verb and object with its one positive.
