@@ -21,11 +21,7 @@ class _Waiting:
 
 
 class Batches:
-    """Searches in one thread. What arrives during a search is searched together afterwards, where k is equal.
-
-    Args:
-        search_many: from queries and k to the hits of each query, see `SearchSystem.search_many`.
-    """
+    """Searches in one thread. What arrives during a search is searched together afterwards, where k is equal."""
 
     def __init__(self, search_many: Callable[[Sequence[str], int], list[list[Hit]]]) -> None:
         self._search_many = search_many
@@ -34,11 +30,7 @@ class Batches:
         self._work: asyncio.Task[None] | None = None
 
     async def search(self, query: str, k: int) -> list[Hit]:
-        """The k best hits.
-
-        Raises:
-            HTTPException: the search failed; the traceback is printed.
-        """
+        """The k best hits. Where the search fails, its traceback is printed and an HTTPException raised."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(query, k, loop.create_future())
         self._waiting.append(waiting)

@@ -32,11 +32,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def common_collection(runs: Sequence[RunFolder]) -> Collection:
-    """The collection of the runs.
-
-    Raises:
-        ValueError: the runs have different collections or splits.
-    """
+    """The collection of the runs; ValueError if they have different collections or splits."""
     splits = {run.split: run for run in runs}
     if len(splits) > 1:
         found = ", ".join(f"{run.folder} on {split}" for split, run in splits.items())

@@ -15,11 +15,7 @@ from hf_ar2.terminal import visible
 
 
 def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
-    """The metrics that a table leaves out, and why, in one line; "" if there are none.
-
-    Args:
-        depths: system -> passages ranked per query.
-    """
+    """The metrics that a table leaves out, and why, in one line; "" if there are none. `depths`: system -> depth."""
     parts = []
     for system, depth in depths.items():
         if beyond := out_of_reach(metrics, depth, passages):
@@ -42,12 +38,7 @@ def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) 
 
 
 def hits_table(hits: Sequence[Hit], width: int) -> str:
-    """Hits for the terminal, both scores side by side, each with the beginning of its passage.
-
-    Args:
-        hits: in the order to show.
-        width: of the terminal, in columns. Ids are never cut.
-    """
+    """Hits for a terminal of `width` columns, both scores side by side, each with the beginning of its passage."""
     ranked = any(hit.ranker_score is not None for hit in hits)
     heading = f"rank{'   ranker  retriever         ' if ranked else '  retriever  '}passage"
     lines = [heading, "─" * max(width, len(heading))]
