@@ -52,11 +52,7 @@ class _Comparison:
 
 
 def choosing_split(recipe: Recipe, collection: Collection) -> tuple[str | None, str]:
-    """The split that the served system is chosen on, or None and why there is none.
-
-    Raises:
-        RecipeError: `evaluation.choose_on` names a split that the collection does not have.
-    """
+    """The split that the served system is chosen on, or None and why there is none."""
     split = recipe.choose_on
     if split is None:
         return None, "evaluation.choose_on is null"

@@ -47,8 +47,7 @@ def evaluate_rows(
     when_chosen: Callable[[], None] = lambda: None,
     part: Collection | None = None,
 ) -> dict[str, Any]:
-    """Evaluate every row that is not up to date and write its run files; then `chosen.json`, `metrics.json` and
-    `significance.json`.
+    """Evaluate every row that is not up to date, choose what is served, and write run files, metrics and tests.
 
     Args:
         when_chosen: called after every row is ranked on the split that is chosen on, before the other splits are.
@@ -196,9 +195,8 @@ def evaluate_row(
 ) -> None:
     """Rank the queries of the splits with a row's systems and write the run files.
 
-    On the split that is chosen on, the weight of BM25 is fitted (fixed if no person asked its queries), then the
-    pipeline's weight and depth. The other splits are ranked with those, or with the stored ones if only other splits
-    are given.
+    On the split that is chosen on, the weight of BM25 is fitted (fixed if people asked none of its queries), then the
+    pipeline's weight and depth. Other splits are ranked with these weights, or with the stored ones.
     """
     row, depth, metric = recipe.rows[name], recipe.depth, recipe.test_metric
     args = row_config(recipe, name, run)
@@ -313,11 +311,7 @@ def per_query(
 
 
 def write_metrics(recipe: Recipe, run: Path, collections: dict[str, Collection]) -> dict[str, Any]:
-    """Write `metrics.json` (row → split → system → metric) and `significance.json`, the tests on the test metric.
-
-    Args:
-        collections: split → what was searched.
-    """
+    """Write `metrics.json` (row → split → system → metric) and `significance.json`, the tests on the test metric."""
     metric = recipe.test_metric
     rows = [LEXICAL_ROW, *recipe.rows] if recipe.evaluation.get("lexical") else list(recipe.rows)
     means: dict[str, Any] = {}

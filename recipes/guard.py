@@ -38,13 +38,7 @@ _RELEVANT = "max_query_length max_passage_length title_separator passage_templat
 
 @dataclass(frozen=True)
 class GuardSplit:
-    """A split of the guard, or a sample of it.
-
-    Attributes:
-        split: its name.
-        sample: the collection with this split alone, sampled if it is large.
-        queries, passages: numbers before sampling.
-    """
+    """A split of the guard, or a sample of it; `queries` and `passages` are the numbers before sampling."""
 
     split: str
     sample: Collection
@@ -75,11 +69,7 @@ class Guard:
 
 
 def load_guard(recipe: Recipe) -> Guard | None:
-    """The recipe's guard, with at most 300 queries per split and 5,000 passages; None if it names none.
-
-    Raises:
-        RecipeError: it cannot be loaded, has no judgments, or is the collection that is trained on.
-    """
+    """The recipe's guard, with at most 300 queries per split and 5,000 passages; None if it names none."""
     if recipe.guard is None:
         return None
     if recipe.guard in (recipe.collection, *texts_of_sources(recipe.collection).values()):
@@ -111,8 +101,7 @@ def load_guard(recipe: Recipe) -> Guard | None:
 def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load: Load) -> None:
     """Measure every row's retriever on the guard, and the model that training started from, and write `guard.json`.
 
-    Search is exact. Each retriever is measured once, also over several runs of the command; the file is written after
-    each.
+    Search is exact. Each retriever is measured once, also over several runs of the command.
     """
     rows = {name: row["retriever"] for name, row in recipe.rows.items()}
     base, _ = recipe.first_model(list(rows.values())[-1])

@@ -33,15 +33,12 @@ from hf_ar2.settings.values import check_name
 
 
 def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a recipe; a RecipeError names the field, what was found and what was expected.
 
     Args:
         path: the YAML file.
         overrides: `--key value` from the command line; a key is a field (`seed`), a setting of every stage
             (`bf16`), or a path (`ar2.num_rounds`, `evaluation.depth`, `models.light.layers`).
-
-    Raises:
-        RecipeError: an unknown key (with the nearest known one), a stage that names a missing model, …
     """
     path = Path(path)
     if not path.is_file():

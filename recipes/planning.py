@@ -50,9 +50,6 @@ def plan_run(
     Returns:
         The plan (None without minutes), the costs, and the collection that is trained and chosen on: the given one, or
         a part of it if encoding it would take too many of the minutes (see `working_part`).
-
-    Raises:
-        RecipeError: the run folder has a plan for another recipe; or too few minutes.
     """
     path = run / PLAN
     stored = read_json(path)
@@ -160,13 +157,7 @@ def working_part(
 
     Dev queries come in random order, each with its relevant passages and the first ones of BM25, until they fill two
     fifths of the part; then training queries with their relevant passages. Only queries are kept whose relevant
-    passages are all in the part.
-
-    Args:
-        size: number of passages; one dev query is taken even if it brings more.
-        train, dev: names of the splits; dev None: none is chosen on.
-        seed: of the order.
-        texts: how passages are read.
+    passages are all in the part. One dev query is taken even if it brings more than `size` passages.
     """
     rng = np.random.default_rng(seed)
     rows: set[int] = set()

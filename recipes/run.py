@@ -26,11 +26,7 @@ USAGE = """usage: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]
 
 
 def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
-    """The recipe's path and its overrides.
-
-    Raises:
-        RecipeError: no recipe, a value without a key, or a key without a value.
-    """
+    """The recipe's path and its overrides."""
     from hf_ar2.recipes.recipe import RecipeError
 
     if not arguments or arguments[0].startswith("-"):
@@ -51,7 +47,7 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs a recipe, and exits with 130 after Ctrl-C.
+    """Run a recipe; exit with 130 after Ctrl-C.
 
     An error is printed in one line; `HF_AR2_TRACEBACK=1` in the environment shows its traceback.
     """

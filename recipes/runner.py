@@ -71,8 +71,7 @@ from hf_ar2.trainers.checkpoints import last_complete_checkpoint
 def run_recipe(recipe: Recipe) -> Path:
     """Run every stage that is not done, evaluate, and write everything to the run folder, which is returned.
 
-    Raises:
-        FolderInUse: another run writes to the run folder.
+    `FolderInUse` is raised if another run writes to the run folder.
     """
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
@@ -195,11 +194,7 @@ def _results_of(folder: Path) -> list[Path]:
 
 
 def check_done_stages(recipe: Recipe, run: Path) -> None:
-    """Check that the files of finished stages are as they were written; older stages have no checksums, and pass.
-
-    Raises:
-        DamagedFile: a file is not; it says what to delete.
-    """
+    """Check that the files of finished stages are as they were written; older stages have no checksums, and pass."""
     for stage in recipe.stages:
         folder = run / "stages" / stage
         checksums = read_json(folder / "done.json").get("checksums", {})

@@ -32,8 +32,6 @@ def build_lists(
     """The lists of one kind.
 
     Args:
-        kind: `undenoised`, `denoised` or `pseudo`.
-        collection: of the candidates.
         candidates: scored candidates of the Q queries.
         masks: confidently irrelevant and relevant passages; None for undenoised lists.
         text_keys: int64 `[N]` of the corpus; a passage with the text of an added positive cannot be a negative.

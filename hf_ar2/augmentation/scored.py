@@ -81,9 +81,6 @@ def score_candidates(
         depth: n, passages retrieved per query; at most the whole corpus.
         folder: for the blocks.
         description: of the progress bar.
-
-    Returns:
-        The candidates of the queries, in order.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -46,10 +46,6 @@ def score_lists(
         folder: for the scored lists; older ones are replaced.
         args: lengths, precision and batch size.
         name: of the ranker, for the manifest.
-        work_folder: for tokens and scores; None: `work` in the folder.
-
-    Raises:
-        ValueError: the folder is the one of the lists, or the collection lacks an id.
     """
     folder = Path(folder)
     if folder.resolve() == lists.folder.resolve():

@@ -22,12 +22,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and hardware, as in a run's environment.json.
-
-    Returns:
-        `python`, `packages` (name → version, of installed ones), `processor`, `cores`, `threads`, and `gpu`, None
-        without a GPU.
-    """
+    """Versions and hardware, as in a run's environment.json."""
     import torch
 
     return {

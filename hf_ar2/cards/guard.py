@@ -17,13 +17,7 @@ GUARD_FILE = "guard.json"
 
 
 def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int = 80) -> str:
-    """Each row's retriever on the guard, and its change against the model that training started from.
-
-    Args:
-        guard: contents of `guard.json`.
-        markdown: a Markdown table instead of one for the terminal.
-        width: of the terminal, in characters.
-    """
+    """Each row's retriever on the guard, and its change against the model that training started from."""
     before, rows = guard["before"], guard["rows"]
     metrics = list(before["metrics"])
     lines: list[list[Any]] = []
@@ -44,12 +38,7 @@ def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int 
 
 
 def guard_sentence(guard: Mapping[str, Any], retriever: Any) -> str:
-    """The result of a row's retriever on the guard, as a sentence; "" if it was not measured.
-
-    Args:
-        guard: contents of `guard.json`, or an empty mapping.
-        retriever: as in the row of the recipe.
-    """
+    """The result of a row's retriever on the guard, as a sentence; "" if it was not measured."""
     row = next((row for row in guard.get("rows", {}).values() if row["retriever"] == retriever), None)
     if row is None:
         return ""

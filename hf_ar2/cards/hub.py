@@ -132,15 +132,8 @@ def make_repositories(
 ) -> dict[str, str]:
     """Make the repositories that do not exist yet, so that missing permissions show before any work.
 
-    Args:
-        parts: some of `"retriever"`, `"ranker"`, `"index"`.
-        name, private, token: as in `publish`.
-
     Returns:
-        part → id of its repository, with its owner.
-
-    Raises:
-        ValueError, PermissionError, ConnectionError: as `publish`.
+        Part (`"retriever"`, `"ranker"` or `"index"`) → id of its repository, with its owner.
     """
     ids = {what: f"{name}-{what}" for what in parts}
     for id in ids.values():
@@ -158,14 +151,7 @@ def make_repositories(
 
 
 def check_complete(what: str, folder: Path) -> None:
-    """Check that a folder holds everything that others need to load it correctly.
-
-    Args:
-        what: `"retriever"`, `"ranker"` or `"index"`.
-
-    Raises:
-        ValueError: a file or a setting is missing; the message names it.
-    """
+    """Check that a folder holds everything that others need to load it correctly; ValueError names what is missing."""
     if what == "index":
         missing = [name for name in INDEX_FILES if not (folder / name).is_file()]
         if missing:
@@ -177,11 +163,7 @@ def check_complete(what: str, folder: Path) -> None:
 
 
 def check_loads(what: str, folder: Path) -> None:
-    """Load a folder that is to be published, and use it once.
-
-    Raises:
-        ValueError: it does not load, or its output is not finite; an index does not have one id per passage.
-    """
+    """Load a folder that is to be published, and use it once; ValueError if that fails."""
     import numpy as np
 
     from hf_ar2.models.loading import load_ranker, load_retriever
@@ -211,15 +193,7 @@ def check_loads(what: str, folder: Path) -> None:
 
 
 def check_base_is_public(place: str, base: str | None) -> None:
-    """Check that others can load the base model of adapters that are to be published.
-
-    Args:
-        place: names the model in the error.
-        base: of the adapters; None: there are none.
-
-    Raises:
-        ValueError: the base is no model on the Hub.
-    """
+    """Check that others can load the base model of adapters that are to be published; ValueError names the `place`."""
     if base is not None and hub_id(base) is None:
         raise ValueError(
             f"{place}: adapters of the base model {base}, which is not on the Hub, so nobody else could load them. "

@@ -24,10 +24,7 @@ from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
 
 def model_index(training: Training) -> list[EvalResult]:
-    """The results of the published row for the metadata `model-index`: of the retriever, or of the ranker by itself.
-
-    The metric of the significance tests comes first.
-    """
+    """The results of the published row for the metadata `model-index`; the tested metric comes first."""
     if not training.metrics:
         return []
     over = f", the first {training.rerank_depth} passages reordered" if training.role == "ranker" else ""
@@ -72,7 +69,6 @@ def eval_result_files(card: str, repository: str, token: str | None = None) -> d
     Args:
         card: a README.md as `model_card` returns it.
         repository: id of the model's repository, the source of the results.
-        token: for a data set that is not public.
 
     Returns:
         Path in the repository → YAML.

@@ -55,11 +55,7 @@ def read_columns(
 
 
 def _blocks(path: str | os.PathLike[str], file: IO[str]) -> Iterator[list[str]]:
-    """The lines of a file, many at a time.
-
-    Raises:
-        ValueError: a line is so long that it may fill the memory.
-    """
+    """The lines of a file, many at a time; ValueError for a line so long that it may fill the memory."""
     rest = ""
     while block := file.read(_CHARACTERS_PER_BLOCK):
         *lines, rest = (rest + block).split("\n")
@@ -139,11 +135,7 @@ def rows_of_ids(ids: Sequence[str]) -> dict[str, int]:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """A UTF-8 file, plain or gzipped, without its byte order mark.
-
-    Raises:
-        ValueError: while it is read, if it is not UTF-8, or damaged gzip data.
-    """
+    """A UTF-8 file, plain or gzipped, without its byte order mark; ValueError if it is not UTF-8, or damaged."""
     compressed = str(path).endswith(".gz")
     opener = gzip.open if compressed else open
     with opener(path, "rt", encoding="utf-8-sig") as file:

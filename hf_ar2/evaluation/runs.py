@@ -78,11 +78,7 @@ def run_of_scores(
     passage_ids: Sequence[str],
     tag: str = "",
 ) -> Run:
-    """The run of a mapping from query id to passage id to score; passages are sorted by score, ties as given.
-
-    Raises:
-        ValueError: an unknown id; the message begins with the tag.
-    """
+    """The run of a mapping from query id to passage id to score; passages are sorted by score, ties as given."""
     query_row, passage_row = rows_of_ids(query_ids), rows_of_ids(passage_ids)
     for query, found in scores.items():
         for kind, ids, known in (("query", [query], query_row), ("passage", found, passage_row)):
@@ -106,11 +102,7 @@ def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) 
 
 
 def check_run_files(folder: str | os.PathLike[str], row: str) -> None:
-    """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted.
-
-    Raises:
-        DamagedFile: one is missing, or is not what was written.
-    """
+    """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted."""
     for name in ("key.json", "questions.json"):
         note = Path(folder) / "evaluation" / row / name
         noted = read_json(note) if note.is_file() else {}
@@ -317,11 +309,7 @@ def read_qrels(
 
 
 def check_run_ids(collection: Collection) -> None:
-    """Checks that run and qrels files can hold the ids of a collection, before time is spent on rankings.
-
-    Raises:
-        ValueError: an id is empty or has white space.
-    """
+    """Check that run and qrels files can hold the ids of a collection, before time is spent on rankings."""
     for kind, table in (("query", collection.queries), ("passage", collection.corpus)):
         _check_ids(f"{collection.name}: {kind} id", list(table["id"]))
 

@@ -58,11 +58,7 @@ def rankings_of_systems(
 
 
 def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
-    """Rows of a split's queries with judgments or, in a split without judgments, with answers: int64 `[Q]`.
-
-    Raises:
-        ValueError: the collection has no such split.
-    """
+    """Rows of a split's queries with judgments or, in a split without judgments, with answers: int64 `[Q]`."""
     if split in collection.qrels:
         return collection.judgments(split).query_rows
     if split in collection.answer_splits:
@@ -72,13 +68,10 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
 
 
 def check_relevant(collection: Collection, split: str, relevance_level: int | None = None) -> None:
-    """Check that a split can be measured.
+    """Check that a split can be measured: without a relevant passage, every metric would be 0 or NaN.
 
     Args:
         relevance_level: the lowest grade that is relevant; None: the collection's own.
-
-    Raises:
-        ValueError: there is no such split, no query in it, or no relevant passage: every metric would be 0 or NaN.
     """
     queries = len(evaluated_queries(collection, split))
     if split in collection.qrels:
@@ -106,7 +99,7 @@ def measure(
     metrics: Sequence[str],
     relevance_level: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics of a ranking of a split, per query.
+    """Metrics of a ranking of a split, per query: metric → float64 `[Q]`.
 
     In a split with answers but without judgments, a passage is relevant if it contains an answer (as in DPR).
 
@@ -114,12 +107,6 @@ def measure(
         rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
         metrics: names; those that are `out_of_reach` of K are left out.
         relevance_level: of judgments, see `evaluate_rankings`.
-
-    Returns:
-        metric → float64 `[Q]`.
-
-    Raises:
-        ValueError: a metric that needs judgments.
     """
     total = len(collection.corpus)
     beyond = out_of_reach(metrics, rows.shape[1], total)

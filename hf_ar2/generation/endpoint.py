@@ -32,15 +32,12 @@ class EndpointWriter:
     https or to this machine.
 
     Args:
-        url: such as `http://127.0.0.1:8000/v1`.
+        url: such as `http://127.0.0.1:8000/v1`, without a password or a query.
         model: its name at the endpoint.
         count: replies per passage.
         prompt: contains `{passage}`; None uses the prompt for chat models.
         seed: of the sampling, if the endpoint supports it.
         waits: seconds to wait before each retry.
-
-    Raises:
-        ValueError: the URL does not start with http or https, or contains a password or a query.
     """
 
     def __init__(
@@ -75,11 +72,7 @@ class EndpointWriter:
         )
 
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
-        """The replies for the passages of a batch.
-
-        Raises:
-            ValueError: the endpoint cannot be reached or returns an error, also when retried.
-        """
+        """The replies for the passages of a batch; ValueError if retries fail too."""
         requests = [(passage, number) for passage in passages for number in range(self.count)]
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             replies = list(pool.map(lambda one: self._reply(*one), requests))
@@ -146,11 +139,7 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 def _content(answer: bytes) -> str:
-    """The text of a completion.
-
-    Raises:
-        ValueError: this is not a completion.
-    """
+    """The text of a completion; ValueError if this is not one."""
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):

@@ -30,9 +30,6 @@ class ModelWriter:
         count: replies per passage; more than one are sampled.
         prompt: contains `{passage}`; None uses the default for this type of model.
         seed: of the sampling.
-
-    Raises:
-        OSError, ValueError: the model cannot be loaded.
     """
 
     def __init__(self, model: str, count: int = 1, prompt: str | None = None, seed: int = 42) -> None:
@@ -64,12 +61,7 @@ class ModelWriter:
         return token_budget_batches(lengths, max(1, _BUDGET.get(self.device.type, 4_096) // self.count))
 
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
-        """The replies for the passages of a batch.
-
-        Args:
-            batch: its number, added to the seed of the sampling.
-            passages: of the batch.
-        """
+        """The replies for the passages of a batch, whose number is added to the seed of the sampling."""
         transformers.set_seed(self.seed + batch)
         tokens = {"input_ids": [self._tokens(passage) for passage in passages]}
         inputs = self.tokenizer.pad(

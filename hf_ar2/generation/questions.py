@@ -94,11 +94,9 @@ def write_replies(
 def select_questions(
     replies: Mapping[int, Sequence[str]], known: Iterable[str]
 ) -> tuple[list[Pair], Counter[str]]:
-    """The distinct questions in replies, and the number of dropped ones by cause.
+    """The distinct questions in replies (passage row -> replies), and the number of dropped ones by cause.
 
-    Args:
-        replies: passage row -> replies.
-        known: questions that count as duplicates.
+    Questions that are `known` count as duplicates.
     """
     seen = {normalised(text) for text in known}
     pairs, dropped = [], Counter[str]()
@@ -119,15 +117,7 @@ def select_questions(
 def retrieves_passage(
     collection: Collection, pairs: Sequence[Pair], retriever: SentenceTransformer, depth: int, work: Path
 ) -> np.ndarray:
-    """Which questions retrieve their passage among the first results: bool `[N]`.
-
-    Args:
-        collection: all its passages are searched.
-        pairs: passage rows and questions.
-        retriever: the model that searches.
-        depth: number of results.
-        work: a folder for tokens and the index.
-    """
+    """Which questions retrieve their passage among the first `depth` results: bool `[N]`."""
     queries = datasets.Dataset.from_dict(
         {"id": [f"{number}" for number in range(len(pairs))], "text": [text for _, text in pairs]}
     )
@@ -138,16 +128,11 @@ def retrieves_passage(
 
 
 def with_generated(collection: Collection, pairs: Sequence[Pair], source: str) -> Collection:
-    """The collection with questions as additional queries.
+    """The collection with questions from a source, such as `generated:MODEL`, as additional queries.
 
     If the collection has a split dev or test, all are added to train, so that evaluation uses the original queries.
     Otherwise a hash of the passage's id puts 80 % of the passages into train, 10 % into dev and 10 % into test; with
     three or more passages no split is empty.
-
-    Args:
-        collection: to extend.
-        pairs: passage rows and questions.
-        source: their source, such as `generated:MODEL`.
     """
     passage_ids = arrow_column(collection.corpus, "id").take([row for row, _ in pairs]).to_pylist()
     texts = [text for _, text in pairs]

@@ -14,7 +14,7 @@ SERVED = "served.json"
 
 
 def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder whose run is finished.
+    """The recipe of a run folder whose run is finished, with models that are as they were written.
 
     Raises:
         FileNotFoundError: not a run folder, or there is no retriever in it yet; the message says what to do.
@@ -38,12 +38,7 @@ def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
 
 
 def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder, finished or not.
-
-    Raises:
-        FileNotFoundError: not a run folder; the message names those nearby.
-        ValueError: the recipe.yaml is not a recipe.
-    """
+    """The recipe of a run folder, finished or not."""
     folder = Path(folder)
     path = folder / "recipe.yaml"
     if not path.is_file():

@@ -15,7 +15,6 @@ def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) ->
     """The settings in the `args` and the `evaluation` of a recipe, and in the row that is served.
 
     Args:
-        recipe: contents of a recipe.yaml.
         folder: the run, whose chosen.json says which row and system are served; None: the last row.
     """
     args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
@@ -38,10 +37,8 @@ def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: 
     """The arguments of `load_retriever` or `load_ranker` for what a stage or a row of a recipe names.
 
     Args:
-        recipe: its `models` and `stages`.
         run: the run folder, with the models of the stages.
         source: the name of a model or a stage, or a mapping with `from` and what is changed in it.
-        role: `"retriever"` or `"ranker"`.
     """
     name = source_name(source)
     models, stages = recipe.get("models") or {}, recipe.get("stages") or {}

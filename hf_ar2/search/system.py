@@ -133,11 +133,7 @@ class SearchSystem:
 
     @cached_property
     def index(self) -> CorpusIndex:
-        """The index of the collection: opened if a fitting one exists, else built.
-
-        Raises:
-            ValueError: `index_folder` has an index of another retriever, other lengths, or another corpus.
-        """
+        """The index of the collection: opened if a fitting one exists, else built."""
         fingerprint, settings = self.fingerprint, self.settings
         kind = fingerprint, settings.index_factory, settings.index_dtype
         if self.index_folder is not None and (self.index_folder / "meta.json").is_file():
@@ -274,13 +270,7 @@ class SearchSystem:
     def _hits(
         self, passages: Sequence[tuple[str, str, str]], scores: Sequence[float], ranked: Sequence[float]
     ) -> list[Hit]:
-        """The hits of a query, sorted.
-
-        Args:
-            passages: ids, titles and texts, in the retriever's order.
-            scores: the retriever's; more are ignored.
-            ranked: the ranker's, of the first passages.
-        """
+        """The hits of a query, sorted. `scores` are the retriever's, `ranked` the ranker's of the first passages."""
         served = [self._served(*both) for both in zip(scores, ranked, strict=False)]
         order = sorted(
             range(len(ranked)), key=served.__getitem__, reverse=True

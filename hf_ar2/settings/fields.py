@@ -61,7 +61,6 @@ class Setting:
     """A setting as it is shown to people.
 
     Attributes:
-        name: of the field.
         annotation: its type, such as `int | None`; the choices of a `Literal`.
         declared_in: the class that declares it.
         field: the field, with the metadata that `setting` wrote.
@@ -163,11 +162,7 @@ def _fields(config: type) -> dict[str, tuple[Any, Mapping[str, Any]]]:
 
 
 def check_values(config: Any) -> None:
-    """Check the types and ranges of a configuration.
-
-    Raises:
-        ValueError: the message names the field, what was found and what was expected.
-    """
+    """Check the types and ranges of a configuration; the ValueError names the field."""
     for name in [one.name for one in fields(config) if one.init]:
         if problem := problem_of(type(config), name, getattr(config, name)):
             raise ValueError(f"{name}: {problem}")

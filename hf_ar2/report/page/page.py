@@ -37,17 +37,11 @@ _ARRAYS = {"uint8": "u8", "uint16": "u16", "uint32": "u32", "float32": "f32"}
 
 
 def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
-    """The page of one run or several over one collection.
+    """The page of one run or several over one collection, as HTML that needs no other file.
 
     Args:
         runs: as `read_runs` returns them. The page shows the split that the first run's recipe reports on.
         collection: the collection of the runs.
-
-    Returns:
-        HTML that needs no other file.
-
-    Raises:
-        ValueError: the collection does not have the split, or run files do not fit it.
 
     Example:
         >>> from hf_ar2 import load_collection
@@ -120,10 +114,7 @@ def other_texts(run: RunFolder) -> str:
 def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:
     """The comparison shown first: the first and the last row of one run, or the last rows of the first and last run.
 
-    It compares their pipelines if both rows have one, else their retrievers.
-
-    Returns:
-        Positions in `systems`, before and after.
+    It compares their pipelines if both rows have one, else their retrievers. Returns positions in `systems`.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
@@ -161,13 +152,10 @@ def page_of(data: dict[str, Any]) -> str:
 
 
 def pack(data: Any) -> bytes:
-    """JSON and its arrays as one compressed block.
+    """JSON and its arrays as one compressed block; ValueError for NaN or infinite numbers, which JSON cannot hold.
 
     The block holds the length of the JSON (uint32, little endian), the JSON, and then the arrays, each at a multiple of
     four bytes. In the JSON an array is `{"$": [type, offset among the arrays, length]}`, flat.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot hold.
     """
     arrays: list[bytes] = []
     size = 0

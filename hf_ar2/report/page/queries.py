@@ -31,7 +31,6 @@ def query_browser(
 
     Args:
         runs: runs on this collection.
-        collection: its texts and judgments.
         split: the split of the queries.
         metrics: such as "mrr@10", without those that the lists are too short for. The first is tested.
 
@@ -45,9 +44,6 @@ def query_browser(
           `values` (metric -> float32 `[Q]`).
         - `metrics`: those that every system has.
         - `tests`: for systems i < j `"i-j"` -> difference, p, wins, losses and ties of j against i on the first metric.
-
-    Raises:
-        ValueError: no run has run files of the split, a run file does not fit the collection, or lists are too short.
     """
     query_rows = evaluated_queries(collection, split)
     query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])

@@ -17,9 +17,8 @@ MOST_POINTS = 200
 def training_charts(run: RunFolder) -> list[dict[str, Any]]:
     """The charts of a run; a chart of which nothing was logged has no series.
 
-    Returns:
-        title, axis labels, `series` (label, colour, marker, and for each stage a line of `[x, y]`) and `stages` (name
-        and where it begins and ends along the axis).
+    A chart has a title, axis labels, `series` (label, colour, marker, and for each stage a line of `[x, y]`) and
+    `stages` (name and where it begins and ends along the axis).
     """
     logs = {stage: found["log_history"] for stage, found in run.stages.items()}
     name = display_name(run.chief)
