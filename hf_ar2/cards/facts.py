@@ -129,14 +129,16 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
             f"expected a stage that trained it; the stages are {', '.join(stages) or 'none'}"
         )
     wanted = set(_ancestors(str(source), stages))
-    environment = read_json(folder / "environment.json")
-    significance = read_json(folder / "significance.json")
+    environment, significance = (
+        read_json(folder / f"{name}.json") for name in ("environment", "significance")
+    )
+    base = first_model(role, str(source), stages)
     return Training(
         role=role,
         name=str(recipe.get("name", folder.name)),
         collection=str(recipe["collection"]),
         stages=[_stage_of_run(folder, recipe, name) for name in stages if name in wanted],
-        base=_base(role, str(source), stages, models),
+        base=str(models.get(base, {}).get("model", base)),
         environment=environment,
         metrics=read_json(folder / "metrics.json"),
         tests=significance.get("tests", {}),
@@ -233,13 +235,10 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = read_whole(path)
+        if not isinstance(content, dict):
+            raise DamagedFile(f"{path}: expected a JSON object, found {type(content).__name__}")
     except DamagedFile as error:
         raise DamagedFile(f"{error}. Delete it and give the command that made the run again") from None
-    if not isinstance(content, dict):
-        raise DamagedFile(
-            f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and give the command that "
-            "made the run again"
-        )
     return content
 
 
@@ -268,11 +267,11 @@ def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
             yield from _ancestors(source, stages)
 
 
-def _base(role: str, name: str, stages: Mapping[str, Any], models: Mapping[str, Any]) -> str:
-    """The model that training started from; a ranker may have started as a retriever."""
+def first_model(role: str, name: str, stages: Mapping[str, Any]) -> str:
+    """The model that a stage's model started from; a ranker may have started as a retriever."""
     while name in stages:
-        name = source_name(stages[name].get(role, stages[name].get("retriever")))
-    return str(models.get(name, {}).get("model", name))
+        name = source_name(stages[name].get(role) or stages[name]["retriever"])
+    return name
 
 
 def _stage_of_run(folder: Path, recipe: Mapping[str, Any], name: str) -> Stage:
@@ -305,8 +304,7 @@ def _by_split(entry: Mapping[str, Any], split: str) -> dict[str, dict[str, dict[
     """
     found: dict[str, dict[str, dict[str, float]]] = {split: {}}
     for key, value in entry.items():
-        match = re.fullmatch(r"eval_(?:(.+?)_)?(retriever|ranker|pipeline)_(.+)", key)
-        if match:
+        if match := re.fullmatch(r"eval_(?:(.+?)_)?(retriever|ranker|pipeline)_(.+)", key):
             part = f"{split}-{match[1]}" if match[1] else split
             found.setdefault(part, {}).setdefault(match[2], {})[match[3]] = float(value)
     return found

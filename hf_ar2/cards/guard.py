@@ -16,7 +16,7 @@ from hf_ar2.evaluation.tables import display_name, format_p, format_table
 GUARD_FILE = "guard.json"
 
 
-def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int = 80) -> str:
+def guard_table(guard: Mapping[str, Any], *, markdown: bool = False) -> str:
     """Each row's retriever on the guard, and its change against the model that training started from."""
     before, rows = guard["before"], guard["rows"]
     metrics = list(before["metrics"])
@@ -34,7 +34,7 @@ def guard_table(guard: Mapping[str, Any], *, markdown: bool = False, width: int 
     headings = ["row", *map(display_name, metrics), "change", "significance"]
     counts = ", ".join(_count(guard, what) for what in ("queries", "passages"))
     title = f"Search of other texts ({guard['guard']}, {guard['split']}): {counts}"
-    return f"{title}\n\n{format_table(lines, headings, markdown=markdown, width=width)}"
+    return f"{title}\n\n{format_table(lines, headings, markdown=markdown)}"
 
 
 def guard_sentence(guard: Mapping[str, Any], retriever: Any) -> str:

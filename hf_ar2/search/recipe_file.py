@@ -42,16 +42,12 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / "recipe.yaml"
     if not path.is_file():
-        runs = sorted(
-            str(found.parent)
-            for found in (folder.parent, Path("runs"))
-            for found in found.glob("*/recipe.yaml")
-        )
-        here = (
-            f"Run folders here: {', '.join(dict.fromkeys(runs))}"
-            if runs
-            else "Make one with: hf-ar2 quickstart"
-        )
+        near = {
+            str(file.parent)
+            for place in (folder.parent, Path("runs"))
+            for file in place.glob("*/recipe.yaml")
+        }
+        here = f"Run folders here: {', '.join(sorted(near))}" if near else "Make one with: hf-ar2 quickstart"
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{folder} is not a run folder: {what}. {here}")
     try:
