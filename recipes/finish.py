@@ -47,9 +47,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
         if parts := collection.by_member(split):
             print("\n" + member_table(metrics, parts, recipe.test_metric))
         left = [row for row in recipe.rows if split not in metrics.get(row, {})]
-        if (
-            left
-        ):  # where a part of the corpus is trained on, encoding the whole corpus for all rows takes too long
+        if left:  # with a part of the corpus, encoding the whole corpus for all rows takes too long
             reason = f"Not evaluated on {split}, because others were better on {recipe.choose_on}"
             print("\n" + textwrap.fill(f"{reason}: {', '.join(left)}.", 80))
         if asked := query_source_note(collection, split, str(run)):

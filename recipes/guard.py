@@ -13,7 +13,7 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.cards.facts import read_json
-from hf_ar2.cards.guard import GUARD_FILE
+from hf_ar2.cards.guard import GUARD_FILE, counts_text
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.evaluation.significance import paired_test
@@ -45,12 +45,14 @@ class GuardSplit:
     queries: int
     passages: int
 
-    def __str__(self) -> str:
-        def count(kept: int, total: int) -> str:
-            return f"{kept:,}" if kept == total else f"{kept:,} of {total:,}"
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of queries and passages, after and before sampling, as in `guard.json`."""
+        kept = {"queries": len(self.sample.queries), "passages": len(self.sample.corpus)}
+        return {**kept, "of_queries": self.queries, "of_passages": self.passages}
 
-        queries = count(len(self.sample.queries), self.queries)
-        return f"{self.split}: {queries} queries, {count(len(self.sample.corpus), self.passages)} passages"
+    def __str__(self) -> str:
+        return f"{self.split}: {counts_text(self.counts)}"
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,7 @@ def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load
     found: dict[str, Any] = {
         "guard": guard.source,
         "split": guard.report.split,
-        "queries": len(guard.report.sample.queries),
-        "of_queries": guard.report.queries,
-        "passages": len(guard.report.sample.corpus),
-        "of_passages": guard.report.passages,
+        **guard.report.counts,
         "metric": recipe.test_metric,
         "before": None,
         "rows": {},

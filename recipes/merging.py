@@ -29,6 +29,7 @@ from hf_ar2.models.merging import (
     check_mergeable,
     merge_retrievers,
 )
+from hf_ar2.recipes.choosing import asked_by_people
 from hf_ar2.recipes.guard import Guard
 from hf_ar2.recipes.recipe import Load, Recipe, encodings_folder, errors_at, say, stage_config
 from hf_ar2.recipes.sampled import reduced, values_among
@@ -247,14 +248,6 @@ def _below(values: np.ndarray, best: np.ndarray) -> bool:
     if len(values) < 2 or values.mean() >= best.mean():
         return False
     return paired_test(values, best).p_value < _LEVEL
-
-
-def asked_by_people(collection: Collection, query_rows: np.ndarray) -> np.ndarray:
-    """Which queries people asked, bool `[Q]`: those with an empty `source`, or all if queries have no such column."""
-    if "source" not in collection.queries.column_names:
-        return np.ones(len(query_rows), bool)
-    sources = collection.queries.select(query_rows)["source"]
-    return np.array([not source for source in sources], bool)
 
 
 def _changed(retriever: SentenceTransformer, changes: Sequence[Mapping[str, Any]]) -> SentenceTransformer:

@@ -85,9 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         text = error_text(error)
         process = int(os.environ.get("RANK", 0))
-        if (
-            process
-        ):  # where the first process has the same error, the launcher ends this one before it prints it
+        if process:  # where the first one has the same error, the launcher ends this one before it prints it
             time.sleep(2)
             text = f"process {process}: {text}"
         sys.exit(f"recipe: {text}")
@@ -105,16 +103,10 @@ def _interrupt_later(unraisable: Any) -> None:
 
 def quiet() -> None:
     """Silence load reports and notices of other libraries, so that the terminal shows progress and results."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
+    from hf_ar2.command_line import open
 
-    from hf_ar2.progress import on_terminal
-
-    transformers_logging.disable_progress_bar()
-    if not on_terminal():
-        datasets.disable_progress_bars()
-    for name in ("sentence_transformers", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    open.quiet()
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     noise = ("LOAD REPORT", "Converting SentenceTransformer", "mtime may not be reliable")
     noisy = ("transformers.modeling_utils", "transformers.trainer_utils", "sentence_transformers.base.model")
     for name in noisy:
