@@ -103,9 +103,9 @@ def _interrupt_later(unraisable: Any) -> None:
 
 def quiet() -> None:
     """Silence load reports and notices of other libraries, so that the terminal shows progress and results."""
-    from hf_ar2.command_line import open
+    from hf_ar2.command_line.open import quiet as quiet_libraries
 
-    open.quiet()
+    quiet_libraries()
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     noise = ("LOAD REPORT", "Converting SentenceTransformer", "mtime may not be reliable")
     noisy = ("transformers.modeling_utils", "transformers.trainer_utils", "sentence_transformers.base.model")

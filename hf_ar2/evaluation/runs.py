@@ -103,16 +103,12 @@ def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) 
 
 def check_run_files(folder: str | os.PathLike[str], row: str) -> None:
     """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted."""
+    advice = "Give the command that made the run again: it evaluates the row again."
     for name in ("key.json", "questions.json"):
         note = Path(folder) / "evaluation" / row / name
         noted = read_json(note) if note.is_file() else {}
         if isinstance(noted, dict):
-            checksums = noted.get("checksums", {})
-            check_files(
-                note.parent,
-                checksums,
-                "Give the command that made the run again: it evaluates the row again.",
-            )
+            check_files(note.parent, noted.get("checksums", {}), advice)
 
 
 def write_run(
@@ -199,9 +195,8 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
     """
     with opened(path) as file:
         lines = enumerate(iter(partial(file.readline, 1 << 20), ""), 1)
-        number, first = next(
-            ((number, line.split()) for number, line in lines if not line.isspace()), (1, [])
-        )
+        number, line = next(((number, line) for number, line in lines if not line.isspace()), (1, ""))
+    first = line.split()
     if len(first) not in (0, 3, 6):
         raise ValueError(
             f"{path}:{number}: found {len(first)} columns; expected 'query_id Q0 passage_id rank score tag' or "
@@ -209,11 +204,8 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
         )
     trec = len(first) != 3
     names = ("query", "Q0", "passage", "rank", "score", "tag") if trec else ("query", "passage", "rank")
-    columns = read_columns(
-        path,
-        names,
-        {"query": rows_of_ids(query_ids), "passage": rows_of_ids(passage_ids), "rank": int, "score": float},
-    )
+    rows = {"query": rows_of_ids(query_ids), "passage": rows_of_ids(passage_ids)}
+    columns = read_columns(path, names, {**rows, "rank": int, "score": float})
     query, passage, rank = columns["query"], columns["passage"], columns["rank"]
     check_no_repeats(path, columns, "retrieved", query_ids, passage_ids)
     score = columns["score"] if trec else 1.0 / np.maximum(rank, 1)
@@ -298,12 +290,8 @@ def read_qrels(
     """
     from hf_ar2.collections.judgments import Judgments  # here, so that metrics need nothing but numpy
 
-    kinds: dict[str, Any] = {
-        "query": rows_of_ids(query_ids),
-        "passage": rows_of_ids(passage_ids),
-        "relevance": int,
-    }
-    columns = read_columns(path, ("query", "0", "passage", "relevance"), kinds)
+    rows = {"query": rows_of_ids(query_ids), "passage": rows_of_ids(passage_ids)}
+    columns = read_columns(path, ("query", "0", "passage", "relevance"), {**rows, "relevance": int})
     check_no_repeats(path, columns, "judged", query_ids, passage_ids)
     return Judgments.from_triples(columns["query"], columns["passage"], columns["relevance"])
 

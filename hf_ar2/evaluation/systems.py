@@ -112,20 +112,24 @@ def measure(
     beyond = out_of_reach(metrics, rows.shape[1], total)
     parsed = {metric: parse_metric(metric) for metric in metrics if metric not in beyond}
     if split in collection.qrels:
-        judgments = collection.judgments(split)
-        return evaluate_rankings(
-            rows, judgments, list(parsed), num_passages=total, relevance_level=relevance_level
-        )
+        judged = collection.judgments(split)
+        levels = {"num_passages": total, "relevance_level": relevance_level}
+        return evaluate_rankings(rows, judged, list(parsed), **levels)
     wrong = [name for name, (kind, k) in parsed.items() if kind not in ("hit_rate", "mrr") or k is None]
     if wrong:
         raise ValueError(
             f"split {split!r} has answers but no judgments, so {', '.join(wrong)} cannot be computed; hit_rate@k and "
             "mrr@k can"
         )
-    answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
-    hits = answer_hits(rows, answers, collection.corpus["text"])
+    hits = hits_of_split(collection, split, rows)
     longest = rows.shape[1]  # shorter than a cutoff only if it is the whole corpus
     return {
         name: (hit_rate if kind == "hit_rate" else mrr)(hits, min(k or 1, longest))
         for name, (kind, k) in parsed.items()
     }
+
+
+def hits_of_split(collection: Collection, split: str, rows: np.ndarray) -> np.ndarray:
+    """Which passages int `[Q, K]` contain an answer to their query, in a split with answers: bool `[Q, K]`."""
+    answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
+    return answer_hits(rows, answers, collection.corpus["text"])

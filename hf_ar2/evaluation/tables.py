@@ -125,7 +125,9 @@ def stage_table(
             ("pipeline", f"pipeline over retriever: {stage}"),
         ):
             if key in outcome:
-                compared.append(_comparison(label, outcome[key]))
+                test = outcome[key]
+                change = f"{test.difference:+.3f}", format_p(test.p_value, test.difference)
+                compared.append([label, *change, test.wins, test.losses, test.ties])
         with_pipeline = stage if "pipeline" in systems else with_pipeline
     sizes = {test.wins + test.losses + test.ties for test in tested}
     queries = f": {sizes.pop():,} queries" if len(sizes) == 1 else ""
@@ -187,11 +189,6 @@ def format_cell(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else visible(str(value))
-
-
-def _comparison(label: str, test: PairedTest) -> list[Any]:
-    p = format_p(test.p_value, test.difference)
-    return [label, f"{test.difference:+.3f}", p, test.wins, test.losses, test.ties]
 
 
 def _paired_tests(tests: Mapping[str, PairedTest | Mapping[str, Any]]) -> dict[str, PairedTest]:

@@ -67,9 +67,8 @@ class EndpointWriter:
 
     def batches(self, passages: Sequence[str]) -> list[np.ndarray]:
         """Indices of the passages that are sent in parallel, in order."""
-        return np.array_split(
-            np.arange(len(passages)), range(_PARALLEL_REQUESTS, len(passages), _PARALLEL_REQUESTS)
-        )
+        starts = range(_PARALLEL_REQUESTS, len(passages), _PARALLEL_REQUESTS)
+        return np.array_split(np.arange(len(passages)), starts)
 
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
         """The replies for the passages of a batch; ValueError if retries fail too."""
@@ -99,9 +98,8 @@ class EndpointWriter:
                 if error.code not in _RETRY_CODES:
                     raise ValueError(self._failed(problem, error.code)) from None
             except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-                problem = (
-                    f"cannot be reached: {getattr(error, 'reason', None) or error or type(error).__name__}"
-                )
+                reason = getattr(error, "reason", None) or error or type(error).__name__
+                problem = f"cannot be reached: {reason}"
             except ValueError as error:
                 problem = f"did not return a completion: {error}"
             if wait is None:
@@ -117,15 +115,10 @@ class EndpointWriter:
             return bytes(reply.read(_MAX_BYTES))
 
     def _failed(self, problem: str, code: int = 0) -> str:
-        advice = "Start it, or correct the URL"
+        advice = "Correct the URL or --generate-model" if code else "Start it, or correct the URL"
         if code in (401, 403):
-            advice = f"Set {KEY} to its key"
-            if self.key_withheld:
-                advice = (
-                    f"{KEY} is set but was not sent, because the URL is neither https nor of this machine"
-                )
-        elif code:
-            advice = "Correct the URL or --generate-model"
+            withheld = f"{KEY} is set but was not sent, because the URL is neither https nor of this machine"
+            advice = withheld if self.key_withheld else f"Set {KEY} to its key"
         if self._key:
             problem = problem.replace(self._key, "***")  # some servers repeat the key
         return f"endpoint {self.url} {problem}. {advice}; the replies so far are kept, run the same command to continue"

@@ -64,18 +64,17 @@ class ModelWriter:
         """The replies for the passages of a batch, whose number is added to the seed of the sampling."""
         transformers.set_seed(self.seed + batch)
         tokens = {"input_ids": [self._tokens(passage) for passage in passages]}
-        inputs = self.tokenizer.pad(
-            tokens, return_attention_mask=True, return_tensors="pt", verbose=False
-        ).to(self.device)
-        settings = copy.deepcopy(self.model.generation_config)
+        inputs = self.tokenizer.pad(tokens, return_attention_mask=True, return_tensors="pt", verbose=False)
+        inputs = inputs.to(self.device)
+        settings, sampled = copy.deepcopy(self.model.generation_config), self.count > 1
         settings.update(
             max_new_tokens=NEW_TOKENS,
             max_length=None,
             num_beams=1,
-            do_sample=self.count > 1,
-            temperature=1.0 if self.count > 1 else None,
-            top_k=10 if self.count > 1 else None,
-            top_p=0.95 if self.count > 1 else None,
+            do_sample=sampled,
+            temperature=1.0 if sampled else None,
+            top_k=10 if sampled else None,
+            top_p=0.95 if sampled else None,
             num_return_sequences=self.count,
             pad_token_id=self.tokenizer.pad_token_id,
         )

@@ -85,9 +85,7 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
                 "metrics": run.metrics,
                 "tests": run.tests,
                 "chief": run.chief,
-                "served": {key: run.chosen[key] for key in ("row", "system", "reason")}
-                if run.chosen
-                else None,
+                "served": run.served,
                 "charts": training_charts(run),
                 "times": stage_times(run),
                 "environment": without_secrets(run.environment),
@@ -121,10 +119,10 @@ def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int
         of_rows.setdefault((system["run"], system["row"]), {})[system["system"]] = place
     first_run = [found for (run, _), found in of_rows.items() if run == systems[0]["run"]]
     before, after = first_run[0 if runs == 1 else -1], list(of_rows.values())[-1]
-    alike = [
-        (before[name], after[name]) for name in ("pipeline", "retriever") if name in before and name in after
-    ]
-    return alike[0] if alike else (min(before.values()), min(after.values()))
+    for name in ("pipeline", "retriever"):
+        if name in before and name in after:
+            return before[name], after[name]
+    return min(before.values()), min(after.values())
 
 
 def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> list[int]:
@@ -132,8 +130,8 @@ def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) 
     return [
         place
         for place, system in enumerate(systems)
-        if (chosen := runs[system["run"]].chosen)
-        and (chosen["row"], chosen["system"]) == (system["row"], system["system"])
+        if (served := runs[system["run"]].served)
+        and (served["row"], served["system"]) == (system["row"], system["system"])
     ]
 
 

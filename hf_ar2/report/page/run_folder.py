@@ -42,6 +42,11 @@ class RunFolder:
         """The split that the recipe reports on."""
         return str((self.recipe.get("evaluation") or {}).get("report_split", "test"))
 
+    @property
+    def served(self) -> dict[str, Any] | None:
+        """Row, system and reason of what is served; None without a chosen.json."""
+        return {key: self.chosen[key] for key in ("row", "system", "reason")} if self.chosen else None
+
 
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[RunFolder]:
     """Read run folders, and label each with its recipe's name, or with its folder's if recipes share a name.

@@ -31,20 +31,17 @@ def stage_times(run: RunFolder) -> list[dict[str, Any]]:
     """The seconds of each stage, in all and in each phase of its training (by name, as logged)."""
     times = []
     for stage, found in run.stages.items():
-        last: dict[str, Any] = next(
-            (entry for entry in reversed(found["log_history"]) if "train_runtime" in entry), {}
-        )
+        ends = [entry for entry in found["log_history"] if "train_runtime" in entry]
+        logged = {
+            key: value for key, value in (ends[-1] if ends else {}).items() if key.startswith("seconds/")
+        }
         lists = found.get("lists")
         times.append(
             {
                 "stage": stage,
                 "trainer": found["trainer"],
                 "seconds": found.get("seconds"),
-                "phases": {
-                    key.removeprefix("seconds/"): value
-                    for key, value in last.items()
-                    if key.startswith("seconds/")
-                },
+                "phases": {key.removeprefix("seconds/"): value for key, value in logged.items()},
                 "steps": found.get("steps"),
                 "lists": sum(lists.values()) if isinstance(lists, dict) else None,
             }
