@@ -67,7 +67,7 @@ def augment(
     Example:
         ```python
         from hf_ar2 import load_collection, load_ranker, load_retriever
-        from hf_ar2.augmentation import AugmentConfig, augment, read_false_negatives
+        from hf_ar2.augmentation import AugmentConfig, augment
 
         lists = augment(
             load_collection("BeIR/scifact"),
@@ -76,8 +76,6 @@ def augment(
             "lists/scifact",
             AugmentConfig(thresholds="margin", depth=20),
         )
-        print(len(lists), lists.manifest["lists"])
-        print(read_false_negatives("lists/scifact/false_negatives.jsonl")[:3])
         ```
     """
     folder = Path(folder)

@@ -61,14 +61,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 f"--depth {min(deep, passages)}"
             )
         rankings = system.rankings(split)
-        values = {
-            name: measure(system.collection, split, rows, metrics, arguments.relevance_level)
-            for name, (rows, _) in rankings.items()
-        }
-        means = {
-            name: {metric: float(value.mean()) for metric, value in found.items()}
-            for name, found in values.items()
-        }
+        level, values, means, depths = arguments.relevance_level, {}, {}, {}
+        for name, (rows, _) in rankings.items():
+            values[name] = measure(system.collection, split, rows, metrics, level)
+            means[name] = {metric: float(value.mean()) for metric, value in values[name].items()}
+            depths[name] = rows.shape[1]
         table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
         print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
         found: dict[str, Any] = {split: means}
@@ -88,9 +85,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if "pipeline" in means and system.settings.pipeline_depth is not None:
             weight, reordered = system.settings.weight, system.settings.pipeline_depth
             print(f"pipeline: weight {weight:g} over the first {reordered} passages, as the run chose")
-        if missing := left_out(
-            {name: rows.shape[1] for name, (rows, _) in rankings.items()}, metrics, passages
-        ):
+        if missing := left_out(depths, metrics, passages):
             print(missing)
         if split == QUESTIONS:
             print(f"\n{answered_text(system.collection, rankings)}")

@@ -162,8 +162,9 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
     if systems.split != QUESTIONS or not asked:
         return collection
     if len(asked) > 1:
+        files = " and ".join(asked)
         raise ValueError(
-            f"the runs were measured on {len(asked)} files of questions, {' and '.join(asked)}; compare runs of one"
+            f"the runs were measured on {len(asked)} files of questions, {files}; compare runs of one"
         )
     return with_questions(collection, next(iter(asked)))
 
@@ -180,7 +181,7 @@ def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
             fields = line.split()
             if len(fields) >= 3:  # shorter lines are errors of the reader below
                 ids[0][fields[0]] = ids[1][fields[1 if len(fields) == 3 else 2]] = None
-    query_ids, passage_ids = list(ids[0]), list(ids[1])
+    query_ids, passage_ids = map(list, ids)
     judgments = read_qrels(qrels, query_ids, passage_ids)
     if not len(judgments):
         raise ValueError(f"{qrels}: found no judgment; expected lines of query_id 0 passage_id relevance")

@@ -188,11 +188,8 @@ def _ignored(number: int) -> bool:
 @contextlib.contextmanager
 def ended_by_interrupts() -> Iterator[None]:
     """Ctrl-C ends the process at once, with 130: during slow imports, which may lose an exception or print it."""
-    usual = signal.default_int_handler
-    if (
-        signal.getsignal(signal.SIGINT) is not usual
-        or threading.current_thread() is not threading.main_thread()
-    ):
+    usual, thread = signal.default_int_handler, threading.current_thread()
+    if signal.getsignal(signal.SIGINT) is not usual or thread is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -253,7 +250,7 @@ def _left(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Pr
         return False
 
     until = time.monotonic() + seconds
-    while (left := [process for process in processes if runs(process)]) and time.monotonic() < until:
+    while (left := list(filter(runs, processes))) and time.monotonic() < until:
         time.sleep(0.05)
     return left
 

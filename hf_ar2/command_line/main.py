@@ -180,16 +180,14 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
         parser.error(f"{overrides[0]!r}: expected --key value")
     if options.config_file and not Path(options.config_file).is_file():
         parser.error(f"--config_file {options.config_file}: no such file. Make one with: accelerate config")
-    environment = dict(os.environ)
-    if name == "quickstart":
-        environment.setdefault("HF_HUB_OFFLINE", "1")  # model and text come from installed packages
-        overrides = ["--output_dir", options.output_dir, *overrides]
+    environment, recipe_name = dict(os.environ), getattr(options, "recipe", name)
     try:
-        if name == "tune-queries":
-            overrides = [*tuning_overrides(options), *overrides]
-        recipe = find_recipe(
-            {"quickstart": "quickstart", "tune-queries": "ltre/tune"}.get(name) or options.recipe
-        )
+        if name == "quickstart":
+            environment.setdefault("HF_HUB_OFFLINE", "1")  # model and text come from installed packages
+            overrides = ["--output_dir", options.output_dir, *overrides]
+        elif name == "tune-queries":
+            recipe_name, overrides = "ltre/tune", [*tuning_overrides(options), *overrides]
+        recipe = find_recipe(recipe_name)
         machines = {option: getattr(options, option, None) for option in MACHINES}
         with ended_by_interrupts():
             command = launch_command(recipe, overrides, options.config_file, machines)  # imports torch

@@ -25,9 +25,8 @@ def report(arguments: argparse.Namespace) -> int:
     print(
         f"{path}: {len(page) / 1e6:.1f} MB, {rows} {'row' if rows == 1 else 'rows'} of "
         f"{', '.join(run.label for run in runs)} on {collection.name}, {runs[0].split}; passages are cut at "
-        f"{PASSAGE_CHARACTERS} characters"
+        f"{PASSAGE_CHARACTERS} characters\nOpen it in a browser; it needs no network."
     )
-    print("Open it in a browser; it needs no network.")
     return 0
 
 

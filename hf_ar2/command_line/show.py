@@ -18,11 +18,9 @@ def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> s
     """The metrics that a table leaves out, and why, in one line; "" if there are none. `depths`: system -> depth."""
     parts = []
     for system, depth in depths.items():
-        if beyond := out_of_reach(metrics, depth, passages):
+        if beyond := ", ".join(out_of_reach(metrics, depth, passages)):
             option = "--rerank_depth" if system == "ranker" else "--depth"
-            parts.append(
-                f"{', '.join(beyond)} of the {system}, which orders {depth} passages per query ({option})"
-            )
+            parts.append(f"{beyond} of the {system}, which orders {depth} passages per query ({option})")
     return f"Left out: {'; '.join(parts)}" if parts else ""
 
 
@@ -51,11 +49,8 @@ def hits_table(hits: Sequence[Hit], width: int) -> str:
             start = f"{number:>4}{hit.retriever_score:>11.3f}  "
         first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
         shown = " · ".join(" ".join(part.split()) for part in (hit.title, first_line) if part.strip())
-        shown = visible(shown)
-        lines += [
-            f"{start}{visible(hit.passage_id)}",
-            " " * len(start) + clip(shown, max(20, width - len(start))),
-        ]
+        lines.append(f"{start}{visible(hit.passage_id)}")
+        lines.append(" " * len(start) + clip(visible(shown), max(20, width - len(start))))
     return "\n".join(lines)
 
 

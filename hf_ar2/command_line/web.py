@@ -160,9 +160,8 @@ class _Connection(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if (
-            self.cycle is not None and not self.cycle.more_body
-        ):  # the request is complete; now the client waits
+        # When the request is complete, the client waits.
+        if self.cycle is not None and not self.cycle.more_body:
             self.limit.cancel()
 
     def on_response_complete(self) -> None:
@@ -171,12 +170,8 @@ class _Connection(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        lines = [
-            "HTTP/1.1 400 Bad Request",
-            "Content-Type: application/json",
-            f"Content-Length: {len(_NOT_HTTP)}",
-        ]
-        lines += [f"{name}: {value}" for name, value in _HEADERS.items()]
+        headers = {"Content-Type": "application/json", "Content-Length": len(_NOT_HTTP), **_HEADERS}
+        lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items())]
         self.transport.write("\r\n".join([*lines, "\r\n"]).encode() + _NOT_HTTP)
         self.transport.close()
 

@@ -159,15 +159,6 @@ def compare(
         >>> result = compare(collection, {"BM25": bm25, "dense": dense}, metrics=["mrr@2", "recall@1"])
         >>> result.means["dense"], result.tests["dense"].p_value
         ({'mrr@2': 1.0, 'recall@1': 1.0}, 0.5)
-        >>> print(result)
-        capitals, test: 2 queries
-        <BLANKLINE>
-        system  MRR@2  Recall@1  Δ MRR@2  p     W/L/T
-        ─────────────────────────────────────────────
-        BM25    0.500     0.000        –  –         –
-        dense   1.000     1.000   +0.500  .500  2/0/0
-        <BLANKLINE>
-        Δ, p and queries won/lost/tied: MRR@2 against BM25; ...
     """
     for metric in metrics:
         parse_metric(metric)
