@@ -47,7 +47,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         check_relevant(system.collection, split, arguments.relevance_level)
         if arguments.output:
             check_run_ids(system.collection)
-        queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
+        query_rows = evaluated_queries(system.collection, split)
+        queries, passages = len(query_rows), len(system.collection.corpus)
         note = f", {system.searched_place}" if system.run_index is not None else ""
         if system.index_name == TRAINING_INDEX:
             note += ", read as in training: without the headings that are queries"
@@ -61,28 +62,21 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 f"--depth {min(deep, passages)}"
             )
         rankings = system.rankings(split)
-        level, values, means, depths = arguments.relevance_level, {}, {}, {}
+        level, values, depths = arguments.relevance_level, {}, {}
         for name, (rows, _) in rankings.items():
             values[name] = measure(system.collection, split, rows, metrics, level)
-            means[name] = {metric: float(value.mean()) for metric, value in values[name].items()}
             depths[name] = rows.shape[1]
-        table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
-        print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
-        found: dict[str, Any] = {split: means}
-        for part in system.collection.by_member(split).values():
-            own = np.isin(
-                evaluated_queries(system.collection, split), evaluated_queries(system.collection, part)
-            )
-            found[part] = {
+        means: dict[str, Any] = {}
+        for part in (split, *system.collection.by_member(split).values()):
+            own = np.isin(query_rows, evaluated_queries(system.collection, part))
+            means[part] = {
                 name: {metric: float(value[own].mean()) for metric, value in of_system.items()}
                 for name, of_system in values.items()
             }
-            table = [
-                [name, *(of_one.get(metric) for metric in metrics)] for name, of_one in found[part].items()
-            ]
-            print(f"\n{part}: {own.sum():,} queries")
-            print(format_table(table, ["system", *map(display_name, metrics)]))
-        if "pipeline" in means and system.settings.pipeline_depth is not None:
+            table = [[name, *map(found.get, metrics)] for name, found in means[part].items()]
+            heading = "" if part == split else f"{part}: {own.sum():,} queries\n"
+            print(f"\n{heading}{format_table(table, ['system', *map(display_name, metrics)])}")
+        if "pipeline" in values and system.settings.pipeline_depth is not None:
             weight, reordered = system.settings.weight, system.settings.pipeline_depth
             print(f"pipeline: weight {weight:g} over the first {reordered} passages, as the run chose")
         if missing := left_out(depths, metrics, passages):
@@ -98,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
             )
         if arguments.output:
-            write_results(Path(arguments.output), system, split, rankings, found)
+            write_results(Path(arguments.output), system, split, rankings, means)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
     return 0
 
