@@ -37,7 +37,6 @@ class Costs:
 
     Attributes:
         rate: tokens per second that the first retriever encodes.
-        passages: number of passages.
         passage_tokens, query_tokens, pair_tokens: mean lengths after truncation.
         dev_queries: queries of the split that the served system is chosen on.
         train_queries: queries of the whole training split.
@@ -88,7 +87,7 @@ class Plan:
     """How the minutes are divided.
 
     Attributes:
-        recipe: the recipe without the stages that were dropped.
+        recipe: without the stages that were dropped.
         dropped: stage → why.
         training: stage → seconds of its training steps.
         overhead: stage → seconds of its encoding and ranking; `""`: of the evaluation at the end.
@@ -106,10 +105,7 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
     The time for encoding and ranking, in the stages and in the evaluation on dev, is set aside first. A stage is
     dropped if its own encoding and ranking takes longer than its training, the one with the worst ratio first, and if
     it would not reach its `min_steps`, or the stages before it their passes (`after_passes`). The first stage that
-    trains a retriever is never dropped.
-
-    Raises:
-        RecipeError: the seconds do not suffice for what cannot be dropped.
+    trains a retriever is never dropped. If the time is too short for what remains, that is a RecipeError.
     """
     dropped: dict[str, str] = {}
     recipe = copy.deepcopy(recipe)
@@ -278,7 +274,6 @@ class Budget:
     Args:
         folder: the run or the stage; its `time.json` has the seconds of earlier calls.
         seconds: what the run may take until the served system is chosen; None: as long as its stages take.
-        clock: a name in `CLOCKS`.
         stage: the time of the stage that is running, which is written as well.
     """
 

@@ -19,6 +19,11 @@ from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 # Level → the p-value below which its best system is served instead of a simpler one, see `choose`.
 NEEDED = {2: 0.2, 3: 0.05}
 WITH_RANKER = ("pipeline", "ranker")
+_ADVICE = (
+    "Training did not clearly help on the {queries:,} queries of {split}, so the model it started from is served. "
+    "Try more training queries, more steps, another learning rate or harder negatives; more queries in "
+    "{split} show smaller gains. To serve the last row anyway, add --evaluation.choose_on null."
+)
 # Row → system → the test metric per query of the split that is chosen on, float64 [Q].
 Values = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -52,11 +57,7 @@ class _Comparison:
 
 
 def choosing_split(recipe: Recipe, collection: Collection) -> tuple[str | None, str]:
-    """The split that the served system is chosen on, or None and why there is none.
-
-    Raises:
-        RecipeError: `evaluation.choose_on` names a split that the collection does not have.
-    """
+    """The split that the served system is chosen on, or None and why there is none."""
     split = recipe.choose_on
     if split is None:
         return None, "evaluation.choose_on is null"
@@ -83,11 +84,19 @@ def evaluated_splits(recipe: Recipe, collection: Collection) -> list[str]:
     return list(dict.fromkeys([chosen, *recipe.splits])) if chosen is not None else list(recipe.splits)
 
 
-def from_structure(collection: Collection, split: str) -> bool:
-    """Whether no query of a split was asked by a person: all are, say, headings, or written by a model."""
+def asked_by_people(collection: Collection, query_rows: np.ndarray) -> np.ndarray:
+    """Which queries people asked, bool `[Q]`: those with an empty `source`, or all if queries have no such column.
+
+    Other queries are, say, headings, or written by a model.
+    """
     if "source" not in collection.queries.column_names:
-        return False
-    return all(collection.queries.select(evaluated_queries(collection, split))["source"])
+        return np.ones(len(query_rows), bool)
+    return np.array([not source for source in collection.queries.select(query_rows)["source"]], bool)
+
+
+def people_asked(collection: Collection, split: str) -> bool:
+    """Whether people asked some of a split's queries."""
+    return bool(asked_by_people(collection, evaluated_queries(collection, split)).any())
 
 
 def choose(
@@ -143,7 +152,7 @@ def choose(
             level, served = other, better
     compared, declined = decided.get(level), [one for other, one in decided.items() if other > level]
     split, metric = str(recipe.choose_on), recipe.test_metric
-    reason = [f"{split} {display_name(metric)} {_number(means[served])}"]
+    reason = [f"{split} {display_name(metric)} {f'{means[served]:.3f}'.removeprefix('0')}"]
     if compared is not None:
         own = compared.simpler == (served.row, "retriever")
         over = "its retriever" if own else _short_name(compared.simpler)
@@ -162,7 +171,7 @@ def choose(
         "declined": [one.as_json(one.better) for one in declined],
         "retriever_row": max((one for one in found if one.system == "retriever"), key=means.__getitem__).row,
         "reason": f"{_name(recipe, served, blends)}: {sentence}.",
-        "advice": _advice(len(found[served]), split) if level == 1 and higher else "",
+        "advice": _ADVICE.format(queries=len(found[served]), split=split) if level == 1 and higher else "",
     }
 
 
@@ -218,26 +227,11 @@ def _served(recipe: Recipe, served: Candidate, blends: Mapping[str, Blend]) -> d
 def _name(recipe: Recipe, served: Candidate, blends: Mapping[str, Blend]) -> str:
     fields = _served(recipe, served, blends)
     how = {
-        "retriever": "retriever",
-        "hybrid": "retriever",
         "pipeline": f"pipeline, weight {fields['weight']} over the first {fields['depth']}",
         "ranker": f"ranker alone over the first {fields['depth']}",
     }
-    if fields["lexical"]:
-        how = {system: f"{text}, with BM25 at weight {fields['lexical']}" for system, text in how.items()}
-    return f"{served.row} ({how[served.system]})"
-
-
-def _advice(queries: int, split: str) -> str:
-    return (
-        f"Training did not clearly help on the {queries:,} queries of {split}, so the model it started from is served. "
-        "Try more training queries, more steps, another learning rate or harder negatives; more queries in "
-        f"{split} show smaller gains. To serve the last row anyway, add --evaluation.choose_on null."
-    )
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
+    lexical = f", with BM25 at weight {fields['lexical']}" if fields["lexical"] else ""
+    return f"{served.row} ({how.get(served.system, 'retriever')}{lexical})"
 
 
 def _signed(value: float) -> str:

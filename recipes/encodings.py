@@ -21,8 +21,8 @@ _ROW_ENCODING = "encoding.json"
 def forget_encodings(recipe: Recipe, run: Path) -> None:
     """Delete the encodings that no later stage and no row of the evaluation can use.
 
-    A finished stage recorded the encodings of the weights it started and ended with; those are kept whose weights are
-    named again. All others belong to weights that training has changed since.
+    A finished stage recorded the encodings of the weights it started and ended with. Those whose weights are named
+    again are kept; training has changed the weights of all others.
     """
     needed = {source_name(row["retriever"]) for row in recipe.rows.values()}
     recorded: list[tuple[str, str]] = []
@@ -42,13 +42,10 @@ def record_row_encoding(run: Path, row: str, encoding: str | None) -> None:
 
 
 def keep_served_index(run: Path, row: str | None) -> None:
-    """Move the index that a row was evaluated with to `index/`, where `SearchSystem` looks, and delete the others.
+    """Move the index that the served row was evaluated with to `index/`, where `SearchSystem` looks; delete the others.
 
     Nothing is moved if the run was finished before, or if the row was searched with an index from a file or a stage.
     If search reads other texts or lengths than the row, it builds its own index.
-
-    Args:
-        row: the one that is served; None if the recipe has no rows.
     """
     encodings = Encodings(encodings_folder(run))
     name = read_json(run / "evaluation" / row / _ROW_ENCODING).get("encoding") if row is not None else None

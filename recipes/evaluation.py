@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.files import DamagedFile, check_files, write_json, write_note
 from hf_ar2.files import read_json as read_note
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, from_structure, serve_last
+from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, people_asked, serve_last
 from hf_ar2.recipes.encodings import record_row_encoding
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.questions import question_splits, question_texts
@@ -47,8 +47,7 @@ def evaluate_rows(
     when_chosen: Callable[[], None] = lambda: None,
     part: Collection | None = None,
 ) -> dict[str, Any]:
-    """Evaluate every row that is not up to date and write its run files; then `chosen.json`, `metrics.json` and
-    `significance.json`.
+    """Evaluate every row that is not up to date, choose what is served, and write run files, metrics and tests.
 
     Args:
         when_chosen: called after every row is ranked on the split that is chosen on, before the other splits are.
@@ -67,9 +66,8 @@ def evaluate_rows(
         keys[name] = [row, stage_keys, recipe.evaluation, inputs.of_row(name)]
         folder = run / "evaluation" / name
         there = [split for split in splits if run_file(run, name, split, "retriever").is_file()]
-        fresh = _is_noted(
-            folder / "key.json", partial(_same_key, keys[name]), f"Row {name} is evaluated again now."
-        )
+        again = f"Row {name} is evaluated again now."
+        fresh = _is_noted(folder / "key.json", partial(_same_key, keys[name]), again)
         fresh &= there == list(splits) or (part is not None and there == [chosen_on])
         fresh &= not ("ranker" in row or recipe.evaluation.get("lexical")) or (folder / BLEND).is_file()
         due[name] = [] if fresh else list(splits)
@@ -80,8 +78,8 @@ def evaluate_rows(
     state = PartialState()
     state.wait_for_everyone()  # all processes have read the folder before one writes to it
     if state.is_main_process:
+        # Nothing may be chosen from what an earlier evaluation left.
         for name in [name for name in due if set(splits) <= set(due[name])]:
-            # Nothing may be chosen from what an earlier evaluation left.
             for file in ("key.json", BLEND):
                 (run / "evaluation" / name / file).unlink(missing_ok=True)
             shutil.rmtree(run / "runs" / name, ignore_errors=True)
@@ -196,9 +194,8 @@ def evaluate_row(
 ) -> None:
     """Rank the queries of the splits with a row's systems and write the run files.
 
-    On the split that is chosen on, the weight of BM25 is fitted (fixed if no person asked its queries), then the
-    pipeline's weight and depth. The other splits are ranked with those, or with the stored ones if only other splits
-    are given.
+    On the split that is chosen on, the weight of BM25 is fitted (fixed if people asked none of its queries), then the
+    pipeline's weight and depth. Other splits are ranked with these weights, or with the stored ones.
     """
     row, depth, metric = recipe.rows[name], recipe.depth, recipe.test_metric
     args = row_config(recipe, name, run)
@@ -218,30 +215,21 @@ def evaluate_row(
         scores, rows = retrieval.retrieve(query_rows, depth, f"{name}, {split}: queries")
         found = {"retriever": (rows, scores)}
         if lexical is not None:
-            both = candidates_of_both(
-                scores,
-                rows,
-                list(collection.queries.select(query_rows)["text"]),
-                lexical,
-                partial(retrieval.score_passages, query_rows),
-                collection.own_rows[query_rows],
-                collection.searched_rows(query_rows),
-            )
+            texts = list(collection.queries.select(query_rows)["text"])
+            own_rows, ranges = collection.own_rows[query_rows], collection.searched_rows(query_rows)
+            score = partial(retrieval.score_passages, query_rows)
+            both = candidates_of_both(scores, rows, texts, lexical, score, own_rows, ranges)
             if split == chosen_on:
-
-                def values_of(ranking: np.ndarray, split: str = split) -> np.ndarray:
-                    return measure(collection, split, ranking, [metric])[metric]
-
-                lexical_weight = DEFAULT_LEXICAL_WEIGHT
-                if not from_structure(collection, split):
-                    lexical_weight = fit_weight(both, temperatures[0], values_of, depth)
-                blend = Blend(blend.weight, blend.depth, lexical_weight)
+                blend = replace(blend, lexical=DEFAULT_LEXICAL_WEIGHT)
+                if people_asked(collection, split):
+                    values_of = partial(_values, collection, split, metric)
+                    blend = replace(blend, lexical=fit_weight(both, temperatures[0], values_of, depth))
             scores, rows = both.ranked(blend.lexical, temperatures[0], depth)
             found["hybrid"] = (rows, scores)
         ranked = retrieval.ranker_scores(query_rows, rows, recipe.rerank_depth, f"{name}, {split}: ranking")
         if ranked is not None and split == chosen_on and fixed is None:
             fitted = fit_blend(scores, rows, ranked, collection, split, metric, *temperatures)
-            blend = Blend(fitted.weight, fitted.depth, blend.lexical)
+            blend = replace(fitted, lexical=blend.lexical)
         with_ranker = rankings_of_systems(scores, rows, ranked, *temperatures, blend.weight, blend.depth)
         found |= {system: value for system, value in with_ranker.items() if system != "retriever"}
         if encoders.processes.is_first:
@@ -253,6 +241,10 @@ def evaluate_row(
             write_note(run / "evaluation" / name / BLEND, content)
     del retriever, ranker, retrieval
     torch.cuda.empty_cache()
+
+
+def _values(collection: Collection, split: str, metric: str, ranking: np.ndarray) -> np.ndarray:
+    return measure(collection, split, ranking, [metric])[metric]
 
 
 def read_blend(run: Path, row: str) -> Blend | None:
@@ -296,8 +288,7 @@ def choose_from_runs(recipe: Recipe, run: Path, collection: Collection) -> None:
             found = per_query(run, row, split, system, collection, [recipe.test_metric])
             if found:  # the ranker's lists may be too short for the metric
                 values.setdefault(row, {})[system] = found[recipe.test_metric]
-    from_people = not from_structure(collection, split)
-    write_note(run / CHOSEN, choose(recipe, values, blends, from_people=from_people))
+    write_note(run / CHOSEN, choose(recipe, values, blends, people_asked(collection, split)))
 
 
 def per_query(
@@ -313,45 +304,36 @@ def per_query(
 
 
 def write_metrics(recipe: Recipe, run: Path, collections: dict[str, Collection]) -> dict[str, Any]:
-    """Write `metrics.json` (row → split → system → metric) and `significance.json`, the tests on the test metric.
-
-    Args:
-        collections: split → what was searched.
-    """
+    """Write `metrics.json` (row → split → system → metric) and `significance.json`, the tests on the test metric."""
     metric = recipe.test_metric
     rows = [LEXICAL_ROW, *recipe.rows] if recipe.evaluation.get("lexical") else list(recipe.rows)
     means: dict[str, Any] = {}
     tests: dict[str, Any] = {}
-
-    def test(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, Any]:
-        return asdict(paired_test(a[metric], b[metric]))
-
     for split, collection in collections.items():
-        before: dict[str, dict[str, np.ndarray]] = {}
-        pipeline_before: dict[str, np.ndarray] = {}
+        before: dict[str, dict[str, np.ndarray]] = {}  # the last retriever and the last pipeline
         for row in rows:
-            if not run_file(run, row, split, "retriever").is_file():
+            measured = {
+                system: per_query(run, row, split, system, collection, recipe.metrics) for system in SYSTEMS
+            }
+            systems = {system: values for system, values in measured.items() if values is not None}
+            if "retriever" not in systems:
                 continue
-            systems = {}
-            for system in SYSTEMS:
-                values = per_query(run, row, split, system, collection, recipe.metrics)
-                if values is not None:
-                    systems[system] = values
-                    of_row = means.setdefault(row, {}).setdefault(split, {})
-                    of_row[system] = {name: float(value.mean()) for name, value in values.items()}
+            means.setdefault(row, {})[split] = {
+                system: {name: float(value.mean()) for name, value in values.items()}
+                for system, values in systems.items()
+            }
             compared = tests.setdefault(row, {}).setdefault(split, {})
             if len(evaluated_queries(collection, split)) < 2:
                 continue  # a difference on one query is no evidence
-            if before:
-                compared["retriever"] = test(systems["retriever"], before["retriever"])
-            if "hybrid" in systems:
-                compared["hybrid"] = test(systems["hybrid"], systems["retriever"])
-            if "pipeline" in systems:
-                compared["pipeline"] = test(systems["pipeline"], systems["retriever"])
-                if pipeline_before:
-                    compared["pipeline_before"] = test(systems["pipeline"], pipeline_before)
-                pipeline_before = systems["pipeline"]
-            before = systems
+            for key, system, other in (
+                ("retriever", "retriever", before.get("retriever")),
+                ("hybrid", "hybrid", systems["retriever"]),
+                ("pipeline", "pipeline", systems["retriever"]),
+                ("pipeline_before", "pipeline", before.get("pipeline")),
+            ):
+                if system in systems and other is not None:
+                    compared[key] = asdict(paired_test(systems[system][metric], other[metric]))
+            before |= systems
     write_json(run / "metrics.json", means)
     write_json(run / "significance.json", {"metric": metric, "tests": tests})
     return means

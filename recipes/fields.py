@@ -82,11 +82,7 @@ class Evaluation:
 
 
 def check_shape(content: dict[str, Any], where: str) -> None:
-    """Check that what has fields is a mapping, so that they can be read and set.
-
-    Raises:
-        RecipeError: it is something else.
-    """
+    """Check that what has fields is a mapping, so that they can be read and set."""
     for name in ("models", "args", "stages", "evaluation"):
         check_mapping(f"{where}: {name}", content.get(name, {}))
     for name, body in content.get("models", {}).items():
@@ -101,27 +97,14 @@ def check_shape(content: dict[str, Any], where: str) -> None:
 
 
 def check_mapping(place: str, value: Any) -> None:
-    """Check that a value is a mapping.
-
-    Raises:
-        RecipeError: it is not.
-    """
+    """Check that a value is a mapping."""
     if not isinstance(value, dict):
         found = "null" if value is None else repr(value)
         raise RecipeError(f"{place}: found {found}, expected a mapping")
 
 
 def check_fields(place: str, body: Any, config: type, allowed: Any = None) -> None:
-    """Check the names and the values of the fields of a mapping.
-
-    Args:
-        place: of the mapping, in errors.
-        config: a dataclass with these fields.
-        allowed: the names; None: all fields.
-
-    Raises:
-        RecipeError: an unknown name, with the nearest known one, or a value that the field does not take.
-    """
+    """Check the names (by default those of `config`) and the values of the fields of a mapping at a `place`."""
     check_mapping(place, body)
     allowed = names_of(config) if allowed is None else allowed
     for key in body:
@@ -131,10 +114,7 @@ def check_fields(place: str, body: Any, config: type, allowed: Any = None) -> No
 
 
 def check_value(place: str, body: dict[str, Any], key: str, config: type) -> None:
-    """Check the value of one field, as `check_fields`.
-
-    A bare `no` or `off`, which YAML reads as false, becomes that word where the field takes it.
-    """
+    """Check the value of a field. `no` or `off`, which YAML reads as false, becomes that word if the field takes it."""
     value = body[key]
     problem = problem_of(config, key, value, "null")
     if problem and value is False:

@@ -24,7 +24,7 @@ from hf_ar2.search.run_index import SEARCHED_INDEX
 
 
 def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Load, times: str) -> None:
-    """Write the final models to the run's root and `report.png`, print the table and the next command.
+    """Write the served models to the run's root and `report.png`, print the table and the next command.
 
     Args:
         collection: with the recipe's questions, if it names some.
@@ -47,9 +47,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
         if parts := collection.by_member(split):
             print("\n" + member_table(metrics, parts, recipe.test_metric))
         left = [row for row in recipe.rows if split not in metrics.get(row, {})]
-        if (
-            left
-        ):  # where a part of the corpus is trained on, encoding the whole corpus for all rows takes too long
+        if left:  # with a part of the corpus, encoding the whole corpus for all rows takes too long
             reason = f"Not evaluated on {split}, because others were better on {recipe.choose_on}"
             print("\n" + textwrap.fill(f"{reason}: {', '.join(left)}.", 80))
         if asked := query_source_note(collection, split, str(run)):
@@ -73,11 +71,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
 
 
 def save_served_models(recipe: Recipe, run: Path, load: Load) -> list[str]:
-    """Copy what the served row of the evaluation uses to the run's root, and remove what was there before.
-
-    Returns:
-        The folders that are there now, such as `"retriever/"`.
-    """
+    """Copy the models of the served row to the run's root. Returns their folders, such as `"retriever/"`."""
     served = served_row(run, vars(recipe))
     written = []
     (run / SERVED).unlink(missing_ok=True)
@@ -102,11 +96,7 @@ def save_served_models(recipe: Recipe, run: Path, load: Load) -> list[str]:
 
 
 def write_cards(recipe: Recipe, run: Path, written: list[str]) -> None:
-    """Write a README.md into each model at the run's root that a stage of the run trained.
-
-    Args:
-        written: folders at the run's root, such as `"retriever/"`.
-    """
+    """Write a README.md into each of the `written` models at the run's root that a stage of the run trained."""
     for part, role, other in (
         ("retriever", "retriever", "ranker"),
         ("query_encoder", "retriever", "ranker"),

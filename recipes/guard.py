@@ -13,7 +13,7 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.cards.facts import read_json
-from hf_ar2.cards.guard import GUARD_FILE
+from hf_ar2.cards.guard import GUARD_FILE, counts_text
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.evaluation.significance import paired_test
@@ -38,25 +38,21 @@ _RELEVANT = "max_query_length max_passage_length title_separator passage_templat
 
 @dataclass(frozen=True)
 class GuardSplit:
-    """A split of the guard, or a sample of it.
-
-    Attributes:
-        split: its name.
-        sample: the collection with this split alone, sampled if it is large.
-        queries, passages: numbers before sampling.
-    """
+    """A split of the guard, or a sample of it; `queries` and `passages` are the numbers before sampling."""
 
     split: str
     sample: Collection
     queries: int
     passages: int
 
-    def __str__(self) -> str:
-        def count(kept: int, total: int) -> str:
-            return f"{kept:,}" if kept == total else f"{kept:,} of {total:,}"
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of queries and passages, after and before sampling, as in `guard.json`."""
+        kept = {"queries": len(self.sample.queries), "passages": len(self.sample.corpus)}
+        return {**kept, "of_queries": self.queries, "of_passages": self.passages}
 
-        queries = count(len(self.sample.queries), self.queries)
-        return f"{self.split}: {queries} queries, {count(len(self.sample.corpus), self.passages)} passages"
+    def __str__(self) -> str:
+        return f"{self.split}: {counts_text(self.counts)}"
 
 
 @dataclass(frozen=True)
@@ -75,11 +71,7 @@ class Guard:
 
 
 def load_guard(recipe: Recipe) -> Guard | None:
-    """The recipe's guard, with at most 300 queries per split and 5,000 passages; None if it names none.
-
-    Raises:
-        RecipeError: it cannot be loaded, has no judgments, or is the collection that is trained on.
-    """
+    """The recipe's guard, with at most 300 queries per split and 5,000 passages; None if it names none."""
     if recipe.guard is None:
         return None
     if recipe.guard in (recipe.collection, *texts_of_sources(recipe.collection).values()):
@@ -111,8 +103,7 @@ def load_guard(recipe: Recipe) -> Guard | None:
 def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load: Load) -> None:
     """Measure every row's retriever on the guard, and the model that training started from, and write `guard.json`.
 
-    Search is exact. Each retriever is measured once, also over several runs of the command; the file is written after
-    each.
+    Search is exact. Each retriever is measured once, also over several runs of the command.
     """
     rows = {name: row["retriever"] for name, row in recipe.rows.items()}
     base, _ = recipe.first_model(list(rows.values())[-1])
@@ -124,10 +115,7 @@ def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load
     found: dict[str, Any] = {
         "guard": guard.source,
         "split": guard.report.split,
-        "queries": len(guard.report.sample.queries),
-        "of_queries": guard.report.queries,
-        "passages": len(guard.report.sample.corpus),
-        "of_passages": guard.report.passages,
+        **guard.report.counts,
         "metric": recipe.test_metric,
         "before": None,
         "rows": {},

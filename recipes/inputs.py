@@ -75,9 +75,6 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
     """Check that the stages in a run folder were run with the recipe's settings, on the present contents of its inputs.
 
     A stage of an older run, which has no hashes of its inputs, passes.
-
-    Raises:
-        RecipeError: with the stage and what has changed.
     """
     recipe = inputs.recipe
     for stage in recipe.stages:

@@ -28,9 +28,8 @@ class Length:
     queries. If `patience` is set, evaluations take at most a tenth of the time; if fewer than four fit, there are none.
 
     Attributes:
-        plan: how the minutes are divided; None without minutes.
-        budget: the time that the run has taken.
-        costs: of encoding and training here; None if nothing has to be decided.
+        plan: None without minutes.
+        costs: None if nothing has to be decided.
         part: whether the run trains and chooses on a part of the corpus, see `working_part`.
     """
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 from hf_ar2.augmentation import AugmentConfig
-from hf_ar2.cards.facts import source_name
+from hf_ar2.cards.facts import source_changes, source_name
 from hf_ar2.collections.joined import source_text
 from hf_ar2.command_line.parser import nearest
 from hf_ar2.evaluation.systems import LEXICAL_ROW
@@ -33,15 +32,12 @@ from hf_ar2.settings.values import check_name
 
 
 def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a recipe; a RecipeError names the field, what was found and what was expected.
 
     Args:
         path: the YAML file.
         overrides: `--key value` from the command line; a key is a field (`seed`), a setting of every stage
             (`bf16`), or a path (`ar2.num_rounds`, `evaluation.depth`, `models.light.layers`).
-
-    Raises:
-        RecipeError: an unknown key (with the nearest known one), a stage that names a missing model, …
     """
     path = Path(path)
     if not path.is_file():
@@ -49,7 +45,7 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
     with errors_at(str(path)):
         content = read_yaml(path.read_bytes())
     if not isinstance(content, dict):
-        raise RecipeError(f"{path}: expected a mapping with the fields {', '.join(_fields())}")
+        raise RecipeError(f"{path}: expected a mapping with the fields {', '.join(names_of(Recipe))}")
     content.setdefault("name", path.stem)
     check_shape(content, str(path))
     for key, text in (overrides or {}).items():
@@ -67,10 +63,6 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
     return recipe
 
 
-def _fields() -> list[str]:
-    return [f.name for f in dataclasses.fields(Recipe)]
-
-
 def _settings() -> list[str]:
     """Settings of any trainer, sorted."""
     return sorted({key for trainer in CONFIGS for key in config_fields(trainer)})
@@ -81,7 +73,7 @@ def _override(content: dict[str, Any], key: str, text: str) -> None:
     head, _, rest = key.partition(".")
     stages = content.get("stages", {})
     if not rest:
-        if key in _fields():
+        if key in names_of(Recipe):
             content[key] = value
         elif key in _settings():
             content.setdefault("args", {})[key] = value
@@ -89,7 +81,9 @@ def _override(content: dict[str, Any], key: str, text: str) -> None:
                 if key in body.get("args", {}):
                     body["args"][key] = value
         else:
-            raise RecipeError(f"--{key}: unknown key{nearest(key, [*_fields(), *_settings(), *stages])}")
+            raise RecipeError(
+                f"--{key}: unknown key{nearest(key, [*names_of(Recipe), *_settings(), *stages])}"
+            )
         return
     if head in stages:
         stages[head].setdefault("args", {})[rest] = value
@@ -133,13 +127,10 @@ def _check_names(recipe: Recipe, where: str) -> None:
     with errors_at(f"{where}: name"):
         for part in str(recipe.name).split("/"):
             check_name(part)
-    for place, names in (
-        ("models", recipe.models),
-        ("stages", recipe.stages),
-        ("evaluation.rows", recipe.rows),
-    ):
-        for name in names:
-            with errors_at(f"{where}: {place}"):
+    named = {"models": recipe.models, "stages": recipe.stages, "evaluation.rows": recipe.rows}
+    for place, names in named.items():
+        with errors_at(f"{where}: {place}"):
+            for name in names:
                 check_name(name)
     if recipe.evaluation.get("lexical") and LEXICAL_ROW in recipe.rows:
         raise RecipeError(
@@ -248,20 +239,19 @@ def _check_roles(place: str, body: dict[str, Any], required: tuple[str, ...], kn
     for role in ("retriever", "ranker"):
         if role in required and role not in body:
             raise RecipeError(f"{place}: field {role!r} is missing: name a model or an earlier stage")
-        if role in body:
-            if isinstance(body[role], dict):
-                if not isinstance(body[role].get("from"), str):
-                    raise RecipeError(
-                        f"{place}.{role}.from: expected the name of a model or an earlier stage"
-                    )
-                changes = {key: value for key, value in body[role].items() if key != "from"}
-                allowed = [name for name in names_of(Model)[1:] if name not in LOADING_OPTIONS]
-                check_fields(f"{place}.{role}", changes, Model, allowed)
-                _check_lora(f"{place}.{role}", changes)
-            name = source_name(body[role])
-            if name not in known:
-                near = nearest(name, known)
-                raise RecipeError(f"{place}.{role}: {name!r} is not a model or an earlier stage{near}")
+        if role not in body:
+            continue
+        if isinstance(body[role], dict):
+            if not isinstance(body[role].get("from"), str):
+                raise RecipeError(f"{place}.{role}.from: expected the name of a model or an earlier stage")
+            changes = source_changes(body[role])
+            allowed = [name for name in names_of(Model)[1:] if name not in LOADING_OPTIONS]
+            check_fields(f"{place}.{role}", changes, Model, allowed)
+            _check_lora(f"{place}.{role}", changes)
+        name = source_name(body[role])
+        if name not in known:
+            near = nearest(name, known)
+            raise RecipeError(f"{place}.{role}: {name!r} is not a model or an earlier stage{near}")
 
 
 def _check_lora(place: str, body: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from hf_ar2.models.merging import (
     check_mergeable,
     merge_retrievers,
 )
+from hf_ar2.recipes.choosing import asked_by_people
 from hf_ar2.recipes.guard import Guard
 from hf_ar2.recipes.recipe import Load, Recipe, encodings_folder, errors_at, say, stage_config
 from hf_ar2.recipes.sampled import reduced, values_among
@@ -47,11 +48,7 @@ Pair = tuple[SentenceTransformer, SentenceTransformer]
 
 
 def check_merges(recipe: Recipe, collection: Collection, run: Path, load: Load) -> None:
-    """Check that the merges of a recipe are possible.
-
-    Raises:
-        RecipeError: a base of another architecture, two towers, a split without queries to choose on.
-    """
+    """Check that the bases have the right architecture, and that shares can be chosen on the dev splits."""
     for stage, body in recipe.stages.items():
         if body["trainer"] != "merge":
             continue
@@ -88,8 +85,7 @@ def merge(
     """Choose the share if it is `auto`, and save the merged retriever in the stage's folder.
 
     Returns:
-        `settings`, with the share and the base's name, and if the share was chosen `chosen`: the means by share, and
-        the reason.
+        `settings`, with the share and the base's name, and `chosen`, the means by share and the reason.
     """
     folder = run / "stages" / stage
     config = stage_config(recipe, stage, run)
@@ -171,7 +167,7 @@ def values_of_shares(
 
     Args:
         systems: of the trained retriever and of the base, over one collection.
-        judgments: of the queries, of which at most 150 are taken.
+        judgments: at most 150 of their queries are taken.
         title: of the printed line with the size of the part.
 
     Returns:
@@ -204,7 +200,7 @@ def values_of_shares(
 def choose_share(
     dev: Mapping[float, np.ndarray] | None, guard: Mapping[float, np.ndarray] | None = None
 ) -> tuple[float, str]:
-    """Which share of the starting weights to take, and why.
+    """Which share of the starting weights to take, and why, in words.
 
     Differences are judged by the paired test over queries: significant below p = .05.
 
@@ -219,10 +215,7 @@ def choose_share(
 
     Args:
         dev: share → float64 `[Q]`, the test metric per query; None if the queries come from the texts' structure.
-        guard: the same for the guard's queries; None without a guard.
-
-    Returns:
-        The share, and the reason in words.
+        guard: the same for the guard's queries.
     """
     if dev is None:
         if guard is None:
@@ -255,14 +248,6 @@ def _below(values: np.ndarray, best: np.ndarray) -> bool:
     if len(values) < 2 or values.mean() >= best.mean():
         return False
     return paired_test(values, best).p_value < _LEVEL
-
-
-def asked_by_people(collection: Collection, query_rows: np.ndarray) -> np.ndarray:
-    """Which queries people asked, bool `[Q]`: those with an empty `source`, or all if queries have no such column."""
-    if "source" not in collection.queries.column_names:
-        return np.ones(len(query_rows), bool)
-    sources = collection.queries.select(query_rows)["source"]
-    return np.array([not source for source in sources], bool)
 
 
 def _changed(retriever: SentenceTransformer, changes: Sequence[Mapping[str, Any]]) -> SentenceTransformer:

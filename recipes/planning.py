@@ -15,13 +15,12 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
-from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
-from hf_ar2.recipes.choosing import from_structure
+from hf_ar2.recipes.choosing import people_asked
 from hf_ar2.recipes.recipe import Recipe, RecipeError, short_hash, stage_config
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -50,9 +49,6 @@ def plan_run(
     Returns:
         The plan (None without minutes), the costs, and the collection that is trained and chosen on: the given one, or
         a part of it if encoding it would take too many of the minutes (see `working_part`).
-
-    Raises:
-        RecipeError: the run folder has a plan for another recipe; or too few minutes.
     """
     path = run / PLAN
     stored = read_json(path)
@@ -124,7 +120,7 @@ def measure_costs(
         pair_tokens=min(float(longest), passage_tokens + query_tokens),
         dev_queries=_dev_queries(recipe, collection),
         train_queries=len(collection.judgments(args.train_split).positives()),
-        from_people=chosen_on not in collection.splits or not from_structure(collection, chosen_on),
+        from_people=chosen_on not in collection.splits or people_asked(collection, chosen_on),
     )
 
 
@@ -160,13 +156,7 @@ def working_part(
 
     Dev queries come in random order, each with its relevant passages and the first ones of BM25, until they fill two
     fifths of the part; then training queries with their relevant passages. Only queries are kept whose relevant
-    passages are all in the part.
-
-    Args:
-        size: number of passages; one dev query is taken even if it brings more.
-        train, dev: names of the splits; dev None: none is chosen on.
-        seed: of the order.
-        texts: how passages are read.
+    passages are all in the part. One dev query is taken even if it brings more than `size` passages.
     """
     rng = np.random.default_rng(seed)
     rows: set[int] = set()
@@ -176,13 +166,13 @@ def working_part(
         lexical = LexicalIndex.of_members(texts.passage_texts(collection), collection.member_rows)
         _, beside = lexical.search(questions, _BESIDE_DEV, collection.searched_rows(judgments.query_rows))
         for place in rng.permutation(len(judgments)):
-            added = _passages(judgments, place) | set(beside[place][beside[place] >= 0].tolist())
+            added = {*judgments.of(place)[0].tolist(), *beside[place][beside[place] >= 0].tolist()}
             if rows and len(rows | added) > _DEV_SHARE * size:
                 break
             rows |= added
     judgments = collection.judgments(train).positives()
     for place in rng.permutation(len(judgments)):
-        added = _passages(judgments, place)
+        added = set(judgments.of(place)[0].tolist())
         if len(rows | added) > size:
             break
         rows |= added
@@ -197,9 +187,3 @@ def working_part(
         qrels[split] = table.select(np.flatnonzero(complete))
     corpus = collection.select_passages(kept)
     return dataclasses.replace(collection, corpus=corpus, qrels=qrels, answer_splits={})
-
-
-def _passages(judgments: Judgments, place: int) -> set[int]:
-    """Passage rows of the query at a place in the judgments."""
-    start, stop = judgments.offsets[place], judgments.offsets[place + 1]
-    return set(judgments.passage_rows[start:stop].tolist())

@@ -16,11 +16,7 @@ from hf_ar2.recipes.recipe import Recipe, errors_at
 
 
 def with_recipe_questions(recipe: Recipe, collection: Collection) -> Collection:
-    """The collection with the recipe's questions, if it names a file of them.
-
-    Raises:
-        RecipeError: its judgments cannot be read, or the collection has a split of this name.
-    """
+    """The collection with the recipe's questions, if it names a file of them."""
     if recipe.questions is None:
         return collection
     with errors_at("questions"):

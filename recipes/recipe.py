@@ -65,7 +65,6 @@ class Recipe:
     """A checked recipe.
 
     Attributes:
-        name: for reports.
         collection: what `load_collection` takes, as a text. In a file, several may be a mapping or a list.
         seed: of every stage, of new ranker heads, of samples.
         models: name → fields of `load_retriever` / `load_ranker`.
@@ -76,7 +75,7 @@ class Recipe:
         minutes: what the run may take until the served system is chosen; None: as long as its stages take.
         clock: how the minutes are counted: `"wall"`, or `"processor"` time of this process.
         guard: a collection of other texts, on which each row's retriever is compared with the model that training
-            started from; None: no such measurement.
+            started from.
         questions: a file of real questions, one a line, that every row is also evaluated on (`with_questions`).
     """
 
@@ -199,11 +198,7 @@ def short_hash(content: Any) -> str:
 
 
 def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
-    """The configuration that a stage is run with in a run folder.
-
-    Raises:
-        ValueError, TypeError: invalid settings.
-    """
+    """The configuration that a stage is run with in a run folder; ValueError or TypeError for invalid settings."""
     body = recipe.stages[stage]
     settings = recipe.stage_args(stage)
     if body["trainer"] in ("augment", "merge"):
@@ -217,11 +212,7 @@ def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
 
 
 def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReConfig:
-    """The configuration that a row is evaluated with: an `LTReConfig` where it is searched with an index of its own.
-
-    Raises:
-        ValueError, TypeError: settings that do not fit each other.
-    """
+    """The configuration that a row is evaluated with: an `LTReConfig` where it is searched with an index of its own."""
     body = recipe.rows[row]
     settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in _ROW_ARGS}
     settings |= {"cache_dir": str(run / "cache"), "index_dir": str(encodings_folder(run))}

@@ -26,11 +26,7 @@ USAGE = """usage: accelerate launch recipes/run.py RECIPE.yaml [--key value ...]
 
 
 def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
-    """The recipe's path and its overrides.
-
-    Raises:
-        RecipeError: no recipe, a value without a key, or a key without a value.
-    """
+    """The recipe's path and its overrides."""
     from hf_ar2.recipes.recipe import RecipeError
 
     if not arguments or arguments[0].startswith("-"):
@@ -51,7 +47,7 @@ def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs a recipe, and exits with 130 after Ctrl-C.
+    """Run a recipe; exit with 130 after Ctrl-C.
 
     An error is printed in one line; `HF_AR2_TRACEBACK=1` in the environment shows its traceback.
     """
@@ -89,9 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         text = error_text(error)
         process = int(os.environ.get("RANK", 0))
-        if (
-            process
-        ):  # where the first process has the same error, the launcher ends this one before it prints it
+        if process:  # where the first one has the same error, the launcher ends this one before it prints it
             time.sleep(2)
             text = f"process {process}: {text}"
         sys.exit(f"recipe: {text}")
@@ -109,16 +103,10 @@ def _interrupt_later(unraisable: Any) -> None:
 
 def quiet() -> None:
     """Silence load reports and notices of other libraries, so that the terminal shows progress and results."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
+    from hf_ar2.command_line.open import quiet as quiet_libraries
 
-    from hf_ar2.progress import on_terminal
-
-    transformers_logging.disable_progress_bar()
-    if not on_terminal():
-        datasets.disable_progress_bars()
-    for name in ("sentence_transformers", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_libraries()
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     noise = ("LOAD REPORT", "Converting SentenceTransformer", "mtime may not be reliable")
     noisy = ("transformers.modeling_utils", "transformers.trainer_utils", "sentence_transformers.base.model")
     for name in noisy:

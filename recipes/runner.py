@@ -46,14 +46,7 @@ from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.questions import with_recipe_questions
-from hf_ar2.recipes.recipe import (
-    Recipe,
-    encodings_folder,
-    lists_folder,
-    say,
-    source_name,
-    stage_config,
-)
+from hf_ar2.recipes.recipe import Recipe, encodings_folder, lists_folder, say, source_name, stage_config
 from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.search.runs import model_fields, with_level_of
 from hf_ar2.settings.secrets import without_secrets
@@ -71,8 +64,7 @@ from hf_ar2.trainers.checkpoints import last_complete_checkpoint
 def run_recipe(recipe: Recipe) -> Path:
     """Run every stage that is not done, evaluate, and write everything to the run folder, which is returned.
 
-    Raises:
-        FolderInUse: another run writes to the run folder.
+    `FolderInUse` is raised if another run writes to the run folder.
     """
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
@@ -146,9 +138,7 @@ def run_stage(
     if done.is_file():
         say(f"{title}: done before, {read_json(done)['seconds']:.0f} s")
         if PartialState().is_main_process:
-            remove_index(
-                folder
-            )  # a kill may have come before it; the encodings may be of the stage that was killed
+            remove_index(folder)  # a kill may have come before it
         return
     say(f"\n{title}")
     state = PartialState()
@@ -158,7 +148,13 @@ def run_stage(
         write_json(folder / INPUTS, inputs.of_stage(stage))
     length.budget.stage = spent = Budget(folder, None)  # also of the attempts before this one
     try:
-        report = run_trainer(stage, run, collection, inputs, title, length)
+        trainer = recipe.stages[stage]["trainer"]
+        if trainer == "augment":
+            report = write_lists(recipe, stage, run, collection)
+        elif trainer == "merge":
+            report = merge(recipe, stage, run, collection, inputs.guard, partial(load_model, recipe, run))
+        else:
+            report = train(recipe, stage, run, collection, title, length)
     finally:
         length.budget.write()
         length.budget.stage = None
@@ -175,19 +171,6 @@ def remove_index(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def run_trainer(
-    stage: str, run: Path, collection: Collection, inputs: Inputs, title: str, length: Length
-) -> dict[str, Any]:
-    """What a stage does, by its `trainer`; returns what done.json records."""
-    recipe = inputs.recipe
-    trainer = recipe.stages[stage]["trainer"]
-    if trainer == "augment":
-        return write_lists(recipe, stage, run, collection)
-    if trainer == "merge":
-        return merge(recipe, stage, run, collection, inputs.guard, partial(load_model, recipe, run))
-    return train(recipe, stage, run, collection, title, length)
-
-
 def _results_of(folder: Path) -> list[Path]:
     """The files in a stage's folder that later stages, rows and the report read."""
     parts = ("retriever", "query_encoder", "ranker", "base", "lists", SEARCHED_INDEX)
@@ -195,11 +178,7 @@ def _results_of(folder: Path) -> list[Path]:
 
 
 def check_done_stages(recipe: Recipe, run: Path) -> None:
-    """Check that the files of finished stages are as they were written; older stages have no checksums, and pass.
-
-    Raises:
-        DamagedFile: a file is not; it says what to delete.
-    """
+    """Check that the files of finished stages are as they were written; older stages have no checksums, and pass."""
     for stage in recipe.stages:
         folder = run / "stages" / stage
         checksums = read_json(folder / "done.json").get("checksums", {})
@@ -314,11 +293,9 @@ def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int
     """Write the resolved recipe and the environment, so that a run can be repeated, and where the queries come from."""
     body = {key: value for key, value in vars(recipe).items() if key != "output_dir"}
     write_text(run / "recipe.yaml", yaml.safe_dump(without_secrets(body), sort_keys=False))
-    names = [
-        *texts_of_sources(recipe.collection).values(),
-        *(body["model"] for body in recipe.models.values()),
-    ]
-    names = without_secrets(names + ([recipe.guard] if recipe.guard else []))
+    models = [body["model"] for body in recipe.models.values()]
+    names = [*texts_of_sources(recipe.collection).values(), *models, recipe.guard]
+    names = without_secrets([name for name in names if name])
     environment = {
         **describe_environment(),
         "processes": PartialState().num_processes,

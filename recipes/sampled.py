@@ -22,11 +22,9 @@ _FEWEST_QUERIES = 30
 
 
 def sample_of(collection: Collection, split: str, queries: int, passages: int, seed: int) -> Collection:
-    """A split of a collection, with a seeded sample of its queries and of the corpus where there are more.
+    """A split of a collection, with a seeded sample of at most so many `queries` and `passages`.
 
-    Args:
-        queries, passages: how many are kept at most. All relevant passages of the kept queries are kept, then random
-            others up to this number.
+    All relevant passages of the kept queries are kept, then random others.
     """
     judgments, total = collection.judgments(split), len(collection.corpus)
     rng = np.random.default_rng(seed)
@@ -92,18 +90,14 @@ def values_among(
     own_rows: np.ndarray | None = None,
     ranges: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics of an exact search among some passages; no index is written.
+    """Metrics of an exact search among some passages, metric → float64 `[Q]`; no index is written.
 
     Args:
         inputs: of the collection that the rows belong to.
         judgments: of the Q queries.
         passage_rows: int64 `[P]`, ascending; what is searched.
-        depth: passages that are retrieved per query.
         own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
         ranges: int64 `[Q, 2]`, the rows that each query searches (see `Collection.searched_rows`); None: all.
-
-    Returns:
-        metric → float64 `[Q]`.
     """
     passages = encoders.embed_passages(retriever, inputs, passage_rows)
     queries = encoders.embed_queries(retriever, inputs, judgments.query_rows)

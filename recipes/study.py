@@ -52,10 +52,9 @@ def run_seed(path: str, overrides: dict[str, str], folder: Path, seed: int) -> N
     """Run one seed in a process of its own, through `accelerate launch`; stages that are done are not run again."""
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     options = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    options += f" --num_cpu_threads_per_process {threads}"
     command = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
-    command += [str(recipe_runner()), path, "--output_dir", str(folder), "--seed", str(seed)]
-    for key, value in overrides.items():
+    command += ["--num_cpu_threads_per_process", threads, str(recipe_runner()), path]
+    for key, value in {"output_dir": str(folder), "seed": str(seed), **overrides}.items():
         command += [f"--{key}", value]
     if subprocess.run(command).returncode:
         raise RecipeError(f"the run with seed {seed} failed, see above; run the same command to resume it")

@@ -460,6 +460,7 @@ def test_a_card_on_the_hub_stays_if_a_person_edited_it(
 
     card = {"README.md": b"# Generated"}
     api: Any = Api()
-    committed: Any = hub._commit(api, "me/x", "retriever", {}, card, "Publish", None, replace)
+    part = hub._Part("me/x", "model", None, {}, card)
+    committed: Any = hub._commit(api, part, "Publish", replace)
     assert ("README.md" in committed) == published
     assert ("stays as a person wrote it" in caplog.text) == (not published)

@@ -46,11 +46,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> Calibration:
-        """Reads a file that `save` wrote.
-
-        Raises:
-            ValueError: the format or the fingerprint (unless None) is not the expected one.
-        """
+        """Reads a file that `save` wrote; ValueError for another format, or (unless None) another fingerprint."""
         content: dict[str, Any] = read_json(Path(path))
         if content.pop("format", None) != _FORMAT:
             raise ValueError(f"{path}: not a calibration of the format {_FORMAT!r}; fit it again")

@@ -14,8 +14,7 @@ ConfidenceMasks = tuple[np.ndarray, np.ndarray]
 def log_shares(scores: np.ndarray) -> np.ndarray:
     """The log-softmax of each query's scores, float64 `[Q, n]`; a constant per query does not change it.
 
-    Args:
-        scores: float `[Q, n]`; -inf where there is no passage, also in the result.
+    Where there is no passage, a score is -inf, and so is the result.
     """
     scores = np.asarray(scores, dtype=np.float64)
     top = scores.max(axis=1, keepdims=True, initial=-np.inf)
@@ -35,9 +34,6 @@ def quantile_thresholds(
     Args:
         scored: for each set of queries the scores `[Q, n]` and a mask of the unlabelled passages, bool `[Q, n]`.
         irrelevant, relevant: quantiles between 0 and 1.
-
-    Raises:
-        ValueError: there is no unlabelled passage.
     """
     shares = np.concatenate([log_shares(scores)[unlabelled] for scores, unlabelled in scored])
     if not len(shares):

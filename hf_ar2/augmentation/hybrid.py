@@ -67,7 +67,7 @@ def augment(
     Example:
         ```python
         from hf_ar2 import load_collection, load_ranker, load_retriever
-        from hf_ar2.augmentation import AugmentConfig, augment, read_false_negatives
+        from hf_ar2.augmentation import AugmentConfig, augment
 
         lists = augment(
             load_collection("BeIR/scifact"),
@@ -76,8 +76,6 @@ def augment(
             "lists/scifact",
             AugmentConfig(thresholds="margin", depth=20),
         )
-        print(len(lists), lists.manifest["lists"])
-        print(read_false_negatives("lists/scifact/false_negatives.jsonl")[:3])
         ```
     """
     folder = Path(folder)
@@ -91,21 +89,17 @@ def augment(
     system = SearchSystem(retriever, ranker, collection, settings, work, index_folder, index_dir=index_dir)
     if batch_tokens is not None:
         system.encoders = replace(system.encoders, budget=batch_tokens)
-    text_keys = passage_text_keys(args.passage_texts(collection))
+    text_keys, cache = passage_text_keys(args.passage_texts(collection)), work / "scores"
     found = {}
     if set(args.list_kinds) & {"undenoised", "denoised"}:
-        found["labelled"] = labelled_candidates(
-            system, args.train_split, args.depth, work / "scores", text_keys
-        )
+        found["labelled"] = labelled_candidates(system, args.train_split, args.depth, cache, text_keys)
     if unlabelled is not None:
         rows = rows_of(arrow_column(unlabelled, "id"), arrow_column(collection.queries, "id"))
         no_positives = np.zeros((len(rows), 0), dtype=np.int32)
-        scored = score_candidates(
-            system, rows, no_positives, args.depth, work / "scores", "Unlabelled queries"
-        )
+        scored = score_candidates(system, rows, no_positives, args.depth, cache, "Unlabelled queries")
         no_labels = np.zeros(scored.rows.shape, dtype=bool)
         found["unlabelled"] = LabelledCandidates(scored, no_labels, no_labels, no_labels)
-    calibration = _calibration(system, args, work, text_keys)
+    calibration = _calibration(system, args, cache, text_keys)
     masks, thresholds = _confidence_masks(args, found, calibration)
     tables, counts = [], {}
     for kind in args.list_kinds:
@@ -137,7 +131,9 @@ def augment(
     return load_training_lists(folder)
 
 
-def _calibration(system: SearchSystem, args: AugmentConfig, work: Path, text_keys: np.ndarray) -> Calibration:
+def _calibration(
+    system: SearchSystem, args: AugmentConfig, cache: Path, text_keys: np.ndarray
+) -> Calibration:
     """A calibration fitted on the passages retrieved for the split `calibrate`, or the identity."""
     if args.calibrate is None:
         return Calibration()
@@ -150,12 +146,11 @@ def _calibration(system: SearchSystem, args: AugmentConfig, work: Path, text_key
                 f"calibrate={args.calibrate!r}: {len(shared)} of its queries are also in split {args.train_split!r}, "
                 f"such as {collection.queries[int(shared[0])]['id']!r}; expected held-out queries"
             )
-    candidates = labelled_candidates(system, args.calibrate, args.depth, work / "scores", text_keys)
+    candidates = labelled_candidates(system, args.calibrate, args.depth, cache, text_keys)
     pairs = candidates.not_positive | candidates.positive
     scores, relevant = candidates.scored.scores[pairs], candidates.positive[pairs]
-    fingerprint = content_hash(
-        scores_fingerprint(system, args.depth).encode(), candidates.scored.rows, relevant
-    )
+    scored_by = scores_fingerprint(system, args.depth).encode()
+    fingerprint = content_hash(scored_by, candidates.scored.rows, relevant)
     low, high = args.lines
     return fit_calibration(
         scores, relevant, irrelevant_below=low, relevant_above=high, fingerprint=fingerprint
@@ -230,7 +225,7 @@ def _manifest(
     collection = system.collection
     models = {
         role: {"name": names.get(role), "weights": weights_fingerprint(model)}
-        for role, model in (("retriever", system.retriever), ("ranker", system.ranker))
+        for role, model in {"retriever": system.retriever, "ranker": system.ranker}.items()
     }
     return {
         "written_by": f"hf-ar2 {version('hf-ar2')}",

@@ -49,13 +49,9 @@ def labelled_candidates(
 
     Args:
         system: a retriever and a ranker over a collection.
-        split: of the collection.
         depth: passages retrieved per query.
         folder: for the scores.
         text_keys: int64 `[N]`, `passage_text_keys` of the corpus.
-
-    Raises:
-        ValueError: no query of the split has a relevant passage.
     """
     judgments = system.collection.judgments(split)
     positives = judgments.positives()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import datasets
@@ -32,8 +33,6 @@ def build_lists(
     """The lists of one kind.
 
     Args:
-        kind: `undenoised`, `denoised` or `pseudo`.
-        collection: of the candidates.
         candidates: scored candidates of the Q queries.
         masks: confidently irrelevant and relevant passages; None for undenoised lists.
         text_keys: int64 `[N]` of the corpus; a passage with the text of an added positive cannot be a negative.
@@ -45,13 +44,9 @@ def build_lists(
         `dropped_passages`, cause → passages.
     """
     scored = candidates.scored
-    counts: dict[str, int] = {}
-
-    def count_dropped(cause: str, mask: np.ndarray) -> None:
-        counts[cause] = counts.get(cause, 0) + int(mask.sum())
-
-    count_dropped("positive", candidates.positive)
-    count_dropped("duplicate of a positive", candidates.duplicate)
+    dropped = Counter[str]()
+    dropped["positive"] += int(candidates.positive.sum())
+    dropped["duplicate of a positive"] += int(candidates.duplicate.sum())
     negative: np.ndarray = candidates.not_positive
     added = np.full((len(scored), 0), -1, dtype=np.int64)
     if kind != "undenoised":
@@ -64,18 +59,17 @@ def build_lists(
         negative &= ~copies
         chosen = np.zeros(scored.rows.shape, dtype=bool)
         chosen[np.nonzero(added >= 0)[0], added[added >= 0]] = True
-        count_dropped("relevant, beyond added_positives", relevant & ~chosen)
-        count_dropped("unsure", candidates.not_positive & ~relevant & ~irrelevant)
-        count_dropped("duplicate of a positive", copies)
+        dropped["relevant, beyond added_positives"] += int((relevant & ~chosen).sum())
+        dropped["unsure"] += int((candidates.not_positive & ~relevant & ~irrelevant).sum())
+        dropped["duplicate of a positive"] += int(copies.sum())
     if stored_negatives is not None:
         drawn = _draw(negative, scored.query_rows, stored_negatives, seed + KINDS.index(kind))
-        count_dropped("beyond stored_negatives", negative & ~drawn)
+        dropped["beyond stored_negatives"] += int((negative & ~drawn).sum())
         negative = drawn
     has_positive = np.concatenate([scored.positive_rows, added], axis=1).max(axis=1, initial=-1) >= 0
     has_negative = negative.any(axis=1)
     keep = has_positive & has_negative
-    count_dropped("of a list that was dropped", negative & ~keep[:, None])
-    counts["of a list that was dropped"] += int(np.sum(added[~keep] >= 0))
+    dropped["of a list that was dropped"] += int(negative[~keep].sum() + (added[~keep] >= 0).sum())
     tables = [
         _table(kind, collection, candidates, negative, added, entries)
         for entries in np.array_split(np.flatnonzero(keep), max(1, -(-int(keep.sum()) // _LISTS_AT_ONCE)))
@@ -89,7 +83,7 @@ def build_lists(
         "retrieved": int((scored.rows >= 0).sum()),
         "negatives": int(negative[keep].sum()),
         "added_positives": int((added[keep] >= 0).sum()),
-        "dropped_passages": counts,
+        "dropped_passages": dict(dropped),
     }
 
 
@@ -131,12 +125,10 @@ def _table(
     query_ids = arrow_column(collection.queries, "id").take(pa.array(scored.query_rows[entries]))
     rows, scores, places = scored.rows[entries], scored.scores[entries], added[entries]
     new = np.maximum(places, 0)
-    positive_rows = np.concatenate(
-        [scored.positive_rows[entries], np.where(places >= 0, np.take_along_axis(rows, new, 1), -1)], axis=1
-    )
-    positive_scores = np.concatenate(
-        [scored.positive_scores[entries], np.take_along_axis(scores, new, 1)], axis=1
-    )
+    new_rows = np.where(places >= 0, np.take_along_axis(rows, new, 1), -1)
+    positive_rows = np.concatenate([scored.positive_rows[entries], new_rows], axis=1)
+    new_scores = np.take_along_axis(scores, new, 1)
+    positive_scores = np.concatenate([scored.positive_scores[entries], new_scores], axis=1)
     columns: dict[str, Any] = {"query_id": query_ids, "kind": pa.array([kind] * len(entries))}
     for role, values, weights, mask in (
         ("positive", positive_rows, positive_scores, positive_rows >= 0),
@@ -146,7 +138,6 @@ def _table(
         ids = passage_ids.take(pa.array(values[mask].astype(np.int64))).combine_chunks()
         ids = pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
         columns[f"{role}_ids"] = pa.ListArray.from_arrays(offsets, ids)
-        columns[f"{role}_scores"] = pa.ListArray.from_arrays(
-            offsets, pa.array(weights[mask], type=pa.float32())
-        )
+        kept = pa.array(weights[mask], type=pa.float32())
+        columns[f"{role}_scores"] = pa.ListArray.from_arrays(offsets, kept)
     return pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from transformers.utils import logging
 
 from hf_ar2.collections.tables import content_hash
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.files import writing
 from hf_ar2.models.loading import weights_fingerprint
@@ -81,9 +84,6 @@ def score_candidates(
         depth: n, passages retrieved per query; at most the whole corpus.
         folder: for the blocks.
         description: of the progress bar.
-
-    Returns:
-        The candidates of the queries, in order.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,20 +99,12 @@ def score_candidates(
             queries, positives = query_rows[start : start + _BLOCK], positive_rows[start : start + _BLOCK]
             block_texts = "\0".join(texts[int(row)] for row in queries)
             name = content_hash(fingerprint.encode(), block_texts.encode(), positives.astype(np.int32))
-            path = folder / f"{name}.npz"
-            block = read_block(path)
-            if block is None:
-                block = dict(
-                    zip(("rows", "scores"), _score_block(system, queries, positives, depth), strict=True)
-                )
-                if processes.is_first:
-                    write_block(path, block)
-                processes.barrier()
-            blocks.append((block["rows"], block["scores"]))
+            score = partial(_score_block, system, queries, positives, depth)
+            blocks.append(cached_block(folder / f"{name}.npz", processes, score))
             bar.update(len(queries))
     width = depth + positive_rows.shape[1]
-    rows = np.concatenate([block[0] for block in blocks] or [np.zeros((0, width), np.int32)])
-    scores = np.concatenate([block[1] for block in blocks] or [np.zeros((0, width), np.float32)])
+    rows = np.concatenate([np.zeros((0, width), np.int32), *(block["rows"] for block in blocks)])
+    scores = np.concatenate([np.zeros((0, width), np.float32), *(block["scores"] for block in blocks)])
     return ScoredCandidates(
         query_rows=np.asarray(query_rows, np.int64),
         rows=rows[:, :depth],
@@ -122,17 +114,28 @@ def score_candidates(
     )
 
 
-def write_block(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a block of results, completely or not at all, with its name, and a checksum of each array (.npz has)."""
-    partial = path.with_name(f".{path.stem}.partial.npz")
-    with writing(path, sum(array.nbytes for array in arrays.values())):
-        content: dict[str, Any] = {**arrays, "block": np.array(path.stem)}
-        np.savez(partial, **content)
-    os.replace(partial, path)
+def cached_block(
+    path: Path, processes: Processes, compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays of a block of results, from its file, or computed and written by the first process.
+
+    The file is written whole or not at all, with its name, and a checksum of each array (.npz has).
+    """
+    block = _read_block(path)
+    if block is None:
+        block = compute()
+        if processes.is_first:
+            new = path.with_name(f".{path.stem}.partial.npz")
+            with writing(path, sum(array.nbytes for array in block.values())):
+                content: dict[str, Any] = {**block, "block": np.array(path.stem)}
+                np.savez(new, **content)
+            os.replace(new, path)
+        processes.barrier()
+    return block
 
 
-def read_block(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a block; None if there is no such file, or, with a warning, a damaged one: it is computed again."""
+def _read_block(path: Path) -> dict[str, np.ndarray] | None:
+    """None if there is no such file, or, with a warning, a damaged one."""
     if not path.is_file():
         return None
     try:
@@ -149,8 +152,8 @@ def read_block(path: Path) -> dict[str, np.ndarray] | None:
 
 def _score_block(
     system: SearchSystem, query_rows: np.ndarray, positive_rows: np.ndarray, depth: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Retrieved passages and positives side by side, int32 `[B, depth + P]`, and their scores, float32."""
+) -> dict[str, np.ndarray]:
+    """`rows`: retrieved passages and positives side by side, int32 `[B, depth + P]`; `scores`: theirs, float32."""
     assert system.ranker is not None
     encoders = replace(system.encoders, show_progress=False)
     queries = encoders.embed_queries(system.retriever, system.retriever_inputs, query_rows)
@@ -164,12 +167,9 @@ def _score_block(
     retrieved = without_own(*searched, own_rows, depth)[1]
     rows = np.concatenate([retrieved, positive_rows], axis=1).astype(np.int32)
     # A retrieved positive is scored once, so that both of its columns have the same score.
-    repeated = np.zeros(rows.shape, dtype=bool)
-    for column in range(depth, rows.shape[1]):
-        wanted = rows[:, column]
-        repeated[:, column] = (retrieved == wanted[:, None]).any(axis=1) & (wanted >= 0)
+    same = (positive_rows[:, :, None] == retrieved[:, None, :]) & (positive_rows >= 0)[:, :, None]
+    repeated = np.concatenate([np.zeros(retrieved.shape, bool), same.any(axis=2)], axis=1)
     scores = encoders.rank(system.ranker, system.ranker_inputs, query_rows, np.where(repeated, -1, rows))
-    for entry, column in np.argwhere(repeated):
-        place = int(np.flatnonzero(retrieved[entry] == rows[entry, column])[0])
-        scores[entry, column] = scores[entry, place]
-    return rows, scores
+    entries, columns = np.nonzero(same.any(axis=2))
+    scores[entries, depth + columns] = scores[entries, same.argmax(axis=2)[entries, columns]]
+    return {"rows": rows, "scores": scores}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 from datasets import Dataset
 from sentence_transformers import CrossEncoder
 
-from hf_ar2.augmentation.scored import read_block, write_block
+from hf_ar2.augmentation.scored import cached_block
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column, content_hash
 from hf_ar2.encoding.inputs import RankerInputs
@@ -33,7 +34,6 @@ def score_lists(
     args: ScoreConfig,
     *,
     name: str | None = None,
-    work_folder: str | Path | None = None,
 ) -> TrainingLists:
     """The same lists with the ranker's scores, written to another folder.
 
@@ -46,15 +46,11 @@ def score_lists(
         folder: for the scored lists; older ones are replaced.
         args: lengths, precision and batch size.
         name: of the ranker, for the manifest.
-        work_folder: for tokens and scores; None: `work` in the folder.
-
-    Raises:
-        ValueError: the folder is the one of the lists, or the collection lacks an id.
     """
     folder = Path(folder)
     if folder.resolve() == lists.folder.resolve():
         raise ValueError(f"{folder} has the lists to score; expected another folder to write to")
-    work = Path(work_folder) if work_folder is not None else folder / "work"
+    work = folder / "work"
     if lists.queries is not None:
         collection = collection.with_queries(lists.queries)
     pool = lists.to_pool(collection)
@@ -72,10 +68,8 @@ def score_lists(
     if encoders.processes.is_first:
         real = rows >= 0
         offsets = np.append(0, np.cumsum(real.sum(axis=1))).astype(np.int32)
-        columns = {
-            column: arrow_column(lists.dataset, column)
-            for column in ("query_id", "positive_ids", "negative_ids", "kind")
-        }
+        kept = ("query_id", "positive_ids", "negative_ids", "kind")
+        columns = {column: arrow_column(lists.dataset, column) for column in kept}
         columns["scores"] = pa.ListArray.from_arrays(offsets, pa.array(scores[real], type=pa.float32()))
         manifest = {key: of for key, of in lists.manifest.items() if key not in ("format", "fingerprint")}
         manifest["teacher"] = {
@@ -101,25 +95,18 @@ def _scores(
 ) -> np.ndarray:
     """The ranker's scores of passages `[Q, L]`, float32, -inf under row -1; blocks on disk are reused."""
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = "\0".join(
-        (
-            weights_fingerprint(ranker),
-            inputs.query_store.fingerprint,
-            inputs.passage_store.fingerprint,
-            f"{inputs.max_pair_length} {encoders.precision}",
-        )
-    ).encode()
+    stores = inputs.query_store.fingerprint, inputs.passage_store.fingerprint
+    settings = f"{inputs.max_pair_length} {encoders.precision}"
+    fingerprint = "\0".join((weights_fingerprint(ranker), *stores, settings)).encode()
     scores = np.full(rows.shape, -np.inf, np.float32)
+
+    def score(block: slice) -> dict[str, np.ndarray]:
+        return {"scores": encoders.rank(ranker, inputs, query_rows[block], rows[block])}
+
     with progress_bar(total=len(rows), description="Scoring", unit="lists") as bar:
         for start in range(0, len(rows), _BLOCK):
             block = slice(start, start + _BLOCK)
             path = folder / f"{content_hash(fingerprint, query_rows[block], rows[block])}.npz"
-            stored = read_block(path)
-            if stored is None:
-                stored = {"scores": encoders.rank(ranker, inputs, query_rows[block], rows[block])}
-                if encoders.processes.is_first:
-                    write_block(path, stored)
-                encoders.processes.barrier()
-            scores[block] = stored["scores"]
+            scores[block] = cached_block(path, encoders.processes, partial(score, block))["scores"]
             bar.update(len(rows[block]))
     return scores

@@ -39,23 +39,16 @@ def model_card(
     data_license: str | None = None,
     query_side_of: str | None = None,
 ) -> str:
-    """The README.md of a saved retriever or ranker.
+    """The README.md of a saved retriever or ranker: YAML metadata, Markdown, and the mark of `hf_ar2.cards.mark`.
 
     Args:
         training: how the model was trained.
-        folder: the saved model; its files say how it is used.
+        folder: the saved model; its files say how it is used. ValueError if it is not complete.
         name: what users load it by, an id on the Hub; None: the folder, by its last part.
         partner: the same of the other model of the run, if there is one; a folder where `name` is None.
-        license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, if its own
-            README states one.
+        license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, if known.
         data_license: of the training data, in words; None: not known.
         query_side_of: the retriever whose query encoder the folder holds by itself; it still encodes passages.
-
-    Returns:
-        YAML metadata between lines of `---`, then Markdown, and the mark of `hf_ar2.cards.mark`.
-
-    Raises:
-        ValueError: the folder holds no complete model.
     """
     ranker = training.role == "ranker"
     saved = read_ranker(folder) if ranker else read_retriever(folder)
@@ -126,11 +119,7 @@ def index_card(
 
 @functools.cache
 def base_metadata(base: str) -> dict[str, Any]:
-    """The licence and the languages that a base model's own README states: `license`, `language`, those it has.
-
-    Args:
-        base: a folder, a `package:NAME/FOLDER`, or a Hub id, whose README is fetched, or read from the cache.
-    """
+    """The licence and the languages that the README of a base model (a folder, package or Hub id) states."""
     try:
         folder = Path(resolve_model_name(base))
         if folder.is_dir():
@@ -198,11 +187,7 @@ def _collection(training: Training) -> str:
 
 
 def _generated(sources: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """How many queries of each split a model wrote, and which model.
-
-    Args:
-        sources: split → source → number of queries, as `query_sources` counts them.
-    """
+    """How many queries of each split a model wrote, and which model; `sources` as `query_sources` counts them."""
     return [
         f"{count:,} of the {sum(counts.values()):,} of {split} by `{source.removeprefix(GENERATED)}`"
         for split, counts in sources.items()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,12 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and hardware, as in a run's environment.json.
-
-    Returns:
-        `python`, `packages` (name → version, of installed ones), `processor`, `cores`, `threads`, and `gpu`, None
-        without a GPU.
-    """
+    """Versions and hardware, as in a run's environment.json."""
     import torch
 
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": dict(_versions(PACKAGES)),
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -42,12 +39,10 @@ def describe_environment() -> dict[str, Any]:
 
 def processor_name() -> str:
     """The processor's name, from the operating system."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -61,8 +56,7 @@ def processor_features() -> dict[str, bool]:
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            yield name, version(name)

@@ -24,7 +24,7 @@ class Stage:
 
     Attributes:
         name: as the recipe has it.
-        trainer: `"retriever"`, `"ranker"`, `"ar2"`, `"rocketqa-v2"`, `"ltre"`, `"augment"` or `"merge"`.
+        trainer: such as `"ar2"`, or `"augment"` or `"merge"`.
         sources: role → the model it started from: an earlier stage or a name, and what was changed in that model.
         settings: every setting that affects the result.
         steps, seconds: optimizer steps and duration, where known.
@@ -51,7 +51,6 @@ class Training:
     """How a retriever or a ranker was trained.
 
     Attributes:
-        role: `"retriever"` or `"ranker"`.
         name: of the run.
         collection: what was trained on, as `load_collection` takes it.
         stages: those that led to the model, in the order they ran.
@@ -112,17 +111,7 @@ def hub_id(name: str | Path) -> str | None:
 
 
 def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) -> Training:
-    """How the retriever or the ranker that a run serves was trained, from the run folder.
-
-    Args:
-        folder: with `environment.json`, `stages/*/done.json`, and after an evaluation `metrics.json`,
-            `significance.json` and `chosen.json`.
-        recipe: the folder's recipe.yaml.
-        role: `"retriever"` or `"ranker"`.
-
-    Raises:
-        ValueError: a file is not valid JSON; the served row names no stage for the role.
-    """
+    """How the retriever or the ranker that a run serves was trained, from the run folder and its recipe.yaml."""
     folder = Path(folder)
     evaluation = recipe.get("evaluation") or {}
     stages, models = recipe.get("stages") or {}, recipe.get("models") or {}
@@ -140,14 +129,16 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
             f"expected a stage that trained it; the stages are {', '.join(stages) or 'none'}"
         )
     wanted = set(_ancestors(str(source), stages))
-    environment = read_json(folder / "environment.json")
-    significance = read_json(folder / "significance.json")
+    environment, significance = (
+        read_json(folder / f"{name}.json") for name in ("environment", "significance")
+    )
+    base = first_model(role, str(source), stages)
     return Training(
         role=role,
         name=str(recipe.get("name", folder.name)),
         collection=str(recipe["collection"]),
         stages=[_stage_of_run(folder, recipe, name) for name in stages if name in wanted],
-        base=_base(role, str(source), stages, models),
+        base=str(models.get(base, {}).get("model", base)),
         environment=environment,
         metrics=read_json(folder / "metrics.json"),
         tests=significance.get("tests", {}),
@@ -161,11 +152,7 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
 
 
 def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
-    """The row of a run's evaluation that is served: the one chosen on dev, else the last; "" without rows.
-
-    Raises:
-        ValueError: chosen.json names a row that the recipe does not have.
-    """
+    """The row of a run's evaluation that is served: the one chosen on dev, else the last; "" without rows."""
     rows = (recipe.get("evaluation") or {}).get("rows") or {}
     chosen = read_json(Path(folder) / CHOSEN).get("row")
     if chosen is not None and chosen not in rows:
@@ -177,11 +164,7 @@ def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
 
 
 def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The models and the index of the row that a run serves, without the ranker if only the retriever is served.
-
-    Raises:
-        ValueError: as `served_name`.
-    """
+    """The models and the index of the row that a run serves, without the ranker if only the retriever is served."""
     name = served_name(folder, recipe)
     row = dict(recipe["evaluation"]["rows"][name]) if name else {}
     if read_json(Path(folder) / CHOSEN).get("system") == "retriever":
@@ -213,8 +196,7 @@ def training_of_trainer(
 
     Args:
         record: `collection`, `trained` (roles; by default `role` alone) and the fields of `Stage`.
-        role: `"retriever"` or `"ranker"`.
-        log_history: entries of `trainer.state.log_history`; the first and the last evaluation are before and after.
+        log_history: of the trainer's state; the first and the last evaluation are before and after.
         split: what was evaluated on.
         rerank_depth: how many passages of a query the ranker reordered.
         earlier: the same as `record` for the earlier stages of the models, in order.
@@ -248,22 +230,15 @@ def training_of_trainer(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, see `hf_ar2.files.read_json`; empty if the file does not exist.
-
-    Raises:
-        ValueError: the file holds no JSON object, or is a note that was changed.
-    """
+    """A JSON object, see `hf_ar2.files.read_json`; empty if the file does not exist."""
     if not path.is_file():
         return {}
     try:
         content = read_whole(path)
+        if not isinstance(content, dict):
+            raise DamagedFile(f"{path}: expected a JSON object, found {type(content).__name__}")
     except DamagedFile as error:
         raise DamagedFile(f"{error}. Delete it and give the command that made the run again") from None
-    if not isinstance(content, dict):
-        raise DamagedFile(
-            f"{path}: expected a JSON object, found {type(content).__name__}. Delete it and give the command that "
-            "made the run again"
-        )
     return content
 
 
@@ -292,11 +267,11 @@ def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
             yield from _ancestors(source, stages)
 
 
-def _base(role: str, name: str, stages: Mapping[str, Any], models: Mapping[str, Any]) -> str:
-    """The model that training started from; a ranker may have started as a retriever."""
+def first_model(role: str, name: str, stages: Mapping[str, Any]) -> str:
+    """The model that a stage's model started from; a ranker may have started as a retriever."""
     while name in stages:
-        name = source_name(stages[name].get(role, stages[name].get("retriever")))
-    return str(models.get(name, {}).get("model", name))
+        name = source_name(stages[name].get(role) or stages[name]["retriever"])
+    return name
 
 
 def _stage_of_run(folder: Path, recipe: Mapping[str, Any], name: str) -> Stage:
@@ -329,8 +304,7 @@ def _by_split(entry: Mapping[str, Any], split: str) -> dict[str, dict[str, dict[
     """
     found: dict[str, dict[str, dict[str, float]]] = {split: {}}
     for key, value in entry.items():
-        match = re.fullmatch(r"eval_(?:(.+?)_)?(retriever|ranker|pipeline)_(.+)", key)
-        if match:
+        if match := re.fullmatch(r"eval_(?:(.+?)_)?(retriever|ranker|pipeline)_(.+)", key):
             part = f"{split}-{match[1]}" if match[1] else split
             found.setdefault(part, {}).setdefault(match[2], {})[match[3]] = float(value)
     return found

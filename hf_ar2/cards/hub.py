@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import (
     CommitInfo,
@@ -92,34 +92,25 @@ def publish(
     ids = make_repositories(folders, name, private=private, token=token)
     token = hub_token(token)
     api = HfApi(token=token)
-    files = {
-        what: {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-        for what, folder in folders.items()
-    }
-    for place, other in (beside or {}).items():
-        files[next(iter(files))] |= {
-            f"{place}/{path.relative_to(other).as_posix()}": path for path in _files(other)
-        }
-    written: dict[str, dict[str, bytes]] = {}
+    parts: dict[str, _Part] = {}
     for what, id in ids.items():
-        readme = card(what, ids)
+        readme, folder = card(what, ids), folders[what]
         results = {} if what == "index" else eval_result_files(readme, id, token)
-        if edited := edited_card(folders[what]):
-            logger.warning(
-                f"{folders[what] / CARD}: published as a person edited it; delete it for a new card"
-            )
+        if edited := edited_card(folder):
+            logger.warning(f"{folder / CARD}: published as a person edited it; delete it for a new card")
             readme = edited
-        written[what] = {CARD: readme.encode(), **results}
-    for what, id in ids.items():
+        files = {CARD: readme.encode(), **results}
+        parts[what] = _Part(id, _kind(what), revision, _files(folder), files)
+    for place, other in (beside or {}).items():
+        first = next(iter(parts.values()))
+        first.paths.update((f"{place}/{inside}", path) for inside, path in _files(other).items())
+    for part in parts.values():
         # The large files of all repositories first; no repository shows them before its commit.
-        _attempt(id, partial(_upload, api, id, what, files[what], revision))
+        _attempt(part.id, partial(_upload, api, part))
     commits: dict[str, CommitInfo] = {}
-    for what, id in ids.items():
+    for what, part in parts.items():
         try:
-            commits[what] = _attempt(
-                id,
-                partial(_commit, api, id, what, files[what], written[what], message, revision, replace_card),
-            )
+            commits[what] = _attempt(part.id, partial(_commit, api, part, message, replace_card))
         except OSError as error:
             done = ", ".join(ids[other] for other in commits)
             rest = f". Published before that: {done}; the same command publishes the rest" if done else ""
@@ -132,15 +123,8 @@ def make_repositories(
 ) -> dict[str, str]:
     """Make the repositories that do not exist yet, so that missing permissions show before any work.
 
-    Args:
-        parts: some of `"retriever"`, `"ranker"`, `"index"`.
-        name, private, token: as in `publish`.
-
     Returns:
-        part → id of its repository, with its owner.
-
-    Raises:
-        ValueError, PermissionError, ConnectionError: as `publish`.
+        Part (`"retriever"`, `"ranker"` or `"index"`) → id of its repository, with its owner.
     """
     ids = {what: f"{name}-{what}" for what in parts}
     for id in ids.values():
@@ -158,14 +142,7 @@ def make_repositories(
 
 
 def check_complete(what: str, folder: Path) -> None:
-    """Check that a folder holds everything that others need to load it correctly.
-
-    Args:
-        what: `"retriever"`, `"ranker"` or `"index"`.
-
-    Raises:
-        ValueError: a file or a setting is missing; the message names it.
-    """
+    """Check that a folder holds everything that others need to load it correctly; ValueError names what is missing."""
     if what == "index":
         missing = [name for name in INDEX_FILES if not (folder / name).is_file()]
         if missing:
@@ -177,11 +154,7 @@ def check_complete(what: str, folder: Path) -> None:
 
 
 def check_loads(what: str, folder: Path) -> None:
-    """Load a folder that is to be published, and use it once.
-
-    Raises:
-        ValueError: it does not load, or its output is not finite; an index does not have one id per passage.
-    """
+    """Load a folder that is to be published, and use it once; ValueError if that fails."""
     import numpy as np
 
     from hf_ar2.models.loading import load_ranker, load_retriever
@@ -211,15 +184,7 @@ def check_loads(what: str, folder: Path) -> None:
 
 
 def check_base_is_public(place: str, base: str | None) -> None:
-    """Check that others can load the base model of adapters that are to be published.
-
-    Args:
-        place: names the model in the error.
-        base: of the adapters; None: there are none.
-
-    Raises:
-        ValueError: the base is no model on the Hub.
-    """
+    """Check that others can load the base model of adapters that are to be published; ValueError names the `place`."""
     if base is not None and hub_id(base) is None:
         raise ValueError(
             f"{place}: adapters of the base model {base}, which is not on the Hub, so nobody else could load them. "
@@ -260,55 +225,56 @@ def _repository(api: HfApi, id: str, what: str, private: bool | None) -> str:
     return full
 
 
-def _upload(api: HfApi, id: str, what: str, files: Mapping[str, Path], revision: str | None) -> None:
-    """Upload the LFS files to the Hub's store; no repository shows them before a commit names them."""
-    kind = _kind(what)
-    if revision:
-        api.create_branch(id, branch=revision, repo_type=kind, exist_ok=True)
-    additions = [CommitOperationAdd(place, str(path)) for place, path in files.items()]
-    api.preupload_lfs_files(id, additions, repo_type=kind, revision=revision)
+class _Part(NamedTuple):
+    """A repository, and what is published in it: files on disk, and others by their content."""
+
+    id: str
+    kind: str
+    revision: str | None
+    paths: dict[str, Path]
+    written: dict[str, bytes]
+
+    def additions(self) -> list[CommitOperationAdd]:
+        """New for every attempt, because operations remember how far their upload came."""
+        return [CommitOperationAdd(place, str(path)) for place, path in self.paths.items()]
 
 
-def _commit(
-    api: HfApi,
-    id: str,
-    what: str,
-    files: Mapping[str, Path],
-    written: Mapping[str, bytes],
-    message: str,
-    revision: str | None,
-    replace_card: bool = False,
-) -> CommitInfo:
-    kind = _kind(what)
-    there = api.list_repo_files(id, repo_type=kind, revision=revision)
+def _upload(api: HfApi, part: _Part) -> None:
+    if part.revision:
+        api.create_branch(part.id, branch=part.revision, repo_type=part.kind, exist_ok=True)
+    api.preupload_lfs_files(part.id, part.additions(), repo_type=part.kind, revision=part.revision)
+
+
+def _commit(api: HfApi, part: _Part, message: str, replace_card: bool) -> CommitInfo:
+    place: dict[str, Any] = {"repo_type": part.kind, "revision": part.revision}
+    there, written = api.list_repo_files(part.id, **place), dict(part.written)
     if CARD in there and not replace_card:
-        card = Path(api.hf_hub_download(id, CARD, repo_type=kind, revision=revision))
+        card = Path(api.hf_hub_download(part.id, CARD, **place))
         if is_edited(card.read_text(encoding="utf-8", errors="replace")):
             logger.warning(
-                f"{id}: README.md stays as a person wrote it, and may have older results. Replace it with "
+                f"{part.id}: README.md stays as a person wrote it, and may have older results. Replace it with "
                 "--replace-card or replace_card=True"
             )
-            written = {place: content for place, content in written.items() if place != CARD}
-    # new in every attempt, for operations remember how far their upload came
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(place, str(path)) for place, path in files.items()
-    ]
-    operations += [CommitOperationAdd(place, content) for place, content in written.items()]
-    operations += [
-        CommitOperationDelete(place)
-        for place in there
-        if place not in files and _OF_A_CHECKPOINT.fullmatch(place)
-    ]
-    return api.create_commit(id, operations, commit_message=message, repo_type=kind, revision=revision)
+            del written[CARD]
+    old = [name for name in there if name not in part.paths and _OF_A_CHECKPOINT.fullmatch(name)]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [*part.additions()]
+    operations += [CommitOperationAdd(name, content) for name, content in written.items()]
+    operations += [CommitOperationDelete(name) for name in old]
+    return api.create_commit(part.id, operations, commit_message=message, **place)
 
 
-def _files(folder: Path) -> list[Path]:
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _KEPT_BACK]
-    return [
-        path
-        for path in found
-        if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
-    ]
+def _files(folder: Path) -> dict[str, Path]:
+    """Path in the repository → file."""
+    files = {
+        path.relative_to(folder): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in _KEPT_BACK
+    }
+    return {
+        inside.as_posix(): path
+        for inside, path in files.items()
+        if not any(part.startswith((".", "__")) for part in inside.parts)
+    }
 
 
 def _attempt(id: str, action: Callable[[], Result]) -> Result:

@@ -58,12 +58,7 @@ TRAINERS: dict[str, tuple[str, list[Paper]]] = {
 
 
 def papers_of(trainer: str, settings: Mapping[str, Any]) -> list[Paper]:
-    """The papers that a stage of training follows, the main one first; empty for cross-entropy over lists.
-
-    Args:
-        trainer: a key of `TRAINERS`; another name has no papers.
-        settings: of that trainer.
-    """
+    """The papers that a stage of training with these settings follows, the main one first."""
     papers = list(TRAINERS.get(trainer, ("", []))[1])
     if trainer == "retriever":
         pairwise = settings.get("contrast") == "pairwise"

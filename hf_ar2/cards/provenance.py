@@ -22,18 +22,14 @@ _STAGES = "hf_ar2_stages"
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
     """The settings a result may depend on, as plain data: this library's own, and transformers' that differ."""
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    classes = [cls for cls in type(args).__mro__ if cls not in TrainingArguments.__mro__]
+    ours = {name for cls in classes for name in inspect.get_annotations(cls)}
     settings = {}
     for field in dataclasses.fields(args):
         if not affects_result(field.name):
             continue
         value = getattr(args, field.name)
-        known = theirs.get(field.name)
-        declared = any(
-            field.name in inspect.get_annotations(cls)
-            for cls in type(args).__mro__
-            if cls not in TrainingArguments.__mro__
-        )
-        if declared or known is None or field.name in ALWAYS_NAMED or value != _default(known):
+        if field.name in ours or field.name in ALWAYS_NAMED or value != _default(theirs[field.name]):
             value = value.value if isinstance(value, enum.Enum) else value
             if isinstance(value, str | int | float | list) or value is None:
                 settings[field.name] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -24,10 +23,7 @@ from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
 
 def model_index(training: Training) -> list[EvalResult]:
-    """The results of the published row for the metadata `model-index`: of the retriever, or of the ranker by itself.
-
-    The metric of the significance tests comes first.
-    """
+    """The results of the published row for the metadata `model-index`; the tested metric comes first."""
     if not training.metrics:
         return []
     over = f", the first {training.rerank_depth} passages reordered" if training.role == "ranker" else ""
@@ -42,7 +38,7 @@ def model_index(training: Training) -> list[EvalResult]:
         )
         for split, systems in training.metrics[training.served].items()
         for metric, value in sorted(
-            systems.get(training.role, {}).items(), key=lambda result: result[0] != training.test_metric
+            systems.get(training.role, {}).items(), key=lambda found: found[0] != training.test_metric
         )
     ]
 
@@ -72,7 +68,6 @@ def eval_result_files(card: str, repository: str, token: str | None = None) -> d
     Args:
         card: a README.md as `model_card` returns it.
         repository: id of the model's repository, the source of the results.
-        token: for a data set that is not public.
 
     Returns:
         Path in the repository → YAML.
@@ -81,13 +76,10 @@ def eval_result_files(card: str, repository: str, token: str | None = None) -> d
     files = {}
     for dataset in data.get("datasets") or []:
         entries = []
+        results = [found for found in data.get("eval_results") or [] if found.dataset_type == dataset]
         for split, task in _benchmark_tasks(dataset, token).items():
-            results = [
-                result
-                for result in data.get("eval_results") or []
-                if (result.dataset_type, result.dataset_split) == (dataset, split)
-            ]
-            for result in results[:1]:
+            result = next((found for found in results if found.dataset_split == split), None)
+            if result is not None:
                 entry = EvalResultEntry(
                     dataset_id=dataset,
                     task_id=task,
@@ -129,21 +121,22 @@ def _table_of_split(training: Training, split: str) -> str:
         measured = {row: found for row, found in measured.items() if "pipeline" in found}
     if not measured:
         return ""
-    metrics = list(
-        dict.fromkeys(metric for found in measured.values() for metric in next(iter(found.values())))
-    )
+    shown = [metric for found in measured.values() for metric in next(iter(found.values()))]
+    metrics = list(dict.fromkeys(shown))
     rows: list[list[Any]] = []
     before, sizes = "", set[int]()
     for row, found in measured.items():
         test = training.tests.get(row, {}).get(split, {}).get(systems[-1])
+        outcome = ""
         if test:
             sizes.add(test["wins"] + test["losses"] + test["ties"])
+            against = "retriever" if ranker else before
+            outcome = f"{against}: {test['difference']:+.3f}, {format_p(test['p_value'])}"
         for system in systems:
-            if system not in found:
-                continue
-            values = [found[system].get(metric) for metric in metrics]
-            tested = [_outcome(test if system == systems[-1] else None, "retriever" if ranker else before)]
-            rows.append([f"{row}: {system}" if ranker else row, *values, *(tested if training.tests else [])])
+            if system in found:
+                values = [found[system].get(metric) for metric in metrics]
+                tested = [outcome if system == systems[-1] else ""] if training.tests else []
+                rows.append([f"{row}: {system}" if ranker else row, *values, *tested])
         before = row
     columns = ["", *map(display_name, metrics)]
     if training.tests:
@@ -151,10 +144,6 @@ def _table_of_split(training: Training, split: str) -> str:
     queries = f", {sizes.pop():,} queries" if len(sizes) == 1 else ""
     title = f"`{short_name(training.collection)}`, {split}{queries}:"
     return f"{title}\n\n{format_table(rows, columns, markdown=True)}"
-
-
-def _outcome(test: Mapping[str, Any] | None, against: str) -> str:
-    return f"{against}: {test['difference']:+.3f}, {format_p(test['p_value'])}" if test else ""
 
 
 def short_name(name: str) -> str:

@@ -23,11 +23,10 @@ def settings(arguments: argparse.Namespace) -> int:
         print(settings_table(known))
         print(f"\nOne setting with its description: hf-ar2 settings {arguments.trainer} {next(iter(known))}")
         return 0
-    if arguments.name not in known:
-        raise ValueError(
-            f"{arguments.trainer} has no setting {arguments.name!r}{nearest(arguments.name, known)}"
-        )
-    print(setting_text(known[arguments.name]))
+    name = arguments.name
+    if name not in known:
+        raise ValueError(f"{arguments.trainer} has no setting {name!r}{nearest(name, known)}")
+    print(setting_text(known[name]))
     return 0
 
 
@@ -39,9 +38,7 @@ def settings_table(known: dict[str, Setting]) -> str:
         if len(kind) > 18:
             kind, below = "str", [kind, *below]
         lines.append(f"{found.name:<28}{kind:<20}{_default(found)}")
-        lines += [
-            textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="    ") for text in below
-        ]
+        lines += [textwrap.indent(textwrap.fill(text, WIDTH - 4), "    ") for text in below]
     return "\n".join(lines)
 
 

@@ -11,11 +11,7 @@ from hf_ar2.evaluation.systems import Ranking
 
 
 def check_judged(file: str, run: str | None) -> None:
-    """Check that a file of questions has judgments.
-
-    Raises:
-        ValueError: it has none, or cannot be read.
-    """
+    """Check that a file of questions has judgments; ValueError if not."""
     questions, judged = read_questions(file), read_judged(file)
     if not any(judged.get(id) for id in questions):
         raise ValueError(

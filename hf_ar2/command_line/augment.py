@@ -11,8 +11,10 @@ from typing import Any
 import datasets
 
 from hf_ar2.augmentation import AugmentConfig, Suspect, augment, read_false_negatives
+from hf_ar2.cards.facts import ROLES
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import arrow_column, rows_of
+from hf_ar2.command_line.open import opened_system
 from hf_ar2.command_line.options import given_settings
 from hf_ar2.command_line.show import ordinal
 from hf_ar2.evaluation.tables import format_table
@@ -25,8 +27,13 @@ _SUSPECTS_SHOWN = 3
 _CHARACTERS = 400  # of a passage
 
 
-def augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
-    """Write the lists with the models and the collection of the command line, and print their counts."""
+def augment_lists(arguments: argparse.Namespace) -> int:
+    """Write training lists, and print what was kept and dropped, and which labels may be missing."""
+    with opened_system(arguments, for_training=True) as system:
+        return _augment_with(system, arguments)
+
+
+def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
     of_run = {name: getattr(system.settings, name) for name in names_of(EncodingConfig)}
     args = AugmentConfig(**of_run | given_settings(arguments, AugmentConfig))
     if system.ranker is None:
@@ -35,18 +42,9 @@ def augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
             f"{arguments.run}/stages/STAGE/ranker"
         )
     out = Path(arguments.output)
-    names = {
-        role: getattr(arguments, role) or str(Path(arguments.run) / role) for role in ("retriever", "ranker")
-    }
-    lists = augment(
-        system.collection,
-        system.retriever,
-        system.ranker,
-        out,
-        args,
-        names=names,
-        index_folder=arguments.index,
-    )
+    names = {role: getattr(arguments, role) or str(Path(arguments.run) / role) for role in ROLES}
+    models = system.retriever, system.ranker
+    lists = augment(system.collection, *models, out, args, names=names, index_folder=arguments.index)
     print(summary(lists))
     audited = "false_negatives" in lists.manifest
     if arguments.audit and audited:
@@ -97,8 +95,7 @@ def audit(lists: TrainingLists, collection: Collection, count: int, width: int) 
     """The most likely false negatives: unlabelled passages that score above all labelled ones.
 
     Args:
-        lists: as they were written, with `false_negatives.jsonl` in their folder.
-        collection: has the texts.
+        lists: `false_negatives.jsonl` is in their folder.
         count: queries to show, those with the largest shares, with at most three passages each.
         width: of the terminal, in columns.
     """
@@ -115,23 +112,16 @@ def audit(lists: TrainingLists, collection: Collection, count: int, width: int) 
     queries = _texts(collection.queries, list(shown))
     blocks = [heading]
     for query_id, of_query in shown.items():
-        chosen, first = of_query[:_SUSPECTS_SHOWN], of_query[0]
-        ids = [first.positive_id, *(suspect.passage_id for suspect in chosen)]
-        passages = _texts(collection.corpus, ids)
-        scores = [first.positive_score, *(suspect.score for suspect in chosen)]
-        places = [
-            "labelled",
-            *(
-                f"share {suspect.share:.0%}, retrieved {ordinal(suspect.retriever_rank)}"
-                for suspect in chosen
-            ),
-        ]
+        first = of_query[0]
+        passages = [(first.positive_id, f"{first.positive_score:.2f}, labelled")]
+        for suspect in of_query[:_SUSPECTS_SHOWN]:
+            place = f"share {suspect.share:.0%}, retrieved {ordinal(suspect.retriever_rank)}"
+            passages.append((suspect.passage_id, f"{suspect.score:.2f}, {place}"))
+        texts = _texts(collection.corpus, [id for id, _ in passages])
         number = f"{len(of_query)} such passage{'s' if len(of_query) > 1 else ''}"
         lines = [textwrap.fill(f"{visible(query_id)} ({number}): {queries[query_id]}", width)]
-        for id, score, place in zip(ids, scores, places, strict=True):
-            text = textwrap.shorten(
-                f"{score:.2f}, {place}, {visible(id)}: {passages[id]}", _CHARACTERS, placeholder=" …"
-            )
+        for id, said in passages:
+            text = textwrap.shorten(f"{said}, {visible(id)}: {texts[id]}", _CHARACTERS, placeholder=" …")
             lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

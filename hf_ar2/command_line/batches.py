@@ -6,63 +6,48 @@ import asyncio
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
 from hf_ar2.search.system import Hit
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    query: str
-    k: int
-    found: asyncio.Future[list[Hit]]
-
-
 class Batches:
-    """Searches in one thread. What arrives during a search is searched together afterwards, where k is equal.
-
-    Args:
-        search_many: from queries and k to the hits of each query, see `SearchSystem.search_many`.
-    """
+    """Searches in one thread. What arrives during a search is searched together afterwards, where k is equal."""
 
     def __init__(self, search_many: Callable[[Sequence[str], int], list[list[Hit]]]) -> None:
         self._search_many = search_many
         self._thread = ThreadPoolExecutor(1)
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[tuple[str, int, asyncio.Future[list[Hit]]]] = []
         self._work: asyncio.Task[None] | None = None
 
     async def search(self, query: str, k: int) -> list[Hit]:
-        """The k best hits.
-
-        Raises:
-            HTTPException: the search failed; the traceback is printed.
-        """
+        """The k best hits. Where the search fails, its traceback is printed and an HTTPException raised."""
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(query, k, loop.create_future())
-        self._waiting.append(waiting)
+        found = loop.create_future()
+        self._waiting.append((query, k, found))
         if self._work is None or self._work.done():
             self._work = loop.create_task(self._search_all())
-        return await waiting.found
+        return await found
 
     async def _search_all(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
-            k = self._waiting[0].k
-            batch = [waiting for waiting in self._waiting if waiting.k == k]
-            self._waiting = [waiting for waiting in self._waiting if waiting.k != k]
-            queries = [waiting.query for waiting in batch]
+            k = self._waiting[0][1]
+            batch = [(query, found) for query, its_k, found in self._waiting if its_k == k]
+            self._waiting = [waiting for waiting in self._waiting if waiting[1] != k]
+            queries = [query for query, _ in batch]
             results: list[list[Hit]] | None = None
             try:
-                loop = asyncio.get_running_loop()
                 results = await loop.run_in_executor(self._thread, self._search_many, queries, k)
             except Exception:
                 traceback.print_exc()
-            for place, waiting in enumerate(batch):
-                if waiting.found.done():  # cancelled, at the end of the server
+            for place, (_, found) in enumerate(batch):
+                if found.done():  # cancelled, at the end of the server
                     continue
                 if results is None:
-                    error = HTTPException(500, "the search failed; see the terminal of the server")
-                    waiting.found.set_exception(error)
+                    found.set_exception(
+                        HTTPException(500, "the search failed; see the terminal of the server")
+                    )
                 else:
-                    waiting.found.set_result(results[place])
+                    found.set_result(results[place])

@@ -11,12 +11,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
 
 
 def terminal_text(card: str, width: int) -> str:
-    """A card's Markdown for a terminal: without metadata, paragraphs and tables wrapped to its width.
-
-    Args:
-        card: YAML metadata between lines of `---`, then Markdown.
-        width: of the terminal, in columns. Code and BibTeX stay as they are.
-    """
+    """A card's Markdown for a terminal of `width` columns: without metadata, paragraphs and tables wrapped."""
     body = re.sub(r"\A---\n.*?\n---\n+|<!--.*?-->", "", card, flags=re.DOTALL)
     blocks: list[str] = []
     for block in re.split(r"(```.*?\n```)", body, flags=re.DOTALL):

@@ -47,7 +47,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         check_relevant(system.collection, split, arguments.relevance_level)
         if arguments.output:
             check_run_ids(system.collection)
-        queries, passages = len(evaluated_queries(system.collection, split)), len(system.collection.corpus)
+        query_rows = evaluated_queries(system.collection, split)
+        queries, passages = len(query_rows), len(system.collection.corpus)
         note = f", {system.searched_place}" if system.run_index is not None else ""
         if system.index_name == TRAINING_INDEX:
             note += ", read as in training: without the headings that are queries"
@@ -61,36 +62,24 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 f"--depth {min(deep, passages)}"
             )
         rankings = system.rankings(split)
-        values = {
-            name: measure(system.collection, split, rows, metrics, arguments.relevance_level)
-            for name, (rows, _) in rankings.items()
-        }
-        means = {
-            name: {metric: float(value.mean()) for metric, value in found.items()}
-            for name, found in values.items()
-        }
-        table = [[name, *(found.get(metric) for metric in metrics)] for name, found in means.items()]
-        print(f"\n{format_table(table, ['system', *map(display_name, metrics)])}")
-        found: dict[str, Any] = {split: means}
-        for part in system.collection.by_member(split).values():
-            own = np.isin(
-                evaluated_queries(system.collection, split), evaluated_queries(system.collection, part)
-            )
-            found[part] = {
+        level, values, depths = arguments.relevance_level, {}, {}
+        for name, (rows, _) in rankings.items():
+            values[name] = measure(system.collection, split, rows, metrics, level)
+            depths[name] = rows.shape[1]
+        means: dict[str, Any] = {}
+        for part in (split, *system.collection.by_member(split).values()):
+            own = np.isin(query_rows, evaluated_queries(system.collection, part))
+            means[part] = {
                 name: {metric: float(value[own].mean()) for metric, value in of_system.items()}
                 for name, of_system in values.items()
             }
-            table = [
-                [name, *(of_one.get(metric) for metric in metrics)] for name, of_one in found[part].items()
-            ]
-            print(f"\n{part}: {own.sum():,} queries")
-            print(format_table(table, ["system", *map(display_name, metrics)]))
-        if "pipeline" in means and system.settings.pipeline_depth is not None:
+            table = [[name, *map(found.get, metrics)] for name, found in means[part].items()]
+            heading = "" if part == split else f"{part}: {own.sum():,} queries\n"
+            print(f"\n{heading}{format_table(table, ['system', *map(display_name, metrics)])}")
+        if "pipeline" in values and system.settings.pipeline_depth is not None:
             weight, reordered = system.settings.weight, system.settings.pipeline_depth
             print(f"pipeline: weight {weight:g} over the first {reordered} passages, as the run chose")
-        if missing := left_out(
-            {name: rows.shape[1] for name, (rows, _) in rankings.items()}, metrics, passages
-        ):
+        if missing := left_out(depths, metrics, passages):
             print(missing)
         if split == QUESTIONS:
             print(f"\n{answered_text(system.collection, rankings)}")
@@ -103,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
             )
         if arguments.output:
-            write_results(Path(arguments.output), system, split, rankings, found)
+            write_results(Path(arguments.output), system, split, rankings, means)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
     return 0
 
@@ -129,42 +118,36 @@ def encode(arguments: argparse.Namespace) -> int:
     with opened_system(arguments, ranker=False) as system:
         dim, total = system.retriever.get_embedding_dimension(), len(system.collection.corpus)
         assert dim is not None
-        inputs = system.retriever_inputs
+        inputs, encoders = system.retriever_inputs, system.encoders
         out.mkdir(parents=True, exist_ok=True)
-        partial = out / "embeddings.npy.partial"
+        file, ids, partial = out / "embeddings.npy", out / "ids.json", out / "embeddings.npy.partial"
         new_array(partial, system.settings.index_dtype, (total, dim))
         embeddings = np.load(partial, mmap_mode="r+")
         encode_rows(
-            system.encoders.embedder(system.retriever, "document"),
+            encoders.embedder(system.retriever, "document"),
             inputs.passage_builder,
             inputs.passage_store,
             np.arange(total),
             embeddings,
-            budget=system.encoders.budget,
-            device=system.encoders.device,
+            budget=encoders.budget,
+            device=encoders.device,
             description="Encoding passages",
         )
         embeddings.flush()
-        write_json(out / "ids.json", list(system.collection.corpus["id"]))
-        os.replace(partial, out / "embeddings.npy")
-        print(
-            f"{out / 'embeddings.npy'}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {out / 'ids.json'}"
-        )
-    print(f"Next: numpy.load({str(out / 'embeddings.npy')!r}, mmap_mode='r')")
+        write_json(ids, list(system.collection.corpus["id"]))
+        os.replace(partial, file)
+        print(f"{file}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {ids}")
+    print(f"Next: numpy.load({str(file)!r}, mmap_mode='r')")
     return 0
 
 
 def index(arguments: argparse.Namespace) -> int:
     """Encode a collection and build its index in a folder."""
     with opened_system(arguments, ranker=False) as system:
-        built = system.encoders.build_index(
-            system.retriever,
-            system.retriever_inputs,
-            arguments.out,
-            system.fingerprint,
-            system.settings.index_factory,
-            system.settings.index_dtype,
-        )
+        settings = system.settings
+        kind = system.fingerprint, settings.index_factory, settings.index_dtype
+        models = system.retriever, system.retriever_inputs
+        built = system.encoders.build_index(*models, arguments.out, *kind)
         built.save_ids(system.collection.corpus["id"])  # so that other tools can use the FAISS file
         print(built)
     if is_run(arguments.model):
@@ -199,12 +182,7 @@ def _asked() -> str:
         return ""
 
 
-def augment(arguments: argparse.Namespace) -> int:
-    """Write training lists, and print what was kept and dropped, and which labels may be missing."""
-    from hf_ar2.command_line.augment import augment_with
-
-    with opened_system(arguments, for_training=True) as system:
-        return augment_with(system, arguments)
+_READER_OPTIONS = ("skip", "max_passages", "queries", "endings", "all_headings")
 
 
 def collection(arguments: argparse.Namespace) -> int:
@@ -217,17 +195,10 @@ def collection(arguments: argparse.Namespace) -> int:
     reader = logging.getLogger("hf_ar2.collections")
     level = reader.level
     reader.setLevel(logging.ERROR)
+    named = {name: getattr(arguments, name) for name in _READER_OPTIONS}
     try:
-        read = load_collection(
-            arguments.source,
-            skip=arguments.skip,
-            max_passages=arguments.max_passages,
-            queries=arguments.queries,
-            endings=arguments.endings,
-            headings=False if no_queries else None,
-            all_headings=arguments.all_headings,
-            dev_share=0,  # the split is made when the folder is loaded
-        )
+        # Without a dev_share, the split is made when the folder is loaded.
+        read = load_collection(arguments.source, headings=False if no_queries else None, dev_share=0, **named)
     finally:
         reader.setLevel(level)
     if generate:
@@ -236,11 +207,9 @@ def collection(arguments: argparse.Namespace) -> int:
         read = with_generated_queries(read, arguments)
     read.save(arguments.out)
     print(visible_lines(str(read)))
-    print(
-        f"\nIn {arguments.out}: corpus.jsonl, queries.jsonl, qrels/{', ' + LISTS if read.lists is not None else ''}"
-    )
-    name = Path(arguments.out).name
-    print(f"Next: hf-ar2 train own-corpus --collection {arguments.out} --output_dir runs/{name}")
+    out, lists = arguments.out, "" if read.lists is None else f", {LISTS}"
+    print(f"\nIn {out}: corpus.jsonl, queries.jsonl, qrels/{lists}")
+    print(f"Next: hf-ar2 train own-corpus --collection {out} --output_dir runs/{Path(out).name}")
     return 0
 
 

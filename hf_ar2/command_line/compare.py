@@ -61,9 +61,8 @@ def compare(arguments: argparse.Namespace) -> int:
     result = compare_systems(collection, systems.files, split, metrics, against, arguments.relevance_level)
     title = result.title.replace(f", {JUDGED}:", ":") if arguments.qrels else result.title
     result = replace(result, title=title, notes=[*systems.notes, *result.notes])
-    text = str(result)
-    if arguments.markdown or arguments.latex:
-        text = result.to_latex() if arguments.latex else result.to_markdown()
+    latex_or_text = result.to_latex() if arguments.latex else str(result)
+    text = result.to_markdown() if arguments.markdown else latex_or_text
     print(visible_lines(text))
     if arguments.output:
         path = Path(arguments.output)
@@ -78,10 +77,6 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
     A system is named after the row (`ROW`, `ROW pipeline`, or `ROW ranker` if the run serves that) or the file. With
     several run folders, the folder's name comes first.
-
-    Raises:
-        FileNotFoundError: neither a run folder nor a file.
-        ValueError: a run folder has no run files of the split, or a system is given twice.
     """
     folders = {}
     for name in filter(lambda name: Path(name).is_dir(), given):
@@ -130,31 +125,22 @@ def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) ->
         systems = {"retriever": row, "pipeline": f"{row} pipeline"}
         if (chosen.get("row"), chosen.get("system")) == (row, "ranker"):
             systems["ranker"] = f"{row} ranker"
-        of_row = [
-            (label, path)
-            for system, label in systems.items()
-            if (path := run_file(run, row, split, system)).is_file()
-        ]
+        paths = [(label, run_file(run, row, split, system)) for system, label in systems.items()]
+        of_row = [(label, path) for label, path in paths if path.is_file()]
         if not of_row:
             notes.append(f"{run}: row {row} has not been evaluated on {split} and is left out.")
         files += of_row
     if not files:
         splits = sorted({path.name.split(".")[0] for path in run.glob("runs/*/*.trec")})
-        advice = (
-            f"it has {', '.join(splits)}; choose with --split"
-            if splits
-            else "the command that started the run evaluates it at its end"
-        )
+        advice = "the command that started the run evaluates it at its end"
+        if splits:
+            advice = f"it has {', '.join(splits)}; choose with --split"
         raise ValueError(f"{run} has no run files of split {split!r}; {advice}")
     return files
 
 
 def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collection:
-    """The judgments: those of --qrels, of --collection, or of the run folders' collection.
-
-    Raises:
-        ValueError: no judgments are named, or the run folders have several collections.
-    """
+    """The judgments: those of --qrels, of --collection, or of the run folders' collection."""
     if arguments.qrels:
         if arguments.split and not systems.recipes:
             raise ValueError("--split is for collections with several splits; with --qrels, leave it out")
@@ -176,19 +162,15 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
     if systems.split != QUESTIONS or not asked:
         return collection
     if len(asked) > 1:
+        files = " and ".join(asked)
         raise ValueError(
-            f"the runs were measured on {len(asked)} files of questions, {' and '.join(asked)}; compare runs of one"
+            f"the runs were measured on {len(asked)} files of questions, {files}; compare runs of one"
         )
     return with_questions(collection, next(iter(asked)))
 
 
 def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
-    """A collection with ids only: those of a qrels file and of the run files, in split `judged`.
-
-    Raises:
-        FileNotFoundError: there is no such qrels file.
-        ValueError: a line is not a judgment, or there are none.
-    """
+    """A collection with ids only: those of a qrels file and of the run files, in split `judged`."""
     if not qrels.is_file():
         raise FileNotFoundError(
             f"--qrels {qrels}: no such file; expected lines of query_id 0 passage_id relevance"
@@ -199,7 +181,7 @@ def collection_of_qrels(qrels: Path, runs: Sequence[Path]) -> Collection:
             fields = line.split()
             if len(fields) >= 3:  # shorter lines are errors of the reader below
                 ids[0][fields[0]] = ids[1][fields[1 if len(fields) == 3 else 2]] = None
-    query_ids, passage_ids = list(ids[0]), list(ids[1])
+    query_ids, passage_ids = map(list, ids)
     judgments = read_qrels(qrels, query_ids, passage_ids)
     if not len(judgments):
         raise ValueError(f"{qrels}: found no judgment; expected lines of query_id 0 passage_id relevance")

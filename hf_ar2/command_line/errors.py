@@ -16,8 +16,7 @@ _LONGEST = 600
 def error_text(error: Exception) -> str:
     """What a user reads of an error: its message, and its type where nobody wrote the message for users.
 
-    Raises:
-        Exception: the error itself, if the environment asks for its traceback.
+    The error is raised again if the environment asks for its traceback.
     """
     if os.environ.get(TRACEBACK):
         raise error

@@ -36,9 +36,6 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     """The collection with the questions that were kept. Prints how many, and what was dropped.
 
     What the model wrote is kept in OUT/work, so that the same command continues after an interruption.
-
-    Raises:
-        ValueError: a model cannot be loaded or reached, or no question was kept.
     """
     quiet()
     work = Path(arguments.out) / WORK
@@ -84,11 +81,7 @@ def counted(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> s
 
 
 def open_writer(arguments: argparse.Namespace) -> Writer:
-    """The endpoint or the model that the options name.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
+    """The endpoint or the model that the options name."""
     name, count = arguments.generate_queries, arguments.queries_per_passage
     prompt, seed = arguments.generate_prompt, arguments.generate_seed
     if is_url(name):

@@ -52,17 +52,15 @@ def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
     with opened_system(arguments) as served:
         systems = [served]
         rows = list(((recipe.get("evaluation") or {}).get("rows") or {}).items())
+        others = "; its recipe has no earlier row"
         if len(rows) > 1:
             name, row = rows[0]
             systems.append(first_system(arguments.run, recipe, row, served))
-            print(f"Shown: the first {arguments.k} results of the run's models and of {name}, mixed.")
-        else:
-            print(
-                f"Shown: the first {arguments.k} results of the run's models; its recipe has no earlier row."
-            )
+            others = f" and of {name}, mixed"
+        print(f"Shown: the first {arguments.k} results of the run's models{others}.")
         for system in systems:
             _ = system.searched  # builds the index before the first question
-        yield [partial(_search, system, arguments.k) for system in systems]
+        yield [partial(system.search, k=arguments.k) for system in systems]
 
 
 def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: SearchSystem) -> SearchSystem:
@@ -71,10 +69,6 @@ def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: 
     retriever = load_retriever(fields.pop("model"), **fields)
     settings = settings_of_run(recipe).changed({"index_factory": "Flat", "search_parameters": None})
     return SearchSystem(retriever, None, served.collection, settings, Path(run) / "label")
-
-
-def _search(system: SearchSystem, k: int, question: str) -> list[Hit]:
-    return system.search(question, k)
 
 
 def ask(labelling: Labelling) -> None:
@@ -97,6 +91,8 @@ def _answer(labelling: Labelling, shown: int) -> bool:
         except (EOFError, KeyboardInterrupt):
             print()
             return False
+        numbers = re.split(r"[\s,;]+", answer) if answer else []
+        expected = f"expected numbers from 1 to {shown} with spaces between them, or s, u or q."
         if answer == "q":
             return False
         if answer == "s":
@@ -106,14 +102,11 @@ def _answer(labelling: Labelling, shown: int) -> bool:
             if labelling.undo():
                 return True
             print("There is nothing to undo.")
-            continue
-        numbers = re.split(r"[\s,;]+", answer) if answer else []
-        if all(re.fullmatch("[0-9]{1,4}", number) and 1 <= int(number) <= shown for number in numbers):
+        elif all(re.fullmatch("[0-9]{1,4}", number) and 1 <= int(number) <= shown for number in numbers):
             labelling.judge([int(number) - 1 for number in numbers])
             return True
-        print(
-            f"{visible(answer)!r}: expected numbers from 1 to {shown} with spaces between them, or s, u or q."
-        )
+        else:
+            print(f"{visible(answer)!r}: {expected}")
 
 
 def passages_text(hits: list[Hit], width: int) -> str:

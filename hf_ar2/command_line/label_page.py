@@ -52,9 +52,6 @@ class LabelServer(WebServer):
     """Listens on the loopback address from its construction on, and asks once `ask` is called.
 
     Changes need the token in the page, so that other web pages cannot make any.
-
-    Raises:
-        ValueError: the port is in use or invalid.
     """
 
     labelling: Labelling

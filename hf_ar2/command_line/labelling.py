@@ -15,12 +15,7 @@ Search = Callable[[str], Sequence[Hit]]
 
 
 def pooled(lists: Sequence[Sequence[Hit]], seed: str) -> list[Hit]:
-    """The passages of several systems, each once, in an order that does not show which system found it.
-
-    Args:
-        lists: the hits of each system, best first.
-        seed: of the order.
-    """
+    """The passages of several systems, each once, in a seeded order that does not show which system found it."""
     by_rank = [hit for hits in zip_longest(*lists) for hit in hits if hit is not None]
     found = list({hit.passage_id: hit for hit in reversed(by_rank)}.values())[::-1]
     random.Random(seed).shuffle(found)
@@ -32,11 +27,6 @@ class Labelling:
 
     A question is shown while some passage that was found for it is not judged, so that judgments made for one run also
     count for the next.
-
-    Args:
-        file: the questions, one a line.
-        systems: the systems to search with.
-        seed: of the order in which passages are shown.
 
     Attributes:
         questions: id -> text.

@@ -51,11 +51,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file, by its path or by the name of a recipe of the package.
-
-    Raises:
-        ValueError: there is none; the message names the closest one and lists them all.
-    """
+    """A recipe's file, by its path or by the name of a recipe of the package; ValueError if there is none."""
     if Path(name).is_file():
         return Path(name)
     shipped = shipped_recipes()
@@ -79,13 +75,9 @@ def launch_command(
     accelerate decides them instead; `machines` come on top. `OMP_NUM_THREADS`, if set, is the number of threads.
 
     Args:
-        recipe: the YAML file.
         overrides: `--key value ...` for the recipe.
-        config_file: what `accelerate config` wrote; None: its default file, if there is one.
+        config_file: None: accelerate's default file, if there is one.
         machines: values of `MACHINES`; those that are None are not set.
-
-    Raises:
-        ValueError: several machines without the rank or the address that they need.
     """
     machines = {name: value for name, value in (machines or {}).items() if value is not None}
     config_file = config_file or default_config_file()
@@ -196,11 +188,8 @@ def _ignored(number: int) -> bool:
 @contextlib.contextmanager
 def ended_by_interrupts() -> Iterator[None]:
     """Ctrl-C ends the process at once, with 130: during slow imports, which may lose an exception or print it."""
-    usual = signal.default_int_handler
-    if (
-        signal.getsignal(signal.SIGINT) is not usual
-        or threading.current_thread() is not threading.main_thread()
-    ):
+    usual, thread = signal.default_int_handler, threading.current_thread()
+    if signal.getsignal(signal.SIGINT) is not usual or thread is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -261,7 +250,7 @@ def _left(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Pr
         return False
 
     until = time.monotonic() + seconds
-    while (left := [process for process in processes if runs(process)]) and time.monotonic() < until:
+    while (left := list(filter(runs, processes))) and time.monotonic() < until:
         time.sleep(0.05)
     return left
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
-from hf_ar2.command_line.arguments import PROGRAM
 from hf_ar2.command_line.errors import error_text
 from hf_ar2.command_line.launch import (
     MACHINES,
@@ -24,8 +23,32 @@ from hf_ar2.command_line.launch import (
     run_to_end,
     shipped_recipes,
 )
-from hf_ar2.command_line.parser import USAGE_ERROR, Parser, nearest
+from hf_ar2.command_line.parser import PROGRAM, USAGE_ERROR, Parser, command, nearest
 
+# The commands in the groups of `hf-ar2 --help`, by the functions that add their arguments.
+GROUPS = {
+    "training": (
+        arguments.quickstart,
+        arguments.train,
+        arguments.tune_queries,
+        arguments.augment,
+        arguments.score,
+    ),
+    "evaluating": (
+        arguments.evaluate,
+        question_arguments.label,
+        sharing_arguments.compare,
+        sharing_arguments.report,
+    ),
+    "searching": (arguments.search, sharing_arguments.serve, arguments.index, arguments.encode),
+    "importing and sharing": (
+        arguments.collection,
+        arguments.import_,
+        sharing_arguments.card,
+        sharing_arguments.push,
+    ),
+    "looking things up": (arguments.settings, arguments.env),
+}
 TRAINING = ("quickstart", "train", "tune-queries")
 # The functions of the other commands, as module:function. They take the options and return the exit code.
 HANDLERS = {
@@ -34,7 +57,7 @@ HANDLERS = {
     "index": "hf_ar2.command_line.commands:index",
     "search": "hf_ar2.command_line.commands:search",
     "score": "hf_ar2.command_line.score:score",
-    "augment": "hf_ar2.command_line.commands:augment",
+    "augment": "hf_ar2.command_line.augment:augment_lists",
     "collection": "hf_ar2.command_line.commands:collection",
     "label": "hf_ar2.command_line.label:label",
     "import": "hf_ar2.command_line.commands:import_published",
@@ -52,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `hf-ar2`.
 
     Returns:
-        0; 1 after an error; 2 for a wrong command line; 130 when interrupted; for training, the exit code of the
-        training process.
+        0; 1 after an error; 2 for a wrong command line; 130 after Ctrl-C; for training, its process's exit code.
     """
     try:
         return _command(arguments)
@@ -81,46 +103,52 @@ def _command(arguments: Sequence[str] | None) -> int:
     options, unknown = command.parse_known_intermixed_args(given[1:])
     if unknown:
         command.reject(unknown)
-    of_package = name == "evaluate" and (options.nanobeir is not None or options.mteb is not None)
-    if of_package:
-        _check_package_options(command, options)
-    elif name == "evaluate" and options.run is None and not (options.retriever and options.collection):
-        command.error("nothing to evaluate. Name a run folder, or --retriever and --collection")
-    if name == "evaluate" and options.questions and options.split not in (None, "questions"):
-        command.error(
-            "--split (of the collection) and --questions (a file) exclude each other: give one of them"
-        )
-    if (
-        name == "augment"
-        and not options.run
-        and not (options.retriever and options.ranker and options.collection)
-    ):
-        command.error("no models given. Name a run folder, or --retriever, --ranker and --collection")
-    if name == "score" and (options.retriever is None) == (options.lists is None):
-        command.error("give either --retriever MODEL, which finds the lists, or --lists FOLDER")
-    if name == "collection":
-        question_arguments.check_generation(command, options)
+    check = CHECKS.get(name)
+    if check is not None:
+        check(command, options)
     return _run(name, options)
 
 
-def _check_package_options(command: Parser, options: argparse.Namespace) -> None:
-    """Exit with code 2 where --nanobeir or --mteb is given with what it does not use, or without a model."""
+def _check_evaluate(parser: Parser, options: argparse.Namespace) -> None:
+    if options.nanobeir is not None or options.mteb is not None:
+        _check_package_options(parser, options)
+    elif options.run is None and not (options.retriever and options.collection):
+        parser.error("nothing to evaluate. Name a run folder, or --retriever and --collection")
+    if options.questions and options.split not in (None, "questions"):
+        parser.error(
+            "--split (of the collection) and --questions (a file) exclude each other: give one of them"
+        )
+
+
+def _check_package_options(parser: Parser, options: argparse.Namespace) -> None:
     if (options.run is None) == (options.retriever is None):
-        command.error("--nanobeir and --mteb evaluate one model. Name it: hf-ar2 evaluate MODEL --nanobeir")
-    used = (
-        "run",
-        "retriever",
-        "nanobeir",
-        "nanobeir_dataset",
-        "mteb",
-        "output",
-        *arguments.RETRIEVER_LOADING,
-    )
+        parser.error("--nanobeir and --mteb evaluate one model. Name it: hf-ar2 evaluate MODEL --nanobeir")
+    used = {"run", "retriever", "nanobeir", "nanobeir_dataset", "mteb", "output", "model_dtype", "revision"}
+    used |= {"attn_implementation", "trust_remote_code", "truncate_dim", "query_prompt", "passage_prompt"}
     for option, value in vars(options).items():
-        if value != command.get_default(option) and option not in used:
-            command.error(
+        if value != parser.get_default(option) and option not in used:
+            parser.error(
                 f"--{option} is not used by --nanobeir and --mteb, which evaluate a retriever on their own data"
             )
+
+
+def _check_augment(parser: Parser, options: argparse.Namespace) -> None:
+    if not options.run and not (options.retriever and options.ranker and options.collection):
+        parser.error("no models given. Name a run folder, or --retriever, --ranker and --collection")
+
+
+def _check_score(parser: Parser, options: argparse.Namespace) -> None:
+    if (options.retriever is None) == (options.lists is None):
+        parser.error("give either --retriever MODEL, which finds the lists, or --lists FOLDER")
+
+
+# Each exits with code 2 where options contradict each other.
+CHECKS = {
+    "evaluate": _check_evaluate,
+    "augment": _check_augment,
+    "score": _check_score,
+    "collection": question_arguments.check_generation,
+}
 
 
 def _run(name: str, options: argparse.Namespace) -> int:
@@ -152,18 +180,14 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
         parser.error(f"{overrides[0]!r}: expected --key value")
     if options.config_file and not Path(options.config_file).is_file():
         parser.error(f"--config_file {options.config_file}: no such file. Make one with: accelerate config")
-    environment = dict(os.environ)
-    if name == "quickstart":
-        environment.setdefault("HF_HUB_OFFLINE", "1")  # model and text come from installed packages
-        overrides = ["--output_dir", options.output_dir, *overrides]
-    shipped = {"quickstart": "quickstart", "tune-queries": "ltre/tune"}
-    if name == "tune-queries":
-        try:
-            overrides = [*tuning_overrides(options), *overrides]
-        except ValueError as error:
-            parser.error(str(error))
+    environment, recipe_name = dict(os.environ), getattr(options, "recipe", name)
     try:
-        recipe = find_recipe(shipped[name] if name in shipped else options.recipe)
+        if name == "quickstart":
+            environment.setdefault("HF_HUB_OFFLINE", "1")  # model and text come from installed packages
+            overrides = ["--output_dir", options.output_dir, *overrides]
+        elif name == "tune-queries":
+            recipe_name, overrides = "ltre/tune", [*tuning_overrides(options), *overrides]
+        recipe = find_recipe(recipe_name)
         machines = {option: getattr(options, option, None) for option in MACHINES}
         with ended_by_interrupts():
             command = launch_command(recipe, overrides, options.config_file, machines)  # imports torch
@@ -173,42 +197,35 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
 
 
 def tuning_overrides(options: argparse.Namespace) -> list[str]:
-    """The options of `tune-queries` as keys of the recipe `ltre/tune`.
-
-    Raises:
-        ValueError: options that contradict each other.
-    """
-    keys = {
-        "output_dir": options.output_dir,
-        "collection": options.collection,
-        "models.published.model": options.model,
-    }
+    """The options of `tune-queries` as keys of the recipe `ltre/tune`; ValueError if they contradict each other."""
     if options.index and options.factory:
         raise ValueError("--index names an existing index, --factory builds one: give one of them")
     if options.ids and not options.index:
         raise ValueError("--ids belongs to --index: it names the passages of that file")
     if options.centroids and options.factory is None and options.index is None:
         raise ValueError("--centroids needs a product-quantised index: --factory OPQ48,PQ48 for example")
+    before, after = "evaluation.rows.before", "evaluation.rows.after"
+    keys = {
+        "output_dir": options.output_dir,
+        "collection": options.collection,
+        "models.published.model": options.model,
+    }
+    if options.index or options.factory:
+        keys["ltre.vectors"] = "index"
     if options.index:
-        keys |= {"ltre.index": options.index, "ltre.vectors": "index"}
-        for row in ("before", "after"):
-            keys[f"evaluation.rows.{row}.index"] = options.index
-        if options.ids:
-            keys["ltre.index_ids"] = options.ids
-            for row in ("before", "after"):
-                keys[f"evaluation.rows.{row}.index_ids"] = options.ids
+        keys |= {f"{place}.index": options.index for place in ("ltre", before, after)}
+    if options.ids:
+        keys |= {"ltre.index_ids": options.ids, f"{before}.index_ids": options.ids}
+        if not options.centroids:  # the index that is saved has its own
+            keys[f"{after}.index_ids"] = options.ids
     if options.factory:
-        keys |= {"ltre.index_factory": options.factory, "ltre.vectors": "index"}
-        keys |= {
-            "evaluation.rows.before.index_factory": options.factory,
-            "evaluation.rows.after.index": "ltre",
-        }
+        keys |= {f"{place}.index_factory": options.factory for place in ("ltre", before)}
     if options.centroids:
-        keys |= {"ltre.train_centroids": "true", "evaluation.rows.after.index": "ltre"}
-        keys.pop("evaluation.rows.after.index_ids", None)  # the index that is saved has its own
+        keys["ltre.train_centroids"] = "true"
+    if options.factory or options.centroids:
+        keys[f"{after}.index"] = "ltre"
     if options.search:
-        for place in ("ltre", "evaluation.rows.before", "evaluation.rows.after"):
-            keys[f"{place}.search_parameters"] = options.search
+        keys |= {f"{place}.search_parameters": options.search for place in ("ltre", before, after)}
     if options.split:
         keys |= {"evaluation.splits": f"[{options.split}]", "evaluation.report_split": options.split}
     if options.steps:
@@ -218,39 +235,16 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of `hf-ar2` itself, and one for each command."""
-    collection = arguments.collection_parser()
-    question_arguments.add_generation(collection)
-    groups = {
-        "training": {
-            "quickstart": arguments.quickstart_parser(),
-            "train": arguments.train_parser(),
-            "tune-queries": arguments.tune_queries_parser(),
-            "augment": arguments.augment_parser(),
-            "score": arguments.score_parser(),
-        },
-        "evaluating": {
-            "evaluate": arguments.evaluate_parser(),
-            "label": question_arguments.label_parser(),
-            "compare": sharing_arguments.compare_parser(),
-            "report": sharing_arguments.report_parser(),
-        },
-        "searching": {
-            "search": arguments.search_parser(),
-            "serve": sharing_arguments.serve_parser(),
-            "index": arguments.index_parser(),
-            "encode": arguments.encode_parser(),
-        },
-        "importing and sharing": {
-            "collection": collection,
-            "import": arguments.import_parser(),
-            "card": sharing_arguments.card_parser(),
-            "push": sharing_arguments.push_parser(),
-        },
-        "looking things up": {"settings": arguments.settings_parser(), "env": arguments.env_parser()},
-    }
-    lines = []
-    for group, commands in groups.items():
-        lines += ["", f"{group}:", *(f"  {name:<14}{parser.does}" for name, parser in commands.items())]
+    lines: list[str] = []
+    commands: dict[str, Parser] = {}
+    for group, functions in GROUPS.items():
+        lines += ["", f"{group}:"]
+        for function in functions:
+            of_command = command(function)
+            name = of_command.prog.removeprefix(f"{PROGRAM} ")
+            commands[name] = of_command
+            lines.append(f"  {name:<14}{of_command.does}")
+    question_arguments.add_generation(commands["collection"])
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
@@ -260,7 +254,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         f"environment to see the traceback of an error.\n\nexample:\n  {PROGRAM} quickstart",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    return parser, {name: found for commands in groups.values() for name, found in commands.items()}
+    return parser, commands
 
 
 class _Version(argparse.Action):

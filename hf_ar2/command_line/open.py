@@ -45,12 +45,11 @@ def opened_system(
     searched, unless the command line names another index or other passages.
 
     Args:
-        arguments: of the command.
         ranker: whether to load the ranker.
         for_training: read passages as training does (`Collection.for_training`), to measure what a run measured. If
             they differ from those that are searched, their index has its own folder.
     """
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    given = _without_none(vars(arguments))
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
     run_index, of_recipe = None, {}
     settings = Settings.of_models()
@@ -78,26 +77,24 @@ def opened_system(
             f"--rerank_depth {settings.rerank_depth}: expected at most the depth, {settings.depth}: a ranker reorders "
             "what the retriever found"
         )
-    reranks = given.get("rerank_depth") != 0  # a 0 in the recipe is only about its evaluation
-    with contextlib.ExitStack() as stack:
-        if not kept:
-            temporary = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
-        work_folder = stack.enter_context(temporary) if not kept else str(run)
+    folder: contextlib.AbstractContextManager[str] = contextlib.nullcontext(str(run))
+    if not kept:
+        folder = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
+    with folder as work_folder:
         quiet()
         collection, index_name = with_level_of(of_recipe, load_collection(source)), "index"
         if "questions" in given:
             collection = with_questions(collection, given["questions"])
         if for_training and (read := collection.for_training()) is not collection:
             collection, index_name = read, TRAINING_INDEX
+        retriever = loaded_model(arguments, "retriever", retriever_name)
+        second = None
+        # A rerank_depth of 0 in the recipe is only about its evaluation.
+        if ranker and ranker_name is not None and given.get("rerank_depth") != 0:
+            second = loaded_model(arguments, "ranker", ranker_name)
         yield SearchSystem(
-            loaded(
-                "retriever",
-                retriever_name,
-                partial(load_retriever, **loading_options(arguments, "retriever")),
-            ),
-            loaded("ranker", ranker_name, partial(load_ranker, **loading_options(arguments, "ranker")))
-            if ranker and ranker_name and reranks
-            else None,
+            retriever,
+            second,
             collection,
             settings,
             work_folder,
@@ -107,24 +104,24 @@ def opened_system(
         )
 
 
-def loading_options(arguments: argparse.Namespace, role: str) -> dict[str, Any]:
-    """What the command line says about how a model is loaded, as arguments of `load_retriever` or `load_ranker`.
-
-    Args:
-        arguments: of the command.
-        role: `"retriever"` or `"ranker"`.
-    """
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    options = {name: given.get(name) for name in ("attn_implementation", "trust_remote_code")}
-    options["dtype"] = given.get("model_dtype")
+def loaded_model(arguments: argparse.Namespace, role: str, name: str) -> Any:
+    """The retriever or the ranker of this name, loaded as the command line says."""
+    given = vars(arguments).get
+    options = {option: given(option) for option in ("attn_implementation", "trust_remote_code")}
+    options["dtype"] = given("model_dtype")
     if role == "retriever":
-        options |= {name: given.get(name) for name in ("revision", "truncate_dim")}
-        prompts = {"query": given.get("query_prompt"), "document": given.get("passage_prompt")}
+        options |= {"revision": given("revision"), "truncate_dim": given("truncate_dim")}
+        prompts = {"query": given("query_prompt"), "document": given("passage_prompt")}
     else:
-        options["revision"] = given.get("ranker_revision")
-        prompts = {"query": given.get("ranker_prompt")}
-    options["prompts"] = {task: text for task, text in prompts.items() if text is not None} or None
-    return {name: value for name, value in options.items() if value is not None}
+        options["revision"] = given("ranker_revision")
+        prompts = {"query": given("ranker_prompt")}
+    options["prompts"] = _without_none(prompts) or None
+    load = load_retriever if role == "retriever" else load_ranker
+    return loaded(role, name, partial(load, **_without_none(options)))
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def quiet() -> None:
@@ -141,16 +138,11 @@ def is_run(name: str | None) -> bool:
 
 
 def loaded(what: str, name: str, load: Callable[[str], Model], advice: str = ANY_MODEL) -> Model:
-    """A model, or an error that says which one cannot be loaded, why, and what was expected.
+    """A model, or a ValueError that says which one cannot be loaded, why, and what was expected.
 
     Args:
         what: the role or the option that names the model.
-        name: of the model.
-        load: loads it by its name.
         advice: what the name may be.
-
-    Raises:
-        ValueError: it cannot be loaded.
     """
     try:
         return load(name)

@@ -17,9 +17,6 @@ def add_setting(
     """Add the option that sets a field. Its value is None where the option is not given.
 
     Args:
-        group: a parser or a group of arguments.
-        config: a class with settings.
-        name: of the field.
         option: such as `"--split"`; "": the field's name.
         default: what the help says about the default; None: the field's own default, "": nothing.
         more: further arguments of `add_argument`, such as `metavar` and `dest`.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
 from hf_ar2.cards.facts import read_json
-from hf_ar2.command_line.open import is_run, loaded, loading_options, quiet
+from hf_ar2.command_line.open import is_run, loaded_model, quiet
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.files import write_json
-from hf_ar2.models.loading import load_retriever
 from hf_ar2.progress import on_terminal
 
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
@@ -27,8 +25,7 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> int:
         raise ValueError("--nanobeir_dataset belongs to --nanobeir: give both")
     name = arguments.retriever or arguments.run
     quiet()
-    load = partial(load_retriever, **loading_options(arguments, "retriever"))
-    retriever = loaded("retriever", str(Path(name) / "retriever") if is_run(name) else name, load)
+    retriever = loaded_model(arguments, "retriever", str(Path(name) / "retriever") if is_run(name) else name)
     found: dict[str, Mapping[str, Mapping[str, float]]] = {}
     if arguments.nanobeir is not None:
         found["nanobeir"] = nanobeir(retriever, arguments.nanobeir, arguments.nanobeir_dataset or NANOBEIR)
@@ -36,9 +33,7 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> int:
         print(format_table(table, ["NanoBEIR", *map(display_name, _METRICS)]))
     if arguments.mteb is not None:
         found["mteb"] = mteb_tasks(retriever, arguments.mteb)
-        table = [
-            [of, metric, value] for of, values in found["mteb"].items() for metric, value in values.items()
-        ]
+        table = [[of, *score] for of, values in found["mteb"].items() for score in values.items()]
         print(format_table(table, ["mteb", "metric", "score"]))
     if arguments.output:
         path = Path(arguments.output) / "metrics.json"
@@ -70,23 +65,16 @@ def nanobeir(
     sets = {of.name: of.name for of in evaluator.evaluators}
     if len(sets) > 1:
         sets["mean"] = evaluator.name
-    return {
-        shown: {
-            key.removeprefix(f"{prefix}_{similarity}_"): float(value)
-            for key, value in values.items()
-            if key.startswith(f"{prefix}_{similarity}_")
-        }
-        for shown, prefix in sets.items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for shown, name in sets.items():
+        prefix = f"{name}_{similarity}_"
+        of_set = {key: value for key, value in values.items() if key.startswith(prefix)}
+        found[shown] = {key.removeprefix(prefix): float(value) for key, value in of_set.items()}
+    return found
 
 
 def mteb_tasks(retriever: SentenceTransformer, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """mteb's main score of a retriever on each task, with the model's own prompts; nothing is cached.
-
-    Raises:
-        ImportError: mteb is not installed.
-        ValueError: there is no such task.
-    """
+    """mteb's main score of a retriever on each task, with the model's own prompts; nothing is cached."""
     try:
         import mteb
     except ImportError as error:

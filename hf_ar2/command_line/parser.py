@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from hf_ar2.terminal import visible_lines
 
+PROGRAM = "hf-ar2"
 USAGE_ERROR = 2
 
 
@@ -38,6 +40,30 @@ class Parser(argparse.ArgumentParser):
         self.error(f"there is no option {option!r}{nearest(option, known)}")
 
 
+def command(arguments: Callable[[Parser], None]) -> Parser:
+    """The parser of a command.
+
+    Args:
+        arguments: adds the arguments. The command has its name, and its docstring is the help: what the command does
+            in the first line, details, and an example at the end.
+    """
+    name = arguments.__name__.strip("_").replace("_", "-")
+    text, mark, example = inspect.cleandoc(arguments.__doc__ or "").partition("example:\n")
+    parser = Parser(prog=f"{PROGRAM} {name}", description=text.strip(), epilog=mark + example)
+    first_line = text.partition(".\n")[0]
+    parser.does = first_line[:1].lower() + first_line[1:]
+    arguments(parser)
+    return parser
+
+
+def add(group: Any, name: str, help: str, **more: Any) -> None:
+    """Add an argument to a parser or a group, named as the help shows it: `RUN`, `--index FOLDER` or `--private`."""
+    option, _, metavar = name.partition(" ")
+    if not option.startswith("-"):
+        option, metavar = option.lower(), option
+    group.add_argument(option, help=help, **({"metavar": metavar} if metavar else {}), **more)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the list of all names if none is close."""
     known = list(known)
@@ -47,13 +73,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def positive(text: str) -> int:
     """A whole number of at least 1, for `type=`."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
+    return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
     """A whole number of at least 0, for `type=`."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return _at_least(0, text)
+
+
+def _at_least(minimum: int, text: str) -> int:
+    if not text.isdigit() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {minimum}")
     return int(text)

@@ -28,12 +28,8 @@ def card(arguments: argparse.Namespace) -> int:
     wanted = [arguments.what] if arguments.what else _models_of(run, recipe)
     cards = []
     for role in wanted:
-        text = model_card(
-            training_of_run(run, recipe, role),
-            run / role,
-            license=arguments.license,
-            data_license=arguments.data_license,
-        )
+        training, licences = training_of_run(run, recipe, role), _licences(arguments)
+        text = model_card(training, run / role, **licences)
         width = min(100, shutil.get_terminal_size((80, 24)).columns)
         cards.append(text if arguments.markdown else terminal_text(text, width))
     print(visible_lines("\n\n".join(cards)))
@@ -64,14 +60,9 @@ def push(arguments: argparse.Namespace) -> int:
                 about = read_json(folders["index"] / "index.json")
                 unit = read_retriever(run / "retriever").similarity == "cosine"
                 return index_card(trainings["retriever"], about, ids["index"], retriever, normalised=unit)
-            return model_card(
-                trainings[what],
-                folders[what],
-                name=ids[what],
-                partner=ids.get("ranker" if what == "retriever" else "retriever"),
-                license=arguments.license,
-                data_license=arguments.data_license,
-            )
+            partner = ids.get("ranker" if what == "retriever" else "retriever")
+            licences = _licences(arguments)
+            return model_card(trainings[what], folders[what], name=ids[what], partner=partner, **licences)
 
         commits = publish(
             folders,
@@ -80,23 +71,22 @@ def push(arguments: argparse.Namespace) -> int:
             private=arguments.private or None,
             replace_card=arguments.replace_card,
         )
+    loader, loaded = {"retriever": "SentenceTransformer", "ranker": "CrossEncoder"}, []
     for part, commit in commits.items():
         print(f"{part:<10} {commit.repo_url}")
-    loader = {"retriever": "SentenceTransformer", "ranker": "CrossEncoder"}
-    loaded = [
-        f'{loader[part]}("{commit.repo_url.repo_id}")' for part, commit in commits.items() if part in loader
-    ]
+        if part in loader:
+            loaded.append(f'{loader[part]}("{commit.repo_url.repo_id}")')
     if loaded:
         print(f"Next: {' and '.join(loaded)}; the cards describe other ways")
     return 0
 
 
-def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
-    """The roles of the models that the run trained; other models are not published.
+def _licences(arguments: argparse.Namespace) -> dict[str, str | None]:
+    return {"license": arguments.license, "data_license": arguments.data_license}
 
-    Raises:
-        ValueError: it trained none.
-    """
+
+def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
+    """The roles of the models that the run trained; other models are not published."""
     found = [role for role in ROLES if (run / role).is_dir() and is_trained(run, recipe, role)]
     if not found:
         row = served_name(run, recipe)

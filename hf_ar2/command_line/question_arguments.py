@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from hf_ar2.command_line.arguments import PROGRAM, command
 from hf_ar2.command_line.options import add_setting, given_settings
-from hf_ar2.command_line.parser import Parser, not_negative, positive
+from hf_ar2.command_line.parser import Parser, add, not_negative, positive
 from hf_ar2.settings.generation import GenerationConfig
 from hf_ar2.settings.text import names_of
 
@@ -14,10 +13,8 @@ from hf_ar2.settings.text import names_of
 def add_generation(parser: Parser) -> None:
     """Add the options with which `collection` has a model write questions."""
     group = parser.add_argument_group("questions written by a model")
-    writes = "a seq2seq or chat model (folder or Hub id), or an endpoint's URL"
-    group.add_argument(
-        "--generate-queries", metavar="MODEL", help=f"write questions for the passages with {writes}"
-    )
+    writer = "a seq2seq or chat model (folder or Hub id), or an endpoint's URL"
+    add(group, "--generate-queries MODEL", f"write questions for the passages with {writer}")
     metavars = {"generate_model": "NAME", "filter_model": "MODEL"}
     for name in names_of(GenerationConfig):
         shown = {"metavar": metavars[name]} if name in metavars else {}
@@ -26,10 +23,10 @@ def add_generation(parser: Parser) -> None:
 
 def check_generation(parser: Parser, options: Namespace) -> None:
     """Check the options, and fill in their defaults. Exits with code 2 if they contradict each other."""
-    given = list(given_settings(options, GenerationConfig))
+    given = given_settings(options, GenerationConfig)
     if options.generate_queries is None:
-        if given:
-            parser.error(f"--{given[0].replace('_', '-')} belongs to --generate-queries MODEL: name a model")
+        for name in given:
+            parser.error(f"--{name.replace('_', '-')} belongs to --generate-queries MODEL: name a model")
         return
     if is_url(options.generate_queries) != (options.generate_model is not None):
         parser.error(
@@ -37,7 +34,7 @@ def check_generation(parser: Parser, options: Namespace) -> None:
         )
     if options.generate_prompt is not None and "{passage}" not in options.generate_prompt:
         parser.error("--generate-prompt: expected {passage} in it, which is replaced by the passage")
-    vars(options).update(vars(GenerationConfig(**given_settings(options, GenerationConfig))))
+    vars(options).update(vars(GenerationConfig(**given)))
 
 
 def is_url(model: str) -> bool:
@@ -45,28 +42,21 @@ def is_url(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
-def label_parser() -> Parser:
-    """The arguments of `label`."""
-    parser = command(
-        "label",
-        "judge search results for real questions, to evaluate on them",
-        "For each question of FILE (one per line) it shows the first results of the run's\n"
-        "models and of the model before training, mixed, and asks which are relevant.\n"
-        "Judgments are saved in FILE.qrels.tsv after every question; the same command\n"
-        f"continues. Then: {PROGRAM} evaluate RUN --questions FILE",
-        "label runs/mine asked.txt",
-    )
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run folder")
-    add("file", metavar="FILE", help="questions, one per line")
-    add("-k", type=positive, default=5, metavar="N", help="results per model (%(default)s)")
-    add(
-        "--seed",
-        type=not_negative,
-        default=42,
-        metavar="N",
-        help="seed of the order in which they are shown (%(default)s)",
-    )
-    add("--browser", action="store_true", help="ask on a local web page, not in the terminal")
-    add("--port", type=int, default=0, metavar="N", help="port of that page (any free port)")
-    return parser
+def label(parser: Parser) -> None:
+    """Judge search results for real questions, to evaluate on them.
+
+    For each question of FILE (one per line) it shows the first results of the run's
+    models and of the model before training, mixed, and asks which are relevant.
+    Judgments are saved in FILE.qrels.tsv after every question; the same command
+    continues. Then: hf-ar2 evaluate RUN --questions FILE
+
+    example:
+      hf-ar2 label runs/mine asked.txt
+    """
+    add(parser, "RUN", "a run folder")
+    add(parser, "FILE", "questions, one per line")
+    add(parser, "-k N", "results per model (%(default)s)", type=positive, default=5)
+    order = "seed of the order in which they are shown (%(default)s)"
+    add(parser, "--seed N", order, type=not_negative, default=42)
+    add(parser, "--browser", "ask on a local web page, not in the terminal", action="store_true")
+    add(parser, "--port N", "port of that page (any free port)", type=int, default=0)

@@ -25,18 +25,13 @@ def report(arguments: argparse.Namespace) -> int:
     print(
         f"{path}: {len(page) / 1e6:.1f} MB, {rows} {'row' if rows == 1 else 'rows'} of "
         f"{', '.join(run.label for run in runs)} on {collection.name}, {runs[0].split}; passages are cut at "
-        f"{PASSAGE_CHARACTERS} characters"
+        f"{PASSAGE_CHARACTERS} characters\nOpen it in a browser; it needs no network."
     )
-    print("Open it in a browser; it needs no network.")
     return 0
 
 
 def common_collection(runs: Sequence[RunFolder]) -> Collection:
-    """The collection of the runs.
-
-    Raises:
-        ValueError: the runs have different collections or splits.
-    """
+    """The collection of the runs; ValueError if they have different collections or splits."""
     splits = {run.split: run for run in runs}
     if len(splits) > 1:
         found = ", ".join(f"{run.folder} on {split}" for split, run in splits.items())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from hf_ar2.augmentation import AugmentConfig, augment
 from hf_ar2.augmentation.teacher import score_lists
 from hf_ar2.collections import load_collection
-from hf_ar2.command_line.open import loaded, loading_options, quiet
+from hf_ar2.command_line.open import loaded_model, quiet
 from hf_ar2.command_line.options import given_settings
-from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.settings.score import ScoreConfig
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import EncodingConfig, names_of
@@ -29,19 +27,19 @@ def score(arguments: argparse.Namespace) -> int:
     collection = load_collection(arguments.collection).for_training()
     if named == OF_COLLECTION:
         lists = lists_of(collection, args.train_split)
-    ranker = loaded("ranker", arguments.ranker, partial(load_ranker, **loading_options(arguments, "ranker")))
+    ranker = loaded_model(arguments, "ranker", arguments.ranker)
     out = Path(arguments.output)
     if lists is not None:
         scored = score_lists(lists, collection, ranker, out, args, name=arguments.ranker)
     else:
-        load = partial(load_retriever, **loading_options(arguments, "retriever"))
-        encoding = {name: getattr(args, name) for name in names_of(EncodingConfig)}
+        retriever = loaded_model(arguments, "retriever", arguments.retriever)
+        shared = {name: getattr(args, name) for name in (*names_of(EncodingConfig), "train_split", "depth")}
         scored = augment(
             collection,
-            loaded("retriever", arguments.retriever, load),
+            retriever,
             ranker,
             out,
-            AugmentConfig(kinds=["undenoised"], train_split=args.train_split, depth=args.depth, **encoding),
+            AugmentConfig(kinds=["undenoised"], **shared),
             names={"retriever": arguments.retriever, "ranker": arguments.ranker},
             batch_tokens=args.batch_tokens,
         )

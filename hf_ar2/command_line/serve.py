@@ -78,10 +78,8 @@ class SearchServer(WebServer):
             result = await self.found(query, _k(request))
             title, hits = f"{query[:80]} · {title}", hits_html(query, result["hits"])
             note = f"{len(result['hits'])} of {note}, {result['seconds']:.2f} s"
-        content = _SEARCH.format(
-            title=html.escape(collection.name), query=html.escape(query), note=note, hits=hits
-        )
-        return HTMLResponse(html_page(title, _STYLE, content))
+        shown = {"title": html.escape(collection.name), "query": html.escape(query)}
+        return HTMLResponse(html_page(title, _STYLE, _SEARCH.format(**shown, note=note, hits=hits)))
 
     async def answer(self, request: Request) -> Response:
         """The results as JSON."""
@@ -123,10 +121,8 @@ class SearchServer(WebServer):
 
     async def health(self, request: Request) -> Response:
         """What is served."""
-        collection = self.system.collection
-        return JSONResponse(
-            {"status": "ok", "collection": collection.name, "passages": len(collection.corpus)}
-        )
+        name, passages = self.system.collection.name, len(self.system.collection.corpus)
+        return JSONResponse({"status": "ok", "collection": name, "passages": passages})
 
     async def nothing(self, request: Request) -> NoReturn:
         """The answer for all other paths."""
@@ -167,13 +163,16 @@ def _scores(hit: dict[str, Any]) -> list[str]:
     score, ranker, retriever = hit["score"], hit["ranker_score"], hit["retriever_score"]
     place = f" ({ordinal(hit['retriever_rank'])})" if ranker is not None else ""
     pipeline = score if score not in (ranker, retriever) else None
-    named = [("pipeline", pipeline, ""), ("ranker", ranker, ""), ("retriever", retriever, place)]
-    texts = [
-        f"<strong>{name} {value:.3f}</strong>{more}" if value == score else f"{name} {value:.3f}{more}"
-        for name, value, more in named
-        if value is not None
-    ]
-    return [html.escape(hit["passage_id"]), *texts] if hit["title"] else texts
+    texts = [html.escape(hit["passage_id"])] if hit["title"] else []
+    for name, value, more in (
+        ("pipeline", pipeline, ""),
+        ("ranker", ranker, ""),
+        ("retriever", retriever, place),
+    ):
+        if value is not None:
+            text = f"{name} {value:.3f}"
+            texts.append(f"<strong>{text}</strong>{more}" if value == score else f"{text}{more}")
+    return texts
 
 
 def _link(id: str, text: str) -> str:

@@ -15,18 +15,12 @@ from hf_ar2.terminal import visible
 
 
 def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
-    """The metrics that a table leaves out, and why, in one line; "" if there are none.
-
-    Args:
-        depths: system -> passages ranked per query.
-    """
+    """The metrics that a table leaves out, and why, in one line; "" if there are none. `depths`: system -> depth."""
     parts = []
     for system, depth in depths.items():
-        if beyond := out_of_reach(metrics, depth, passages):
+        if beyond := ", ".join(out_of_reach(metrics, depth, passages)):
             option = "--rerank_depth" if system == "ranker" else "--depth"
-            parts.append(
-                f"{', '.join(beyond)} of the {system}, which orders {depth} passages per query ({option})"
-            )
+            parts.append(f"{beyond} of the {system}, which orders {depth} passages per query ({option})")
     return f"Left out: {'; '.join(parts)}" if parts else ""
 
 
@@ -42,12 +36,7 @@ def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) 
 
 
 def hits_table(hits: Sequence[Hit], width: int) -> str:
-    """Hits for the terminal, both scores side by side, each with the beginning of its passage.
-
-    Args:
-        hits: in the order to show.
-        width: of the terminal, in columns. Ids are never cut.
-    """
+    """Hits for a terminal of `width` columns, both scores side by side, each with the beginning of its passage."""
     ranked = any(hit.ranker_score is not None for hit in hits)
     heading = f"rank{'   ranker  retriever         ' if ranked else '  retriever  '}passage"
     lines = [heading, "─" * max(width, len(heading))]
@@ -60,11 +49,8 @@ def hits_table(hits: Sequence[Hit], width: int) -> str:
             start = f"{number:>4}{hit.retriever_score:>11.3f}  "
         first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
         shown = " · ".join(" ".join(part.split()) for part in (hit.title, first_line) if part.strip())
-        shown = visible(shown)
-        lines += [
-            f"{start}{visible(hit.passage_id)}",
-            " " * len(start) + clip(shown, max(20, width - len(start))),
-        ]
+        lines.append(f"{start}{visible(hit.passage_id)}")
+        lines.append(" " * len(start) + clip(visible(shown), max(20, width - len(start))))
     return "\n".join(lines)
 
 

@@ -66,18 +66,13 @@ button {{ padding: .5rem 1rem; font: inherit }}
 
 
 class WebServer:
-    """Listens from its construction on, and answers from `run` on.
+    """Listens from its construction on, and answers from `run` on; ValueError if it cannot listen there.
 
     Args:
-        host: address to listen on.
         port: 0: any free port.
-        routes: what is answered.
         names: names that requests may address, besides those of the loopback addresses, `host`, and the address at
             which a request arrives. Other names could be those of web pages that were made to lead here (DNS
             rebinding), which could then read everything.
-
-    Raises:
-        ValueError: the port is in use or invalid, or the host is not this machine's.
     """
 
     def __init__(self, host: str, port: int, routes: Sequence[Route], names: Sequence[str] = ()) -> None:
@@ -165,9 +160,8 @@ class _Connection(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if (
-            self.cycle is not None and not self.cycle.more_body
-        ):  # the request is complete; now the client waits
+        # When the request is complete, the client waits.
+        if self.cycle is not None and not self.cycle.more_body:
             self.limit.cancel()
 
     def on_response_complete(self) -> None:
@@ -176,18 +170,14 @@ class _Connection(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        lines = [
-            "HTTP/1.1 400 Bad Request",
-            "Content-Type: application/json",
-            f"Content-Length: {len(_NOT_HTTP)}",
-        ]
-        lines += [f"{name}: {value}" for name, value in _HEADERS.items()]
+        headers = {"Content-Type": "application/json", "Content-Length": len(_NOT_HTTP), **_HEADERS}
+        lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items())]
         self.transport.write("\r\n".join([*lines, "\r\n"]).encode() + _NOT_HTTP)
         self.transport.close()
 
 
 class _Guard:
-    """Passes on the requests that name this server as their host and keep to the limits."""
+    """Passes on the requests that name this server as their host and are within the limits."""
 
     def __init__(self, app: ASGIApp, names: set[str]) -> None:
         self.app, self.names, self.open = app, names, 0
@@ -249,11 +239,5 @@ def problem(
 
 
 def html_page(title: str, style: str, content: str) -> str:
-    """A page of this server.
-
-    Args:
-        title: as text.
-        style: CSS beside that of all pages.
-        content: HTML of the body, its texts escaped.
-    """
+    """A page of this server; `content` is HTML, `style` is CSS besides that of all pages."""
     return _DOCUMENT.format(title=html.escape(title), style=style, content=content)

@@ -53,8 +53,7 @@ def answer_hits(
         retrieved: int `[Q, K]`, passage rows, -1 padded.
         answers: for each of the Q queries its answer strings.
         passage_texts: text of every passage, indexed by row.
-        cache: pass the same dict to several calls over one corpus to tokenise each passage once in all of
-            them; it grows by the text of every passage seen.
+        cache: pass the same dict to several calls over one corpus to tokenise each passage once.
 
     Returns:
         bool `[Q, K]`, False under the padding.

@@ -46,20 +46,12 @@ def read_columns(
                 _raise_at_line(path, fields, numbers, names, kinds)
                 raise
             parts["line"].append(numbers)
-    return {
-        name: np.concatenate(blocks)
-        if blocks
-        else np.zeros(0, np.float64 if kinds.get(name) is float else np.int64)
-        for name, blocks in parts.items()
-    }
+    empty = {name: np.zeros(0, np.float64 if kinds.get(name) is float else np.int64) for name in parts}
+    return {name: np.concatenate(blocks) if blocks else empty[name] for name, blocks in parts.items()}
 
 
 def _blocks(path: str | os.PathLike[str], file: IO[str]) -> Iterator[list[str]]:
-    """The lines of a file, many at a time.
-
-    Raises:
-        ValueError: a line is so long that it may fill the memory.
-    """
+    """The lines of a file, many at a time; ValueError for a line so long that it may fill the memory."""
     rest = ""
     while block := file.read(_CHARACTERS_PER_BLOCK):
         *lines, rest = (rest + block).split("\n")
@@ -73,14 +65,14 @@ def _blocks(path: str | os.PathLike[str], file: IO[str]) -> Iterator[list[str]]:
 
 
 def _converted(column: tuple[str, ...], kind: Any) -> np.ndarray:
-    if isinstance(kind, dict):
-        return np.fromiter(map(kind.__getitem__, column), np.int64, len(column))
-    if kind is float:
-        return np.fromiter(map(float, column), np.float64, len(column))
+    convert = kind.__getitem__ if isinstance(kind, dict) else kind
+    dtype = np.float64 if kind is float else np.int64
     try:
-        return np.fromiter(map(int, column), np.int64, len(column))
-    except ValueError:  # 1.0, which takes longer to read
-        return np.fromiter(map(whole_number, column), np.int64, len(column))
+        return np.fromiter(map(convert, column), dtype, len(column))
+    except ValueError:
+        if kind is not int:
+            raise
+        return np.fromiter(map(whole_number, column), dtype, len(column))  # 1.0, which takes longer to read
 
 
 def _raise_at_line(
@@ -97,19 +89,19 @@ def _raise_at_line(
                 "(ids must not contain white space)"
             )
         for name, value in zip(names, line, strict=True):
-            kind = kinds.get(name)
-            if isinstance(kind, dict):
-                if value not in kind:
-                    raise ValueError(
-                        f"{path}:{number}: unknown {name} id {value!r}: it is not among the collection's {len(kind)} "
-                        f"{name} ids. Was the file made for this version of the collection?"
-                    )
-            elif kind is not None:
-                try:
-                    np.int64(whole_number(value)) if kind is int else kind(value)
-                except (ValueError, OverflowError):
-                    expected = "a whole number" if kind is int else "a number"
-                    raise ValueError(f"{path}:{number}: {name} is {value!r}; expected {expected}") from None
+            if name not in kinds:
+                continue
+            kind = kinds[name]
+            try:
+                _converted((value,), kind)
+            except KeyError:
+                raise ValueError(
+                    f"{path}:{number}: unknown {name} id {value!r}: it is not among the collection's {len(kind)} "
+                    f"{name} ids. Was the file made for this version of the collection?"
+                ) from None
+            except (ValueError, OverflowError):
+                expected = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{path}:{number}: {name} is {value!r}; expected {expected}") from None
 
 
 def check_no_repeats(
@@ -139,11 +131,7 @@ def rows_of_ids(ids: Sequence[str]) -> dict[str, int]:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """A UTF-8 file, plain or gzipped, without its byte order mark.
-
-    Raises:
-        ValueError: while it is read, if it is not UTF-8, or damaged gzip data.
-    """
+    """A UTF-8 file, plain or gzipped, without its byte order mark; ValueError if it is not UTF-8, or damaged."""
     compressed = str(path).endswith(".gz")
     opener = gzip.open if compressed else open
     with opener(path, "rt", encoding="utf-8-sig") as file:

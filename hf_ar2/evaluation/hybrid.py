@@ -54,7 +54,6 @@ def candidates_of_both(
 
     Args:
         scores, rows: float32 and int64 `[Q, K]`, the retriever's results, best first.
-        query_texts: of the same queries.
         own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
         ranges: int64 `[Q, 2]`, the rows that each query searches (see `Collection.searched_rows`).
         score_passages: from rows int64 `[Q, K]` to the retriever's scores, float32; scores of -1 are ignored.
@@ -75,11 +74,9 @@ def candidates_of_both(
 
 
 def score_rows(index: CorpusIndex | FrozenIndex, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The retriever's scores float32 `[Q, K]` of passages at corpus rows `[Q, K]`; scores of -1 are arbitrary.
+    """The retriever's scores float32 `[Q, K]` of passages at corpus rows `[Q, K]` for queries float32 `[Q, d]`.
 
-    Args:
-        index: has the passages' vectors.
-        queries: float32 `[Q, d]`.
+    Scores of row -1 are arbitrary.
     """
     scores = np.empty(rows.shape, np.float32)
     for number, passages in enumerate(np.maximum(rows, 0)):

@@ -91,13 +91,7 @@ def hit_rate(gains: np.ndarray, k: int) -> np.ndarray:
 
 
 def recall(gains: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
-    """Share of a query's relevant passages found among the first k: float64 `[Q]`.
-
-    Args:
-        gains: int `[Q, K]`, see `gains`.
-        num_relevant: int `[Q]`, all relevant passages of the query, retrieved or not, see `num_relevant`.
-        k: cutoff.
-    """
+    """Share of a query's relevant passages that are among the first k: float64 `[Q]`."""
     found = np.count_nonzero(_first(gains, k) > 0, axis=1)
     return found / np.maximum(num_relevant, 1)
 
@@ -134,11 +128,7 @@ def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None
 
 
 def parse_metric(name: str) -> tuple[str, int | None]:
-    """Split the name of a metric into its measure and its cutoff.
-
-    Raises:
-        ValueError: no such metric; the message lists the metrics and suggests the nearest.
-    """
+    """Split the name of a metric into its measure and its cutoff; the ValueError suggests the nearest name."""
     match = re.fullmatch(r"([a-z_]+)(?:@([1-9][0-9]*))?", name)
     if match and match[1] in MEASURES and (match[2] or match[1] == "map"):
         return match[1], int(match[2]) if match[2] else None

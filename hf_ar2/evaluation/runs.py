@@ -78,11 +78,7 @@ def run_of_scores(
     passage_ids: Sequence[str],
     tag: str = "",
 ) -> Run:
-    """The run of a mapping from query id to passage id to score; passages are sorted by score, ties as given.
-
-    Raises:
-        ValueError: an unknown id; the message begins with the tag.
-    """
+    """The run of a mapping from query id to passage id to score; passages are sorted by score, ties as given."""
     query_row, passage_row = rows_of_ids(query_ids), rows_of_ids(passage_ids)
     for query, found in scores.items():
         for kind, ids, known in (("query", [query], query_row), ("passage", found, passage_row)):
@@ -106,21 +102,13 @@ def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) 
 
 
 def check_run_files(folder: str | os.PathLike[str], row: str) -> None:
-    """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted.
-
-    Raises:
-        DamagedFile: one is missing, or is not what was written.
-    """
+    """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted."""
+    advice = "Give the command that made the run again: it evaluates the row again."
     for name in ("key.json", "questions.json"):
         note = Path(folder) / "evaluation" / row / name
         noted = read_json(note) if note.is_file() else {}
         if isinstance(noted, dict):
-            checksums = noted.get("checksums", {})
-            check_files(
-                note.parent,
-                checksums,
-                "Give the command that made the run again: it evaluates the row again.",
-            )
+            check_files(note.parent, noted.get("checksums", {}), advice)
 
 
 def write_run(
@@ -207,9 +195,8 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
     """
     with opened(path) as file:
         lines = enumerate(iter(partial(file.readline, 1 << 20), ""), 1)
-        number, first = next(
-            ((number, line.split()) for number, line in lines if not line.isspace()), (1, [])
-        )
+        number, line = next(((number, line) for number, line in lines if not line.isspace()), (1, ""))
+    first = line.split()
     if len(first) not in (0, 3, 6):
         raise ValueError(
             f"{path}:{number}: found {len(first)} columns; expected 'query_id Q0 passage_id rank score tag' or "
@@ -217,11 +204,8 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
         )
     trec = len(first) != 3
     names = ("query", "Q0", "passage", "rank", "score", "tag") if trec else ("query", "passage", "rank")
-    columns = read_columns(
-        path,
-        names,
-        {"query": rows_of_ids(query_ids), "passage": rows_of_ids(passage_ids), "rank": int, "score": float},
-    )
+    rows = {"query": rows_of_ids(query_ids), "passage": rows_of_ids(passage_ids)}
+    columns = read_columns(path, names, {**rows, "rank": int, "score": float})
     query, passage, rank = columns["query"], columns["passage"], columns["rank"]
     check_no_repeats(path, columns, "retrieved", query_ids, passage_ids)
     score = columns["score"] if trec else 1.0 / np.maximum(rank, 1)
@@ -306,22 +290,14 @@ def read_qrels(
     """
     from hf_ar2.collections.judgments import Judgments  # here, so that metrics need nothing but numpy
 
-    kinds: dict[str, Any] = {
-        "query": rows_of_ids(query_ids),
-        "passage": rows_of_ids(passage_ids),
-        "relevance": int,
-    }
-    columns = read_columns(path, ("query", "0", "passage", "relevance"), kinds)
+    rows = {"query": rows_of_ids(query_ids), "passage": rows_of_ids(passage_ids)}
+    columns = read_columns(path, ("query", "0", "passage", "relevance"), {**rows, "relevance": int})
     check_no_repeats(path, columns, "judged", query_ids, passage_ids)
     return Judgments.from_triples(columns["query"], columns["passage"], columns["relevance"])
 
 
 def check_run_ids(collection: Collection) -> None:
-    """Checks that run and qrels files can hold the ids of a collection, before time is spent on rankings.
-
-    Raises:
-        ValueError: an id is empty or has white space.
-    """
+    """Check that run and qrels files can hold the ids of a collection, before time is spent on rankings."""
     for kind, table in (("query", collection.queries), ("passage", collection.corpus)):
         _check_ids(f"{collection.name}: {kind} id", list(table["id"]))
 

@@ -138,9 +138,7 @@ def _randomization_p(difference: np.ndarray, samples: int, seed: int) -> float:
 def _t_p(difference: np.ndarray) -> float:
     from scipy import stats  # slow to import, and only this method needs it
 
-    spread = difference.std(ddof=1)
+    n, spread = len(difference), difference.std(ddof=1)
     if spread <= 1e-12 * np.abs(difference).max():  # every query differs by the same amount
         return 1.0 if difference[0] == 0 else 0.0
-    return float(
-        2.0 * stats.t.sf(abs(difference.mean()) / (spread / np.sqrt(len(difference))), len(difference) - 1)
-    )
+    return float(2.0 * stats.t.sf(abs(difference.mean()) / (spread / np.sqrt(n)), n - 1))

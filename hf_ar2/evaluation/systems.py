@@ -58,11 +58,7 @@ def rankings_of_systems(
 
 
 def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
-    """Rows of a split's queries with judgments or, in a split without judgments, with answers: int64 `[Q]`.
-
-    Raises:
-        ValueError: the collection has no such split.
-    """
+    """Rows of a split's queries with judgments or, in a split without judgments, with answers: int64 `[Q]`."""
     if split in collection.qrels:
         return collection.judgments(split).query_rows
     if split in collection.answer_splits:
@@ -72,13 +68,10 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
 
 
 def check_relevant(collection: Collection, split: str, relevance_level: int | None = None) -> None:
-    """Check that a split can be measured.
+    """Check that a split can be measured: without a relevant passage, every metric would be 0 or NaN.
 
     Args:
         relevance_level: the lowest grade that is relevant; None: the collection's own.
-
-    Raises:
-        ValueError: there is no such split, no query in it, or no relevant passage: every metric would be 0 or NaN.
     """
     queries = len(evaluated_queries(collection, split))
     if split in collection.qrels:
@@ -106,7 +99,7 @@ def measure(
     metrics: Sequence[str],
     relevance_level: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics of a ranking of a split, per query.
+    """Metrics of a ranking of a split, per query: metric → float64 `[Q]`.
 
     In a split with answers but without judgments, a passage is relevant if it contains an answer (as in DPR).
 
@@ -114,31 +107,29 @@ def measure(
         rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
         metrics: names; those that are `out_of_reach` of K are left out.
         relevance_level: of judgments, see `evaluate_rankings`.
-
-    Returns:
-        metric → float64 `[Q]`.
-
-    Raises:
-        ValueError: a metric that needs judgments.
     """
     total = len(collection.corpus)
     beyond = out_of_reach(metrics, rows.shape[1], total)
     parsed = {metric: parse_metric(metric) for metric in metrics if metric not in beyond}
     if split in collection.qrels:
-        judgments = collection.judgments(split)
-        return evaluate_rankings(
-            rows, judgments, list(parsed), num_passages=total, relevance_level=relevance_level
-        )
+        judged = collection.judgments(split)
+        levels = {"num_passages": total, "relevance_level": relevance_level}
+        return evaluate_rankings(rows, judged, list(parsed), **levels)
     wrong = [name for name, (kind, k) in parsed.items() if kind not in ("hit_rate", "mrr") or k is None]
     if wrong:
         raise ValueError(
             f"split {split!r} has answers but no judgments, so {', '.join(wrong)} cannot be computed; hit_rate@k and "
             "mrr@k can"
         )
-    answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
-    hits = answer_hits(rows, answers, collection.corpus["text"])
+    hits = hits_of_split(collection, split, rows)
     longest = rows.shape[1]  # shorter than a cutoff only if it is the whole corpus
     return {
         name: (hit_rate if kind == "hit_rate" else mrr)(hits, min(k or 1, longest))
         for name, (kind, k) in parsed.items()
     }
+
+
+def hits_of_split(collection: Collection, split: str, rows: np.ndarray) -> np.ndarray:
+    """Which passages int `[Q, K]` contain an answer to their query, in a split with answers: bool `[Q, K]`."""
+    answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
+    return answer_hits(rows, answers, collection.corpus["text"])

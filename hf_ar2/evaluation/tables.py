@@ -34,19 +34,11 @@ def format_table(
     markdown: bool = False,
     width: int = 80,
 ) -> str:
-    """An aligned table as text.
+    """An aligned table as text, or in Markdown.
 
     Floats get three decimals, None a dash; a note below the table explains NaN. Columns of numbers are aligned on the
-    right, others on the left. If a text table is wider than `width`, its text columns are wrapped, the widest first.
-
-    Args:
-        rows: cells, as many in each row as there are columns.
-        columns: headings.
-        markdown: Markdown instead of text.
-        width: of the terminal, in characters.
-
-    Raises:
-        ValueError: a row with another number of cells.
+    right, others on the left. If a text table is wider than `width` characters, its text columns are wrapped, the
+    widest first.
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -94,17 +86,12 @@ def stage_table(
     Args:
         metrics: stage -> split -> "retriever" | "hybrid" | "ranker" | "pipeline" -> metric -> value, stages in order,
             as in metrics.json. Missing values are shown as a dash; a system that no stage has gets no column.
-        tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of the first metric: this
-            stage's retriever against the one of the stage before, this stage's pipeline against this stage's
-            retriever, and against the last pipeline before it. A test may be a `PairedTest` or the dict of its fields.
-        split: which split to show.
+        tests: stage -> split -> "retriever" | "pipeline" | "pipeline_before" -> `paired_test` of the first metric, or
+            the dict of its fields: this stage's retriever against the one of the stage before, this stage's pipeline
+            against this stage's retriever, and against the last pipeline before it.
         names: the retriever's metrics, the one that was tested first; the other systems are shown with that one.
-        markdown: Markdown instead of text.
         width: of the terminal, in characters.
         served: the stage to mark as served.
-
-    Raises:
-        ValueError: no stage has the split.
     """
     stages = [stage for stage in metrics if split in metrics[stage]]
     if not stages:
@@ -138,7 +125,9 @@ def stage_table(
             ("pipeline", f"pipeline over retriever: {stage}"),
         ):
             if key in outcome:
-                compared.append(_comparison(label, outcome[key]))
+                test = outcome[key]
+                change = f"{test.difference:+.3f}", format_p(test.p_value, test.difference)
+                compared.append([label, *change, test.wins, test.losses, test.ties])
         with_pipeline = stage if "pipeline" in systems else with_pipeline
     sizes = {test.wins + test.losses + test.ties for test in tested}
     queries = f": {sizes.pop():,} queries" if len(sizes) == 1 else ""
@@ -200,11 +189,6 @@ def format_cell(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else visible(str(value))
-
-
-def _comparison(label: str, test: PairedTest) -> list[Any]:
-    p = format_p(test.p_value, test.difference)
-    return [label, f"{test.difference:+.3f}", p, test.wins, test.losses, test.ties]
 
 
 def _paired_tests(tests: Mapping[str, PairedTest | Mapping[str, Any]]) -> dict[str, PairedTest]:

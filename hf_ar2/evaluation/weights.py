@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation.answers import answer_hits
 from hf_ar2.evaluation.metrics import hit_rate, mrr, parse_metric
 from hf_ar2.evaluation.pipeline import pipeline_scores
-from hf_ar2.evaluation.systems import evaluated_queries, measure
+from hf_ar2.evaluation.systems import hits_of_split, measure
 
 # Of BM25 in the hybrid, and of the ranker in the pipeline; the ranker alone is a separate system.
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -96,11 +95,8 @@ def _values_of_order(
     """A function from the order of each query's first passages, int64 `[Q, k]`, to the metric, float64 `[Q]`."""
     kind, cutoff = parse_metric(metric)
     judged = split in collection.qrels
-    ranked: np.ndarray = rows
-    if not judged:
-        # Answers are matched once, not for every order.
-        answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
-        ranked = answer_hits(rows[:, : max(scored, cutoff or 0)], answers, collection.corpus["text"])
+    # Answers are matched once, not for every order.
+    ranked = rows if judged else hits_of_split(collection, split, rows[:, : max(scored, cutoff or 0)])
 
     def values(order: np.ndarray) -> np.ndarray:
         head = np.take_along_axis(ranked, order, axis=1)

@@ -32,15 +32,12 @@ class EndpointWriter:
     https or to this machine.
 
     Args:
-        url: such as `http://127.0.0.1:8000/v1`.
+        url: such as `http://127.0.0.1:8000/v1`, without a password or a query.
         model: its name at the endpoint.
         count: replies per passage.
         prompt: contains `{passage}`; None uses the prompt for chat models.
         seed: of the sampling, if the endpoint supports it.
         waits: seconds to wait before each retry.
-
-    Raises:
-        ValueError: the URL does not start with http or https, or contains a password or a query.
     """
 
     def __init__(
@@ -70,16 +67,11 @@ class EndpointWriter:
 
     def batches(self, passages: Sequence[str]) -> list[np.ndarray]:
         """Indices of the passages that are sent in parallel, in order."""
-        return np.array_split(
-            np.arange(len(passages)), range(_PARALLEL_REQUESTS, len(passages), _PARALLEL_REQUESTS)
-        )
+        starts = range(_PARALLEL_REQUESTS, len(passages), _PARALLEL_REQUESTS)
+        return np.array_split(np.arange(len(passages)), starts)
 
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
-        """The replies for the passages of a batch.
-
-        Raises:
-            ValueError: the endpoint cannot be reached or returns an error, also when retried.
-        """
+        """The replies for the passages of a batch; ValueError if retries fail too."""
         requests = [(passage, number) for passage in passages for number in range(self.count)]
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             replies = list(pool.map(lambda one: self._reply(*one), requests))
@@ -106,9 +98,8 @@ class EndpointWriter:
                 if error.code not in _RETRY_CODES:
                     raise ValueError(self._failed(problem, error.code)) from None
             except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-                problem = (
-                    f"cannot be reached: {getattr(error, 'reason', None) or error or type(error).__name__}"
-                )
+                reason = getattr(error, "reason", None) or error or type(error).__name__
+                problem = f"cannot be reached: {reason}"
             except ValueError as error:
                 problem = f"did not return a completion: {error}"
             if wait is None:
@@ -124,15 +115,10 @@ class EndpointWriter:
             return bytes(reply.read(_MAX_BYTES))
 
     def _failed(self, problem: str, code: int = 0) -> str:
-        advice = "Start it, or correct the URL"
+        advice = "Correct the URL or --generate-model" if code else "Start it, or correct the URL"
         if code in (401, 403):
-            advice = f"Set {KEY} to its key"
-            if self.key_withheld:
-                advice = (
-                    f"{KEY} is set but was not sent, because the URL is neither https nor of this machine"
-                )
-        elif code:
-            advice = "Correct the URL or --generate-model"
+            withheld = f"{KEY} is set but was not sent, because the URL is neither https nor of this machine"
+            advice = withheld if self.key_withheld else f"Set {KEY} to its key"
         if self._key:
             problem = problem.replace(self._key, "***")  # some servers repeat the key
         return f"endpoint {self.url} {problem}. {advice}; the replies so far are kept, run the same command to continue"
@@ -146,11 +132,7 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 def _content(answer: bytes) -> str:
-    """The text of a completion.
-
-    Raises:
-        ValueError: this is not a completion.
-    """
+    """The text of a completion; ValueError if this is not one."""
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):

@@ -30,9 +30,6 @@ class ModelWriter:
         count: replies per passage; more than one are sampled.
         prompt: contains `{passage}`; None uses the default for this type of model.
         seed: of the sampling.
-
-    Raises:
-        OSError, ValueError: the model cannot be loaded.
     """
 
     def __init__(self, model: str, count: int = 1, prompt: str | None = None, seed: int = 42) -> None:
@@ -64,26 +61,20 @@ class ModelWriter:
         return token_budget_batches(lengths, max(1, _BUDGET.get(self.device.type, 4_096) // self.count))
 
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
-        """The replies for the passages of a batch.
-
-        Args:
-            batch: its number, added to the seed of the sampling.
-            passages: of the batch.
-        """
+        """The replies for the passages of a batch, whose number is added to the seed of the sampling."""
         transformers.set_seed(self.seed + batch)
         tokens = {"input_ids": [self._tokens(passage) for passage in passages]}
-        inputs = self.tokenizer.pad(
-            tokens, return_attention_mask=True, return_tensors="pt", verbose=False
-        ).to(self.device)
-        settings = copy.deepcopy(self.model.generation_config)
+        inputs = self.tokenizer.pad(tokens, return_attention_mask=True, return_tensors="pt", verbose=False)
+        inputs = inputs.to(self.device)
+        settings, sampled = copy.deepcopy(self.model.generation_config), self.count > 1
         settings.update(
             max_new_tokens=NEW_TOKENS,
             max_length=None,
             num_beams=1,
-            do_sample=self.count > 1,
-            temperature=1.0 if self.count > 1 else None,
-            top_k=10 if self.count > 1 else None,
-            top_p=0.95 if self.count > 1 else None,
+            do_sample=sampled,
+            temperature=1.0 if sampled else None,
+            top_k=10 if sampled else None,
+            top_p=0.95 if sampled else None,
             num_return_sequences=self.count,
             pad_token_id=self.tokenizer.pad_token_id,
         )

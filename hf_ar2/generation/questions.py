@@ -56,30 +56,17 @@ def sample(total: int, limit: int, seed: int) -> np.ndarray:
 
 
 def write_replies(
-    writer: Writer, ids: Sequence[str], passages: Sequence[str], store: ReplyStore, show_progress: bool = True
+    writer: Writer, ids: Sequence[str], passages: Sequence[str], store: ReplyStore
 ) -> list[list[str]]:
-    """Replies for each passage; those missing in the store are written and added to it, batch by batch.
-
-    Args:
-        writer: writes the replies.
-        ids, passages: ids and texts of the passages.
-        store: keeps the replies.
-        show_progress: whether to show a progress bar of passages.
-    """
-    written_by: dict[str, str | int] = {
-        "model": writer.name,
-        "prompt": writer.prompt,
-        "count": writer.count,
-        "seed": writer.seed,
+    """Replies for each passage, by its id and text; missing ones are written and stored, batch by batch."""
+    written_by = {name: getattr(writer, name) for name in ("prompt", "count", "seed")} | {
+        "model": writer.name
     }
     keys = [store_key(id, text, written_by) for id, text in zip(ids, passages, strict=True)]
     done = sum(key in store.replies for key in keys)
     if done == len(keys):
         return [store.replies[key] for key in keys]
-    bar = tqdm(
-        total=len(keys), initial=done, desc="Writing questions", unit="passage", disable=not show_progress
-    )
-    with bar:
+    with tqdm(total=len(keys), initial=done, desc="Writing questions", unit="passage") as bar:
         for number, batch in enumerate(writer.batches(passages)):
             missing = [place for place in batch.tolist() if keys[place] not in store.replies]
             if not missing:
@@ -94,11 +81,9 @@ def write_replies(
 def select_questions(
     replies: Mapping[int, Sequence[str]], known: Iterable[str]
 ) -> tuple[list[Pair], Counter[str]]:
-    """The distinct questions in replies, and the number of dropped ones by cause.
+    """The distinct questions in replies (passage row -> replies), and the number of dropped ones by cause.
 
-    Args:
-        replies: passage row -> replies.
-        known: questions that count as duplicates.
+    Questions that are `known` count as duplicates.
     """
     seen = {normalised(text) for text in known}
     pairs, dropped = [], Counter[str]()
@@ -119,18 +104,9 @@ def select_questions(
 def retrieves_passage(
     collection: Collection, pairs: Sequence[Pair], retriever: SentenceTransformer, depth: int, work: Path
 ) -> np.ndarray:
-    """Which questions retrieve their passage among the first results: bool `[N]`.
-
-    Args:
-        collection: all its passages are searched.
-        pairs: passage rows and questions.
-        retriever: the model that searches.
-        depth: number of results.
-        work: a folder for tokens and the index.
-    """
-    queries = datasets.Dataset.from_dict(
-        {"id": [f"{number}" for number in range(len(pairs))], "text": [text for _, text in pairs]}
-    )
+    """Which questions retrieve their passage among the first `depth` results: bool `[N]`."""
+    ids, texts = [str(number) for number in range(len(pairs))], [text for _, text in pairs]
+    queries = datasets.Dataset.from_dict({"id": ids, "text": texts})
     alone = Collection(collection.name, collection.corpus, queries, {}, {}, {_SPLIT: np.arange(len(pairs))})
     settings = Settings.of_models().changed({"depth": depth})
     found, _ = SearchSystem(retriever, None, alone, settings, work).rankings(_SPLIT)["retriever"]
@@ -138,20 +114,16 @@ def retrieves_passage(
 
 
 def with_generated(collection: Collection, pairs: Sequence[Pair], source: str) -> Collection:
-    """The collection with questions as additional queries.
+    """The collection with questions from a source, such as `generated:MODEL`, as additional queries.
 
     If the collection has a split dev or test, all are added to train, so that evaluation uses the original queries.
     Otherwise a hash of the passage's id puts 80 % of the passages into train, 10 % into dev and 10 % into test; with
     three or more passages no split is empty.
-
-    Args:
-        collection: to extend.
-        pairs: passage rows and questions.
-        source: their source, such as `generated:MODEL`.
     """
     passage_ids = arrow_column(collection.corpus, "id").take([row for row, _ in pairs]).to_pylist()
     texts = [text for _, text in pairs]
-    ids = [_query_id(id, text) for id, text in zip(passage_ids, texts, strict=True)]
+    hashes = [hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in texts]
+    ids = [f"{id}:{digest}" for id, digest in zip(passage_ids, hashes, strict=True)]
     extra = datasets.Dataset.from_dict({"id": ids, "text": texts, "source": [source] * len(ids)})
     extended = collection.with_queries(extra)
     measured = {"dev", "test"} & {*collection.qrels, *collection.answer_splits}
@@ -169,7 +141,3 @@ def with_generated(collection: Collection, pairs: Sequence[Pair], source: str) -
             new = datasets.concatenate_datasets([own, new])
         qrels[split] = new
     return collection.with_same_corpus(queries=extended.queries, qrels=qrels)
-
-
-def _query_id(passage_id: str, text: str) -> str:
-    return f"{passage_id}:{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"

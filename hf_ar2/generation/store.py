@@ -18,14 +18,7 @@ def store_key(passage_id: str, text: str, written_by: Mapping[str, str | int]) -
 
 
 class ReplyStore:
-    """Replies by key, in a file that is only appended to. An incomplete last line is dropped.
-
-    Args:
-        file: JSON lines with `key`, `passage` (its id) and `replies`; created with the first reply.
-
-    Raises:
-        CollectionError: a line before the last one is damaged.
-    """
+    """Replies by key, in a file that is only appended to. An incomplete last line is dropped."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

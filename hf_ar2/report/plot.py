@@ -40,13 +40,11 @@ def plot_report(
 ) -> None:
     """Draw a run's figure, report.png: the metric of each stage, dev metrics per round, losses, pool difficulty.
 
-    A panel draws the series that were logged, and says so if none was. Stages follow each other along the axis, in the
-    order given.
+    A panel draws the series that were logged, and says so if none was.
 
     Args:
         log_history: stage → log entries; `training_panels` names the keys that are drawn.
         metrics: as in metrics.json, see `stage_table`.
-        path: the PNG file; its folder is made.
         split: the split of `metrics` in the first panel.
         dev_split: the split that the trainers evaluated, for the second panel's title.
         metric: the metric in the first two panels.

@@ -14,7 +14,7 @@ SERVED = "served.json"
 
 
 def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder whose run is finished.
+    """The recipe of a run folder whose run is finished, with models that are as they were written.
 
     Raises:
         FileNotFoundError: not a run folder, or there is no retriever in it yet; the message says what to do.
@@ -38,25 +38,16 @@ def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
 
 
 def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder, finished or not.
-
-    Raises:
-        FileNotFoundError: not a run folder; the message names those nearby.
-        ValueError: the recipe.yaml is not a recipe.
-    """
+    """The recipe of a run folder, finished or not."""
     folder = Path(folder)
     path = folder / "recipe.yaml"
     if not path.is_file():
-        runs = sorted(
-            str(found.parent)
-            for found in (folder.parent, Path("runs"))
-            for found in found.glob("*/recipe.yaml")
-        )
-        here = (
-            f"Run folders here: {', '.join(dict.fromkeys(runs))}"
-            if runs
-            else "Make one with: hf-ar2 quickstart"
-        )
+        near = {
+            str(file.parent)
+            for place in (folder.parent, Path("runs"))
+            for file in place.glob("*/recipe.yaml")
+        }
+        here = f"Run folders here: {', '.join(sorted(near))}" if near else "Make one with: hf-ar2 quickstart"
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{folder} is not a run folder: {what}. {here}")
     try:

@@ -65,11 +65,7 @@ class RunIndex:
         corpus_ids: list[str],
         search_parameters: str | None = None,
     ) -> FrozenIndex:
-        """Open the index, and check that it has these passages and is of this passage encoder.
-
-        Raises:
-            FileNotFoundError: it no longer exists. ValueError: it has other passages, or is of another encoder.
-        """
+        """Open the index; ValueError if it has other passages, or is of another passage encoder."""
         index = FrozenIndex.from_files(
             self.path, corpus_ids, self.ids, device=encoders.device, search_parameters=search_parameters
         )

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import CHOSEN, last_row, read_json, served_row, source_changes, source_name
+from hf_ar2.cards.facts import (
+    CHOSEN,
+    first_model,
+    last_row,
+    read_json,
+    served_row,
+    source_changes,
+    source_name,
+)
 from hf_ar2.collections import Collection
 from hf_ar2.settings.search import OF_EVALUATION, Settings
 
@@ -15,7 +23,6 @@ def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) ->
     """The settings in the `args` and the `evaluation` of a recipe, and in the row that is served.
 
     Args:
-        recipe: contents of a recipe.yaml.
         folder: the run, whose chosen.json says which row and system are served; None: the last row.
     """
     args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
@@ -38,19 +45,14 @@ def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: 
     """The arguments of `load_retriever` or `load_ranker` for what a stage or a row of a recipe names.
 
     Args:
-        recipe: its `models` and `stages`.
         run: the run folder, with the models of the stages.
         source: the name of a model or a stage, or a mapping with `from` and what is changed in it.
-        role: `"retriever"` or `"ranker"`.
     """
     name = source_name(source)
     models, stages = recipe.get("models") or {}, recipe.get("stages") or {}
     fields = dict(models.get(name, {}))
     if name in stages:
-        first = name
-        while first in stages:  # a ranker may have started as a retriever
-            first = source_name(stages[first].get(role) or stages[first]["retriever"])
-        kept = ("attn_implementation", "trust_remote_code")
+        kept, first = ("attn_implementation", "trust_remote_code"), first_model(role, name, stages)
         fields = {key: value for key, value in models.get(first, {}).items() if key in kept}
         fields["model"] = str(Path(run) / "stages" / name / role)
     return fields | source_changes(source)
@@ -61,10 +63,9 @@ def _chosen(folder: str | Path) -> dict[str, Any]:
     chosen = read_json(Path(folder) / CHOSEN)
     if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
         return {}
-    weight = 1.0 if chosen["weight"] is None else chosen["weight"]
     return {
         "system": chosen["system"],
-        "weight": weight,
+        "weight": 1.0 if chosen["weight"] is None else chosen["weight"],
         "pipeline_depth": chosen["depth"],
         "lexical_weight": chosen.get("lexical", 0.0),
     }

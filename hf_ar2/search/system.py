@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -133,11 +134,7 @@ class SearchSystem:
 
     @cached_property
     def index(self) -> CorpusIndex:
-        """The index of the collection: opened if a fitting one exists, else built.
-
-        Raises:
-            ValueError: `index_folder` has an index of another retriever, other lengths, or another corpus.
-        """
+        """The index of the collection: opened if a fitting one exists, else built."""
         fingerprint, settings = self.fingerprint, self.settings
         kind = fingerprint, settings.index_factory, settings.index_dtype
         if self.index_folder is not None and (self.index_folder / "meta.json").is_file():
@@ -168,32 +165,27 @@ class SearchSystem:
 
     def rankings(self, split: str) -> dict[str, Ranking]:
         """The rankings of each system for the queries of a split, in the order of `evaluated_queries`."""
-        query_rows = evaluated_queries(self.collection, split)
-        queries = self.encoders.embed_queries(
-            self.retriever, self.retriever_inputs, query_rows, f"Encoding {split} queries"
-        )
+        settings, query_rows = self.settings, evaluated_queries(self.collection, split)
+        title = f"Encoding {split} queries"
+        queries = self.encoders.embed_queries(self.retriever, self.retriever_inputs, query_rows, title)
         own_rows = self.collection.own_rows[query_rows]
-        depth = min(self.settings.depth, self.searched.ntotal)
+        depth = min(settings.depth, self.searched.ntotal)
         ranges = self.collection.searched_rows(query_rows)
         wide = min(deeper(own_rows, depth), self.searched.ntotal)
         searched = search_in_ranges(self.searched.search, queries, wide, ranges)
         scores, rows = without_own(*searched, own_rows, depth)
         found = {"retriever": (rows, scores)}
-        if self.settings.lexical_weight:
+        if settings.lexical_weight:
             texts = list(self.collection.queries.select(query_rows)["text"])
             scores, rows = self._with_lexical(texts, queries, scores, rows, depth, own_rows, ranges)
             found["hybrid"] = (rows, scores)
         ranked = None
-        if self.ranker is not None and self.settings.rerank_depth:
-            head = rows[:, : self.settings.rerank_depth]
-            ranked = self.encoders.rank(
-                self.ranker, self.ranker_inputs, query_rows, head, f"Ranking for {split}"
-            )
-        temperatures = self.retriever_temperature, self.settings.ranker_temperature
-        with_ranker = rankings_of_systems(
-            scores, rows, ranked, *temperatures, self.settings.weight, self.settings.pipeline_depth
-        )
-        return {**with_ranker, **found}
+        if self.ranker is not None and settings.rerank_depth:
+            head, title = rows[:, : settings.rerank_depth], f"Ranking for {split}"
+            ranked = self.encoders.rank(self.ranker, self.ranker_inputs, query_rows, head, title)
+        temperatures = self.retriever_temperature, settings.ranker_temperature
+        blend = settings.weight, settings.pipeline_depth
+        return {**rankings_of_systems(scores, rows, ranked, *temperatures, *blend), **found}
 
     @cached_property
     def lexical(self) -> LexicalIndex:
@@ -212,15 +204,8 @@ class SearchSystem:
         ranges: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The results of retriever and BM25, sorted by the weighted sum of their scores."""
-        both = candidates_of_both(
-            scores,
-            rows,
-            texts,
-            self.lexical,
-            lambda passages: score_rows(self.searched, queries, passages),
-            own_rows,
-            ranges,
-        )
+        score = partial(score_rows, self.searched, queries)
+        both = candidates_of_both(scores, rows, texts, self.lexical, score, own_rows, ranges)
         return both.ranked(self.settings.lexical_weight, self.retriever_temperature, depth)
 
     @property
@@ -262,9 +247,8 @@ class SearchSystem:
         scores, rows = self.searched.search(embeddings, min(wide, self.searched.ntotal))
         if lexical:
             scores, rows = self._with_lexical(list(queries), embeddings, scores, rows, depth)
-        passages = self.collection.corpus[
-            rows[rows >= 0].tolist()
-        ]  # those of the first query, of the second, ...
+        # The passages of the first query, of the second, ...
+        passages = self.collection.corpus[rows[rows >= 0].tolist()]
         passages = list(zip(passages["id"], passages["title"], passages["text"], strict=True))
         ends = np.cumsum((rows >= 0).sum(axis=1)).tolist()
         found = [passages[start:end] for start, end in zip([0, *ends], ends, strict=False)]
@@ -274,24 +258,17 @@ class SearchSystem:
     def _hits(
         self, passages: Sequence[tuple[str, str, str]], scores: Sequence[float], ranked: Sequence[float]
     ) -> list[Hit]:
-        """The hits of a query, sorted.
-
-        Args:
-            passages: ids, titles and texts, in the retriever's order.
-            scores: the retriever's; more are ignored.
-            ranked: the ranker's, of the first passages.
-        """
-        served = [self._served(*both) for both in zip(scores, ranked, strict=False)]
-        order = sorted(
-            range(len(ranked)), key=served.__getitem__, reverse=True
-        )  # ties keep the retriever's order
-        first = [
-            Hit(*passages[place], place + 1, scores[place], ranked[place], served[place]) for place in order
+        """The hits of a query, sorted. `scores` are the retriever's, `ranked` the ranker's of the first passages."""
+        hits = [
+            Hit(*passage, rank, score, None, None if ranked else score)
+            for rank, (passage, score) in enumerate(zip(passages, scores, strict=False), 1)
         ]
-        return first + [
-            Hit(*passages[place], place + 1, scores[place], None, None if ranked else scores[place])
-            for place in range(len(ranked), len(passages))
+        head = [
+            replace(hit, ranker_score=score, score=self._served(hit.retriever_score, score))
+            for hit, score in zip(hits, ranked, strict=False)
         ]
+        head.sort(key=attrgetter("score"), reverse=True)  # ties keep the retriever's order
+        return head + hits[len(ranked) :]
 
     def _served(self, retriever_score: float, ranker_score: float) -> float:
         """The score by which hits with a ranker score are sorted."""
@@ -304,18 +281,14 @@ class SearchSystem:
         self, queries: Sequence[str], passages: Sequence[Sequence[tuple[str, str, str]]]
     ) -> list[list[float]]:
         """The ranker's scores of each query's passages (ids, titles and texts)."""
-        pairs = []
-        if any(passages):
-            assert self.ranker is not None
-            prompt, limit = text_prompt(self.ranker), self.settings.max_query_length
-            for query, of_query in zip(queries, passages, strict=True):
-                query = first_tokens(query, self.ranker.tokenizer, limit, prompt)
-                pairs += [(query, self.settings.passage_text(title, text)) for _, title, text in of_query]
-            with self.encoders.autocast():
-                scores = self.ranker.predict(
-                    pairs,
-                    show_progress_bar=False,
-                    processing_kwargs=cut_at(pair_length(self.ranker, self.settings)),
-                )
-            left = iter(scores)
-        return [[float(next(left)) for _ in of_query] for of_query in passages]
+        if not any(passages):
+            return [[] for _ in passages]
+        assert self.ranker is not None
+        pairs, prompt, limit = [], text_prompt(self.ranker), self.settings.max_query_length
+        for query, of_query in zip(queries, passages, strict=True):
+            query = first_tokens(query, self.ranker.tokenizer, limit, prompt)
+            pairs += [(query, self.settings.passage_text(title, text)) for _, title, text in of_query]
+        cut = cut_at(pair_length(self.ranker, self.settings))
+        with self.encoders.autocast():
+            scores = iter(self.ranker.predict(pairs, show_progress_bar=False, processing_kwargs=cut))
+        return [[float(next(scores)) for _ in of_query] for of_query in passages]

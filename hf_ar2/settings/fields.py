@@ -61,37 +61,26 @@ class Setting:
     """A setting as it is shown to people.
 
     Attributes:
-        name: of the field.
         annotation: its type, such as `int | None`; the choices of a `Literal`.
         declared_in: the class that declares it.
         field: the field, with the metadata that `setting` wrote.
+        help: what the setting does.
+        unit, paper: the unit and the values in papers; "" if there are none.
     """
 
     name: str
     annotation: str
     declared_in: type
     field: Field[Any]
+    help: str
+    unit: str
+    paper: str
 
     @property
     def default(self) -> Any:
         """The default value."""
         factory = self.field.default_factory
         return self.field.default if factory is MISSING else factory()
-
-    @property
-    def help(self) -> str:
-        """What the setting does, without unit and paper values."""
-        return str(self.field.metadata["help"])
-
-    @property
-    def unit(self) -> str:
-        """The unit of the value; "" if it has none."""
-        return str(self.field.metadata["unit"])
-
-    @property
-    def paper(self) -> str:
-        """The values in papers; "" if there are none."""
-        return str(self.field.metadata["paper"])
 
     def __str__(self) -> str:
         """Everything about the setting in one paragraph."""
@@ -109,7 +98,8 @@ def settings_of_class(config: type) -> dict[str, Setting]:
         for name, annotation in inspect.get_annotations(declared_in).items():
             known = fields.get(name)
             if name not in found and isinstance(known, Field) and "affects_result" in known.metadata:
-                found[name] = Setting(name, _plain_type(str(annotation)), declared_in, known)
+                shown = [known.metadata[key] for key in ("help", "unit", "paper")]
+                found[name] = Setting(name, _plain_type(annotation), declared_in, known, *shown)
     return found
 
 
@@ -146,9 +136,8 @@ def problem_of(config: type, name: str, value: Any, none: str = "None") -> str |
         none: what None is called, `null` in YAML.
     """
     hint, metadata = _fields(config)[name]
-    limits = _OF_TRANSFORMERS.get(name, {}) | {
-        key: metadata[key] for key in RANGE if metadata.get(key) is not None
-    }
+    own = {key: metadata[key] for key in RANGE if metadata.get(key) is not None}
+    limits = _OF_TRANSFORMERS.get(name, {}) | own
     if fits(value, hint, limits):
         return None
     shown = none if value is None else HIDDEN if is_secret(name) else repr(value)
@@ -163,11 +152,7 @@ def _fields(config: type) -> dict[str, tuple[Any, Mapping[str, Any]]]:
 
 
 def check_values(config: Any) -> None:
-    """Check the types and ranges of a configuration.
-
-    Raises:
-        ValueError: the message names the field, what was found and what was expected.
-    """
+    """Check the types and ranges of a configuration; the ValueError names the field."""
     for name in [one.name for one in fields(config) if one.init]:
         if problem := problem_of(type(config), name, getattr(config, name)):
             raise ValueError(f"{name}: {problem}")
@@ -178,24 +163,20 @@ class Documented:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        before, mark, after = _split_docstring(inspect.cleandoc(vars(cls).get("__doc__") or ""))
+        text = inspect.cleandoc(vars(cls).get("__doc__") or "")
+        # The settings come before the first section.
+        before, *sections = re.split(r"^(?=(?:Raises|Example):$)", text, maxsplit=1, flags=re.MULTILINE)
         lines = [
             textwrap.fill(str(known), 110, initial_indent="    ", subsequent_indent="        ")
             for known in settings_of_class(cls).values()
         ]
-        cls.__doc__ = "\n".join([before.rstrip(), "", "Args:", *lines, "", mark + after]).rstrip() + "\n"
+        cls.__doc__ = "\n".join([before.rstrip(), "", "Args:", *lines, "", *sections]).rstrip() + "\n"
 
 
-def _split_docstring(text: str) -> tuple[str, str, str]:
-    """The text before its sections, the heading of the first section, and the rest."""
-    parts = re.split(r"^((?:Raises|Example):)$", text, maxsplit=1, flags=re.MULTILINE)
-    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else (text, "", "")
-
-
-def _plain_type(annotation: str) -> str:
+def _plain_type(annotation: Any) -> str:
     """`Literal["a", "b"]` as `a | b`; other annotations as they are."""
-    return re.sub(
-        r"Literal\[([^\]]*)\]",
-        lambda found: " | ".join(word.strip(" \"'") for word in found[1].split(",")),
-        annotation,
-    )
+
+    def choices(found: re.Match[str]) -> str:
+        return " | ".join(word.strip(" \"'") for word in found[1].split(","))
+
+    return re.sub(r"Literal\[([^\]]*)\]", choices, str(annotation))

@@ -10,11 +10,7 @@ from hf_ar2.settings.text import EncodingConfig
 
 @dataclass
 class ScoreConfig(EncodingConfig):
-    """How a ranker scores training lists.
-
-    Raises:
-        ValueError: a value is below its minimum.
-    """
+    """How a ranker scores training lists."""
 
     train_split: str = setting("train", "Split whose queries get lists.")
     depth: int = setting(50, "Passages retrieved per query.", unit="passages", minimum=1)

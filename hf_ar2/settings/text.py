@@ -76,11 +76,7 @@ class TextConfig(Documented):
         return self.title_separator if self.passage_template is None else f"template {self.passage_template}"
 
     def check_passage_template(self) -> None:
-        """Check `passage_template`.
-
-        Raises:
-            ValueError: it has no `{text}`, or another field than `{title}` and `{text}`.
-        """
+        """Check that `passage_template` has `{text}`, and no other field than `{title}` and `{text}`."""
         if self.passage_template is None:
             return
         try:

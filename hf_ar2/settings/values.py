@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -13,6 +14,11 @@ _NAME = re.compile(r"\w[\w .+-]*")
 # Files of these names cannot be made on Windows, with any ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST_NAME = 100
+_LIMITS = {
+    "minimum": (operator.ge, "of at least"),
+    "above": (operator.gt, "above"),
+    "maximum": (operator.le, "of at most"),
+}
 
 
 def check_name(name: Any) -> None:
@@ -106,15 +112,11 @@ def _alternatives(hint: Any) -> list[Any]:
 
 
 def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
-    minimum, above, maximum = (limits.get(name) for name in ("minimum", "above", "maximum"))
-    return (
-        (minimum is None or value >= minimum)
-        and (above is None or value > above)
-        and (maximum is None or value <= maximum)
+    return all(
+        compare(value, limits[name]) for name, (compare, _) in _LIMITS.items() if limits.get(name) is not None
     )
 
 
 def _range(limits: Mapping[str, Any]) -> str:
-    words = {"minimum": "of at least", "above": "above", "maximum": "of at most"}
-    given = [f"{text} {limits[name]}" for name, text in words.items() if limits.get(name) is not None]
+    given = [f"{text} {limits[name]}" for name, (_, text) in _LIMITS.items() if limits.get(name) is not None]
     return f" {' and '.join(given)}" if given else ""

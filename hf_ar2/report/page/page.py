@@ -37,17 +37,11 @@ _ARRAYS = {"uint8": "u8", "uint16": "u16", "uint32": "u32", "float32": "f32"}
 
 
 def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
-    """The page of one run or several over one collection.
+    """The page of one run or several over one collection, as HTML that needs no other file.
 
     Args:
         runs: as `read_runs` returns them. The page shows the split that the first run's recipe reports on.
         collection: the collection of the runs.
-
-    Returns:
-        HTML that needs no other file.
-
-    Raises:
-        ValueError: the collection does not have the split, or run files do not fit it.
 
     Example:
         >>> from hf_ar2 import load_collection
@@ -91,9 +85,7 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
                 "metrics": run.metrics,
                 "tests": run.tests,
                 "chief": run.chief,
-                "served": {key: run.chosen[key] for key in ("row", "system", "reason")}
-                if run.chosen
-                else None,
+                "served": run.served,
                 "charts": training_charts(run),
                 "times": stage_times(run),
                 "environment": without_secrets(run.environment),
@@ -120,20 +112,17 @@ def other_texts(run: RunFolder) -> str:
 def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:
     """The comparison shown first: the first and the last row of one run, or the last rows of the first and last run.
 
-    It compares their pipelines if both rows have one, else their retrievers.
-
-    Returns:
-        Positions in `systems`, before and after.
+    It compares their pipelines if both rows have one, else their retrievers. Returns positions in `systems`.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
         of_rows.setdefault((system["run"], system["row"]), {})[system["system"]] = place
     first_run = [found for (run, _), found in of_rows.items() if run == systems[0]["run"]]
     before, after = first_run[0 if runs == 1 else -1], list(of_rows.values())[-1]
-    alike = [
-        (before[name], after[name]) for name in ("pipeline", "retriever") if name in before and name in after
-    ]
-    return alike[0] if alike else (min(before.values()), min(after.values()))
+    for name in ("pipeline", "retriever"):
+        if name in before and name in after:
+            return before[name], after[name]
+    return min(before.values()), min(after.values())
 
 
 def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> list[int]:
@@ -141,8 +130,8 @@ def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) 
     return [
         place
         for place, system in enumerate(systems)
-        if (chosen := runs[system["run"]].chosen)
-        and (chosen["row"], chosen["system"]) == (system["row"], system["system"])
+        if (served := runs[system["run"]].served)
+        and (served["row"], served["system"]) == (system["row"], system["system"])
     ]
 
 
@@ -161,13 +150,10 @@ def page_of(data: dict[str, Any]) -> str:
 
 
 def pack(data: Any) -> bytes:
-    """JSON and its arrays as one compressed block.
+    """JSON and its arrays as one compressed block; ValueError for NaN or infinite numbers, which JSON cannot hold.
 
     The block holds the length of the JSON (uint32, little endian), the JSON, and then the arrays, each at a multiple of
     four bytes. In the JSON an array is `{"$": [type, offset among the arrays, length]}`, flat.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot hold.
     """
     arrays: list[bytes] = []
     size = 0

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from hf_ar2.collections import Collection
-from hf_ar2.evaluation import answer_hits, paired_test, read_run
+from hf_ar2.evaluation import paired_test, read_run
 from hf_ar2.evaluation.metrics import gains
 from hf_ar2.evaluation.runs import Run, check_run_files, run_file
-from hf_ar2.evaluation.systems import evaluated_queries, measure
+from hf_ar2.evaluation.systems import evaluated_queries, hits_of_split, measure
 from hf_ar2.report.page.run_folder import RunFolder
 
 TOP = 10
@@ -31,7 +31,6 @@ def query_browser(
 
     Args:
         runs: runs on this collection.
-        collection: its texts and judgments.
         split: the split of the queries.
         metrics: such as "mrr@10", without those that the lists are too short for. The first is tested.
 
@@ -45,9 +44,6 @@ def query_browser(
           `values` (metric -> float32 `[Q]`).
         - `metrics`: those that every system has.
         - `tests`: for systems i < j `"i-j"` -> difference, p, wins, losses and ties of j against i on the first metric.
-
-    Raises:
-        ValueError: no run has run files of the split, a run file does not fit the collection, or lists are too short.
     """
     query_rows = evaluated_queries(collection, split)
     query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
@@ -105,13 +101,10 @@ def _system(
     top = np.full((len(ranking), TOP), -1, np.int64)
     top[:, : ranking.shape[1]] = ranking[:, :TOP]
     if split in collection.qrels:
-        relevance, level = gains(ranking, collection.judgments(split)), collection.judgments(split).level
+        judgments = collection.judgments(split)
+        relevance, level = gains(ranking, judgments), judgments.level
     else:
-        answers = list(collection.queries.select(evaluated_queries(collection, split))["answers"])
-        relevance = answer_hits(ranking, answers, collection.corpus["text"]).astype(np.int32)
-        level = 1
-    relevant = relevance >= level
-    first = np.where(relevant.any(axis=1), relevant.argmax(axis=1) + 1, 0)
+        relevance, level = hits_of_split(collection, split, ranking).astype(np.int32), 1
     marks = np.zeros(top.shape, np.uint8)
     marks[:, : ranking.shape[1]] = np.clip(relevance[:, :TOP], 0, 255)
     same = ranking[np.repeat(np.arange(len(ranking)), np.diff(offsets))] == positives[:, None]
@@ -126,18 +119,23 @@ def _system(
         "retriever": _scores_of(top, stored.get("retriever")),
         "ranker": _scores_of(top, stored.get("ranker")),
         "relevance": marks,
-        "first": np.minimum(first, 0xFFFF).astype(np.uint16),
-        "positive_ranks": np.where(same.any(axis=1), same.argmax(axis=1) + 1, 0).astype(np.uint16),
+        "first": _first_rank(relevance >= level),
+        "positive_ranks": _first_rank(same),
         "values": values,
     }
+
+
+def _first_rank(found: np.ndarray) -> np.ndarray:
+    """The first rank in each row of a mask `[N, K]`, from 1, uint16 `[N]`; 0 without one."""
+    return np.where(found.any(axis=1), np.minimum(found.argmax(axis=1) + 1, 0xFFFF), 0).astype(np.uint16)
 
 
 def _scores_of(top: np.ndarray, run: Run | None) -> np.ndarray:
     """A run's scores of the passages in `top`, float32 `[Q, 10]`; NaN for passages it does not hold."""
     scores = np.full(top.shape, np.nan, np.float32)
     if run is not None and run.passage_rows.shape[1]:
-        for column in range(top.shape[1]):
-            same = (run.passage_rows == top[:, column, None]) & (top[:, column, None] >= 0)
+        for column, passages in enumerate(top.T):
+            same = (run.passage_rows == passages[:, None]) & (passages[:, None] >= 0)
             held = np.flatnonzero(same.any(axis=1))
             scores[held, column] = run.scores[held, same[held].argmax(axis=1)]
     # The page shows no more than 12 bits of the mantissa; zeros for the others compress well.
@@ -174,7 +172,5 @@ def _clipped(text: str, length: int) -> str:
 
 def _tests(systems: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, float]]:
     values = [system["values"][metric] for system in systems]
-    return {
-        f"{i}-{j}": dataclasses.asdict(paired_test(values[j], values[i]))
-        for i, j in combinations(range(len(systems)), 2)
-    }
+    pairs = combinations(range(len(systems)), 2)
+    return {f"{i}-{j}": dataclasses.asdict(paired_test(values[j], values[i])) for i, j in pairs}

@@ -19,15 +19,12 @@ class RunFolder:
     """A finished run.
 
     Attributes:
-        folder: its path.
         label: its name on the page.
-        recipe: contents of recipe.yaml.
-        environment: contents of environment.json; empty without the file.
+        recipe, environment, chosen: contents of recipe.yaml, environment.json and chosen.json; `{}` without the file.
         metrics: row -> split -> system -> metric -> value, as in metrics.json.
         tests: row -> split -> system -> the fields of a `PairedTest`.
         chief: the tested metric.
         stages: stage -> contents of its done.json and its `log_history`, in the order they ran.
-        chosen: contents of chosen.json, the system that is served; empty without the file.
     """
 
     folder: Path
@@ -45,13 +42,14 @@ class RunFolder:
         """The split that the recipe reports on."""
         return str((self.recipe.get("evaluation") or {}).get("report_split", "test"))
 
+    @property
+    def served(self) -> dict[str, Any] | None:
+        """Row, system and reason of what is served; None without a chosen.json."""
+        return {key: self.chosen[key] for key in ("row", "system", "reason")} if self.chosen else None
+
 
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[RunFolder]:
     """Read run folders, and label each with its recipe's name, or with its folder's if recipes share a name.
-
-    Raises:
-        FileNotFoundError: a folder is not a run folder, or has no metrics.
-        ValueError: a folder is given twice, or a file in it cannot be read.
 
     Example:
         >>> from hf_ar2.report.page import read_runs

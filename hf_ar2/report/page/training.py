@@ -17,9 +17,8 @@ MOST_POINTS = 200
 def training_charts(run: RunFolder) -> list[dict[str, Any]]:
     """The charts of a run; a chart of which nothing was logged has no series.
 
-    Returns:
-        title, axis labels, `series` (label, colour, marker, and for each stage a line of `[x, y]`) and `stages` (name
-        and where it begins and ends along the axis).
+    A chart has a title, axis labels, `series` (label, colour, marker, and for each stage a line of `[x, y]`) and
+    `stages` (name and where it begins and ends along the axis).
     """
     logs = {stage: found["log_history"] for stage, found in run.stages.items()}
     name = display_name(run.chief)
@@ -32,20 +31,17 @@ def stage_times(run: RunFolder) -> list[dict[str, Any]]:
     """The seconds of each stage, in all and in each phase of its training (by name, as logged)."""
     times = []
     for stage, found in run.stages.items():
-        last: dict[str, Any] = next(
-            (entry for entry in reversed(found["log_history"]) if "train_runtime" in entry), {}
-        )
+        ends = [entry for entry in found["log_history"] if "train_runtime" in entry]
+        logged = {
+            key: value for key, value in (ends[-1] if ends else {}).items() if key.startswith("seconds/")
+        }
         lists = found.get("lists")
         times.append(
             {
                 "stage": stage,
                 "trainer": found["trainer"],
                 "seconds": found.get("seconds"),
-                "phases": {
-                    key.removeprefix("seconds/"): value
-                    for key, value in last.items()
-                    if key.startswith("seconds/")
-                },
+                "phases": {key.removeprefix("seconds/"): value for key, value in logged.items()},
                 "steps": found.get("steps"),
                 "lists": sum(lists.values()) if isinstance(lists, dict) else None,
             }
