@@ -99,7 +99,9 @@ def test_packages_are_attributes():
 # ---- Worker processes -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["fork", "spawn", "forkserver"])
+@pytest.fixture(
+    params=["fork", *(pytest.param(slow, marks=pytest.mark.slow) for slow in ("spawn", "forkserver"))]
+)
 def start_method(request):
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(request.param, force=True)
