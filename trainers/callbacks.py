@@ -60,7 +60,7 @@ class StepLog:
         )
 
     def entry(self, logs: dict[str, float]) -> dict[str, float]:
-        """What a log entry gets: beside the loss the means of the steps, at the end of a run the seconds."""
+        """What a log entry gets besides the loss: the means of the steps, at the end of a run the seconds."""
         found: dict[str, float] = {}
         if "loss" in logs and self.sums:
             names = sorted(self.sums)

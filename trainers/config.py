@@ -124,7 +124,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         None, "Which lists of those folders to use: some of undenoised, denoised, pseudo. None: all."
     )
     mine: bool = setting(
-        True, "With train_lists: whether to use mined lists of the training queries beside the stored ones."
+        True,
+        "With train_lists: whether to use mined lists of the training queries in addition to the stored ones.",
     )
     mine_with: str = setting(
         "retriever",
@@ -149,7 +150,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         1, "Most positives in a list. A query with fewer leaves masked places.", unit="passages", minimum=1
     )
     num_negatives: int = setting(
-        15, "Negatives in a list, beside its positives.", unit="passages", paper="AR2: 15", minimum=0
+        15, "Negatives in a list, besides its positives.", unit="passages", paper="AR2: 15", minimum=0
     )
     pool_depth: int = setting(
         100,
@@ -263,8 +264,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     )
     shard_weights: bool = setting(
         False,
-        "Keep weights, gradients and optimizer states in shards, one for each process (FSDP2), beside a whole copy of "
-        "the weights that encodes. RetrieverTrainer and RankerTrainer only.",
+        "Keep weights, gradients and optimizer states in shards, one for each process (FSDP2), in addition to a whole "
+        "copy of the weights that encodes. RetrieverTrainer and RankerTrainer only.",
         checked_on_resume=False,
     )
     step_tokens: int | None = setting(

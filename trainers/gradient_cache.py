@@ -105,7 +105,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], bucket_bytes: int = _B
 
     Args:
         parameters: the same on all processes, in the same order.
-        bucket_bytes: what is sent at a time, and needed beside the gradients.
+        bucket_bytes: what is sent at a time, and needed in addition to the gradients.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if world_size() == 1 or not parameters:

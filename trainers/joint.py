@@ -171,7 +171,7 @@ class JointTrainer(Trainer):
         raise NotImplementedError
 
     def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
-        """What to log of a step beside its loss, whatever the loss is; without gradient."""
+        """What to log of a step besides its loss, whatever the loss is; without gradient."""
         return {}
 
     @property

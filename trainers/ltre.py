@@ -79,7 +79,7 @@ class LTReConfig(JointConfig):
     )
     weighting: Literal["lambda_mrr", "lambda_ndcg", "ranknet"] = setting(
         "lambda_mrr",
-        "How a pair of passages is weighted: by the change of MRR, by that of DCG, or all alike (RankNet).",
+        "How a pair of passages is weighted: by the change of MRR, by that of DCG, or all equally (RankNet).",
         paper="ADORE: lambda_mrr",
     )
     cut: int | None = setting(
@@ -115,7 +115,7 @@ class LTReConfig(JointConfig):
     )
     index_ids: str | None = setting(
         None,
-        "File with the ids of its passages, in its order. None: ids.json beside it.",
+        "File with the ids of its passages, in its order. None: ids.json next to it.",
         checked_on_resume=False,
     )
     search_parameters: str | None = setting(None, "How the index is searched: 'nprobe=16', 'efSearch=256'.")

@@ -39,7 +39,7 @@ class Publisher:
     """Publishes what a trainer trained, at the end or during training.
 
     `push_to_hub=True` publishes at every save (`hub_strategy="every_save"`), or only at the end ("end"). With
-    "checkpoint" and "all_checkpoints" the whole checkpoint is beside the first of the two models; downloaded
+    "checkpoint" and "all_checkpoints" the whole checkpoint is with the first of the two models; downloaded
     (`hf download me/name-retriever --include "last-checkpoint/*"`), it is resumed from like any other.
 
     Attributes:
@@ -86,7 +86,7 @@ class Publisher:
         )
 
     def write_cards(self, folder: Path) -> None:
-        """Write README.md beside each trained model in a folder that `save_models` wrote."""
+        """Write README.md next to each trained model in a folder that `save_models` wrote."""
         for role in self.roles:
             card = model_card(self.training(role), folder / role)
             write_card(folder / role, card)

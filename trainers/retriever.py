@@ -53,7 +53,7 @@ class RetrieverConfig(JointConfig):
     )
     num_negatives: int = setting(
         0,
-        "Hard negatives per query beside the in-batch ones.",
+        "Hard negatives per query in addition to the in-batch ones.",
         unit="passages",
         paper="AR2's warm-up, RocketQA, PAIR, STAR: 1",
         minimum=0,

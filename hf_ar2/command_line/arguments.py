@@ -87,7 +87,7 @@ def tune_queries(parser: Parser) -> None:
     add(parser, "--output_dir FOLDER", "the run folder (%(default)s)", default="runs/tuned")
     given = "a FAISS file of the model's passage vectors, or a folder that `index` wrote (one is built)"
     add(parser, "--index FILE", given)
-    add(parser, "--ids FILE", "its passage ids in order: JSON, or one per line (ids.json beside it)")
+    add(parser, "--ids FILE", "its passage ids in order: JSON, or one per line (ids.json next to it)")
     add(parser, "--factory FACTORY", "build a FAISS index of this kind (Flat, which is exact)")
     add(parser, "--centroids", "also train the centroids of a PQ index (JPQ)", action="store_true")
     add(parser, "--search TEXT", "how the index is searched: nprobe=16, efSearch=256")

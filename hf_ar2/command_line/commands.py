@@ -83,12 +83,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
             print(missing)
         if split == QUESTIONS:
             print(f"\n{answered_text(system.collection, rankings)}")
-        chief = arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
-        if chief in values.get("pipeline", {}) and queries > 1:
-            test = paired_test(values["pipeline"][chief], values["retriever"][chief])
+        primary_metric = (
+            arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
+        )
+        if primary_metric in values.get("pipeline", {}) and queries > 1:
+            test = paired_test(values["pipeline"][primary_metric], values["retriever"][primary_metric])
             p = format_p(test.p_value, test.difference)
             print(
-                f"\npipeline over retriever, {display_name(chief)}: {test.difference:+.3f}, {p} "
+                f"\npipeline over retriever, {display_name(primary_metric)}: {test.difference:+.3f}, {p} "
                 f"(queries: {test.wins} better, {test.losses} worse, {test.ties} equal)"
             )
         if arguments.output:

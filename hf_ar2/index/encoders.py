@@ -172,7 +172,7 @@ class Encoders:
         """As `index.search`, on every rank: all call this with the same queries `[Q, d]`.
 
         Each rank searches its share of the rows of a `CorpusIndex` of the factory "Flat" for all queries, and its share
-        of the queries in any other index. What they exchange at a time takes at most 200 MB beside the results.
+        of the queries in any other index. What they exchange at a time takes at most 200 MB in addition to the results.
 
         Args:
             ranges: int64 `[Q, 2]`, the rows that each query searches, see `search_in_ranges`; None: all.

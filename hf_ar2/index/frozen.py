@@ -132,7 +132,7 @@ class FrozenIndex:
         Args:
             path: the FAISS file, or a folder: one that `hf-ar2 index` wrote, or with `index.faiss` and `ids.json`.
             corpus_ids: the ids of the corpus, by row.
-            ids: a JSON list of ids, or a text file with one per line; None: `ids.json` beside the FAISS file.
+            ids: a JSON list of ids, or a text file with one per line; None: `ids.json` next to the FAISS file.
             writable, options: as in `from_corpus_index`; `vectors` is "index" by default.
 
         Raises:
@@ -271,7 +271,7 @@ def _rows_of_ids(
 
 
 def _check_checksums(*paths: Path) -> None:
-    """Compare files with their checksums in the `index.json` or `meta.json` beside them, where there is one."""
+    """Compare files with their checksums in the `index.json` or `meta.json` next to them, where there is one."""
     for path in paths:
         for note in (path.with_name(ABOUT_FILE), path.with_name("meta.json")):
             known = read_json(note) if note.is_file() else {}

@@ -59,7 +59,7 @@ def call_loss(loss: ListLoss, scores: ListScores) -> tuple[Tensor, dict[str, Ten
     """Call a loss of one's own, and check what it returns.
 
     Returns:
-        The loss, a scalar, and what to log beside it, by name.
+        The loss, a scalar, and what else to log, by name.
 
     Raises:
         TypeError: it returned something else than a scalar tensor, or a tuple of one and a dict.

@@ -34,7 +34,7 @@ def listwise_cross_entropy(
         TypeError: ``scores`` are not floating point, or ``mask`` or ``positives`` are not bool.
 
     Source: AR2 (arXiv 2110.03611): the ranker maximises ``log p_phi(d+ | q; D)`` of equation 5. RocketQAv2 (arXiv
-    2110.07367), equation 5, with denoised positives beside the labelled one.
+    2110.07367), equation 5, with denoised positives in addition to the labelled one.
 
     Example:
         >>> import torch

@@ -186,7 +186,7 @@ def load_ranker(
     Args:
         model, layers, max_length, dropout, dtype, attn_implementation, trust_remote_code, revision: as in
             `load_retriever`; `max_length` limits pairs.
-        lora: as in `load_retriever`; the head is trained in full beside the adapters.
+        lora: as in `load_retriever`; the head is trained in full alongside the adapters.
         prompts: `{"query": prompt}` is put before the query of every pair; saved with the model.
         kwargs: passed to `CrossEncoder`.
 

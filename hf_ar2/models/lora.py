@@ -99,7 +99,7 @@ def add_lora(model: nn.Module, fields: Mapping[str, Any]) -> None:
 
 
 def _heads(model: PreTrainedModel) -> list[str]:
-    """Names of the modules with weights beside the encoder, without a language model's output layer."""
+    """Names of the modules with weights outside the encoder, without a language model's output layer."""
     beside = (model.base_model, model.get_output_embeddings())
     return [
         name

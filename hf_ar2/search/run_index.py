@@ -25,7 +25,7 @@ class RunIndex:
 
     Attributes:
         path: a FAISS file, or a folder with one.
-        ids: the ids of its passages; None: `ids.json` beside it.
+        ids: the ids of its passages; None: `ids.json` next to it.
     """
 
     path: Path

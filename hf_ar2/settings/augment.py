@@ -74,7 +74,7 @@ class AugmentConfig(EncodingConfig):
     )
     added_positives: int = setting(
         1,
-        "Passages above the relevant threshold that a list gets beside its labelled ones, best first.",
+        "Passages above the relevant threshold that a list gets in addition to its labelled ones, best first.",
         unit="passages",
         minimum=0,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-# Characters of a file, and values in it where every alias stands for all that it names.
+# Characters of a file, and values in it where every alias counts as all that it names.
 MOST_CHARACTERS, MOST_VALUES = 1_000_000, 100_000
 
 

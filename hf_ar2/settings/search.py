@@ -50,7 +50,7 @@ class Settings(ScoringConfig):
         unit="passages",
         minimum=0,
     )
-    lexical_weight: float = setting(0.0, "Weight of BM25 beside the retriever. 0: no BM25.", minimum=0)
+    lexical_weight: float = setting(0.0, "Weight of BM25 alongside the retriever. 0: no BM25.", minimum=0)
 
     @classmethod
     def of_models(cls) -> Settings:

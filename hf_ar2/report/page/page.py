@@ -55,9 +55,9 @@ def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
 
 def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, Any]:
     """Everything that the page shows, as JSON types and numpy arrays."""
-    split, chief = runs[0].split, runs[0].chief
+    split, primary_metric = runs[0].split, runs[0].primary_metric
     named = [metric for run in runs for metric in metrics_of(run)]
-    metrics = list(dict.fromkeys([chief, *named]))
+    metrics = list(dict.fromkeys([primary_metric, *named]))
     browser = query_browser(runs, collection, split, metrics)
     before, after = default_pair(browser["systems"], len(runs))
     if len(runs) == 1:
@@ -70,7 +70,7 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
             "passages": len(collection.corpus),
             "queries": len(browser["queries"]["id"]),
         },
-        "chief": browser["metrics"][0],
+        "primary_metric": browser["metrics"][0],
         "names": {metric: display_name(metric) for metric in metrics},
         "legend": LEGEND,
         "before": before,
@@ -84,7 +84,7 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
                 "folder": str(run.folder),
                 "metrics": run.metrics,
                 "tests": run.tests,
-                "chief": run.chief,
+                "primary_metric": run.primary_metric,
                 "served": run.served,
                 "charts": training_charts(run),
                 "times": stage_times(run),

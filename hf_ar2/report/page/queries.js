@@ -20,7 +20,7 @@ class QueryBrowser {
   constructor(report, section) {
     this.report = report;
     this.section = section;
-    this.metric = report.chief;
+    this.metric = report.primary_metric;
     this.order = "gain";
     this.kind = "all";
     this.words = [];

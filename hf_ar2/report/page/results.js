@@ -26,17 +26,17 @@ function showResults(report, section) {
 }
 
 function heroOf(report) {
-  const { before, after, chief } = report, name = report.names[chief];
+  const { before, after, primary_metric: primaryMetric } = report, name = report.names[primaryMetric];
   const test = report.test(before, after);
-  const change = report.mean(after, chief) - report.mean(before, chief);
-  const others = report.metrics.filter((metric) => metric !== chief);
+  const change = report.mean(after, primaryMetric) - report.mean(before, primaryMetric);
+  const others = report.metrics.filter((metric) => metric !== primaryMetric);
   const alone = report.systems.length < 2;
   return [
     element("div", { class: "headline" },
       element("p", { class: "eyebrow" }, `${name} on ${report.browser.split}, ${queries(report.collection.queries)}`),
       element("p", { class: "figures" },
-        !alone && [element("span", { class: "number before" }, three(report.mean(before, chief))), element("span", { class: "arrow" }, "→")],
-        element("span", { class: "number" }, three(report.mean(after, chief))),
+        !alone && [element("span", { class: "number before" }, three(report.mean(before, primaryMetric))), element("span", { class: "arrow" }, "→")],
+        element("span", { class: "number" }, three(report.mean(after, primaryMetric))),
         !alone && element("span", { class: `change ${direction(change)}` }, signed(change))),
       element("p", { class: "names" }, !alone && [report.name(before), element("span", { class: "quiet" }, " → ")], report.name(after))),
     test && element("div", { class: "verdict" },
@@ -58,12 +58,12 @@ function heroOf(report) {
 const rowName = (report, run, row) => (report.runs.length > 1 ? `${run.label} · ${row}` : row);
 
 function rowsChart(report) {
-  const { split } = report.browser, chief = report.chief;
+  const { split } = report.browser, primaryMetric = report.primary_metric;
   const rows = report.runs.flatMap((run) => Object.entries(run.metrics).filter(([, splits]) => splits[split]).map(([row, splits]) => ({
     label: rowName(report, run, row),
-    values: Object.fromEntries(LOOKS.map(({ label }) => [label, (splits[split][label] || {})[chief]])),
+    values: Object.fromEntries(LOOKS.map(({ label }) => [label, (splits[split][label] || {})[primaryMetric]])),
   })));
-  return dotChart(`${report.names[chief]}, row by row`, rows, LOOKS);
+  return dotChart(`${report.names[primaryMetric]}, row by row`, rows, LOOKS);
 }
 
 function ranksChart(report) {
@@ -98,7 +98,7 @@ function metricsTable(report, split) {
       element("tbody", {}, rows.map(({ run, row, systems, tests }) => element("tr", {},
         element("th", { scope: "row" }, rowName(report, run, row), run.served && run.served.row === row && element("span", { class: "quiet" }, ` (${run.served.system} served)`)),
         columns.map(({ system, metric }, i) => {
-          const value = (systems[system] || {})[metric], test = metric === run.chief ? tests[system] : null;
+          const value = (systems[system] || {})[metric], test = metric === run.primary_metric ? tests[system] : null;
           return element("td", { class: `number${first(i) ? " first" : ""}${value === best[i] && rows.length > 1 ? " best" : ""}` }, three(value),
             element("sup", { title: test && probability(test.p_value) }, test ? mark(test) : ""));
         })))))));
@@ -107,13 +107,13 @@ function metricsTable(report, split) {
 // As in the terminal: each retriever and each pipeline against that of the row before, and each pipeline against its
 // retriever. Runs may have tested different metrics: one table for each metric.
 function stageTests(report) {
-  const metrics = [...new Set(report.runs.map((run) => run.chief))];
+  const metrics = [...new Set(report.runs.map((run) => run.primary_metric))];
   return metrics.map((metric) => testsTable(report, metric)).filter(Boolean);
 }
 
 function testsTable(report, metric) {
   const { split } = report.browser, lines = [];
-  for (const run of report.runs.filter((one) => one.chief === metric)) {
+  for (const run of report.runs.filter((one) => one.primary_metric === metric)) {
     const rows = Object.keys(run.metrics).filter((row) => run.metrics[row][split]);
     let withPipeline = null;
     rows.forEach((row, number) => {
@@ -142,7 +142,7 @@ function matrixOf(report) {
   if (!Object.keys(report.browser.tests).length || numbers.length < 3) return [];
   const most = Math.max(...numbers.flatMap((j) => numbers.map((i) => (i === j ? 0 : Math.abs(report.test(i, j).difference))))) || 1;
   return [element("div", { class: "card" },
-    element("h2", {}, `Every system against every other, ${report.names[report.chief]}`),
+    element("h2", {}, `Every system against every other, ${report.names[report.primary_metric]}`),
     element("p", { class: "note" }, "The row's system minus the column's. Click a cell to compare the two throughout this report."),
     element("div", { class: "scroll" }, element("table", { class: "matrix" },
       element("thead", {}, element("tr", {}, element("td"), numbers.map((i) => element("th", { scope: "col" }, element("span", {}, report.name(i)))))),

@@ -23,7 +23,7 @@ class RunFolder:
         recipe, environment, chosen: contents of recipe.yaml, environment.json and chosen.json; `{}` without the file.
         metrics: row -> split -> system -> metric -> value, as in metrics.json.
         tests: row -> split -> system -> the fields of a `PairedTest`.
-        chief: the tested metric.
+        primary_metric: the tested metric.
         stages: stage -> contents of its done.json and its `log_history`, in the order they ran.
     """
 
@@ -33,7 +33,7 @@ class RunFolder:
     environment: dict[str, Any]
     metrics: dict[str, Any]
     tests: dict[str, Any]
-    chief: str
+    primary_metric: str
     stages: dict[str, dict[str, Any]]
     chosen: dict[str, Any] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ def _read(folder: Path, label: str, recipe: dict[str, Any]) -> RunFolder:
             environment=read_json(folder / "environment.json"),
             metrics=read_json(folder / "metrics.json"),
             tests=significance["tests"],
-            chief=significance["metric"],
+            primary_metric=significance["metric"],
             stages=stages,
             chosen=read_json(folder / CHOSEN),
         )

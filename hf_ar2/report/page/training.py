@@ -21,9 +21,9 @@ def training_charts(run: RunFolder) -> list[dict[str, Any]]:
     `stages` (name and where it begins and ends along the axis).
     """
     logs = {stage: found["log_history"] for stage, found in run.stages.items()}
-    name = display_name(run.chief)
+    name = display_name(run.primary_metric)
     titles = (f"{name} per round, on held-out queries", "Losses", "Pool difficulty")
-    panels = training_panels(logs, run.chief, name)
+    panels = training_panels(logs, run.primary_metric, name)
     return [_chart(title, logs, panel) for title, panel in zip(titles, panels, strict=True)]
 
 
