@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import BertTokenizer
 
 from hf_ar2.encoding.batches import encode_rows, token_budget_batches
 from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import TokenStore
 
 WORDS = [f"w{i}" for i in range(50)]
@@ -172,3 +177,19 @@ def test_progress_counts_tokens(capsys, monkeypatch):
     encode_rows(BagEncoder(), builder, store, range(100), np.empty((100, 8), np.float32), budget=100)
     shown = capsys.readouterr().err
     assert "Encoding" in shown and "tok/s" in shown and f"{total / 1000:.2f}k/{total / 1000:.2f}k" in shown
+
+
+def wait_for_a_rank_that_is_late(rank: int, store: str) -> None:
+    timeout = timedelta(seconds=2)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    if rank == 0:
+        with pytest.raises(RuntimeError, match="Ranks? 1 failed"):
+            Processes.current("cpu").barrier()
+    else:
+        time.sleep(4)
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_time_out_names_the_missing_rank(tmp_path):
+    torch.multiprocessing.spawn(wait_for_a_rank_that_is_late, args=(str(tmp_path / "store"),), nprocs=2)

@@ -32,8 +32,12 @@ class Processes:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
+        """Wait for all ranks; the time-out of gloo names those that are missing."""
+        if self.world_size == 1:
+            return
+        if dist.get_backend() == dist.Backend.GLOO:
+            dist.monitored_barrier(wait_all_ranks=True)
+        else:
             dist.barrier()
 
     def combine(self, array: np.ndarray) -> np.ndarray:
