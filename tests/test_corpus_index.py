@@ -167,6 +167,21 @@ def test_every_factory_is_built_and_opened_alike(tmp_path, factory):
     assert np.array_equal(np.sort(plain.search(queries, 20)[1]), np.sort(rows))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("factory", ["PQ2", "OPQ2,PQ2", "IVF2,PQ2"])
+def test_leaving_out_polysemous_codes_changes_no_score(tmp_path, factory):
+    """With them, FAISS trains seconds longer, and numbers the centroids otherwise."""
+    embeddings, queries = vectors(640), vectors(30, seed=1)
+    index = build(embeddings, tmp_path, factory=factory)
+    polysemous = import_faiss().index_factory(DIM, factory, import_faiss().METRIC_INNER_PRODUCT)
+    polysemous.train(embeddings)
+    polysemous.add(embeddings)
+    # Passages with equal codes may come in another order.
+    np.testing.assert_array_equal(index.search(queries, 10)[0], polysemous.search(queries, 10)[0])
+    with pytest.raises(ValueError, match="ht needs polysemous codes"):
+        CorpusIndex.open(tmp_path, search_parameters="ht=4").search(queries, 10)
+
+
 def test_search_parameters_are_kept_and_can_be_replaced(tmp_path):
     embeddings, queries = vectors(640), vectors(30, seed=1)
     index = build(embeddings, tmp_path, factory="IVF16,Flat", search_parameters="nprobe=16")

@@ -131,6 +131,8 @@ class FaissSearcher:
                     error,
                 )
         if search_parameters:
+            if "ht=" in search_parameters:
+                raise ValueError("search_parameters: ht needs polysemous codes, which are not supported")
             space = faiss.GpuParameterSpace() if self.on_gpu else faiss.ParameterSpace()
             try:
                 space.set_index_parameters(self.index, search_parameters)
