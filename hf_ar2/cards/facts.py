@@ -270,7 +270,7 @@ def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
 def first_model(role: str, name: str, stages: Mapping[str, Any]) -> str:
     """The model that a stage's model started from; a ranker may have started as a retriever."""
     while name in stages:
-        name = source_name(stages[name].get(role) or stages[name]["retriever"])
+        name = source_name(stages[name].get(role) or stages[name].get("retriever"))
     return name
 
 
