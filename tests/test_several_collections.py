@@ -333,6 +333,7 @@ def run(home: Path, parts: dict[str, Collection], tmp_path_factory: pytest.TempP
     return run_recipe(recipe)
 
 
+@pytest.mark.slow
 def test_a_run_reports_each(run: Path, parts: dict[str, Collection]) -> None:
     metrics = read_json(run / "metrics.json")
     assert list(metrics["AR2"]) == ["dev", "dev-big", "dev-small", "test", "test-big", "test-small"]
@@ -357,6 +358,7 @@ def _results(card: str):
     return ModelCard(card).data.eval_results
 
 
+@pytest.mark.slow
 def test_commands_show_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["evaluate", str(run), "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
@@ -380,6 +382,7 @@ def test_a_recipe_takes_them_on_the_command_line(home: Path, tmp_path: Path) -> 
         load_recipe(path, {"collection": "{nq: data/nq, squad: 3}"})
 
 
+@pytest.mark.slow
 def test_a_recipe_searches_them_exactly(run: Path) -> None:
     recipe = load_recipe(run.parent / "recipe.yaml", {"evaluation.rows.AR2.index_factory": "HNSW8"})
     recipe.output_dir = str(run.parent / "other")
