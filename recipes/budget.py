@@ -258,13 +258,8 @@ def _too_short(
         if name not in required and reached < least:
             found = name, f"it needs at least {least:,} steps, and there is time for {reached:,}"
         elif name not in required and passes < least_passes:
-            found = (
-                name,
-                (
-                    f"the earlier stages have time for {passes:.1f} passes over the training queries, and a stage like "
-                    f"this one pays after {least_passes:g}"
-                ),
-            )
+            reason = f"the earlier stages have time for {passes:.1f} passes over the training queries, and a stage "
+            found = name, f"{reason}like this one pays after {least_passes:g}"
         if trainer in ("retriever", "ar2", "rocketqa-v2") and costs.train_queries:
             passes += reached * settings.get("per_device_train_batch_size", 8) / costs.train_queries
     return found

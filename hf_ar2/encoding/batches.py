@@ -89,8 +89,7 @@ def encode_rows(
         for batch, embeddings in run_batches(
             encode, lambda b: builder.single(store, rows[b]), batches, device
         ):
-            _write(batch, embeddings, rows, out)
-            sums[batch] = word_sums(out[batch])
+            sums[batch] = word_sums(_write(batch, embeddings, rows, out))
             progress.update(int(lengths[batch].sum()))
     return sums
 
@@ -144,7 +143,8 @@ def _arriving(outputs: torch.Tensor) -> Callable[[], np.ndarray]:
     return wait
 
 
-def _write(batch: np.ndarray, embeddings: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def _write(batch: np.ndarray, embeddings: np.ndarray, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Write a batch's embeddings to `out`; returns them in its dtype, which says what has to be there."""
     expected = (len(batch), out.shape[1])
     if embeddings.shape != expected:
         raise ValueError(
@@ -162,3 +162,4 @@ def _write(batch: np.ndarray, embeddings: np.ndarray, rows: np.ndarray, out: np.
             "or encode and store in float32. If the model was being trained, it diverged: lower the learning rate."
         )
     out[batch] = values
+    return values

@@ -14,8 +14,10 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.encoding.batches import encode_rows, run_batches, token_budget_batches
+from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
+from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.search import merge, search_in_ranges
 from hf_ar2.models.half_precision import bf16_copy
@@ -97,39 +99,39 @@ class Encoders:
         description: str = "Queries",
     ) -> np.ndarray:
         """Embeddings of query rows `[Q]`: float32 `[Q, d]`, on every rank; each rank encodes its share."""
-        out = np.zeros((len(rows), _dimension(retriever)), np.float32)
-        with _evaluation_mode(retriever):
-            encode_rows(
-                self.embedder(retriever, "query"),
-                inputs.query_builder,
-                inputs.query_store,
-                rows,
-                out,
-                budget=self.budget,
-                device=self.device,
-                rank=self.processes.rank,
-                world_size=self.processes.world_size,
-                description=description,
-                show_progress=self.progress,
-            )
+        out = self._embed(
+            retriever,
+            "query",
+            inputs.query_builder,
+            inputs.query_store,
+            rows,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            description=description,
+            show_progress=self.progress,
+        )
         return self.processes.combine(out)
 
     def embed_passages(
         self, retriever: SentenceTransformer, inputs: RetrieverInputs, rows: np.ndarray
     ) -> np.ndarray:
         """Embeddings of a few passage rows `[P]`: float32 `[P, d]`; every rank encodes all of them."""
+        builder, store = inputs.passage_builder, inputs.passage_store
+        return self._embed(retriever, "document", builder, store, rows, show_progress=False)
+
+    def _embed(
+        self,
+        retriever: SentenceTransformer,
+        task: Task,
+        builder: InputBuilder,
+        store: TokenStore,
+        rows: np.ndarray,
+        **options: Any,
+    ) -> np.ndarray:
         out = np.zeros((len(rows), _dimension(retriever)), np.float32)
         with _evaluation_mode(retriever):
-            encode_rows(
-                self.embedder(retriever, "document"),
-                inputs.passage_builder,
-                inputs.passage_store,
-                rows,
-                out,
-                budget=self.budget,
-                device=self.device,
-                show_progress=False,
-            )
+            encode = self.embedder(retriever, task)
+            encode_rows(encode, builder, store, rows, out, budget=self.budget, device=self.device, **options)
         return out
 
     def build_index(
