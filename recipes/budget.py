@@ -21,8 +21,6 @@ from hf_ar2.recipes.sampled import MOST_PASSAGES
 from hf_ar2.training_lists.stored import OF_COLLECTION
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
-# Cost of a training step in passes of the encoder, which is faster without a gradient: measured from 3.4 to 4.7.
-_TRAINING = 4.0
 # Share of the minutes that is divided; the rest is for loading models and writing files.
 _DIVIDED = 0.95
 # Share of the minutes that a stage without training may take.
@@ -40,6 +38,7 @@ class Costs:
         passage_tokens, query_tokens, pair_tokens: mean lengths after truncation.
         dev_queries: queries of the split that the served system is chosen on.
         train_queries: queries of the whole training split.
+        training: how many times as long as encoding a text training on it takes.
         from_people: whether people asked any of them; if not, a merged retriever is not dropped.
     """
 
@@ -50,6 +49,7 @@ class Costs:
     pair_tokens: float
     dev_queries: int
     train_queries: int
+    training: float
     from_people: bool = True
 
     @property
@@ -78,8 +78,8 @@ class Costs:
         if trainer in ("ranker", "rocketqa-v2"):
             tokens += lists * entries * self.pair_tokens
         if trainer == "ar2":
-            tokens += lists * entries * self.pair_tokens / _TRAINING
-        return _TRAINING * tokens / self.rate
+            tokens += lists * entries * self.pair_tokens / self.training
+        return self.training * tokens / self.rate
 
 
 @dataclass

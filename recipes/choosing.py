@@ -128,7 +128,7 @@ def choose(
     Returns:
         row, system, weight, depth, lexical (weight of BM25), metric, split, dev (candidate → mean and n), compared_with
         (the simpler system that it replaced, or None), declined (candidates of higher levels that were not better
-        enough), retriever_row (the row of the best retriever), reason (a sentence) and advice (another, or "").
+        enough), retriever_row (see `_retriever_row`), reason (a sentence) and advice (another, or "").
     """
     merged = [row for row in values if _is_merged(recipe, row)]
     if merged and not from_people:
@@ -169,10 +169,19 @@ def choose(
         "dev": {str(one): {"mean": means[one], "n": len(value)} for one, value in found.items()},
         "compared_with": compared.as_json(compared.simpler) if compared else None,
         "declined": [one.as_json(one.better) for one in declined],
-        "retriever_row": max((one for one in found if one.system == "retriever"), key=means.__getitem__).row,
+        "retriever_row": _retriever_row(recipe, values, served.row),
         "reason": f"{_name(recipe, served, blends)}: {sentence}.",
         "advice": _ADVICE.format(queries=len(found[served]), split=split) if level == 1 and higher else "",
     }
+
+
+def _retriever_row(recipe: Recipe, values: Values, served: str) -> str:
+    """The row of the best retriever alone; instead of a served trained one, an untrained one only if p < .2."""
+    alone = {row: systems["retriever"] for row, systems in values.items()}
+    best = max(alone, key=lambda row: float(alone[row].mean()))
+    if _is_trained(recipe, served) and not _is_trained(recipe, best):
+        return best if paired_test(alone[best], alone[served]).p_value < NEEDED[2] else served
+    return best
 
 
 def serve_last(recipe: Recipe, why: str, blends: Mapping[str, Blend]) -> dict[str, Any]:

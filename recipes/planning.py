@@ -24,7 +24,7 @@ from hf_ar2.recipes.choosing import people_asked
 from hf_ar2.recipes.recipe import Recipe, RecipeError, short_hash, stage_config
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
-from hf_ar2.trainers.step_time import tokens_per_second
+from hf_ar2.trainers.step_time import tokens_per_second, training_factor
 
 PLAN = "plan.json"
 # If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
@@ -101,7 +101,7 @@ def _identity(recipe: Recipe) -> str:
 def measure_costs(
     recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
 ) -> Costs:
-    """Measure the lengths of the texts, and the speed of the encoder on a sample of them."""
+    """Measure the lengths of the texts, and the speed of encoding and training on a sample of them."""
     first = next(name for name, body in recipe.stages.items() if body["trainer"] != "augment")
     args = stage_config(recipe, first, run)
     retrieval = Retrieval(retriever.to(args.device), None, collection, args, encoders_of(args))
@@ -112,14 +112,16 @@ def measure_costs(
     passage_tokens, query_tokens = float(np.mean(passages)), float(np.mean(queries))
     longest = args.max_pair_length or passage_tokens + query_tokens
     chosen_on = recipe.choose_on
+    rate = tokens_per_second(retrieval, budget.now)
     return Costs(
-        rate=tokens_per_second(retrieval, budget.now),
+        rate=rate,
         passages=len(passages),
         passage_tokens=passage_tokens,
         query_tokens=query_tokens,
         pair_tokens=min(float(longest), passage_tokens + query_tokens),
         dev_queries=_dev_queries(recipe, collection),
         train_queries=len(collection.judgments(args.train_split).positives()),
+        training=training_factor(retrieval, rate, budget.now),
         from_people=chosen_on not in collection.splits or people_asked(collection, chosen_on),
     )
 

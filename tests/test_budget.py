@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_recipe
+from sentence_transformers import SentenceTransformer
 
+from hf_ar2 import RetrieverConfig
 from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.command_line.main import main as cli_main
+from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.recipes.budget import Budget, Costs, make_plan, more_time, overheads, without
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.planning import working_part
 from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
 from hf_ar2.settings.text import TextConfig
+from hf_ar2.trainers.retrieval import Retrieval, encoders_of
+from hf_ar2.trainers.step_time import training_factor
 
 COSTS = Costs(
     rate=7000,
@@ -27,6 +34,7 @@ COSTS = Costs(
     pair_tokens=139,
     dev_queries=300,
     train_queries=600,
+    training=4.0,
 )
 
 
@@ -269,3 +277,18 @@ def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(path, tm
     assert {file: file.stat().st_mtime_ns for file in (run / "runs" / "zero-shot").iterdir()} == times
     assert json.loads((run / "chosen.json").read_text()) == chosen
     assert cli_main(["report", str(run)]) == 0 and cli_main(["compare", str(run)]) == 0
+
+
+def test_what_training_costs_is_measured_without_training(tiny_retriever_path, tiny_collection, tmp_path):
+    retriever = SentenceTransformer(str(tiny_retriever_path))
+    before = weights_fingerprint(retriever)
+    args = RetrieverConfig(output_dir=str(tmp_path), bf16=False)
+    retrieval = Retrieval(retriever, None, tiny_collection, args, encoders_of(args))
+    ticks = itertools.count()  # every look at the clock is a second later
+    factor = training_factor(retrieval, rate=1000.0, clock=lambda: float(next(ticks)))
+    inputs = retrieval.retriever_inputs
+    rows = np.arange(min(16, len(tiny_collection.corpus)))
+    tokens = inputs.passage_builder.single_lengths(inputs.passage_store, rows).sum()
+    assert factor == pytest.approx(1000.0 / tokens)  # a second for these tokens
+    assert weights_fingerprint(retriever) == before
+    assert all(parameter.grad is None for parameter in retriever.parameters())

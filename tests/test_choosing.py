@@ -23,6 +23,7 @@ from hf_ar2.evaluation.runs import run_file
 from hf_ar2.evaluation.systems import evaluated_queries, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.recipes.checks import check_evaluation
+from hf_ar2.recipes.choosing import choose
 from hf_ar2.recipes.evaluation import choose_from_runs
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe, RecipeError
@@ -144,6 +145,22 @@ def test_a_simpler_system_is_served_unless_another_is_clearly_better(
     best = max(ranks, key=lambda row: np.mean(1 / np.array(ranks[row]["retriever"])))
     assert chosen["retriever_row"] == best
     assert chosen["dev"][" ".join(served)]["n"] == 8
+
+
+@pytest.mark.parametrize(("first", "best"), [(5, "g0"), (8, "zero-shot")])
+def test_an_untrained_retriever_is_best_alone_if_it_is_clearly_better(first: int, best: str) -> None:
+    rows = {"zero-shot": {"retriever": "light"}, "g0": {"retriever": "g0"}}
+    stages = {"g0": {"trainer": "retriever"}}
+    recipe = Recipe("mine", "tiny", models={"light": {}}, stages=stages, evaluation={"rows": rows})
+    # g0 is served for its hybrid; alone it is first on four queries.
+    ranks = {"zero-shot": (FIRST_OF[first], SECOND), "g0": (FIRST_OF[4], FIRST_OF[8])}
+    values = {
+        row: {"retriever": 1 / np.array(retriever), "hybrid": 1 / np.array(hybrid)}
+        for row, (retriever, hybrid) in ranks.items()
+    }
+    chosen = choose(recipe, values, {})
+    assert (chosen["row"], chosen["system"]) == ("g0", "hybrid")
+    assert chosen["retriever_row"] == best
 
 
 def test_without_a_choice_the_last_row_is_served(tmp_path: Path, tiny_collection: Collection) -> None:

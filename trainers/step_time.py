@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from hf_ar2.models.cpu_attention import use_fast_attention
+from hf_ar2.models.joint import embed
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.retrieval import Retrieval
 
@@ -16,6 +18,8 @@ Clock = Callable[[], float]
 _PART = 4
 # Passages that are encoded to learn the speed.
 _SAMPLE = 128
+# Of these, the ones that a forward and a backward pass is timed with.
+_TRAINED = 16
 
 
 def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
@@ -63,3 +67,33 @@ def tokens_per_second(retrieval: Retrieval, clock: Clock) -> float:
     spent = clock() - began
     lengths = inputs.passage_builder.single_lengths(inputs.passage_store, rows)
     return min(encoders.processes.gather(float(lengths.sum()) / max(spent, 1e-6)))
+
+
+def training_factor(retrieval: Retrieval, rate: float, clock: Clock) -> float:
+    """How many times as long as encoding a text training on it takes, for the retriever on the slowest rank.
+
+    A forward and a backward pass over a few passages is timed. No weight moves, and gradients are cleared.
+
+    Args:
+        rate: tokens that are encoded in a second, see `tokens_per_second`.
+    """
+    retriever, inputs, encoders = retrieval.retriever, retrieval.retriever_inputs, retrieval.encoders
+    assert retriever is not None and inputs is not None
+    if encoders.bf16 and encoders.device.type == "cpu":
+        use_fast_attention(retriever)
+    trains = retriever.training
+    retriever.train()
+    rows = np.arange(min(_TRAINED, len(retrieval.collection.corpus)))
+    features = inputs.passage_builder.single(inputs.passage_store, rows)
+    features = {name: value.to(encoders.device) for name, value in features.items()}
+    passes = []
+    for _ in range(3):  # the first one is slower
+        began = clock()
+        with encoders.autocast():
+            embed(retriever, features, "document").float().sum().backward()
+        passes.append(clock() - began)
+    retriever.zero_grad(set_to_none=True)
+    retriever.train(trains)
+    lengths = inputs.passage_builder.single_lengths(inputs.passage_store, rows)
+    factor = min(passes[1:]) * rate / float(lengths.sum())
+    return max(encoders.processes.gather(max(1.0, factor)))
