@@ -147,13 +147,13 @@ def test_a_simpler_system_is_served_unless_another_is_clearly_better(
     assert chosen["dev"][" ".join(served)]["n"] == 8
 
 
-@pytest.mark.parametrize(("first", "best"), [(5, "g0"), (8, "zero-shot")])
+@pytest.mark.parametrize(("first", "best"), [(3, "g0"), (4, "zero-shot")])
 def test_an_untrained_retriever_is_best_alone_if_it_is_clearly_better(first: int, best: str) -> None:
     rows = {"zero-shot": {"retriever": "light"}, "g0": {"retriever": "g0"}}
     stages = {"g0": {"trainer": "retriever"}}
     recipe = Recipe("mine", "tiny", models={"light": {}}, stages=stages, evaluation={"rows": rows})
-    # g0 is served for its hybrid; alone it is first on four queries.
-    ranks = {"zero-shot": (FIRST_OF[first], SECOND), "g0": (FIRST_OF[4], FIRST_OF[8])}
+    # g0 is served for its hybrid; alone it is worse on three or four queries, p = .25 and .125.
+    ranks = {"zero-shot": (FIRST_OF[first], SECOND), "g0": (SECOND, FIRST_OF[8])}
     values = {
         row: {"retriever": 1 / np.array(retriever), "hybrid": 1 / np.array(hybrid)}
         for row, (retriever, hybrid) in ranks.items()
