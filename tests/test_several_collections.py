@@ -13,7 +13,8 @@ import yaml
 from conftest import make_tiny_collection, write_recipe
 from datasets import Dataset
 from test_recipes import tiny_recipe
-from tiny_ar2 import TRAINERS, settings_of, without_dropout
+from tiny_ar2 import TRAINERS, losses, make_trainer, settings_of, two_collections, without_dropout
+from two_processes import launch_two
 
 from hf_ar2 import RetrieverConfig, RetrieverTrainer, join_collections, load_collection
 from hf_ar2.cards.facts import Training
@@ -402,3 +403,17 @@ def test_a_card_names_the_data_set_of_each() -> None:
         ("nq-fact", "test"),
         ("BeIR/scifact", "test"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retriever", "ar2"])
+def test_two_processes_take_the_steps_of_one(name: str, models: Path, tmp_path: Path) -> None:
+    settings = dict(QUIET)
+    one = make_trainer(name, models, tmp_path / "one", two_collections(), dropout=False, **settings)
+    one.train()
+    settings |= {"per_device_train_batch_size": 2}
+    options = ["--trainer", name, "--settings", json.dumps(settings), "--no_dropout", "--joined"]
+    launch_two(Path(__file__).with_name("tiny_ar2.py"), models, tmp_path / "two", *options)
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["world_size"] == 2
+    np.testing.assert_allclose(losses(two["log"]), losses(one.state.log_history), rtol=1e-4)

@@ -16,7 +16,7 @@ from conftest import make_tiny_collection, with_passages
 from transformers import TrainerCallback
 from two_processes import leave
 
-from hf_ar2.collections import Collection
+from hf_ar2.collections import Collection, join_collections
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import (
     AR2Config,
@@ -138,19 +138,28 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--passages", type=int, default=60)
     parser.add_argument("--no_dropout", action="store_true")
+    parser.add_argument("--joined", action="store_true", help="train on two collections")
     train(parser.parse_args())
     sys.stdout.flush()
     sys.stderr.flush()
     leave()
 
 
+def two_collections() -> Collection:
+    """Two tiny collections in one; the second has a larger weight."""
+    return join_collections(
+        {"a": make_tiny_collection(), "b": make_tiny_collection(seed=1)}, weights={"b": 3}
+    )
+
+
 def train(options: argparse.Namespace) -> None:
     """Train, and write what the first process ended with."""
+    single = with_passages(make_tiny_collection(), options.passages)
     trainer = make_trainer(
         options.trainer,
         options.models,
         options.output,
-        with_passages(make_tiny_collection(), options.passages),
+        two_collections() if options.joined else single,
         dropout=not options.no_dropout,
         callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
         **options.settings,
