@@ -33,7 +33,7 @@ WHOLE, PART = 0.1, 0.06
 # Passages of a part at least; fewer cannot show which retriever is better.
 FEWEST = 500
 # First passages of BM25 that come with a dev query: they are easily confused with its relevant ones.
-_BESIDE_DEV = 5
+_NEAR_DEV = 5
 # Share of a part that dev queries with their passages may take.
 _DEV_SHARE = 0.4
 
@@ -134,7 +134,7 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
     ]
     if costs.passages < passages:
         lines.append(
-            f"They stand for all {passages:,} passages in training and in the choice on dev, because encoding all "
+            f"They represent all {passages:,} passages in training and in the choice on dev, because encoding all "
             "takes too much of the time; more minutes use all."
         )
     rows = [[name, f"{plan.training[name]:.0f}", f"{plan.overhead[name]:.0f}"] for name in plan.recipe.stages]
@@ -166,9 +166,9 @@ def working_part(
         judgments = collection.judgments(dev).positives()
         questions = list(collection.queries.select(judgments.query_rows)["text"])
         lexical = LexicalIndex.of_members(texts.passage_texts(collection), collection.member_rows)
-        _, beside = lexical.search(questions, _BESIDE_DEV, collection.searched_rows(judgments.query_rows))
+        _, nearby = lexical.search(questions, _NEAR_DEV, collection.searched_rows(judgments.query_rows))
         for place in rng.permutation(len(judgments)):
-            added = {*judgments.of(place)[0].tolist(), *beside[place][beside[place] >= 0].tolist()}
+            added = {*judgments.of(place)[0].tolist(), *nearby[place][nearby[place] >= 0].tolist()}
             if rows and len(rows | added) > _DEV_SHARE * size:
                 break
             rows |= added

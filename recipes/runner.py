@@ -97,7 +97,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
         first = next(body["retriever"] for body in recipe.stages.values() if "retriever" in body)
         plan, costs, part = plan_run(recipe, run, collection, budget, load("retriever", first))
     if plan is not None and costs is not None and budget.seconds is not None:
-        recipe = plan.recipe  # without the stages that the minutes do not suffice for
+        recipe = plan.recipe  # without the stages for which there is too little time
         say(f"\n{describe_plan(plan, costs, budget.seconds, len(collection.corpus))}")
     guard = load_guard(recipe)
     inputs = Inputs(recipe, collection, guard)

@@ -261,7 +261,7 @@ def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(path, tm
     arguments = [str(path), "--output_dir", str(run), "--minutes", "5", "--clock", "processor"]
     main(arguments)
     said = capsys.readouterr().out
-    assert "They stand for all 60 passages" in said
+    assert "They represent all 60 passages" in said
     chosen, metrics = (json.loads((run / name).read_text()) for name in ("chosen.json", "metrics.json"))
     assert all(found["n"] < 8 for found in chosen["dev"].values())
     measured = {row for row, splits in metrics.items() if "test" in splits}

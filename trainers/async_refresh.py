@@ -19,7 +19,7 @@ from hf_ar2.training_lists.pool import pool_statistics
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
 
-# In a checkpoint, the weights that are being encoded; beside the indexes, their embeddings so far.
+# In a checkpoint, the weights that are being encoded; next to the indexes, their embeddings so far.
 _SNAPSHOT, _EMBEDDINGS = "snapshot.pt", "snapshot.npy"
 # In `JointTrainer.round_state`, the step that the snapshot was taken at; absent while nothing is in flight.
 _TAKEN_AT = "snapshot_taken_at"

@@ -36,11 +36,11 @@ _ADAPTERS = "adapters-{}.safetensors"
 class Checkpoints:
     """Writes and reads the checkpoints of a trainer; a resumed run ends with the weights of an uninterrupted one.
 
-    Beside what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, for each process the averages
-    of the open log entry, and `run.json`: `version`, `run` (`JointTrainer.run_metadata`), `train_lists` (a hash of the
-    stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
-    `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see `Refresh`) `snapshot.pt` has the
-    weights that are encoded. `checksums.json` has the checksums of all files.
+    In addition to what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, the averages of the
+    open log entry for each process, and `run.json`: `version`, `run` (`JointTrainer.run_metadata`), `train_lists` (a
+    hash of the stored lists) and `weights` (a hash of each model). Of a model with adapters
+    `adapters-retriever.safetensors` or `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see
+    `Refresh`) `snapshot.pt` has the weights that are encoded. `checksums.json` has the checksums of all files.
     """
 
     def __init__(self, trainer: JointTrainer) -> None:
@@ -271,7 +271,7 @@ def fingerprints(model: JointModel) -> dict[str, str]:
 
 
 def describe_run(trainer: JointTrainer) -> dict[str, Any]:
-    """What a run's outcome depends on, as plain data: the settings that decide it, and facts beside them."""
+    """What a run's outcome depends on, as plain data: the settings that decide it, and other facts."""
     args = trainer.args
     names = checked_on_resume(type(args))
     facts = {

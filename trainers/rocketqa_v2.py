@@ -75,7 +75,7 @@ class RocketQAv2Config(JointConfig):
     )
     distillation_weight: float = setting(
         1.0,
-        "Weight of the distillation beside the ranker's own loss. With `reference` no parameter gets both, so that it "
+        "Weight of the distillation, next to the ranker's own loss. With `reference` no parameter gets both, so it "
         "hardly matters under AdamW; with `paper` the ranker gets both.",
         paper="RocketQAv2: 1",
         minimum=0,
