@@ -377,10 +377,10 @@ def written(name: str, text: str) -> Callable[[Path], None]:
     ("spoil", "message"),
     [
         (without("recipe.yaml"), "is not a run folder: it has no recipe.yaml"),
-        (without("metrics.json"), "has no metrics.json yet: its recipe has not finished. Give the command"),
+        (without("metrics.json"), "has no metrics.json yet: its recipe has not finished. Run the command"),
         (
             written("metrics.json", "{"),
-            "metrics.json: not a complete JSON file .* Delete it and give the command",
+            "metrics.json: not a complete JSON file .* Delete it and run the command",
         ),
         (written("metrics.json", "[]"), "metrics.json: expected a JSON object, found list"),
         (

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS
 from hf_ar2.collections.readers.load import TEXT_FOLDER
@@ -25,7 +24,7 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids
 from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
-from hf_ar2.files import write_json
+from hf_ar2.files import read_json, write_json
 from hf_ar2.index.shards import new_array
 from hf_ar2.search.system import Ranking, SearchSystem
 from hf_ar2.terminal import visible, visible_lines
@@ -111,7 +110,7 @@ def write_results(
     if split in collection.qrels:
         write_qrels(folder / f"{split}.qrels", query_ids, passage_ids, collection.judgments(split))
     path = folder / "metrics.json"
-    write_json(path, read_json(path) | means)
+    write_json(path, read_json(path, {}) | means)
 
 
 def encode(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_ar2.cards.facts import CHOSEN, read_json
+from hf_ar2.cards.facts import CHOSEN
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
 from hf_ar2.collections.questions import QUESTIONS, with_questions
@@ -22,6 +22,7 @@ from hf_ar2.evaluation import compare as compare_systems
 from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import check_run_files, run_file
+from hf_ar2.files import read_json
 from hf_ar2.search.recipe_file import read_recipe
 from hf_ar2.search.runs import with_level_of
 from hf_ar2.terminal import visible_lines
@@ -117,7 +118,7 @@ def _check_not_results(folder: Path) -> None:
 def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
     """System and run file of every row that a recipe's evaluation has written."""
     files = []
-    chosen = read_json(run / CHOSEN)
+    chosen = read_json(run / CHOSEN, {})
     if chosen:
         notes.append(f"{run} serves {chosen['reason']}")
     for row in rows:

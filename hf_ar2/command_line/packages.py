@@ -9,10 +9,9 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.command_line.open import is_run, loaded_model, quiet
 from hf_ar2.evaluation.tables import display_name, format_table
-from hf_ar2.files import write_json
+from hf_ar2.files import read_json, write_json
 from hf_ar2.progress import on_terminal
 
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
@@ -37,7 +36,7 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> int:
         print(format_table(table, ["mteb", "metric", "score"]))
     if arguments.output:
         path = Path(arguments.output) / "metrics.json"
-        write_json(path, read_json(path) | found)
+        write_json(path, read_json(path, {}) | found)
         print(f"\nIn {path.parent}: metrics.json")
     return 0
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.card import index_card, model_card
-from hf_ar2.cards.facts import CHOSEN, ROLES, is_trained, read_json, served_name, training_of_run
+from hf_ar2.cards.facts import CHOSEN, ROLES, is_trained, served_name, training_of_run
 from hf_ar2.cards.hub import INDEX_FILES, check_loads, hub_token, publish
 from hf_ar2.command_line.card_view import terminal_text
 from hf_ar2.command_line.open import opened_system, quiet
+from hf_ar2.files import read_json
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.saved import read_retriever
 from hf_ar2.search.recipe_file import read_finished_recipe
@@ -57,7 +58,7 @@ def push(arguments: argparse.Namespace) -> int:
         def card_of(what: str, ids: Mapping[str, str]) -> str:
             if what == "index":
                 retriever = ids.get("retriever", f"{ids['index'].removesuffix('-index')}-retriever")
-                about = read_json(folders["index"] / "index.json")
+                about = read_json(folders["index"] / "index.json", {})
                 unit = read_retriever(run / "retriever").similarity == "cosine"
                 return index_card(trainings["retriever"], about, ids["index"], retriever, normalised=unit)
             partner = ids.get("ranker" if what == "retriever" else "retriever")
@@ -90,7 +91,7 @@ def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
     found = [role for role in ROLES if (run / role).is_dir() and is_trained(run, recipe, role)]
     if not found:
         row = served_name(run, recipe)
-        why = read_json(run / CHOSEN).get("reason", "")
+        why = read_json(run / CHOSEN, {}).get("reason", "")
         raise ValueError(
             f"{run}: the row it serves ({row or 'evaluation.rows is empty'}) names no saved model that a stage of "
             f"the run trained, so there is nothing to publish.{f' Served: {why}' if why else ''} To always serve the "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import last_row, read_json
-from hf_ar2.files import check_files
+from hf_ar2.cards.facts import last_row
+from hf_ar2.files import check_files, read_json
 from hf_ar2.settings.plain_yaml import read_yaml
 
 # The checksums of the models at the root of a run folder.
@@ -32,7 +32,7 @@ def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} has no retriever/ yet: the run is not finished. Repeat the command that started it to continue"
         )
-    checksums = read_json(Path(folder) / SERVED).get("checksums", {})
+    checksums = read_json(Path(folder) / SERVED, {}).get("checksums", {})
     check_files(Path(folder), checksums, "Repeat the command that made the run: it writes its models again.")
     return recipe
 

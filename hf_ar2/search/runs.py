@@ -6,16 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import (
-    CHOSEN,
-    first_model,
-    last_row,
-    read_json,
-    served_row,
-    source_changes,
-    source_name,
-)
+from hf_ar2.cards.facts import CHOSEN, first_model, last_row, served_row, source_changes, source_name
 from hf_ar2.collections import Collection
+from hf_ar2.files import read_json
 from hf_ar2.settings.search import OF_EVALUATION, Settings
 
 
@@ -60,7 +53,7 @@ def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: 
 
 def _chosen(folder: str | Path) -> dict[str, Any]:
     """The system that a run chose, as `Settings` has it."""
-    chosen = read_json(Path(folder) / CHOSEN)
+    chosen = read_json(Path(folder) / CHOSEN, {})
     if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
         return {}
     return {

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_ar2.cards.facts import last_row, read_json
+from hf_ar2.cards.facts import last_row
 from hf_ar2.cards.guard import GUARD_FILE, guard_sentence
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS
 from hf_ar2.evaluation.tables import LEGEND, display_name
+from hf_ar2.files import read_json
 from hf_ar2.report.page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, TOP, query_browser
 from hf_ar2.report.page.run_folder import RunFolder
 from hf_ar2.report.page.training import stage_times, training_charts
@@ -105,7 +106,7 @@ def metrics_of(run: RunFolder) -> list[str]:
 
 def other_texts(run: RunFolder) -> str:
     """The result on the recipe's guard of the last row's retriever; "" without a guard."""
-    guard = read_json(run.folder / GUARD_FILE) if run.recipe.get("guard") else {}
+    guard = read_json(run.folder / GUARD_FILE, {}) if run.recipe.get("guard") else {}
     return guard_sentence(guard, last_row(run.recipe).get("retriever")).replace("`", "")
 
 
