@@ -242,14 +242,23 @@ def test_a_step_is_of_one_collection(models: Path, tmp_path: Path, joined: Colle
             assert halves[part].passage_rows.tolist() == drawn[step].passage_rows[part::2].tolist()
 
 
-def test_every_pass_has_all_queries_of_a_collection() -> None:
-    pool = CandidatePool(
-        query_rows=np.arange(10), passage_rows=np.zeros((10, 0), np.int32), scores=np.zeros((10, 0), np.float32),
-        positive_rows=np.arange(10, dtype=np.int32)[:, None], positive_scores=np.zeros((10, 1), np.float32),
+def pool_with_positives(rows: list[int]) -> CandidatePool:
+    """A pool without candidates, with one positive for each query."""
+    size = len(rows)
+    return CandidatePool(
+        query_rows=np.arange(size), passage_rows=np.zeros((size, 0), np.int32), scores=np.zeros((size, 0), np.float32),
+        positive_rows=np.array(rows, np.int32)[:, None], positive_scores=np.zeros((size, 1), np.float32),
     )  # fmt: skip
+
+
+def sampler_of(pool: CandidatePool) -> ListSampler:
+    """Two collections, of six passages and of four, and two lists in a step."""
     ranges, weights = np.array([[0, 6], [6, 10]]), np.array([1.0, 1.0])
-    lists = ListSampler(pool, 10, 0, seed=1, member_rows=ranges, member_weights=weights, lists_per_step=2)
-    entries = lists.indices(np.arange(200)).reshape(100, 2)
+    return ListSampler(pool, 10, 0, seed=1, member_rows=ranges, member_weights=weights, lists_per_step=2)
+
+
+def test_every_pass_has_all_queries_of_a_collection() -> None:
+    entries = sampler_of(pool_with_positives(list(range(10)))).indices(np.arange(200)).reshape(100, 2)
     small = entries[(entries >= 6).all(axis=1)].ravel()
     big = entries[(entries < 6).all(axis=1)].ravel()
     assert len(small) + len(big) == 200 and abs(len(small) - 80) <= 4
@@ -257,6 +266,13 @@ def test_every_pass_has_all_queries_of_a_collection() -> None:
         assert sorted(small[start : start + 4]) == [6, 7, 8, 9]
     for start in range(0, len(big) - 5, 6):
         assert sorted(big[start : start + 6]) == list(range(6))
+
+
+def test_a_new_pool_is_divided_into_collections_again() -> None:
+    lists = sampler_of(pool_with_positives(list(range(10))))
+    lists.indices(np.arange(40))
+    lists.pool = pool_with_positives(list(range(9, -1, -1)))
+    assert lists.indices(np.arange(40)).tolist() == sampler_of(lists.pool).indices(np.arange(40)).tolist()
 
 
 # ---- Evaluation, and every trainer ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -105,13 +105,14 @@ class ListSampler:
     member_rows: np.ndarray | None = None
     member_weights: np.ndarray | None = None
     lists_per_step: int = 1
+    # The pool for which the entries of each collection were found, and these entries.
+    _grouped: tuple[CandidatePool, list[np.ndarray]] | None = field(default=None, init=False, repr=False)
 
     def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
         """The pool entries of these positions, int64 `[B]`."""
         if self.member_rows is None or self.member_weights is None:
             return self._passes(np.arange(len(self.pool)), positions, stream)
-        member_of = np.searchsorted(self.member_rows[:, 1], self.pool.positive_rows[:, 0], side="right")
-        entries = [np.flatnonzero(member_of == member) for member in range(len(self.member_weights))]
+        entries = self._entries_of_members(self.member_rows)
         steps = positions // self.lists_per_step
         shares = self.member_weights * [len(of_member) for of_member in entries]
         drawn = draw_members(shares, int(steps.max(initial=0)) + 1, seed=self.seed, stream=stream)
@@ -122,6 +123,13 @@ class ListSampler:
             own_positions = before + positions[chosen] % self.lists_per_step
             out[chosen] = self._passes(entries[member], own_positions, stream, member)
         return out
+
+    def _entries_of_members(self, member_rows: np.ndarray) -> list[np.ndarray]:
+        """The pool entries of each collection, found once for each pool."""
+        if self._grouped is None or self._grouped[0] is not self.pool:
+            members = np.searchsorted(member_rows[:, 1], self.pool.positive_rows[:, 0], side="right")
+            self._grouped = self.pool, [np.flatnonzero(members == one) for one in range(len(member_rows))]
+        return self._grouped[1]
 
     def _passes(self, entries: np.ndarray, positions: np.ndarray, *stream: int) -> np.ndarray:
         """The entry at each position, where every pass over the entries is a new permutation of them."""
