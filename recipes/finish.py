@@ -11,7 +11,7 @@ from hf_ar2.cards.facts import CHOSEN, is_trained, served_row, training_of_run
 from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.cards.mark import write_card
 from hf_ar2.collections import Collection
-from hf_ar2.collections.sources import query_source_note
+from hf_ar2.collections.questions import query_source_note
 from hf_ar2.evaluation.tables import member_table, stage_table
 from hf_ar2.files import files_in, read_json, write_note, writing
 from hf_ar2.models.lora import save_model

@@ -21,7 +21,7 @@ from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.joined import texts_of_sources
-from hf_ar2.collections.sources import query_sources
+from hf_ar2.collections.questions import query_sources
 from hf_ar2.files import check_files, files_in, read_json, write_json, write_note, write_text
 from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import encoding_name

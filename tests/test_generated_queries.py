@@ -19,7 +19,7 @@ from tiny_writers import make_tiny_writers
 from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import training_of_run
 from hf_ar2.collections import Collection, CollectionError, load_collection
-from hf_ar2.collections.sources import query_sources
+from hf_ar2.collections.questions import query_sources
 from hf_ar2.command_line import main as cli
 from hf_ar2.generation.endpoint import EndpointWriter
 from hf_ar2.generation.models import ModelWriter

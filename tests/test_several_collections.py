@@ -114,14 +114,14 @@ def test_columns_that_one_lacks_are_filled(parts: dict[str, Collection]) -> None
     ("change", "message"),
     [
         ({"names": ["big"]}, "found \\['big'\\]; expected at least two"),
-        ({"names": ["big", "the small"]}, "'the small'; expected one without white space"),
+        ({"names": ["big", "the small"]}, "the name 'the small' contains white space"),
         ({"names": ["big", "a/b"]}, "found 'a/b', expected a name"),
         ({"weights": {"tiny": 2}}, "weights: 'tiny' is not among big, small"),
         ({"weights": {"small": 0}}, "weight of 'small': found 0; expected a number above 0"),
         ({"weights": {"small": "2"}}, "weight of 'small': found '2'"),
-        ({"level": 2}, "small: is joined already, or has a relevance level"),
-        ({"answers": "test"}, "split 'test': found judgments in some, answers alone in others"),
-        ({"twice": True}, "small: is joined already"),
+        ({"level": 2}, "small: already joined, or with a relevance level"),
+        ({"answers": "test"}, "split 'test': some collections have judgments, others only answers"),
+        ({"twice": True}, "small: already joined"),
     ],
 )
 def test_what_cannot_be_joined_is_named(
@@ -151,7 +151,7 @@ def test_sources_are_a_mapping_a_list_or_a_text(parts: dict[str, Collection], tm
     rows = Dataset.from_dict({"anchor": ["who sings?", "who barks?"], "positive": ["Birds do.", "Dogs do."]})
     assert load_collection({"train": rows, "dev": rows}).members == {}  # splits of one collection
     assert load_collection({"one": rows, "two": rows}).members == {"one": 1.0, "two": 1.0}
-    with pytest.raises(CollectionError, match="holds one collection, but this is several"):
+    with pytest.raises(CollectionError, match="expected one collection, found several"):
         weighted.save(tmp_path / "out")
 
 

@@ -6,7 +6,7 @@ import re
 
 MAX_HEADING_WORDS = 30
 
-# A heading of these words alone is not a query, even with context.
+# A heading with only these words is not a query, even with context.
 _EMPTY = set(
     """name names synopsis description descriptions content contents toc introduction introductory intro overview notes
     note see also table tables author authors credit credits acknowledgement acknowledgements acknowledgment
