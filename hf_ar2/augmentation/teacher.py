@@ -19,7 +19,7 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.models.loading import bf16_is_faster, weights_fingerprint
 from hf_ar2.progress import progress_bar
-from hf_ar2.settings.score import ScoreConfig
+from hf_ar2.settings.augment import ScoreConfig
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, save_training_lists
 
 # Lists scored between two writes; an interrupted run repeats at most one block.

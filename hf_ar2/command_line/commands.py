@@ -6,22 +6,23 @@ import argparse
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_ar2.collections import load_collection
-from hf_ar2.collections.questions import QUESTIONS
+from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_judged, read_questions
 from hf_ar2.collections.readers.load import TEXT_FOLDER
 from hf_ar2.collections.write import LISTS, check_writable
-from hf_ar2.command_line.asked import answered_text, check_judged
 from hf_ar2.command_line.open import TRAINING_INDEX, is_run, opened_system
 from hf_ar2.command_line.show import left_out, print_hits, print_searched
 from hf_ar2.encoding.batches import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids
+from hf_ar2.evaluation.success import TOP_K, questions_answered
 from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.files import read_json, write_json
@@ -82,9 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             print(missing)
         if split == QUESTIONS:
             print(f"\n{answered_text(system.collection, rankings)}")
-        primary_metric = (
-            arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
-        )
+        primary_metric = (arguments.metrics or [system.settings.test_metric or metrics[0]])[0]
         if primary_metric in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][primary_metric], values["retriever"][primary_metric])
             p = format_p(test.p_value, test.difference)
@@ -96,6 +95,27 @@ def evaluate(arguments: argparse.Namespace) -> int:
             write_results(Path(arguments.output), system, split, rankings, means)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
     return 0
+
+
+def check_judged(file: str, run: str | None) -> None:
+    """Check that a file of questions has judgments; ValueError if not."""
+    questions, judged = read_questions(file), read_judged(file)
+    if not any(judged.get(id) for id in questions):
+        raise ValueError(
+            f"{file}: none of its {len(questions):,} questions is judged in {qrels_of(file)}. Judge them "
+            f"with: hf-ar2 label {run or 'RUN'} {file}"
+        )
+
+
+def answered_text(collection: Collection, rankings: Mapping[str, Ranking]) -> str:
+    """The number of questions with a relevant passage among the first results of retriever and pipeline."""
+    total = len(collection.judgments(QUESTIONS))
+    return "\n".join(
+        f"Among the first {TOP_K} of the {name} is a relevant passage in "
+        f"{questions_answered(collection, QUESTIONS, rankings[name][0]):,} of {total:,} questions"
+        for name in ("retriever", "pipeline")
+        if name in rankings
+    )
 
 
 def write_results(

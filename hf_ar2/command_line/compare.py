@@ -33,11 +33,11 @@ JUDGED = "judged"
 
 @dataclass
 class Systems:
-    """The systems that the command line names.
+    """The systems to compare.
 
     Attributes:
         files: system -> TREC run file, in the order of the table.
-        recipes: of the run folders.
+        recipes: recipes of the run folders.
         split: the split of the run folders and of the collection.
         notes: remarks below the table.
     """
@@ -153,8 +153,8 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
         raise ValueError("TREC run files have no judgments: add --qrels FILE or --collection SOURCE")
     if len(sources) > 1:
         raise ValueError(
-            f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
-            "with --collection"
+            f"the runs use {len(sources)} collections, {' and '.join(sources)}; compare runs of one collection, or "
+            "choose it with --collection"
         )
     collection = load_collection(sources[0]).for_training()  # as the runs read it
     if systems.recipes:
@@ -164,9 +164,7 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
         return collection
     if len(asked) > 1:
         files = " and ".join(asked)
-        raise ValueError(
-            f"the runs were measured on {len(asked)} files of questions, {files}; compare runs of one"
-        )
+        raise ValueError(f"the runs use {len(asked)} files of questions, {files}; compare runs of one")
     return with_questions(collection, next(iter(asked)))
 
 

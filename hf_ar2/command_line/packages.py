@@ -21,7 +21,7 @@ _METRICS = ("ndcg@10", "mrr@10", "recall@10", "map@100")
 def evaluate_with_packages(arguments: argparse.Namespace) -> int:
     """Evaluate a model on NanoBEIR or mteb tasks, print the tables, and write metrics.json on request."""
     if arguments.nanobeir is None and arguments.nanobeir_dataset is not None:
-        raise ValueError("--nanobeir_dataset belongs to --nanobeir: give both")
+        raise ValueError("--nanobeir_dataset requires --nanobeir")
     name = arguments.retriever or arguments.run
     quiet()
     retriever = loaded_model(arguments, "retriever", str(Path(name) / "retriever") if is_run(name) else name)

@@ -101,7 +101,7 @@ def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path:
-    """The folder of the index to publish: LTRe's own, or one made from the index of `hf-ar2 search`."""
+    """The folder of the index to publish: the one that LTRe saved, or one made from the index of `hf-ar2 search`."""
     kept = run / SEARCHED_INDEX
     if all((kept / name).is_file() for name in INDEX_FILES):
         return kept

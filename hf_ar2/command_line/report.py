@@ -35,14 +35,11 @@ def common_collection(runs: Sequence[RunFolder]) -> Collection:
     splits = {run.split: run for run in runs}
     if len(splits) > 1:
         found = ", ".join(f"{run.folder} on {split}" for split, run in splits.items())
-        raise ValueError(
-            f"the runs report on different splits ({found}), so they share no queries; make a page of each"
-        )
+        raise ValueError(f"the runs report on different splits ({found}); make one page for each")
     sources = dict.fromkeys(str(run.recipe["collection"]) for run in runs)
     collections = [load_collection(source) for source in sources]
     if len({collection.fingerprint for collection in collections}) > 1:
         raise ValueError(
-            f"the runs were made on different collections ({', '.join(sources)}), so they share no queries; make a "
-            "page of each"
+            f"the runs were made on different collections ({', '.join(sources)}); make one page for each"
         )
     return with_level_of(runs[0].recipe, collections[0])

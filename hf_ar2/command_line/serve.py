@@ -120,12 +120,12 @@ class SearchServer(WebServer):
         return HTMLResponse(html_page(f"{id} · {name}", _STYLE, back + "\n".join(articles)))
 
     async def health(self, request: Request) -> Response:
-        """What is served."""
+        """The status, and the collection that is served."""
         name, passages = self.system.collection.name, len(self.system.collection.corpus)
         return JSONResponse({"status": "ok", "collection": name, "passages": passages})
 
     async def nothing(self, request: Request) -> NoReturn:
-        """The answer for all other paths."""
+        """404 for all other paths."""
         raise HTTPException(404, f"nothing at {request.url.path}; expected {PLACES}")
 
 
