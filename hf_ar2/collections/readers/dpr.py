@@ -86,7 +86,7 @@ def load_dpr(
         for split, file in _files(folder, "qa.csv").items()
     }
     if not len(queries):
-        raise CollectionError(f"{folder}: found no questions, as in nq-train.json or nq-test.qa.csv")
+        raise CollectionError(f"{folder}: found no files such as nq-train.json or nq-test.qa.csv")
     table = queries.dataset()
     query_ids = arrow_column(table, "id")
     qrels = {split: judged.dataset(query_ids, passage_ids) for split, judged in found.items()}

@@ -225,9 +225,7 @@ def with_fewer_passages(collection: Collection, max_passages: int) -> Collection
 def _check_options(options: dict[str, Any], accepted: tuple[str, ...], source: str | Path, form: str) -> None:
     for option in options:
         if option not in accepted:
-            raise CollectionError(
-                f"{option}: found a value for {source}, which is {form} without this option"
-            )
+            raise CollectionError(f"{option}: found a value for {source}, which is {form}; expected none")
 
 
 def _may_be_hub_id(source: str | Path) -> bool:

@@ -77,7 +77,7 @@ def load_ms_marco(
     files = find_splits(folder, "qrels.*.tsv")
     if not files or not len(found):
         missing = "qrels.<split>.tsv" if not files else "queries.<split>.tsv"
-        raise CollectionError(f"{folder}: found no {missing}; expected one for each of train, dev, ...")
+        raise CollectionError(f"{folder}: found no {missing}; expected one for each split")
     qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
     problems.log_skipped(str(folder))
     return Collection(name or folder.resolve().name, corpus, found, qrels, problems.skipped)
