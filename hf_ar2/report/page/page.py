@@ -1,7 +1,7 @@
 """The page as one file: template, style, script and packed data.
 
 The data is compressed and encoded in base64, so the markup contains no text of a collection; the script inserts every
-text as text. A content security policy allows this script alone, and allows nothing to be fetched.
+text as text. A content security policy allows only this script, and no requests.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def other_texts(run: RunFolder) -> str:
 def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:
     """The comparison shown first: the first and the last row of one run, or the last rows of the first and last run.
 
-    It compares their pipelines if both rows have one, else their retrievers. Returns positions in `systems`.
+    Pipelines are compared if both rows have one, else retrievers. Returns positions in `systems`.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
