@@ -91,7 +91,7 @@ def test_a_recipe_cuts_embeddings_of_its_stages_and_of_a_row(run):
 @pytest.mark.slow
 def test_the_card_says_how_wide_vectors_are_and_shows_no_code_that_would_not_cut_them(run):
     card = (run / "retriever" / "README.md").read_text()
-    assert "to a vector\nof 8 numbers" in card and "With transformers alone" not in card
+    assert "to a vector\nof 8 numbers" in card and "With only transformers" not in card
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class Training:
     Attributes:
         name: of the run.
         collection: what was trained on, as `load_collection` takes it.
-        stages: those that led to the model, in the order they ran.
+        stages: those that the model comes from, in the order they ran.
         base: the model that training started from, by the name it was given.
         environment: as `describe_environment` returns it.
         metrics: row → split → system → metric → value, in the order of training.
@@ -104,7 +104,7 @@ class Training:
 
 
 def hub_id(name: str | Path) -> str | None:
-    """The name if it can only be an id on the Hub (`owner/name`, and no local path), else None."""
+    """The name if it is an id on the Hub (`owner/name`, and not a local path), else None."""
     words = r"[A-Za-z0-9][\w.-]*"
     return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
 
@@ -118,8 +118,8 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
     if role not in served:
         trained = [other for other in ROLES if is_trained(folder, recipe, other)]
         raise ValueError(
-            f"{folder}: the run serves no {role} that it trained: the system it serves, row {row or '(none)'} of its "
-            f"evaluation, has none. It has: {', '.join(trained) or 'neither'}"
+            f"{folder}: the run serves no {role} that it trained: row {row or '(none)'} of its evaluation, which it "
+            f"serves, has no {role}. It has: {', '.join(trained) or 'neither'}"
         )
     source = source_name(served[role])
     if source not in stages:
@@ -128,9 +128,8 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
             f"expected a stage that trained it; the stages are {', '.join(stages) or 'none'}"
         )
     wanted = set(_ancestors(str(source), stages))
-    environment, significance = (
-        read_json(folder / f"{name}.json", {}) for name in ("environment", "significance")
-    )
+    environment = read_json(folder / "environment.json", {})
+    significance = read_json(folder / "significance.json", {})
     base = first_model(role, str(source), stages)
     return Training(
         role=role,
@@ -194,11 +193,11 @@ def training_of_trainer(
     """How a trainer trained a model; the results are its own evaluations, without significance tests.
 
     Args:
-        record: `collection`, `trained` (roles; by default `role` alone) and the fields of `Stage`.
+        record: `collection`, `trained` (roles; default: only `role`) and the fields of `Stage`.
         log_history: of the trainer's state; the first and the last evaluation are before and after.
         split: what was evaluated on.
         rerank_depth: how many passages of a query the ranker reordered.
-        earlier: the same as `record` for the earlier stages of the models, in order.
+        earlier: records of the earlier stages of the models, in order.
     """
     stages = [
         Stage(**{name: value for name, value in stage.items() if name in Stage.__dataclass_fields__})
