@@ -14,7 +14,7 @@ SERVED = "served.json"
 
 
 def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder whose run is finished, with models that are as they were written.
+    """The recipe of a finished run, after checking that the files of its models are unchanged.
 
     Raises:
         FileNotFoundError: not a run folder, or there is no retriever in it yet; the message says what to do.
@@ -57,7 +57,5 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
             f"{path}: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
         ) from None
     if not isinstance(recipe, dict) or "collection" not in recipe:
-        raise ValueError(
-            f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
-        )
+        raise ValueError(f"{path}: expected a recipe with a field 'collection'. Run it again: hf-ar2 train")
     return recipe

@@ -1,4 +1,4 @@
-"""What a run's recipe says about its models, and about the system that it serves."""
+"""The settings of a run's models, and of the system that it serves, from its recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) ->
         folder: the run, whose chosen.json says which row and system are served; None: the last row.
     """
     args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
-    # A trainer's own rerank_depth is for its evaluations during training, not for the one at the end.
+    # The trainers' rerank_depth is for evaluation during training, not for the one at the end.
     read = {name: value for name, value in args.items() if name not in OF_EVALUATION}
     row = last_row(recipe) if folder is None else served_row(folder, recipe)
     searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
