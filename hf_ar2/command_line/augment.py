@@ -30,13 +30,13 @@ _SUSPECTS_SHOWN = 3
 _CHARACTERS = 400  # of a passage
 
 
-def augment_lists(arguments: argparse.Namespace) -> int:
+def augment_lists(arguments: argparse.Namespace) -> None:
     """Write training lists, and print what was kept and dropped, and which labels may be missing."""
     with opened_system(arguments, for_training=True) as system:
-        return _augment_with(system, arguments)
+        _augment_with(system, arguments)
 
 
-def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
+def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> None:
     of_run = {name: getattr(system.settings, name) for name in names_of(EncodingConfig)}
     args = AugmentConfig(**of_run | given_settings(arguments, AugmentConfig))
     if system.ranker is None:
@@ -56,7 +56,6 @@ def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
     further = ", false_negatives.jsonl" if audited else ""
     print(f"\nIn {out}: {len(lists):,} training lists, manifest.json{further}")
     print(f"Next: train on them with train_lists=[{str(out)!r}]")
-    return 0
 
 
 def summary(lists: TrainingLists) -> str:
@@ -140,7 +139,7 @@ def _texts(table: datasets.Dataset, ids: list[str]) -> dict[str, str]:
     }
 
 
-def score(arguments: argparse.Namespace) -> int:
+def score(arguments: argparse.Namespace) -> None:
     """Score the lists of a folder, or those that a retriever finds, and write them."""
     limits = Settings.of_models()
     of_models = {name: getattr(limits, name) for name in names_of(EncodingConfig)}
@@ -170,4 +169,3 @@ def score(arguments: argparse.Namespace) -> int:
     passages = sum(len(ids) for role in ("positive", "negative") for ids in scored.dataset[f"{role}_ids"])
     print(f"In {out}: {len(scored):,} training lists with scores of {passages:,} passages, manifest.json")
     print(f"Next: train a retriever with train_lists=[{str(out)!r}], mine=False and distillation='kl'")
-    return 0

@@ -31,12 +31,13 @@ from hf_ar2.search.system import Ranking, SearchSystem
 from hf_ar2.terminal import visible, visible_lines
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def evaluate(arguments: argparse.Namespace) -> None:
     """Rank a split's queries, print the table, and write run files on request."""
     if arguments.nanobeir is not None or arguments.mteb is not None:
         from hf_ar2.command_line.packages import evaluate_with_packages
 
-        return evaluate_with_packages(arguments)
+        evaluate_with_packages(arguments)
+        return
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before models are loaded
     if arguments.questions is not None:
@@ -94,7 +95,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if arguments.output:
             write_results(Path(arguments.output), system, split, rankings, means)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
-    return 0
 
 
 def check_judged(file: str, run: str | None) -> None:
@@ -133,7 +133,7 @@ def write_results(
     write_json(path, read_json(path, {}) | means)
 
 
-def encode(arguments: argparse.Namespace) -> int:
+def encode(arguments: argparse.Namespace) -> None:
     """Write the retriever's embedding of every passage, and the passages' ids in the same order."""
     out = Path(arguments.out)
     with opened_system(arguments, ranker=False) as system:
@@ -159,10 +159,9 @@ def encode(arguments: argparse.Namespace) -> int:
         os.replace(partial, file)
         print(f"{file}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {ids}")
     print(f"Next: numpy.load({str(file)!r}, mmap_mode='r')")
-    return 0
 
 
-def index(arguments: argparse.Namespace) -> int:
+def index(arguments: argparse.Namespace) -> None:
     """Encode a collection and build its index in a folder."""
     with opened_system(arguments, ranker=False) as system:
         settings = system.settings
@@ -176,23 +175,21 @@ def index(arguments: argparse.Namespace) -> int:
     else:
         print(f"Next: hf-ar2 tune-queries {arguments.model} {arguments.collection} --index {arguments.out}")
         print(f"  or: hf_ar2.CorpusIndex.open({str(arguments.out)!r}).search(query_embeddings, k=10)")
-    return 0
 
 
-def search(arguments: argparse.Namespace) -> int:
+def search(arguments: argparse.Namespace) -> None:
     """Answer one query, or ask for queries until the input ends."""
     query = " ".join(arguments.query).strip()
     with opened_system(arguments) as system:
         print_searched(system)
         if query:
             print_hits(system, query, arguments)
-            return 0
+            return
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives input() a history and editing keys)
         print("Type a query; an empty line quits.")
         while query := _asked():
             print_hits(system, query, arguments)
-    return 0
 
 
 def _asked() -> str:
@@ -206,7 +203,7 @@ def _asked() -> str:
 _READER_OPTIONS = ("skip", "max_passages", "queries", "endings", "all_headings")
 
 
-def collection(arguments: argparse.Namespace) -> int:
+def collection(arguments: argparse.Namespace) -> None:
     """Read a collection of any format and write it as a BEIR folder."""
     generate = arguments.generate_queries is not None
     no_queries = generate and arguments.queries is None and arguments.source.startswith(TEXT_FOLDER)
@@ -231,10 +228,9 @@ def collection(arguments: argparse.Namespace) -> int:
     out, lists = arguments.out, "" if read.lists is None else f", {LISTS}"
     print(f"\nIn {out}: corpus.jsonl, queries.jsonl, qrels/{lists}")
     print(f"Next: hf-ar2 train own-corpus --collection {out} --output_dir runs/{Path(out).name}")
-    return 0
 
 
-def import_published(arguments: argparse.Namespace) -> int:
+def import_published(arguments: argparse.Namespace) -> None:
     """Convert a published checkpoint to a standard one, and report on every parameter."""
     from hf_ar2.importing.checkpoints import import_checkpoint
 
@@ -244,4 +240,3 @@ def import_published(arguments: argparse.Namespace) -> int:
     print(result)
     role = "--ranker" if result.kind == "ranker" else "--retriever"
     print(f"Next: hf-ar2 evaluate {role} {arguments.out} --collection ...")
-    return 0

@@ -48,7 +48,7 @@ class Systems:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(arguments: argparse.Namespace) -> int:
+def compare(arguments: argparse.Namespace) -> None:
     """Print the table, and write it to a file on request."""
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before anything is loaded
@@ -70,7 +70,6 @@ def compare(arguments: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
         print(f"\nIn {path}: this table")
-    return 0
 
 
 def find_systems(given: Sequence[str], split: str | None) -> Systems:
@@ -108,7 +107,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _check_not_results(folder: Path) -> None:
-    """Check that a folder was not written by `hf-ar2 evaluate --output`: its run files have to be named."""
+    """Check that a folder was not written by `hf-ar2 evaluate --output`, whose run files have to be named."""
     files = sorted(folder.glob("*.trec"))
     if files and not (folder / "recipe.yaml").is_file():
         qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")

@@ -50,7 +50,7 @@ GROUPS = {
     "looking things up": (arguments.settings, arguments.env),
 }
 TRAINING = ("quickstart", "train", "tune-queries")
-# The functions of the other commands, as module:function. They take the options and return the exit code.
+# The functions of the other commands, as module:function. They take the options.
 HANDLERS = {
     "evaluate": "hf_ar2.command_line.commands:evaluate",
     "encode": "hf_ar2.command_line.commands:encode",
@@ -152,7 +152,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
         module, function = HANDLERS[name].split(":")
         with ended_by_interrupts():
             handler = getattr(importlib.import_module(module), function)  # imports torch
-        return int(handler(options))
+        handler(options)
+        return 0
     except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

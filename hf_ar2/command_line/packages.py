@@ -18,7 +18,7 @@ NANOBEIR = "sentence-transformers/NanoBEIR-en"
 _METRICS = ("ndcg@10", "mrr@10", "recall@10", "map@100")
 
 
-def evaluate_with_packages(arguments: argparse.Namespace) -> int:
+def evaluate_with_packages(arguments: argparse.Namespace) -> None:
     """Evaluate a model on NanoBEIR or mteb tasks, print the tables, and write metrics.json on request."""
     if arguments.nanobeir is None and arguments.nanobeir_dataset is not None:
         raise ValueError("--nanobeir_dataset requires --nanobeir")
@@ -38,7 +38,6 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> int:
         path = Path(arguments.output) / "metrics.json"
         write_json(path, read_json(path, {}) | found)
         print(f"\nIn {path.parent}: metrics.json")
-    return 0
 
 
 def nanobeir(

@@ -22,7 +22,7 @@ from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.terminal import visible_lines
 
 
-def card(arguments: argparse.Namespace) -> int:
+def card(arguments: argparse.Namespace) -> None:
     """Print the cards of a run's models."""
     run = Path(arguments.run)
     recipe = read_finished_recipe(run)
@@ -34,10 +34,9 @@ def card(arguments: argparse.Namespace) -> int:
         width = min(100, shutil.get_terminal_size((80, 24)).columns)
         cards.append(text if arguments.markdown else terminal_text(text, width))
     print(visible_lines("\n\n".join(cards)))
-    return 0
 
 
-def push(arguments: argparse.Namespace) -> int:
+def push(arguments: argparse.Namespace) -> None:
     """Publish a run's models, and its index on request."""
     run = Path(arguments.run)
     recipe = read_finished_recipe(run)
@@ -79,7 +78,6 @@ def push(arguments: argparse.Namespace) -> int:
             loaded.append(f'{loader[part]}("{commit.repo_url.repo_id}")')
     if loaded:
         print(f"Next: {' and '.join(loaded)}; the cards describe other ways")
-    return 0
 
 
 def _licences(arguments: argparse.Namespace) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from hf_ar2.report.page.run_folder import RunFolder, read_runs
 from hf_ar2.search.runs import with_level_of
 
 
-def report(arguments: argparse.Namespace) -> int:
+def report(arguments: argparse.Namespace) -> None:
     """Write the page about the runs, and print its size and contents."""
     runs = read_runs(arguments.runs)
     collection = common_collection(runs)
@@ -27,7 +27,6 @@ def report(arguments: argparse.Namespace) -> int:
         f"{', '.join(run.label for run in runs)} on {collection.name}, {runs[0].split}; passages are cut at "
         f"{PASSAGE_CHARACTERS} characters\nOpen it in a browser; it needs no network."
     )
-    return 0
 
 
 def common_collection(runs: Sequence[RunFolder]) -> Collection:

@@ -195,7 +195,7 @@ def marked(text: str, words: set[str]) -> str:
     return "".join([*parts, html.escape(text[end:])])
 
 
-def serve(arguments: argparse.Namespace) -> int:
+def serve(arguments: argparse.Namespace) -> None:
     """Serve a run until Ctrl-C."""
     # An error about the port appears before models are loaded.
     names = arguments.allow_host
@@ -206,4 +206,3 @@ def serve(arguments: argparse.Namespace) -> int:
             print("Other machines can search here without a password: use trusted networks only.")
         print(f"Search at {server.url} (stop with Ctrl-C)", flush=True)
         server.run()
-    return 0
