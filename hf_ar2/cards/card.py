@@ -23,6 +23,7 @@ from hf_ar2.cards.results import model_index, result_tables, short_name
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.models.loading import resolve_model_name
 from hf_ar2.models.saved import read_ranker, read_retriever
+from hf_ar2.progress import format_duration
 from hf_ar2.settings.effects import affects_result
 
 # Prefix of the source of a query that a model wrote.
@@ -86,7 +87,7 @@ def model_card(
         short=short_name,
         listed=_listed,
         listed_names=lambda names: names if isinstance(names, str) else _listed(names),
-        duration=_duration,
+        duration=format_duration,
         repr=repr,
     )
     return marked(str(card))
@@ -250,9 +251,3 @@ def _linked(name: str | None, published: bool) -> str:
 
 def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
