@@ -73,20 +73,30 @@ def write_note(
     write_json(path, content | {"checksum": _checksum_of(content)})
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, missing: Any = None) -> Any:
     """The content of a JSON file; of a note (see `write_note`) without the checksum of itself.
+
+    Args:
+        missing: `{}` or `[]`, returned if the file does not exist; the file must hold the same type. Errors then advise
+            to delete the file, because the command that wrote it writes it again. None: the file must exist.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        DamagedFile: if it is not UTF-8, not JSON, or a note that was changed.
+        DamagedFile: if it is not UTF-8, not JSON, of another type, or a note that was changed.
     """
+    if missing is not None and not path.is_file():
+        return missing
+    advice = "" if missing is None else ". Delete it and run the command that made the run again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path}: not a complete JSON file ({error})") from error
+        raise DamagedFile(f"{path}: not a complete JSON file ({error}){advice}") from error
     if isinstance(content, dict) and "checksum" in content:
         if content.pop("checksum") != _checksum_of(content):
-            raise DamagedFile(f"{path}: this is not what was written there")
+            raise DamagedFile(f"{path}: this is not what was written there{advice}")
+    if missing is not None and not isinstance(content, type(missing)):
+        kind = "object" if isinstance(missing, dict) else "list"
+        raise DamagedFile(f"{path}: expected a JSON {kind}, found {type(content).__name__}{advice}")
     return content
 
 

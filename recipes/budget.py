@@ -12,9 +12,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.files import write_note
+from hf_ar2.files import read_json, write_note
 from hf_ar2.recipes.merging import SHARES
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 from hf_ar2.recipes.sampled import MOST_PASSAGES
@@ -286,7 +285,7 @@ class Budget:
         self._writing = threading.Lock()  # the run's lock writes in a thread of its own
         self._closed = False
         self._began = 0.0 if self.clock == "processor" else self.now()
-        self.earlier = float(read_json(self.folder / "time.json").get("seconds", self.earlier))
+        self.earlier = float(read_json(self.folder / "time.json", {}).get("seconds", self.earlier))
 
     @property
     def spent(self) -> float:
@@ -321,7 +320,7 @@ def time_table(run: Path, recipe: Recipe, evaluation: float) -> str:
     """Seconds of every stage by what they were spent on, from its `done.json`, and those of the evaluation of rows."""
     rows: list[list[Any]] = []
     for stage in recipe.stages:
-        done = read_json(run / "stages" / stage / "done.json")
+        done = read_json(run / "stages" / stage / "done.json", {})
         if done:
             parts = done.get("parts", {})
             mining, evaluating = (parts.get(name, 0.0) for name in (_MINING, _EVALUATION))

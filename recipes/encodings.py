@@ -10,8 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hf_ar2.cards.facts import read_json
-from hf_ar2.files import write_json
+from hf_ar2.files import read_json, write_json
 from hf_ar2.index.encodings import Encodings
 from hf_ar2.recipes.recipe import Recipe, encodings_folder, source_name
 
@@ -29,7 +28,7 @@ def forget_encodings(recipe: Recipe, run: Path) -> None:
     for stage, body in recipe.stages.items():
         done = run / "stages" / stage / "done.json"
         if done.is_file():
-            recorded += read_json(done).get("encodings", {}).items()
+            recorded += read_json(done, {}).get("encodings", {}).items()
         else:
             needed.add(source_name(body["retriever"]))
     Encodings(encodings_folder(run)).keep_only(name for source, name in recorded if source in needed)
@@ -48,7 +47,9 @@ def keep_served_index(run: Path, row: str | None) -> None:
     If search reads other texts or lengths than the row, it builds its own index.
     """
     encodings = Encodings(encodings_folder(run))
-    name = read_json(run / "evaluation" / row / _ROW_ENCODING).get("encoding") if row is not None else None
+    name = (
+        read_json(run / "evaluation" / row / _ROW_ENCODING, {}).get("encoding") if row is not None else None
+    )
     if name is not None and (encodings.folder / name / "meta.json").is_file():
         shutil.rmtree(run / "index", ignore_errors=True)
         shutil.move(encodings.folder / name, run / "index")

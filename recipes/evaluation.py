@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hf_ar2.cards.facts import CHOSEN, read_json
+from hf_ar2.cards.facts import CHOSEN
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.hybrid import DEFAULT_LEXICAL_WEIGHT, candidates_of_both, fit_weight
 from hf_ar2.evaluation.own import deeper, without_own
@@ -22,8 +22,7 @@ from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
-from hf_ar2.files import DamagedFile, check_files, write_json, write_note
-from hf_ar2.files import read_json as read_note
+from hf_ar2.files import DamagedFile, check_files, read_json, write_json, write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, people_asked, serve_last
 from hf_ar2.recipes.encodings import record_row_encoding
@@ -93,7 +92,7 @@ def evaluate_rows(
             evaluate_lexical(recipe, run, searched, ranked, lexical)
         measured = set(rows)
         if not first and part is not None:
-            chosen = read_json(run / CHOSEN)
+            chosen = read_json(run / CHOSEN, {})
             measured = {next(iter(rows)), chosen["row"], chosen["retriever_row"]}
         for name in rows:
             splits_now = [split for split in due[name] if (split == chosen_on) == first]
@@ -141,7 +140,7 @@ def _is_noted(path: Path, same: Callable[[Any], bool], again: str) -> bool:
     A note of an older run has no checksums, and passes.
     """
     try:
-        noted = read_note(path)
+        noted = read_json(path)
         if isinstance(noted, list):
             noted = {"of": noted, "checksums": {}}
         if not same(noted.get("of")):
@@ -249,7 +248,7 @@ def _values(collection: Collection, split: str, metric: str, ranking: np.ndarray
 
 def read_blend(run: Path, row: str) -> Blend | None:
     """The weights of a row's systems, as fitted on dev; None if the row has neither BM25 nor a ranker."""
-    stored = read_json(run / "evaluation" / row / BLEND)
+    stored = read_json(run / "evaluation" / row / BLEND, {})
     return Blend(stored["weight"], stored["depth"], stored.get("lexical", 0.0)) if stored else None
 
 

@@ -7,13 +7,13 @@ import textwrap
 from pathlib import Path
 
 from hf_ar2.cards.card import model_card
-from hf_ar2.cards.facts import CHOSEN, is_trained, read_json, served_row, training_of_run
+from hf_ar2.cards.facts import CHOSEN, is_trained, served_row, training_of_run
 from hf_ar2.cards.guard import GUARD_FILE, guard_table
 from hf_ar2.cards.mark import write_card
 from hf_ar2.collections import Collection
-from hf_ar2.collections.sources import query_source_note
+from hf_ar2.collections.questions import query_source_note
 from hf_ar2.evaluation.tables import member_table, stage_table
-from hf_ar2.files import files_in, write_note, writing
+from hf_ar2.files import files_in, read_json, write_note, writing
 from hf_ar2.models.lora import save_model
 from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
@@ -33,14 +33,14 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
     """
     if not recipe.rows:
         (run / CHOSEN).unlink(missing_ok=True)  # of an evaluation that the recipe no longer has
-    chosen = read_json(run / CHOSEN)
+    chosen = read_json(run / CHOSEN, {})
     written = save_served_models(recipe, run, load)
     keep_served_index(run, chosen.get("row") if recipe.rows else None)
     write_cards(recipe, run, written)
-    states = {stage: read_json(run / "stages" / stage / "trainer_state.json") for stage in recipe.stages}
+    states = {stage: read_json(run / "stages" / stage / "trainer_state.json", {}) for stage in recipe.stages}
     histories = {stage: state["log_history"] for stage, state in states.items() if state}
     if recipe.rows:
-        metrics, significance = read_json(run / "metrics.json"), read_json(run / "significance.json")
+        metrics, significance = read_json(run / "metrics.json", {}), read_json(run / "significance.json", {})
         split = recipe.report_split
         tests, names = significance["tests"], recipe.table_metrics
         print("\n" + stage_table(metrics, tests, split=split, names=names, served=chosen["row"]))
@@ -53,7 +53,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
         if asked := query_source_note(collection, split, str(run)):
             print(f"\n{asked}")
         if recipe.guard is not None:
-            print("\n" + guard_table(read_json(run / GUARD_FILE)))
+            print("\n" + guard_table(read_json(run / GUARD_FILE, {})))
         metric = significance["metric"]
         plot_report(histories, metrics, run / "report.png", split=split, metric=metric, title=recipe.name)
         print_questions(recipe, run, collection)

@@ -12,13 +12,12 @@ import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.cards.guard import GUARD_FILE, counts_text
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.systems import out_of_reach
-from hf_ar2.files import write_note
+from hf_ar2.files import read_json, write_note
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, source_name
 from hf_ar2.recipes.sampled import sample_of, values_among
 from hf_ar2.search.runs import settings_of_run
@@ -108,7 +107,7 @@ def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load
     rows = {name: row["retriever"] for name, row in recipe.rows.items()}
     base, _ = recipe.first_model(list(rows.values())[-1])
     settings = settings_of_run(vars(recipe))
-    earlier = read_json(run / GUARD_FILE)
+    earlier = read_json(run / GUARD_FILE, {})
     entries = [*earlier["rows"].values(), earlier["before"]] if earlier else []
     known = {json.dumps(entry["key"], sort_keys=True): entry for entry in entries}
     PartialState().wait_for_everyone()  # all processes have read the file before one writes it

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import content_hash
+from hf_ar2.files import read_json
 from hf_ar2.models.lora import adapter_base
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
 from hf_ar2.training_lists.stored import OF_COLLECTION
@@ -85,7 +85,7 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
         if len(found) != len(expected):
             raise RecipeError(
                 f"{key}: damaged. Delete this file if the stage was run with this same recipe, else its "
-                "folder, and give the command again"
+                "folder, and run the command again"
             )
         if found != expected:
             raise RecipeError(
@@ -94,7 +94,7 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
             )
     for stage in recipe.stages:
         folder = run / "stages" / stage
-        hashes = read_json(folder / INPUTS)
+        hashes = read_json(folder / INPUTS, {})
         changed = differing(hashes, inputs.of_stage(stage)) if hashes else []
         if changed:
             sources = {"collection": recipe.collection, "guard": recipe.guard}

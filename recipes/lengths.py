@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import read_json
-from hf_ar2.files import write_note
+from hf_ar2.files import read_json, write_note
 from hf_ar2.recipes.budget import Budget, Costs, Plan, encodes
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
@@ -42,7 +41,7 @@ class Length:
         """Decide, or read what was decided before the run was interrupted; returns the decision in words."""
         path = folder / LENGTH
         if path.is_file():
-            decided = read_json(path)
+            decided = read_json(path, {})
         else:
             decided = self._decide(trainer, body, stage)
             if self.part and self.plan is not None and not encodes(self.plan.recipe, stage):

@@ -13,11 +13,10 @@ import numpy as np
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.files import write_note
+from hf_ar2.files import read_json, write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import people_asked
@@ -51,7 +50,7 @@ def plan_run(
         a part of it if encoding it would take too many of the minutes (see `working_part`).
     """
     path = run / PLAN
-    stored = read_json(path)
+    stored = read_json(path, {})
     if stored:
         if stored["of"] != _identity(recipe):
             raise RecipeError(

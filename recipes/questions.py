@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_questions, with_questions
 from hf_ar2.evaluation.runs import read_run, run_file
 from hf_ar2.evaluation.success import TOP_K, questions_answered
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import stage_table
+from hf_ar2.files import read_json
 from hf_ar2.recipes.recipe import Recipe, errors_at
 
 
@@ -60,9 +60,9 @@ def print_questions(recipe: Recipe, run: Path, collection: Collection) -> None:
             f"Judge what is found: hf-ar2 label {run} {recipe.questions}"
         )
         return
-    tests = read_json(run / "significance.json")["tests"]
+    tests = read_json(run / "significance.json", {})["tests"]
     judged = len(evaluated_queries(collection, QUESTIONS))
-    metrics = read_json(run / "metrics.json")
+    metrics = read_json(run / "metrics.json", {})
     print(f"\n{stage_table(metrics, tests, split=QUESTIONS, names=recipe.table_metrics)}")
     print(f"\n{recipe.questions}: {judged:,} of {asked:,} questions are judged. A relevant passage is")
     for row, (system, count) in answered(run, recipe.rows, collection).items():

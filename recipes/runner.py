@@ -18,11 +18,11 @@ from accelerate import PartialState
 
 from hf_ar2.augmentation import augment
 from hf_ar2.cards.environment import describe_environment
-from hf_ar2.cards.facts import hub_id, read_json
+from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.joined import texts_of_sources
-from hf_ar2.collections.sources import query_sources
-from hf_ar2.files import check_files, files_in, write_json, write_note, write_text
+from hf_ar2.collections.questions import query_sources
+from hf_ar2.files import check_files, files_in, read_json, write_json, write_note, write_text
 from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import encoding_name
 from hf_ar2.lock import locked
@@ -136,7 +136,7 @@ def run_stage(
     key = recipe.stage_key(stage)
     done = folder / "done.json"
     if done.is_file():
-        say(f"{title}: done before, {read_json(done)['seconds']:.0f} s")
+        say(f"{title}: done before, {read_json(done, {})['seconds']:.0f} s")
         if PartialState().is_main_process:
             remove_index(folder)  # a kill may have come before it
         return
@@ -181,7 +181,7 @@ def check_done_stages(recipe: Recipe, run: Path) -> None:
     """Check that the files of finished stages are as they were written; older stages have no checksums, and pass."""
     for stage in recipe.stages:
         folder = run / "stages" / stage
-        checksums = read_json(folder / "done.json").get("checksums", {})
+        checksums = read_json(folder / "done.json", {}).get("checksums", {})
         check_files(folder, checksums, f"Delete {folder} to run this stage again.")
 
 

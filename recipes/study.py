@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line.launch import recipe_runner
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import MARKS, format_p, format_table
-from hf_ar2.files import write_text
+from hf_ar2.files import read_json, write_text
 from hf_ar2.recipes.evaluation import per_query
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe, RecipeError
@@ -108,7 +107,7 @@ def difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
 def cost(recipe: Recipe, runs: list[Path], row: str) -> str:
     """Mean minutes of the stage the row's retriever comes from."""
     source = recipe.rows[row]["retriever"]
-    done = [read_json(run / "stages" / str(source) / "done.json") for run in runs]
+    done = [read_json(run / "stages" / str(source) / "done.json", {}) for run in runs]
     return f"{np.mean([stage['seconds'] for stage in done]) / 60:.1f}" if all(done) else "–"
 
 

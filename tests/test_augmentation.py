@@ -380,7 +380,10 @@ def test_two_processes_write_the_lists_of_one(run: Path, models: Models, tmp_pat
         ({"calibrate": "dev", "pointwise": True}, "choose calibrate or pointwise"),
         ({"pointwise": True, "irrelevant": 0.95}, r"0 ≤ irrelevant < relevant ≤ 1"),
         ({"thresholds": "margin", "relevant": -1.0}, "expected logits, 0 or more"),
-        ({"thresholds": "margin", "calibrate": "dev"}, "calibrate and pointwise are only for"),
+        (
+            {"thresholds": "margin", "calibrate": "dev"},
+            "calibrate and pointwise require thresholds='absolute'",
+        ),
         ({"thresholds": "margin", "unlabelled": "x.jsonl"}, "unlabelled queries have none"),
         ({"thresholds": "sure"}, "expected one of absolute, quantile, margin"),
         ({"kinds": ["denoise"], "pointwise": True}, "expected some of undenoised, denoised, pseudo"),

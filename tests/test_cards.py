@@ -189,8 +189,8 @@ def test_licences_and_languages_come_from_the_publisher_or_the_base_model(run: P
     assert (data.license, data.language) == ("mit", ["en", "de"])  # the base model's own README says so
     card = card_of(run, "retriever", license="apache-2.0", data_license="CC BY 4.0")
     assert ModelCard(card).data.license == "apache-2.0"
-    assert "- this model: apache-2.0, as its publisher says\n" in card
-    assert ": mit, as its own card says" in card and "`BeIR/scifact`: CC BY 4.0" in card
+    assert "- this model: apache-2.0, as stated by its publisher\n" in card
+    assert ": mit, as stated on its card" in card and "`BeIR/scifact`: CC BY 4.0" in card
     assert base_metadata("package:no_such_package/model") == {}
     assert base_metadata(str(models / "no-such-folder")) == {}
 
@@ -463,4 +463,4 @@ def test_a_card_on_the_hub_stays_if_a_person_edited_it(
     part = hub._Part("me/x", "model", None, {}, card)
     committed: Any = hub._commit(api, part, "Publish", replace)
     assert ("README.md" in committed) == published
-    assert ("stays as a person wrote it" in caplog.text) == (not published)
+    assert ("was edited on the Hub and is not replaced" in caplog.text) == (not published)

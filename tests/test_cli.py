@@ -40,10 +40,9 @@ from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.recipes.recipe import CONFIGS
 from hf_ar2.search.runs import settings_of_run
 from hf_ar2.search.system import Hit, SearchSystem
-from hf_ar2.settings.augment import AugmentConfig
+from hf_ar2.settings.augment import AugmentConfig, ScoreConfig
 from hf_ar2.settings.fields import settings_of_class
 from hf_ar2.settings.generation import GenerationConfig
-from hf_ar2.settings.score import ScoreConfig
 from hf_ar2.settings.search import OF_EVALUATION, Settings
 from hf_ar2.settings.text import TextConfig
 
@@ -118,7 +117,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> type[Launched]:
         (["--versoin"], "there is no option '--versoin'; did you mean '--version'?"),
         (["evaluate", "runs/x", "--splits", "dev"], "no option '--splits'; did you mean '--split'?"),
         (["index", "m", "c", "o", "--factry=Flat"], "no option '--factry'; did you mean '--factory'?"),
-        (["index", "m", "c", "o", "p"], "'p' is one argument too many"),
+        (["index", "m", "c", "o", "p"], "unexpected argument 'p'"),
         (["index", "m", "c", "o", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["search"], "the following arguments are required: RUN"),
         (["search", "runs/x", "q", "-k", "0"], "'0': expected a whole number of at least 1"),
@@ -383,7 +382,7 @@ def test_two_machines_of_four_gpus(launched: type[Launched], monkeypatch: pytest
         ),
         (
             "--num_machines 2 --main_process_ip x --machine_rank 0 --num_processes 3",
-            "cannot share it equally",
+            "it must be a multiple of --num_machines",
         ),
         ("--num_machines 0", "'0': expected a whole number of at least 1"),
     ],
@@ -532,7 +531,7 @@ def test_training_that_is_stopped_ends_with_all_it_started_and_no_traceback(
     assert os.waitstatus_to_exitcode(status) == codes.get(way, 130), shown
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
     assert "Traceback" not in shown
-    assert ("Interrupted. To continue, give the same command again" in shown) is way.startswith("Ctrl-C")
+    assert ("Interrupted. To continue, run the same command again" in shown) is way.startswith("Ctrl-C")
 
 
 # --- collections

@@ -52,7 +52,7 @@ def with_question(**changes) -> str:
 # format, file, its content, the message after the folder's path
 ALWAYS_ERRORS = [
     ("beir", "queries.jsonl", None, ": found no queries.jsonl or queries.jsonl.gz"),
-    ("beir", "qrels/test.tsv", None, "/qrels: found no qrels; expected a file for each split"),
+    ("beir", "qrels/test.tsv", None, "/qrels: found no qrels; expected files such as test.tsv"),
     ("beir", "qrels/test.tsv", "query\tcorpus-id\tscore\na\t1\t1\n",
      "/qrels/test.tsv:1: found the columns ['query', 'corpus-id', 'score']; expected the header"),
     ("beir", "corpus.jsonl", b'{"_id": "1", "text": "one"}\n{"_id": "2", "text": "\xe9"}\n',

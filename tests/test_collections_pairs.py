@@ -165,7 +165,7 @@ def test_one_split_is_divided_by_a_hash_of_the_query(caplog):
         pairs = qrels_of(collection, split)
         assert {query for query, _ in pairs} == {query for query, of in splits.items() if of == split}
         assert len(pairs) == 2 * len({query for query, _ in pairs})
-    assert "mine has no split but train; a hash divides its queries" in caplog.text
+    assert "mine has only the split train; its queries are divided by a hash" in caplog.text
     more = load_collection(Dataset.from_dict({name: [*reversed(cells)] for name, cells in rows.items()}))
     assert {*qrels_of(more, "dev")} == {*qrels_of(collection, "dev")}, "whatever the order of the rows"
 

@@ -241,7 +241,7 @@ def test_bad_input_is_answered_with_what_to_do(
             "one has no run files of split 'tset'; it has test; choose with --split",
         ),
         (["bm_25.trec", "--collection", "letters", "--split", "dev"], "has no split 'dev'; it has test"),
-        (["one", "other"], "the runs are of 2 collections"),
+        (["one", "other"], "the runs use 2 collections"),
         (
             ["results"],
             f"results is not a run folder; name its run files: {Path('results/test.retriever.trec')}",

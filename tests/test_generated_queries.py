@@ -19,7 +19,7 @@ from tiny_writers import make_tiny_writers
 from hf_ar2.cards.card import model_card
 from hf_ar2.cards.facts import training_of_run
 from hf_ar2.collections import Collection, CollectionError, load_collection
-from hf_ar2.collections.sources import query_sources
+from hf_ar2.collections.questions import query_sources
 from hf_ar2.command_line import main as cli
 from hf_ar2.generation.endpoint import EndpointWriter
 from hf_ar2.generation.models import ModelWriter
@@ -297,9 +297,12 @@ def test_options_that_contradict_each_other_leave_before_anything_is_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for options, message in (
-        (["--filter-depth", "3"], "--filter-depth belongs to --generate-queries MODEL"),
-        (["--generate-queries", "http://127.0.0.1/v1"], "--generate-model names the model of an endpoint"),
-        (["--generate-queries", "some/model", "--generate-model", "m"], "and only there"),
+        (["--filter-depth", "3"], "--filter-depth requires --generate-queries MODEL"),
+        (
+            ["--generate-queries", "http://127.0.0.1/v1"],
+            "--generate-model is required with --generate-queries URL",
+        ),
+        (["--generate-queries", "some/model", "--generate-model", "m"], "and only valid with it"),
         (["--generate-queries", "some/model", "--generate-prompt", "ask"], "expected {passage} in it"),
     ):
         with pytest.raises(SystemExit):
@@ -320,7 +323,7 @@ def test_what_cannot_be_used_is_said_before_a_model_writes(
     assert "--filter-model 'docs' cannot be loaded" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert generate(str(writers / "seq2seq")) == 1
-    assert "Name one that reads the texts' language with --filter-model" in capsys.readouterr().err
+    assert "Name one for the language of the texts with --filter-model" in capsys.readouterr().err
 
 
 @pytest.mark.slow

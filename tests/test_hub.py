@@ -208,7 +208,7 @@ def test_the_card_of_two_towers_names_them_and_what_they_belong_to(results: dict
     assert '"query_0_Transformer"' in towers["card"] and '"document_0_Transformer"' in towers["card"]
     assert towers["license"] == "mit"
     for card in (towers["card"], towers["local_card"]):
-        assert "**It belongs to the passages of one encoder**" in card
+        assert "**It only works with the passages of one encoder**" in card
     np.testing.assert_allclose(towers["query_encoder"], towers["blocks"][:1], atol=1e-6)
 
 

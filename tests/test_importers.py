@@ -321,4 +321,4 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert "a retriever of" in shown and "Next: hf-ar2 " in shown
     assert cli.main(arguments) == 1
-    assert "the folder is not empty; name a new or an empty folder" in capsys.readouterr().err
+    assert "the folder is not empty; expected a new or an empty folder" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_a_damaged_note_is_made_again_or_named_with_what_to_do(path, whole):
                 run_recipe(recipe_into(path, whole))
                 break
             except (DamagedFile, RecipeError) as error:
-                assert "elete" in str(error) and "give the command" in str(error)
+                assert "elete" in str(error) and "run the command" in str(error)
                 named = Path(str(error).split(": ")[0])
                 assert named in notes  # this one, or one that was damaged and not needed until now
                 named.unlink()

@@ -95,7 +95,9 @@ def test_every_answer_is_in_the_file_at_once(labelling: Labelling, file: Path) -
     labelling.judge([])
     assert labelling.current is None and read_judged(file)[ids[2]].keys() == {f"{id}-2" for id in "abcde"}
     said = labelling.summary("runs/mine")
-    assert said.startswith("2 of 3 questions judged; 1 skipped, 2 relevant passages; for 1 nothing")
+    assert said.startswith(
+        "2 of 3 questions judged; 1 skipped, 2 relevant passages; no relevant passage for 1\n"
+    )
     assert said.endswith(f"Next: hf-ar2 evaluate runs/mine --questions {file}")
 
     assert labelling.undo() and labelling.current == ids[2] and read_judged(file) == first

@@ -171,7 +171,7 @@ def test_saved_folders_give_the_trainers_scores(name, merged, models, tmp_path, 
     card = (tmp_path / "retriever" / "README.md").read_text()
     assert "retriever: adapters (LORA, rank 4, alpha 8, on query and value)" in card
     assert "1,024 of" in card and "parameters\n   trained (0.0041 MB)" in card
-    assert ("and peft, for this folder has adapters of" in card) is not merged
+    assert ("and peft (this folder has adapters of" in card) is not merged
     assert "with classifier in full" in (tmp_path / "ranker" / "README.md").read_text()
 
 

@@ -454,7 +454,7 @@ def test_what_is_saved_loads_as_two_towers_and_as_a_query_encoder(models, tmp_pa
     np.testing.assert_allclose(both.encode_query(texts), alone.encode(texts), atol=1e-6)
     assert np.abs(both.encode_query(texts) - original.encode(texts)).max() > 1e-3
     card = (tmp_path / "query_encoder" / "README.md").read_text()
-    assert "It belongs to the passages of one encoder" in card and trainer.index.fingerprint in card
+    assert "It only works with the passages of one encoder" in card and trainer.index.fingerprint in card
 
 
 @pytest.mark.parametrize(

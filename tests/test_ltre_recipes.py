@@ -102,7 +102,7 @@ def test_tuning_trains_centroids_and_leaves_an_index_for_plain_faiss(home, capsy
     ("options", "message"),
     [
         (["--index", "a", "--factory", "PQ8"], "give one of them"),
-        (["--ids", "a"], "--ids belongs to --index"),
+        (["--ids", "a"], "--ids requires --index"),
         (["--centroids"], "--factory OPQ48,PQ48 for example"),
     ],
 )

@@ -247,7 +247,7 @@ def test_a_recipe_merges_evaluates_and_says_so_on_the_card(
     done = json.loads((run / "stages/merged/done.json").read_text())
     assert done["settings"]["share"] == 0.25
     card = " ".join((run / "retriever/README.md").read_text(encoding="utf-8").split())
-    assert "Then its weights were averaged with those it started from (share 0.25 of `" in card
+    assert "Then its weights were averaged with its starting weights (share 0.25 of `" in card
     assert "**merged**: the retriever's weights averaged with its starting weights" in card
     assert "Trained by [DPR]" in card
 

@@ -166,9 +166,12 @@ def test_a_package_that_is_missing_is_named(
         (["--nanobeir"], "evaluate one model. Name it"),
         (
             ["model", "--nanobeir", "--collection", "data"],
-            "--collection is not used by --nanobeir and --mteb",
+            "--collection cannot be combined with --nanobeir or --mteb",
         ),
-        (["model", "--mteb", "SciFact", "--depth", "7"], "--depth is not used by --nanobeir and --mteb"),
+        (
+            ["model", "--mteb", "SciFact", "--depth", "7"],
+            "--depth cannot be combined with --nanobeir or --mteb",
+        ),
     ],
 )
 def test_options_that_do_nothing_are_an_error(

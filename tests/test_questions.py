@@ -263,4 +263,4 @@ def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_trained(
 def test_a_file_and_another_split_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "runs/x", "--questions", "asked.txt", "--split", "test"])
-    assert "give one of them" in capsys.readouterr().err
+    assert "--split and --questions cannot be combined" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from datasets import Dataset
 from test_truncate_dim import recipe_of
 from tiny_ar2 import settings_of
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.command_line.main import main
+from hf_ar2.files import read_json
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import RecipeError
@@ -94,13 +94,13 @@ def run(folder: Path, body):
 @pytest.mark.slow
 def test_a_recipe_measures_by_its_level_as_the_commands_do(body, tmp_path, capsys):
     folder = run(tmp_path, body | {"evaluation": {**body["evaluation"], "relevance_level": 2}})
-    strict = read_json(folder / "metrics.json")["after"]["dev"]["retriever"]
+    strict = read_json(folder / "metrics.json", {})["after"]["dev"]["retriever"]
     found = {}
     for level in (None, 1, 2):
         output = tmp_path / f"level-{level}"
         command = ["evaluate", str(folder), "--split", "dev", "--output", str(output)]
         assert main(command if level is None else [*command, "--relevance-level", str(level)]) == 0
-        found[level] = read_json(output / "metrics.json")["dev"]["retriever"]
+        found[level] = read_json(output / "metrics.json", {})["dev"]["retriever"]
     assert found[None] == pytest.approx(strict) and found[2] == pytest.approx(strict)
     assert found[1]["ndcg@10"] == pytest.approx(strict["ndcg@10"])
     assert found[1]["recall@10"] != strict["recall@10"]

@@ -377,10 +377,10 @@ def written(name: str, text: str) -> Callable[[Path], None]:
     ("spoil", "message"),
     [
         (without("recipe.yaml"), "is not a run folder: it has no recipe.yaml"),
-        (without("metrics.json"), "has no metrics.json yet: its recipe has not finished. Give the command"),
+        (without("metrics.json"), "has no metrics.json yet: its recipe has not finished. Run the command"),
         (
             written("metrics.json", "{"),
-            "metrics.json: not a complete JSON file .* Delete it and give the command",
+            "metrics.json: not a complete JSON file .* Delete it and run the command",
         ),
         (written("metrics.json", "[]"), "metrics.json: expected a JSON object, found list"),
         (
@@ -408,10 +408,10 @@ def test_runs_that_share_no_queries_raise_an_error(run: Path, data: Path, tmp_pa
     elsewhere: RunFolder = dataclasses.replace(
         found, recipe={**found.recipe, "collection": str(tmp_path / "other")}
     )
-    with pytest.raises(ValueError, match="made on different collections .* make a page of each"):
+    with pytest.raises(ValueError, match="made on different collections .* make one page for each"):
         common_collection([found, elsewhere])
     dev = dataclasses.replace(found, recipe={**found.recipe, "evaluation": {"report_split": "dev"}})
-    with pytest.raises(ValueError, match="report on different splits .* make a page of each"):
+    with pytest.raises(ValueError, match="report on different splits .* make one page for each"):
         common_collection([found, dev])
     with pytest.raises(ValueError, match="no TREC runs of split 'dev' in runs/"):
         render_page([dev], common_collection([dev]))

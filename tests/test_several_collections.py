@@ -115,14 +115,14 @@ def test_columns_that_one_lacks_are_filled(parts: dict[str, Collection]) -> None
     ("change", "message"),
     [
         ({"names": ["big"]}, "found \\['big'\\]; expected at least two"),
-        ({"names": ["big", "the small"]}, "'the small'; expected one without white space"),
+        ({"names": ["big", "the small"]}, "the name 'the small' contains white space"),
         ({"names": ["big", "a/b"]}, "found 'a/b', expected a name"),
         ({"weights": {"tiny": 2}}, "weights: 'tiny' is not among big, small"),
         ({"weights": {"small": 0}}, "weight of 'small': found 0; expected a number above 0"),
         ({"weights": {"small": "2"}}, "weight of 'small': found '2'"),
-        ({"level": 2}, "small: is joined already, or has a relevance level"),
-        ({"answers": "test"}, "split 'test': found judgments in some, answers alone in others"),
-        ({"twice": True}, "small: is joined already"),
+        ({"level": 2}, "small: already joined, or with a relevance level"),
+        ({"answers": "test"}, "split 'test': some collections have judgments, others only answers"),
+        ({"twice": True}, "small: already joined"),
     ],
 )
 def test_what_cannot_be_joined_is_named(
@@ -152,7 +152,7 @@ def test_sources_are_a_mapping_a_list_or_a_text(parts: dict[str, Collection], tm
     rows = Dataset.from_dict({"anchor": ["who sings?", "who barks?"], "positive": ["Birds do.", "Dogs do."]})
     assert load_collection({"train": rows, "dev": rows}).members == {}  # splits of one collection
     assert load_collection({"one": rows, "two": rows}).members == {"one": 1.0, "two": 1.0}
-    with pytest.raises(CollectionError, match="holds one collection, but this is several"):
+    with pytest.raises(CollectionError, match="expected one collection, found several"):
         weighted.save(tmp_path / "out")
 
 
@@ -243,14 +243,23 @@ def test_a_step_is_of_one_collection(models: Path, tmp_path: Path, joined: Colle
             assert halves[part].passage_rows.tolist() == drawn[step].passage_rows[part::2].tolist()
 
 
-def test_every_pass_has_all_queries_of_a_collection() -> None:
-    pool = CandidatePool(
-        query_rows=np.arange(10), passage_rows=np.zeros((10, 0), np.int32), scores=np.zeros((10, 0), np.float32),
-        positive_rows=np.arange(10, dtype=np.int32)[:, None], positive_scores=np.zeros((10, 1), np.float32),
+def pool_with_positives(rows: list[int]) -> CandidatePool:
+    """A pool without candidates, with one positive for each query."""
+    size = len(rows)
+    return CandidatePool(
+        query_rows=np.arange(size), passage_rows=np.zeros((size, 0), np.int32), scores=np.zeros((size, 0), np.float32),
+        positive_rows=np.array(rows, np.int32)[:, None], positive_scores=np.zeros((size, 1), np.float32),
     )  # fmt: skip
+
+
+def sampler_of(pool: CandidatePool) -> ListSampler:
+    """Two collections, of six passages and of four, and two lists in a step."""
     ranges, weights = np.array([[0, 6], [6, 10]]), np.array([1.0, 1.0])
-    lists = ListSampler(pool, 10, 0, seed=1, member_rows=ranges, member_weights=weights, lists_per_step=2)
-    entries = lists.indices(np.arange(200)).reshape(100, 2)
+    return ListSampler(pool, 10, 0, seed=1, member_rows=ranges, member_weights=weights, lists_per_step=2)
+
+
+def test_every_pass_has_all_queries_of_a_collection() -> None:
+    entries = sampler_of(pool_with_positives(list(range(10)))).indices(np.arange(200)).reshape(100, 2)
     small = entries[(entries >= 6).all(axis=1)].ravel()
     big = entries[(entries < 6).all(axis=1)].ravel()
     assert len(small) + len(big) == 200 and abs(len(small) - 80) <= 4
@@ -258,6 +267,13 @@ def test_every_pass_has_all_queries_of_a_collection() -> None:
         assert sorted(small[start : start + 4]) == [6, 7, 8, 9]
     for start in range(0, len(big) - 5, 6):
         assert sorted(big[start : start + 6]) == list(range(6))
+
+
+def test_a_new_pool_is_divided_into_collections_again() -> None:
+    lists = sampler_of(pool_with_positives(list(range(10))))
+    lists.indices(np.arange(40))
+    lists.pool = pool_with_positives(list(range(9, -1, -1)))
+    assert lists.indices(np.arange(40)).tolist() == sampler_of(lists.pool).indices(np.arange(40)).tolist()
 
 
 # ---- Evaluation, and every trainer ----------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from sentence_transformers import SentenceTransformer
 from test_recipe_checks import QUICK
 from tiny_models import make_model
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.command_line.main import main
 from hf_ar2.encoding import RetrieverInputs
+from hf_ar2.files import read_json
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.fingerprint import index_fingerprint
 from hf_ar2.models.loading import load_retriever
@@ -83,13 +83,15 @@ def test_a_recipe_cuts_embeddings_of_its_stages_and_of_a_row(run):
         )
         ranks = (scores > scores.gather(1, scores.new_tensor(judged.passage_rows).long()[:, None])).sum(dim=1)
         expected = np.mean([1 / (rank + 1) if rank < 10 else 0 for rank in ranks.tolist()])
-        assert read_json(run / "metrics.json")[row]["dev"]["retriever"]["mrr@10"] == pytest.approx(expected)
+        assert read_json(run / "metrics.json", {})[row]["dev"]["retriever"]["mrr@10"] == pytest.approx(
+            expected
+        )
 
 
 @pytest.mark.slow
 def test_the_card_says_how_wide_vectors_are_and_shows_no_code_that_would_not_cut_them(run):
     card = (run / "retriever" / "README.md").read_text()
-    assert "to a vector\nof 8 numbers" in card and "With transformers alone" not in card
+    assert "to a vector\nof 8 numbers" in card and "With only transformers" not in card
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ class Publisher:
             token=args.hub_token,
             message=f"Training in progress, step {trainer.state.global_step}",
             revision=args.hub_revision,
-            beside={place: copy} if whole else None,
+            extra={place: copy} if whole else None,
         )
         trainer.push_in_progress = PushInProgress([job])  # type: ignore[assignment,arg-type]
 

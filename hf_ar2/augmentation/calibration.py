@@ -19,8 +19,8 @@ class Calibration:
     """`p(relevant) = sigmoid(score / temperature + bias)` (Platt 1999).
 
     A ranker trained pointwise (binary cross-entropy) needs the identity, temperature 1 and bias 0. Listwise training
-    leaves a constant per query undetermined, so such scores have to be calibrated. Calibration cannot correct one
-    that differs much between queries; then `report` has a high log loss.
+    leaves a constant per query undetermined, so its scores have to be calibrated. If that constant differs much between
+    queries, calibration cannot correct it, and `report` has a high log loss.
 
     Attributes:
         temperature: in logits, above 0.
@@ -69,8 +69,8 @@ def fit_calibration(
     """Fits temperature and bias to the likelihood of held-out judgments with Newton's method.
 
     Platt's targets, (N₊+1)/(N₊+2) for the relevant and 1/(N₋+2) for the others, keep the fit finite if the scores
-    separate the two. Unjudged passages count as irrelevant: with sparse judgments the probabilities are rather too low
-    than too high.
+    separate the two. Unjudged passages count as irrelevant: with sparse judgments the probabilities are too low
+    rather than too high.
 
     Args:
         scores: float `[N]`, the ranker's logits of pairs it was not trained on.
@@ -95,13 +95,13 @@ def fit_calibration(
     count = int(relevant.sum())
     if count == 0 or count == len(relevant):
         raise ValueError(
-            f"{count} of {len(relevant)} held-out pairs are relevant; expected some of each kind. Retrieve deeper, or "
-            "calibrate on another split"
+            f"{count} of {len(relevant)} held-out pairs are relevant; expected relevant and irrelevant ones. Retrieve "
+            "more passages, or calibrate on another split"
         )
     slope, bias = _newton(scores, relevant)
     if slope <= 0:
         raise ValueError(
-            f"the ranker's scores do not rise with relevance on the held-out pairs (slope {slope:.3g}), so that they "
+            f"the ranker's scores do not rise with relevance on the held-out pairs (slope {slope:.3g}), so they "
             "cannot be calibrated; train the ranker first"
         )
     fitted = Calibration(float(1 / slope), float(bias), fingerprint)

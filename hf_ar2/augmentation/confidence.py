@@ -37,7 +37,7 @@ def quantile_thresholds(
     """
     shares = np.concatenate([log_shares(scores)[unlabelled] for scores, unlabelled in scored])
     if not len(shares):
-        raise ValueError("there is no unlabelled passage to take quantiles of; retrieve deeper")
+        raise ValueError("found no unlabelled passages for the quantiles; retrieve more passages")
     low, high = np.quantile(shares, [irrelevant, relevant])
     return float(low), float(high)
 

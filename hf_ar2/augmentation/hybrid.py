@@ -56,7 +56,7 @@ def augment(
         work_folder: for tokens, index and scores; None: `work` in the folder.
         index_folder: an existing index of the collection; None: built in the work folder.
         index_dir: a folder of several indexes by fingerprint, instead of `index_folder`, see `Encodings`.
-        batch_tokens: padded tokens of a batch; None: what suits the device.
+        batch_tokens: padded tokens of a batch; None: 2048 on a CPU, 65536 on a GPU.
 
     Returns:
         The lists, as all trainers read them.
@@ -189,8 +189,8 @@ def _unlabelled(
 ) -> tuple[datasets.Dataset | None, dict[str, int]]:
     """The unlabelled queries of the file, and counts of the dropped ones by cause.
 
-    A query with the text of a judged one is dropped: it has labels if that one is in the training split, and is an
-    evaluation query if it is in another split.
+    A query with the text of a judged query is dropped: it has labels in the training split, or is an evaluation
+    query in another split.
     """
     if args.unlabelled is None:
         return None, {}

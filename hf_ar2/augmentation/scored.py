@@ -81,7 +81,7 @@ def score_candidates(
         system: a retriever and a ranker over a collection.
         query_rows: int64 `[Q]`.
         positive_rows: int `[Q, P]`, labelled positives, scored even if they are not retrieved; -1 padded.
-        depth: n, passages retrieved per query; at most the whole corpus.
+        depth: n, passages retrieved per query; at most the size of the corpus.
         folder: for the blocks.
         description: of the progress bar.
     """
@@ -119,7 +119,7 @@ def cached_block(
 ) -> dict[str, np.ndarray]:
     """The arrays of a block of results, from its file, or computed and written by the first process.
 
-    The file is written whole or not at all, with its name, and a checksum of each array (.npz has).
+    The file is written completely or not at all. It holds its name and, as every .npz file, a checksum of each array.
     """
     block = _read_block(path)
     if block is None:
@@ -145,7 +145,7 @@ def _read_block(path: Path) -> dict[str, np.ndarray] | None:
         logger.warning(f"{path}: damaged ({error}). It is computed again now.")
         return None
     if str(block.pop("block", "")) != path.stem:
-        logger.warning(f"{path}: this is another block than its name says. It is computed again now.")
+        logger.warning(f"{path}: the block does not match the file's name. It is computed again now.")
         return None
     return block
 

@@ -19,7 +19,7 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.models.loading import bf16_is_faster, weights_fingerprint
 from hf_ar2.progress import progress_bar
-from hf_ar2.settings.score import ScoreConfig
+from hf_ar2.settings.augment import ScoreConfig
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, save_training_lists
 
 # Lists scored between two writes; an interrupted run repeats at most one block.
@@ -41,7 +41,7 @@ def score_lists(
 
     Args:
         lists: their own scores, if they have any, are replaced.
-        collection: has the passages; and the queries that are not in the lists' folder.
+        collection: its passages, and the queries that are not in the folder of the lists.
         ranker: as returned by `load_ranker`; one logit per pair.
         folder: for the scored lists; older ones are replaced.
         args: lengths, precision and batch size.
@@ -49,7 +49,7 @@ def score_lists(
     """
     folder = Path(folder)
     if folder.resolve() == lists.folder.resolve():
-        raise ValueError(f"{folder} has the lists to score; expected another folder to write to")
+        raise ValueError(f"{folder} is the folder of the lists to score; expected another folder to write to")
     work = folder / "work"
     if lists.queries is not None:
         collection = collection.with_queries(lists.queries)

@@ -1,7 +1,7 @@
 """The cards of a published retriever, ranker or index, rendered from model_card.md and index_card.md.
 
-Everything on a card comes from the run (`Training`) and from the saved files; nothing is computed, and nothing is
-copied from the base model's card but its licence and languages.
+Everything on a card comes from the run (`Training`) and from the saved files; nothing is computed. Only licence and
+languages are copied from the base model's card.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from hf_ar2.cards.results import model_index, result_tables, short_name
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.models.loading import resolve_model_name
 from hf_ar2.models.saved import read_ranker, read_retriever
+from hf_ar2.progress import format_duration
 from hf_ar2.settings.effects import affects_result
 
-# What the source of a query begins with where a model wrote the query.
+# Prefix of the source of a query that a model wrote.
 GENERATED = "generated:"
 
 
@@ -45,10 +46,10 @@ def model_card(
         training: how the model was trained.
         folder: the saved model; its files say how it is used. ValueError if it is not complete.
         name: what users load it by, an id on the Hub; None: the folder, by its last part.
-        partner: the same of the other model of the run, if there is one; a folder where `name` is None.
+        partner: the id of the run's other model, or its folder if `name` is None; None: there is none.
         license: of the model, by its short name on the Hub (`"apache-2.0"`); None: the base model's, if known.
         data_license: of the training data, in words; None: not known.
-        query_side_of: the retriever whose query encoder the folder holds by itself; it still encodes passages.
+        query_side_of: the retriever that still encodes the passages, if the folder has only its query encoder.
     """
     ranker = training.role == "ranker"
     saved = read_ranker(folder) if ranker else read_retriever(folder)
@@ -86,7 +87,7 @@ def model_card(
         short=short_name,
         listed=_listed,
         listed_names=lambda names: names if isinstance(names, str) else _listed(names),
-        duration=_duration,
+        duration=format_duration,
         repr=repr,
     )
     return marked(str(card))
@@ -197,7 +198,7 @@ def _generated(sources: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def _settings(stages: Sequence[Stage]) -> str:
-    """The settings of stages as YAML: under `all` those that all stages share, then those of each stage alone."""
+    """The settings of stages as YAML: under `all` those that all stages share, then the others of each stage."""
     blocks = {
         stage.name: {
             key: _without_folders(value)
@@ -250,9 +251,3 @@ def _linked(name: str | None, published: bool) -> str:
 
 def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,13 @@ def describe_environment() -> dict[str, Any]:
     """Versions and hardware, as in a run's environment.json."""
     import torch
 
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {
         "python": platform.python_version(),
-        "packages": dict(_versions(PACKAGES)),
+        "packages": packages,
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -54,9 +57,3 @@ def processor_features() -> dict[str, bool]:
         "AMX": bool(torch.cpu._is_amx_tile_supported()),
         "AVX512-BF16": bool(torch.cpu._is_avx512_bf16_supported()),
     }
-
-
-def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            yield name, version(name)

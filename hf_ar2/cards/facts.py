@@ -10,8 +10,7 @@ from typing import Any
 
 from hf_ar2.cards.environment import describe_environment
 from hf_ar2.collections.joined import texts_of_sources
-from hf_ar2.files import DamagedFile
-from hf_ar2.files import read_json as read_whole
+from hf_ar2.files import read_json
 
 ROLES = ("retriever", "ranker")
 # The system that a run serves, and why; written at the end of its evaluation.
@@ -53,7 +52,7 @@ class Training:
     Attributes:
         name: of the run.
         collection: what was trained on, as `load_collection` takes it.
-        stages: those that led to the model, in the order they ran.
+        stages: those that the model comes from, in the order they ran.
         base: the model that training started from, by the name it was given.
         environment: as `describe_environment` returns it.
         metrics: row → split → system → metric → value, in the order of training.
@@ -105,7 +104,7 @@ class Training:
 
 
 def hub_id(name: str | Path) -> str | None:
-    """The name if it can only be an id on the Hub (`owner/name`, and no local path), else None."""
+    """The name if it is an id on the Hub (`owner/name`, and not a local path), else None."""
     words = r"[A-Za-z0-9][\w.-]*"
     return str(name) if re.fullmatch(f"{words}/{words}", str(name)) and not Path(name).exists() else None
 
@@ -119,8 +118,8 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
     if role not in served:
         trained = [other for other in ROLES if is_trained(folder, recipe, other)]
         raise ValueError(
-            f"{folder}: the run serves no {role} that it trained: the system it serves, row {row or '(none)'} of its "
-            f"evaluation, has none. It has: {', '.join(trained) or 'neither'}"
+            f"{folder}: the run serves no {role} that it trained: row {row or '(none)'} of its evaluation, which it "
+            f"serves, has no {role}. It has: {', '.join(trained) or 'neither'}"
         )
     source = source_name(served[role])
     if source not in stages:
@@ -129,9 +128,8 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
             f"expected a stage that trained it; the stages are {', '.join(stages) or 'none'}"
         )
     wanted = set(_ancestors(str(source), stages))
-    environment, significance = (
-        read_json(folder / f"{name}.json") for name in ("environment", "significance")
-    )
+    environment = read_json(folder / "environment.json", {})
+    significance = read_json(folder / "significance.json", {})
     base = first_model(role, str(source), stages)
     return Training(
         role=role,
@@ -140,13 +138,13 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
         stages=[_stage_of_run(folder, recipe, name) for name in stages if name in wanted],
         base=str(models.get(base, {}).get("model", base)),
         environment=environment,
-        metrics=read_json(folder / "metrics.json"),
+        metrics=read_json(folder / "metrics.json", {}),
         tests=significance.get("tests", {}),
         test_metric=significance.get("metric", "mrr@10"),
         rerank_depth=evaluation.get("rerank_depth", 20),
         on_the_hub=environment.get("on_the_hub", ()),
         row=row,
-        chosen=read_json(folder / CHOSEN),
+        chosen=read_json(folder / CHOSEN, {}),
         other_texts=_other_texts(folder, recipe, served[role]) if role == "retriever" else "",
     )
 
@@ -154,11 +152,11 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
 def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
     """The row of a run's evaluation that is served: the one chosen on dev, else the last; "" without rows."""
     rows = (recipe.get("evaluation") or {}).get("rows") or {}
-    chosen = read_json(Path(folder) / CHOSEN).get("row")
+    chosen = read_json(Path(folder) / CHOSEN, {}).get("row")
     if chosen is not None and chosen not in rows:
         raise ValueError(
             f"{Path(folder) / CHOSEN}: serves row {chosen!r}, but recipe.yaml has {', '.join(rows) or 'no rows'}. Its "
-            "evaluation did not finish: give the command that started the run again to continue it"
+            "evaluation did not finish: run the command that started the run again to continue it"
         )
     return str(chosen) if chosen is not None else next(reversed(rows), "")
 
@@ -167,7 +165,7 @@ def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The models and the index of the row that a run serves, without the ranker if only the retriever is served."""
     name = served_name(folder, recipe)
     row = dict(recipe["evaluation"]["rows"][name]) if name else {}
-    if read_json(Path(folder) / CHOSEN).get("system") == "retriever":
+    if read_json(Path(folder) / CHOSEN, {}).get("system") == "retriever":
         row.pop("ranker", None)
     return row
 
@@ -195,11 +193,11 @@ def training_of_trainer(
     """How a trainer trained a model; the results are its own evaluations, without significance tests.
 
     Args:
-        record: `collection`, `trained` (roles; by default `role` alone) and the fields of `Stage`.
+        record: `collection`, `trained` (roles; default: only `role`) and the fields of `Stage`.
         log_history: of the trainer's state; the first and the last evaluation are before and after.
         split: what was evaluated on.
         rerank_depth: how many passages of a query the ranker reordered.
-        earlier: the same as `record` for the earlier stages of the models, in order.
+        earlier: records of the earlier stages of the models, in order.
     """
     stages = [
         Stage(**{name: value for name, value in stage.items() if name in Stage.__dataclass_fields__})
@@ -229,19 +227,6 @@ def training_of_trainer(
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, see `hf_ar2.files.read_json`; empty if the file does not exist."""
-    if not path.is_file():
-        return {}
-    try:
-        content = read_whole(path)
-        if not isinstance(content, dict):
-            raise DamagedFile(f"{path}: expected a JSON object, found {type(content).__name__}")
-    except DamagedFile as error:
-        raise DamagedFile(f"{error}. Delete it and give the command that made the run again") from None
-    return content
-
-
 def source_name(source: Any) -> str:
     """The model or stage a role starts from: `light`, `stage`, or `{from: stage, max_length: 96}`."""
     return source["from"] if isinstance(source, dict) else source
@@ -255,7 +240,7 @@ def source_changes(source: Any) -> dict[str, Any]:
 def _other_texts(folder: Path, recipe: Mapping[str, Any], retriever: Any) -> str:
     from hf_ar2.cards.guard import GUARD_FILE, guard_sentence
 
-    return guard_sentence(read_json(folder / GUARD_FILE), retriever) if recipe.get("guard") else ""
+    return guard_sentence(read_json(folder / GUARD_FILE, {}), retriever) if recipe.get("guard") else ""
 
 
 def _ancestors(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
@@ -275,7 +260,7 @@ def first_model(role: str, name: str, stages: Mapping[str, Any]) -> str:
 
 
 def _stage_of_run(folder: Path, recipe: Mapping[str, Any], name: str) -> Stage:
-    body, done = recipe["stages"][name], read_json(folder / "stages" / name / "done.json")
+    body, done = recipe["stages"][name], read_json(folder / "stages" / name / "done.json", {})
     given = {"seed": recipe.get("seed"), **(recipe.get("args") or {}), **(body.get("args") or {})}
     models = recipe.get("models") or {}
     return Stage(

@@ -9,7 +9,7 @@ from hf_ar2.cards.facts import source_name
 from hf_ar2.cards.results import short_name
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 
-# In a run folder whose recipe names a guard. It holds `guard` (the collection), `split`, `metric`, the counts
+# In the folder of a run with a guard. It has `guard` (the collection), `split`, `metric`, the counts
 # `queries` of `of_queries` and `passages` of `of_passages`, `before` (the model that training started from) and `rows`,
 # each with `retriever`, `metrics`, `values` (of the metric, per query), `key`, and rows with `test`, the fields of a
 # `PairedTest` against `before`.

@@ -1,7 +1,7 @@
-"""Publishing on the Hugging Face Hub: a retriever, a ranker and an index, each in a repository of its own.
+"""Publishing on the Hugging Face Hub: a retriever, a ranker and an index, each in a separate repository.
 
-A repository gets one commit or none: if publishing fails, it stays as it was. The large files of all repositories are
-uploaded before the first commit, so that little can fail between two commits.
+Each repository gets one commit; if publishing fails before that commit, the repository does not change. The large files
+of all repositories are uploaded before the first commit, so that little can fail between two commits.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ WAITS = (1.0, 2.0, 4.0)
 INDEX_FILES = ("index.faiss", "ids.json", "index.json")
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 _BUSY = (408, 429, 500, 502, 503, 504)
-# The files of a checkpoint. Those of an earlier commit that are not in the new one are deleted.
+# The files of a checkpoint. Those that only the previous commit has are deleted.
 _OF_A_CHECKPOINT = re.compile(
     r"([^/]*\.safetensors(\.index\.json)?|((query|document)_)?\d+_[^/]+/.+|(config|modules|router_config)\.json"
     r"|(config_sentence_transformers|sentence_bert_config)\.json|tokenizer[^/]*|vocab\.[^/]+|merges\.txt|[^/]+\.model"
     r"|(special_tokens_map|added_tokens)\.json)"
 )
-# Files of a model's folder that are not published: the card is written anew, and the other is of this machine alone.
-_KEPT_BACK = {CARD, "training_args.bin"}
+# Files that are not published: the card is rendered again, and training_args.bin describes this machine.
+_NOT_PUBLISHED = {CARD, "training_args.bin"}
 
 
 def publish(
@@ -59,7 +59,7 @@ def publish(
     token: str | None = None,
     message: str = "Publish",
     revision: str | None = None,
-    beside: Mapping[str, Path] | None = None,
+    extra: Mapping[str, Path] | None = None,
     replace_card: bool = False,
 ) -> dict[str, CommitInfo]:
     """Publish folders as `NAME-retriever`, `NAME-ranker` and the dataset `NAME-index`.
@@ -70,13 +70,13 @@ def publish(
 
     Args:
         folders: `"retriever"`, `"ranker"`, `"index"` → folder, of those to publish.
-        name: `OWNER/NAME`, or NAME alone for the user's own.
+        name: `OWNER/NAME`, or `NAME` for the user's account.
         card: takes one of these words and the ids of all repositories, and returns the README.md.
-        private: visible to the owner alone; None: the default of the owner's account.
+        private: visible only to the owner; None: the default of the owner's account.
         token: with write access; None: that of HF_TOKEN or of `hf auth login`.
         message: of the commits.
         revision: the branch; None: main.
-        beside: path in the repository → folder of more files for the first repository's commit.
+        extra: path in the repository → folder with more files for the first repository's commit.
         replace_card: replace a README.md on the Hub that a person wrote or edited; else it stays, with a warning.
 
     Returns:
@@ -97,11 +97,11 @@ def publish(
         readme, folder = card(what, ids), folders[what]
         results = {} if what == "index" else eval_result_files(readme, id, token)
         if edited := edited_card(folder):
-            logger.warning(f"{folder / CARD}: published as a person edited it; delete it for a new card")
+            logger.warning(f"{folder / CARD}: was edited; published unchanged. Delete it to get a new card")
             readme = edited
         files = {CARD: readme.encode(), **results}
         parts[what] = _Part(id, _kind(what), revision, _files(folder), files)
-    for place, other in (beside or {}).items():
+    for place, other in (extra or {}).items():
         first = next(iter(parts.values()))
         first.paths.update((f"{place}/{inside}", path) for inside, path in _files(other).items())
     for part in parts.values():
@@ -187,13 +187,13 @@ def check_base_is_public(place: str, base: str | None) -> None:
     """Check that others can load the base model of adapters that are to be published; ValueError names the `place`."""
     if base is not None and hub_id(base) is None:
         raise ValueError(
-            f"{place}: adapters of the base model {base}, which is not on the Hub, so nobody else could load them. "
+            f"{place}: adapters of the base model {base}, which is not on the Hub, so others cannot load them. "
             "Train with merge_adapters=True, or save merge_adapters(model), and publish that"
         )
 
 
 def hub_token(given: str | None = None) -> str:
-    """The token to publish with: the one given, that of HF_TOKEN, or that of `hf auth login`.
+    """The token to publish with: `given`, that of HF_TOKEN, or that of `hf auth login`.
 
     Raises:
         PermissionError: there is no token. ConnectionError: HF_HUB_OFFLINE is set.
@@ -235,7 +235,7 @@ class _Part(NamedTuple):
     written: dict[str, bytes]
 
     def additions(self) -> list[CommitOperationAdd]:
-        """New for every attempt, because operations remember how far their upload came."""
+        """New objects for every attempt, because an operation stores the state of its upload."""
         return [CommitOperationAdd(place, str(path)) for place, path in self.paths.items()]
 
 
@@ -252,8 +252,8 @@ def _commit(api: HfApi, part: _Part, message: str, replace_card: bool) -> Commit
         card = Path(api.hf_hub_download(part.id, CARD, **place))
         if is_edited(card.read_text(encoding="utf-8", errors="replace")):
             logger.warning(
-                f"{part.id}: README.md stays as a person wrote it, and may have older results. Replace it with "
-                "--replace-card or replace_card=True"
+                f"{part.id}: README.md was edited on the Hub and is not replaced; its results may be older. Replace it "
+                "with --replace-card or replace_card=True"
             )
             del written[CARD]
     old = [name for name in there if name not in part.paths and _OF_A_CHECKPOINT.fullmatch(name)]
@@ -268,7 +268,7 @@ def _files(folder: Path) -> dict[str, Path]:
     files = {
         path.relative_to(folder): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in _KEPT_BACK
+        if path.is_file() and path.name not in _NOT_PUBLISHED
     }
     return {
         inside.as_posix(): path
@@ -278,7 +278,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _attempt(id: str, action: Callable[[], Result]) -> Result:
-    """Run an action, again after a while if the connection was lost; other failures say what to do."""
+    """Run an action, and retry it if the connection was lost; other errors say what to do."""
     for wait in (*WAITS, None):
         try:
             return action()
@@ -313,6 +313,6 @@ def _explained(id: str, status: int, error: HfHubHTTPError) -> OSError:
         )
     said = (error.server_message or str(error)).strip().splitlines()[0]
     return ConnectionError(
-        f"{id}: the Hub answered {status}: {said}; nothing was published there. Fix that, then give the same "
-        "command again"
+        f"{id}: the Hub answered {status}: {said}; nothing was published there. Fix the problem, then run "
+        "the same command again"
     )

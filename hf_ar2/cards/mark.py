@@ -40,7 +40,7 @@ def write_card(folder: Path, card: str) -> None:
     """Write the README.md of a model's folder, unless a person has edited the one that is there."""
     path = folder / CARD
     if path.is_file() and is_edited(path.read_text(encoding="utf-8", errors="replace")):
-        logger.warning(f"{path}: kept as a person wrote it; delete it to get a new card")
+        logger.warning(f"{path}: was edited; not replaced. Delete it to get a new card")
     else:
         write_text(path, card)
 

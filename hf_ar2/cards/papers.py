@@ -42,13 +42,13 @@ PAIR = Paper("PAIR", "ren2021pair")
 MATRYOSHKA = Paper("Matryoshka Representation Learning", "kusupati2022matryoshka")
 SIMANS = Paper("SimANS", "zhou2022simans")
 
-# Trainer → what it trains, and its papers whatever its settings, the main one first.
+# Trainer → what it trains, and the papers that it follows with any settings, the main one first.
 TRAINERS: dict[str, tuple[str, list[Paper]]] = {
     "retriever": ("a retriever, contrastively", []),
     "ranker": ("a ranker, by cross-entropy over lists", []),
     "ar2": ("a retriever and a ranker against each other", [Paper("AR2", "zhang2022ar2")]),
     "rocketqa-v2": ("a retriever and a ranker together", [Paper("RocketQAv2", "ren2021rocketqav2")]),
-    "ltre": ("a query encoder against the whole corpus", [Paper("LTRe", "zhan2020ltre"), ADORE]),
+    "ltre": ("a query encoder against the complete corpus", [Paper("LTRe", "zhan2020ltre"), ADORE]),
     "augment": ("training lists, denoised by the ranker", [Paper("RocketQA", "qu2021rocketqa")]),
     "merge": (
         "the retriever's weights averaged with its starting weights",

@@ -1,4 +1,4 @@
-"""What a trained model records of how it was trained, settings and stages, for its card."""
+"""How a model was trained, its settings and stages, recorded on the model for its card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STAGES = "hf_ar2_stages"
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
-    """The settings a result may depend on, as plain data: this library's own, and transformers' that differ."""
+    """The settings that may affect the result: this library's, and those of transformers that are not the default."""
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     classes = [cls for cls in type(args).__mro__ if cls not in TrainingArguments.__mro__]
     ours = {name for cls in classes for name in inspect.get_annotations(cls)}
@@ -47,9 +47,9 @@ def remember_stages(model: Any, stages: Sequence[dict[str, Any]]) -> None:
 
 
 def name_of(model: Any) -> str:
-    """What a card calls the model that training starts from: the stage it comes from, or its name or folder.
+    """The name on a card of the model that training starts from: its stage, or its name or folder.
 
-    A folder is absolute, so that it is not taken for an id on the Hub when it no longer exists.
+    A folder is absolute, so that it is not mistaken for an id on the Hub once it is deleted.
     """
     if stages_of(model):
         return str(stages_of(model)[-1]["name"])

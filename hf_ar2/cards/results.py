@@ -1,4 +1,4 @@
-"""The results on a card: tables with significance, and the same numbers as the Hub reads them."""
+"""The results on a card: tables with significance, and the same numbers in the format of the Hub."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def model_index(training: Training) -> list[EvalResult]:
 
 
 def _dataset_of(training: Training, split: str) -> dict[str, Any]:
-    """The data set that a split's results are of: of several collections, the one that the split is a part of."""
+    """The dataset of a split's results; with several collections, the one that the split belongs to."""
     source = training.collection
     for member, own in texts_of_sources(source).items():
         if member and split.endswith(f"-{member}"):
@@ -62,8 +62,8 @@ def _dataset_of(training: Training, split: str) -> dict[str, Any]:
 def eval_result_files(card: str, repository: str, token: str | None = None) -> dict[str, bytes]:
     """The files in `.eval_results/` for a card: the first metric of each split of a benchmark on the Hub.
 
-    The Hub takes such results only for a data set that is registered as a benchmark, under an id of its `eval.yaml`
-    (https://huggingface.co/docs/hub/eval-results). Other results are in the card's `model-index` alone.
+    The Hub accepts such results only for a dataset that is registered as a benchmark, under an id of its `eval.yaml`
+    (https://huggingface.co/docs/hub/eval-results). Other results are only in the card's `model-index`.
 
     Args:
         card: a README.md as `model_card` returns it.
@@ -96,14 +96,14 @@ def eval_result_files(card: str, repository: str, token: str | None = None) -> d
 
 
 def _benchmark_tasks(dataset: str, token: str | None) -> dict[str, str]:
-    """Split → id of the one task over it in a data set's `eval.yaml`; empty for a data set that is no benchmark."""
+    """Split → id of its only task in a dataset's `eval.yaml`; empty for a dataset that is not a benchmark."""
     try:
         path = Path(hf_hub_download(dataset, "eval.yaml", repo_type="dataset", token=token))
         tasks = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]
         splits = [task.get("split") for task in tasks]
         return {task["split"]: str(task["id"]) for task in tasks if splits.count(task.get("split", "")) == 1}
     except (OSError, ValueError, HTTPError, yaml.YAMLError, TypeError, KeyError, AttributeError):
-        return {}  # no eval.yaml, or one of another form
+        return {}  # no eval.yaml, or an unknown format
 
 
 def result_tables(training: Training) -> list[str]:
@@ -147,7 +147,7 @@ def _table_of_split(training: Training, split: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name without the folders of this machine, which may name its user: the last part of a path, of any system.
+    """A name without local folders, which may contain a user name: the last part of a path, of any system.
 
     Example:
         >>> short_name("/home/me/data/scifact"), short_name("text:~/docs"), short_name("BeIR/scifact")

@@ -150,9 +150,9 @@ class Collection:
     def own_rows(self) -> np.ndarray:
         """The corpus row of each query that is itself a passage, under the same id: int64 `[len(queries)]`, else -1.
 
-        So it is in duplicate detection (Quora) and in the retrieval of counter-arguments (ArguAna). Mining and
-        evaluation drop this passage from what its query retrieves, as BEIR does (`ignore_identical_ids`); unlike BEIR,
-        not where it is judged relevant.
+        Duplicate detection (Quora) and counter-argument retrieval (ArguAna) have such queries. Mining and evaluation
+        drop this passage from the query's results, as BEIR does (`ignore_identical_ids`); unlike BEIR, they keep it
+        where it is judged relevant.
         """
         rows = rows_of(arrow_column(self.queries, "id"), arrow_column(self.corpus, "id"))
         for split in self.qrels if (rows >= 0).any() else ():
@@ -161,17 +161,14 @@ class Collection:
             rows[queries[rows[queries] == positives.passage_rows]] = -1
         if count := int((rows >= 0).sum()):
             logger.warning(
-                "%s: %d of %d queries are also passages, under the same id; such a passage is neither a negative nor a "
-                "result of its own query",
-                self.name,
-                count,
-                len(rows),
+                f"{self.name}: {count} of {len(rows)} queries are also passages, under the same id; such a passage is "
+                "neither a negative nor a result of its query"
             )
         return rows
 
     @cached_property
     def member_rows(self) -> np.ndarray:
-        """The corpus rows of each of `members`, from the first to before the last: int64 `[M, 2]`."""
+        """The corpus rows of each of `members`: first row and end (exclusive), int64 `[M, 2]`."""
         if not self.members:
             return np.zeros((0, 2), np.int64)
         ids = arrow_column(self.corpus, "id")
@@ -194,14 +191,14 @@ class Collection:
     def searched_rows(self, query_rows: np.ndarray) -> np.ndarray | None:
         """What each query `[Q]` searches in mining and evaluation: the rows of its own collection, int64 `[Q, 2]`.
 
-        From the first row to before the last. A query that was added searches all rows. None: every query does.
+        First row and end (exclusive). A query that was added searches all rows. None: every query searches all rows.
         """
         if not self.members:
             return None
         return np.vstack([self.member_rows, [0, len(self.corpus)]])[self.query_members[query_rows]]
 
     def by_member(self, split: str) -> dict[str, str]:
-        """Name -> the split of each of `members` that is a part of this split, where it has queries."""
+        """Name of each of `members` -> its part of this split, such as `dev-nq`, if it has queries."""
         parts = {name: f"{split}-{name}" for name in self.members}
         counts = {part: len(found) for part, found in {**self.answer_splits, **self.qrels}.items()}
         return {name: part for name, part in parts.items() if counts.get(part)}
@@ -215,11 +212,11 @@ class Collection:
         return plain.select(rows)
 
     def passage_texts(self, separator: str = " ", template: str | None = None) -> list[str]:
-        """One string per passage: title, separator and text; the text alone where there is no title.
+        """One string per passage: title, separator and text; only the text if there is no title.
 
         Args:
             separator: between title and text.
-            template: instead, a text with `{title}` and `{text}`, such as `"title: {title} | text: {text}"`.
+            template: used instead, a text with `{title}` and `{text}`, such as `"title: {title} | text: {text}"`.
         """
         titles, texts = arrow_column(self.corpus, "title"), arrow_column(self.corpus, "text")
         if template is not None:

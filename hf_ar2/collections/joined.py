@@ -36,10 +36,9 @@ def join_collections(
 ) -> Collection:
     """One collection of several, whose ids begin with their collection's name: `nq/q7`.
 
-    Every split but `train` is there as a whole and for each collection: `dev`, `dev-nq`, `dev-squad`. In mining and
-    evaluation a query searches the passages of its own collection, so that the results are those of that collection
-    alone. The lists of a training step are from one collection, which is drawn in proportion to its weight times the
-    number of its training lists.
+    Every split but `train` exists for all collections together and for each one: `dev`, `dev-nq`, `dev-squad`. In
+    mining and evaluation a query searches only the passages of its own collection. The lists of a training step are
+    from one collection, which is drawn in proportion to its weight times the number of its training lists.
 
     Args:
         collections: Name -> collection, at least two.
@@ -47,9 +46,9 @@ def join_collections(
         name: By default the names, joined by `+`.
 
     Raises:
-        CollectionError: A name is not a file name without white space, a weight is not positive or of no collection, a
-            collection is joined already or has a relevance level, or a split has judgments in some, but not in others
-            that have answers.
+        CollectionError: A name is not a file name without white space, a weight is not positive or not for one of the
+            collections, a collection is already joined or has a relevance level, or a split has judgments in some
+            collections and only answers in others.
 
     Example:
         >>> from hf_ar2 import load_collection
@@ -75,7 +74,7 @@ def join_collections(
                 answers[wanted] = np.append(answers.get(wanted, []), rows + first_query).astype(np.int64)
         first_query += len(part.queries)
     if both := answers.keys() & by_split.keys():
-        raise CollectionError(f"split {min(both)!r}: found judgments in some, answers alone in others")
+        raise CollectionError(f"split {min(both)!r}: some collections have judgments, others only answers")
     corpora = {one: part.corpus for one, part in collections.items()}
     asked = {one: part.queries for one, part in collections.items()}
     lists = {one: part.lists for one, part in collections.items() if part.lists is not None}
@@ -93,12 +92,12 @@ def join_collections(
 
 
 def sources_of(source: Any) -> dict[str, tuple[Any, float]] | None:
-    """What several collections are loaded from: name -> source and weight; None for the source of one collection.
+    """The sources of several collections: name -> source and weight; None if `source` is one collection.
 
     Args:
-        source: As `load_collection` takes it. Several are a mapping or a list, or such a text in YAML's short form,
-            `{nq: data/nq, squad: {path: data/squad, weight: 2}}`. In a list the last part of a path is its name. A
-            mapping with the names of splits to `datasets.Dataset`s is one collection.
+        source: As `load_collection` takes it. Several are a mapping, a list, or one of these as YAML text in one line,
+            `{nq: data/nq, squad: {path: data/squad, weight: 2}}`. The name of an item of a list is the last part of
+            its path. A mapping from names of splits to `datasets.Dataset`s is one collection.
 
     Raises:
         CollectionError: Two names are the same, or an entry is not a source.
@@ -121,7 +120,7 @@ def sources_of(source: Any) -> dict[str, tuple[Any, float]] | None:
     found: dict[str, tuple[Any, float]] = {}
     for name, entry in items:
         if name in found:
-            raise CollectionError(f"collection: two are named {name!r}; name them: {{one: …, other: …}}")
+            raise CollectionError(f"collection: two are named {name!r}; give names: {{one: …, other: …}}")
         weight: Any = 1.0
         if isinstance(entry, Mapping) and "path" in entry:
             if unknown := set(entry) - {"path", "weight"}:
@@ -163,9 +162,7 @@ def _name_of(source: Any) -> str:
     if isinstance(source, Mapping) and "path" in source:
         source = source["path"]
     if not isinstance(source, str | Path | Collection):
-        raise CollectionError(
-            f"collection: found a list with {source!r}; name its parts: {{one: …, other: …}}"
-        )
+        raise CollectionError(f"collection: found a list with {source!r}; give names: {{one: …, other: …}}")
     name = source.name if isinstance(source, Collection) else str(source)
     return re.sub(r"[^\w.+-]+", "-", Path(name.rpartition(":")[2]).name)
 
@@ -179,13 +176,9 @@ def _check(collections: Mapping[str, Collection | None], weights: Mapping[str, A
         except ValueError as error:
             raise CollectionError(f"several collections: {error}") from None
         if re.search(r"\s", name):
-            raise CollectionError(
-                f"several collections: found the name {name!r}; expected one without white space"
-            )
+            raise CollectionError(f"several collections: the name {name!r} contains white space")
         if collection is not None and (collection.members or collection.relevance_levels):
-            raise CollectionError(
-                f"{name}: is joined already, or has a relevance level; set it after joining"
-            )
+            raise CollectionError(f"{name}: already joined, or with a relevance level; set it after joining")
     for name, weight in weights.items():
         if name not in collections:
             raise CollectionError(f"weights: {name!r} is not among {', '.join(collections)}")
@@ -204,7 +197,7 @@ def _stacked(tables: Mapping[str, datasets.Dataset], features: datasets.Features
             there = next(
                 (one for one in (field.name, shown.get(field.name)) if one in table.column_names), None
             )
-            if there is None:  # no answers, or no source
+            if there is None:  # this table has no answers or no source
                 empty: Any = [] if pa.types.is_list(field.type) else ""
                 chunks.append(pa.array([empty] * len(table), field.type))
                 continue

@@ -15,7 +15,7 @@ from hf_ar2.collections.problems import CollectionError, Problems
 
 # A small gzip file can hold a line that fills the memory.
 LONGEST_LINE = 1 << 26
-# What reading gzip data raises where it is not whole.
+# Raised by incomplete or damaged gzip data.
 DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 
 
@@ -38,7 +38,7 @@ def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
             split = file.name[len(Path(before).name) if before else 0 : len(file.name) - len(after + ending)]
             if split in found:
                 raise CollectionError(
-                    f"{file}: found a second file of split {split!r}, besides {found[split]}; keep one"
+                    f"{file}: found a second file of split {split!r}; keep this or {found[split]}"
                 )
             found[split] = file
     return found
@@ -66,7 +66,7 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
         ) from error
     except DAMAGED_GZIP as error:
         raise CollectionError(
-            f"{file}:{line}: found damaged gzip data ({error}); expected a whole file"
+            f"{file}:{line}: found damaged gzip data ({error}); expected a complete file"
         ) from error
 
 
@@ -98,7 +98,7 @@ def tab_separated(
             yield line, fields
         elif fields != [""]:
             found = f"{len(fields)} tab-separated columns"
-            problems.raise_or_skip("malformed lines", file, line, found, str(columns), _shown(text))
+            problems.malformed(file, line, found, str(columns), _shown(text))
 
 
 def csv_rows(file: Path, problems: Problems, delimiter: str = "\t") -> Iterator[tuple[int, list[str]]]:
@@ -112,9 +112,7 @@ def csv_rows(file: Path, problems: Problems, delimiter: str = "\t") -> Iterator[
         except StopIteration:
             return
         except csv.Error as error:
-            problems.raise_or_skip(
-                "malformed lines", file, line, f"an unterminated field ({error})", "closed quotes"
-            )
+            problems.malformed(file, line, f"an unterminated field ({error})", "closed quotes")
             continue
         if fields:
             yield line, fields
@@ -131,16 +129,12 @@ def json_lines(file: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
             if "\\ud" in text.lower():
                 json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
-            problems.raise_or_skip(
-                "malformed lines", file, line, f"invalid JSON ({error})", "one JSON object", _shown(text)
-            )
+            problems.malformed(file, line, f"invalid JSON ({error})", "one JSON object", _shown(text))
             continue
         if isinstance(value, dict):
             yield line, value
         else:
-            problems.raise_or_skip(
-                "malformed lines", file, line, f"a JSON {type(value).__name__}", "one JSON object"
-            )
+            problems.malformed(file, line, f"a JSON {type(value).__name__}", "one JSON object")
 
 
 def _shown(text: str) -> str:

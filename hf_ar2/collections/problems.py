@@ -63,11 +63,18 @@ class Problems:
             self.skipped[cause] += 1
             return
         place = f"{file}:{line}" if line is not None else f"{file}"
-        way_out = f"Correct the file, or pass skip=[{cause!r}] to skip and count such entries."
-        advice = f"{advice} {way_out}" if advice else way_out
+        advice = (
+            f"{advice} Correct the file, or pass skip=[{cause!r}] to skip and count such entries.".lstrip()
+        )
         raise CollectionError(f"{place}: found {found}; expected {expected}. {advice}")
+
+    def malformed(
+        self, file: str | Path, line: int | None, found: str, expected: str, advice: str = ""
+    ) -> None:
+        """As `raise_or_skip`, for the cause "malformed lines"."""
+        self.raise_or_skip("malformed lines", file, line, found, expected, advice)
 
     def log_skipped(self, name: str) -> None:
         """Logs a warning for each cause that was skipped."""
         for cause, count in self.skipped.items():
-            logger.warning("%s: skipped %d %s", name, count, cause)
+            logger.warning(f"{name}: skipped {count} {cause}")

@@ -1,4 +1,4 @@
-"""Real questions to evaluate on: a file of one question per line, and its relevance judgments."""
+"""Real questions to evaluate on: a file of one question per line, its judgments, and a note where they are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_ar2.whole_number import whole_number
 
 logger = logging.getLogger(__name__)
 
-# The split of the real questions.
+# The name of their split.
 QUESTIONS = "questions"
 # Query id -> passage id -> grade; above 0 is relevant.
 Judged = dict[str, dict[str, int]]
@@ -145,6 +145,35 @@ def with_questions(collection: Collection, file: str | Path) -> Collection:
         qrels = {**collection.qrels, QUESTIONS: dataset_of(columns, QRELS_FEATURES)}
         extended = extended.with_same_corpus(qrels=qrels)
     return extended
+
+
+def query_source_note(collection: Collection, split: str, run: str) -> str:
+    """A note on a split with queries from headings or a model, with the command to judge real questions; else "".
+
+    Args:
+        run: the run folder, for the command.
+    """
+    counts = query_sources(collection).get(split, {})
+    parts = []
+    for source, count in counts.items():
+        kind, _, model = source.partition(":")
+        name = {"heading": "headings of your documents", "generated": f"written by {model}"}.get(kind, source)
+        if source:
+            parts.append(f"{name} ({count:,})")
+    if not parts:
+        return ""
+    people = f", plus {counts['']:,} that people asked" if counts.get("") else ", not questions of your users"
+    return (
+        f"The queries of {split} are {' and '.join(parts)}{people}. Write twenty real questions\nto a file, one per "
+        f"line, and judge the results: hf-ar2 label {run} FILE"
+    )
+
+
+def query_sources(collection: Collection) -> dict[str, dict[str, int]]:
+    """Split -> source -> number of judged queries, "" for those that people asked; `{}` without sources."""
+    if "source" not in collection.queries.column_names:
+        return {}
+    return {split: collection.query_sources(split) for split in collection.splits}
 
 
 def _trained_on(collection: Collection, questions: Mapping[str, str]) -> list[str]:

@@ -81,7 +81,7 @@ def check_columns(place: str, dataset: datasets.Dataset, expected: Sequence[str]
 
 
 def relevant_qrels(query_ids: Sequence[str], passage_ids: Sequence[str]) -> datasets.Dataset:
-    """Judgments that say of each pair that the passage is relevant."""
+    """Judgments of relevance 1 for each pair."""
     columns = {"query_id": query_ids, "passage_id": passage_ids, "relevance": [1] * len(query_ids)}
     return dataset_of(columns, QRELS_FEATURES)
 

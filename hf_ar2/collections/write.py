@@ -37,9 +37,7 @@ def write_beir(collection: Collection, folder: Path) -> None:
     """
     if collection.members:
         names = ", ".join(collection.members)
-        raise CollectionError(
-            f"{folder}: a folder holds one collection, but this is several ({names}); save each"
-        )
+        raise CollectionError(f"{folder}: expected one collection, found several ({names}); save each")
     check_writable(folder)
     for table, of in ((collection.corpus, "passage"), (collection.queries, "query")):
         unwritable = pc.index(pc.match_substring_regex(arrow_column(table, "id"), r"[\t\r\n]"), True).as_py()

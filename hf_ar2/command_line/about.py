@@ -14,7 +14,7 @@ from hf_ar2.settings.fields import Setting, settings_of_class
 WIDTH = 80
 
 
-def settings(arguments: argparse.Namespace) -> int:
+def settings(arguments: argparse.Namespace) -> None:
     """Print a table of a trainer's settings, or everything about one of them."""
     # Recipes are above this package, so they are found by name.
     configs = importlib.import_module("hf_ar2.recipes.recipe").CONFIGS
@@ -22,12 +22,11 @@ def settings(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         print(settings_table(known))
         print(f"\nOne setting with its description: hf-ar2 settings {arguments.trainer} {next(iter(known))}")
-        return 0
+        return
     name = arguments.name
     if name not in known:
         raise ValueError(f"{arguments.trainer} has no setting {name!r}{nearest(name, known)}")
     print(setting_text(known[name]))
-    return 0
 
 
 def settings_table(known: dict[str, Setting]) -> str:
@@ -62,7 +61,7 @@ def _default(known: Setting) -> str:
     return f"{value} ({known.unit})" if known.default is None else f"{value} {known.unit}"
 
 
-def env(_: argparse.Namespace) -> int:
+def env(_: argparse.Namespace) -> None:
     """Print versions and hardware."""
     import torch
 
@@ -82,7 +81,6 @@ def env(_: argparse.Namespace) -> int:
         "bf16 by default": f"{_yes(bf16_is_faster(device))} ({device})",
     }
     print("\n".join(f"{name:<23}{text}" for name, text in lines.items()))
-    return 0
 
 
 def _yes(value: bool) -> str:

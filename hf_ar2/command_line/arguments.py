@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from hf_ar2.command_line.options import add_setting, add_settings
 from hf_ar2.command_line.parser import Parser, add, positive
-from hf_ar2.settings.augment import AugmentConfig
-from hf_ar2.settings.score import ScoreConfig
+from hf_ar2.settings.augment import AugmentConfig, ScoreConfig
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import EncodingConfig, TextConfig, names_of
 
@@ -16,17 +15,17 @@ RECIPE_KEYS = """\
 Any other --key value overrides the recipe: a field (--seed 7), a setting of
 every stage (--bf16 true), or of one stage (--ar2.num_rounds 3). `hf-ar2
 settings ar2` lists them. --guard COLLECTION also measures search in other
-texts, before and after training. To continue an interrupted run, give the
+texts, before and after training. To continue an interrupted run, run the
 same command again."""
 ANY_COLLECTION = (
     "a folder, a file of pairs, a Hub id, text:FOLDER, ir_datasets:ID or python-packages:NAME,NAME; "
     "several: '{A: FOLDER, B: FOLDER}'"
 )
 RELEVANCE_LEVEL = (
-    "the lowest grade that is relevant; nDCG reads the grades themselves (the run's, or 1; TREC DL: 2)"
+    "the lowest grade that counts as relevant; nDCG uses the grades themselves (the run's, or 1; TREC DL: 2)"
 )
 ANY_MODEL = "a folder, a Hub id, or package:NAME/FOLDER"
-# What a stage of a recipe may be.
+# The trainers of a recipe's stages.
 TRAINERS = ("retriever", "ranker", "ar2", "rocketqa-v2", "ltre", "augment", "merge")
 
 
@@ -69,8 +68,8 @@ def train(parser: Parser) -> None:
 def tune_queries(parser: Parser) -> None:
     """Train a model's query side against a fixed index.
 
-    Every step searches the whole index with the current embeddings of the batch's
-    queries and trains on the results (LTRe). No passage is encoded again, so an
+    Every step searches the complete index with the batch's current query
+    embeddings and trains on the results (LTRe). No passage is encoded again, so an
     index of millions of passages works as it is. At the end, the model is compared
     before and after training, with significance.
 
@@ -126,7 +125,7 @@ def evaluate(parser: Parser) -> None:
     add(parser, "--relevance-level GRADE", RELEVANCE_LEVEL, type=int)
     add_settings(parser, Settings, ("depth", "rerank_depth"))
     add(parser, "--output FOLDER", "write TREC run files, qrels and metrics.json there")
-    add(parser, "--index FOLDER", "an index made before, or where to keep the one made now")
+    add(parser, "--index FOLDER", "an existing index, or where to save the one that is built")
     _add_lengths(parser, names_of(TextConfig))
 
 
@@ -134,8 +133,8 @@ def augment(parser: Parser) -> None:
     """Write training lists, denoised by the ranker.
 
     The retriever finds passages and the ranker scores them. A trainer uses the
-    lists with its setting train_lists. Scores are kept, so that other thresholds
-    take seconds.
+    lists with its setting train_lists. Scores are cached, so that trying
+    other thresholds takes seconds.
 
     example:
       hf-ar2 augment runs/scifact --output lists/scifact --calibrate dev --audit
@@ -159,7 +158,7 @@ def score(parser: Parser) -> None:
 
     The lists are those that --retriever finds, or those in the folder --lists.
     A retriever learns from the scores with the settings train_lists and
-    distillation. An interrupted command continues when it is given again.
+    distillation. To continue an interrupted command, run it again.
 
     example:
       hf-ar2 score BeIR/scifact --retriever sentence-transformers/all-MiniLM-L6-v2 \\
@@ -180,7 +179,7 @@ def score(parser: Parser) -> None:
 def _add_models(parser: Parser) -> None:
     add(parser, "RUN", "a run folder", nargs="?")
     add(parser, "--retriever MODEL", ANY_MODEL)
-    add(parser, "--ranker MODEL", "the same for the ranker")
+    add(parser, "--ranker MODEL", "as --retriever, for the ranker")
     add(parser, "--collection SOURCE", ANY_COLLECTION)
     _add_loading(parser, ranker=True)
 
@@ -192,13 +191,13 @@ def _add_loading(parser: Parser, *, ranker: bool) -> None:
     add(group, "--attn_implementation NAME", "sdpa, eager, flash_attention_2, ... (transformers chooses)")
     truncated = "cut the retriever's embeddings to their first N dimensions (as saved)"
     add(group, "--truncate_dim N", truncated, type=positive)
-    trusted = "run the code that a model's repository brings along"
+    trusted = "run custom code from a model's repository"
     add(group, "--trust_remote_code", trusted, action="store_true", default=None)
     add(group, "--revision NAME", "branch, tag or commit of the retriever on the Hub")
     add(group, "--query_prompt TEXT", "put before queries by the retriever, such as 'query: ' (as saved)")
     add(group, "--passage_prompt TEXT", "put before passages by the retriever (as saved)")
     if ranker:
-        add(group, "--ranker_revision NAME", "the same for the ranker")
+        add(group, "--ranker_revision NAME", "as --revision, for the ranker")
         add(group, "--ranker_prompt TEXT", "put before the queries of pairs by the ranker (as saved)")
 
 

@@ -1,4 +1,4 @@
-"""`hf-ar2 augment`: writes the lists and prints their counts and likely false negatives."""
+"""`hf-ar2 augment` and `hf-ar2 score`: training lists denoised, or scored, by a ranker."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from typing import Any
 import datasets
 
 from hf_ar2.augmentation import AugmentConfig, Suspect, augment, read_false_negatives
+from hf_ar2.augmentation.teacher import score_lists
 from hf_ar2.cards.facts import ROLES
-from hf_ar2.collections import Collection
+from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.tables import arrow_column, rows_of
-from hf_ar2.command_line.open import opened_system
+from hf_ar2.command_line.open import loaded_model, opened_system, quiet
 from hf_ar2.command_line.options import given_settings
 from hf_ar2.command_line.show import ordinal
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.search.system import SearchSystem
+from hf_ar2.settings.augment import ScoreConfig
+from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import EncodingConfig, names_of
 from hf_ar2.terminal import visible
-from hf_ar2.training_lists.stored import TrainingLists
+from hf_ar2.training_lists.stored import OF_COLLECTION, TrainingLists, lists_of, load_training_lists
 
 _SUSPECTS_SHOWN = 3
 _CHARACTERS = 400  # of a passage
 
 
-def augment_lists(arguments: argparse.Namespace) -> int:
+def augment_lists(arguments: argparse.Namespace) -> None:
     """Write training lists, and print what was kept and dropped, and which labels may be missing."""
     with opened_system(arguments, for_training=True) as system:
-        return _augment_with(system, arguments)
+        _augment_with(system, arguments)
 
 
-def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
+def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> None:
     of_run = {name: getattr(system.settings, name) for name in names_of(EncodingConfig)}
     args = AugmentConfig(**of_run | given_settings(arguments, AugmentConfig))
     if system.ranker is None:
@@ -53,7 +56,6 @@ def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> int:
     further = ", false_negatives.jsonl" if audited else ""
     print(f"\nIn {out}: {len(lists):,} training lists, manifest.json{further}")
     print(f"Next: train on them with train_lists=[{str(out)!r}]")
-    return 0
 
 
 def summary(lists: TrainingLists) -> str:
@@ -135,3 +137,35 @@ def _texts(table: datasets.Dataset, ids: list[str]) -> dict[str, str]:
         id: visible(" · ".join(part for part in (title, text) if part))
         for id, title, text in zip(ids, titles, found["text"], strict=True)
     }
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score the lists of a folder, or those that a retriever finds, and write them."""
+    limits = Settings.of_models()
+    of_models = {name: getattr(limits, name) for name in names_of(EncodingConfig)}
+    args = ScoreConfig(**of_models | given_settings(arguments, ScoreConfig))
+    named = arguments.lists
+    lists = load_training_lists(named) if named and named != OF_COLLECTION else None
+    quiet()
+    collection = load_collection(arguments.collection).for_training()
+    if named == OF_COLLECTION:
+        lists = lists_of(collection, args.train_split)
+    ranker = loaded_model(arguments, "ranker", arguments.ranker)
+    out = Path(arguments.output)
+    if lists is not None:
+        scored = score_lists(lists, collection, ranker, out, args, name=arguments.ranker)
+    else:
+        retriever = loaded_model(arguments, "retriever", arguments.retriever)
+        shared = {name: getattr(args, name) for name in (*names_of(EncodingConfig), "train_split", "depth")}
+        scored = augment(
+            collection,
+            retriever,
+            ranker,
+            out,
+            AugmentConfig(kinds=["undenoised"], **shared),
+            names={"retriever": arguments.retriever, "ranker": arguments.ranker},
+            batch_tokens=args.batch_tokens,
+        )
+    passages = sum(len(ids) for role in ("positive", "negative") for ids in scored.dataset[f"{role}_ids"])
+    print(f"In {out}: {len(scored):,} training lists with scores of {passages:,} passages, manifest.json")
+    print(f"Next: train a retriever with train_lists=[{str(out)!r}], mine=False and distillation='kl'")

@@ -1,4 +1,4 @@
-"""Many searches at once: all requests that wait are answered by one pass of the models."""
+"""Concurrent searches: all waiting requests are answered by one pass of the models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_ar2.search.system import Hit
 
 
 class Batches:
-    """Searches in one thread. What arrives during a search is searched together afterwards, where k is equal."""
+    """Searches in one thread. Requests that arrive during a search are then searched together if their k is equal."""
 
     def __init__(self, search_many: Callable[[Sequence[str], int], list[list[Hit]]]) -> None:
         self._search_many = search_many

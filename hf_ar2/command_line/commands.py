@@ -6,37 +6,38 @@ import argparse
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_ar2.cards.facts import read_json
-from hf_ar2.collections import load_collection
-from hf_ar2.collections.questions import QUESTIONS
+from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_judged, read_questions
 from hf_ar2.collections.readers.load import TEXT_FOLDER
 from hf_ar2.collections.write import LISTS, check_writable
-from hf_ar2.command_line.asked import answered_text, check_judged
 from hf_ar2.command_line.open import TRAINING_INDEX, is_run, opened_system
 from hf_ar2.command_line.show import left_out, print_hits, print_searched
 from hf_ar2.encoding.batches import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids
+from hf_ar2.evaluation.success import TOP_K, questions_answered
 from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
-from hf_ar2.files import write_json
+from hf_ar2.files import read_json, write_json
 from hf_ar2.index.shards import new_array
 from hf_ar2.search.system import Ranking, SearchSystem
 from hf_ar2.terminal import visible, visible_lines
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def evaluate(arguments: argparse.Namespace) -> None:
     """Rank a split's queries, print the table, and write run files on request."""
     if arguments.nanobeir is not None or arguments.mteb is not None:
         from hf_ar2.command_line.packages import evaluate_with_packages
 
-        return evaluate_with_packages(arguments)
+        evaluate_with_packages(arguments)
+        return
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before models are loaded
     if arguments.questions is not None:
@@ -83,9 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             print(missing)
         if split == QUESTIONS:
             print(f"\n{answered_text(system.collection, rankings)}")
-        primary_metric = (
-            arguments.metrics[0] if arguments.metrics else system.settings.test_metric or metrics[0]
-        )
+        primary_metric = (arguments.metrics or [system.settings.test_metric or metrics[0]])[0]
         if primary_metric in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][primary_metric], values["retriever"][primary_metric])
             p = format_p(test.p_value, test.difference)
@@ -96,7 +95,27 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if arguments.output:
             write_results(Path(arguments.output), system, split, rankings, means)
             print(f"\nIn {arguments.output}: run files, qrels, metrics.json")
-    return 0
+
+
+def check_judged(file: str, run: str | None) -> None:
+    """Check that a file of questions has judgments; ValueError if not."""
+    questions, judged = read_questions(file), read_judged(file)
+    if not any(judged.get(id) for id in questions):
+        raise ValueError(
+            f"{file}: none of its {len(questions):,} questions is judged in {qrels_of(file)}. Judge them "
+            f"with: hf-ar2 label {run or 'RUN'} {file}"
+        )
+
+
+def answered_text(collection: Collection, rankings: Mapping[str, Ranking]) -> str:
+    """The number of questions with a relevant passage among the first results of retriever and pipeline."""
+    total = len(collection.judgments(QUESTIONS))
+    return "\n".join(
+        f"Among the first {TOP_K} of the {name} is a relevant passage in "
+        f"{questions_answered(collection, QUESTIONS, rankings[name][0]):,} of {total:,} questions"
+        for name in ("retriever", "pipeline")
+        if name in rankings
+    )
 
 
 def write_results(
@@ -111,10 +130,10 @@ def write_results(
     if split in collection.qrels:
         write_qrels(folder / f"{split}.qrels", query_ids, passage_ids, collection.judgments(split))
     path = folder / "metrics.json"
-    write_json(path, read_json(path) | means)
+    write_json(path, read_json(path, {}) | means)
 
 
-def encode(arguments: argparse.Namespace) -> int:
+def encode(arguments: argparse.Namespace) -> None:
     """Write the retriever's embedding of every passage, and the passages' ids in the same order."""
     out = Path(arguments.out)
     with opened_system(arguments, ranker=False) as system:
@@ -140,10 +159,9 @@ def encode(arguments: argparse.Namespace) -> int:
         os.replace(partial, file)
         print(f"{file}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {ids}")
     print(f"Next: numpy.load({str(file)!r}, mmap_mode='r')")
-    return 0
 
 
-def index(arguments: argparse.Namespace) -> int:
+def index(arguments: argparse.Namespace) -> None:
     """Encode a collection and build its index in a folder."""
     with opened_system(arguments, ranker=False) as system:
         settings = system.settings
@@ -157,23 +175,21 @@ def index(arguments: argparse.Namespace) -> int:
     else:
         print(f"Next: hf-ar2 tune-queries {arguments.model} {arguments.collection} --index {arguments.out}")
         print(f"  or: hf_ar2.CorpusIndex.open({str(arguments.out)!r}).search(query_embeddings, k=10)")
-    return 0
 
 
-def search(arguments: argparse.Namespace) -> int:
+def search(arguments: argparse.Namespace) -> None:
     """Answer one query, or ask for queries until the input ends."""
     query = " ".join(arguments.query).strip()
     with opened_system(arguments) as system:
         print_searched(system)
         if query:
             print_hits(system, query, arguments)
-            return 0
+            return
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives input() a history and editing keys)
         print("Type a query; an empty line quits.")
         while query := _asked():
             print_hits(system, query, arguments)
-    return 0
 
 
 def _asked() -> str:
@@ -187,7 +203,7 @@ def _asked() -> str:
 _READER_OPTIONS = ("skip", "max_passages", "queries", "endings", "all_headings")
 
 
-def collection(arguments: argparse.Namespace) -> int:
+def collection(arguments: argparse.Namespace) -> None:
     """Read a collection of any format and write it as a BEIR folder."""
     generate = arguments.generate_queries is not None
     no_queries = generate and arguments.queries is None and arguments.source.startswith(TEXT_FOLDER)
@@ -212,10 +228,9 @@ def collection(arguments: argparse.Namespace) -> int:
     out, lists = arguments.out, "" if read.lists is None else f", {LISTS}"
     print(f"\nIn {out}: corpus.jsonl, queries.jsonl, qrels/{lists}")
     print(f"Next: hf-ar2 train own-corpus --collection {out} --output_dir runs/{Path(out).name}")
-    return 0
 
 
-def import_published(arguments: argparse.Namespace) -> int:
+def import_published(arguments: argparse.Namespace) -> None:
     """Convert a published checkpoint to a standard one, and report on every parameter."""
     from hf_ar2.importing.checkpoints import import_checkpoint
 
@@ -225,4 +240,3 @@ def import_published(arguments: argparse.Namespace) -> int:
     print(result)
     role = "--ranker" if result.kind == "ranker" else "--retriever"
     print(f"Next: hf-ar2 evaluate {role} {arguments.out} --collection ...")
-    return 0

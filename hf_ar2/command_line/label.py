@@ -26,7 +26,7 @@ _CHARACTERS = 1_200
 _ASKS = "Relevant (as in 1 3; Enter: none; s: skip; u: undo; q: quit)? "
 
 
-def label(arguments: argparse.Namespace) -> int:
+def label(arguments: argparse.Namespace) -> None:
     """Ask about every question in the terminal or on a page, and print how many are judged."""
     read_questions(arguments.file)  # errors appear before models are loaded
     read_judged(arguments.file)
@@ -42,7 +42,6 @@ def label(arguments: argparse.Namespace) -> int:
         else:
             ask(labelling)
     print(f"\n{labelling.summary(arguments.run)}")
-    return 0
 
 
 @contextlib.contextmanager

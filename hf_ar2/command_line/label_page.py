@@ -49,9 +49,9 @@ _END = """<h1>That was the last question</h1>
 
 
 class LabelServer(WebServer):
-    """Listens on the loopback address from its construction on, and asks once `ask` is called.
+    """Listens on the loopback address once constructed, and asks once `ask` is called.
 
-    Changes need the token in the page, so that other web pages cannot make any.
+    Every form needs the token in the page, so that other web pages cannot send one.
     """
 
     labelling: Labelling
@@ -84,7 +84,7 @@ class LabelServer(WebServer):
         from_here = request.headers.get("origin") in (None, f"http://{request.headers['host']}")
         right = secrets.compare_digest(given.get("token", "").encode(), self.token.encode())
         if not (from_here and right):
-            raise HTTPException(403, f"this form is of another page: open {self.url}")
+            raise HTTPException(403, f"this form was not sent from this page: open {self.url}")
         acted = given.get("action", ""), given.get("question", ""), form.get("relevant", [])
         async with self.one_at_a_time:
             await run_in_threadpool(self.act, *acted)

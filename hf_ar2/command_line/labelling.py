@@ -25,8 +25,7 @@ def pooled(lists: Sequence[Sequence[Hit]], seed: str) -> list[Hit]:
 class Labelling:
     """Goes through the questions of a file, and saves the judgments after each in its qrels file.
 
-    A question is shown while some passage that was found for it is not judged, so that judgments made for one run also
-    count for the next.
+    A question is shown if some passage that was found for it is not judged, so that judgments are shared between runs.
 
     Attributes:
         questions: id -> text.
@@ -105,7 +104,7 @@ class Labelling:
         done = [self.judged[id] for id in self._ids if self.judged.get(id)]
         relevant = sum(grade > 0 for grades in done for grade in grades.values())
         without = sum(not any(grade > 0 for grade in grades.values()) for grades in done)
-        none = f"; for {without:,} nothing that was found is relevant" if without else ""
+        none = f"; no relevant passage for {without:,}" if without else ""
         skipped = f"; {len(self.skipped):,} skipped" if self.skipped else ""
         return (
             f"{len(done):,} of {len(self._ids):,} questions judged{skipped}, {relevant:,} relevant passages{none}\n"

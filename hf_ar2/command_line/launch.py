@@ -71,8 +71,8 @@ def launch_command(
 ) -> list[str]:
     """The command that runs a recipe on all GPUs of all machines, or without GPUs in one process on each.
 
-    It sets every value that `accelerate launch` would otherwise guess with a warning. A configuration file of
-    accelerate decides them instead; `machines` come on top. `OMP_NUM_THREADS`, if set, is the number of threads.
+    It sets every value that `accelerate launch` would otherwise guess with a warning, unless there is a configuration
+    file of accelerate; `machines` override that file. `OMP_NUM_THREADS`, if set, is the number of threads.
 
     Args:
         overrides: `--key value ...` for the recipe.
@@ -120,8 +120,7 @@ def _with_defaults(machines: dict[str, Any]) -> dict[str, Any]:
     processes = machines.get("num_processes", max(1, number_of_gpus()) * count)
     if processes % count:
         raise ValueError(
-            f"--num_processes {processes} is the number on all machines together; {count} machines cannot share it "
-            "equally"
+            f"--num_processes {processes} is the total of all machines; it must be a multiple of --num_machines {count}"
         )
     if count > 1:
         machines = {"main_process_port": 29500, **machines}
@@ -131,12 +130,12 @@ def _with_defaults(machines: dict[str, Any]) -> dict[str, Any]:
 def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command in this terminal and wait until it and all its child processes have ended, also after Ctrl-C.
 
-    The command, a launcher, ignores Ctrl-C, so that it prints no traceback. The processes that it launches handle
-    Ctrl-C, as the variable `INTERRUPTS` tells them, and have half a minute to end. Terminating this process, or closing
-    its terminal, ends them too; if it is killed, they notice.
+    The command is a launcher. It ignores Ctrl-C, so that it prints no traceback. The variable `INTERRUPTS` makes the
+    processes that it launches handle Ctrl-C; they have half a minute to end. They also end when this process is
+    terminated or killed, or its terminal is closed.
 
     Returns:
-        its exit code; 128 + n if signal n ended it or this process, 130 after Ctrl-C.
+        The exit code; 128 + n if signal n ended the command or this process, 130 after Ctrl-C.
     """
     came: list[int] = []
     waiting = False
@@ -174,8 +173,8 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
             signal.signal(number, handler)
     if code == -signal.SIGINT:
         print(
-            "\nInterrupted. To continue, give the same command again: finished stages are kept, and the interrupted "
-            "one continues from its last checkpoint, or starts again if it has none.",
+            "\nInterrupted. To continue, run the same command again: finished stages are kept, and the interrupted "
+            "stage resumes from its last checkpoint, or starts again if it has none.",
             file=sys.stderr,
         )
     return code if code >= 0 else 128 - code
@@ -187,7 +186,7 @@ def _ignored(number: int) -> bool:
 
 @contextlib.contextmanager
 def ended_by_interrupts() -> Iterator[None]:
-    """Ctrl-C ends the process at once, with 130: during slow imports, which may lose an exception or print it."""
+    """Ctrl-C ends the process immediately with code 130, for slow imports, which may swallow or print an exception."""
     usual, thread = signal.default_int_handler, threading.current_thread()
     if signal.getsignal(signal.SIGINT) is not usual or thread is not threading.main_thread():
         yield
@@ -200,9 +199,9 @@ def ended_by_interrupts() -> Iterator[None]:
 
 
 def end_with_launcher() -> None:
-    """Have this process terminated when the one that launched it has ended, which may have been killed.
+    """Terminate this process when the process that launched it ends, even if that was killed.
 
-    That is `hf-ar2`, else the launcher of accelerate or torchrun, if there is one.
+    The launching process is `hf-ar2`, else the launcher of accelerate or torchrun, if there is one.
     """
     starter = os.environ.pop(STARTER, None)
     if starter is None and not any(name in os.environ for name in _OF_LAUNCHERS):
@@ -220,7 +219,7 @@ def end_with_launcher() -> None:
 
 
 def _stop(launcher: subprocess.Popen[bytes], number: int) -> None:
-    """Kill a launcher, and signal the processes that it launched, which have half a minute to end."""
+    """Kill a launcher, signal the processes that it launched, and kill those that still run after half a minute."""
     import psutil  # comes with accelerate
 
     launched: list[psutil.Process] = []

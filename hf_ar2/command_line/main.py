@@ -1,6 +1,6 @@
 """The command line `hf-ar2`. Training runs in a separate process, started by `accelerate launch`.
 
-Nothing here imports torch, so that help and usage errors appear at once.
+Nothing here imports torch, so that help and usage errors appear quickly.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ GROUPS = {
     "looking things up": (arguments.settings, arguments.env),
 }
 TRAINING = ("quickstart", "train", "tune-queries")
-# The functions of the other commands, as module:function. They take the options and return the exit code.
+# The functions of the other commands, as module:function. They take the options.
 HANDLERS = {
     "evaluate": "hf_ar2.command_line.commands:evaluate",
     "encode": "hf_ar2.command_line.commands:encode",
     "index": "hf_ar2.command_line.commands:index",
     "search": "hf_ar2.command_line.commands:search",
-    "score": "hf_ar2.command_line.score:score",
+    "score": "hf_ar2.command_line.augment:score",
     "augment": "hf_ar2.command_line.augment:augment_lists",
     "collection": "hf_ar2.command_line.commands:collection",
     "label": "hf_ar2.command_line.label:label",
@@ -115,9 +115,7 @@ def _check_evaluate(parser: Parser, options: argparse.Namespace) -> None:
     elif options.run is None and not (options.retriever and options.collection):
         parser.error("nothing to evaluate. Name a run folder, or --retriever and --collection")
     if options.questions and options.split not in (None, "questions"):
-        parser.error(
-            "--split (of the collection) and --questions (a file) exclude each other: give one of them"
-        )
+        parser.error("--split and --questions cannot be combined: the questions are a separate split")
 
 
 def _check_package_options(parser: Parser, options: argparse.Namespace) -> None:
@@ -127,9 +125,7 @@ def _check_package_options(parser: Parser, options: argparse.Namespace) -> None:
     used |= {"attn_implementation", "trust_remote_code", "truncate_dim", "query_prompt", "passage_prompt"}
     for option, value in vars(options).items():
         if value != parser.get_default(option) and option not in used:
-            parser.error(
-                f"--{option} is not used by --nanobeir and --mteb, which evaluate a retriever on their own data"
-            )
+            parser.error(f"--{option} cannot be combined with --nanobeir or --mteb")
 
 
 def _check_augment(parser: Parser, options: argparse.Namespace) -> None:
@@ -156,7 +152,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
         module, function = HANDLERS[name].split(":")
         with ended_by_interrupts():
             handler = getattr(importlib.import_module(module), function)  # imports torch
-        return int(handler(options))
+        handler(options)
+        return 0
     except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -201,7 +198,7 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
     if options.index and options.factory:
         raise ValueError("--index names an existing index, --factory builds one: give one of them")
     if options.ids and not options.index:
-        raise ValueError("--ids belongs to --index: it names the passages of that file")
+        raise ValueError("--ids requires --index: it gives the ids of the passages in that file")
     if options.centroids and options.factory is None and options.index is None:
         raise ValueError("--centroids needs a product-quantised index: --factory OPQ48,PQ48 for example")
     before, after = "evaluation.rows.before", "evaluation.rows.after"

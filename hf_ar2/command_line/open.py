@@ -28,7 +28,7 @@ from hf_ar2.settings.search import Settings
 
 # The folder in a run of the index over passages without the headings that are queries; `search` uses index/.
 TRAINING_INDEX = "index_for_training"
-# Options that change a retriever's vectors, so that a run's own index does not fit.
+# Options that change a retriever's embeddings, so that the run's index cannot be used.
 CHANGES = ("truncate_dim", "passage_prompt")
 
 Model = TypeVar("Model")
@@ -46,8 +46,8 @@ def opened_system(
 
     Args:
         ranker: whether to load the ranker.
-        for_training: read passages as training does (`Collection.for_training`), to measure what a run measured. If
-            they differ from those that are searched, their index has its own folder.
+        for_training: read passages as training does (`Collection.for_training`), to reproduce a run's metrics. If they
+            differ from those that are searched, their index has a separate folder.
     """
     given = _without_none(vars(arguments))
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
@@ -149,7 +149,7 @@ def loaded(what: str, name: str, load: Callable[[str], Model], advice: str = ANY
     except (OSError, ValueError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"{what} {name!r} contains code of its own. Read it, and pass --trust_remote_code to run it"
+                f"{what} {name!r} contains custom code. Review it, then pass --trust_remote_code to run it"
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{what} {name!r} cannot be loaded: {reason} Expected {advice}") from error

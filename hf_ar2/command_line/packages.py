@@ -9,20 +9,19 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
-from hf_ar2.cards.facts import read_json
 from hf_ar2.command_line.open import is_run, loaded_model, quiet
 from hf_ar2.evaluation.tables import display_name, format_table
-from hf_ar2.files import write_json
+from hf_ar2.files import read_json, write_json
 from hf_ar2.progress import on_terminal
 
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
 _METRICS = ("ndcg@10", "mrr@10", "recall@10", "map@100")
 
 
-def evaluate_with_packages(arguments: argparse.Namespace) -> int:
+def evaluate_with_packages(arguments: argparse.Namespace) -> None:
     """Evaluate a model on NanoBEIR or mteb tasks, print the tables, and write metrics.json on request."""
     if arguments.nanobeir is None and arguments.nanobeir_dataset is not None:
-        raise ValueError("--nanobeir_dataset belongs to --nanobeir: give both")
+        raise ValueError("--nanobeir_dataset requires --nanobeir")
     name = arguments.retriever or arguments.run
     quiet()
     retriever = loaded_model(arguments, "retriever", str(Path(name) / "retriever") if is_run(name) else name)
@@ -37,9 +36,8 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> int:
         print(format_table(table, ["mteb", "metric", "score"]))
     if arguments.output:
         path = Path(arguments.output) / "metrics.json"
-        write_json(path, read_json(path) | found)
+        write_json(path, read_json(path, {}) | found)
         print(f"\nIn {path.parent}: metrics.json")
-    return 0
 
 
 def nanobeir(

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from hf_ar2.terminal import visible_lines
@@ -14,18 +15,14 @@ PROGRAM = "hf-ar2"
 USAGE_ERROR = 2
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser with one-line error messages."""
 
     does = ""  # the command in one line
 
     def __init__(self, *, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
-        super().__init__(prog, usage, description, epilog, formatter_class=_HelpFormatter, allow_abbrev=False)
+        layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
+        super().__init__(prog, usage, description, epilog, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Print a message and exit with code 2."""
@@ -35,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         """Report unknown arguments and exit with code 2."""
         option = next((text.partition("=")[0] for text in unknown if text.startswith("-")), None)
         if option is None:
-            self.error(f"{unknown[0]!r} is one argument too many")
+            self.error(f"unexpected argument {unknown[0]!r}")
         known = [name for action in self._actions for name in action.option_strings]
         self.error(f"there is no option {option!r}{nearest(option, known)}")
 
@@ -71,17 +68,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1, for `type=`."""
-    return _at_least(1, text)
-
-
-def not_negative(text: str) -> int:
-    """A whole number of at least 0, for `type=`."""
-    return _at_least(0, text)
-
-
-def _at_least(minimum: int, text: str) -> int:
+def positive(text: str, minimum: int = 1) -> int:
+    """A whole number of at least `minimum`, for `type=`."""
     if not text.isdigit() or int(text) < minimum:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {minimum}")
     return int(text)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.cards.card import index_card, model_card
-from hf_ar2.cards.facts import CHOSEN, ROLES, is_trained, read_json, served_name, training_of_run
+from hf_ar2.cards.facts import CHOSEN, ROLES, is_trained, served_name, training_of_run
 from hf_ar2.cards.hub import INDEX_FILES, check_loads, hub_token, publish
 from hf_ar2.command_line.card_view import terminal_text
 from hf_ar2.command_line.open import opened_system, quiet
+from hf_ar2.files import read_json
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.saved import read_retriever
 from hf_ar2.search.recipe_file import read_finished_recipe
@@ -21,7 +22,7 @@ from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.terminal import visible_lines
 
 
-def card(arguments: argparse.Namespace) -> int:
+def card(arguments: argparse.Namespace) -> None:
     """Print the cards of a run's models."""
     run = Path(arguments.run)
     recipe = read_finished_recipe(run)
@@ -33,10 +34,9 @@ def card(arguments: argparse.Namespace) -> int:
         width = min(100, shutil.get_terminal_size((80, 24)).columns)
         cards.append(text if arguments.markdown else terminal_text(text, width))
     print(visible_lines("\n\n".join(cards)))
-    return 0
 
 
-def push(arguments: argparse.Namespace) -> int:
+def push(arguments: argparse.Namespace) -> None:
     """Publish a run's models, and its index on request."""
     run = Path(arguments.run)
     recipe = read_finished_recipe(run)
@@ -57,7 +57,7 @@ def push(arguments: argparse.Namespace) -> int:
         def card_of(what: str, ids: Mapping[str, str]) -> str:
             if what == "index":
                 retriever = ids.get("retriever", f"{ids['index'].removesuffix('-index')}-retriever")
-                about = read_json(folders["index"] / "index.json")
+                about = read_json(folders["index"] / "index.json", {})
                 unit = read_retriever(run / "retriever").similarity == "cosine"
                 return index_card(trainings["retriever"], about, ids["index"], retriever, normalised=unit)
             partner = ids.get("ranker" if what == "retriever" else "retriever")
@@ -78,7 +78,6 @@ def push(arguments: argparse.Namespace) -> int:
             loaded.append(f'{loader[part]}("{commit.repo_url.repo_id}")')
     if loaded:
         print(f"Next: {' and '.join(loaded)}; the cards describe other ways")
-    return 0
 
 
 def _licences(arguments: argparse.Namespace) -> dict[str, str | None]:
@@ -90,7 +89,7 @@ def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
     found = [role for role in ROLES if (run / role).is_dir() and is_trained(run, recipe, role)]
     if not found:
         row = served_name(run, recipe)
-        why = read_json(run / CHOSEN).get("reason", "")
+        why = read_json(run / CHOSEN, {}).get("reason", "")
         raise ValueError(
             f"{run}: the row it serves ({row or 'evaluation.rows is empty'}) names no saved model that a stage of "
             f"the run trained, so there is nothing to publish.{f' Served: {why}' if why else ''} To always serve the "
@@ -100,7 +99,7 @@ def _models_of(run: Path, recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _index_of(arguments: argparse.Namespace, run: Path, temporary: Path) -> Path:
-    """The folder of the index to publish: LTRe's own, or one made from the index of `hf-ar2 search`."""
+    """The folder of the index to publish: the one that LTRe saved, or one made from the index of `hf-ar2 search`."""
     kept = run / SEARCHED_INDEX
     if all((kept / name).is_file() for name in INDEX_FILES):
         return kept

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 
 from hf_ar2.command_line.options import add_setting, given_settings
-from hf_ar2.command_line.parser import Parser, add, not_negative, positive
+from hf_ar2.command_line.parser import Parser, add, positive
 from hf_ar2.settings.generation import GenerationConfig
 from hf_ar2.settings.text import names_of
 
@@ -26,12 +27,10 @@ def check_generation(parser: Parser, options: Namespace) -> None:
     given = given_settings(options, GenerationConfig)
     if options.generate_queries is None:
         for name in given:
-            parser.error(f"--{name.replace('_', '-')} belongs to --generate-queries MODEL: name a model")
+            parser.error(f"--{name.replace('_', '-')} requires --generate-queries MODEL")
         return
     if is_url(options.generate_queries) != (options.generate_model is not None):
-        parser.error(
-            "--generate-model names the model of an endpoint: give it with --generate-queries URL, and only there"
-        )
+        parser.error("--generate-model is required with --generate-queries URL, and only valid with it")
     if options.generate_prompt is not None and "{passage}" not in options.generate_prompt:
         parser.error("--generate-prompt: expected {passage} in it, which is replaced by the passage")
     vars(options).update(vars(GenerationConfig(**given)))
@@ -57,6 +56,6 @@ def label(parser: Parser) -> None:
     add(parser, "FILE", "questions, one per line")
     add(parser, "-k N", "results per model (%(default)s)", type=positive, default=5)
     order = "seed of the order in which they are shown (%(default)s)"
-    add(parser, "--seed N", order, type=not_negative, default=42)
+    add(parser, "--seed N", order, type=partial(positive, minimum=0), default=42)
     add(parser, "--browser", "ask on a local web page, not in the terminal", action="store_true")
     add(parser, "--port N", "port of that page (any free port)", type=int, default=0)

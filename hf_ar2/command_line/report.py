@@ -13,7 +13,7 @@ from hf_ar2.report.page.run_folder import RunFolder, read_runs
 from hf_ar2.search.runs import with_level_of
 
 
-def report(arguments: argparse.Namespace) -> int:
+def report(arguments: argparse.Namespace) -> None:
     """Write the page about the runs, and print its size and contents."""
     runs = read_runs(arguments.runs)
     collection = common_collection(runs)
@@ -27,7 +27,6 @@ def report(arguments: argparse.Namespace) -> int:
         f"{', '.join(run.label for run in runs)} on {collection.name}, {runs[0].split}; passages are cut at "
         f"{PASSAGE_CHARACTERS} characters\nOpen it in a browser; it needs no network."
     )
-    return 0
 
 
 def common_collection(runs: Sequence[RunFolder]) -> Collection:
@@ -35,14 +34,11 @@ def common_collection(runs: Sequence[RunFolder]) -> Collection:
     splits = {run.split: run for run in runs}
     if len(splits) > 1:
         found = ", ".join(f"{run.folder} on {split}" for split, run in splits.items())
-        raise ValueError(
-            f"the runs report on different splits ({found}), so they share no queries; make a page of each"
-        )
+        raise ValueError(f"the runs report on different splits ({found}); make one page for each")
     sources = dict.fromkeys(str(run.recipe["collection"]) for run in runs)
     collections = [load_collection(source) for source in sources]
     if len({collection.fingerprint for collection in collections}) > 1:
         raise ValueError(
-            f"the runs were made on different collections ({', '.join(sources)}), so they share no queries; make a "
-            "page of each"
+            f"the runs were made on different collections ({', '.join(sources)}); make one page for each"
         )
     return with_level_of(runs[0].recipe, collections[0])

@@ -120,12 +120,12 @@ class SearchServer(WebServer):
         return HTMLResponse(html_page(f"{id} · {name}", _STYLE, back + "\n".join(articles)))
 
     async def health(self, request: Request) -> Response:
-        """What is served."""
+        """The status, and the collection that is served."""
         name, passages = self.system.collection.name, len(self.system.collection.corpus)
         return JSONResponse({"status": "ok", "collection": name, "passages": passages})
 
     async def nothing(self, request: Request) -> NoReturn:
-        """The answer for all other paths."""
+        """404 for all other paths."""
         raise HTTPException(404, f"nothing at {request.url.path}; expected {PLACES}")
 
 
@@ -195,7 +195,7 @@ def marked(text: str, words: set[str]) -> str:
     return "".join([*parts, html.escape(text[end:])])
 
 
-def serve(arguments: argparse.Namespace) -> int:
+def serve(arguments: argparse.Namespace) -> None:
     """Serve a run until Ctrl-C."""
     # An error about the port appears before models are loaded.
     names = arguments.allow_host
@@ -206,4 +206,3 @@ def serve(arguments: argparse.Namespace) -> int:
             print("Other machines can search here without a password: use trusted networks only.")
         print(f"Search at {server.url} (stop with Ctrl-C)", flush=True)
         server.run()
-    return 0

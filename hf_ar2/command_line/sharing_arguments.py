@@ -19,9 +19,7 @@ def compare(parser: Parser) -> None:
     example:
       hf-ar2 compare runs/scifact bm25.trec --against bm25 --latex
     """
-    parser.add_argument(
-        "systems", nargs="+", metavar="SYSTEM", help="a run folder, or a TREC run file (also .gz)"
-    )
+    parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="a run folder, or a TREC run file (.gz)")
     add(parser, "--metrics METRIC", "such as mrr@10 recall@100 (the run's)", nargs="+")
     add(parser, "--relevance-level GRADE", RELEVANCE_LEVEL, type=int)
     add(parser, "--split", "split of run folders and of the collection (the run's, or test)")
@@ -63,7 +61,7 @@ def serve(parser: Parser) -> None:
     add(parser, "RUN", "a run folder")
     add(parser, "--port N", "port to listen on; 0: any free port (%(default)s)", type=int, default=8000)
     add(parser, "--host HOST", "0.0.0.0 to allow other machines (%(default)s)", default="127.0.0.1")
-    name = "a name that browsers may use for this machine, besides localhost and its addresses; repeatable"
+    name = "another name of this machine that browsers may use, next to localhost and addresses; repeatable"
     add(parser, "--allow-host NAME", name, action="append", default=[])
     add_settings(parser, Settings, ["rerank_depth"])
     add(parser, "--index FOLDER", "an index made by `hf-ar2 index` (RUN/index)")

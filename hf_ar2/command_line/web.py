@@ -1,4 +1,4 @@
-"""What the servers of `serve` and `label` share: the address, the names they answer to, limits, and pages."""
+"""Shared by the servers of `serve` and `label`: address, accepted host names, limits, and pages."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ button {{ padding: .5rem 1rem; font: inherit }}
 
 
 class WebServer:
-    """Listens from its construction on, and answers from `run` on; ValueError if it cannot listen there.
+    """Listens once constructed, and answers requests once `run` is called; ValueError if it cannot listen there.
 
     Args:
         port: 0: any free port.
-        names: names that requests may address, besides those of the loopback addresses, `host`, and the address at
-            which a request arrives. Other names could be those of web pages that were made to lead here (DNS
-            rebinding), which could then read everything.
+        names: host names that requests may use, in addition to the loopback names, `host`, and the address at which a
+            request arrives. Others are rejected, because a web page could point its own name here (DNS rebinding)
+            and read everything.
     """
 
     def __init__(self, host: str, port: int, routes: Sequence[Route], names: Sequence[str] = ()) -> None:
@@ -177,7 +177,7 @@ class _Connection(H11Protocol):
 
 
 class _Guard:
-    """Passes on the requests that name this server as their host and are within the limits."""
+    """Passes on requests with an accepted host name that are within the limits."""
 
     def __init__(self, app: ASGIApp, names: set[str]) -> None:
         self.app, self.names, self.open = app, names, 0
@@ -239,5 +239,5 @@ def problem(
 
 
 def html_page(title: str, style: str, content: str) -> str:
-    """A page of this server; `content` is HTML, `style` is CSS besides that of all pages."""
+    """A page of this server; `content` is HTML, `style` is CSS added to that of all pages."""
     return _DOCUMENT.format(title=html.escape(title), style=style, content=content)

@@ -142,4 +142,4 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
                 f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)"
             ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip data ({error}); expected a whole file") from error
+            raise ValueError(f"{path}: damaged gzip data ({error}); expected a complete file") from error

@@ -103,7 +103,7 @@ def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) 
 
 def check_run_files(folder: str | os.PathLike[str], row: str) -> None:
     """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted."""
-    advice = "Give the command that made the run again: it evaluates the row again."
+    advice = "Run the command that made the run again: it evaluates the row again."
     for name in ("key.json", "questions.json"):
         note = Path(folder) / "evaluation" / row / name
         noted = read_json(note) if note.is_file() else {}

@@ -107,9 +107,11 @@ def retrieves_passage(
     """Which questions retrieve their passage among the first `depth` results: bool `[N]`."""
     ids, texts = [str(number) for number in range(len(pairs))], [text for _, text in pairs]
     queries = datasets.Dataset.from_dict({"id": ids, "text": texts})
-    alone = Collection(collection.name, collection.corpus, queries, {}, {}, {_SPLIT: np.arange(len(pairs))})
+    unjudged = Collection(
+        collection.name, collection.corpus, queries, {}, {}, {_SPLIT: np.arange(len(pairs))}
+    )
     settings = Settings.of_models().changed({"depth": depth})
-    found, _ = SearchSystem(retriever, None, alone, settings, work).rankings(_SPLIT)["retriever"]
+    found, _ = SearchSystem(retriever, None, unjudged, settings, work).rankings(_SPLIT)["retriever"]
     return (found == np.array([row for row, _ in pairs])[:, None]).any(axis=1)
 
 

@@ -27,7 +27,7 @@ class ReplyStore:
             self._read()
 
     def _read(self) -> None:
-        whole = 0
+        complete = 0  # bytes
         with open(self.file, "rb") as stream:
             lines = stream.readlines()
         for number, line in enumerate(lines, 1):
@@ -40,13 +40,13 @@ class ReplyStore:
                 if number < len(lines):
                     raise CollectionError(
                         f"{self.file}:{number}: found a damaged line ({error}); expected one JSON object. Delete the "
-                        "line, and its replies are written again"
+                        "line to generate its replies again"
                     ) from None
-                os.truncate(self.file, whole)
-            whole += len(line)
+                os.truncate(self.file, complete)
+            complete += len(line)
 
     def add(self, entries: Iterable[tuple[str, str, Sequence[str]]]) -> None:
-        """Append (key, passage id, replies) as whole lines."""
+        """Append (key, passage id, replies) as complete lines."""
         lines = []
         for key, passage, replies in entries:
             self.replies[key] = list(replies)

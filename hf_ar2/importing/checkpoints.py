@@ -80,7 +80,7 @@ def import_checkpoint(
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: the folder is not empty; name a new or an empty folder")
+        raise ValueError(f"{folder}: the folder is not empty; expected a new or an empty folder")
     result = ImportResult(source, folder, "ranker" if format.endswith("-ranker") else "retriever")
     config = AutoConfig.from_pretrained(resolve_model_name(base))
     tokenizer = AutoTokenizer.from_pretrained(resolve_model_name(base))
@@ -128,7 +128,7 @@ def read_torch(source: str | Path) -> Weights:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)[:200])
         raise ValueError(
             f"{source}: cannot be read as tensors and plain containers ({reason.strip()}). Other content is not "
-            "loaded, because it may run code. If you trust the file, save its parameters alone: "
+            "loaded, because it may run code. If you trust the file, save only its parameters: "
             "torch.save({'model_dict': dict(torch.load(FILE, weights_only=False)['model_dict'])}, OUT)"
         ) from error
     weights = saved.get("model_dict", saved) if isinstance(saved, Mapping) else saved
@@ -151,7 +151,7 @@ library_name: sentence-transformers
 # {result.source.name}, imported
 
 The parameters of a published checkpoint (`{result.source.name}`, format `{format}`), unchanged, with the configuration
-and the tokenizer of `{short_name(base)}`. The publisher of the checkpoint decides on its licence.
+and the tokenizer of `{short_name(base)}`. Its licence is that of the published checkpoint.
 
 ```python
 from sentence_transformers import {loader}

@@ -1,4 +1,4 @@
-"""What a loss of one's own is given: the scores of a batch of lists, and what belongs to them."""
+"""The input of a custom loss: the scores of a batch of lists, with their masks and embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ListScores:
         mask: bool `[B, L]`, True = real entry.
         positives: bool `[B, L]`, True = relevant.
         query_rows: int64 `[B]`, rows of the queries in the collection.
-        passage_rows: int64 `[B, L]`, rows of the passages in the corpus; -1 may stand under the mask.
+        passage_rows: int64 `[B, L]`, rows of the passages in the corpus; masked ones may be -1.
         known_positives: int64 `[B, P]`, rows of all passages known to be relevant to each query, and of the query
             itself if it is a passage, -1 padded.
         retriever_scores: float32 `[B, L]`, divided by `retriever_temperature`; None where the step runs no retriever.

@@ -1,4 +1,4 @@
-"""What loading changes in a model: its layers, dropout, pooling, normalisation and padding token."""
+"""Changes that loading makes to a model: layers, dropout, pooling, normalisation and padding token."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def load_retriever(
         dtype: of the weights: `"float32"`, `"bfloat16"` or `"float16"`; None: as saved. Trainers convert the models
             that they train to float32 unless `float32_weights` is False.
         attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`, …; None: transformers chooses.
-        trust_remote_code: run the code that the model's repository brings along.
+        trust_remote_code: run custom code from the model's repository.
         revision: branch, tag or commit of a model on the Hub.
         kwargs: passed to `SentenceTransformer`.
 

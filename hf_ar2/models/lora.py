@@ -100,11 +100,11 @@ def add_lora(model: nn.Module, fields: Mapping[str, Any]) -> None:
 
 def _heads(model: PreTrainedModel) -> list[str]:
     """Names of the modules with weights outside the encoder, without a language model's output layer."""
-    beside = (model.base_model, model.get_output_embeddings())
+    excluded = (model.base_model, model.get_output_embeddings())
     return [
         name
         for name, child in model.named_children()
-        if child not in beside and any(True for _ in child.parameters())
+        if child not in excluded and any(True for _ in child.parameters())
     ]
 
 
@@ -212,7 +212,7 @@ def _layers(model: nn.Module) -> Iterator[Any]:
 
 
 def adapter_settings(model: nn.Module) -> list[str]:
-    """What the vectors of a model with adapters depend on besides weights: scalings, and which adapters are active."""
+    """The state of adapters that affects a model's outputs, apart from weights: scalings and active adapters."""
     return [
         repr((sorted(getattr(layer, "scaling", {}).items()), layer.active_adapters, layer.disable_adapters))
         for module in adapted(model)
@@ -221,7 +221,7 @@ def adapter_settings(model: nn.Module) -> list[str]:
 
 
 def describe_adapters(model: nn.Module) -> dict[str, Any]:
-    """What a card says of a model's adapters, as plain data; empty if it has none.
+    """A description of a model's adapters for its card, as plain data; empty if it has none.
 
     Returns:
         `type`, `base`, those of `r`, `lora_alpha`, `target_modules` and `modules_to_save` that are set, `trained` and

@@ -67,7 +67,7 @@ def set_ranker_prompt(ranker: CrossEncoder, prompts: Mapping[str, str] | None) -
     check_prompts(prompts)
     if list(prompts) != ["query"]:
         found = ", ".join(map(repr, prompts)) or "none"
-        raise ValueError(f"prompts: found {found}; expected 'query' alone, for a ranker reads one prompt")
+        raise ValueError(f"prompts: found {found}; expected only 'query': a ranker has one prompt")
     ranker.prompts = {**(ranker.prompts or {}), **prompts}
     ranker.default_prompt_name = "query"
 

@@ -50,7 +50,7 @@ def plot_report(
         metric: the metric in the first two panels.
         title: headline, such as the recipe and the collection.
     """
-    from matplotlib.figure import Figure  # slow to import; a Figure of its own leaves pyplot's state alone
+    from matplotlib.figure import Figure  # slow to import; made directly, it does not change pyplot's state
 
     figure = Figure(figsize=(12, 8), dpi=130, layout="constrained")
     (stages_axes, dev_axes), (loss_axes, pool_axes) = figure.subplots(2, 2)

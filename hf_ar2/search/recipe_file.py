@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import last_row, read_json
-from hf_ar2.files import check_files
+from hf_ar2.cards.facts import last_row
+from hf_ar2.files import check_files, read_json
 from hf_ar2.settings.plain_yaml import read_yaml
 
 # The checksums of the models at the root of a run folder.
@@ -14,7 +14,7 @@ SERVED = "served.json"
 
 
 def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe of a run folder whose run is finished, with models that are as they were written.
+    """The recipe of a finished run, after checking that the files of its models are unchanged.
 
     Raises:
         FileNotFoundError: not a run folder, or there is no retriever in it yet; the message says what to do.
@@ -32,7 +32,7 @@ def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} has no retriever/ yet: the run is not finished. Repeat the command that started it to continue"
         )
-    checksums = read_json(Path(folder) / SERVED).get("checksums", {})
+    checksums = read_json(Path(folder) / SERVED, {}).get("checksums", {})
     check_files(Path(folder), checksums, "Repeat the command that made the run: it writes its models again.")
     return recipe
 
@@ -57,7 +57,5 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
             f"{path}: {error}. Restore the file, or run the recipe again with: hf-ar2 train"
         ) from None
     if not isinstance(recipe, dict) or "collection" not in recipe:
-        raise ValueError(
-            f"{path}: expected a recipe with the field 'collection'. Run it again with: hf-ar2 train"
-        )
+        raise ValueError(f"{path}: expected a recipe with a field 'collection'. Run it again: hf-ar2 train")
     return recipe

@@ -1,4 +1,4 @@
-"""The index that a run was evaluated with, if it cannot be rebuilt from the passages: trained, or given by the user."""
+"""The index that a run was evaluated with, if it cannot be rebuilt from the passages: trained, or a user's file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RunIndex:
         corpus_ids: list[str],
         search_parameters: str | None = None,
     ) -> FrozenIndex:
-        """Open the index; ValueError if it has other passages, or is of another passage encoder."""
+        """Open the index; ValueError if it was built from other passages, or by another passage encoder."""
         index = FrozenIndex.from_files(
             self.path, corpus_ids, self.ids, device=encoders.device, search_parameters=search_parameters
         )

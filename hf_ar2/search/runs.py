@@ -1,4 +1,4 @@
-"""What a run's recipe says about its models, and about the system that it serves."""
+"""The settings of a run's models, and of the system that it serves, from its recipe."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import (
-    CHOSEN,
-    first_model,
-    last_row,
-    read_json,
-    served_row,
-    source_changes,
-    source_name,
-)
+from hf_ar2.cards.facts import CHOSEN, first_model, last_row, served_row, source_changes, source_name
 from hf_ar2.collections import Collection
+from hf_ar2.files import read_json
 from hf_ar2.settings.search import OF_EVALUATION, Settings
 
 
@@ -26,7 +19,7 @@ def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) ->
         folder: the run, whose chosen.json says which row and system are served; None: the last row.
     """
     args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
-    # A trainer's own rerank_depth is for its evaluations during training, not for the one at the end.
+    # The trainers' rerank_depth is for evaluation during training, not for the one at the end.
     read = {name: value for name, value in args.items() if name not in OF_EVALUATION}
     row = last_row(recipe) if folder is None else served_row(folder, recipe)
     searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
@@ -60,7 +53,7 @@ def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: 
 
 def _chosen(folder: str | Path) -> dict[str, Any]:
     """The system that a run chose, as `Settings` has it."""
-    chosen = read_json(Path(folder) / CHOSEN)
+    chosen = read_json(Path(folder) / CHOSEN, {})
     if chosen.get("system") not in ("hybrid", "pipeline", "ranker"):
         return {}
     return {

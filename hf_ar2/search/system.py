@@ -112,7 +112,7 @@ class SearchSystem:
             retriever.device,
             Processes.current(retriever.device),
             bf16=bf16,
-            # A recipe's value is meant for the machine that trained, and changes no result.
+            # A recipe's value is for the machine that trained, and does not affect results.
             budget=65536 if retriever.device.type == "cuda" else 2048,
         )
 

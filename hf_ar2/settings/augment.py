@@ -1,4 +1,4 @@
-"""The settings of augmentation: which training lists are made, and how."""
+"""The settings of `hf-ar2 augment` and `hf-ar2 score`: which training lists are made, and how a ranker scores them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class AugmentConfig(EncodingConfig):
         unit="passages",
         minimum=1,
     )
-    seed: int = setting(42, "Seed of that draw.", minimum=0, maximum=LARGEST_SEED)
+    seed: int = setting(42, "Seed of the draw of stored_negatives.", minimum=0, maximum=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -94,9 +94,7 @@ class AugmentConfig(EncodingConfig):
         if unknown or self.kinds == []:
             raise ValueError(f"kinds={self.kinds}: expected some of {', '.join(KINDS)}")
         if ("pseudo" in self.list_kinds) != (self.unlabelled is not None):
-            raise ValueError(
-                "lists of the kind pseudo are made from unlabelled queries: give both or neither"
-            )
+            raise ValueError("pseudo lists need a file of unlabelled queries: give both or neither")
         self.check_passage_template()
         if "pseudo" in self.list_kinds and self.added_positives == 0:
             raise ValueError("added_positives=0 leaves pseudo lists without a positive; expected at least 1")
@@ -117,15 +115,11 @@ class AugmentConfig(EncodingConfig):
             raise ValueError(f"irrelevant={low}, relevant={high}: expected 0 ≤ irrelevant < relevant ≤ 1")
         if self.thresholds != "absolute":
             if self.calibrate or self.pointwise:
-                raise ValueError(
-                    f"calibrate and pointwise are only for thresholds='absolute', not {self.thresholds!r}"
-                )
+                raise ValueError("calibrate and pointwise require thresholds='absolute'")
         elif self.calibrate and self.pointwise:
             raise ValueError("a pointwise ranker needs no calibration: choose calibrate or pointwise")
         elif self.calibrate == self.train_split:
-            raise ValueError(
-                f"calibrate={self.calibrate!r}: expected a held-out split, not the one that gets lists"
-            )
+            raise ValueError(f"calibrate={self.calibrate!r}: expected a held-out split, not train_split")
         elif not self.calibrate and not self.pointwise:
             raise ValueError(
                 f"thresholds='absolute' ({low}, {high}) need probabilities of relevance. A ranker trained on lists has "
@@ -149,3 +143,17 @@ class AugmentConfig(EncodingConfig):
             low if self.irrelevant is None else self.irrelevant,
             high if self.relevant is None else self.relevant,
         )
+
+
+@dataclass
+class ScoreConfig(EncodingConfig):
+    """How a ranker scores training lists."""
+
+    train_split: str = setting("train", "Split whose queries get lists.")
+    depth: int = setting(50, "Passages retrieved per query.", unit="passages", minimum=1)
+    batch_tokens: int | None = setting(
+        None, "Padded tokens of a batch. None: 2048 on a CPU, 65536 on a GPU.", unit="tokens", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)

@@ -1,4 +1,4 @@
-"""Which settings a result depends on. Our own say so in their metadata; those of transformers are listed here."""
+"""Which settings affect the result. This library's say so in their metadata; those of transformers are listed here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 from hf_ar2.settings.fields import settings_of_class
 from hf_ar2.settings.text import StorageConfig
 
-# The fields of `transformers.TrainingArguments` that do not change the trained models begin so.
+# Prefixes of the fields of `transformers.TrainingArguments` that do not affect the trained models.
 _NO_EFFECT = (
     "output_dir",
     "report_to",
@@ -24,9 +24,9 @@ _NO_EFFECT = (
     "gradient_checkpointing",
     "activation_checkpointing",
 )
-# Those that a run can only be resumed with.
+# Fields that must not change when a run is resumed.
 _CHECKED_ON_RESUME = ("seed", "data_seed", "lr_scheduler_type", "max_grad_norm", "optim")
-# Those that a model card always names; it names the others where they are not the default.
+# Fields that a model card always names; it names the others if they are not the default.
 ALWAYS_NAMED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -40,7 +40,7 @@ ALWAYS_NAMED = (
     "adam_beta2",
     "adam_epsilon",
 )
-# Those that evaluation shares with training.
+# Fields that evaluation shares with training.
 OF_THE_MACHINE = ("fp16", "use_cpu", "ddp_backend", "ddp_timeout", "disable_tqdm")
 
 
@@ -53,7 +53,7 @@ def affects_result(name: str) -> bool:
 
 
 def checked_on_resume(config: type) -> list[str]:
-    """The settings that a run can only be resumed with."""
+    """The settings that must not change when a run is resumed."""
     return [
         field.name
         for field in fields(config)

@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, and in the field's metadata everything else that is known about it."""
+"""How a setting is declared: its default, and in the field's metadata its help, unit, values in papers and range."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as it is shown to people.
+    """A setting and its documentation.
 
     Attributes:
         annotation: its type, such as `int | None`; the choices of a `Literal`.
@@ -129,11 +129,11 @@ _OF_TRANSFORMERS: dict[str, dict[str, float]] = {
 
 
 def problem_of(config: type, name: str, value: Any, none: str = "None") -> str | None:
-    """What is wrong with a value for a field: `found 0, expected a whole number of at least 1`; None if it fits.
+    """Why a value is invalid for a field: `found 0, expected a whole number of at least 1`; None if it is valid.
 
     Args:
         config: a dataclass; annotations and metadata of its fields say which values they take.
-        none: what None is called, `null` in YAML.
+        none: the name of None, `null` in YAML.
     """
     hint, metadata = _fields(config)[name]
     own = {key: metadata[key] for key in RANGE if metadata.get(key) is not None}

@@ -12,16 +12,14 @@ class GenerationConfig(Documented):
     """How a model writes questions, and which of them are kept."""
 
     generate_model: str | None = setting(None, "The endpoint's model. Its key is read from OPENAI_API_KEY.")
-    generate_prompt: str | None = setting(
-        None, "Prompt with {passage} in it. None: the usual one for this kind of model."
-    )
+    generate_prompt: str | None = setting(None, "Prompt with {passage}. None: the default of the model type.")
     queries_per_passage: int = setting(
         1, "Questions per passage; more than one are sampled.", unit="questions", minimum=1
     )
     passages_limit: int = setting(
         5_000, "Passages to write questions for, drawn at random.", unit="passages", minimum=1
     )
-    generate_seed: int = setting(42, "Seed of sampling and of that draw.", minimum=0, maximum=LARGEST_SEED)
+    generate_seed: int = setting(42, "Seed of the draws and of generation.", minimum=0, maximum=LARGEST_SEED)
     filter_model: str | None = setting(
         None,
         "Retriever for the filter: questions that do not find their passage are dropped. None: all-MiniLM-L6-v2 "

@@ -1,4 +1,4 @@
-"""YAML from files that anybody may have written."""
+"""YAML from untrusted files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-# Characters of a file, and values in it where every alias counts as all that it names.
+# Characters of a file, and values in it after every alias is expanded.
 MOST_CHARACTERS, MOST_VALUES = 1_000_000, 100_000
 
 
@@ -14,7 +14,7 @@ def read_yaml(text: str | bytes) -> Any:
     """The content of a YAML document, as plain data.
 
     Raises:
-        ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, or aliases that stand for too much.
+        ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, or too many values after expansion.
     """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"found {len(text):,} characters, expected YAML of at most {MOST_CHARACTERS:,}")

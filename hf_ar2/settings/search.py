@@ -14,10 +14,8 @@ from hf_ar2.settings.text import ScoringConfig, names_of
 class Settings(ScoringConfig):
     """How texts are read, how many passages are searched, and how two models order them.
 
-    `system`, `weight`, `pipeline_depth` and `lexical_weight` are what a run chose on dev.
-
-    The defaults are those of the trainers and of the evaluation at the end of a recipe, so that what a recipe
-    does not set means the same here.
+    A run chooses `system`, `weight`, `pipeline_depth` and `lexical_weight` on dev. The defaults are those of the
+    trainers and of the evaluation at the end of a recipe.
 
     Example:
         >>> Settings(rerank_depth=50).changed({"depth": 200, "learning_rate": 1e-5}).depth  # others are ignored
@@ -26,20 +24,21 @@ class Settings(ScoringConfig):
 
     depth: int = setting(100, "Passages that the retriever finds per query.", unit="passages", minimum=1)
     rerank_depth: int = setting(
-        20, "Passages per query that the ranker reorders. 0: the retriever alone.", unit="passages", minimum=0
+        20,
+        "Passages per query that the ranker reorders. 0: only the retriever is used.",
+        unit="passages",
+        minimum=0,
     )
     metrics: Sequence[str] = setting(
         ("mrr@10", "ndcg@10", "recall@100"), "Metrics of the table, such as mrr@10 and recall@100.", minimum=1
     )
-    test_metric: str | None = setting(
-        None, "Metric of the significance test. None: the first of the metrics."
-    )
+    test_metric: str | None = setting(None, "Metric of the significance test. None: the first metric.")
     report_split: str = setting("test", "Split of the qrels.")
     search_parameters: str | None = setting(
         None, "How an approximate index is searched: 'nprobe=16', 'efSearch=256'."
     )
     system: str = setting(
-        "pipeline", "What orders the passages: pipeline (both models' scores) or ranker (its scores alone)."
+        "pipeline", "The scores that order the passages: pipeline (both models') or ranker (only its own)."
     )
     weight: float = setting(
         1.0, "Weight of the ranker's scores in the pipeline (see `pipeline_scores`).", minimum=0
@@ -58,14 +57,14 @@ class Settings(ScoringConfig):
         return cls(max_query_length=512, max_passage_length=None, max_pair_length=None)
 
     def changed(self, values: dict[str, Any]) -> Settings:
-        """A copy with other values; names that are no settings are ignored.
+        """A copy with other values; names that are not settings are ignored.
 
-        Another `rerank_depth` is the pipeline's depth too.
+        `rerank_depth` also sets the depth of the pipeline.
         """
         if "rerank_depth" in values:
             values = {"pipeline_depth": None} | values
         return replace(self, **{name: value for name, value in values.items() if name in names_of(Settings)})
 
 
-# What the `evaluation` of a recipe sets, its served row, or its chosen.json; all other settings are in its `args`.
+# Settings from the `evaluation` of a recipe, its served row, or chosen.json; the others are in its `args`.
 OF_EVALUATION = tuple(name for name in names_of(Settings) if name not in names_of(ScoringConfig))

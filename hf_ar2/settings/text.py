@@ -1,4 +1,4 @@
-"""How texts are read, encoded and scored: what trainers, augmentation, merging and search have in common."""
+"""How texts are read, encoded and scored: the settings that trainers, augmentation, merging and search share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RELEVANCE_LEVEL_HELP = (
 class TextConfig(Documented):
     """How texts are read. Lengths include special tokens, except where the help says otherwise.
 
-    Lengths are those of the texts: a model's prompt comes on top, up to the model's own limit.
+    A model's prompt is added to these lengths, up to the model's own limit.
 
     Example:
         >>> TextConfig(max_passage_length=256).max_query_length
@@ -72,7 +72,7 @@ class TextConfig(Documented):
 
     @property
     def passage_format(self) -> str:
-        """What identifies how titles and texts are joined."""
+        """A string that identifies how titles and texts are joined."""
         return self.title_separator if self.passage_template is None else f"template {self.passage_template}"
 
     def check_passage_template(self) -> None:

@@ -1,4 +1,4 @@
-"""What users give in recipes and on the command line: names and values, checked before anything runs."""
+"""Checks of names and values in recipes and on the command line, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 _NAME = re.compile(r"\w[\w .+-]*")
-# Files of these names cannot be made on Windows, with any ending.
+# Windows reserves these names, with any ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST_NAME = 100
 _LIMITS = {
@@ -105,7 +105,7 @@ def expected(hint: Any, limits: Mapping[str, Any], none: str = "None") -> str:
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """The parts of a union; a text beside an enumeration is one of its values."""
+    """The parts of a union, without `str` where it only allows the values of an enumeration."""
     parts = list(get_args(hint))
     enumerated = any(isinstance(part, type) and issubclass(part, Enum) for part in parts)
     return [part for part in parts if not (enumerated and part is str)]

@@ -1,6 +1,6 @@
 """Draws of positives and negatives for training lists, each a pure function of a seed and a position.
 
-The *position* of a list is its number in the whole run. The contents of a list depend only on ``(seed, position)``, so
+The *position* of a list is its number in the run. The contents of a list depend only on ``(seed, position)``, so
 one process and eight draw the same lists, and a resumed run needs no generator state.
 """
 
@@ -245,7 +245,5 @@ def _list_positive_scores(
 def _aligned(indices: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     indices, positions = np.asarray(indices, dtype=np.int64), np.asarray(positions, dtype=np.int64)
     if indices.shape != positions.shape or indices.ndim != 1:
-        raise ValueError(
-            f"indices has shape {indices.shape}, positions {positions.shape}; expected [B] for both"
-        )
+        raise ValueError(f"indices has shape {indices.shape}, positions {positions.shape}; expected [B]")
     return indices, positions

@@ -1,4 +1,4 @@
-"""Passages that must not be negatives: known positives, copies of their text, and what scores close to one."""
+"""Passages that must not be negatives: known positives, copies of their text, and passages that score too high."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def drop_known(
     """Scores and rows ``[Q, depth]`` that no filter drops, moved to the left, and the number dropped per cause.
 
     ``known`` is cause -> (values ``[Q, K']``, the values to drop, per query as in the CSR ``offsets``); ``suspect`` is
-    cause -> what to drop, bool ``[Q, K']``. Of what is left, the first ``range_min`` of each query are dropped as well.
+    cause -> passages to drop, bool ``[Q, K']``. The first ``range_min`` of the remaining ones are dropped as well.
     """
     dropped: dict[str, int] = {}
     kept_rows = np.full((len(rows), depth), -1, dtype=np.int32)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,8 +23,8 @@ _SEED_STEP = 1_000_003
 class NegativeSampler(Protocol):
     """A custom sampler, which says which candidates of the pool become the negatives of a list.
 
-    The draw must depend only on its arguments, so that a resumed run draws the same lists and several processes
-    draw those of one. A plain function of a module will do; worker processes get a copy of it.
+    The draw must depend only on its arguments, so that a resumed run, or one with several processes, draws the same
+    lists. It can be a function of a module; worker processes get a copy of it.
     """
 
     def __call__(
@@ -34,13 +34,13 @@ class NegativeSampler(Protocol):
 
         Args:
             pool: the candidates.
-            indices: int64 `[B]`, which entry of the pool each list is for.
+            indices: int64 `[B]`, the pool entry of each list.
             n: negatives in a list.
             seed: of the run and phase.
             positions: int64 `[B]`, the number of each list in the run; with the seed it decides the draw.
 
         Returns:
-            Rows in the corpus, int64 `[B, n]`; -1 where a list gets no more.
+            Rows in the corpus, int64 `[B, n]`; -1 pads.
         """
         ...
 
@@ -55,7 +55,7 @@ class Lists:
         mask: bool `[B, L]`.
         positives: bool `[B, L]`.
         known_positives: int64 `[B, P]`, -1 padded.
-        scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not asked for.
+        scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not requested.
     """
 
     query_rows: np.ndarray
@@ -79,9 +79,9 @@ class ListSampler:
         seed: of the run.
         sampler: a name (see `JointConfig`), or a `NegativeSampler`.
         simans_a, simans_b, first_positive: see `JointConfig`.
-        hard_share: from positions to the share of negatives from the pool; the others, and those that a short pool
-            lacks, are drawn from the whole corpus. None: all from the pool; what it lacks is masked.
-        num_positives: most positives in a list; those that a query lacks are masked.
+        hard_share: from positions to the share of negatives from the pool; the others, and those missing from a short
+            pool, are drawn from the corpus. None: all from the pool; missing ones are masked.
+        num_positives: most positives in a list; missing ones are masked.
         known_positives: int `[Q, P]`, all known positives of each pool entry, -1 padded; None: the pool's positives.
         with_scores: whether lists have the pool's scores.
         member_rows: int64 `[M, 2]`, the corpus rows of each of several collections, see `Collection.member_rows`. The
@@ -105,13 +105,14 @@ class ListSampler:
     member_rows: np.ndarray | None = None
     member_weights: np.ndarray | None = None
     lists_per_step: int = 1
+    # The pool for which the entries of each collection were found, and these entries.
+    _grouped: tuple[CandidatePool, list[np.ndarray]] | None = field(default=None, init=False, repr=False)
 
     def indices(self, positions: np.ndarray, stream: int = 0) -> np.ndarray:
         """The pool entries of these positions, int64 `[B]`."""
         if self.member_rows is None or self.member_weights is None:
             return self._passes(np.arange(len(self.pool)), positions, stream)
-        member_of = np.searchsorted(self.member_rows[:, 1], self.pool.positive_rows[:, 0], side="right")
-        entries = [np.flatnonzero(member_of == member) for member in range(len(self.member_weights))]
+        entries = self._entries_of_members(self.member_rows)
         steps = positions // self.lists_per_step
         shares = self.member_weights * [len(of_member) for of_member in entries]
         drawn = draw_members(shares, int(steps.max(initial=0)) + 1, seed=self.seed, stream=stream)
@@ -122,6 +123,13 @@ class ListSampler:
             own_positions = before + positions[chosen] % self.lists_per_step
             out[chosen] = self._passes(entries[member], own_positions, stream, member)
         return out
+
+    def _entries_of_members(self, member_rows: np.ndarray) -> list[np.ndarray]:
+        """The pool entries of each collection, found once for each pool."""
+        if self._grouped is None or self._grouped[0] is not self.pool:
+            members = np.searchsorted(member_rows[:, 1], self.pool.positive_rows[:, 0], side="right")
+            self._grouped = self.pool, [np.flatnonzero(members == one) for one in range(len(member_rows))]
+        return self._grouped[1]
 
     def _passes(self, entries: np.ndarray, positions: np.ndarray, *stream: int) -> np.ndarray:
         """The entry at each position, where every pass over the entries is a new permutation of them."""
@@ -136,14 +144,12 @@ class ListSampler:
     def __call__(self, positions: np.ndarray, stream: int = 0) -> Lists:
         """The lists at these positions `[B]`; each phase draws from its own stream."""
         indices = self.indices(positions, stream)
-        seed = self.seed + _SEED_STEP * stream
-        columns = sample_positive_columns(
-            self.pool, indices, seed=seed, positions=positions, first=self.first_positive
-        )
+        draw: dict[str, Any] = {"seed": self.seed + _SEED_STEP * stream, "positions": positions}
+        columns = sample_positive_columns(self.pool, indices, first=self.first_positive, **draw)
         known = self.pool.positive_rows if self.known_positives is None else self.known_positives
         known = np.asarray(known[indices], np.int64)
-        positives = self._positives(indices, positions, columns, seed)
-        negatives, mask = self._negatives(indices, positions, columns, known, seed)
+        positives = self._positives(indices, columns, draw)
+        negatives, mask = self._negatives(indices, columns, known, draw)
         rows = np.concatenate([positives, negatives], axis=1)
         return Lists(
             query_rows=np.asarray(self.pool.query_rows[indices], np.int64),
@@ -172,55 +178,45 @@ class ListSampler:
             scores[:, column] = np.where(wanted >= 0, known_scores[np.arange(len(rows)), place], 0)
         return scores
 
-    def _positives(
-        self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, seed: int
-    ) -> np.ndarray:
+    def _positives(self, indices: np.ndarray, columns: np.ndarray, draw: dict[str, Any]) -> np.ndarray:
         """Rows int64 `[B, num_positives]`, the one in `columns` first, -1 padded."""
+        count = self.num_positives - 1
         more = sample_more_positive_columns(
-            self.pool,
-            indices,
-            columns,
-            self.num_positives - 1,
-            seed=seed,
-            positions=positions,
-            first=self.first_positive,
+            self.pool, indices, columns, count, first=self.first_positive, **draw
         )
         chosen = np.concatenate([columns[:, None], more], axis=1)
         own = np.asarray(self.pool.positive_rows[indices], np.int64)
         return np.where(chosen >= 0, np.take_along_axis(own, np.maximum(chosen, 0), axis=1), -1)
 
     def _negatives(
-        self, indices: np.ndarray, positions: np.ndarray, columns: np.ndarray, known: np.ndarray, seed: int
+        self, indices: np.ndarray, columns: np.ndarray, known: np.ndarray, draw: dict[str, Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self.sampler, str):
             hard, mask = sample_negatives(
                 self.pool,
                 indices,
                 self.num_negatives,
-                seed=seed,
-                positions=positions,
                 sampler=self.sampler,
                 simans_a=self.simans_a,
                 simans_b=self.simans_b,
                 positive_columns=columns,
+                **draw,
             )
         else:
-            hard = np.array(
-                self.sampler(self.pool, indices, self.num_negatives, seed=seed, positions=positions)
-            )
+            hard = np.array(self.sampler(self.pool, indices, self.num_negatives, **draw))
             self._check_drawn(hard, known)
             mask = hard >= 0
-        share = self.hard_share(positions) if self.hard_share is not None else None
+        share = self.hard_share(draw["positions"]) if self.hard_share is not None else None
         if share is None or self.num_negatives == 0:
             return hard, mask
         keep = np.rint(share * self.num_negatives).astype(np.int64)
         hard[np.arange(self.num_negatives) >= keep[:, None]] = -1
-        random = self._random(indices, positions, np.concatenate([known, hard], axis=1), seed)
+        random = self._random(indices, np.concatenate([known, hard], axis=1), **draw)
         negatives = np.where(hard >= 0, hard, random)
         return negatives, negatives >= 0
 
     def _random(
-        self, indices: np.ndarray, positions: np.ndarray, exclude: np.ndarray, seed: int
+        self, indices: np.ndarray, exclude: np.ndarray, seed: int, positions: np.ndarray
     ) -> np.ndarray:
         """Random passages int64 `[B, num_negatives]` of the list's own collection, without `exclude` `[B, P]`."""
         ranges = np.array([[0, self.corpus_size]]) if self.member_rows is None else self.member_rows

@@ -6,6 +6,7 @@ A pool is built once per round from the retriever's search results and stored as
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +157,7 @@ def build_pool(
 ) -> CandidatePool:
     """Filter the retriever's search results into a pool of candidates.
 
-    Passages are dropped, and counted under the first of these causes that holds: ``positive`` (judged relevant to the
+    Passages are dropped, and counted under the first of these causes that applies: ``positive`` (judged relevant to the
     query), ``duplicate_of_positive`` (has the text of one of its positives), ``query_itself``, ``contains_answer``,
     ``absolute_margin``, ``relative_margin``, ``max_score``, ``range_min``. The first ``depth`` of the others are kept,
     so search deeper than ``depth`` by the number of passages that the filters may drop.
@@ -251,21 +252,19 @@ def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
     """
     if not pools:
         raise ValueError("concatenate_pools: found no pool; expected at least one")
-    dropped: dict[str, int] = {}
+    dropped: Counter[str] = Counter()
     for pool in pools:
-        for cause, count in pool.dropped.items():
-            dropped[cause] = dropped.get(cause, 0) + count
+        dropped.update(pool.dropped)
+    fingerprints = "\0".join(pool.fingerprint for pool in pools)
     return CandidatePool(
         query_rows=np.concatenate([np.asarray(pool.query_rows) for pool in pools]),
         passage_rows=_concatenate_padded([pool.passage_rows for pool in pools], np.int32(-1)),
         scores=_concatenate_padded([pool.scores for pool in pools], np.float32(-np.inf)),
         positive_rows=_concatenate_padded([pool.positive_rows for pool in pools], np.int32(-1)),
         positive_scores=_concatenate_padded([pool.positive_scores for pool in pools], np.float32(-np.inf)),
-        dropped=dropped,
+        dropped=dict(dropped),
         round=max(pool.round for pool in pools),
-        fingerprint=hashlib.blake2b(
-            "\0".join(pool.fingerprint for pool in pools).encode(), digest_size=16
-        ).hexdigest(),
+        fingerprint=hashlib.blake2b(fingerprints.encode(), digest_size=16).hexdigest(),
     )
 
 
@@ -280,12 +279,8 @@ def padded_positives(judgments: Judgments) -> np.ndarray:
 
 def passage_text_keys(texts: Iterable[str]) -> np.ndarray:
     """A 64-bit hash of each text, int64 ``[N]``, equal for texts that differ only in case and white space."""
-    digests = b"".join(
-        hashlib.blake2b(
-            " ".join(text.casefold().split()).encode("utf-8", "surrogatepass"), digest_size=8
-        ).digest()
-        for text in texts
-    )
+    plain = (" ".join(text.casefold().split()).encode("utf-8", "surrogatepass") for text in texts)
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in plain)
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 

@@ -150,14 +150,14 @@ class TrainingLists:
 def lists_of(collection: Collection, split: str) -> TrainingLists:
     """The lists that a collection came with (`Collection.lists`), for the judged pairs of a split.
 
-    Negatives that are not among the passages are left out, for a part of a collection has its lists too.
+    Negatives that are not in the corpus are left out: a sample of a collection keeps all its lists.
 
     Raises:
         ValueError: the collection came without lists, or there is none for the split.
     """
     place = f"train_lists={OF_COLLECTION!r}: {collection.name}"
     if collection.lists is None:
-        raise ValueError(f"{place} came without negatives; mine them, or name folders of training lists")
+        raise ValueError(f"{place} came without negatives; mine negatives, or name folders of training lists")
     collection.judgments(split)  # raises where there is no such split
     qrels = collection.qrels[split]
     pairs = (arrow_column(qrels, name).to_pylist() for name in ("query_id", "passage_id"))
@@ -307,17 +307,11 @@ def _with_scores_of_roles(folder: Path, dataset: datasets.Dataset) -> datasets.D
         column = arrow_column(dataset, "scores")
         found = pc.list_value_length(column).fill_null(-1).to_numpy()
         wrong = found != counts[0] + counts[1]
-        _check_rows(
-            folder, "scores", wrong, "another number of scores", "one per passage, positives then negatives"
-        )
+        expected = "one per passage, positives then negatives"
+        _check_rows(folder, "scores", wrong, "another number of scores", expected)
         scores = flat(column).to_numpy(zero_copy_only=False).astype(np.float32)
-        _check_rows(
-            folder,
-            "scores",
-            [not np.isfinite(row).all() for row in np.split(scores, np.cumsum(found)[:-1])],
-            "a score that is not finite",
-            "finite scores",
-        )
+        infinite = [not np.isfinite(row).all() for row in np.split(scores, np.cumsum(found)[:-1])]
+        _check_rows(folder, "scores", infinite, "a score that is not finite", "finite scores")
     of_positives = np.tile([True, False], len(dataset)).repeat(np.stack(counts, axis=1).reshape(-1))
     for name, number, values in zip(ids, counts, (scores[of_positives], scores[~of_positives]), strict=True):
         offsets = np.append(0, np.cumsum(number)).astype(np.int32)
@@ -340,24 +334,20 @@ def _check(folder: Path, dataset: datasets.Dataset) -> None:
         scored[np.repeat(np.arange(len(dataset)), lengths)[there]] = True
     for name, column in columns.items():
         _check_rows(folder, name, column.is_null().to_numpy(), "null", "a value")
-    _check_rows(
-        folder, "kind", ~np.isin(columns["kind"].to_pylist(), KINDS), "another kind", " or ".join(KINDS)
-    )
+    unknown = ~np.isin(columns["kind"].to_pylist(), KINDS)
+    _check_rows(folder, "kind", unknown, "another kind", " or ".join(KINDS))
     for role in ("positive", "negative"):
         counts = pc.list_value_length(columns[f"{role}_ids"]).to_numpy()
         number = pc.list_value_length(columns[f"{role}_scores"]).to_numpy()
         _check_rows(folder, f"{role}_ids", counts == 0, "an empty list", f"at least one {role}")
+        place = f"{role}_scores"
         _check_rows(
-            folder,
-            f"{role}_scores",
-            counts != number,
-            "different numbers of scores and ids",
-            "one score per id",
+            folder, place, counts != number, "different numbers of scores and ids", "one score per id"
         )
-        unscored = ~np.isfinite(flat(columns[f"{role}_scores"]).to_numpy())
+        unscored = ~np.isfinite(flat(columns[place]).to_numpy())
         lists = np.repeat(np.arange(len(counts)), counts)
         wrong = np.isin(np.arange(len(counts)), lists[unscored]) & scored
-        _check_rows(folder, f"{role}_scores", wrong, "a score that is not finite", "finite scores")
+        _check_rows(folder, place, wrong, "a score that is not finite", "finite scores")
     both = _contradictions(columns["positive_ids"], columns["negative_ids"])
     _check_rows(folder, "negative_ids", both, "a passage that is also in positive_ids", "it in one of them")
 

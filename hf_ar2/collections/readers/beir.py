@@ -72,16 +72,14 @@ def load_beir(
         missing = "corpus.jsonl" if corpus_file is None else "queries.jsonl"
         raise CollectionError(f"{folder}: found no {missing} or {missing}.gz; expected a BEIR folder")
     corpus = read_corpus(
-        lambda met: _passages(corpus_file, met), [corpus_file], problems, cache_dir, TRAINING_VIEW_FEATURES
+        lambda own: _passages(corpus_file, own), [corpus_file], problems, cache_dir, TRAINING_VIEW_FEATURES
     )
     corpus = fill_training_columns(corpus)
     queries = _queries(queries_file, problems).dataset()
     query_ids, passage_ids = arrow_column(queries, "id"), arrow_column(corpus, "id")
     files, answered = find_splits(folder / "qrels", "*.tsv"), find_splits(folder / ANSWER_SPLITS, "*.tsv")
     if not files and not answered:
-        raise CollectionError(
-            f"{folder / 'qrels'}: found no qrels; expected a file for each split, as in test.tsv"
-        )
+        raise CollectionError(f"{folder / 'qrels'}: found no qrels; expected files such as test.tsv")
     qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
     answer_splits = {split: _answered(file, query_ids, problems) for split, file in answered.items()}
     problems.log_skipped(str(folder))
@@ -132,9 +130,9 @@ def _queries(file: Path, problems: Problems) -> Queries:
         if answers is not None and not (
             isinstance(answers, list) and all(isinstance(one, str) for one in answers)
         ):
-            problems.raise_or_skip("malformed lines", file, line, f"answers {answers!r}", "a list of strings")
+            problems.malformed(file, line, f"answers {answers!r}", "a list of strings")
         elif source is not None and not isinstance(source, str):
-            problems.raise_or_skip("malformed lines", file, line, f"source {source!r}", "a string")
+            problems.malformed(file, line, f"source {source!r}", "a string")
         else:
             queries.add(entry["_id"], entry["text"], file, line, answers, source)
     return queries
@@ -151,7 +149,7 @@ def _has_strings(
         if not isinstance(value, str):
             found = f"{field!r}: {entry[field]!r}" if field in entry else f"the fields {sorted(entry)}"
             expected = "a string or an integer" if field == "_id" else "a string"
-            problems.raise_or_skip("malformed lines", file, line, found, f"a field {field!r} with {expected}")
+            problems.malformed(file, line, found, f"a field {field!r} with {expected}")
             return False
     return True
 

@@ -60,11 +60,9 @@ def load_beir_from_hub(
         ```
     """
     try:
-        passages = _only(
-            f"{dataset_id} (corpus)", datasets.load_dataset(dataset_id, "corpus", cache_dir=cache_dir)
-        )
-        queries = _only(
-            f"{dataset_id} (queries)", datasets.load_dataset(dataset_id, "queries", cache_dir=cache_dir)
+        passages, queries = (
+            _only(f"{dataset_id} ({part})", datasets.load_dataset(dataset_id, part, cache_dir=cache_dir))
+            for part in ("corpus", "queries")
         )
         place, judgments = _hub_judgments(dataset_id, cache_dir)
     except _NO_DATASET as error:
@@ -78,11 +76,10 @@ def load_beir_from_hub(
         and not place.endswith("-qrels")
         and "score" not in judgments["train"].features
     ):
-        logger.warning("%s: the only split, train, is read as test, as NanoBEIR is for evaluation", place)
+        logger.warning(f"{place}: its only split, train, is read as test, because NanoBEIR is for evaluation")
         judgments = {"test": judgments["train"]}
-    return _of_tables(
-        dataset_id, name or dataset_id.split("/")[-1], passages, queries, place, judgments, skip
-    )
+    name = name or dataset_id.split("/")[-1]
+    return _of_tables(dataset_id, name, passages, queries, place, judgments, skip)
 
 
 def _hub_judgments(
@@ -103,7 +100,7 @@ def _hub_judgments(
 
 
 def _only(place: str, tables: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
-    """The one table of a configuration, whose split has any name."""
+    """The only split of a configuration, whatever its name."""
     if len(tables) != 1:
         raise CollectionError(f"{place}: found the splits {list(tables)}; expected one")
     return next(iter(tables.values()))
@@ -126,9 +123,7 @@ def load_beir_parquet(folder: str | Path, *, name: str | None = None, skip: Iter
     for file in sorted((folder / "qrels").glob("*.parquet")):
         of_split.setdefault(file.stem.split("-0")[0], []).append(file)
     if not of_split:
-        raise CollectionError(
-            f"{folder / 'qrels'}: found no qrels; expected a file for each split, as in test.parquet"
-        )
+        raise CollectionError(f"{folder / 'qrels'}: found no qrels; expected files such as test.parquet")
     judgments = {split: _parquet(files, folder / "qrels") for split, files in of_split.items()}
     place = str(folder / "qrels")
     return _of_tables(str(folder), name or folder.resolve().name, passages, queries, place, judgments, skip)
@@ -154,7 +149,7 @@ def _of_tables(
     judgments: Mapping[str, datasets.Dataset],
     skip: Iterable[str],
 ) -> Collection:
-    """A collection of tables as on the Hub, whose ids are strings or integers, in a column `_id` or `id`."""
+    """A collection of tables in the Hub's layout, with strings or integers as ids, in a column `_id` or `id`."""
     problems = Problems(skip)
     place = f"{source} (corpus)"
     corpus = _passages(passages, place)
@@ -173,7 +168,7 @@ def _of_tables(
     for split, part in judgments.items():
         place = f"{qrels_place} ({split})"
         judged = Qrels(place, problems)
-        if "score" not in part.column_names:  # NanoBEIR lists relevant passages alone
+        if "score" not in part.column_names:  # NanoBEIR lists only relevant passages
             part = part.add_column("score", [1] * len(part))
         check_columns(place, part, QRELS_HEADER)
         columns = [arrow_column(part, column).to_pylist() for column in QRELS_HEADER]

@@ -74,10 +74,8 @@ def load_dpr(
     problems = Problems(skip)
     passages = find_file(folder, "psgs_w100.tsv")
     if passages is None:
-        raise CollectionError(
-            f"{folder}: found no psgs_w100.tsv or psgs_w100.tsv.gz; expected DPR's passages"
-        )
-    corpus = read_corpus(lambda met: _passages(passages, met), [passages], problems, cache_dir)
+        raise CollectionError(f"{folder}: found no psgs_w100.tsv or psgs_w100.tsv.gz with DPR's passages")
+    corpus = read_corpus(lambda own: _passages(passages, own), [passages], problems, cache_dir)
     passage_ids = arrow_column(corpus, "id")
     queries = Queries(problems)
     found: dict[str, Qrels] = {}
@@ -88,9 +86,7 @@ def load_dpr(
         for split, file in _files(folder, "qa.csv").items()
     }
     if not len(queries):
-        raise CollectionError(
-            f"{folder}: found no questions; expected files such as nq-train.json or nq-test.qa.csv"
-        )
+        raise CollectionError(f"{folder}: found no files such as nq-train.json or nq-test.qa.csv")
     table = queries.dataset()
     query_ids = arrow_column(table, "id")
     qrels = {split: judged.dataset(query_ids, passage_ids) for split, judged in found.items()}
@@ -105,9 +101,7 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
         found = [*folder.glob(f"*-{split}.{ending}"), *folder.glob(f"*-{split}.{ending}.gz")]
         if len(found) > 1:
             names = ", ".join(sorted(file.name for file in found))
-            raise CollectionError(
-                f"{folder}: found {names}; expected one file of {split}; use a folder per data set"
-            )
+            raise CollectionError(f"{folder}: found {names}; expected one file of {split} per folder")
         if found:
             files[split] = found[0]
     return files
@@ -124,7 +118,7 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
             found = f"{len(fields)} tab-separated columns"
             if any("\n" in field for field in fields):
                 found += " (one continues over several lines; is its quote closed?)"
-            problems.raise_or_skip("malformed lines", file, line, found, "3: id, text, title")
+            problems.malformed(file, line, found, "3: id, text, title")
         else:
             id, text, title = fields
             yield line, id, title, text
@@ -148,7 +142,7 @@ def _read_questions(
         query_id = f"{split}-{number}"
         problem = _invalid(entry, hard_negatives)
         if problem is not None:
-            problems.raise_or_skip("malformed lines", file, line, *problem)
+            problems.malformed(file, line, *problem)
         elif queries.add(query_id, entry["question"], file, line, entry["answers"]):
             added[query_id] = line
             chosen = entry["positive_ctxs"][: 1 if positives == "gold" else None]
@@ -192,13 +186,13 @@ def _invalid(entry: Any, hard_negatives: bool) -> tuple[str, str] | None:
 
 
 def _passage_id(context: dict[str, Any]) -> str:
-    """The id of a context's passage, which is 0 in some files; "" if it has none."""
+    """The id of a context's passage; "" if it has none. In some files the id is 0."""
     ids = (id_of(context.get(field)) for field in _ID_FIELDS)
     return next((id for id in ids if id), "")
 
 
 def _known_ids(ids: list[str], known_passages: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
-    """The ids, and whether they are passages' ids; one that is only without its prefix (`wiki:7`) loses it."""
+    """The ids, and whether the corpus has them. A prefix (`wiki:7`) is removed where only the rest is an id."""
     known = rows_of(ids, known_passages) >= 0
     unknown = np.flatnonzero(~known)
     shortened = [ids[at].partition(":")[2] for at in unknown]
@@ -216,7 +210,7 @@ def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) 
     for number, (line, fields) in enumerate(csv_rows(file, problems)):
         if len(fields) != 2:
             found = f"{len(fields)} tab-separated columns"
-            problems.raise_or_skip("malformed lines", file, line, found, "2: question, list of answers")
+            problems.malformed(file, line, found, "2: question, list of answers")
             continue
         try:
             answers = ast.literal_eval(fields[1])
@@ -224,9 +218,7 @@ def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) 
             answers = None
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             found = f"answers {fields[1][:80]!r}"
-            problems.raise_or_skip(
-                "malformed lines", file, line, found, "a Python list of strings, as in ['one', 'two']"
-            )
+            problems.malformed(file, line, found, "a Python list of strings, as in ['one', 'two']")
             continue
         query_id = known.get(fields[0])
         if query_id is None:

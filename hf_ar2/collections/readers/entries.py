@@ -58,7 +58,7 @@ class Queries:
             CollectionError: The id or the text is empty, or the id was used before, unless skipped.
         """
         if not id:
-            self.problems.raise_or_skip("malformed lines", file, line, "an empty query id", "an id")
+            self.problems.malformed(file, line, "an empty query id", "an id")
         elif not text.strip():
             self.problems.raise_or_skip("empty queries", file, line, f"query {id!r} without a text", "a text")
         elif id in self._found:
@@ -120,7 +120,7 @@ class Qrels:
             self.relevance.append(whole_number(relevance))
         except (ValueError, OverflowError):
             found, expected = f"relevance {relevance!r}", "a whole number, 0 for not relevant"
-            self.problems.raise_or_skip("malformed lines", self.file, line, found, expected)
+            self.problems.malformed(self.file, line, found, expected)
             return
         self.query_ids.append(query_id)
         self.passage_ids.append(passage_id)

@@ -6,7 +6,7 @@ import re
 
 MAX_HEADING_WORDS = 30
 
-# A heading of these words alone is not a query, even with context.
+# A heading with only these words is not a query, even with context.
 _EMPTY = set(
     """name names synopsis description descriptions content contents toc introduction introductory intro overview notes
     note see also table tables author authors credit credits acknowledgement acknowledgements acknowledgment
@@ -159,7 +159,8 @@ def needs_context(text: str) -> bool:
     if not text.isascii() and not words:
         return False  # in a script whose words are not listed here
     specific = [word for word in words if word not in _COMMON]
-    return not specific or (len(text.split()) == 1 and _is_latin(text))
+    is_latin = all(ord(character) < 0x2E80 for character in text)
+    return not specific or (len(text.split()) == 1 and is_latin)
 
 
 def gives_context(context: str) -> bool:
@@ -192,7 +193,3 @@ def add_context(text: str, context: str) -> str:
 def _content(text: str) -> list[str]:
     words = [word.lower().replace("’", "'") for word in _WORD.findall(text)]
     return [word for word in words if word not in _FUNCTION_WORDS and len(word) > 1] or words
-
-
-def _is_latin(text: str) -> bool:
-    return all(ord(character) < 0x2E80 for character in text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,15 @@ from hf_ar2.collections.lines import find_file
 from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.readers.beir import load_beir
 from hf_ar2.collections.readers.beir_tables import load_beir_from_hub, load_beir_parquet, parquet_files
-from hf_ar2.collections.readers.dev_split import with_dev_split
 from hf_ar2.collections.readers.dpr import load_dpr
 from hf_ar2.collections.readers.ir_datasets import load_ir_datasets
 from hf_ar2.collections.readers.ms_marco import CORPUS_FILES, load_ms_marco
 from hf_ar2.collections.readers.pairs import FORMATS, Source, is_saved, load_pairs, pair_files
 from hf_ar2.collections.readers.python_packages import load_python_packages
 from hf_ar2.collections.readers.text_folder import load_text_folder
+from hf_ar2.collections.splits import hash_of
+
+logger = logging.getLogger(__name__)
 
 PYTHON_PACKAGES = "python-packages:"
 TEXT_FOLDER = "text:"
@@ -66,12 +69,12 @@ def load_collection(
     Args:
         source: See the table; files may be gzipped. Several sources may also be one text, as on the command line:
             `{nq: data/nq, squad: {path: data/squad, weight: 2}}`. Only `skip`, `cache_dir`, `max_passages` and
-            `dev_share` are for several sources, and count for each.
+            `dev_share` can be given for several sources, and apply to each.
         name: The collection's name; by default the folder's, the package list, or the last part of the Hub id.
         cache_dir: Folder for the memory-mapped corpus of a large collection (see `read_corpus`), or for downloads
             from the Hub.
         skip: Kinds of invalid entries, out of `SKIPPABLE`, to skip and count in `Collection.skipped`.
-        max_passages: Keeps this many passages, for trials: all judged ones, then the first others.
+        max_passages: Keeps this many passages, to try things out: all judged ones, then the first of the others.
         titles: MS MARCO only, see `load_ms_marco`.
         positives, hard_negatives: DPR only, see `load_dpr`.
         queries, endings, headings, all_headings: Text files only, see `load_text_folder`.
@@ -166,6 +169,39 @@ def _finished(collection: Collection, dev_share: float, max_passages: int | None
     return collection if max_passages is None else with_fewer_passages(collection, max_passages)
 
 
+def with_dev_split(collection: Collection, share: float) -> Collection:
+    """Move a share of the queries of `train` to a new split `dev`, chosen by a hash of their ids.
+
+    Args:
+        collection: Returned unchanged if it has a split `dev`, or fewer than two queries in `train`.
+        share: Of the queries; 0 changes nothing.
+
+    Raises:
+        CollectionError: The share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise CollectionError(f"dev_share: found {share}; expected at least 0 and less than 1")
+    have = {*collection.splits, *collection.answer_splits}
+    if not share or "train" not in have or "dev" in have:
+        return collection
+    table = collection.qrels["train"]
+    ids, of_row = np.unique(np.asarray(table["query_id"], object).astype(str), return_inverse=True)
+    if len(ids) < 2:
+        return collection
+    places = np.array([hash_of(id) for id in ids])
+    chosen = np.zeros(len(ids), bool)
+    chosen[np.argsort(places, kind="stable")[: max(1, round(share * len(ids)))]] = True
+    parts = {
+        name: table.select(np.flatnonzero(chosen[of_row] == wanted))
+        for name, wanted in (("train", False), ("dev", True))
+    }
+    logger.warning(
+        f"{collection.name} has no split dev: {chosen.sum()} of the {len(ids)} queries of train are now dev, chosen by "
+        "a hash of their ids (dev_share=0 keeps all in train)"
+    )
+    return replace(collection, qrels={**collection.qrels, **parts})
+
+
 def with_fewer_passages(collection: Collection, max_passages: int) -> Collection:
     """The collection with at most this many passages: all judged ones, then the first others.
 
@@ -189,9 +225,7 @@ def with_fewer_passages(collection: Collection, max_passages: int) -> Collection
 def _check_options(options: dict[str, Any], accepted: tuple[str, ...], source: str | Path, form: str) -> None:
     for option in options:
         if option not in accepted:
-            raise CollectionError(
-                f"{option}: found a value for {source}, which is {form}; this option is not for it"
-            )
+            raise CollectionError(f"{option}: found a value for {source}, which is {form}; expected none")
 
 
 def _may_be_hub_id(source: str | Path) -> bool:

@@ -57,14 +57,12 @@ def load_ms_marco(
     problems = Problems(skip)
     passages = find_file(folder, *CORPUS_FILES)
     if passages is None:
-        raise CollectionError(
-            f"{folder}: found none of {', '.join(CORPUS_FILES)}; expected MS MARCO's passages"
-        )
+        raise CollectionError(f"{folder}: found no {' or '.join(CORPUS_FILES)} with MS MARCO's passages")
     title_file = Path(titles) if titles is not None else find_file(folder, "para.title.txt")
     if title_file is not None and not title_file.is_file():
         raise CollectionError(f"{title_file}: found no such file; expected the titles of {passages}")
     corpus = read_corpus(
-        lambda met: _passages(passages, title_file, met),
+        lambda own: _passages(passages, title_file, own),
         [passages] if title_file is None else [passages, title_file],
         problems,
         cache_dir,
@@ -79,9 +77,7 @@ def load_ms_marco(
     files = find_splits(folder, "qrels.*.tsv")
     if not files or not len(found):
         missing = "qrels.<split>.tsv" if not files else "queries.<split>.tsv"
-        raise CollectionError(
-            f"{folder}: found no {missing}; expected a file for each split, as in train, dev"
-        )
+        raise CollectionError(f"{folder}: found no {missing}; expected one for each split")
     qrels = {split: _qrels(file, problems).dataset(query_ids, passage_ids) for split, file in files.items()}
     problems.log_skipped(str(folder))
     return Collection(name or folder.resolve().name, corpus, found, qrels, problems.skipped)
@@ -118,5 +114,5 @@ def _qrels(file: Path, problems: Problems) -> Qrels:
             qrels.add(fields[0], fields[2], fields[3], line)
         elif fields:
             expected = "2 (query, passage) or 4 (query, 0, passage, relevance)"
-            problems.raise_or_skip("malformed lines", file, line, f"{len(fields)} columns", expected)
+            problems.malformed(file, line, f"{len(fields)} columns", expected)
     return qrels

@@ -49,7 +49,7 @@ Row = tuple[int, dict[str, Any]]
 
 
 class _Columns(NamedTuple):
-    """The names of a table's columns: None where there is none."""
+    """The columns of a table."""
 
     query: str
     passage: str
@@ -62,7 +62,7 @@ def load_pairs(
 ) -> Collection:
     """Reads rows of a query, a relevant passage, and optionally negatives and a teacher's scores.
 
-    Columns are known by their names, in upper or lower case; others are ignored, with a warning:
+    Columns are recognised by their names, in any case; others are ignored, with a warning:
 
     - the query: `anchor`, `query` or `question`; the passage: `positive`, `passage`, `answer`, `document` or `context`;
     - negatives: `negative`, `negative_1`, `negative_2` and so on, or `negatives`; a cell is a text or a list of texts;
@@ -144,7 +144,7 @@ class _Pairs:
                     )
                     found = f"{columns.scores} {row.get(columns.scores)!r} of a row with {n} negatives"
                     advice = "Remove the column if it does not hold a teacher's scores."
-                    self.problems.raise_or_skip("malformed lines", place, line, found, expected, advice)
+                    self.problems.malformed(place, line, found, expected, advice)
                     continue
             query, passage = (_id(text) for _, text in texts)
             self.queries.setdefault(query, texts[0][1])
@@ -177,7 +177,7 @@ class _Pairs:
             self.passages.setdefault(id, text)
             if scores and of_list.get(id, score) != score:
                 found = f"the score {score} of a negative that has {of_list[id]} in another row of this pair"
-                self.problems.raise_or_skip("malformed lines", place, line, found, "one score")
+                self.problems.malformed(place, line, found, "one score")
             of_list.setdefault(id, score)
 
     def collection(self, name: str) -> Collection:
@@ -190,12 +190,12 @@ class _Pairs:
             }
             counts = {split: len({query for query, _ in pairs}) for split, pairs in judged.items()}
             parts = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-            logger.warning("%s has no split but train; a hash divides its queries: %s", name, parts)
+            logger.warning(f"{name} has only the split train; its queries are divided by a hash: {parts}")
         elif "train" in judged:
             trained = {query for query, _ in judged["train"]}
             for split in set(judged) - {"train"}:
                 if both := len(trained & {query for query, _ in judged[split]}):
-                    logger.warning("%s: %d queries of %s are also in train", name, both, split)
+                    logger.warning(f"{name}: {both} queries of {split} are also in train")
         return Collection(
             name,
             _texts(self.passages, PASSAGE_FEATURES),
@@ -364,13 +364,8 @@ def _csv_cells(
     """The rows of a csv file: cells of `negatives` and of scores are JSON, the others texts."""
     for line, fields in lines:
         if len(fields) != len(header):
-            problems.raise_or_skip(
-                "malformed lines",
-                file,
-                line,
-                f"{len(fields)} comma-separated columns",
-                f"the {len(header)} of line 1",
-            )
+            found = f"{len(fields)} comma-separated columns"
+            problems.malformed(file, line, found, f"the {len(header)} of line 1")
             continue
         row: dict[str, Any] = dict(zip(header, fields, strict=True))
         for name in header:
@@ -378,13 +373,8 @@ def _csv_cells(
                 try:
                     row[name] = json.loads(row[name])
                 except ValueError:
-                    problems.raise_or_skip(
-                        "malformed lines",
-                        file,
-                        line,
-                        f"{row[name]!r} in the column {name!r}",
-                        "JSON: a number or a list",
-                    )
+                    found = f"{row[name]!r} in the column {name!r}"
+                    problems.malformed(file, line, found, "JSON: a number or a list")
                     row = {}
                     break
         if row:

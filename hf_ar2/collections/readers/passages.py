@@ -131,7 +131,7 @@ def check_passages(
     for row, before in zip(wrong.tolist(), earlier.tolist(), strict=True):
         line, shown = line_of(row), repr(ids[row].as_py())
         if no_id[row]:
-            problems.raise_or_skip("malformed lines", file, line, "an empty passage id", "an id")
+            problems.malformed(file, line, "an empty passage id", "an id")
         elif empty[row]:
             problems.raise_or_skip(
                 "empty passages", file, line, f"passage {shown} without title and text", "a text"

@@ -41,7 +41,7 @@ def read_folder(
 
     Args:
         folder: the folder.
-        endings: of the files to read, such as `.md`, or whole names, such as `README`; None: `FORMATS`.
+        endings: of the files to read, such as `.md`, or file names, such as `README`; None: `FORMATS`.
         questions: a file to ignore.
         skipped: counts the skipped files: hidden, with other endings, binary, not UTF-8, without text.
 
@@ -94,7 +94,7 @@ def read_folder(
 
 
 def normalise_ending(ending: str) -> str:
-    """An ending in lower case; a whole file name stays as it is.
+    """An ending in lower case; a file name stays as it is.
 
     Raises:
         CollectionError: neither an ending nor a file name.
@@ -102,7 +102,7 @@ def normalise_ending(ending: str) -> str:
     ending = ending.strip()
     if not re.fullmatch(r"\.?[^\s./*?]+", ending):
         raise CollectionError(
-            f"endings: found {ending!r}; expected endings such as .md, or whole names such as README, separated by "
+            f"endings: found {ending!r}; expected endings such as .md, or file names such as README, separated by "
             "commas: --endings .md,.txt,README"
         )
     return ending.lower() if ending.startswith(".") else ending

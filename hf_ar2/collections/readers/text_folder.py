@@ -66,7 +66,7 @@ def load_text_folder(
         folder: the folder. Files and folders whose names start with a dot are ignored.
         name: the collection's name; by default the folder's.
         queries: the file of questions. If it is in the folder, it is not read as text.
-        endings: of the files to read, such as `.md`, or whole names, such as `README`; by default all known ones.
+        endings: of the files to read, such as `.md`, or file names, such as `README`; by default all known ones.
         headings: if False and without `queries`, the collection has no queries.
         all_headings: also use the headings that would be skipped.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 PASSAGE_WORDS = 100
+_LONGEST = 1.5 * PASSAGE_WORDS  # a longer paragraph is divided
 
 # Chinese and Japanese have no spaces: each character counts as a word, and no space follows a sentence.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
@@ -99,17 +100,17 @@ def words_in(text: str) -> int:
     return len(_WORD.findall(text))
 
 
-def grouped(paragraphs: list[str], words: int = PASSAGE_WORDS) -> list[str]:
-    """Groups paragraphs into passages of about so many words.
+def grouped(paragraphs: list[str]) -> list[str]:
+    """Groups paragraphs into passages of about `PASSAGE_WORDS` words.
 
     A paragraph more than 1.5 times as long is divided: prose after sentences, other text after lines, and a sentence or
     line that is still too long between words.
     """
     passages: list[str] = []
     length = 0
-    for gap, piece in _pieces(paragraphs, words):
+    for gap, piece in _pieces(paragraphs):
         added = words_in(piece)
-        if passages and length + added <= words:
+        if passages and length + added <= PASSAGE_WORDS:
             passages[-1] += gap + piece
             length += added
         else:
@@ -118,29 +119,29 @@ def grouped(paragraphs: list[str], words: int = PASSAGE_WORDS) -> list[str]:
     return passages
 
 
-def _pieces(paragraphs: list[str], words: int) -> list[tuple[str, str]]:
+def _pieces(paragraphs: list[str]) -> list[tuple[str, str]]:
     """(separator before the piece, piece); a paragraph that is too long gives several pieces."""
     pieces: list[tuple[str, str]] = []
     for paragraph in paragraphs:
-        if words_in(paragraph) <= 1.5 * words:
+        if words_in(paragraph) <= _LONGEST:
             pieces.append(("\n", paragraph))
         elif "\n" in paragraph:
             for line in paragraph.split("\n"):
-                pieces += _pieces_of_prose(line, words) if line.strip() else []
+                pieces += _pieces_of_prose(line) if line.strip() else []
         else:
-            pieces += _pieces_of_prose(paragraph, words)
+            pieces += _pieces_of_prose(paragraph)
     return pieces
 
 
-def _pieces_of_prose(paragraph: str, words: int) -> list[tuple[str, str]]:
-    if words_in(paragraph) <= 1.5 * words and "\n" not in paragraph and paragraph[:1].isspace():
+def _pieces_of_prose(paragraph: str) -> list[tuple[str, str]]:
+    if words_in(paragraph) <= _LONGEST and "\n" not in paragraph and paragraph[:1].isspace():
         return [("\n", paragraph)]  # a line of code keeps its indentation
     pieces: list[tuple[str, str]] = []
     gap, start = "\n", 0
     for end in [*_SENTENCE_END.finditer(paragraph), None]:
         sentence = paragraph[start : end.start() if end else None]
         spans = [word.span() for word in _WORD.finditer(sentence)]
-        step = words if len(spans) > 1.5 * words else max(1, len(spans))
+        step = PASSAGE_WORDS if len(spans) > _LONGEST else max(1, len(spans))
         for first in range(0, len(spans), step):
             piece = sentence[spans[first][0] : spans[min(first + step, len(spans)) - 1][1]]
             pieces.append((gap, piece))

@@ -1,7 +1,7 @@
 """The page as one file: template, style, script and packed data.
 
 The data is compressed and encoded in base64, so the markup contains no text of a collection; the script inserts every
-text as text. A content security policy allows this script alone, and allows nothing to be fetched.
+text as text. A content security policy allows only this script, and no requests.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_ar2.cards.facts import last_row, read_json
+from hf_ar2.cards.facts import last_row
 from hf_ar2.cards.guard import GUARD_FILE, guard_sentence
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS
 from hf_ar2.evaluation.tables import LEGEND, display_name
+from hf_ar2.files import read_json
 from hf_ar2.report.page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, TOP, query_browser
 from hf_ar2.report.page.run_folder import RunFolder
 from hf_ar2.report.page.training import stage_times, training_charts
@@ -105,14 +106,14 @@ def metrics_of(run: RunFolder) -> list[str]:
 
 def other_texts(run: RunFolder) -> str:
     """The result on the recipe's guard of the last row's retriever; "" without a guard."""
-    guard = read_json(run.folder / GUARD_FILE) if run.recipe.get("guard") else {}
+    guard = read_json(run.folder / GUARD_FILE, {}) if run.recipe.get("guard") else {}
     return guard_sentence(guard, last_row(run.recipe).get("retriever")).replace("`", "")
 
 
 def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:
     """The comparison shown first: the first and the last row of one run, or the last rows of the first and last run.
 
-    It compares their pipelines if both rows have one, else their retrievers. Returns positions in `systems`.
+    Pipelines are compared if both rows have one, else retrievers. Returns positions in `systems`.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):

@@ -64,7 +64,7 @@ def query_browser(
     if not systems:
         folders = ", ".join(str(run.folder) for run in runs)
         raise ValueError(
-            f"{folders}: no TREC runs of split {split!r} in runs/; the recipe's evaluation writes them. Give the "
+            f"{folders}: no TREC runs of split {split!r} in runs/; the recipe's evaluation writes them. Run the "
             "command that made the run again"
         )
     shown = np.unique(np.concatenate([positives, *(system["top"].ravel() for system in systems)]))

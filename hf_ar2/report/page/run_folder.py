@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import CHOSEN, read_json
+from hf_ar2.cards.facts import CHOSEN
+from hf_ar2.files import read_json
 from hf_ar2.search.recipe_file import read_recipe
 
-_UNFINISHED = "its recipe has not finished. Give the command that started the run again to continue it"
+_UNFINISHED = "its recipe has not finished. Run the command that started it again to continue"
 
 
 @dataclass(frozen=True)
@@ -74,27 +75,27 @@ def _read(folder: Path, label: str, recipe: dict[str, Any]) -> RunFolder:
     for name in ("metrics.json", "significance.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name} yet: {_UNFINISHED}")
-    significance = read_json(folder / "significance.json")
+    significance = read_json(folder / "significance.json", {})
     stages = {}
     for stage, body in (recipe.get("stages") or {}).items():
         found: dict[str, Any] = {"trainer": body.get("trainer", ""), "log_history": []}
         for name in ("done.json", "trainer_state.json"):
-            found |= read_json(folder / "stages" / stage / name)
+            found |= read_json(folder / "stages" / stage / name, {})
         stages[stage] = found
     try:
         return RunFolder(
             folder=folder,
             label=label,
             recipe=recipe,
-            environment=read_json(folder / "environment.json"),
-            metrics=read_json(folder / "metrics.json"),
+            environment=read_json(folder / "environment.json", {}),
+            metrics=read_json(folder / "metrics.json", {}),
             tests=significance["tests"],
             primary_metric=significance["metric"],
             stages=stages,
-            chosen=read_json(folder / CHOSEN),
+            chosen=read_json(folder / CHOSEN, {}),
         )
     except KeyError as error:
         raise ValueError(
             f"{folder / 'significance.json'}: field {error} is missing; expected 'metric' and 'tests'. Run the "
-            "recipe's evaluation again: delete the file and give the command that made the run"
+            "recipe's evaluation again: delete the file and run the command that made the run again"
         ) from None

@@ -15,7 +15,7 @@ MOST_POINTS = 200
 
 
 def training_charts(run: RunFolder) -> list[dict[str, Any]]:
-    """The charts of a run; a chart of which nothing was logged has no series.
+    """The charts of a run. A chart without logged values has no series.
 
     A chart has a title, axis labels, `series` (label, colour, marker, and for each stage a line of `[x, y]`) and
     `stages` (name and where it begins and ends along the axis).
@@ -50,8 +50,8 @@ def stage_times(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _chart(title: str, logs: LogHistory, panel: Panel) -> dict[str, Any]:
-    """One chart. Stages follow each other along the axis; along "epoch" each starts at a whole number. A stage that
-    logged none of the keys is left out.
+    """One chart. Stages follow each other along the axis; along "epoch" each starts at an integer. A stage that logged
+    none of the keys is left out.
     """
     along = panel.along
     series: dict[str, dict[str, Any]] = {}
@@ -69,7 +69,7 @@ def _chart(title: str, logs: LogHistory, panel: Panel) -> dict[str, Any]:
                 line["lines"].append(moved.round(6).tolist())
         end = round(start + max(float(entry.get(along, 0.0)) for entry in entries), 6)
         stages.append({"name": stage, "start": start, "end": end})
-        # The axis marks whole rounds, and a stage's round 0 must not fall on the last round of the stage before.
+        # The axis has a tick per round, and a stage's round 0 must not fall on the last round of the previous stage.
         start = math.floor(end) + 1.0 if along == "epoch" else end
     chart = {
         "title": title,
