@@ -1,10 +1,12 @@
 """Peak memory per process of building and searching an exact index, by the number of processes.
 
-    python tests/benchmarks/shard_memory.py [--passages 300000] [--dim 384] [--queries 64] [--ranks 1 2 4]
+    python tests/benchmarks/shard_memory.py [--passages 300000 1000000] [--dim 384] [--queries 64] [--ranks 1 2 4]
+        [--plot memory.png]
 
 Passages are random vectors, made as they are encoded. Each number of processes is a run of torchrun with gloo and one
 thread each. Peak memory is the most that a process had resident during the part, above what it had before: once all of
-it, and once without the pages of mapped files, which the system may drop.
+it, and once without the pages of mapped files, which the system may drop. Several processes stay below a bound: the
+vectors of their share, 64 MiB, and 128 bytes for each vector of the whole corpus. The exit code is 1 if one does not.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from hf_ar2.index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 
 K = 200
+# What a process may need in addition to the vectors of its share: MiB, and bytes for each vector of the whole corpus,
+# such as its place in a batch.
+_EXTRA, _EACH = 64, 128
 
 
 def resident() -> np.ndarray:
@@ -101,38 +106,77 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--passages", type=int, default=300_000)
+    parser.add_argument("--passages", type=int, nargs="+", default=[300_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--plot", help="a PNG of the peaks and the bound")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.folder:
-        measure(options.folder, options.passages, options.dim, options.queries)
+        measure(options.folder, options.passages[0], options.dim, options.queries)
         return
     print(describe_machine())
-    size = options.passages * options.dim * 4 / 2**20
-    print(
-        f"{options.passages:,} × {options.dim} in float32: {size:,.0f} MiB; MiB per process, the largest of them\n"
-    )
-    print("| processes | build | of it not in files | search | of it not in files |")
-    print("|---|---|---|---|---|")
-    for ranks in options.ranks:
-        with tempfile.TemporaryDirectory(prefix="shards-") as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc_per_node={ranks}",
-            ]
-            command += [__file__, "--folder", folder, "--passages", str(options.passages)]
-            command += ["--dim", str(options.dim), "--queries", str(options.queries)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr[-3000:])
-        most = np.array(json.loads(done.stdout.splitlines()[-1])).max(axis=0).reshape(-1)
-        print(f"| {ranks} | " + " | ".join(f"{value:,.0f}" for value in most) + " |", flush=True)
+    print(f"Vectors of {options.dim} float32; MiB of the process that needed most\n")
+    print("| vectors | processes | build | of it not in files | search | of it not in files | bound |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    peaks: dict[int, list[float]] = {}
+    held = True
+    for passages in options.passages:
+        for ranks in options.ranks:
+            most = measured(passages, ranks, options)
+            bound = bound_of(passages, ranks, options.dim)
+            peaks.setdefault(passages, []).append(max(most))
+            held = held and (ranks == 1 or max(most) <= bound)
+            cells = [passages, ranks, *most, *([bound] if ranks > 1 else [])]
+            print(
+                f"| {' | '.join(f'{value:,.0f}' for value in cells)}{'' if ranks > 1 else ' | –'} |",
+                flush=True,
+            )
+    if options.plot:
+        plot(peaks, options)
+    if not held:
+        sys.exit("shard_memory: a process needed more than its bound")
+
+
+def bound_of(passages: int, ranks: int, dim: int) -> float:
+    """MiB that each of several processes stays below."""
+    return passages / ranks * dim * 4 / 2**20 + _EXTRA + passages * _EACH / 2**20
+
+
+def measured(passages: int, ranks: int, options: argparse.Namespace) -> list[float]:
+    """MiB for building and searching, each in total and not in files, of the process that needed most."""
+    with tempfile.TemporaryDirectory(prefix="shards-") as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        command += [__file__, "--folder", folder, "--passages", str(passages)]
+        command += ["--dim", str(options.dim), "--queries", str(options.queries)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    most = np.array(json.loads(done.stdout.splitlines()[-1])).max(axis=0).reshape(-1)
+    return [float(value) for value in most]
+
+
+def plot(peaks: dict[int, list[float]], options: argparse.Namespace) -> None:
+    """Peak memory of a process against the number of processes, a line for each number of vectors, with the bounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for passages, of_ranks in peaks.items():
+        (line,) = axes.plot(options.ranks, of_ranks, marker="o", label=f"{passages:,} vectors")
+        several = [ranks for ranks in options.ranks if ranks > 1]
+        bounds = [bound_of(passages, ranks, options.dim) for ranks in several]
+        axes.plot(several, bounds, linestyle="--", color=line.get_color(), label="bound")
+    axes.set_xticks(options.ranks)
+    axes.set_xlabel("processes")
+    axes.set_ylabel("MiB of the process that needs most")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(options.plot, dpi=120, bbox_inches="tight")
+    print(f"In {options.plot}")
 
 
 if __name__ == "__main__":
