@@ -21,12 +21,11 @@ from hf_ar2.files import write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import people_asked
-from hf_ar2.recipes.recipe import Recipe, RecipeError, short_hash, stage_config
+from hf_ar2.recipes.recipe import PLAN, Recipe, RecipeError, on_every_machine, short_hash, stage_config
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.step_time import tokens_per_second
 
-PLAN = "plan.json"
 # If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
 # takes the other share.
 WHOLE, PART = 0.1, 0.06
@@ -76,8 +75,8 @@ def plan_run(
             content |= {"stages": plan.recipe.stages, "rows": plan.recipe.rows}
             content["plan"] = {name: getattr(plan, name) for name in ("dropped", "training", "overhead")}
         write_note(path, content)
-    PartialState().wait_for_everyone()
-    return plan, costs, part
+    on_every_machine(run)
+    return plan_run(recipe, run, collection, budget, retriever)  # the first process's plan, on all
 
 
 def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collection:

@@ -24,7 +24,7 @@ from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.collections.sources import query_sources
 from hf_ar2.files import check_files, files_in, write_json, write_note, write_text
 from hf_ar2.folders import remove_leftovers
-from hf_ar2.index.encodings import encoding_name
+from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.lock import locked
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
@@ -46,7 +46,15 @@ from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.questions import with_recipe_questions
-from hf_ar2.recipes.recipe import Recipe, encodings_folder, lists_folder, say, source_name, stage_config
+from hf_ar2.recipes.recipe import (
+    Recipe,
+    encodings_folder,
+    lists_folder,
+    on_every_machine,
+    say,
+    source_name,
+    stage_config,
+)
 from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.search.runs import model_fields, with_level_of
 from hf_ar2.settings.secrets import without_secrets
@@ -74,7 +82,7 @@ def run_recipe(recipe: Recipe) -> Path:
     with locked(run, budget.write) if state.is_main_process else nullcontext():
         if state.is_main_process:
             remove_leftovers(run)
-        state.wait_for_everyone()
+        on_every_machine(run)
         _run_stages(recipe, run, budget)
     return run
 
@@ -126,6 +134,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
             times += f"\n{more_time(original, budget.seconds, costs)}"
         finish(recipe, run, with_questions, time.time() - started, load, times)
     state.wait_for_everyone()
+    Encodings(encodings_folder(run)).keep_only([])  # those on the disks of other machines
 
 
 def run_stage(
@@ -137,8 +146,7 @@ def run_stage(
     done = folder / "done.json"
     if done.is_file():
         say(f"{title}: done before, {read_json(done)['seconds']:.0f} s")
-        if PartialState().is_main_process:
-            remove_index(folder)  # a kill may have come before it
+        remove_index(folder)  # a kill may have come before it
         return
     say(f"\n{title}")
     state = PartialState()
@@ -161,7 +169,8 @@ def run_stage(
     if state.is_main_process:
         write_note(done, {**report, "key": key, "seconds": spent.spent}, _results_of(folder))
         remove_index(folder)
-        forget_encodings(recipe, run)
+    on_every_machine(run)
+    forget_encodings(recipe, run)
     state.wait_for_everyone()
 
 

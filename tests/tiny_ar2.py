@@ -138,10 +138,19 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--passages", type=int, default=60)
     parser.add_argument("--no_dropout", action="store_true")
-    train(parser.parse_args())
+    parser.add_argument("--own_disks", action="store_true", help="a folder for each process, in the output")
+    options = parser.parse_args()
+    if options.own_disks:
+        options.output = own_disk(options.output)
+    train(options)
     sys.stdout.flush()
     sys.stderr.flush()
     leave()
+
+
+def own_disk(output: Path) -> Path:
+    """A folder that only this process knows, as the disk of its machine."""
+    return output / f"disk-{os.environ['RANK']}"
 
 
 def train(options: argparse.Namespace) -> None:

@@ -146,11 +146,11 @@ class Retrieval:
             )
             if self.encoders.processes.world_size == 1 or self.whole_index:
                 self._index.attach(self.collection.corpus)
-            if self.encoders.processes.is_first:
-                if self.args.index_dir is None:
-                    self.encodings.keep_only([self._index.folder.name])
-                elif former is not None and former != self.start:
-                    self.encodings.remove(former)
+            # By all ranks: each machine may have a disk of its own.
+            if self.args.index_dir is None:
+                self.encodings.keep_only([self._index.folder.name])
+            elif former is not None and former != self.start:
+                self.encodings.remove(former)
         return self._index
 
     def _fingerprint(self, retriever: SentenceTransformer) -> str:
@@ -197,7 +197,7 @@ class Retrieval:
                 round=round_number,
                 fingerprint=fingerprint,
             )
-        self.encoders.processes.barrier()
+        self.encoders.processes.share(self.folder, folder.name)
         return CandidatePool.open(folder, fingerprint)
 
     def _search_retriever(

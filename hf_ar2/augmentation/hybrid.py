@@ -127,7 +127,7 @@ def augment(
             listed = rows_of(arrow_column(unlabelled, "id"), arrow_column(lists, "query_id")) >= 0
             new_queries = unlabelled.select(np.flatnonzero(listed))
         save_training_lists(folder, lists, manifest, new_queries)
-    system.encoders.processes.barrier()
+    system.encoders.processes.share(folder, "*")
     return load_training_lists(folder)
 
 

@@ -121,7 +121,7 @@ def cached_block(
 
     The file is written whole or not at all, with its name, and a checksum of each array (.npz has).
     """
-    block = _read_block(path)
+    block = processes.of_first(_read_block(path) if processes.is_first else None)
     if block is None:
         block = compute()
         if processes.is_first:

@@ -81,7 +81,7 @@ def score_lists(
             "bf16": encoders.bf16,
         }
         save_training_lists(folder, Dataset(pa.table(columns)), manifest, lists.queries)
-    encoders.processes.barrier()
+    encoders.processes.share(folder, "*")
     return load_training_lists(folder)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from hf_ar2.encoding.nodes import copy_to_all
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,33 @@ class Processes:
         if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def of_first(self, value: Any) -> Any:
+        """The value of rank 0, which may be the only one that has it; pickled, so it should be small."""
+        if self.world_size == 1:
+            return value
+        values = [value if self.is_first else None]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def share(self, folder: Path, *names: str, source: int = 0) -> None:
+        """Wait for all ranks; then files and folders that one rank wrote are the same on every machine.
+
+        Where all ranks see one folder, that is all. Else the rank's machine sends what another one lacks, in blocks of
+        64 MiB, compares checksums, and removes there what it does not have itself. Hidden files stay as they are.
+
+        Args:
+            folder: need not have the same path on all ranks.
+            names: in the folder; patterns as of a shell, such as `"checkpoint-*"`.
+            source: the rank that wrote them.
+
+        Raises:
+            OSError: on every rank, if one cannot write; or if `source` has nothing of these names, and another machine
+                has.
+        """
+        if self.world_size > 1:
+            self.barrier()
+            copy_to_all(self, folder, names, source)
 
     def gather_arrays(self, array: np.ndarray) -> list[np.ndarray]:
         """The arrays of all ranks, by rank; all have one shape and dtype."""
