@@ -135,6 +135,8 @@ def main() -> None:
     parser.add_argument("--trainer", choices=TRAINERS, default="ar2")
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--kill_after", type=int)
+    parser.add_argument("--killed_rank", type=int, default=0)
+    parser.add_argument("--answers", action="store_true", help="give queries answers")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--passages", type=int, default=60)
     parser.add_argument("--no_dropout", action="store_true")
@@ -155,13 +157,20 @@ def own_disk(output: Path) -> Path:
 
 def train(options: argparse.Namespace) -> None:
     """Train, and write what the first process ended with."""
+    collection = with_passages(make_tiny_collection(), options.passages)
+    if options.answers:
+        answers = [[text.split()[-2]] for text in collection.queries["text"]]
+        collection = dataclasses.replace(
+            collection, queries=collection.queries.add_column("answers", answers)
+        )
+    kills = options.kill_after and int(os.environ.get("RANK", 0)) == options.killed_rank
     trainer = make_trainer(
         options.trainer,
         options.models,
         options.output,
-        with_passages(make_tiny_collection(), options.passages),
+        collection,
         dropout=not options.no_dropout,
-        callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
+        callbacks=[KillAfter(options.kill_after)] if kills else None,
         **options.settings,
     )
     trainer.train(resume_from_checkpoint=options.resume)

@@ -49,6 +49,8 @@ def launched(number: int, script: str | Path, *arguments: str | Path) -> subproc
         f"--multi_gpu --num_processes {number} --num_machines 1 --mixed_precision no --dynamo_backend no"
     )
     command = ["-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
+    if number == 1:
+        command = []
     return subprocess.run([sys.executable, *command, script, *arguments], capture_output=True, text=True)
 
 

@@ -11,8 +11,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.encoding.batches import Encode, encode_rows, token_budget_batches
+from hf_ar2.encoding.processes import share_of
 from hf_ar2.files import writing
-from hf_ar2.index.shards import new_array, share_of
+from hf_ar2.index.shards import new_array
 from hf_ar2.trainers.lists import with_stored_lists
 from hf_ar2.training_lists.pool import pool_statistics
 

@@ -127,9 +127,10 @@ class Checkpoints:
         """Read what `write_progress` wrote."""
         if (folder / "pool").is_dir():
             self.trainer.pool = CandidatePool.open(folder / "pool")
-        path = self._window_file(folder)
-        self._log_window = read_json(path) if path.is_file() else None
-        self.trainer.round_state = (self._log_window or {}).get("round_state", {})
+        # The run may have had fewer processes then; all have the same round state.
+        own, first = self._window_file(folder), self._window_file(folder, 0)
+        self._log_window = read_json(own) if own.is_file() else None
+        self.trainer.round_state = read_json(first).get("round_state", {}) if first.is_file() else {}
         self.trainer.refreshing.load(folder)
 
     def restore_log_window(self) -> None:

@@ -34,6 +34,10 @@ class Processes:
         """Whether this is rank 0, the one that writes files."""
         return self.rank == 0
 
+    def part_of(self, total: int) -> slice:
+        """This rank's share of so many rows, see `share_of`."""
+        return slice(*share_of(self.rank, self.world_size, total))
+
     def barrier(self) -> None:
         """Wait for all ranks; the time-out of gloo names those that are missing."""
         if self.world_size == 1:
@@ -93,6 +97,16 @@ class Processes:
         gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(gathered, tensor)
         return [part.cpu().numpy() for part in gathered]
+
+
+def share_of(rank: int, world_size: int, total: int) -> tuple[int, int]:
+    """The rows from which and before which a process works: all about the same number.
+
+    Example:
+        >>> [share_of(rank, 3, 10) for rank in range(3)]
+        [(0, 3), (3, 6), (6, 10)]
+    """
+    return total * rank // world_size, total * (rank + 1) // world_size
 
 
 def end_processes() -> None:

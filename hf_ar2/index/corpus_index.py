@@ -13,6 +13,7 @@ import torch
 
 from hf_ar2.encoding.batches import Encode
 from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.processes import share_of
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import check_space, write_json, writing
 from hf_ar2.index.faiss_build import (
@@ -47,7 +48,7 @@ from hf_ar2.index.search import (
     query_matrix,
     uses_torch,
 )
-from hf_ar2.index.shards import Shards, all_shards, describe_shard, encode_shard, new_array, share_of
+from hf_ar2.index.shards import Shards, all_shards, describe_shard, encode_shard, new_array
 
 if TYPE_CHECKING:
     import datasets

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_ar2.encoding.batches import Encode, encode_rows, word_sums
 from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.processes import share_of
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import allocate, checksum, writing
 from hf_ar2.index.meta import check_sizes, described, file_name
@@ -51,16 +52,6 @@ class Shards:
         """The rows from `start` to before `stop`, not copied."""
         pairs = zip(self.starts, self.parts, strict=False)
         return Shards([part[max(start - first, 0) : max(stop - first, 0)] for first, part in pairs])
-
-
-def share_of(rank: int, world_size: int, total: int) -> tuple[int, int]:
-    """The rows from which and before which a process encodes and searches: all about the same number.
-
-    Example:
-        >>> [share_of(rank, 3, 10) for rank in range(3)]
-        [(0, 3), (3, 6), (6, 10)]
-    """
-    return total * rank // world_size, total * (rank + 1) // world_size
 
 
 def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
