@@ -48,6 +48,7 @@ from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.questions import with_recipe_questions
 from hf_ar2.recipes.recipe import (
     Recipe,
+    RecipeError,
     encodings_folder,
     lists_folder,
     on_every_machine,
@@ -60,13 +61,14 @@ from hf_ar2.search.runs import model_fields, with_level_of
 from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.trainers import (
     AR2Trainer,
+    JointConfig,
     JointTrainer,
     LTReTrainer,
     RankerTrainer,
     RetrieverTrainer,
     RocketQAv2Trainer,
 )
-from hf_ar2.trainers.checkpoints import last_complete_checkpoint
+from hf_ar2.trainers.checkpoints import last_complete_checkpoint, read_run
 
 
 def run_recipe(recipe: Recipe) -> Path:
@@ -200,12 +202,15 @@ def train(
     """Train a stage's models and save them in its folder; returns what done.json records."""
     folder = run / "stages" / stage
     transformers.set_seed(recipe.seed)
-    trainer = make_trainer(recipe, stage, run, collection)
+    args = stage_config(recipe, stage, run)
+    # A checkpoint of the models alone is for `load_best_model_at_end`; a stage cannot continue from it.
+    models_only = args.save_only_model
+    checkpoint = None if models_only else last_complete_checkpoint(folder)
+    if checkpoint:
+        keep_lists_of_step(args, read_run(Path(checkpoint))["run"]["global_batch"], stage)
+    trainer = make_trainer(recipe, stage, run, collection, args)
     if length.plan is not None or "max_epochs" in recipe.stages[stage]:
         say(f"{title}: {length.set(trainer, recipe.stages[stage], folder, stage)}")
-    # A checkpoint of the models alone is for `load_best_model_at_end`; a stage cannot continue from it.
-    models_only = trainer.args.save_only_model
-    checkpoint = None if models_only else last_complete_checkpoint(folder)
     PartialState().wait_for_everyone()  # all processes have looked
     if checkpoint is None and PartialState().is_main_process:
         for left in folder.glob("checkpoint-*"):  # of an attempt that is not continued
@@ -232,10 +237,20 @@ def train(
     }
 
 
-def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) -> JointTrainer:
+def keep_lists_of_step(args: JointConfig, lists: int, stage: str) -> None:
+    """Give each process its share of the lists of a step that the stage began with, if it had more or fewer of them."""
+    steps, processes = args.gradient_accumulation_steps, max(1, args.world_size)
+    if lists % (steps * processes):
+        raise RecipeError(
+            f"stage {stage}: it began with {lists} lists in a step, which {processes} processes cannot share evenly; "
+            "continue with another number of them"
+        )
+    args.per_device_train_batch_size = lists // (steps * processes)
+
+
+def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, args: Any) -> JointTrainer:
     """The stage's trainer, with the models it starts from."""
     body = recipe.stages[stage]
-    args = stage_config(recipe, stage, run)
     retriever = load_model(recipe, run, "retriever", body["retriever"])
     if body["trainer"] == "retriever":
         return RetrieverTrainer(retriever, args, collection)
