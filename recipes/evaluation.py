@@ -28,7 +28,7 @@ from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, pe
 from hf_ar2.recipes.encodings import record_row_encoding
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.questions import question_splits, question_texts
-from hf_ar2.recipes.recipe import Load, Recipe, row_config, say, source_name
+from hf_ar2.recipes.recipe import Load, Recipe, on_every_machine, row_config, say, source_name
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -98,11 +98,11 @@ def evaluate_rows(
             splits_now = [split for split in due[name] if (split == chosen_on) == first]
             if splits_now and name in measured:
                 evaluate_row(recipe, run, searched, name, splits_now, load, lexical)
-                state.wait_for_everyone()
+                on_every_machine(run)
         if first:
             if state.is_main_process:
                 choose_from_runs(recipe, run, choice)
-            state.wait_for_everyone()
+            on_every_machine(run)
             when_chosen()
     if not state.is_main_process:
         return {}

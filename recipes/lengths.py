@@ -49,7 +49,7 @@ class Length:
                 decided["settings"] |= {"eval_strategy": "no", "patience": None}
             if trainer.is_world_process_zero():
                 write_note(path, decided)
-            trainer.encoders.processes.barrier()
+            decided = trainer.encoders.processes.of_first(decided)
         _set_length(trainer, decided["settings"])
         return f"{decided['steps']:,} steps ({decided['why']})"
 

@@ -14,18 +14,18 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import read_json, write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
 from hf_ar2.recipes.choosing import people_asked
-from hf_ar2.recipes.recipe import Recipe, RecipeError, short_hash, stage_config
+from hf_ar2.recipes.recipe import PLAN, Recipe, RecipeError, on_every_machine, short_hash, stage_config
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.step_time import tokens_per_second, training_factor
 
-PLAN = "plan.json"
 # If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
 # takes the other share.
 WHOLE, PART = 0.1, 0.06
@@ -51,32 +51,38 @@ def plan_run(
     """
     path = run / PLAN
     stored = read_json(path, {})
+    if stored and stored["of"] != _identity(recipe):
+        raise RecipeError(
+            f"{path}: this run was planned for another recipe, collection or number of minutes. Choose another "
+            "--output_dir, or delete the folder to run it again"
+        )
     if stored:
-        if stored["of"] != _identity(recipe):
-            raise RecipeError(
-                f"{path}: this run was planned for another recipe, collection or number of minutes. Choose another "
-                "--output_dir, or delete the folder to run it again"
+        part = _part_of(recipe, collection, stored["part"])
+    else:
+        costs = measure_costs(recipe, run, collection, budget, retriever)
+        size = None if budget.seconds is None else part_size(costs, budget.seconds)
+        part = _part_of(recipe, collection, size)
+        if part is not collection:
+            costs = dataclasses.replace(
+                costs, passages=len(part.corpus), dev_queries=_dev_queries(recipe, part)
             )
-        plan = None
-        if stored["plan"] is not None:
-            evaluation = {**recipe.evaluation, "rows": stored["rows"]}
-            less = dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation)
-            plan = Plan(less, **stored["plan"])
-        return plan, Costs(**stored["costs"]), _part_of(recipe, collection, stored["part"])
-    costs = measure_costs(recipe, run, collection, budget, retriever)
-    size = None if budget.seconds is None else part_size(costs, budget.seconds)
-    part = _part_of(recipe, collection, size)
-    if part is not collection:
-        costs = dataclasses.replace(costs, passages=len(part.corpus), dev_queries=_dev_queries(recipe, part))
-    plan = None if budget.seconds is None else make_plan(recipe, budget.seconds - budget.spent, costs)
-    if PartialState().is_main_process:
-        content: dict[str, Any] = {"of": _identity(recipe), "costs": vars(costs), "part": size, "plan": None}
-        if plan is not None:
-            content |= {"stages": plan.recipe.stages, "rows": plan.recipe.rows}
-            content["plan"] = {name: getattr(plan, name) for name in ("dropped", "training", "overhead")}
-        write_note(path, content)
-    PartialState().wait_for_everyone()
-    return plan, costs, part
+        stored = {"of": _identity(recipe), "costs": vars(costs), "part": size, "plan": None}
+        if budget.seconds is not None:
+            plan = make_plan(recipe, budget.seconds - budget.spent, costs)
+            stored |= {"stages": plan.recipe.stages, "rows": plan.recipe.rows}
+            stored["plan"] = {name: getattr(plan, name) for name in ("dropped", "training", "overhead")}
+        stored = Processes.current(PartialState().device).of_first(stored)  # their clocks differ
+        if PartialState().is_main_process:
+            write_note(path, stored)
+        on_every_machine(run)
+    return _plan_of(recipe, stored), Costs(**stored["costs"]), part
+
+
+def _plan_of(recipe: Recipe, stored: dict[str, Any]) -> Plan | None:
+    if stored["plan"] is None:
+        return None
+    evaluation = {**recipe.evaluation, "rows": stored["rows"]}
+    return Plan(dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation), **stored["plan"])
 
 
 def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collection:

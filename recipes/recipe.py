@@ -14,7 +14,9 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from hf_ar2.augmentation import AugmentConfig
-from hf_ar2.cards.facts import source_changes, source_name
+from hf_ar2.cards.facts import CHOSEN, source_changes, source_name
+from hf_ar2.cards.guard import GUARD_FILE
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.models.merging import MergeConfig
 from hf_ar2.search.run_index import SEARCHED_INDEX, RunIndex
 from hf_ar2.settings.effects import OF_THE_MACHINE
@@ -41,6 +43,9 @@ RESERVED = ("output_dir", "index_dir")
 _ROW_ARGS = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_MACHINE)
 # Fields of a row that are settings of its configuration.
 _ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
+PLAN = "plan.json"
+# What processes read of a run, beside the indexes and tokens, which they share where they make them.
+_READ_AGAIN = ("stages", "evaluation", "runs", PLAN, CHOSEN, GUARD_FILE)
 
 
 # Loads the model of a role (`"retriever"` or `"ranker"`) and a source, as a stage or a row names it.
@@ -241,6 +246,11 @@ def lists_folder(run: Path, stage: str) -> Path:
 def encodings_folder(run: Path) -> Path:
     """Where the stages and rows of a run keep their indexes."""
     return run / "encodings"
+
+
+def on_every_machine(run: Path) -> None:
+    """Wait for all processes; then each machine has what the first process wrote of stages and evaluations."""
+    Processes.current(PartialState().device).share(run, *_READ_AGAIN)
 
 
 def say(text: str) -> None:

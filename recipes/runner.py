@@ -24,7 +24,7 @@ from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.collections.questions import query_sources
 from hf_ar2.files import check_files, files_in, read_json, write_json, write_note, write_text
 from hf_ar2.folders import remove_leftovers
-from hf_ar2.index.encodings import encoding_name
+from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.lock import locked
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
@@ -46,19 +46,29 @@ from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
 from hf_ar2.recipes.questions import with_recipe_questions
-from hf_ar2.recipes.recipe import Recipe, encodings_folder, lists_folder, say, source_name, stage_config
+from hf_ar2.recipes.recipe import (
+    Recipe,
+    RecipeError,
+    encodings_folder,
+    lists_folder,
+    on_every_machine,
+    say,
+    source_name,
+    stage_config,
+)
 from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.search.runs import model_fields, with_level_of
 from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.trainers import (
     AR2Trainer,
+    JointConfig,
     JointTrainer,
     LTReTrainer,
     RankerTrainer,
     RetrieverTrainer,
     RocketQAv2Trainer,
 )
-from hf_ar2.trainers.checkpoints import last_complete_checkpoint
+from hf_ar2.trainers.checkpoints import last_complete_checkpoint, read_run
 
 
 def run_recipe(recipe: Recipe) -> Path:
@@ -74,7 +84,7 @@ def run_recipe(recipe: Recipe) -> Path:
     with locked(run, budget.write) if state.is_main_process else nullcontext():
         if state.is_main_process:
             remove_leftovers(run)
-        state.wait_for_everyone()
+        on_every_machine(run)
         _run_stages(recipe, run, budget)
     return run
 
@@ -126,6 +136,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
             times += f"\n{more_time(original, budget.seconds, costs)}"
         finish(recipe, run, with_questions, time.time() - started, load, times)
     state.wait_for_everyone()
+    Encodings(encodings_folder(run)).keep_only([])  # those on the disks of other machines
 
 
 def run_stage(
@@ -137,8 +148,7 @@ def run_stage(
     done = folder / "done.json"
     if done.is_file():
         say(f"{title}: done before, {read_json(done, {})['seconds']:.0f} s")
-        if PartialState().is_main_process:
-            remove_index(folder)  # a kill may have come before it
+        remove_index(folder)  # a kill may have come before it
         return
     say(f"\n{title}")
     state = PartialState()
@@ -161,7 +171,8 @@ def run_stage(
     if state.is_main_process:
         write_note(done, {**report, "key": key, "seconds": spent.spent}, _results_of(folder))
         remove_index(folder)
-        forget_encodings(recipe, run)
+    on_every_machine(run)
+    forget_encodings(recipe, run)
     state.wait_for_everyone()
 
 
@@ -191,12 +202,15 @@ def train(
     """Train a stage's models and save them in its folder; returns what done.json records."""
     folder = run / "stages" / stage
     transformers.set_seed(recipe.seed)
-    trainer = make_trainer(recipe, stage, run, collection)
+    args = stage_config(recipe, stage, run)
+    # A checkpoint of the models alone is for `load_best_model_at_end`; a stage cannot continue from it.
+    models_only = args.save_only_model
+    checkpoint = None if models_only else last_complete_checkpoint(folder)
+    if checkpoint:
+        keep_lists_of_step(args, read_run(Path(checkpoint))["run"]["global_batch"], stage)
+    trainer = make_trainer(recipe, stage, run, collection, args)
     if length.plan is not None or "max_epochs" in recipe.stages[stage]:
         say(f"{title}: {length.set(trainer, recipe.stages[stage], folder, stage)}")
-    # A checkpoint of the models alone is for `load_best_model_at_end`; a stage cannot continue from it.
-    models_only = trainer.args.save_only_model
-    checkpoint = None if models_only else last_complete_checkpoint(folder)
     PartialState().wait_for_everyone()  # all processes have looked
     if checkpoint is None and PartialState().is_main_process:
         for left in folder.glob("checkpoint-*"):  # of an attempt that is not continued
@@ -223,10 +237,20 @@ def train(
     }
 
 
-def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection) -> JointTrainer:
+def keep_lists_of_step(args: JointConfig, lists: int, stage: str) -> None:
+    """Give each process its share of the lists of a step that the stage began with, if it had more or fewer of them."""
+    steps, processes = args.gradient_accumulation_steps, max(1, args.world_size)
+    if lists % (steps * processes):
+        raise RecipeError(
+            f"stage {stage}: it began with {lists} lists in a step, which {processes} processes cannot share evenly; "
+            "continue with another number of them"
+        )
+    args.per_device_train_batch_size = lists // (steps * processes)
+
+
+def make_trainer(recipe: Recipe, stage: str, run: Path, collection: Collection, args: Any) -> JointTrainer:
     """The stage's trainer, with the models it starts from."""
     body = recipe.stages[stage]
-    args = stage_config(recipe, stage, run)
     retriever = load_model(recipe, run, "retriever", body["retriever"])
     if body["trainer"] == "retriever":
         return RetrieverTrainer(retriever, args, collection)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from hf_ar2.files import read_json, write_json
 from hf_ar2.recipes import run as script
 from hf_ar2.recipes import runner
 from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.runner import run_recipe
 
 QUICK = {
@@ -273,6 +275,26 @@ def test_a_recipe_on_two_machines_measures_what_one_does(done):
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
     assert "hf-ar2 search" in printed[0] and "hf-ar2 search" not in printed[1]
     assert_equal_runs(two, done.parent / "run")
+
+
+@pytest.mark.slow
+def test_a_stage_continues_with_another_number_of_processes(done, capsys):
+    """With the lists of a step that it began with, and the same command but for the processes."""
+    run, options = done.parent / "fewer", ["--per_device_train_batch_size", "2", "--save_strategy", "steps"]
+    options += ["--save_steps", "1", "--output_dir", str(run)]
+    launch_two(script.__file__, done, *options)
+    folder = run / "stages" / "warm-up"
+    for written in (folder / "done.json", run / "evaluation", run / "runs", run / "metrics.json"):
+        shutil.rmtree(written) if written.is_dir() else written.unlink()
+    shutil.rmtree(folder / "checkpoint-2")
+    with pytest.raises(
+        RecipeError, match="began with 4 lists in a step, which 3 processes cannot share evenly"
+    ):
+        runner.keep_lists_of_step(SimpleNamespace(gradient_accumulation_steps=1, world_size=3), 4, "warm-up")
+    script.main([str(done), *options])
+    assert "continues from checkpoint-1" in capsys.readouterr().out
+    assert json.loads((run / "environment.json").read_text())["processes"] == 1
+    assert_equal_runs(run, done.parent / "run")
 
 
 def assert_equal_runs(two, one):

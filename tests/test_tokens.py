@@ -12,8 +12,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
+from two_processes import in_processes
 
 from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import TokenStore, tokenize, tokenizer_fingerprint
 
 WORDS = "deep nets rank passages for queries; rétrieval häs <mask> [SEP] words, UNKNOWN ones & 12 345".split()
@@ -105,6 +107,32 @@ def random_texts(seed: int, count: int = 200, longest: int = 30) -> list[str]:
 def make_store(texts, tokenizer, folder, max_tokens=1000, **options) -> TokenStore:
     options = {"text_fingerprint": str(hash(tuple(texts))), "show_progress": False} | options
     return tokenize(texts, tokenizer, folder, max_tokens=max_tokens, **options)
+
+
+def one_of_three(rank: int, folder: str) -> None:
+    texts, tokenizer, ranks = random_texts(0, count=50), bert_tokenizer(), Processes.current("cpu")
+    asked: list[int] = []
+
+    class Texts(list):
+        def __getitem__(self, rows):
+            asked.extend(range(*rows.indices(len(self))))
+            return super().__getitem__(rows)
+
+    options = {"processes": ranks, "text_fingerprint": "texts", "prompt": "find "}
+    place = Path(folder, f"disk-{min(rank, 1)}")  # the last two share one
+    store = make_store(Texts(texts), tokenizer, place, **options)
+    assert asked == list(range(*ranks.part_of(50).indices(50)))
+    alone = make_store(texts, tokenizer, Path(folder, f"alone-{rank}"), **options | {"processes": None})
+    assert np.array_equal(store.ids, alone.ids) and np.array_equal(store.offsets, alone.offsets)
+    ranks.barrier()
+    assert [path.name for path in place.iterdir()] == [alone.fingerprint]
+    again = make_store(Texts(texts), tokenizer, place, **options)
+    assert len(asked) in (16, 17) and np.array_equal(again.ids, alone.ids)
+
+
+@pytest.mark.slow
+def test_each_process_tokenises_its_share(tmp_path):
+    in_processes(3, one_of_three, tmp_path)
 
 
 def assert_equal_inputs(found: dict, expected: dict) -> None:

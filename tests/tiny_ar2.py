@@ -135,11 +135,17 @@ def main() -> None:
     parser.add_argument("--trainer", choices=TRAINERS, default="ar2")
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--kill_after", type=int)
+    parser.add_argument("--killed_rank", type=int, default=0)
+    parser.add_argument("--answers", action="store_true", help="give queries answers")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--passages", type=int, default=60)
     parser.add_argument("--no_dropout", action="store_true")
     parser.add_argument("--joined", action="store_true", help="train on two collections")
-    train(parser.parse_args())
+    parser.add_argument("--own_disks", action="store_true", help="a folder for each process, in the output")
+    options = parser.parse_args()
+    if options.own_disks:
+        options.output = own_disk(options.output)
+    train(options)
     sys.stdout.flush()
     sys.stderr.flush()
     leave()
@@ -152,16 +158,29 @@ def two_collections() -> Collection:
     )
 
 
+def own_disk(output: Path) -> Path:
+    """A folder that only this process knows, as the disk of its machine."""
+    return output / f"disk-{os.environ['RANK']}"
+
+
 def train(options: argparse.Namespace) -> None:
     """Train, and write what the first process ended with."""
-    single = with_passages(make_tiny_collection(), options.passages)
+    collection = (
+        two_collections() if options.joined else with_passages(make_tiny_collection(), options.passages)
+    )
+    if options.answers:
+        answers = [[text.split()[-2]] for text in collection.queries["text"]]
+        collection = dataclasses.replace(
+            collection, queries=collection.queries.add_column("answers", answers)
+        )
+    kills = options.kill_after and int(os.environ.get("RANK", 0)) == options.killed_rank
     trainer = make_trainer(
         options.trainer,
         options.models,
         options.output,
-        two_collections() if options.joined else single,
+        collection,
         dropout=not options.no_dropout,
-        callbacks=[KillAfter(options.kill_after)] if options.kill_after else None,
+        callbacks=[KillAfter(options.kill_after)] if kills else None,
         **options.settings,
     )
     trainer.train(resume_from_checkpoint=options.resume)

@@ -11,16 +11,17 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.encoding.batches import Encode, encode_rows, token_budget_batches
+from hf_ar2.encoding.processes import share_of
 from hf_ar2.files import writing
-from hf_ar2.index.corpus_index import new_array
+from hf_ar2.index.shards import new_array
 from hf_ar2.trainers.lists import with_stored_lists
 from hf_ar2.training_lists.pool import pool_statistics
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
 
-# In a checkpoint, the weights that are being encoded; next to the indexes, their embeddings so far.
-_SNAPSHOT, _EMBEDDINGS = "snapshot.pt", "snapshot.npy"
+# In a checkpoint, the weights that are being encoded; next to the indexes, each process's embeddings of them so far.
+_SNAPSHOT, _EMBEDDINGS = "snapshot.pt", "snapshot-{}.npy"
 # In `JointTrainer.round_state`, the step that the snapshot was taken at; absent while nothing is in flight.
 _TAKEN_AT = "snapshot_taken_at"
 
@@ -33,9 +34,9 @@ class Refresh:
     `max_staleness`, or a round if that is shorter. The first pool, and with K = 0 every pool, is made before the
     round's first step.
 
-    The batches are those of encoding the corpus at once, so the embeddings do not depend on K, the number of processes
-    or an interruption: a resumed run reads the copy from its checkpoint and encodes again what was encoded. Each
-    process encodes its own batches, and waits for the others only to build the index.
+    The batches are those of encoding the corpus at once, so the embeddings do not depend on K or an interruption: a
+    resumed run reads the copy from its checkpoint and encodes again what was encoded. Each process encodes its own rows
+    into a file of its own, and waits for the others only to build the index.
 
     Raises:
         ValueError: async mode where the retriever is not trained.
@@ -52,7 +53,8 @@ class Refresh:
         self._snapshot: SentenceTransformer | None = None
         self._embedder: Encode | None = None  # of the snapshot, for all its shares
         self._encoding = ""  # of the snapshot
-        self._batches: list[np.ndarray] = []  # of this process
+        self._batches: list[np.ndarray] = []  # of this process, as rows of the corpus
+        self._first = 0  # row of this process
         self._done = 0
         self._embeddings: np.memmap[Any, Any] | None = None
 
@@ -69,7 +71,9 @@ class Refresh:
 
     @property
     def _path(self) -> Path:
-        return self.trainer.retrieval.encodings.folder / _EMBEDDINGS
+        return self.trainer.retrieval.encodings.folder / _EMBEDDINGS.format(
+            self.trainer.encoders.processes.rank
+        )
 
     def begin_round(self) -> None:
         """Mine, or begin to, unless this round's pool is there already or in flight (a resumed run)."""
@@ -127,7 +131,7 @@ class Refresh:
         """Forget the snapshot and what was encoded of it."""
         self._snapshot, self._embedder, self._embeddings, self._batches = None, None, None, []
         self.trainer.round_state.pop(_TAKEN_AT, None)
-        if self.is_async and self.trainer.encoders.processes.is_first:
+        if self.is_async:
             self._path.unlink(missing_ok=True)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------
@@ -156,9 +160,10 @@ class Refresh:
         self._embedder = trainer.encoders.embedder(snapshot, "document")
         self._encoding = retrieval.encoding_of(snapshot)
         store = inputs.passage_store
-        lengths = inputs.passage_builder.single_lengths(store, np.arange(len(store)))
+        self._first, stop = share_of(processes.rank, processes.world_size, len(store))
+        lengths = inputs.passage_builder.single_lengths(store, np.arange(self._first, stop))
         batches = token_budget_batches(lengths, trainer.encoders.budget)
-        self._batches, self._done = batches[processes.rank :: processes.world_size], 0
+        self._batches, self._done = [self._first + batch for batch in batches], 0
 
     def _encode(self, upto: int) -> None:
         """Encode the batches of this process before `upto`, as far as they are not encoded yet."""
@@ -166,12 +171,11 @@ class Refresh:
         inputs, processes = trainer.retrieval.retriever_inputs, encoders.processes
         assert self._snapshot is not None and self._embedder is not None and inputs is not None
         if self._embeddings is None:
-            if processes.is_first:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._path.unlink(missing_ok=True)
-                shape = (len(inputs.passage_store), self._snapshot.get_embedding_dimension() or 0)
-                new_array(self._path, trainer.args.index_dtype, shape)
-            processes.barrier()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.unlink(missing_ok=True)
+            start, stop = share_of(processes.rank, processes.world_size, len(inputs.passage_store))
+            shape = (stop - start, self._snapshot.get_embedding_dimension() or 0)
+            new_array(self._path, trainer.args.index_dtype, shape)
             self._embeddings, self._done = np.load(self._path, mmap_mode="r+"), 0
         if upto > self._done:
             # Whole batches, longest first: `encode_rows` makes the same ones of them.
@@ -187,7 +191,7 @@ class Refresh:
                 device=encoders.device,
                 show_progress=False,
             )
-            self._embeddings[rows] = part
+            self._embeddings[rows - self._first] = part
             self._embeddings.flush()
             self._done = upto
 

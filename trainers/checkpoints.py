@@ -29,6 +29,7 @@ logger = logging.get_logger(__name__)
 
 # The last file of a checkpoint, with the checksums of all others, and the optimizer's, as transformers names it.
 _CHECKSUMS, OPTIMIZER = "checksums.json", "optimizer.pt"
+CHECKPOINTS = "checkpoint-*"
 _RUN, _VERSION = "run.json", 1
 _ADAPTERS = "adapters-{}.safetensors"
 
@@ -55,12 +56,16 @@ class Checkpoints:
         """
         if not resume_from_checkpoint:
             return None
+        # The first process's machine counts.
+        processes, folder = self.trainer.encoders.processes, self.trainer.output_folder
         if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(self.trainer.output_folder)
+            processes.share(folder, CHECKPOINTS)
+            found = last_complete_checkpoint(folder)
             if found is None:
                 raise ValueError(f"{self.trainer.args.output_dir}: no complete checkpoint to resume from")
         else:
             found = str(resume_from_checkpoint)
+            processes.share(Path(found).parent, Path(found).name)
         if not Path(found).is_dir():
             raise ValueError(f"{found}: there is no such checkpoint to resume from")
         if not Path(found, OPTIMIZER).is_file():
@@ -109,13 +114,23 @@ class Checkpoints:
             trainer.pool.save(folder / "pool")
             trainer.refreshing.save(folder)
 
+    def share_own_files(self, folder: Path) -> None:
+        """Give every machine the files that each process wrote for itself; all processes call this."""
+        processes = self.trainer.encoders.processes
+        for rank in range(processes.world_size):
+            processes.share(
+                folder, f"rng_state_{rank}.pth", self._window_file(folder, rank).name, source=rank
+            )
+        processes.barrier()
+
     def read_progress(self, folder: Path) -> None:
         """Read what `write_progress` wrote."""
         if (folder / "pool").is_dir():
             self.trainer.pool = CandidatePool.open(folder / "pool")
-        path = self._window_file(folder)
-        self._log_window = read_json(path) if path.is_file() else None
-        self.trainer.round_state = (self._log_window or {}).get("round_state", {})
+        # The run may have had fewer processes then; all have the same round state.
+        own, first = self._window_file(folder), self._window_file(folder, 0)
+        self._log_window = read_json(own) if own.is_file() else None
+        self.trainer.round_state = read_json(first).get("round_state", {}) if first.is_file() else {}
         self.trainer.refreshing.load(folder)
 
     def restore_log_window(self) -> None:
@@ -172,8 +187,8 @@ class Checkpoints:
             metric = str(trainer.args.metric_for_best_model).removeprefix("eval_").replace("_", " ")
             print(f"Kept the weights of step {state.best_global_step}: {metric} {state.best_metric:.3f}.")
 
-    def _window_file(self, folder: Path) -> Path:
-        return folder / f"log_window_{self.trainer.encoders.processes.rank}.json"
+    def _window_file(self, folder: Path, rank: int | None = None) -> Path:
+        return folder / f"log_window_{self.trainer.encoders.processes.rank if rank is None else rank}.json"
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:

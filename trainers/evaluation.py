@@ -159,19 +159,19 @@ class Evaluation:
         retrieval, args = self.retrieval, self.retrieval.args
         identity = f"{retrieval.collection.fingerprint}:{args.eval_split}:{args.eval_queries}:{limit}"
         path = retrieval.folder / _PASSAGES
-        if path.is_file():
-            kept = read_json(path)
-            if kept["of"] == identity:
-                return np.asarray(kept["rows"], np.int64)
+        processes = retrieval.encoders.processes
+        kept = processes.of_first(read_json(path) if processes.is_first and path.is_file() else None)
+        if kept is not None and kept["of"] == identity:
+            return np.asarray(kept["rows"], np.int64)
         _, found = retrieval.retrieve(self.judgments.query_rows, args.eval_depth, "Evaluation queries")
         positives = self.judgments.positives().passage_rows
         by_rank = np.concatenate([positives, found.T.reshape(-1)])
         by_rank = by_rank[by_rank >= 0]
         first = np.sort(np.unique(by_rank, return_index=True)[1])
         rows = np.sort(by_rank[first[: max(limit, len(np.unique(positives)))]])
-        if retrieval.encoders.processes.is_first:
+        if processes.is_first:
             write_note(path, {"of": identity, "rows": rows.tolist()})
-        retrieval.encoders.processes.barrier()
+        processes.barrier()
         return rows
 
 

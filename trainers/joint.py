@@ -25,7 +25,7 @@ from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of
 from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
 from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
-from hf_ar2.trainers.checkpoints import OPTIMIZER, Checkpoints, describe_run
+from hf_ar2.trainers.checkpoints import CHECKPOINTS, OPTIMIZER, Checkpoints, describe_run
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.evaluation import EvalRankings, Evaluation
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
@@ -394,6 +394,8 @@ class JointTrainer(Trainer):
         """As in `transformers.Trainer`: `retriever/` and `ranker/` in a folder; all processes call this."""
         self.gather_weights()
         super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.output_folder)
+        self.encoders.processes.share(folder, *self.whole.models, "query_encoder")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.gather_weights()
@@ -404,12 +406,12 @@ class JointTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 self.checkpoints.write_checksums(folder)
-        self.encoders.processes.barrier()  # no rank may read an incomplete one
+        self.encoders.processes.share(self.output_folder, CHECKPOINTS)  # no rank may read an incomplete one
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         # The first rank then notes the checksums of the files of all ranks.
-        self.encoders.processes.barrier()
+        self.checkpoints.share_own_files(Path(output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         moments = 2 * sum(w.numel() * w.element_size() for w in self.model.parameters() if w.requires_grad)

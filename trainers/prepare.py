@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_ar2.cards.hub import check_base_is_public
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.folders import complete_folder
 from hf_ar2.models.cpu_attention import use_fast_attention
 from hf_ar2.models.joint import JointModel
@@ -97,7 +98,7 @@ def _provide_base(trainer: JointTrainer, role: str, model: SentenceTransformer |
         remove_adapters(base, merge=False)
         with complete_folder(folder, replace=True) as new:
             base.save_pretrained(str(new), create_model_card=False)
-    trainer.accelerator.wait_for_everyone()
+    Processes.current(trainer.args.device).share(folder.parent, role)
     config.base_model_name_or_path = str(folder)
     difference = _difference(model)
     if difference is not None:

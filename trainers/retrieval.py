@@ -25,7 +25,7 @@ from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.index.search import NO_RANGES
 from hf_ar2.models.loading import default_temperature
 from hf_ar2.trainers.config import JointConfig
-from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positives, passage_text_keys
+from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positives, shared_text_keys
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +33,8 @@ logger = logging.get_logger(__name__)
 _SLACK = 8
 # Times the pool depth that is searched where a limit on scores may drop the head of a ranking.
 _DEEPER = 20
+# Queries whose answers are looked for at a time, and passages whose text is kept for the next ones: 1 GB of text.
+_ANSWERED, _KEPT_TEXTS = 1024, 500_000
 
 
 def encoders_of(args: JointConfig) -> Encoders:
@@ -83,12 +85,22 @@ class Retrieval:
         self.retriever_inputs: RetrieverInputs | None = None
         if retriever is not None:
             self.retriever_inputs = RetrieverInputs(
-                retriever, collection, cache, args, show_progress=encoders.progress
+                retriever,
+                collection,
+                cache,
+                args,
+                show_progress=encoders.progress,
+                processes=encoders.processes,
             )
         self.ranker_inputs: RankerInputs | None = None
         if ranker is not None:
             self.ranker_inputs = RankerInputs(
-                ranker, collection, cache, args, show_progress=encoders.progress
+                ranker,
+                collection,
+                cache,
+                args,
+                show_progress=encoders.progress,
+                processes=encoders.processes,
             )
         judgments = collection.judgments(args.train_split)
         self.train_judgments = judgments.positives()
@@ -146,11 +158,11 @@ class Retrieval:
             )
             if self.encoders.processes.world_size == 1 or self.whole_index:
                 self._index.attach(self.collection.corpus)
-            if self.encoders.processes.is_first:
-                if self.args.index_dir is None:
-                    self.encodings.keep_only([self._index.folder.name])
-                elif former is not None and former != self.start:
-                    self.encodings.remove(former)
+            # By all ranks: each machine may have a disk of its own.
+            if self.args.index_dir is None:
+                self.encodings.keep_only([self._index.folder.name])
+            elif former is not None and former != self.start:
+                self.encodings.remove(former)
         return self._index
 
     def _fingerprint(self, retriever: SentenceTransformer) -> str:
@@ -181,6 +193,7 @@ class Retrieval:
         folder = self.folder / "pool"
         fingerprint = f"{source}:{round_number}"
         hits = self._answer_hits(rows, judgments) if args.filter_answers else None
+        text_keys = self._duplicate_keys()
         if self.encoders.processes.is_first:
             build_pool(
                 scores,
@@ -189,7 +202,7 @@ class Retrieval:
                 depth=args.pool_depth,
                 positive_scores=positive_scores,
                 own_rows=own_rows,
-                text_keys=self._duplicate_keys(),
+                text_keys=text_keys,
                 answer_hits=hits,
                 range_min=args.range_min,
                 **limits,
@@ -197,7 +210,7 @@ class Retrieval:
                 round=round_number,
                 fingerprint=fingerprint,
             )
-        self.encoders.processes.barrier()
+        self.encoders.processes.share(self.folder, folder.name)
         return CandidatePool.open(folder, fingerprint)
 
     def _search_retriever(
@@ -278,16 +291,26 @@ class Retrieval:
         if not self.args.filter_duplicates:
             return None
         if self._text_keys is None:
-            self._text_keys = passage_text_keys(self.args.passage_texts(self.collection))
+            texts = self.args.lazy_passage_texts(self.collection)
+            self._text_keys = shared_text_keys(texts, self.encoders.processes)
         return self._text_keys
 
     def _answer_hits(self, rows: np.ndarray, judgments: Judgments) -> np.ndarray:
-        from hf_ar2.evaluation.answers import answer_hits
+        """Which passages `[Q, K]` contain an answer; each rank looks for those of its share of the queries."""
+        from hf_ar2.evaluation.answers import answer_hits, token_string
 
-        queries = self.collection.queries
+        queries, ranks = self.collection.queries, self.encoders.processes
         if "answers" not in queries.column_names:
             raise ValueError(
                 f"filter_answers=True, but the queries of {self.collection.name} have no answers"
             )
-        answers = queries.select(judgments.query_rows)["answers"]
-        return answer_hits(rows, list(answers), list(self.collection.corpus["text"]))
+        found, own, cache = np.zeros(rows.shape, np.uint8), ranks.part_of(len(rows)), dict[int, str]()
+        for start in range(own.start, own.stop, _ANSWERED):
+            block = slice(start, min(start + _ANSWERED, own.stop))
+            if len(cache) > _KEPT_TEXTS:
+                cache.clear()
+            new = [row for row in np.unique(rows[block]).tolist() if row >= 0 and row not in cache]
+            cache |= zip(new, map(token_string, self.collection.corpus[new]["text"]), strict=True)
+            answers = queries.select(judgments.query_rows[block])["answers"]
+            found[block] = answer_hits(rows[block], list(answers), (), cache)
+        return ranks.combine(found).astype(bool)

@@ -24,7 +24,7 @@ from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.augment import AugmentConfig
 from hf_ar2.settings.search import Settings
-from hf_ar2.training_lists.pool import passage_text_keys
+from hf_ar2.training_lists.pool import passage_text_keys, shared_text_keys
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, read_queries, save_training_lists
 
 
@@ -89,7 +89,8 @@ def augment(
     system = SearchSystem(retriever, ranker, collection, settings, work, index_folder, index_dir=index_dir)
     if batch_tokens is not None:
         system.encoders = replace(system.encoders, budget=batch_tokens)
-    text_keys, cache = passage_text_keys(args.passage_texts(collection)), work / "scores"
+    text_keys = shared_text_keys(args.lazy_passage_texts(collection), system.encoders.processes)
+    cache = work / "scores"
     found = {}
     if set(args.list_kinds) & {"undenoised", "denoised"}:
         found["labelled"] = labelled_candidates(system, args.train_split, args.depth, cache, text_keys)
@@ -127,7 +128,7 @@ def augment(
             listed = rows_of(arrow_column(unlabelled, "id"), arrow_column(lists, "query_id")) >= 0
             new_queries = unlabelled.select(np.flatnonzero(listed))
         save_training_lists(folder, lists, manifest, new_queries)
-    system.encoders.processes.barrier()
+    system.encoders.processes.share(folder, "*")
     return load_training_lists(folder)
 
 

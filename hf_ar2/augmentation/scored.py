@@ -121,7 +121,7 @@ def cached_block(
 
     The file is written completely or not at all. It holds its name and, as every .npz file, a checksum of each array.
     """
-    block = _read_block(path)
+    block = processes.of_first(_read_block(path) if processes.is_first else None)
     if block is None:
         block = compute()
         if processes.is_first:

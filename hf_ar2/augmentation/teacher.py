@@ -63,7 +63,7 @@ def score_lists(
         budget=args.batch_tokens or (65536 if device.type == "cuda" else 2048),
         show_progress=False,
     )
-    inputs = RankerInputs(ranker.eval(), collection, work / "cache", args)
+    inputs = RankerInputs(ranker.eval(), collection, work / "cache", args, processes=encoders.processes)
     scores = _scores(encoders, ranker, inputs, pool.query_rows, rows, work / "scores")
     if encoders.processes.is_first:
         real = rows >= 0
@@ -81,7 +81,7 @@ def score_lists(
             "bf16": encoders.bf16,
         }
         save_training_lists(folder, Dataset(pa.table(columns)), manifest, lists.queries)
-    encoders.processes.barrier()
+    encoders.processes.share(folder, "*")
     return load_training_lists(folder)
 
 

@@ -211,14 +211,19 @@ class Collection:
         )
         return plain.select(rows)
 
-    def passage_texts(self, separator: str = " ", template: str | None = None) -> list[str]:
+    def passage_texts(
+        self, separator: str = " ", template: str | None = None, rows: slice = slice(None)
+    ) -> list[str]:
         """One string per passage: title, separator and text; only the text if there is no title.
 
         Args:
             separator: between title and text.
             template: used instead, a text with `{title}` and `{text}`, such as `"title: {title} | text: {text}"`.
+            rows: of these passages.
         """
-        titles, texts = arrow_column(self.corpus, "title"), arrow_column(self.corpus, "text")
+        start, stop, _ = rows.indices(len(self.corpus))
+        columns = (arrow_column(self.corpus, name) for name in ("title", "text"))
+        titles, texts = (column.slice(start, max(0, stop - start)) for column in columns)
         if template is not None:
             pairs = zip(titles.to_pylist(), texts.to_pylist(), strict=True)
             return [template.format(title=title, text=text) for title, text in pairs]

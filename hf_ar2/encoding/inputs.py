@@ -22,6 +22,7 @@ from hf_ar2.encoding.input_lengths import (
     text_prompt,
 )
 from hf_ar2.encoding.messages import MessagePairs
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import tokenize
 from hf_ar2.models.prompts import retriever_prompt
 from hf_ar2.settings.text import TextConfig
@@ -39,6 +40,7 @@ class RetrieverInputs:
         texts: lengths and how passages are joined; None: the defaults. Prompts come on top of the lengths, and no
             length exceeds the retriever's own limit.
         show_progress: a bar while texts are tokenised.
+        processes: the ranks that share the work, all of which call this; None: this process alone.
 
     Attributes:
         max_query_length, max_passage_length: longest input in tokens, with prompt and special tokens.
@@ -66,6 +68,7 @@ class RetrieverInputs:
         texts: TextConfig | None = None,
         *,
         show_progress: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         texts = texts or TextConfig()
         tokenizer = retriever.tokenizer
@@ -87,9 +90,10 @@ class RetrieverInputs:
             text_fingerprint=collection.queries_fingerprint,
             description="Tokenising queries",
             show_progress=show_progress,
+            processes=processes,
         )
         self.passage_store = tokenize(
-            texts.passage_texts(collection),
+            texts.lazy_passage_texts(collection),
             tokenizer,
             cache_dir,
             max_tokens=self.max_passage_length,
@@ -97,6 +101,7 @@ class RetrieverInputs:
             text_fingerprint=f"{collection.corpus_fingerprint}:{texts.passage_format}",
             description="Tokenising passages",
             show_progress=show_progress,
+            processes=processes,
         )
 
     def queries(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -129,6 +134,7 @@ class RankerInputs:
             without special tokens, before it is paired. Of a pair longer than `max_pair_length` or the ranker's own
             limit, the longer part is truncated ("longest_first"). Prompt and chat template come on top of both lengths.
             A ranker with a chat template reads texts, which are tokenised for every batch, and truncates their end.
+        show_progress, processes: as in `RetrieverInputs`.
 
     Attributes:
         max_pair_length: longest input in tokens, with prompt, template and special tokens.
@@ -156,6 +162,7 @@ class RankerInputs:
         texts: TextConfig | None = None,
         *,
         show_progress: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         texts = texts or TextConfig()
         self.max_pair_length = pair_length(ranker, texts)
@@ -173,9 +180,10 @@ class RankerInputs:
             text_fingerprint=collection.queries_fingerprint,
             description="Tokenising queries",
             show_progress=show_progress,
+            processes=processes,
         )
         self.passage_store = tokenize(
-            texts.passage_texts(collection),
+            texts.lazy_passage_texts(collection),
             ranker.tokenizer,
             cache_dir,
             # Enough to know whether the passage is longer than the query: the longer one is truncated.
@@ -183,6 +191,7 @@ class RankerInputs:
             text_fingerprint=f"{collection.corpus_fingerprint}:{texts.passage_format}",
             description="Tokenising passages",
             show_progress=show_progress,
+            processes=processes,
         )
 
     def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from hf_ar2.encoding.nodes import copy_to_all
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this is rank 0, the one that writes files."""
         return self.rank == 0
+
+    def part_of(self, total: int) -> slice:
+        """This rank's share of so many rows, see `share_of`."""
+        return slice(*share_of(self.rank, self.world_size, total))
 
     def barrier(self) -> None:
         """Wait for all ranks; the time-out of gloo names those that are missing."""
@@ -55,6 +62,33 @@ class Processes:
             dist.all_gather_object(values, value)
         return values
 
+    def of_first(self, value: Any) -> Any:
+        """The value of rank 0, which may be the only one that has it; pickled, so it should be small."""
+        if self.world_size == 1:
+            return value
+        values = [value if self.is_first else None]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def share(self, folder: Path, *names: str, source: int = 0) -> None:
+        """Wait for all ranks; then files and folders that one rank wrote are the same on every machine.
+
+        Where all ranks see one folder, that is all. Else the rank's machine sends what another one lacks, in blocks of
+        64 MiB, compares checksums, and removes there what it does not have itself. Hidden files stay as they are.
+
+        Args:
+            folder: need not have the same path on all ranks.
+            names: in the folder; patterns as of a shell, such as `"checkpoint-*"`.
+            source: the rank that wrote them.
+
+        Raises:
+            OSError: on every rank, if one cannot write; or if `source` has nothing of these names, and another machine
+                has.
+        """
+        if self.world_size > 1:
+            self.barrier()
+            copy_to_all(self, folder, names, source)
+
     def gather_arrays(self, array: np.ndarray) -> list[np.ndarray]:
         """The arrays of all ranks, by rank; all have one shape and dtype."""
         if self.world_size == 1:
@@ -63,6 +97,16 @@ class Processes:
         gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(gathered, tensor)
         return [part.cpu().numpy() for part in gathered]
+
+
+def share_of(rank: int, world_size: int, total: int) -> tuple[int, int]:
+    """The rows from which and before which a process works: all about the same number.
+
+    Example:
+        >>> [share_of(rank, 3, 10) for rank in range(3)]
+        [(0, 3), (3, 6), (6, 10)]
+    """
+    return total * rank // world_size, total * (rank + 1) // world_size
 
 
 def end_processes() -> None:

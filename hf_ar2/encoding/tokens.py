@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from transformers.utils import logging
 
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.files import DamagedFile, check_files, read_json, write_note, writing
 from hf_ar2.folders import complete_folder
 from hf_ar2.progress import progress_bar
@@ -165,6 +169,7 @@ def tokenize(
     prompt: str = "",
     description: str = "Tokenising",
     show_progress: bool = True,
+    processes: Processes | None = None,
 ) -> TokenStore:
     """Tokenise texts once; a second call with the same texts and tokenizer opens the stored ids.
 
@@ -177,6 +182,8 @@ def tokenize(
         text_fingerprint: identifies `texts`; other texts need another one.
         prompt: prepended to every text.
         description, show_progress: the label of the progress bar, and whether to show it.
+        processes: the ranks of a run, all of which call this: each tokenises its share of the texts. None: this process
+            tokenises all.
 
     Raises:
         ValueError: max_tokens below 1, or a cached store of another length.
@@ -186,18 +193,12 @@ def tokenize(
         raise ValueError(f"max_tokens must be at least 1, found {max_tokens}")
     fingerprint = _hash([_FORMAT, tokenizer_fingerprint(tokenizer), prompt, max_tokens, text_fingerprint])
     folder = Path(cache_dir) / fingerprint
-    try:
-        whole = folder.exists() and TokenStore.open(folder) is not None
-    except (FileNotFoundError, DamagedFile) as error:
-        logger.warning(f"{error} This is done now.")
-        shutil.rmtree(folder, ignore_errors=True)
-        whole = False
-    if not whole:
-        with complete_folder(folder) as temporary:
-            _write_store(
-                temporary, texts, tokenizer, max_tokens, prompt, fingerprint, description, show_progress
-            )
-    store = TokenStore.open(folder, fingerprint)
+    ranks = processes or Processes(0, 1, torch.device("cpu"))
+    if not ranks.of_first(ranks.is_first and _is_whole(folder)):
+        meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
+        _write_store(folder, texts, tokenizer, meta, ranks, description, show_progress)
+    ranks.share(folder.parent, folder.name)
+    store = TokenStore.open(folder, fingerprint, verify=False)
     if len(store) != len(texts):
         raise ValueError(
             f"the token store in {folder} holds {len(store)} texts, but {len(texts)} were given with the same "
@@ -206,37 +207,92 @@ def tokenize(
     return store
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether there is a store; a damaged one is deleted."""
+    try:
+        return folder.exists() and TokenStore.open(folder) is not None
+    except (FileNotFoundError, DamagedFile) as error:
+        logger.warning(f"{error} This is done now.")
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+
 def _write_store(
     folder: Path,
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    prompt: str,
-    fingerprint: str,
+    meta: dict[str, Any],
+    ranks: Processes,
     description: str,
     show_progress: bool,
 ) -> None:
-    offsets = np.zeros(len(texts) + 1, np.int64)
+    """Tokenise, each rank its share into files of its own, which the first one joins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of this call alone: another run may tokenise the same texts at the same time.
+    name = ranks.of_first(f".{folder.name}-{secrets.token_hex(4)}.partial")
+    parts, rows = folder.parent / name, ranks.part_of(len(texts))
+    try:
+        with writing(folder):
+            parts.mkdir(exist_ok=True)
+            part = _part(parts, ranks.rank)
+            _tokenize_part(part, texts, rows, tokenizer, meta, description, show_progress)
+        for rank in range(ranks.world_size):
+            ranks.share(parts, *(path.name for path in _part(parts, rank)), source=rank)
+        if ranks.is_first:
+            with writing(folder), complete_folder(folder) as temporary:
+                _join(temporary, [_part(parts, rank) for rank in range(ranks.world_size)], meta)
+        ranks.barrier()
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _part(folder: Path, rank: int) -> tuple[Path, Path]:
+    return folder / f"{rank}-ids.bin", folder / f"{rank}-lengths.bin"
+
+
+def _tokenize_part(
+    part: tuple[Path, Path],
+    texts: Sequence[str],
+    rows: slice,
+    tokenizer: PreTrainedTokenizerBase,
+    meta: dict[str, Any],
+    description: str,
+    show_progress: bool,
+) -> None:
+    """Write the ids of some texts, int32, and their numbers, int64."""
+    lengths = np.zeros(rows.stop - rows.start, np.int64)
     with (
-        writing(folder.parent / fingerprint),
-        _encoder(tokenizer, max_tokens) as encode,
-        open(folder / "ids.bin", "wb") as file,
-        progress_bar(total=len(texts), description=description, unit="texts", show=show_progress) as progress,
+        _encoder(tokenizer, meta["max_tokens"]) as encode,
+        open(part[0], "wb") as file,
+        progress_bar(
+            total=len(lengths), description=description, unit="texts", show=show_progress
+        ) as progress,
     ):
-        for start in range(0, len(texts), _TEXTS_PER_BATCH):
-            batch = list(texts[start : start + _TEXTS_PER_BATCH])
-            if prompt:
-                batch = [prompt + text for text in batch]
+        for start in range(rows.start, rows.stop, _TEXTS_PER_BATCH):
+            stop = min(start + _TEXTS_PER_BATCH, rows.stop)
+            batch = list(texts[start:stop])
+            if meta["prompt"]:
+                batch = [meta["prompt"] + text for text in batch]
             encoded = encode(batch)
-            offsets[start + 1 : start + 1 + len(batch)] = np.fromiter(map(len, encoded), np.int64)
+            lengths[start - rows.start : stop - rows.start] = np.fromiter(map(len, encoded), np.int64)
             # Not `tofile`, which does not say when the end is not written.
             file.write(np.fromiter(chain.from_iterable(encoded), np.int32).data)
             progress.update(len(batch))
-        np.cumsum(offsets, out=offsets)
-        (folder / "offsets.bin").write_bytes(offsets.data)
-    meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
-    meta |= {"texts": len(texts), "tokens": int(offsets[-1])}
-    write_note(folder / "meta.json", meta, [folder / "ids.bin", folder / "offsets.bin"])
+    part[1].write_bytes(lengths.data)
+
+
+def _join(folder: Path, parts: list[tuple[Path, Path]], meta: dict[str, Any]) -> None:
+    """Write the store of all parts; the first one's ids are moved, the others' are appended."""
+    ids, offsets = folder / "ids.bin", folder / "offsets.bin"
+    lengths = np.concatenate([np.fromfile(lengths, np.int64) for _, lengths in parts])
+    os.replace(parts[0][0], ids)
+    with open(ids, "ab") as file:
+        for path, _ in parts[1:]:
+            with open(path, "rb") as part:
+                shutil.copyfileobj(part, file, 1 << 24)
+    offsets.write_bytes(np.append(0, np.cumsum(lengths)).astype(np.int64).data)
+    meta = meta | {"texts": len(lengths), "tokens": int(lengths.sum())}
+    write_note(folder / "meta.json", meta, [ids, offsets])
 
 
 @contextmanager

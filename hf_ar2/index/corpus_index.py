@@ -13,6 +13,7 @@ import torch
 
 from hf_ar2.encoding.batches import Encode
 from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.processes import share_of
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import check_space, write_json, writing
 from hf_ar2.index.faiss_build import (
@@ -47,7 +48,7 @@ from hf_ar2.index.search import (
     query_matrix,
     uses_torch,
 )
-from hf_ar2.index.shards import Shards, encode_shards, new_array, share_of
+from hf_ar2.index.shards import Shards, all_shards, describe_shard, encode_shard, new_array
 
 if TYPE_CHECKING:
     import datasets
@@ -141,6 +142,7 @@ class CorpusIndex:
         rank: int = 0,
         world_size: int = 1,
         gather: Callable[[Any], list[Any]] = lambda value: [value],
+        share: Callable[..., None] = lambda folder, *names, source=0: None,
         whole: bool = False,
         on_encoded: Callable[[float], None] = lambda seconds: None,
         encoded: Path | None = None,
@@ -149,8 +151,9 @@ class CorpusIndex:
         """Encode the corpus and index it, or open an index with the same fingerprint, factory and dtype.
 
         With several processes every rank calls this with the same arguments, `rank` apart. Each encodes its share of
-        the rows into its own file, which all must see (one machine, or a shared file system). Rank 0 builds the FAISS
-        index, where there is one, and writes `meta.json` with what the ranks report of their files.
+        the rows into its own file, which is copied to machines that do not see it. Rank 0 builds the FAISS index, where
+        there is one, and writes `meta.json` with what the ranks report of their files. An existing index is one that
+        rank 0 finds.
 
         Args:
             encode, builder, budget, show_progress: as in `encode_rows`.
@@ -166,11 +169,12 @@ class CorpusIndex:
             seed: of the training sample.
             rank, world_size, gather: this process, the number of processes, and a function from this process's value
                 to those of all, by rank.
+            share: called as `Processes.share`, to copy files to other machines; the default is for one machine.
             whole: write a FAISS file over all rows in any case. One process always does, and a factory other than
                 "Flat" needs it.
             on_encoded: called on rank 0 with the seconds that encoding took, if the corpus had to be encoded.
-            encoded: a .npy file with the embeddings [N, d] of this dtype, complete, on the same disk as the folder. It
-                is moved there, and nothing is encoded.
+            encoded: a .npy file with the embeddings of this dtype of the rank's rows (see `share_of`), complete, on the
+                same disk as the folder. It is moved there, and nothing is encoded.
 
         Raises:
             ValueError: an unknown factory or dtype, an empty corpus, too few passages to train the index, embeddings
@@ -185,41 +189,50 @@ class CorpusIndex:
             raise ValueError("the corpus is empty: there is nothing to index")
         folder = Path(folder)
         whole = whole or world_size == 1 or factory != "Flat"
+        found = None
         if rank == 0:
             forget_damaged(folder)
-        gather(None)
-        found = complete_meta(folder, wanted)
-        if found is not None and found["factory"] == factory and ("index" in found["files"] or not whole):
-            return cls.open(folder, fingerprint, device, search_parameters, verify=False)
+            found = complete_meta(folder, wanted)
+        found = gather(found)[0]
+        if found is not None:
+            share(folder, "meta.json", *found["files"].values())
+            if found["factory"] == factory and ("index" in found["files"] or not whole):
+                return cls.open(folder, fingerprint, device, search_parameters, verify=False)
         check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         gather(None)  # every rank must read the folder before one changes it
-        if rank == 0 and (found is None or encoded is not None):
-            folder.mkdir(parents=True, exist_ok=True)
-            size = 0 if encoded is not None else np.dtype(dtype).itemsize * len(store) * dim
-            check_space(folder, size + (faiss_bytes(empty, len(store)) if whole else 0))
+        start, stop = share_of(rank, world_size, len(store))
         if encoded is not None:
-            found = {"files": {"embeddings": file_name(wanted, 0)}, "rows": [[0, len(store)]]}
-            if rank == 0:
-                os.replace(encoded, folder / found["files"]["embeddings"])
-        elif found is None:
+            found = None
+        if found is None or rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            size = (
+                0 if found is not None or encoded is not None else np.dtype(dtype).itemsize * len(store) * dim
+            )
+            check_space(folder, size + (faiss_bytes(empty, len(store)) if whole and rank == 0 else 0))
+        if found is None:
             gather(None)
             started = time.perf_counter()
-            found = encode_shards(
-                folder,
-                wanted,
-                encode,
-                builder,
-                store,
-                rank,
-                world_size,
-                gather,
-                budget=budget,
-                device=device,
-                description="Encoding the corpus",
-                show_progress=show_progress and rank == 0,
-            )
-            if rank == 0:
+            if encoded is not None:
+                path = folder / file_name(wanted, rank, world_size)
+                os.replace(encoded, path)
+                shard = describe_shard(path, (start, stop))
+            else:
+                shard = encode_shard(
+                    folder,
+                    wanted,
+                    encode,
+                    builder,
+                    store,
+                    rank,
+                    world_size,
+                    budget=budget,
+                    device=device,
+                    description="Encoding the corpus",
+                    show_progress=show_progress and rank == 0,
+                )
+            found = all_shards(folder, shard, gather, share)
+            if rank == 0 and encoded is None:
                 on_encoded(time.perf_counter() - started)
         if rank == 0:
             files = {kind: found["files"][kind] for kind in shard_kinds(found)}
@@ -233,6 +246,7 @@ class CorpusIndex:
             remove_old_files(folder, old, files)
         del empty  # frees the memory: the index is mapped from disk below
         gather(None)
+        share(folder, "meta.json", "embeddings-*.npy", "index-*.faiss")
         return cls.open(folder, fingerprint, device, verify=False)
 
     @classmethod

@@ -164,6 +164,7 @@ class Encoders:
                 rank=self.processes.rank,
                 world_size=self.processes.world_size,
                 gather=self.processes.gather,
+                share=self.processes.share,
                 show_progress=self.progress,
                 **options,
             )

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_ar2.encoding.batches import Encode, encode_rows, word_sums
 from hf_ar2.encoding.input_builder import InputBuilder
+from hf_ar2.encoding.processes import share_of
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import allocate, checksum, writing
 from hf_ar2.index.meta import check_sizes, described, file_name
@@ -53,16 +54,6 @@ class Shards:
         return Shards([part[max(start - first, 0) : max(stop - first, 0)] for first, part in pairs])
 
 
-def share_of(rank: int, world_size: int, total: int) -> tuple[int, int]:
-    """The rows from which and before which a process encodes and searches: all about the same number.
-
-    Example:
-        >>> [share_of(rank, 3, 10) for rank in range(3)]
-        [(0, 3), (3, 6), (6, 10)]
-    """
-    return total * rank // world_size, total * (rank + 1) // world_size
-
-
 def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
     """Write a .npy file of zeros to fill through a memory map; its space on the disk is reserved.
 
@@ -78,7 +69,7 @@ def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
         raise
 
 
-def encode_shards(
+def encode_shard(
     folder: Path,
     meta: dict[str, Any],
     encode: Encode,
@@ -86,21 +77,16 @@ def encode_shards(
     store: TokenStore,
     rank: int,
     world_size: int,
-    gather: Callable[[Any], list[Any]],
     **options: Any,
 ) -> dict[str, Any]:
-    """Encode a corpus on all processes, each its share of the rows into a file of its own.
+    """Encode this process's share of the rows of a corpus into a file of its own.
 
     Args:
-        meta: names the files, see `file_name`; it has `dtype` and `dim`.
-        gather: from a value of this process to those of all, by rank.
+        meta: names the file, see `file_name`; it has `dtype` and `dim`.
         options: of `encode_rows`.
 
     Returns:
-        What `meta.json` says of the files of all processes, see `described`.
-
-    Raises:
-        OSError: the file system lost rows, or this process cannot see a file of another.
+        What `all_shards` reads of the file.
     """
     name, (start, stop) = file_name(meta, rank, world_size), share_of(rank, world_size, len(store))
     path = folder / name
@@ -114,8 +100,33 @@ def encode_shards(
     for first in range(0, len(written), _ROWS_PER_BLOCK):
         block = slice(first, first + _ROWS_PER_BLOCK)
         missing += (start + first + np.flatnonzero(word_sums(written[block]) != sums[block])).tolist()
-    shard: dict[str, Any] = {"name": name, "rows": (start, stop), "missing": missing}
-    shard |= {"bytes": path.stat().st_size, "checksum": checksum(path)}
-    found = described(folder, gather(shard))
-    check_sizes(folder, found)  # of all files, on every rank: each must see them
+    return describe_shard(path, (start, stop), missing)
+
+
+def describe_shard(path: Path, rows: tuple[int, int], missing: Sequence[int] = ()) -> dict[str, Any]:
+    """A file with the embeddings of these rows, of which some did not arrive."""
+    size = path.stat().st_size
+    return {"name": path.name, "rows": rows, "missing": missing, "bytes": size, "checksum": checksum(path)}
+
+
+def all_shards(
+    folder: Path,
+    shard: dict[str, Any],
+    gather: Callable[[Any], list[Any]],
+    share: Callable[..., None],
+) -> dict[str, Any]:
+    """What `meta.json` says of the files of all processes, see `described`, once each process sees all of them.
+
+    Args:
+        shard: this process's, as described.
+        gather, share: as in `CorpusIndex.build`.
+
+    Raises:
+        OSError: the file system lost rows.
+    """
+    shards = gather(shard)
+    found = described(folder, shards)
+    for rank, other in enumerate(shards):
+        share(folder, other["name"], source=rank)
+    check_sizes(folder, found)
     return found

@@ -119,13 +119,15 @@ class SearchSystem:
     @cached_property
     def retriever_inputs(self) -> RetrieverInputs:
         """Queries and passages as the retriever reads them."""
-        return RetrieverInputs(self.retriever, self.collection, self.work_folder / "cache", self.settings)
+        cache, ranks = self.work_folder / "cache", self.encoders.processes
+        return RetrieverInputs(self.retriever, self.collection, cache, self.settings, processes=ranks)
 
     @cached_property
     def ranker_inputs(self) -> RankerInputs:
         """Pairs as the ranker reads them."""
         assert self.ranker is not None
-        return RankerInputs(self.ranker, self.collection, self.work_folder / "cache", self.settings)
+        cache, ranks = self.work_folder / "cache", self.encoders.processes
+        return RankerInputs(self.ranker, self.collection, cache, self.settings, processes=ranks)
 
     @property
     def fingerprint(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_ar2.settings.fields import Documented, setting
 
@@ -63,6 +64,10 @@ class TextConfig(Documented):
     def passage_texts(self, collection: Collection) -> list[str]:
         """One string per passage, as models read it."""
         return collection.passage_texts(self.title_separator, self.passage_template)
+
+    def lazy_passage_texts(self, collection: Collection) -> Sequence[str]:
+        """As `passage_texts`, made when they are asked for, in slices."""
+        return _PassageTexts(self, collection)
 
     def passage_text(self, title: str, text: str) -> str:
         """As `passage_texts`, of one passage."""
@@ -143,3 +148,17 @@ class StorageConfig(Documented):
 def names_of(config: type) -> tuple[str, ...]:
     """The names of a dataclass's fields."""
     return tuple(field.name for field in fields(config))
+
+
+class _PassageTexts(Sequence[str]):
+    def __init__(self, config: TextConfig, collection: Collection) -> None:
+        self.config = config
+        self.collection = collection
+
+    def __len__(self) -> int:
+        return len(self.collection.corpus)
+
+    def __getitem__(self, rows: Any) -> Any:
+        if not isinstance(rows, slice):
+            return self[rows : rows + 1][0]
+        return self.collection.passage_texts(self.config.title_separator, self.config.passage_template, rows)

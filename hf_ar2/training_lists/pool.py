@@ -20,6 +20,7 @@ from hf_ar2.training_lists.filters import drop_known, scored_too_high, text_grou
 
 if TYPE_CHECKING:
     from hf_ar2.collections.judgments import Judgments
+    from hf_ar2.encoding.processes import Processes
 
 _ARRAYS = {
     "query_rows": np.dtype(np.int64),
@@ -29,6 +30,7 @@ _ARRAYS = {
     "positive_scores": np.dtype(np.float32),
 }
 _FORMAT = 1
+_TEXTS_PER_BLOCK = 65_536
 
 
 @dataclass(eq=False)
@@ -282,6 +284,15 @@ def passage_text_keys(texts: Iterable[str]) -> np.ndarray:
     plain = (" ".join(text.casefold().split()).encode("utf-8", "surrogatepass") for text in texts)
     digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in plain)
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
+
+
+def shared_text_keys(texts: Sequence[str], ranks: Processes) -> np.ndarray:
+    """As `passage_text_keys`, on every rank; each hashes its share of the texts."""
+    keys, own = np.zeros(len(texts), np.int64), ranks.part_of(len(texts))
+    for start in range(own.start, own.stop, _TEXTS_PER_BLOCK):
+        block = slice(start, min(start + _TEXTS_PER_BLOCK, own.stop))
+        keys[block] = passage_text_keys(texts[block])
+    return ranks.combine(keys)
 
 
 def pool_statistics(pool: CandidatePool) -> dict[str, float]:
