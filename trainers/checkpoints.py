@@ -114,8 +114,15 @@ class Checkpoints:
             trainer.pool.save(folder / "pool")
             trainer.refreshing.save(folder)
 
+    def share_models(self, folder: Path) -> None:
+        """Give every machine the models that the first process saved; all processes call this."""
+        self.trainer.encoders.processes.share(folder, *self.trainer.whole.models, "query_encoder")
+
     def share_own_files(self, folder: Path) -> None:
-        """Give every machine the files that each process wrote for itself; all processes call this."""
+        """Give every machine the files that each process wrote for itself, before the first one notes their checksums.
+
+        All processes call this.
+        """
         processes = self.trainer.encoders.processes
         for rank in range(processes.world_size):
             processes.share(

@@ -394,8 +394,7 @@ class JointTrainer(Trainer):
         """As in `transformers.Trainer`: `retriever/` and `ranker/` in a folder; all processes call this."""
         self.gather_weights()
         super().save_model(output_dir, _internal_call)
-        folder = Path(output_dir or self.output_folder)
-        self.encoders.processes.share(folder, *self.whole.models, "query_encoder")
+        self.checkpoints.share_models(Path(output_dir or self.output_folder))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.gather_weights()
@@ -410,7 +409,6 @@ class JointTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The first rank then notes the checksums of the files of all ranks.
         self.checkpoints.share_own_files(Path(output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

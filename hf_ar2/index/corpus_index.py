@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from hf_ar2.encoding.batches import Encode
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.processes import share_of
 from hf_ar2.encoding.tokens import TokenStore
-from hf_ar2.files import check_space, write_json, writing
+from hf_ar2.files import check_space, write_json
+from hf_ar2.index.attach import attach
 from hf_ar2.index.faiss_build import (
     faiss_bytes,
     fill_faiss_index,
@@ -48,12 +49,7 @@ from hf_ar2.index.search import (
     query_matrix,
     uses_torch,
 )
-from hf_ar2.index.shards import Shards, all_shards, describe_shard, encode_shard, new_array
-
-if TYPE_CHECKING:
-    import datasets
-
-_ROWS_PER_BLOCK = 65_536
+from hf_ar2.index.shards import Shards, all_shards, copy_array, describe_shard, encode_shard
 
 
 class CorpusIndex:
@@ -201,22 +197,21 @@ class CorpusIndex:
         check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
         gather(None)  # every rank must read the folder before one changes it
-        start, stop = share_of(rank, world_size, len(store))
         if encoded is not None:
             found = None
         if found is None or rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            size = (
-                0 if found is not None or encoded is not None else np.dtype(dtype).itemsize * len(store) * dim
-            )
-            check_space(folder, size + (faiss_bytes(empty, len(store)) if whole and rank == 0 else 0))
+            size = faiss_bytes(empty, len(store)) if whole and rank == 0 else 0
+            if found is None and encoded is None:
+                size += np.dtype(dtype).itemsize * len(store) * dim
+            check_space(folder, size)
         if found is None:
             gather(None)
             started = time.perf_counter()
             if encoded is not None:
                 path = folder / file_name(wanted, rank, world_size)
                 os.replace(encoded, path)
-                shard = describe_shard(path, (start, stop))
+                shard = describe_shard(path, share_of(rank, world_size, len(store)))
             else:
                 shard = encode_shard(
                     folder,
@@ -367,36 +362,7 @@ class CorpusIndex:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def attach(self, corpus: datasets.Dataset, name: str = "embeddings") -> datasets.Dataset:
-        """Make `corpus.search_batch(name, ...)`, `get_nearest_examples_batch`, `save_faiss_index` work on this index.
-
-        Nothing is copied: the dataset, which is returned, refers to `faiss_index`. An index of this name is replaced.
-        Attach last: `select`, `filter` and `shuffle` fail on a dataset with an index, `map` drops it, and
-        `remove_columns` or `with_format` copy it.
-
-        Raises:
-            ValueError: the corpus has another number of passages.
-        """
-        from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-        if len(corpus) != self.ntotal:
-            raise ValueError(
-                f"the index holds {self.ntotal} passages, but the corpus to attach it to has {len(corpus)}: "
-                "it was built from another corpus"
-            )
-        if name in corpus.list_indexes():
-            corpus.drop_index(name)
-        shown = not are_progress_bars_disabled()
-        disable_progress_bars()  # of adding no vectors
-        try:
-            # An empty array: the vectors are in the index already, and datasets would add them again.
-            corpus.add_faiss_index_from_external_arrays(
-                np.empty((0, self.dim), np.float32), name, custom_index=self.faiss_index
-            )
-        finally:
-            if shown:
-                enable_progress_bars()
-        return corpus
+    attach = attach
 
     def save(self, folder: str | Path) -> None:
         """Copy the index to another folder, as embeddings.npy, index.faiss and meta.json; `open` reads it.
@@ -413,14 +379,7 @@ class CorpusIndex:
         (folder / "meta.json").unlink(missing_ok=True)  # until the copy is complete
         # From the open maps: a rebuild may have removed their files.
         check_space(folder, self.embeddings.nbytes + faiss_bytes(self.faiss_index, self.ntotal))
-        temporary = folder / f"{names['embeddings']}.tmp"
-        with writing(temporary, self.embeddings.nbytes):
-            new_array(temporary, self.embeddings.dtype.name, self.embeddings.shape)
-            copy = np.load(temporary, mmap_mode="r+")
-            for start in range(0, self.ntotal, _ROWS_PER_BLOCK):
-                copy[start : start + _ROWS_PER_BLOCK] = self.embeddings[start : start + _ROWS_PER_BLOCK]
-            copy.flush()
-        os.replace(temporary, folder / names["embeddings"])
+        copy_array(self.embeddings, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])
         write_meta(folder, self.meta | {"files": names, "rows": [[0, self.ntotal]]})
         remove_old_files(folder, old, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,22 @@ def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
+
+
+def copy_array(array: np.ndarray | Shards, path: Path) -> None:
+    """Write an array `[N, d]` as a .npy file, complete or not at all.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with writing(temporary, array.nbytes):
+        new_array(temporary, array.dtype.name, array.shape)
+        copy = np.load(temporary, mmap_mode="r+")
+        for start in range(0, len(array), _ROWS_PER_BLOCK):
+            copy[start : start + _ROWS_PER_BLOCK] = array[start : start + _ROWS_PER_BLOCK]
+        copy.flush()
+    os.replace(temporary, path)
 
 
 def encode_shard(
