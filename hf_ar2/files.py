@@ -21,7 +21,7 @@ _known: dict[tuple[int, int, int, int], str] = {}
 # How the libraries say that a file could not be written; most give no number and no name.
 _NOT_WRITTEN = re.compile(
     r"os error (27|28|122)\b|[Ee]rrno (27|28|122)\b|No space left|File too large|quota|failed writing|write error|"
-    r"Not enough free space|requested and \d+ written|unexpected pos"
+    r"Not enough free space|requested and \d+ written|unexpected pos|iostream error"
 )
 
 

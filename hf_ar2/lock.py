@@ -69,13 +69,21 @@ def locked(folder: Path, beat: Callable[[], None] = lambda: None) -> Iterator[No
 
 
 def _create(path: Path, text: str) -> bool:
-    """Create the lock; False if there is one."""
+    """Create the lock; False if there is one.
+
+    Raises:
+        OSError: the disk is full; no lock is left.
+    """
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         return False
-    os.write(descriptor, text.encode())
-    os.close(descriptor)
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # an incomplete one would say nothing about its owner
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return True
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +47,19 @@ def test_who_holds_a_lock_is_named_and_a_killed_holder_is_replaced(holder, tmp_p
     with locked(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_does_not_fit_on_the_disk_is_not_left(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised, locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(tmp_path / ".lock") and not list(tmp_path.iterdir())
+    with locked(tmp_path):
+        pass
 
 
 def test_a_folder_that_stays_empty_is_removed(tmp_path):
