@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -249,6 +249,25 @@ class Ranks:
         return values
 
 
+@dataclass(frozen=True)
+class RankOfThreads(Processes):
+    """One of these threads; all see one disk."""
+
+    together: Ranks
+
+    def gather(self, value):
+        return self.together.gather(self.rank, value)
+
+    def barrier(self):
+        self.gather(None)
+
+    def of_first(self, value):
+        return self.gather(value)[0]
+
+    def share(self, folder, *names, source=0):
+        self.barrier()
+
+
 def built_by(ranks, embeddings, folder, encoders=None, **options):
     """What each of several ranks that build an index together returns or raises."""
     together, results = Ranks(ranks), [None] * ranks
@@ -259,9 +278,7 @@ def built_by(ranks, embeddings, folder, encoders=None, **options):
                 embeddings,
                 folder,
                 encoders[rank] if encoders else None,
-                rank=rank,
-                world_size=ranks,
-                gather=partial(together.gather, rank),
+                processes=RankOfThreads(rank, ranks, torch.device("cpu"), together),
                 **options,
             )
         except Exception as error:
@@ -316,13 +333,7 @@ def test_the_shares_of_any_number_of_ranks_hold_what_one_finds(
 def one_of_two_processes(rank: int, folder: str) -> None:
     embeddings, queries = vectors(200), vectors(30, seed=1)
     processes = Processes.current("cpu")
-    index = build(
-        embeddings,
-        Path(folder) / "index",
-        rank=rank,
-        world_size=processes.world_size,
-        gather=processes.gather,
-    )
+    index = build(embeddings, Path(folder) / "index", processes=processes)
     encoders._CELLS_PER_EXCHANGE = 100  # five queries at a time
     found = Encoders(torch.device("cpu"), processes).search(index, queries, 10)
     for array, expected in zip(found, index.search(queries, 10), strict=True):

@@ -13,7 +13,7 @@ import torch
 
 from hf_ar2.encoding.batches import Encode
 from hf_ar2.encoding.input_builder import InputBuilder
-from hf_ar2.encoding.processes import share_of
+from hf_ar2.encoding.processes import Processes, share_of
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import check_space, write_json
 from hf_ar2.index.attach import attach
@@ -135,10 +135,7 @@ class CorpusIndex:
         budget: int = 16384,
         search_parameters: str | None = None,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        gather: Callable[[Any], list[Any]] = lambda value: [value],
-        share: Callable[..., None] = lambda folder, *names, source=0: None,
+        processes: Processes | None = None,
         whole: bool = False,
         on_encoded: Callable[[float], None] = lambda seconds: None,
         encoded: Path | None = None,
@@ -146,10 +143,9 @@ class CorpusIndex:
     ) -> CorpusIndex:
         """Encode the corpus and index it, or open an index with the same fingerprint, factory and dtype.
 
-        With several processes every rank calls this with the same arguments, `rank` apart. Each encodes its share of
-        the rows into its own file, which is copied to machines that do not see it. Rank 0 builds the FAISS index, where
-        there is one, and writes `meta.json` with what the ranks report of their files. An existing index is one that
-        rank 0 finds.
+        With several processes every rank calls this with the same arguments. Each encodes its share of the rows into
+        its own file, which is copied to machines that do not see it. Rank 0 builds the FAISS index, where there is one,
+        and writes `meta.json` with what the ranks report of their files. An existing index is one that rank 0 finds.
 
         Args:
             encode, builder, budget, show_progress: as in `encode_rows`.
@@ -163,9 +159,7 @@ class CorpusIndex:
             device: for encoding, and for searching later.
             search_parameters: such as "nprobe=16" or "efSearch=128", stored with the index.
             seed: of the training sample.
-            rank, world_size, gather: this process, the number of processes, and a function from this process's value
-                to those of all, by rank.
-            share: called as `Processes.share`, to copy files to other machines; the default is for one machine.
+            processes: the ranks that share the work; None: this process alone.
             whole: write a FAISS file over all rows in any case. One process always does, and a factory other than
                 "Flat" needs it.
             on_encoded: called on rank 0 with the seconds that encoding took, if the corpus had to be encoded.
@@ -184,34 +178,35 @@ class CorpusIndex:
         if len(store) == 0:
             raise ValueError("the corpus is empty: there is nothing to index")
         folder = Path(folder)
-        whole = whole or world_size == 1 or factory != "Flat"
+        ranks = processes or Processes(0, 1, torch.device("cpu"))
+        whole = whole or ranks.world_size == 1 or factory != "Flat"
         found = None
-        if rank == 0:
+        if ranks.is_first:
             forget_damaged(folder)
             found = complete_meta(folder, wanted)
-        found = gather(found)[0]
+        found = ranks.of_first(found)
         if found is not None:
-            share(folder, "meta.json", *found["files"].values())
+            ranks.share(folder, "meta.json", *found["files"].values())
             if found["factory"] == factory and ("index" in found["files"] or not whole):
                 return cls.open(folder, fingerprint, device, search_parameters, verify=False)
         check_no_foreign_files(folder)
         empty = new_faiss_index(factory, dim)  # a bad factory string fails before the corpus is encoded
-        gather(None)  # every rank must read the folder before one changes it
+        ranks.barrier()  # every rank must read the folder before one changes it
         if encoded is not None:
             found = None
-        if found is None or rank == 0:
+        if found is None or ranks.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            size = faiss_bytes(empty, len(store)) if whole and rank == 0 else 0
+            size = faiss_bytes(empty, len(store)) if whole and ranks.is_first else 0
             if found is None and encoded is None:
                 size += np.dtype(dtype).itemsize * len(store) * dim
             check_space(folder, size)
         if found is None:
-            gather(None)
+            ranks.barrier()
             started = time.perf_counter()
             if encoded is not None:
-                path = folder / file_name(wanted, rank, world_size)
+                path = folder / file_name(wanted, ranks.rank, ranks.world_size)
                 os.replace(encoded, path)
-                shard = describe_shard(path, share_of(rank, world_size, len(store)))
+                shard = describe_shard(path, ranks.part_of(len(store)))
             else:
                 shard = encode_shard(
                     folder,
@@ -219,17 +214,16 @@ class CorpusIndex:
                     encode,
                     builder,
                     store,
-                    rank,
-                    world_size,
+                    ranks,
                     budget=budget,
                     device=device,
                     description="Encoding the corpus",
-                    show_progress=show_progress and rank == 0,
+                    show_progress=show_progress and ranks.is_first,
                 )
-            found = all_shards(folder, shard, gather, share)
-            if rank == 0 and encoded is None:
+            found = all_shards(folder, shard, ranks)
+            if ranks.is_first and encoded is None:
                 on_encoded(time.perf_counter() - started)
-        if rank == 0:
+        if ranks.is_first:
             files = {kind: found["files"][kind] for kind in shard_kinds(found)}
             if whole:
                 files["index"] = file_name(wanted)
@@ -240,8 +234,7 @@ class CorpusIndex:
             write_meta(folder, wanted | meta, found.get("checksums"))
             remove_old_files(folder, old, files)
         del empty  # frees the memory: the index is mapped from disk below
-        gather(None)
-        share(folder, "meta.json", "embeddings-*.npy", "index-*.faiss")
+        ranks.share(folder, "meta.json", "embeddings-*.npy", "index-*.faiss")
         return cls.open(folder, fingerprint, device, verify=False)
 
     @classmethod

@@ -161,10 +161,7 @@ class Encoders:
                 dtype=dtype,
                 device=self.device,
                 budget=self.budget,
-                rank=self.processes.rank,
-                world_size=self.processes.world_size,
-                gather=self.processes.gather,
-                share=self.processes.share,
+                processes=self.processes,
                 show_progress=self.progress,
                 **options,
             )

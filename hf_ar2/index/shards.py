@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_ar2.encoding.batches import Encode, encode_rows, word_sums
 from hf_ar2.encoding.input_builder import InputBuilder
-from hf_ar2.encoding.processes import share_of
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import allocate, checksum, writing
 from hf_ar2.index.meta import check_sizes, described, file_name
@@ -92,8 +92,7 @@ def encode_shard(
     encode: Encode,
     builder: InputBuilder,
     store: TokenStore,
-    rank: int,
-    world_size: int,
+    ranks: Processes,
     **options: Any,
 ) -> dict[str, Any]:
     """Encode this process's share of the rows of a corpus into a file of its own.
@@ -105,45 +104,39 @@ def encode_shard(
     Returns:
         What `all_shards` reads of the file.
     """
-    name, (start, stop) = file_name(meta, rank, world_size), share_of(rank, world_size, len(store))
-    path = folder / name
+    path, rows = folder / file_name(meta, ranks.rank, ranks.world_size), ranks.part_of(len(store))
     path.unlink(missing_ok=True)  # left by an interrupted build
-    new_array(path, meta["dtype"], (stop - start, meta["dim"]))
+    new_array(path, meta["dtype"], (rows.stop - rows.start, meta["dim"]))
     out = np.load(path, mmap_mode="r+")
-    sums = encode_rows(encode, builder, store, np.arange(start, stop), out, **options)
+    sums = encode_rows(encode, builder, store, np.arange(rows.start, rows.stop), out, **options)
     out.flush()
     del out
     written, missing = np.load(path, mmap_mode="r"), []
     for first in range(0, len(written), _ROWS_PER_BLOCK):
         block = slice(first, first + _ROWS_PER_BLOCK)
-        missing += (start + first + np.flatnonzero(word_sums(written[block]) != sums[block])).tolist()
-    return describe_shard(path, (start, stop), missing)
+        missing += (rows.start + first + np.flatnonzero(word_sums(written[block]) != sums[block])).tolist()
+    return describe_shard(path, rows, missing)
 
 
-def describe_shard(path: Path, rows: tuple[int, int], missing: Sequence[int] = ()) -> dict[str, Any]:
+def describe_shard(path: Path, rows: slice, missing: Sequence[int] = ()) -> dict[str, Any]:
     """A file with the embeddings of these rows, of which some did not arrive."""
     size = path.stat().st_size
-    return {"name": path.name, "rows": rows, "missing": missing, "bytes": size, "checksum": checksum(path)}
+    place = {"name": path.name, "rows": (rows.start, rows.stop), "missing": missing}
+    return place | {"bytes": size, "checksum": checksum(path)}
 
 
-def all_shards(
-    folder: Path,
-    shard: dict[str, Any],
-    gather: Callable[[Any], list[Any]],
-    share: Callable[..., None],
-) -> dict[str, Any]:
+def all_shards(folder: Path, shard: dict[str, Any], ranks: Processes) -> dict[str, Any]:
     """What `meta.json` says of the files of all processes, see `described`, once each process sees all of them.
 
     Args:
         shard: this process's, as described.
-        gather, share: as in `CorpusIndex.build`.
 
     Raises:
         OSError: the file system lost rows.
     """
-    shards = gather(shard)
+    shards = ranks.gather(shard)
     found = described(folder, shards)
     for rank, other in enumerate(shards):
-        share(folder, other["name"], source=rank)
+        ranks.share(folder, other["name"], source=rank)
     check_sizes(folder, found)
     return found

@@ -88,9 +88,7 @@ def measure(folder: str, passages: int, dim: int, queries: int) -> None:
             folder,
             fingerprint="random",
             dim=dim,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            gather=ranks.gather,
+            processes=ranks,
             show_progress=False,
         )
     ranks.barrier()
