@@ -22,7 +22,9 @@ from hf_ar2.collections.questions import (
     write_judged,
 )
 from hf_ar2.command_line import main as cli
+from hf_ar2.evaluation.runs import run_file, write_run
 from hf_ar2.recipes.loading import load_recipe
+from hf_ar2.recipes.questions import answered
 from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.runner import run_recipe
 
@@ -245,6 +247,20 @@ def test_without_judgments_the_run_says_how_to_make_them_and_goes_on(
     assert cli.main(["evaluate", str(run), "--questions", str(asked)]) == 1
     error = capsys.readouterr().err
     assert f"none of its 5 questions is judged in {qrels_of(asked)}" in error and "hf-ar2 label" in error
+
+
+def test_rows_that_were_not_measured_are_not_counted(
+    asked: Path, tiny_collection: Collection, tmp_path: Path
+) -> None:
+    # With a part of the corpus only some rows are measured on the questions.
+    collection = with_questions(tiny_collection, asked)
+    judgments, ids = collection.judgments(QUESTIONS), list(collection.corpus["id"])
+    queries = [collection.queries[int(row)]["id"] for row in judgments.query_rows]
+    found = np.tile(np.arange(len(ids)), (len(queries), 1))
+    run = run_file(tmp_path, "served", QUESTIONS, "retriever")
+    run.parent.mkdir(parents=True)
+    write_run(run, queries, ids, found, -found.astype(np.float32))
+    assert list(answered(tmp_path, ["warm-up", "served"], collection)) == ["served"]
 
 
 def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_trained(
