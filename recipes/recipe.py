@@ -44,7 +44,7 @@ _ROW_ARGS = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_M
 # Fields of a row that are settings of its configuration.
 _ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
 PLAN = "plan.json"
-# What processes read of a run, beside the indexes and tokens, which they share where they make them.
+# What processes read of a run. Indexes and tokens are not among it: they are shared where they are made.
 _READ_AGAIN = ("stages", "evaluation", "runs", PLAN, CHOSEN, GUARD_FILE)
 
 

@@ -112,7 +112,7 @@ def test_attention_for_training_equals_that_of_torch(kind, tmp_path):
     folder = make_model(kind, tmp_path / kind, **without_dropout)
     retriever = load_retriever(folder, pooling="mean", dropout=0.0, device="cpu")
     fast = copy.deepcopy(retriever)
-    use_fast_attention(fast)
+    use_fast_attention(fast, torch.device("cpu"), bf16=True)
     texts = ["deep nets", "a calm otter sees the quiet heron and the lynx", "x"]
     features = retriever.tokenizer(texts, padding=True, return_tensors="pt")
     features = {name: features[name] for name in ("input_ids", "attention_mask")}
@@ -133,7 +133,7 @@ def test_attention_for_training_equals_that_of_torch(kind, tmp_path):
 
 def test_attention_for_training_draws_dropout(tmp_path):
     retriever = load_retriever(make_model("bert", tmp_path / "bert"), dropout=0.5, device="cpu").train()
-    use_fast_attention(retriever)
+    use_fast_attention(retriever, torch.device("cpu"), bf16=True)
     features = {
         "input_ids": torch.tensor([[2, 7, 8, 3]]),
         "attention_mask": torch.ones(1, 4, dtype=torch.int64),

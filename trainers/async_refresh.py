@@ -11,7 +11,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2.encoding.batches import Encode, encode_rows, token_budget_batches
-from hf_ar2.encoding.processes import share_of
 from hf_ar2.files import writing
 from hf_ar2.index.shards import new_array
 from hf_ar2.trainers.lists import with_stored_lists
@@ -54,7 +53,7 @@ class Refresh:
         self._embedder: Encode | None = None  # of the snapshot, for all its shares
         self._encoding = ""  # of the snapshot
         self._batches: list[np.ndarray] = []  # of this process, as rows of the corpus
-        self._first = 0  # row of this process
+        self._rows = slice(0)  # of this process
         self._done = 0
         self._embeddings: np.memmap[Any, Any] | None = None
 
@@ -160,21 +159,20 @@ class Refresh:
         self._embedder = trainer.encoders.embedder(snapshot, "document")
         self._encoding = retrieval.encoding_of(snapshot)
         store = inputs.passage_store
-        self._first, stop = share_of(processes.rank, processes.world_size, len(store))
-        lengths = inputs.passage_builder.single_lengths(store, np.arange(self._first, stop))
+        self._rows = processes.part_of(len(store))
+        lengths = inputs.passage_builder.single_lengths(store, np.arange(self._rows.start, self._rows.stop))
         batches = token_budget_batches(lengths, trainer.encoders.budget)
-        self._batches, self._done = [self._first + batch for batch in batches], 0
+        self._batches, self._done = [self._rows.start + batch for batch in batches], 0
 
     def _encode(self, upto: int) -> None:
         """Encode the batches of this process before `upto`, as far as they are not encoded yet."""
         trainer, encoders = self.trainer, self.trainer.encoders
-        inputs, processes = trainer.retrieval.retriever_inputs, encoders.processes
+        inputs = trainer.retrieval.retriever_inputs
         assert self._snapshot is not None and self._embedder is not None and inputs is not None
         if self._embeddings is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
-            start, stop = share_of(processes.rank, processes.world_size, len(inputs.passage_store))
-            shape = (stop - start, self._snapshot.get_embedding_dimension() or 0)
+            shape = (self._rows.stop - self._rows.start, self._snapshot.get_embedding_dimension() or 0)
             new_array(self._path, trainer.args.index_dtype, shape)
             self._embeddings, self._done = np.load(self._path, mmap_mode="r+"), 0
         if upto > self._done:
@@ -191,7 +189,7 @@ class Refresh:
                 device=encoders.device,
                 show_progress=False,
             )
-            self._embeddings[rows - self._first] = part
+            self._embeddings[rows - self._rows.start] = part
             self._embeddings.flush()
             self._done = upto
 

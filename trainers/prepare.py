@@ -68,8 +68,7 @@ def prepare_models(trainer: JointTrainer) -> JointModel:
             if has_adapters(alone):
                 _provide_base(trainer, role, alone)
     args = trainer.args
-    if args.bf16 and args.device.type == "cpu":
-        use_fast_attention(trainer.model)
+    use_fast_attention(trainer.model, args.device, args.bf16)
     if "retriever" in trainer.trained and trainer.model.retriever is not None:
         args.check_dimension(trainer.model.retriever.get_embedding_dimension())
     if not args.shard_weights:

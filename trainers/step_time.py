@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -40,15 +40,14 @@ def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
     batch = args.per_device_train_batch_size
     timed = math.ceil(batch / _PART)
     start = step * trainer.global_batch + processes.rank * batch
-    passes = []
-    for lists in (math.ceil(timed / _PART), timed, timed):  # the first pass is slower, and not counted
-        began = clock()
+
+    def train(lists: int) -> None:
         inputs = trainer.collator(list(range(start, start + lists)))
         with trainer.encoders.autocast():  # as accelerate wraps the model once training begins
             trainer.training_step(trainer.model, inputs)
-        passes.append(clock() - began)
-    # Other work on the machine only ever adds to a pass.
-    seconds = min(passes[1:]) * batch / timed * args.gradient_accumulation_steps
+
+    seconds = _fastest(train, (math.ceil(timed / _PART), timed, timed), clock)
+    seconds *= batch / timed * args.gradient_accumulation_steps
     trainer.model.zero_grad(set_to_none=True)
     trainer.step_log.sums.clear()
     torch.set_rng_state(generator)
@@ -79,21 +78,30 @@ def training_factor(retrieval: Retrieval, rate: float, clock: Clock) -> float:
     """
     retriever, inputs, encoders = retrieval.retriever, retrieval.retriever_inputs, retrieval.encoders
     assert retriever is not None and inputs is not None
-    if encoders.bf16 and encoders.device.type == "cpu":
-        use_fast_attention(retriever)
+    use_fast_attention(retriever, encoders.device, encoders.bf16)
     trains = retriever.training
     retriever.train()
     rows = np.arange(min(_TRAINED, len(retrieval.collection.corpus)))
     features = inputs.passage_builder.single(inputs.passage_store, rows)
     features = {name: value.to(encoders.device) for name, value in features.items()}
-    passes = []
-    for _ in range(3):  # the first one is slower
-        began = clock()
+
+    def train(_: int) -> None:
         with encoders.autocast():
             embed(retriever, features, "document").float().sum().backward()
-        passes.append(clock() - began)
+
+    seconds = _fastest(train, (len(rows),) * 3, clock)
     retriever.zero_grad(set_to_none=True)
     retriever.train(trains)
     lengths = inputs.passage_builder.single_lengths(inputs.passage_store, rows)
-    factor = min(passes[1:]) * rate / float(lengths.sum())
+    factor = seconds * rate / float(lengths.sum())
     return max(encoders.processes.gather(max(1.0, factor)))
+
+
+def _fastest(run: Callable[[int], None], sizes: Sequence[int], clock: Clock) -> float:
+    """Seconds of the fastest call but the first, which is slower; other work on the machine only ever adds to them."""
+    passes = []
+    for size in sizes:
+        began = clock()
+        run(size)
+        passes.append(clock() - began)
+    return min(passes[1:])

@@ -149,7 +149,7 @@ def augment(parser: Parser) -> None:
             add_setting(parser, AugmentConfig, name, option, **shown)
     likely = "print the most likely false negatives of N queries (20)"
     add(parser, "--audit N", likely, nargs="?", type=positive, const=20)
-    add(parser, "--index FOLDER", "an index made by `hf-ar2 index` (FOLDER/work/index)")
+    add(parser, "--index FOLDER", "an index made by `hf-ar2 index` (`work/index` in its folder)")
     _add_lengths(parser, names_of(TextConfig))
 
 

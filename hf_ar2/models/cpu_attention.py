@@ -13,11 +13,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 _NAME = "bf16_on_cpu"
 
 
-def use_fast_attention(model: nn.Module) -> None:
+def use_fast_attention(model: nn.Module, device: torch.device, bf16: bool | None) -> None:
     """Replace torch's fused attention by one that trains faster in bf16 on a CPU, to the same results up to rounding.
 
-    torch's backward pass takes several times as long as its forward pass. Checkpoints do not record the choice.
+    Nothing changes on another device or in another precision. torch's backward pass takes several times as long as its
+    forward pass. Checkpoints do not record the choice.
     """
+    if device.type != "cpu" or not bf16:
+        return
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":
             module.set_attn_implementation(_NAME)
