@@ -14,71 +14,18 @@ from accelerate import PartialState
 
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import read_json, write_note
-from hf_ar2.recipes.merging import SHARES
+from hf_ar2.recipes.costs import Costs, encodes
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
-from hf_ar2.recipes.sampled import MOST_PASSAGES
-from hf_ar2.training_lists.stored import OF_COLLECTION
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
+# Trainers without training steps.
+UNTRAINED = ("augment", "merge")
 # Share of the minutes that is divided; the rest is for loading models and writing files.
 _DIVIDED = 0.95
 # Share of the minutes that a stage without training may take.
 _UNTRAINED = 0.1
 # Parts of a trainer's seconds that are not training.
 _MINING, _EVALUATION = "refresh", "evaluation"
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What encoding and training cost on this machine, for this collection.
-
-    Attributes:
-        rate: tokens per second that the first retriever encodes.
-        passage_tokens, query_tokens, pair_tokens: mean lengths after truncation.
-        dev_queries: queries of the split that the served system is chosen on.
-        train_queries: queries of the whole training split.
-        training: how many times as long as encoding a text training on it takes.
-        from_people: whether people asked any of them; if not, a merged retriever is not dropped.
-    """
-
-    rate: float
-    passages: int
-    passage_tokens: float
-    query_tokens: float
-    pair_tokens: float
-    dev_queries: int
-    train_queries: int
-    training: float
-    from_people: bool = True
-
-    @property
-    def encoding(self) -> float:
-        """Seconds to encode the corpus once."""
-        return self.passages * self.passage_tokens / self.rate
-
-    def ranking(self, depth: int) -> float:
-        """Seconds to rank the first `depth` passages of every dev query."""
-        return self.dev_queries * depth * self.pair_tokens / self.rate
-
-    def merging(self) -> float:
-        """Seconds to compare shares of the starting weights on a part of the corpus."""
-        if not self.from_people:
-            return 0.0
-        part = min(self.passages, max(MOST_PASSAGES, self.passages // 2))
-        return len(SHARES) * part * self.passage_tokens / self.rate
-
-    def step(self, trainer: str, settings: dict[str, Any]) -> float:
-        """Estimated seconds of a training step (in AR2, of the retriever), before one is measured."""
-        lists = settings.get("per_device_train_batch_size", 8)
-        entries = 1 + settings.get("num_negatives", 0 if trainer in ("retriever", "ltre") else 15)
-        tokens = float(lists * self.query_tokens)
-        if trainer in ("retriever", "ar2", "rocketqa-v2"):
-            tokens += lists * entries * self.passage_tokens
-        if trainer in ("ranker", "rocketqa-v2"):
-            tokens += lists * entries * self.pair_tokens
-        if trainer == "ar2":
-            tokens += lists * entries * self.pair_tokens / self.training
-        return self.training * tokens / self.rate
 
 
 @dataclass
@@ -101,18 +48,23 @@ class Plan:
 def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
     """Divide the seconds among the stages by their `share`; drop stages for which there is too little time.
 
-    The time for encoding and ranking, in the stages and in the evaluation on dev, is set aside first. A stage is
-    dropped if its own encoding and ranking takes longer than its training, the one with the worst ratio first, and if
-    it would not reach its `min_steps`, or the stages before it their passes (`after_passes`). The first stage that
-    trains a retriever is never dropped. If the time is too short for what remains, that is a RecipeError.
+    The time for encoding and ranking, in the stages and in the evaluation on dev, is set aside first. A stage gets no
+    more than it needs for its `max_epochs`; the others share the rest. A stage is dropped if its own encoding and
+    ranking takes longer than its share of the time, the one with the worst ratio first, and if it would reach neither
+    its `min_steps` nor its `max_epochs`, or the stages before it not their passes (`after_passes`). The first stage
+    that trains a retriever is never dropped. If the time is too short for what remains, that is a RecipeError.
     """
     dropped: dict[str, str] = {}
     recipe = copy.deepcopy(recipe)
     while True:
         overhead = overheads(recipe, costs)
         left = seconds - sum(overhead.values())
-        total = sum(share_of(body) for body in recipe.stages.values())
-        training = {name: left * share_of(body) / total for name, body in recipe.stages.items()}
+        shares = {name: share_of(body) for name, body in recipe.stages.items()}
+        most = {
+            name: costs.steps_of_epochs(recipe, name) * costs.step(body["trainer"], recipe.stage_args(name))
+            for name, body in recipe.stages.items()
+        }
+        training = _divided(left, shares, most)
         required = _required_stages(recipe, costs)
         own = {
             name: sum(overhead.values()) - sum(overheads(without(recipe, name), costs).values())
@@ -120,9 +72,10 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
             if name not in required
         }
         other = _UNTRAINED * seconds  # a stage without training has none to compare with
-        allowed = {name: training[name] if share_of(recipe.stages[name]) else other for name in own}
+        total = sum(shares.values())
+        allowed = {name: left * shares[name] / total if shares[name] else other for name in own}
         worst = max(own, key=lambda name: own[name] / max(allowed[name], 1e-3), default=None)
-        drop = _too_short(recipe, training, costs, required)
+        drop = _too_short(recipe, training, most, costs, required)
         if worst is not None and own[worst] > max(allowed[worst], 0.0):
             reason = f"encoding and ranking for it would take {own[worst]:.0f} s, longer than its training"
             drop = worst, reason
@@ -139,20 +92,25 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
     return Plan(recipe, dropped, training, overhead)
 
 
+def _divided(left: float, shares: dict[str, float], most: dict[str, float]) -> dict[str, float]:
+    """Divide what is `left` by the shares, but give nobody more than its `most`; the others share what remains."""
+    parts, open_shares = dict.fromkeys(shares, 0.0), {name: share for name, share in shares.items() if share}
+    while open_shares:
+        total = sum(open_shares.values())
+        full = [name for name, share in open_shares.items() if left * share / total >= most[name]]
+        for name in full or open_shares:
+            parts[name] = most[name] if full else left * open_shares[name] / total
+        if not full:
+            break
+        left -= sum(most[name] for name in full)
+        open_shares = {name: share for name, share in open_shares.items() if name not in full}
+    return parts
+
+
 def share_of(body: dict[str, Any]) -> float:
     """A stage's part of the training time, relative to the other stages' parts."""
-    trains = body["trainer"] not in ("augment", "merge")
+    trains = body["trainer"] not in UNTRAINED
     return float(body.get("share", 1.0 if trains else 0.0))
-
-
-def encodes(recipe: Recipe, stage: str) -> bool:
-    """Whether a stage encodes passages to search them; in-batch, given and BM25's negatives need no encoding."""
-    settings, trainer = recipe.stage_args(stage), recipe.stages[stage]["trainer"]
-    if trainer != "retriever":
-        return True
-    if settings.get("mine") is False and OF_COLLECTION in (settings.get("train_lists") or ()):
-        return False
-    return settings.get("num_negatives", 0) > 0 and settings.get("mine_with", "retriever") == "retriever"
 
 
 def overheads(recipe: Recipe, costs: Costs) -> dict[str, float]:
@@ -246,7 +204,11 @@ def _required_stages(recipe: Recipe, costs: Costs) -> set[str]:
 
 
 def _too_short(
-    recipe: Recipe, training: dict[str, float], costs: Costs, required: set[str]
+    recipe: Recipe,
+    training: dict[str, float],
+    most: dict[str, float],
+    costs: Costs,
+    required: set[str],
 ) -> tuple[str, str] | None:
     """The last stage for which there are too few steps, its own or those before it, and the reason to drop it."""
     passes, found = 0.0, None  # passes over the training queries, in earlier stages
@@ -254,7 +216,7 @@ def _too_short(
         settings, trainer = recipe.stage_args(name), body["trainer"]
         least, least_passes = body.get("min_steps", 0), body.get("after_passes", 0)
         reached = max(0, int(training[name] / costs.step(trainer, settings)))
-        if name not in required and reached < least:
+        if name not in required and reached < least and training[name] < most[name]:
             found = name, f"it needs at least {least:,} steps, and there is time for {reached:,}"
         elif name not in required and passes < least_passes:
             reason = f"the earlier stages have time for {passes:.1f} passes over the training queries, and a stage "
@@ -307,13 +269,16 @@ class Budget:
             stage.write()
 
     def training_seconds(self, plan: Plan, stage: str) -> float:
-        """How long a stage may train from now on: its share of what is left without the overhead of what follows."""
+        """How long a stage may train from now on.
+
+        Of what is left without the overhead of what follows, it gets as large a part as the plan gave it.
+        """
         assert self.seconds is not None
         names = list(plan.recipe.stages)
         following = names[names.index(stage) :]
         overhead = sum(plan.overhead[name] for name in [*following[1:], ""])
-        shares = [share_of(plan.recipe.stages[name]) for name in following]
-        return max(0.0, (_DIVIDED * self.seconds - self.spent - overhead) * shares[0] / sum(shares))
+        planned = [plan.training[name] for name in following]
+        return max(0.0, (_DIVIDED * self.seconds - self.spent - overhead) * planned[0] / sum(planned))
 
 
 def time_table(run: Path, recipe: Recipe, evaluation: float) -> str:
@@ -347,4 +312,9 @@ def more_time(recipe: Recipe, seconds: float, costs: Costs) -> str:
         new = " (not trained in this run)" if stage not in now.training else ""
         if gained >= 1:
             parts.append(f"{stage} +{gained:,.0f} s{new}")
-    return f"Another hour would go into: {', '.join(parts)}." if parts else ""
+    if parts:
+        return f"Another hour would go into: {', '.join(parts)}."
+    return (
+        "More minutes would change nothing: every stage makes all of its passes (max_epochs) over the training "
+        "queries. More training queries or a larger model would."
+    )

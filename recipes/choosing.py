@@ -24,6 +24,10 @@ _ADVICE = (
     "Try more training queries, more steps, another learning rate or harder negatives; more queries in "
     "{split} show smaller gains. To serve the last row anyway, add --evaluation.choose_on null."
 )
+_EXCLUDED = (
+    " People asked none of the queries of {split}, so only models that are merged with the starting one, and that one "
+    "itself, are served: not {rows}."
+)
 # Row → system → the test metric per query of the split that is chosen on, float64 [Q].
 Values = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -128,11 +132,11 @@ def choose(
     Returns:
         row, system, weight, depth, lexical (weight of BM25), metric, split, dev (candidate → mean and n), compared_with
         (the simpler system that it replaced, or None), declined (candidates of higher levels that were not better
-        enough), retriever_row (see `_retriever_row`), reason (a sentence) and advice (another, or "").
+        enough), excluded (rows that are no candidates), retriever_row (see `_retriever_row`), reason (a sentence, with
+        excluded rows two) and advice (another, or "").
     """
-    merged = [row for row in values if _is_merged(recipe, row)]
-    if merged and not from_people:
-        values = {row: values[row] for row in values if row in merged or not _is_trained(recipe, row)}
+    excluded = [] if from_people else [row for row in values if row in rows_not_served(recipe)]
+    values = {row: values[row] for row in values if row not in excluded}
     found = {
         Candidate(row, system): value for row, systems in values.items() for system, value in systems.items()
     }
@@ -162,6 +166,7 @@ def choose(
         assert untrained is not None
         reason.append(f"{_signed(means[served] - means[untrained])} over {_short_name(untrained)}")
     sentence = ", ".join(reason) + "".join(f"; {one}" for one in declined)
+    excluding = _EXCLUDED.format(split=split, rows=", ".join(excluded)) if excluded else ""
     return {
         **_served(recipe, served, blends),
         "metric": metric,
@@ -170,7 +175,8 @@ def choose(
         "compared_with": compared.as_json(compared.simpler) if compared else None,
         "declined": [one.as_json(one.better) for one in declined],
         "retriever_row": _retriever_row(recipe, values, served.row),
-        "reason": f"{_name(recipe, served, blends)}: {sentence}.",
+        "excluded": excluded,
+        "reason": f"{_name(recipe, served, blends)}: {sentence}.{excluding}",
         "advice": _ADVICE.format(queries=len(found[served]), split=split) if level == 1 and higher else "",
     }
 
@@ -198,10 +204,41 @@ def serve_last(recipe: Recipe, why: str, blends: Mapping[str, Blend]) -> dict[st
         "dev": {},
         "compared_with": None,
         "declined": [],
+        "excluded": [],
         "retriever_row": row,
         "reason": f"{_name(recipe, served, blends)}, the last row: {why}, so nothing was chosen{weight}.",
         "advice": "",
     }
+
+
+def rows_not_served(recipe: Recipe) -> list[str]:
+    """Rows that are not served if people asked none of the queries: trained, but not merged, where others are merged.
+
+    Such queries do not measure what people will ask, and training on them makes general search worse.
+    """
+    if not any(_is_merged(recipe, row) for row in recipe.rows):
+        return []
+    return [row for row in recipe.rows if _is_trained(recipe, row) and not _is_merged(recipe, row)]
+
+
+def stages_without_use(recipe: Recipe) -> list[str]:
+    """Stages that only rows need which are not served if people asked none of the queries, last first."""
+    never = rows_not_served(recipe)
+    needed: set[str] = set()
+    open_sources = [
+        source
+        for name, row in recipe.rows.items()
+        if name not in never
+        for source in (row.get(part) for part in ("retriever", "ranker", "index"))
+    ]
+    while open_sources:
+        source = open_sources.pop()
+        name = source_name(source) if source is not None else None
+        if name in recipe.stages and name not in needed:
+            needed.add(name)
+            body = recipe.stages[name]
+            open_sources += [body.get("retriever"), body.get("ranker"), *body.get("lists", [])]
+    return [stage for stage in reversed(recipe.stages) if stage not in needed] if never else []
 
 
 def _is_trained(recipe: Recipe, row: str) -> bool:

@@ -48,7 +48,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
             print("\n" + member_table(metrics, parts, recipe.test_metric))
         left = [row for row in recipe.rows if split not in metrics.get(row, {})]
         if left:  # with a part of the corpus, encoding the whole corpus for all rows takes too long
-            reason = f"Not evaluated on {split}, because others were better on {recipe.choose_on}"
+            reason = f"Not evaluated on {split}, to save time, because they are not served"
             print("\n" + textwrap.fill(f"{reason}: {', '.join(left)}.", 80))
         if asked := query_source_note(collection, split, str(run)):
             print(f"\n{asked}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_ar2.files import read_json, write_note
-from hf_ar2.recipes.budget import Budget, Costs, Plan, encodes
+from hf_ar2.recipes.budget import Budget, Plan
+from hf_ar2.recipes.costs import Costs, encodes
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
 
@@ -51,7 +52,8 @@ class Length:
                 write_note(path, decided)
             decided = trainer.encoders.processes.of_first(decided)
         _set_length(trainer, decided["settings"])
-        return f"{decided['steps']:,} steps ({decided['why']})"
+        steps = decided["steps"]
+        return f"{steps:,} {'step' if steps == 1 else 'steps'} ({decided['why']})"
 
     def _decide(self, trainer: JointTrainer, body: dict[str, Any], stage: str) -> dict[str, Any]:
         args: Any = trainer.args
@@ -66,7 +68,8 @@ class Length:
             most = math.ceil(body["max_epochs"] * queries / trainer.global_batch)
             if bound is None or most < bound:
                 bound = most
-                why.append(f"{body['max_epochs']:g} passes over {queries:,} queries")
+                passes = body["max_epochs"]
+                why.append(f"{passes:g} {'pass' if passes == 1 else 'passes'} over {queries:,} queries")
         steps, seconds = bound, None
         if self.plan is not None:
             if isinstance(trainer, LTReTrainer):
@@ -77,7 +80,7 @@ class Length:
             left = self.budget.training_seconds(self.plan, stage)
             fitting = max(1, int(left / seconds))
             if steps is None or fitting < steps:
-                steps, why = fitting, [f"{left:.0f} s at {seconds:.2f} s a step"]
+                steps, why = fitting, [f"{left:.0f} s of training, {seconds:.2f} s a step"]
         assert steps is not None
         settings: dict[str, Any] = {}
         if isinstance(trainer, AR2Trainer):

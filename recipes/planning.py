@@ -6,6 +6,7 @@ With few minutes and a large corpus, the run trains and chooses on a part of the
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,14 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.processes import Processes
-from hf_ar2.evaluation.systems import evaluated_queries
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import read_json, write_note
 from hf_ar2.index.lexical import LexicalIndex
-from hf_ar2.recipes.budget import Budget, Costs, Plan, make_plan
-from hf_ar2.recipes.choosing import people_asked
-from hf_ar2.recipes.recipe import PLAN, Recipe, RecipeError, on_every_machine, short_hash, stage_config
+from hf_ar2.recipes.budget import UNTRAINED, Budget, Plan, make_plan, without
+from hf_ar2.recipes.choosing import choosing_split, people_asked, stages_without_use
+from hf_ar2.recipes.costs import Costs, dev_queries_of, measure_costs
+from hf_ar2.recipes.recipe import PLAN, Recipe, RecipeError, on_every_machine, short_hash
 from hf_ar2.settings.text import TextConfig
-from hf_ar2.trainers.retrieval import Retrieval, encoders_of
-from hf_ar2.trainers.step_time import tokens_per_second, training_factor
 
 # If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
 # takes the other share.
@@ -33,6 +32,8 @@ WHOLE, PART = 0.1, 0.06
 FEWEST = 500
 # First passages of BM25 that come with a dev query: they are easily confused with its relevant ones.
 _NEAR_DEV = 5
+# Fewer steps of the first stage than this change a model little.
+FEW_STEPS = 20
 # Share of a part that dev queries with their passages may take.
 _DEV_SHARE = 0.4
 
@@ -59,12 +60,16 @@ def plan_run(
     if stored:
         part = _part_of(recipe, collection, stored["part"])
     else:
-        costs = measure_costs(recipe, run, collection, budget, retriever)
+        costs = measure_costs(recipe, run, collection, budget.now, retriever)
         size = None if budget.seconds is None else part_size(costs, budget.seconds)
         part = _part_of(recipe, collection, size)
         if part is not collection:
+            train = recipe.args.get("train_split", "train")
             costs = dataclasses.replace(
-                costs, passages=len(part.corpus), dev_queries=_dev_queries(recipe, part)
+                costs,
+                passages=len(part.corpus),
+                dev_queries=dev_queries_of(recipe, part),
+                part_queries=len(part.judgments(train).positives()),
             )
         stored = {"of": _identity(recipe), "costs": vars(costs), "part": size, "plan": None}
         if budget.seconds is not None:
@@ -76,6 +81,23 @@ def plan_run(
             write_note(path, stored)
         on_every_machine(run)
     return _plan_of(recipe, stored), Costs(**stored["costs"]), part
+
+
+def without_useless_stages(recipe: Recipe, collection: Collection) -> tuple[Recipe, str]:
+    """The recipe without stages that cannot lead to what is served, and why they are left out, or `""`.
+
+    If people asked none of the queries that the served system is chosen on, and a stage merges models with the starting
+    one, what is trained after the merge is never served (see `choosing.choose`).
+    """
+    split, _ = choosing_split(recipe, collection)
+    if split is None or people_asked(collection, split):
+        return recipe, ""
+    useless = stages_without_use(recipe)
+    for stage in useless:
+        if stage in recipe.stages:  # a stage that needed its ranker went with it
+            recipe = without(recipe, stage)
+    why = f"people asked none of the queries of {split}, so what it trains would not be served"
+    return recipe, "\n".join(f"Without {stage}: {why}." for stage in useless)
 
 
 def _plan_of(recipe: Recipe, stored: dict[str, Any]) -> Plan | None:
@@ -93,46 +115,14 @@ def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collec
     return working_part(collection, size, train, dev, recipe.seed, recipe.texts)
 
 
-def _dev_queries(recipe: Recipe, collection: Collection) -> int:
-    split = recipe.choose_on
-    return len(evaluated_queries(collection, split)) if split in collection.splits else 0
-
-
 def _identity(recipe: Recipe) -> str:
     fields = ("collection", "models", "args", "stages", "evaluation", "minutes")
     return short_hash([getattr(recipe, name) for name in fields])
 
 
-def measure_costs(
-    recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
-) -> Costs:
-    """Measure the lengths of the texts, and the speed of encoding and training on a sample of them."""
-    first = next(name for name, body in recipe.stages.items() if body["trainer"] != "augment")
-    args = stage_config(recipe, first, run)
-    retrieval = Retrieval(retriever.to(args.device), None, collection, args, encoders_of(args))
-    inputs = retrieval.retriever_inputs
-    assert inputs is not None
-    passages = inputs.passage_builder.single_lengths(inputs.passage_store, np.arange(len(collection.corpus)))
-    queries = inputs.query_builder.single_lengths(inputs.query_store, np.arange(len(collection.queries)))
-    passage_tokens, query_tokens = float(np.mean(passages)), float(np.mean(queries))
-    longest = args.max_pair_length or passage_tokens + query_tokens
-    chosen_on = recipe.choose_on
-    rate = tokens_per_second(retrieval, budget.now)
-    return Costs(
-        rate=rate,
-        passages=len(passages),
-        passage_tokens=passage_tokens,
-        query_tokens=query_tokens,
-        pair_tokens=min(float(longest), passage_tokens + query_tokens),
-        dev_queries=_dev_queries(recipe, collection),
-        train_queries=len(collection.judgments(args.train_split).positives()),
-        training=training_factor(retrieval, rate, budget.now),
-        from_people=chosen_on not in collection.splits or people_asked(collection, chosen_on),
-    )
-
-
 def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> str:
     """The plan as a table, with what was dropped and why; `seconds` of the run, `passages` of the whole corpus."""
+    recipe = plan.recipe
     lines = [
         f"{seconds / 60:g} minutes. Encoding {costs.passages:,} passages once takes {costs.encoding:.0f} s here "
         f"({costs.rate:,.0f} tokens a second)."
@@ -142,11 +132,57 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
             f"They represent all {passages:,} passages in training and in the choice on dev, because encoding all "
             "takes too much of the time; more minutes use all."
         )
-    rows = [[name, f"{plan.training[name]:.0f}", f"{plan.overhead[name]:.0f}"] for name in plan.recipe.stages]
-    rows.append(["choosing on dev", "", f"{plan.overhead['']:.0f}"])
-    lines += ["", format_table(rows, ["stage", "training, s", "encoding and ranking, s"])]
+    rows = []
+    for name, body in recipe.stages.items():
+        seconds_of_step = costs.step(body["trainer"], recipe.stage_args(name))
+        steps = "" if body["trainer"] in UNTRAINED else f"{plan.training[name] / seconds_of_step:,.0f}"
+        rows.append([name, steps, f"{plan.training[name]:,.0f}", f"{plan.overhead[name]:,.0f}"])
+    rows.append([f"choosing on {recipe.choose_on}", "", "", f"{plan.overhead['']:,.0f}"])
+    lines += ["", format_table(rows, ["stage", "steps, about", "training, s", "encoding and ranking, s"])]
     lines += [f"Without {name}: {why}." for name, why in plan.dropped.items()]
-    return "\n".join(lines)
+    needed = sum(plan.training.values()) + sum(plan.overhead.values())
+    if needed < 0.8 * seconds:
+        passes = "every stage makes all of its passes (max_epochs) over the training queries"
+        lines.append(
+            f"The run needs about {needed / 60:.1f} of the {seconds / 60:g} minutes: in these {passes}."
+        )
+    lines += [few_steps(plan, costs), time_after(plan, costs, passages)]
+    return "\n".join(line for line in lines if line or line is lines[1])
+
+
+def few_steps(plan: Plan, costs: Costs) -> str:
+    """A warning if there is so little time that the first stage hardly trains, else `""`."""
+    name = next(name for name, body in plan.recipe.stages.items() if body["trainer"] not in UNTRAINED)
+    body, settings = plan.recipe.stages[name], plan.recipe.stage_args(name)
+    step, most = costs.step(body["trainer"], settings), costs.steps_of_epochs(plan.recipe, name)
+    steps = plan.training[name] / step
+    if steps >= min(FEW_STEPS, most):
+        return ""
+    # A quarter more, since with more time other stages may join.
+    enough = (
+        sum(plan.overhead.values()) + 1.25 * min(FEW_STEPS, most) * sum(plan.training.values()) / steps
+    ) / 60
+    return (
+        f"Warning: there is time for about {steps:.0f} {'step' if round(steps) == 1 else 'steps'} of {name}, which "
+        f"teaches a model next to nothing. --minutes {math.ceil(enough)} would be enough for about "
+        f"{min(FEW_STEPS, most)}. A smaller model and a smaller --max_passage_length make steps faster."
+    )
+
+
+def time_after(plan: Plan, costs: Costs, passages: int) -> str:
+    """How long the evaluation of other splits takes after the minutes if the whole corpus has yet to be encoded."""
+    recipe = plan.recipe
+    others = [split for split in recipe.splits if split != recipe.choose_on]
+    if costs.passages == passages or not others:
+        return ""
+    models = min(
+        3, len(recipe.rows)
+    )  # of the first row, the served and the best retriever, see `evaluate_rows`
+    minutes = models * passages * costs.passage_tokens / costs.rate / 60
+    return (
+        f"After these minutes up to {models} models encode all {passages:,} passages for {', '.join(others)}: up to "
+        f"{minutes:,.0f} more minutes. To leave this out, add --evaluation.splits '[{recipe.choose_on}]'."
+    )
 
 
 def part_size(costs: Costs, seconds: float) -> int | None:

@@ -109,8 +109,9 @@ class Recipe:
 
     @property
     def report_split(self) -> str:
-        """The split of the final table."""
-        return self.evaluation.get("report_split", "test")
+        """The split of the final table: by default test, or the last of the splits if test is not one of them."""
+        splits = self.splits
+        return self.evaluation.get("report_split", "test" if "test" in splits or not splits else splits[-1])
 
     @property
     def choose_on(self) -> str | None:

@@ -27,7 +27,7 @@ from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.lock import locked
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
-from hf_ar2.recipes.budget import Budget, encodes, more_time, time_table
+from hf_ar2.recipes.budget import Budget, more_time, time_table
 from hf_ar2.recipes.checks import (
     check_adapters,
     check_dimensions,
@@ -37,6 +37,7 @@ from hf_ar2.recipes.checks import (
     check_settings,
     check_splits,
 )
+from hf_ar2.recipes.costs import encodes
 from hf_ar2.recipes.encodings import forget_encodings
 from hf_ar2.recipes.evaluation import evaluate_rows
 from hf_ar2.recipes.finish import finish
@@ -44,7 +45,7 @@ from hf_ar2.recipes.guard import evaluate_guard, load_guard
 from hf_ar2.recipes.inputs import INPUTS, Inputs, check_run_folder
 from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
-from hf_ar2.recipes.planning import describe_plan, plan_run
+from hf_ar2.recipes.planning import describe_plan, plan_run, without_useless_stages
 from hf_ar2.recipes.questions import with_recipe_questions
 from hf_ar2.recipes.recipe import (
     Recipe,
@@ -90,7 +91,7 @@ def run_recipe(recipe: Recipe) -> Path:
 
 
 def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
-    started, original = time.time(), recipe
+    started = time.time()
     load = partial(load_model, recipe, run)
     check_done_stages(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
@@ -102,10 +103,14 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     check_exact(recipe, collection, run)
     check_dimensions(recipe, run, lambda name: load("retriever", name))
     check_adapters(recipe, load)
+    recipe, left_out = without_useless_stages(recipe, collection)
+    if left_out:
+        say(left_out)
     plan, costs, part = None, None, collection
     if recipe.minutes is not None or any("max_epochs" in body for body in recipe.stages.values()):
         first = next(body["retriever"] for body in recipe.stages.values() if "retriever" in body)
         plan, costs, part = plan_run(recipe, run, collection, budget, load("retriever", first))
+    all_stages = recipe
     if plan is not None and costs is not None and budget.seconds is not None:
         recipe = plan.recipe  # without the stages for which there is too little time
         say(f"\n{describe_plan(plan, costs, budget.seconds, len(collection.corpus))}")
@@ -133,7 +138,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     if state.is_main_process:
         times = time_table(run, recipe, time.time() - trained)
         if costs is not None and budget.seconds is not None:
-            times += f"\n{more_time(original, budget.seconds, costs)}"
+            times += f"\n{more_time(all_stages, budget.seconds, costs)}"
         finish(recipe, run, with_questions, time.time() - started, load, times)
     state.wait_for_everyone()
     Encodings(encodings_folder(run)).keep_only([])  # those on the disks of other machines

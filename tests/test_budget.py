@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from hf_ar2 import RetrieverConfig
 from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.command_line.main import main as cli_main
 from hf_ar2.models.loading import weights_fingerprint
-from hf_ar2.recipes.budget import Budget, Costs, make_plan, more_time, overheads, without
+from hf_ar2.recipes.budget import Budget, make_plan, more_time, overheads, without
+from hf_ar2.recipes.costs import Costs
 from hf_ar2.recipes.loading import load_recipe
-from hf_ar2.recipes.planning import working_part
+from hf_ar2.recipes.planning import few_steps, time_after, without_useless_stages, working_part
 from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
 from hf_ar2.settings.text import TextConfig
@@ -44,11 +46,72 @@ def recipe():
 
 
 def test_all_seconds_are_divided(recipe):
+    costs = dataclasses.replace(COSTS, train_queries=60_000)
     for seconds in (300.0, 1200.0, 3600.0, 36000.0):
-        plan = make_plan(recipe, seconds, COSTS)
+        plan = make_plan(recipe, seconds, costs)
         assert sum(plan.training.values()) + sum(plan.overhead.values()) == pytest.approx(seconds)
         assert set(plan.training) | set(plan.dropped) <= set(recipe.stages)
         assert all(value > 0 for stage, value in plan.training.items() if stage != "merged")
+
+
+def test_no_stage_gets_more_time_than_its_passes_need(recipe):
+    spent = [sum(make_plan(recipe, seconds, COSTS).training.values()) for seconds in (7200.0, 36000.0)]
+    assert spent[0] == spent[1] < 7200  # 600 queries: every stage makes all of its passes
+    assert "More minutes would change nothing" in more_time(recipe, 7200.0, COSTS)
+    # 4 passes in batches of 64: what the warm-up does not need is for the others.
+    plan, unbounded = (make_plan(stages, 1200.0, COSTS) for stages in (recipe, without_bounds(recipe)))
+    assert plan.training["warm-up"] == pytest.approx(
+        38 * COSTS.step("retriever", recipe.stage_args("warm-up"))
+    )
+    assert plan.training["warm-up"] < unbounded.training["warm-up"]
+    assert plan.training["hard-negatives"] > unbounded.training["hard-negatives"]
+    assert sum(plan.training.values()) + sum(plan.overhead.values()) == pytest.approx(1200.0)
+
+
+def without_bounds(recipe):
+    """A recipe whose stages train as long as there is time."""
+    recipe = copy.deepcopy(recipe)
+    for body in recipe.stages.values():
+        body.pop("max_epochs", None)
+    return recipe
+
+
+def test_a_part_of_the_corpus_has_fewer_queries_to_pass(recipe):
+    costs = dataclasses.replace(COSTS, train_queries=60_000, part_queries=600)
+    assert costs.steps_of_epochs(recipe, "warm-up") == 3750  # trains on all
+    assert costs.steps_of_epochs(recipe, "hard-negatives") == 150  # searches the part
+
+
+def test_a_plan_that_hardly_trains_says_how_many_minutes_would(recipe):
+    slow = dataclasses.replace(COSTS, rate=150.0, passages=20, dev_queries=0, train_queries=60_000)
+    warning = few_steps(make_plan(recipe, 300.0, slow), slow)
+    assert re.search(r"about 1 step of warm-up, .* --minutes \d+ would be enough for about 20\.", warning)
+    minutes = int(re.search(r"--minutes (\d+)", warning)[1])
+    assert few_steps(make_plan(recipe, minutes * 60.0, slow), slow) == ""
+    assert few_steps(make_plan(recipe, 300.0, COSTS), COSTS) == ""
+
+
+def test_what_encodes_the_whole_corpus_after_the_minutes_is_announced(recipe):
+    costs = dataclasses.replace(COSTS, passages=600)
+    said = time_after(make_plan(recipe, 1200.0, costs), costs, 10_000)
+    assert "up to 3 models encode all 10,000 passages for test: up to 9 more minutes" in said
+    assert time_after(make_plan(recipe, 1200.0, COSTS), COSTS, COSTS.passages) == ""
+    recipe.evaluation["splits"] = ["dev"]
+    assert time_after(make_plan(recipe, 1200.0, costs), costs, 10_000) == "" and recipe.report_split == "dev"
+
+
+def test_what_headings_cannot_choose_is_not_trained(recipe, tiny_collection):
+    heading = ["heading"] * len(tiny_collection.queries)
+    headings = dataclasses.replace(
+        tiny_collection, queries=tiny_collection.queries.add_column("source", heading)
+    )
+    less, why = without_useless_stages(recipe, headings)
+    assert list(less.stages) == ["warm-up", "hard-negatives", "ranker", "ar2", "merged"]
+    assert less.rows["merged"] == {"retriever": "merged", "ranker": "ar2"}
+    assert why.startswith("Without ltre: people asked none of the queries of dev")
+    assert without_useless_stages(recipe, tiny_collection) == (recipe, "")
+    recipe.evaluation["choose_on"] = None  # the last row is served, whatever it is
+    assert without_useless_stages(recipe, headings) == (recipe, "")
 
 
 def test_more_time_drops_no_more_stages(recipe):
@@ -207,7 +270,7 @@ def test_a_run_with_minutes_ends_with_a_system_a_plan_and_its_times(path, tmp_pa
     arguments = [str(path), "--output_dir", str(run), "--minutes", "5", "--clock", "processor"]
     main(arguments)
     said = capsys.readouterr().out
-    assert "BM25" in said and "with BM25" in said and "Another hour would go into" in said
+    assert "BM25" in said and "with BM25" in said and "More minutes would change nothing" in said
     assert (run / "lexical").is_dir() and (run / "runs").is_dir()
     lengths = {
         stage: json.loads((run / "stages" / stage / "length.json").read_text()) for stage in ("hard", "ltre")

@@ -163,6 +163,27 @@ def test_an_untrained_retriever_is_best_alone_if_it_is_clearly_better(first: int
     assert chosen["retriever_row"] == best
 
 
+def test_of_headings_only_a_merged_model_is_served_and_the_run_says_so() -> None:
+    models = {"zero-shot": "light", "warm-up": "warm-up", "merged": "merged"}
+    stages = {
+        "warm-up": {"trainer": "retriever", "retriever": "light"},
+        "merged": {"trainer": "merge", "retriever": "warm-up"},
+    }
+    rows = {row: {"retriever": model} for row, model in models.items()}
+    recipe = Recipe("mine", "tiny", models={"light": {}}, stages=stages, evaluation={"rows": rows})
+    ranks = {"zero-shot": SECOND, "warm-up": FIRST_OF[8], "merged": FIRST_OF[6]}
+    values = {row: {"retriever": 1 / np.array(found)} for row, found in ranks.items()}
+    chosen = choose(recipe, values, {}, from_people=False)
+    assert (chosen["row"], chosen["excluded"], chosen["retriever_row"]) == ("merged", ["warm-up"], "merged")
+    assert chosen["reason"].endswith(
+        "People asked none of the queries of dev, so only models that are merged with the starting one, and that one "
+        "itself, are served: not warm-up."
+    )
+    by_people = choose(recipe, values, {})
+    assert (by_people["row"], by_people["excluded"]) == ("warm-up", [])
+    assert "People asked" not in by_people["reason"]
+
+
 def test_without_a_choice_the_last_row_is_served(tmp_path: Path, tiny_collection: Collection) -> None:
     ranks = {"zero-shot": {"retriever": FIRST_OF[8]}, "g0": with_ranker(SECOND, SECOND, SECOND)}
     chosen = chosen_of(tmp_path, tiny_collection, ranks, choose_on=None)
