@@ -36,7 +36,7 @@ help:
 
 install: $(VENV)/installed
 
-# The editable install maps whole folders, so a new file is there at once; only new requirements, a package that
+# The editable install is the path of this folder, so a new file is there at once; only new requirements, a package that
 # pyproject.toml newly names, or another choice of the variables above, which the stamp holds, need another pass.
 choice := extras=$(EXTRAS) torch=$(TORCH) constraints=$(CONSTRAINTS)
 ifneq ($(choice),$(shell cat $(VENV)/installed 2>/dev/null))

@@ -53,6 +53,11 @@ def test_every_folder_with_code_is_named_in_pyproject() -> None:
     assert found == set(SETTINGS["tool"]["setuptools"]["packages"])
 
 
+def test_editors_follow_an_editable_install() -> None:
+    """They read paths from .pth files, but run no import hooks."""
+    assert not [finder for finder in sys.meta_path if "__editable___hf_ar2" in str(finder)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", FOLDERS)
 def test_the_folders_at_the_top_are_importable_as_subpackages(package: str, tmp_path: Path) -> None:
