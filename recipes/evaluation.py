@@ -17,6 +17,7 @@ from accelerate import PartialState
 from hf_ar2.cards.facts import CHOSEN
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.hybrid import DEFAULT_LEXICAL_WEIGHT, candidates_of_both, fit_weight
+from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
@@ -299,6 +300,11 @@ def per_query(
         return None
     stored = read_run(path, collection.queries["id"], collection.corpus["id"])
     ranking = stored.of_queries(evaluated_queries(collection, split)).passage_rows
+    if (
+        row == LEXICAL_ROW
+    ):  # it finds passages that share a word with the query; beyond them there is nothing to find
+        missing = max([parse_metric(name)[1] or 0 for name in metrics]) - ranking.shape[1]
+        ranking = np.pad(ranking, ((0, 0), (0, max(0, missing))), constant_values=-1)
     return measure(collection, split, ranking, metrics)
 
 

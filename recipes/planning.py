@@ -142,7 +142,7 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
     lines += [f"Without {name}: {why}." for name, why in plan.dropped.items()]
     needed = sum(plan.training.values()) + sum(plan.overhead.values())
     if needed < 0.8 * seconds:
-        passes = "every stage makes all of its passes (max_epochs) over the training queries"
+        passes = "every stage has made all of its passes (max_epochs) over the training queries"
         lines.append(
             f"The run needs about {needed / 60:.1f} of the {seconds / 60:g} minutes: in these {passes}."
         )

@@ -24,7 +24,7 @@ from hf_ar2.evaluation.systems import evaluated_queries, rankings_of_systems
 from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.recipes.checks import check_evaluation
 from hf_ar2.recipes.choosing import choose
-from hf_ar2.recipes.evaluation import choose_from_runs
+from hf_ar2.recipes.evaluation import choose_from_runs, per_query
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.runner import run_recipe
@@ -182,6 +182,22 @@ def test_of_headings_only_a_merged_model_is_served_and_the_run_says_so() -> None
     by_people = choose(recipe, values, {})
     assert (by_people["row"], by_people["excluded"]) == ("warm-up", [])
     assert "People asked" not in by_people["reason"]
+
+
+def test_bm25_may_find_fewer_passages_than_a_metric_looks_at(
+    tmp_path: Path, tiny_collection: Collection
+) -> None:
+    judgments, ids = tiny_collection.judgments("dev"), list(tiny_collection.corpus["id"])
+    queries = list(tiny_collection.queries.select(judgments.query_rows)["id"])
+    found = np.stack([judgments.of(place)[0][:1] for place in range(len(judgments))])  # one passage each
+    for row, metrics in (
+        ("BM25", {"mrr@10", "recall@100"}),
+        ("cut", set()),
+    ):  # another row's list is cut off there
+        write_run(run_file(tmp_path, row, "dev", "retriever"), queries, ids, found, np.ones(found.shape))
+        values = per_query(tmp_path, row, "dev", "retriever", tiny_collection, ["mrr@10", "recall@100"])
+        assert values is not None and set(values) == metrics
+        assert all((of_metric > 0).all() for of_metric in values.values())
 
 
 def test_without_a_choice_the_last_row_is_served(tmp_path: Path, tiny_collection: Collection) -> None:
