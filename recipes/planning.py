@@ -132,22 +132,25 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
             f"They represent all {passages:,} passages in training and in the choice on dev, because encoding all "
             "takes too much of the time; more minutes use all."
         )
-    rows = []
+    rows, all_passes = [], True
     for name, body in recipe.stages.items():
-        seconds_of_step = costs.step(body["trainer"], recipe.stage_args(name))
-        steps = "" if body["trainer"] in UNTRAINED else f"{plan.training[name] / seconds_of_step:,.0f}"
-        rows.append([name, steps, f"{plan.training[name]:,.0f}", f"{plan.overhead[name]:,.0f}"])
+        steps = None
+        if body["trainer"] not in UNTRAINED:
+            steps = plan.training[name] / costs.step(body["trainer"], recipe.stage_args(name))
+            all_passes &= steps > 0.99 * costs.steps_of_epochs(recipe, name)
+        cells = (steps, plan.training[name], plan.overhead[name])
+        rows.append([name, *("" if cell is None else f"{cell:,.0f}" for cell in cells)])
     rows.append([f"choosing on {recipe.choose_on}", "", "", f"{plan.overhead['']:,.0f}"])
     lines += ["", format_table(rows, ["stage", "steps, about", "training, s", "encoding and ranking, s"])]
     lines += [f"Without {name}: {why}." for name, why in plan.dropped.items()]
-    needed = sum(plan.training.values()) + sum(plan.overhead.values())
-    if needed < 0.8 * seconds:
-        passes = "every stage has made all of its passes (max_epochs) over the training queries"
+    if all_passes:
+        needed = (sum(plan.training.values()) + sum(plan.overhead.values())) / 60
         lines.append(
-            f"The run needs about {needed / 60:.1f} of the {seconds / 60:g} minutes: in these {passes}."
+            f"The run needs about {needed:.1f} of the {seconds / 60:g} minutes: then every stage has made all of its "
+            "passes (max_epochs) over the training queries."
         )
-    lines += [few_steps(plan, costs), time_after(plan, costs, passages)]
-    return "\n".join(line for line in lines if line or line is lines[1])
+    lines += [note for note in (few_steps(plan, costs), time_after(plan, costs, passages)) if note]
+    return "\n".join(lines)
 
 
 def few_steps(plan: Plan, costs: Costs) -> str:
