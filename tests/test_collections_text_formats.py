@@ -234,9 +234,9 @@ def test_definitions_and_versions_in_restructured_text() -> None:
 
 
 def test_quoted_markdown_and_wrapped_items() -> None:
-    text = "> [!NOTE]\n> Bees\n> fly.\n\n- one\n  item\n- two\n\n```\n> fly()\n```"
+    text = "> [!NOTE]\n> Bees\n> fly.\n\n- one\n  item\n      x = 1\n  more\n- two\n\n```\n> fly()\n```"
     assert found(markdown_sections(text.split("\n"), SkipCounts())) == [
-        ((), ["Bees fly.", "- one item\n- two", "> fly()"])
+        ((), ["Bees fly.", "- one item\n      x = 1\n  more\n- two", "> fly()"])
     ]
 
 

@@ -98,13 +98,18 @@ def _paragraph(lines: list[str], margin: int) -> str:
 
 
 def _unwrapped(lines: list[str], items: list[bool]) -> list[str]:
-    """The lines of a list with one line for each item."""
+    """The lines of a list with one line for each item; lines indented further than its text are code and stay."""
     found: list[str] = []
+    column, ended_in_code = 0, False
     for line, begins in zip(lines, items, strict=True):
-        if begins:
+        if begins and (item := _LIST_ITEM.match(line)):
+            column = item.end() - 1
+        is_code = not begins and len(line) - len(line.lstrip()) > column + 1
+        if begins or is_code or ended_in_code:
             found.append(line.rstrip())
         else:
             found[-1] += f" {line.strip()}"
+        ended_in_code = is_code
     return found
 
 
