@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from hf_ar2.collections.readers.heading_words import (
-    add_context,
-    as_query,
-    asks_nothing,
-    gives_context,
-    needs_context,
-    reason_to_skip,
-)
 from hf_ar2.collections.readers.skip_counts import SkipCounts
 from hf_ar2.collections.readers.text_files import split_at_questions
 from hf_ar2.collections.readers.text_folder import _places
@@ -222,6 +214,32 @@ def test_restructured_text() -> None:
     ]
 
 
+def test_definitions_and_versions_in_restructured_text() -> None:
+    text = "drone\n    A male\n    bee.\n\n    It waits.\n\n``code``\n    ::\n\n        fly()\n        sleep()\n\n"
+    text += "* a list\n  of one\n\n.. versionadded:: 1.2\n   The drone.\n\n.. function:: fly(to)\n\n   Flies there.\n"
+    assert found(rst_sections(text.split("\n"))) == [
+        (
+            (),
+            [
+                "drone: A male bee.",
+                "It waits.",
+                "`code`:",
+                "fly()\nsleep()",
+                "* a list of one",
+                "Added in version 1.2: The drone.",
+                "fly(to): Flies there.",
+            ],
+        )
+    ]
+
+
+def test_quoted_markdown_and_wrapped_items() -> None:
+    text = "> [!NOTE]\n> Bees\n> fly.\n\n- one\n  item\n      x = 1\n  more\n- two\n\n```\n> fly()\n```"
+    assert found(markdown_sections(text.split("\n"), SkipCounts())) == [
+        ((), ["Bees fly.", "- one item\n      x = 1\n  more\n- two", "> fly()"])
+    ]
+
+
 MAN = r"""
 '\" t
 .\" a comment
@@ -323,48 +341,3 @@ def test_tables_of_contents_and_numbers_are_left_out() -> None:
     skipped = SkipCounts()
     assert _places("bees.md", sections, skipped)[0].passages == {"bees.md:1": "See below."}
     assert skipped.counts() == {"passages of numbers (bees.md)": 1, "tables of contents (bees.md)": 1}
-
-
-# --- headings
-
-
-@pytest.mark.parametrize(
-    "heading",
-    [
-        "1.26.0", "v2.0 - 2024-01-05", "Version 1.2 (released May 2020)", "Changes in GLib 2.43.2",
-        "hive (1.2-3) unstable; urgency=low", "Unreleased", "os.path.join(a, b)", "$bee->fly( $to )", "--verbose",
-        "class Bee(Insect)", "Function: beeFly", "hive_open", "hive.bee.fly", "jane@hive.org", "3.", "https://hive.org",
-    ],
-)  # fmt: skip
-def test_nobody_asks(heading: str) -> None:
-    assert reason_to_skip(heading)
-
-
-@pytest.mark.parametrize(
-    "heading",
-    [
-        "How bees dance", "2.1 Running the tests", "The os.path module", "Using hive_open()", "Upgrading to 2.0",
-        "Python 3.8 support", "HTTP/2 support", "C++ style comments", "Options (common)", "蜜蜂怎样跳舞",
-        "Où vont les abeilles",
-    ],
-)  # fmt: skip
-def test_somebody_asks(heading: str) -> None:
-    assert reason_to_skip(heading) is None and not asks_nothing(as_query(heading))
-
-
-def test_what_headings_need() -> None:
-    assert all(
-        map(
-            asks_nothing,
-            ["Notes", "See also", "Table of contents", "Introduction", "Changes", "README for bees"],
-        )
-    )
-    general = ["Examples", "Installation", "Return values", "Caching", "Getting started", "What is it?"]
-    assert all(map(needs_context, general)) and not any(map(asks_nothing, general))
-    assert not any(map(needs_context, ["How bees dance", "Caching of nectar", "蜜蜂怎样跳舞"]))
-    assert all(map(gives_context, ["numpy", "git-rebase", "git remote add origin", "The bee book"]))
-    assert not any(
-        map(gives_context, ["", "1.2.3", "Options", "Introduction", "Everything There Is to Know of Bees"])
-    )
-    assert add_context("Examples", "git-rebase") == "git-rebase examples"
-    assert add_context("The SSL modes", "curl") == "curl SSL modes"

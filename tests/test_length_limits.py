@@ -10,7 +10,14 @@ from conftest import make_tiny_ranker, make_tiny_retriever
 
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.encoding.length_limits import Truncation, query_truncation_warning, truncation_line, truncations
+from hf_ar2.encoding.length_limits import (
+    Truncation,
+    passage_length_advice,
+    query_truncation_warning,
+    truncation_line,
+    truncations,
+)
+from hf_ar2.models.limits import position_count
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
@@ -78,3 +85,30 @@ def test_small_shares_are_not_rounded_away() -> None:
     )
     assert query_truncation_warning(cuts) is None
     assert query_truncation_warning([Truncation("queries", 0.051, 32)]) is not None
+
+
+def test_the_advice_names_the_length_that_reads_nearly_all_passages(
+    tmp_path: Path, tiny_collection: Collection
+) -> None:
+    retriever = load_retriever(str(make_tiny_retriever(tmp_path / "retriever")), device="cpu")
+    counts = sorted(map(len, retriever.tokenizer(tiny_collection.passage_texts(" "))["input_ids"]))
+    cuts = [Truncation("passages", 0.3, 8)]
+
+    def advice(shares: list[Truncation] = cuts) -> str:
+        said = passage_length_advice(shares, retriever, tiny_collection, TextConfig(max_passage_length=8))
+        assert all(len(line) <= 80 for line in (said or "").split("\n"))
+        return " ".join((said or "").split())
+
+    needed = counts[57]  # of 60
+    said = f"95 % of the passages have at most {needed} tokens: --max_passage_length {needed} "
+    assert advice() == said + "reads them whole"
+    assert not advice([Truncation("passages", 0.04, 8), Truncation("queries", 0.5, 8)])
+    positions = position_count(retriever)
+    retriever.max_seq_length = needed - 1
+    assert advice() == said + f"and the model's max_length {needed} read them whole"
+    limit = needed - 1
+    table = retriever[0].model.embeddings.position_embeddings
+    table.num_embeddings = limit
+    assert positions and advice().endswith(
+        f"the model reads at most {limit}; divide the passages or use a model that reads more"
+    )

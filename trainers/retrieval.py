@@ -12,7 +12,12 @@ from transformers.utils import logging
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.encoding.length_limits import query_truncation_warning, truncation_line, truncations
+from hf_ar2.encoding.length_limits import (
+    passage_length_advice,
+    query_truncation_warning,
+    truncation_line,
+    truncations,
+)
 from hf_ar2.encoding.probe import check_inputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.hybrid import score_rows
@@ -281,9 +286,14 @@ class Retrieval:
         return self.encoders.rank(self.ranker, self.ranker_inputs, query_rows, rows[:, :depth], description)
 
     def print_truncations(self) -> None:
-        """Print the shares of texts that are truncated, with a warning if many queries are."""
+        """Print the shares of texts that are truncated, with advice if many are."""
         cuts = truncations(self.retriever_inputs, self.ranker_inputs, self.train_judgments)
         print(truncation_line(cuts), flush=True)
+        if self.retriever is not None:
+            if (
+                advice := passage_length_advice(cuts, self.retriever, self.collection, self.args)
+            ) is not None:
+                print(advice, flush=True)
         if (warning := query_truncation_warning(cuts)) is not None:
             logger.warning(warning)
 

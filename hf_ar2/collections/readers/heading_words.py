@@ -65,11 +65,12 @@ _VERSION = re.compile(
     r"(?<![\w.])(?:v|r|rev)?\d+(?:\.(?:\d+|x))+[-\w.+~]*|(?<![\w.])v\d+\b|\b\d{4}-\d\d(?:-\d\d)?\b|"
     r"\b\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|\b(?:19|20)\d\d(?:\d{4})?\b|\b\d{1,2}:\d\d(?::\d\d)?\b"
 )
+_VERSION_AT_END = re.compile(r"\s+[(@]?v?\d+(?:\.\d+)+\S*$")
 _DEBIAN_CHANGE = re.compile(r"\S+ \([^()\s]+\) [\w -]+; ?urgency", re.IGNORECASE)
 _SIGNATURE = re.compile(
-    r"(?:(?:class|def|function|sub|void|int|char|long|unsigned|const|static|struct|\w+_\w+|\w*[a-z][A-Z]\w*|"
+    r"(?:(?:class|def|fn|func|pub|function|sub|void|int|char|long|unsigned|const|static|struct|\w+_\w+|\w*[a-z][A-Z]\w*|"
     r"\S*[*&])\s+){0,4}[\w.:$@%&*~\\<>-]*\w(?:\((?!s\)|es\)|ies\)).*\)?| \(\))\s*(?:->.*|[;:])?|"
-    r".*(?:->|=>)\s*[\w$]+\(.*"
+    r".*(?:->|=>)\s*[\w$]+\(.*|impl<.*"
 )
 # A kind of code object and its name.
 _KIND = re.compile(
@@ -86,22 +87,43 @@ _NUMBERING = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’.+&/-]+[^\W\d_]+)*")
+_SHORT_NAME, _LONGEST_NAME = 5, 40  # such as ABBA; longer ones are not looked at whole
+# Words in capitals that are not ordinary words: without a vowel, with a digit or a slash, one letter except A, and
+# common abbreviations.
+_STAYS = re.compile(
+    r"\W*(?:[B-Z]|[^AEIOUY\W_]{2,}(?:-\w+)*|\S*\d\S*|[A-Z]{1,3}(?:/[A-Z]{1,3})+|[A-Z]['’+#]\S*|"
+    r"API|APIS|ASCII|CLI|CPU|FAQ|GNU|GPU|GUI|IDE|IP|JSON|OS|RAM|SQL|UI|UNIX|URI|URL|URLS|UTF|YAML)\W*"
+)
 _CODE = re.compile(
     r"[_=\\{}\[\]<>$|;@#*~^]|::|\(\)|^/|\w/.*/|^\.|^--?[A-Za-z]|\w\.\w+\.\w|\w\.(?!g\b|e\b)\w{2,}"
 )
-_CODE_WORDS = set("class def function func method void int char const static struct sub".split())
+_CODE_WORDS = set("class def fn pub function func method void int char const static struct sub".split())
 
 
 def as_query(heading: str) -> str:
-    """A heading as a query: without numbering and colon, and not in capitals."""
+    """A heading as a query: without numbering and colon, and not in capitals.
+
+    Words that are written in capitals anyway stay so: letters such as I and C, I/O, UTF-8, and words without a vowel.
+
+    Example:
+        >>> as_query("2. HOW DO I READ XML?"), as_query("I/O in R"), as_query("NOTES")
+        ('how do I read XML?', 'I/O in R', 'notes')
+    """
     text = " ".join(heading.replace("`", "").split())
     while found := _NUMBERING.match(text):
         text = text[found.end() :]
-    text = text.strip(" .:;,–—-*#=")
-    if text.isupper() and len(text) > 5:
-        return text.lower()
-    words = [word.lower() if word.isupper() and word.lower() in _COMMON else word for word in text.split()]
-    return " ".join(words)
+    text = text.lstrip(" .:;,–—-*#=").rstrip(" .:;,–—-*=").removesuffix(" #")
+    if not text.isupper():
+        return text
+    words = text.split()
+    if len(words) == 1 and len(text) <= _SHORT_NAME and text.lower().strip("?!") not in _COMMON:
+        return text
+    return " ".join(word if _STAYS.fullmatch(word[:_LONGEST_NAME]) else word.lower() for word in words)
+
+
+def as_context(heading: str) -> str:
+    """A heading as the context of another one: without the version at its end."""
+    return _VERSION_AT_END.sub("", as_query(heading))
 
 
 def reason_to_skip(heading: str) -> str | None:
@@ -185,7 +207,9 @@ def add_context(text: str, context: str) -> str:
     """A heading joined with its context as a query."""
     if text.endswith("?") or len(text.split()) > 4:
         return f"{text} — {context}"
-    text = re.sub(r"^(the|an?)\s+(?=\w)", "", text, flags=re.IGNORECASE)
+    text, context = (
+        re.sub(r"^(the|an?)\s+(?=\w)", "", part, flags=re.IGNORECASE) for part in (text, context)
+    )
     first = text.split()[0]
     return f"{context} {first.lower() if first[1:].islower() else first}{text[len(first) :]}"
 

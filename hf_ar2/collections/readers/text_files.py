@@ -12,12 +12,13 @@ from pathlib import Path
 
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.readers.skip_counts import SkipCounts
+from hf_ar2.collections.readers.text_faq import split_at_questions
 from hf_ar2.collections.readers.text_html import html_sections
 from hf_ar2.collections.readers.text_man import is_man_page, man_sections
 from hf_ar2.collections.readers.text_markdown import markdown_sections
 from hf_ar2.collections.readers.text_plain import plain_sections
 from hf_ar2.collections.readers.text_rst import rst_sections
-from hf_ar2.collections.readers.text_sections import Section, words_in
+from hf_ar2.collections.readers.text_sections import Section
 
 FORMATS = ".md, .txt, .rst, .html, man pages (.1 to .8), and README, FAQ and the like without an ending"
 
@@ -29,8 +30,6 @@ _NAMES = {
     "README", "FAQ", "INSTALL", "INSTALLATION", "CHANGELOG", "CHANGES", "NEWS", "HISTORY", "TODO", "HACKING", "BUGS",
     "CONTRIBUTING", "USAGE", "NOTES", "GUIDE", "MANUAL", "TUTORIAL", "HOWTO", "UPGRADING", "RELEASE_NOTES",
 }  # fmt: skip
-_MAX_QUESTION_WORDS = 30
-_ANSWER = re.compile(r"A(nswer)?\s*\d*\s*[.:)]\s+")
 _OTHER_ENDINGS = 5
 
 
@@ -91,6 +90,11 @@ def read_folder(
         rest = sum(others.values()) - sum(count for _, count in others.most_common(_OTHER_ENDINGS))
         listed += [f"others {rest:,}"] if rest else []
         skipped.add(f"files with other endings: {', '.join(listed)}", count=sum(others.values()))
+
+
+def is_html(path: str) -> bool:
+    """Whether a file is read as an HTML page, by its name."""
+    return _ending(Path(path)) in _HTML
 
 
 def normalise_ending(ending: str) -> str:
@@ -154,18 +158,4 @@ def _sections(name: str, ending: str, lines: list[str], skipped: SkipCounts) -> 
         sections = man_sections(lines)
     else:
         sections = plain_sections(lines, is_faq)
-    return split_at_questions(sections) if is_faq else sections
-
-
-def split_at_questions(sections: list[Section]) -> list[Section]:
-    """The sections of an FAQ: a paragraph that is a question becomes the heading of what follows."""
-    found = []
-    for section in sections:
-        found.append(Section(section.heading, section.above))
-        for text in section.paragraphs:
-            is_question = text.rstrip().endswith("?") and text.count("?") == 1
-            if is_question and words_in(text) <= _MAX_QUESTION_WORDS:
-                found.append(Section(" ".join(text.split()), section.path))
-            else:
-                found[-1].paragraphs.append(_ANSWER.sub("", text, count=1) if _ANSWER.match(text) else text)
-    return found
+    return split_at_questions(sections, is_faq)

@@ -11,6 +11,7 @@ from pathlib import Path
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.readers.skip_counts import SkipCounts
+from hf_ar2.collections.readers.text_boilerplate import without_boilerplate
 from hf_ar2.collections.readers.text_files import FORMATS, read_folder
 from hf_ar2.collections.readers.text_queries import Place, heading_queries, title_of, training_views
 from hf_ar2.collections.readers.text_questions import read_questions
@@ -45,9 +46,9 @@ def load_text_folder(
     """Builds a collection from the documentation in a folder and its subfolders.
 
     Reads Markdown, plain text, reStructuredText, HTML and manual pages in UTF-8, plain or gzipped. Files that cannot be
-    read are skipped. A passage is a run of paragraphs of one section, about 100 words long (Chinese and Japanese: about
-    100 characters); its title is the section's headings. Prose becomes one line; code, lists and tables keep their
-    lines. Comments and tables of contents are dropped.
+    read are skipped. A passage is a run of paragraphs of one section, about 100 words long (code: fewer; Chinese and
+    Japanese: about 100 characters); its title is the section's headings. Prose becomes one line; code, lists and tables
+    keep their lines. Comments, navigation, tables of contents and what most HTML pages repeat are dropped.
 
     With `queries`, each line of that file is a question, a tab, and the file that answers it (relative to the folder),
     optionally with `#` and the heading of a section. The passages there, and in the sections below it, are relevant. A
@@ -84,7 +85,7 @@ def load_text_folder(
     questions = Path(queries) if queries is not None else None
     skipped = SkipCounts()
     places: list[Place] = []
-    for path, sections in read_folder(folder, endings, questions, skipped):
+    for path, sections in without_boilerplate(read_folder(folder, endings, questions, skipped), skipped):
         of_file = _places(path, sections, skipped)
         if not any(place.passages for place in of_file):
             skipped.add("files without text", path)

@@ -42,23 +42,29 @@ def man_sections(lines: list[str]) -> list[Section]:
     The summary in the section NAME becomes the heading of the description. Code and tables keep their lines; comments
     and layout are removed.
     """
-    outline = _Page().read(list(_applicable_lines(lines)))
-    named = next((section for section in outline.sections if section.heading.upper() == "NAME"), None)
+    return with_summary(_Page().read(list(_applicable_lines(lines))).sections)
+
+
+def with_summary(sections: list[Section]) -> list[Section]:
+    """The sections of a manual page below its name, with the summary in NAME as the heading of the description."""
+    named = next((section for section in sections if section.heading.upper() == "NAME"), None)
     found = _NAME.fullmatch(" ".join(" ".join(named.paragraphs).split())) if named else None
     if not found:
-        return outline.sections
+        return sections
     name, about = found[1].split(",")[0].strip(), found[2].rstrip(". ")
-    described = any(section.heading.upper() == "DESCRIPTION" for section in outline.sections)
-    sections = []
-    for section in outline.sections:
+    described = any(section.heading.upper() == "DESCRIPTION" for section in sections)
+    title = re.compile(rf"{re.escape(name)}\s*(\(\w+\))?\s*(manual page)?", re.IGNORECASE)
+    kept = []
+    for section in sections:
         if (section is named and described) or not (section.heading or section.paragraphs):
             continue
-        above, heading = section.above, section.heading
+        # On the web a page begins with its name and "Manual page".
+        above, heading = tuple(text for text in section.above if not title.fullmatch(text)), section.heading
         if described:
             above = tuple(about if text.upper() == "DESCRIPTION" else text for text in above)
             heading = about if heading.upper() == "DESCRIPTION" else heading
-        sections.append(Section(heading, (name, *above), section.paragraphs))
-    return sections
+        kept.append(Section(heading, (name, *above), section.paragraphs))
+    return kept
 
 
 class _Page:

@@ -11,6 +11,7 @@ from hf_ar2.collections.readers.text_sections import Outline, Section, block_of,
 
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*")
 _HTML_HEADING = re.compile(r"\s*<h([1-6])[^>]*>(.*?)</h\1>\s*", re.IGNORECASE)
+_QUOTED = re.compile(r" {0,3}(?:> ?)+(?:\[!\w+\]\s*$)?")
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 _UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")  # the line above it is a heading
 _FRONT_TITLE = re.compile(r"""title:[ \t]*["']?(.*?)["']?[ \t]*""")
@@ -55,6 +56,8 @@ def markdown_sections(lines: list[str], skipped: SkipCounts) -> list[Section]:
     code: list[str] | None = None
     fence = ""
     for line in _without_comments(lines[front:]):
+        if code is None:
+            line = _QUOTED.sub("", line)
         mark = _FENCE.match(line)
         if code is not None:
             if mark and mark[1].startswith(fence) and not line.strip(" `~"):

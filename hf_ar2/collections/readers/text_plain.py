@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from hf_ar2.collections.readers.text_faq import begins_entry, begins_question, ends_question
 from hf_ar2.collections.readers.text_sections import Outline, Section, paragraphs_of, words_in
 
 _MAX_WORDS = 30
@@ -14,9 +15,6 @@ _NUMBERED = re.compile(
     re.IGNORECASE,
 )
 _COLUMNS = re.compile(r"\S(\t| {3,})\S")
-_QUESTION_MARK = re.compile(
-    r"\s*[*#-]*\s*(Q(uestion)?\s*\d*\s*[.:)]|\(?\[?\d+(\.\d+)*[.)\]]?)\s", re.IGNORECASE
-)
 _PAGE = re.compile(r".*\[page \d+\]\s*", re.IGNORECASE)
 _OF_CHANGE = re.compile(r"@|\d{4}-\d\d|urgency=")  # the first line of a change log is not a title
 _OVERSTRUCK = re.compile(".\b")
@@ -57,14 +55,17 @@ def plain_sections(lines: list[str], is_faq: bool = False) -> list[Section]:
 
 
 def _groups(lines: list[str], is_faq: bool) -> list[list[str]]:
-    """Lines between empty lines; in an FAQ a question mark also ends a group."""
+    """Lines between empty lines; in an FAQ also questions and answers."""
     groups: list[list[str]] = [[]]
-    for line in lines:
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
         if not line.strip():
             groups.append([])
             continue
+        if is_faq and begins_entry(line):
+            groups.append([])
         groups[-1].append(line)
-        if is_faq and line.rstrip().endswith("?") and _QUESTION_MARK.match(groups[-1][0]):
+        goes_on = ends_question(below) and not begins_question(below)
+        if is_faq and ends_question(line) and begins_question(groups[-1][0]) and not goes_on:
             groups.append([])
     return [group for group in groups if group]
 
@@ -99,6 +100,7 @@ def _underlined(group: list[str]) -> tuple[str, str, int] | None:
         if rule and not _RULE.fullmatch(title) and any(map(str.isalpha, title)):
             length = len(group[start + 1].strip())
             fits = 0.75 * len(title) <= length and (start or length <= len(title) + 8)
+            fits = fits or (rule[1] == "=" and len(group) == 2)  # a short rule below a line of its own
             if fits and _is_title(title.rstrip("!. ")) and not _COLUMNS.search(title) and "|" not in title:
                 return title, f"{start}{rule[1]}", start + 2
     return None

@@ -118,6 +118,8 @@ def _query(place: Place, all_headings: bool) -> HeadingQuery | str:
         return f"that are {cause}"
     if len(place.passages) > MAX_PASSAGES:
         return f"of more than {MAX_PASSAGES} passages"
+    if all(_key(passage) == _key(heading) for passage in place.passages.values()):
+        return "that their text only repeats"
     if words.asks_nothing(text):
         return "without a question"
     if words.needs_context(text):
@@ -138,7 +140,7 @@ def _in_context(query: HeadingQuery) -> HeadingQuery:
     if query.has_context:
         return query
     for heading in reversed(query.place.section.above):
-        context = words.as_query(heading)
+        context = words.as_context(heading)
         if words.gives_context(context) and _key(context) not in _key(query.text):
             return replace(query, text=words.add_context(query.text, context), has_context=True)
     return query

@@ -14,9 +14,16 @@ _OPTION = re.compile(r":[\w -]+:(\s.*)?")
 # Directives whose content is text, and directives whose content is code.
 _TEXT = {
     "note", "warning", "tip", "hint", "important", "caution", "danger", "attention", "error", "seealso", "admonition",
-    "topic", "sidebar", "container", "epigraph", "rubric", "versionadded", "versionchanged", "deprecated", "glossary",
-    "list-table", "table", "only", "todo",
+    "topic", "sidebar", "container", "epigraph", "rubric", "glossary", "list-table", "table", "only", "todo",
 }  # fmt: skip
+_VERSIONS = {
+    "versionadded": "Added in version",
+    "versionchanged": "Changed in version",
+    "deprecated": "Deprecated since version",
+    "versionremoved": "Removed in version",
+}
+# The first line of something else than a definition, though the lines below it are indented.
+_NO_TERM = re.compile(r"\s|[-*+•|]\s|\(?(\d+|\w|#)[.)]\s|:[^:`]+:(\s|$)|\.\.(\s|$)|>>>|\+[-=]|={3}|--?\w|/\w")
 _CODE = set("code code-block sourcecode parsed-literal literalinclude highlight prompt doctest".split())
 _INLINE = (
     (re.compile(r":[\w:.+-]+:`~?([^`<]+?)\s*<[^`>]*>`"), r"\1"),
@@ -75,10 +82,37 @@ def _read(lines: list[str], outline: Outline, styles: list[str]) -> None:
                 end_body()
                 outline.add(block_of(content))
             at = max(end, at + 1)
+        elif (not body or not body[-1].strip()) and _is_term(lines, at):
+            end_body()
+            definition, end = _indented(lines, at + 1)
+            outline.add(*_definition(line, definition))
+            at = end
         else:
             body.append(line)
             at += 1
     end_body()
+
+
+def _is_term(lines: list[str], at: int) -> bool:
+    """Whether a definition begins here: a line, with the next one indented."""
+    below = lines[at + 1] if at + 1 < len(lines) else ""
+    is_indented = bool(below.strip()) and below[0].isspace()
+    return is_indented and bool(lines[at].strip()) and not _NO_TERM.match(lines[at])
+
+
+def _definition(term: str, lines: list[str]) -> list[str]:
+    """The paragraphs of a definition; the first one begins with its term."""
+    inner = Outline()
+    _read(block_of(lines).split("\n"), inner, [])
+    paragraphs = [text for section in inner.sections for text in section.paragraphs]
+    return _headed(plain_text(term).rstrip(": "), paragraphs)
+
+
+def _headed(head: str, paragraphs: list[str]) -> list[str]:
+    """Paragraphs below a few words, which go on the same line as prose."""
+    if not paragraphs or "\n" in paragraphs[0]:
+        return [f"{head}:", *paragraphs] if paragraphs else [head]
+    return [f"{head}: {paragraphs[0]}", *paragraphs[1:]]
 
 
 def _title_at(lines: list[str], at: int) -> tuple[str, str, int] | None:
@@ -120,7 +154,11 @@ def _directive(line: str, content: list[str], outline: Outline, styles: list[str
         content = content[1:]
     if name in _CODE:
         outline.add(block_of(content))
-    elif name in _TEXT or ":" in name or name.startswith(("function", "class", "method", "option", "envvar")):
+    elif name in _VERSIONS:
+        outline.add(*_definition(f"{_VERSIONS[name]} {argument}", content))
+    elif ":" in name or name.startswith(("function", "class", "method", "option", "envvar")):
+        outline.add(*_definition(argument, content))
+    elif name in _TEXT:
         # The argument is text too, such as a signature before its description.
         if argument and name not in ("only", "container", "list-table", "todo"):
             outline.add(plain_text(argument))
