@@ -52,11 +52,20 @@ def progress_line(description: str, done: float, total: float | None, unit: str,
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in seconds, minutes, or hours and minutes."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    """A duration in the two largest units that it has.
+
+    Example:
+        >>> [format_duration(seconds) for seconds in (0.4, 56, 250, 300, 3900)]
+        ['0 s', '56 s', '4 min 10 s', '5 min', '1 h 5 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    large, small, units = (whole // 60, whole % 60, ("min", "s"))
+    if large >= 60:
+        minutes = round(seconds / 60)
+        large, small, units = (minutes // 60, minutes % 60, ("h", "min"))
+    return f"{large:,} {units[0]}" + (f" {small} {units[1]}" if small else "")
 
 
 def line_is_due() -> bool:

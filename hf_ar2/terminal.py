@@ -1,4 +1,4 @@
-"""Texts that anybody may have written, as they are printed."""
+"""Texts that anybody may have written, and counts, as they are printed."""
 
 from __future__ import annotations
 
@@ -29,3 +29,16 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """As `visible`, line by line."""
     return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def counted(number: int, nouns: str) -> str:
+    """A number and what it counts, which is given in the plural.
+
+    Example:
+        >>> counted(1200, "judged queries"), counted(1, "judged queries"), counted(1, "files that are empty")
+        ('1,200 judged queries', '1 judged query', '1 file that is empty')
+    """
+    if number == 1:
+        nouns = re.sub(r"\b(\w+?)(ie)?s\b", lambda found: found[1] + "y" * bool(found[2]), nouns, count=1)
+        nouns = nouns.replace(" that are ", " that is ", 1)
+    return f"{number:,} {nouns}"

@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import read_json, write_note
+from hf_ar2.progress import format_duration
 from hf_ar2.recipes.costs import Costs, encodes
 from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_name
 
@@ -77,7 +78,7 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
         worst = max(own, key=lambda name: own[name] / max(allowed[name], 1e-3), default=None)
         drop = _too_short(recipe, training, most, costs, required)
         if worst is not None and own[worst] > max(allowed[worst], 0.0):
-            reason = f"encoding and ranking for it would take {own[worst]:.0f} s, longer than its training"
+            reason = f"encoding and ranking for it would take {format_duration(own[worst])}, longer than its training"
             drop = worst, reason
         if drop is None:
             break
@@ -282,7 +283,10 @@ class Budget:
 
 
 def time_table(run: Path, recipe: Recipe, evaluation: float) -> str:
-    """Seconds of every stage by what they were spent on, from its `done.json`, and those of the evaluation of rows."""
+    """The time of every stage by what it was spent on, from its `done.json`, and that of the evaluation of rows.
+
+    It is by the wall clock, all calls of the command together; the report shows the same.
+    """
     rows: list[list[Any]] = []
     for stage in recipe.stages:
         done = read_json(run / "stages" / stage / "done.json", {})
@@ -295,8 +299,11 @@ def time_table(run: Path, recipe: Recipe, evaluation: float) -> str:
     rows.append(["rows of results", None, None, None, evaluation, evaluation])
     sums = [sum(row[column] or 0.0 for row in rows) for column in range(2, 6)]
     rows.append(["all", None, *sums])
-    cells = [[name, *(None if s is None else f"{s:,.0f}" for s in seconds)] for name, *seconds in rows]
-    headings = ["seconds", "steps", "encoding and mining", "training", "evaluation", "all"]
+    cells = [
+        [name, steps, *(None if seconds is None else format_duration(seconds) for seconds in parts)]
+        for name, steps, *parts in rows
+    ]
+    headings = ["time", "steps", "encoding and mining", "training", "evaluation", "all"]
     return format_table(cells, headings)
 
 
@@ -311,7 +318,7 @@ def more_time(recipe: Recipe, seconds: float, costs: Costs) -> str:
         gained = training - now.training.get(stage, 0.0)
         new = " (not trained in this run)" if stage not in now.training else ""
         if gained >= 1:
-            parts.append(f"{stage} +{gained:,.0f} s{new}")
+            parts.append(f"{stage} +{format_duration(gained)}{new}")
     if parts:
         return f"Another hour would go into: {', '.join(parts)}."
     return (

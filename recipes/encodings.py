@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hf_ar2.files import read_json, write_json
 from hf_ar2.index.encodings import Encodings
+from hf_ar2.progress import format_duration
 from hf_ar2.recipes.recipe import Recipe, encodings_folder, source_name
 
 _ROW_ENCODING = "encoding.json"
@@ -62,4 +63,4 @@ def encoding_times(run: Path) -> str:
     if not log:
         return ""
     times = "once" if len(log) == 1 else f"{len(log)} times"
-    return f"Corpus encoded {times}, {sum(entry['seconds'] for entry in log):.0f} s"
+    return f"Corpus encoded {times}, {format_duration(sum(entry['seconds'] for entry in log))}"

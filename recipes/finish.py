@@ -15,6 +15,7 @@ from hf_ar2.collections.questions import query_source_note
 from hf_ar2.evaluation.tables import member_table, stage_table
 from hf_ar2.files import files_in, read_json, write_note, writing
 from hf_ar2.models.lora import save_model
+from hf_ar2.progress import format_duration
 from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
 from hf_ar2.recipes.recipe import Load, Recipe, source_name
@@ -61,7 +62,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
     if encoded := encoding_times(run):
         print(f"\n{encoded}")
     print(f"\n{times}")
-    print(f"\n{seconds / 60:.1f} minutes. In {run}: {', '.join(written)}")
+    print(f"\nThis command took {format_duration(seconds)}. In {run}: {', '.join(written)}")
     if chosen:
         print(textwrap.fill(f"Served: {chosen['reason']} {chosen['advice']}", 100))
     if "retriever/" in written:

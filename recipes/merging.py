@@ -35,6 +35,7 @@ from hf_ar2.recipes.recipe import Load, Recipe, encodings_folder, errors_at, say
 from hf_ar2.recipes.sampled import reduced, values_among
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
+from hf_ar2.terminal import counted
 
 # Shares of the starting weights that `auto` chooses from.
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -184,7 +185,7 @@ def values_of_shares(
         ranges = system.collection.searched_rows(judgments.query_rows)
         found.append(search_in_ranges(system.searched.search, queries, min(CANDIDATES, total), ranges)[1])
     part, passage_rows = reduced(judgments, found, total, QUERIES, seed)
-    say(f"{title}: {len(part):,} queries among {len(passage_rows):,} of {total:,} passages")
+    say(f"{title}: {counted(len(part), 'queries')} among {len(passage_rows):,} of {total:,} passages")
     inputs, encoders, depth = trained.retriever_inputs, trained.encoders, trained.settings.depth
     values, own_rows = {}, trained.collection.own_rows[part.query_rows]
     ranges = trained.collection.searched_rows(part.query_rows)

@@ -14,16 +14,19 @@ import numpy as np
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
+from hf_ar2.cards.facts import PLAN
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import read_json, write_note
 from hf_ar2.index.lexical import LexicalIndex
+from hf_ar2.progress import format_duration
 from hf_ar2.recipes.budget import UNTRAINED, Budget, Plan, make_plan, without
 from hf_ar2.recipes.choosing import choosing_split, people_asked, stages_without_use
 from hf_ar2.recipes.costs import Costs, dev_queries_of, measure_costs
-from hf_ar2.recipes.recipe import PLAN, Recipe, RecipeError, on_every_machine, short_hash
+from hf_ar2.recipes.recipe import Recipe, RecipeError, on_every_machine, short_hash
 from hf_ar2.settings.text import TextConfig
+from hf_ar2.terminal import counted
 
 # If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
 # takes the other share.
@@ -72,6 +75,7 @@ def plan_run(
                 part_queries=len(part.judgments(train).positives()),
             )
         stored = {"of": _identity(recipe), "costs": vars(costs), "part": size, "plan": None}
+        stored["of_passages"] = len(collection.corpus)
         if budget.seconds is not None:
             plan = make_plan(recipe, budget.seconds - budget.spent, costs)
             stored |= {"stages": plan.recipe.stages, "rows": plan.recipe.rows}
@@ -123,9 +127,10 @@ def _identity(recipe: Recipe) -> str:
 def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> str:
     """The plan as a table, with what was dropped and why; `seconds` of the run, `passages` of the whole corpus."""
     recipe = plan.recipe
+    clock = " of processor time" if recipe.clock == "processor" else ""
     lines = [
-        f"{seconds / 60:g} minutes. Encoding {costs.passages:,} passages once takes {costs.encoding:.0f} s here "
-        f"({costs.rate:,.0f} tokens a second)."
+        f"{format_duration(seconds)}{clock}. Encoding {counted(costs.passages, 'passages')} once takes "
+        f"{format_duration(costs.encoding)} here ({costs.rate:,.0f} tokens a second)."
     ]
     if costs.passages < passages:
         lines.append(
@@ -138,15 +143,15 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
         if body["trainer"] not in UNTRAINED:
             steps = plan.training[name] / costs.step(body["trainer"], recipe.stage_args(name))
             all_passes &= steps > 0.99 * costs.steps_of_epochs(recipe, name)
-        cells = (steps, plan.training[name], plan.overhead[name])
-        rows.append([name, *("" if cell is None else f"{cell:,.0f}" for cell in cells)])
-    rows.append([f"choosing on {recipe.choose_on}", "", "", f"{plan.overhead['']:,.0f}"])
-    lines += ["", format_table(rows, ["stage", "steps, about", "training, s", "encoding and ranking, s"])]
+        cells = [format_duration(plan.training[name]), format_duration(plan.overhead[name])]
+        rows.append([name, "" if steps is None else f"{steps:,.0f}", *cells])
+    rows.append([f"choosing on {recipe.choose_on}", "", "", format_duration(plan.overhead[""])])
+    lines += ["", format_table(rows, ["stage", "steps, about", "training", "encoding and ranking"])]
     lines += [f"Without {name}: {why}." for name, why in plan.dropped.items()]
     if all_passes:
-        needed = (sum(plan.training.values()) + sum(plan.overhead.values())) / 60
+        needed = format_duration(sum(plan.training.values()) + sum(plan.overhead.values()))
         lines.append(
-            f"The run needs about {needed:.1f} of the {seconds / 60:g} minutes: then every stage has made all of its "
+            f"The run needs about {needed} of the {format_duration(seconds)}: then every stage has made all of its "
             "passes (max_epochs) over the training queries."
         )
     lines += [note for note in (few_steps(plan, costs), time_after(plan, costs, passages)) if note]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from hf_ar2.augmentation import AugmentConfig
-from hf_ar2.cards.facts import CHOSEN, source_changes, source_name
+from hf_ar2.cards.facts import CHOSEN, PLAN, reported_split, source_changes, source_name
 from hf_ar2.cards.guard import GUARD_FILE
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.models.merging import MergeConfig
@@ -43,7 +43,6 @@ RESERVED = ("output_dir", "index_dir")
 _ROW_ARGS = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_MACHINE)
 # Fields of a row that are settings of its configuration.
 _ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
-PLAN = "plan.json"
 # What processes read of a run. Indexes and tokens are not among it: they are shared where they are made.
 _READ_AGAIN = ("stages", "evaluation", "runs", PLAN, CHOSEN, GUARD_FILE)
 
@@ -109,9 +108,8 @@ class Recipe:
 
     @property
     def report_split(self) -> str:
-        """The split of the final table: by default test, or the last of the splits if test is not one of them."""
-        splits = self.splits
-        return self.evaluation.get("report_split", "test" if "test" in splits or not splits else splits[-1])
+        """The split of the final table."""
+        return reported_split(vars(self))
 
     @property
     def choose_on(self) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
+import textwrap
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -27,6 +29,7 @@ from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.lock import locked
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
+from hf_ar2.progress import format_duration
 from hf_ar2.recipes.budget import Budget, more_time, time_table
 from hf_ar2.recipes.checks import (
     check_adapters,
@@ -57,6 +60,7 @@ from hf_ar2.recipes.recipe import (
     source_name,
     stage_config,
 )
+from hf_ar2.report.times import EVALUATION, minutes_note
 from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.search.runs import model_fields, with_level_of
 from hf_ar2.settings.secrets import without_secrets
@@ -128,15 +132,19 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
         trained_on = part if encodes(recipe, stage) else collection
         run_stage(stage, run, trained_on, inputs, f"[{number}/{len(recipe.stages)}] {stage}", length)
         budget.write()
-    trained = time.time()
+    budget.stage = evaluating = Budget(run / EVALUATION, None)
     if recipe.rows:
         chosen_on = part if part is not collection else None
         evaluate_rows(recipe, run, with_questions, inputs, load, budget.close, chosen_on)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
+    evaluating.write()
+    budget.stage = None
     state.wait_for_everyone()
     if state.is_main_process:
-        times = time_table(run, recipe, time.time() - trained)
+        times = time_table(run, recipe, evaluating.spent)
+        if note := minutes_note(run, vars(recipe)):
+            times += f"\n{textwrap.fill(note, 80)}"
         if costs is not None and budget.seconds is not None:
             times += f"\n{more_time(all_stages, budget.seconds, costs)}"
         finish(recipe, run, with_questions, time.time() - started, load, times)
@@ -152,7 +160,7 @@ def run_stage(
     key = recipe.stage_key(stage)
     done = folder / "done.json"
     if done.is_file():
-        say(f"{title}: done before, {read_json(done, {})['seconds']:.0f} s")
+        say(f"{title}: done before, {format_duration(read_json(done, {})['seconds'])}")
         remove_index(folder)  # a kill may have come before it
         return
     say(f"\n{title}")
@@ -328,7 +336,7 @@ def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int
     environment = {
         **describe_environment(),
         "processes": PartialState().num_processes,
-        "command": " ".join(without_secrets(sys.argv)),
+        "command": shlex.join(without_secrets(sys.argv)),
         "on_the_hub": [name for name in names if hub_id(name)],
     }
     if sources:

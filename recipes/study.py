@@ -25,6 +25,7 @@ from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe, RecipeError
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.search.runs import with_level_of
+from hf_ar2.terminal import counted
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -74,7 +75,8 @@ def summarise(recipe: Recipe, runs: list[Path], against: str) -> str:
         spreads = [spread(of_system[row]) for of_system in values.values()]
         body.append([row, *spreads, cost(recipe, runs, row), change])
     headings = ["", *(f"{system} {metric}" for system in values), "minutes", f"{against} − row (retriever)"]
-    title = f"{recipe.collection}, {split}: {len(collection.judgments(split))} queries, {len(runs)} seeds"
+    queries = counted(len(collection.judgments(split)), "queries")
+    title = f"{recipe.collection}, {split}: {queries}, {counted(len(runs), 'seeds')}"
     marks = f"{MARKS} (two-sided paired test over the queries)".replace("*", "\\*")
     return f"{title}\n\n{format_table(body, headings, markdown=True)}\n\n{marks}"
 

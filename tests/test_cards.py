@@ -154,6 +154,54 @@ def test_results_are_shown_before_and_after_with_their_significance(run: Path) -
     assert "zero-shot" not in ranker  # it had no ranker
 
 
+def test_the_results_say_which_queries_nobody_asked_and_what_was_searched(run: Path) -> None:
+    assert "people asked" not in card_of(run, "retriever")
+    environment = json.loads((run / "environment.json").read_text())
+    environment["query_sources"] = {"train": {"heading": 648}, "test": {"": 3, "heading": 45}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["AR2"]["dev"] = metrics["AR2"]["test"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "chosen.json").write_text(json.dumps({"row": "AR2", "system": "retriever", "split": "dev"}))
+    plan = {"part": 500, "of_passages": 5183, "costs": {"passages": 497}}
+    (run / "plan.json").write_text(json.dumps(plan))
+    results = " ".join(card_of(run, "retriever").split("## Results")[1].split("## Training")[0].split())
+    assert (
+        "those of test are headings of the documents (45), plus 3 asked. Such queries use the words"
+        in results
+    )
+    assert "On dev only a part of the corpus was searched, 497 of 5,183 passages" in results
+    (run / "plan.json").write_text(json.dumps({**plan, "part": None}))
+    assert "only a part of the corpus" not in card_of(run, "retriever")
+
+
+def test_a_retriever_that_is_served_with_bm25_shows_both(run: Path) -> None:
+    metrics, tests = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "significance"))
+    metrics["AR2"]["test"]["hybrid"] = {"mrr@10": 0.77}
+    tests["tests"]["AR2"]["test"]["hybrid"] = tests["tests"]["AR2"]["test"]["pipeline"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "significance.json").write_text(json.dumps(tests))
+    assert "BM25" not in card_of(run, "retriever")
+    (run / "chosen.json").write_text(json.dumps({"row": "AR2", "system": "hybrid", "reason": "it is best."}))
+    card = card_of(run, "retriever")
+    assert "| AR2 with BM25 | 0.770 | without: +0.250, p = .012 |" in card
+    assert "The run serves it with BM25, which is not part of it" in " ".join(card.split())
+    with pytest.raises(ValueError, match="the run serves no ranker"):  # a hybrid needs none
+        card_of(run, "ranker")
+
+
+def test_a_trainer_s_card_says_how_much_its_evaluation_searched() -> None:
+    record = {"name": "mine", "collection": "tiny", "trainer": "retriever", "sources": {"retriever": "light"}}
+    record |= {"passages": 9000, "settings": {"eval_passages": 2000}}
+    log = [{"eval_retriever_mrr@10": 0.5, "step": 0}, {"eval_retriever_mrr@10": 0.6, "step": 1}]
+    sources = {"dev": {"generated:t5": 12}}
+    training = training_of_trainer(record, "retriever", log, "dev", 20, query_sources=sources)
+    asked, part = training.notes
+    assert "those of dev are written by t5 (12)" in asked
+    assert "On dev only a part of the corpus was searched, about 2,000 of 9,000 passages" in part
+    assert list(training.metrics) == ["before", "after 1 step"]
+
+
 def test_a_ranker_that_was_not_evaluated_has_a_card_that_says_so(run: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["evaluation"]["rerank_depth"] = 0
@@ -175,7 +223,7 @@ def test_the_card_lists_the_stages_of_the_model_and_no_others(run: Path) -> None
     assert "**warm-up**: a retriever, contrastively ([DPR](https://arxiv.org/abs/2004.04906))" in card
     told = " ".join(card.split())
     assert re.search(r"retriever from retriever, max_length 48, layers \[0\]", told)
-    assert "ranker from stage d0; 130 steps; 7 min" in told
+    assert "ranker from stage d0; 130 steps; 6 min 40 s" in told
     assert "elsewhere" not in card
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])  # type: ignore[index]
     assert settings["ar2"] == {"learning_rate": 1e-5, "max_pair_length": 64, "num_rounds": 2}
@@ -238,7 +286,7 @@ def test_a_trainer_writes_cards(models: Path, tmp_path: Path, tiny_collection: C
     trainer.save_model()
     card = (tmp_path / "mine" / "ranker" / "README.md").read_text(encoding="utf-8")
     assert "\nlicense: mit\n" in card and "# mine: ranker" in card
-    assert "by cross-entropy over lists on `tiny`" in " ".join(card.split())
+    assert "with cross-entropy over lists on `tiny`" in " ".join(card.split())
     assert "60 passages, 24 training queries" in card
     assert "| before: pipeline |" in card and "| after 2 steps: pipeline |" in card
     assert "not tested for significance" in card

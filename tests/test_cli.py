@@ -574,7 +574,7 @@ def test_collection_skips_what_it_is_told_to(
         and "skip=['empty passages']" in said
     )
     assert cli.main(["collection", str(broken), str(tmp_path / "out"), "--skip", "empty passages"]) == 0
-    assert "skipped: 1 empty passages" in capsys.readouterr().out
+    assert "skipped: 1 empty passage" in capsys.readouterr().out
 
 
 # --- models at work

@@ -109,7 +109,7 @@ def test_passage_texts_join_title_and_text_where_there_is_a_title():
 def test_repr_counts_each_split():
     assert repr(collection(skipped={"empty passages": 3})).splitlines() == [
         "Collection 'tiny': 3 passages, 2 queries",
-        "  train: 1 queries, 1 judgments (1 relevant)",
+        "  train: 1 query, 1 judgment (1 relevant)",
         "  test: 2 queries, 3 judgments (2 relevant)",
         "  skipped: 3 empty passages",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_ar2.collections import CollectionError, load_collection
+from hf_ar2.terminal import counted
 
 # A folder of each format, small and right. A case below replaces one of its files.
 QUESTION = {
@@ -92,7 +93,7 @@ SKIPPABLE_ERRORS = [
     ("beir", "qrels/test.tsv", "query-id\tcorpus-id\tscore\na\t1\t1\na\t2\t0.5\n",
      "/qrels/test.tsv:3: found relevance '0.5'; expected a whole number", "malformed lines"),
     ("ms marco", "collection.tsv", "1\tone\n2 two\n",
-     "/collection.tsv:2: found 1 tab-separated columns; expected 2", "malformed lines"),
+     "/collection.tsv:2: found 1 tab-separated column; expected 2", "malformed lines"),
     ("ms marco", "queries.test.tsv", "a\tfirst\nb\tsecond\tthird\n",
      "/queries.test.tsv:2: found 3 tab-separated columns; expected 2", "malformed lines"),
     ("ms marco", "qrels.test.tsv", "a\t0\t1\t1\na\t2\t1\n",
@@ -155,7 +156,7 @@ def test_what_is_wrong_is_named_with_its_line_or_skipped_and_counted(
     with caplog.at_level(logging.WARNING):
         collection = load_collection(folder, skip=[cause])
     assert collection.skipped == {cause: 1}
-    assert f"skipped 1 {cause}" in caplog.text
+    assert f"skipped {counted(1, cause)}" in caplog.text
     assert [len(collection.judgments(split)) for split in collection.splits] == [1], "the rest is there"
     assert collection.corpus[0]["text"] == "one"
 

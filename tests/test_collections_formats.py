@@ -380,7 +380,7 @@ def test_dpr(tmp_path: Path):
     )
     rows = {split: rows.tolist() for split, rows in collection.answer_splits.items()}
     assert rows == {"dev": [2, 3], "test": [4]}
-    assert repr(collection).splitlines()[-1] == "  test: 1 queries with answers"
+    assert repr(collection).splitlines()[-1] == "  test: 1 query with answers"
 
 
 def test_dpr_with_long_passages_and_other_ids(tmp_path: Path):

@@ -366,11 +366,11 @@ def test_errors_about_bad_folders_say_what_to_do(docs: Path, tmp_path: Path) -> 
         write(tmp_path / name, files)
     cases: dict[tuple[str, str | None], str] = {
         ("text:absent", None): r"text:absent: no such folder; expected one with text files: \.md, \.txt",
-        ("text:latin", None): r"found no text to read; skipped: 1 files that are not UTF-8 \(a\.md\)",
+        ("text:latin", None): r"found no text to read; skipped: 1 file that is not UTF-8 \(a\.md\)",
         (
             "text:empty",
             None,
-        ): r"skipped: 1 empty files \(a\.md\), 1 files with other endings: \.pdf 1\. Known formats are \.md",
+        ): r"skipped: 1 empty file \(a\.md\), 1 file with other endings: \.pdf 1\. Known formats are \.md",
         (
             "text:plain",
             None,
@@ -403,7 +403,7 @@ def test_the_command_writes_a_folder_that_recipes_take(
 
     arguments = ["--endings", ".md,.rst", "--all-headings"]
     assert cli.main(["collection", "text:docs", "headings", *arguments]) == 0
-    assert "1 files with other endings: .txt 1" in capsys.readouterr().out
+    assert "1 file with other endings: .txt 1" in capsys.readouterr().out
     headings = load_collection("headings")
     assert set(headings.queries["text"]) == {"Bees", "How bees dance", "What bees eat"}
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_ar2.collections import Collection
+from hf_ar2.collections import Collection, load_collection
 from hf_ar2.command_line import main as cli
 
 QUERIES = [f"q{number}" for number in range(1, 7)]
@@ -198,6 +199,68 @@ def test_run_folders_give_their_rows_and_stand_beside_files(
     assert cli.main(["compare", "one", "two", "--against", "two/AR2"]) == 0
     shown = capsys.readouterr().out
     assert "one/AR2 pipeline" in shown and "against two/AR2;" in " ".join(shown.split())
+
+
+def test_bm25_and_rows_with_it_are_shown(
+    files: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        run = run_folder(files / name, collection, {"zero-shot": [3], "AR2": [2, 1]})
+        run_file(run / "runs" / "BM25" / "test.retriever.trec", dict.fromkeys(QUERIES, 4))
+        run_file(run / "runs" / "AR2" / "test.hybrid.trec", dict.fromkeys(QUERIES, 1))
+    assert cli.main(["compare", "one"]) == 0
+    shown = capsys.readouterr().out
+    names = [re.split(r"  +", line)[0] for line in shown.splitlines()[4:9]]
+    assert names == ["BM25", "zero-shot", "AR2", "AR2 + BM25", "AR2 pipeline"]
+    assert "against zero-shot;" in " ".join(shown.split()), "the model before training, not BM25"
+    assert cli.main(["compare", "one", "two"]) == 0
+    names = [re.split(r"  +", line)[0] for line in capsys.readouterr().out.splitlines()[4:13]]
+    assert names[0] == "BM25" and not any("BM25" == name.split("/")[-1] for name in names[1:])
+    assert names[1] == "one/zero-shot" and names[-1] == "two/AR2 pipeline"
+
+
+def test_a_split_that_was_searched_in_part_is_told(
+    files: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(files / "one", collection, {"zero-shot": [3], "AR2": [2]})
+    chosen = {"row": "AR2", "system": "retriever", "split": "test", "reason": "AR2 (retriever): the best."}
+    (run / "chosen.json").write_text(json.dumps(chosen))
+    (run / "plan.json").write_text(json.dumps({"part": 9, "of_passages": 20, "costs": {"passages": 8}}))
+    assert cli.main(["compare", "one"]) == 0
+    assert "On test only a part of the corpus was searched, 8 of 20 passages" in capsys.readouterr().out
+
+
+def test_a_run_without_a_test_split_is_compared_on_its_last_split(
+    files: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(files / "one", collection, {"zero-shot": [3], "AR2": [2]})
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["evaluation"]["splits"] = ["dev"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for file in run.glob("runs/*/test.*"):
+        file.rename(file.with_name(file.name.replace("test", "dev")))
+    made = load_collection(str(collection))
+    dataclasses.replace(made, qrels={"dev": made.qrels["test"]}).save(files / "other")
+    assert cli.main(["compare", "one", "--collection", "other"]) == 0
+    assert ", dev: 6 queries" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_is_told_with_what_finishes_it(
+    files: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(files / "one", collection, {"zero-shot": [3]})
+    shutil.rmtree(run / "runs")
+    assert cli.main(["compare", "one"]) == 1
+    assert (
+        "one has no results yet: it is not finished. Run the command that started" in capsys.readouterr().err
+    )
+    recipes = "/somewhere/hf_ar2/recipes"
+    command = f"{recipes}/run.py {recipes}/ar2/scifact.yaml --ar2.layers '[0, 1]' --output_dir one"
+    (run / "environment.json").write_text(json.dumps({"command": command}))
+    expected = "Finish it with: hf-ar2 train ar2/scifact --ar2.layers '[0, 1]' --output_dir one\n"
+    for name, arguments in (("compare", []), ("report", []), ("search", ["otter"])):
+        assert cli.main([name, "one", *arguments]) == 1
+        assert capsys.readouterr().err.endswith(expected), name
 
 
 def test_a_row_that_is_not_there_yet_is_told(

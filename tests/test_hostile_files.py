@@ -72,7 +72,7 @@ def test_a_small_file_with_an_endless_line_does_not_fill_the_memory(folder, tmp_
     tracemalloc.start()
     with pytest.raises(CollectionError, match="corpus.jsonl.gz:1: found a line of more than"):
         load_collection(folder)
-    with pytest.raises(ValueError, match="run.trec.gz:1: found 1 columns"):
+    with pytest.raises(ValueError, match="run.trec.gz:1: found 1 column"):
         read_run(run, ["q"], ["d"])
     with pytest.raises(ValueError, match="run.trec.gz: found a line of more than"):
         read_columns(run, ("query", "passage"), {})

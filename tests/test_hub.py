@@ -92,7 +92,7 @@ def test_each_repository_is_a_standard_checkpoint_with_our_card(results: dict[st
     assert common | {"1_Pooling/config.json"} <= set(files["tester/mine-retriever"])
     assert common <= set(files["tester/mine-ranker"])
     card = results["run"]["cards"]["tester/mine-retriever"]
-    assert "by [AR2](https://arxiv.org/abs/2110.03611)" in card
+    assert "with [AR2](https://arxiv.org/abs/2110.03611)" in card
     assert "[tester/mine-ranker](https://huggingface.co/tester/mine-ranker)" in card
     assert "our own" in card
 

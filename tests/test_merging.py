@@ -249,7 +249,7 @@ def test_a_recipe_merges_evaluates_and_says_so_on_the_card(
     card = " ".join((run / "retriever/README.md").read_text(encoding="utf-8").split())
     assert "Then its weights were averaged with its starting weights (share 0.25 of `" in card
     assert "**merged**: the retriever's weights averaged with its starting weights" in card
-    assert "Trained by [DPR]" in card
+    assert "Trained with [DPR]" in card
 
     run_recipe(recipe_of(body, tmp_path))
     assert "2/2] merged: done before" in capsys.readouterr().out

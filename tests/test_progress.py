@@ -12,7 +12,7 @@ from conftest import make_tiny_retriever
 from hf_ar2 import progress
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.tables import NAN_NOTE
-from hf_ar2.progress import progress_bar
+from hf_ar2.progress import format_duration, progress_bar
 from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
 from hf_ar2.trainers.log_lines import log_lines
 
@@ -62,6 +62,11 @@ def test_what_is_not_shown_is_not_counted_either(capsys: pytest.CaptureFixture[s
         bar.update(3)
         assert bar.disable
     assert capsys.readouterr().err == ""
+
+
+def test_a_duration_has_at_most_two_units() -> None:
+    shown = {0.4: "0 s", 59.6: "1 min", 250: "4 min 10 s", 3599.7: "1 h", 3900: "1 h 5 min", 90_000: "25 h"}
+    assert {seconds: format_duration(seconds) for seconds in shown} == shown
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

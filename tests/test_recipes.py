@@ -129,7 +129,7 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     SentenceTransformer(str(run / "retriever"))
     CrossEncoder(str(run / "ranker"))
     card = (run / "ranker" / "README.md").read_text(encoding="utf-8")
-    assert "such as `retriever`. Trained by [AR2]" in " ".join(card.split())
+    assert "such as `retriever`. Trained with [AR2]" in " ".join(card.split())
     assert "AR2: pipeline" in card and "ranker_steps" in card and "60 passages, 24 training queries" in card
 
     before = (run / "stages" / "ar2" / "done.json").stat().st_mtime_ns

@@ -219,6 +219,20 @@ def test_long_text_is_wrapped_and_not_cut():
     assert [word for word in table.split() if word.startswith("word")] == words
 
 
+def test_a_name_longer_than_its_column_is_shown_in_full_below():
+    name = "hard-negatives-of-the-second-round"
+    lines = format_table([[f"{name} + BM25", 0.5], ["b", 0.25]], ["system", "MRR@10"], width=30).splitlines()
+    assert max(map(len, lines[:-1])) <= 30
+    assert lines[2:] == [
+        "hard-negatives-of-the…   0.500",
+        "+ BM25",
+        "b                        0.250",
+        "",
+        f"hard-negatives-of-the…: {name}",
+    ]
+    assert f"| {name} + BM25 |" in format_table([[f"{name} + BM25"]], ["system"], markdown=True, width=30)
+
+
 def test_p_values_and_names():
     values = [0.0004, 0.001, 0.0099, 0.012, 0.05, 0.16, 1.0]
     assert [format_p(p, 0.1) for p in values] == [
@@ -287,6 +301,16 @@ def test_the_figure_has_a_series_for_all_that_was_logged(tmp_path, monkeypatch):
     adversarial = next(line for line in losses.lines if line.get_label() == "adversarial")
     assert adversarial.get_xdata()[0] == 89 + 89 + 1  # stages follow each other
     assert [text.get_text() for text in pool.texts] == ["ranker warm-up", "ar2"]
+
+
+def test_the_figure_has_bars_of_hybrids(tmp_path, monkeypatch):
+    hybrid = {"retriever": {"mrr@10": 0.5}, "hybrid": {"mrr@10": 0.6}}
+    metrics = {**METRICS, "merged": {"test": hybrid}}
+    stages = drawn_figure(monkeypatch, {}, metrics, tmp_path / "report.png").axes[0]
+    assert stages.get_legend_handles_labels()[1] == ["retriever", "retriever + BM25", "pipeline"]
+    assert [bar.get_height() for bar in stages.patches] == [0.25, 0.494, 0.516, 0.5, 0.6, 0.537, 0.551]
+    places = [bar.get_x() + bar.get_width() / 2 for bar in stages.patches]
+    assert places[4] == pytest.approx(3), "between the other two"
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

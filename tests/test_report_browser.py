@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Value
 from tiny_run import make_tiny_run
 
 from hf_ar2.collections import Collection
+from hf_ar2.evaluation.runs import run_file
 from hf_ar2.report.page import read_runs, render_page
 from hf_ar2.report.page.page import page_data, page_of
 
@@ -127,6 +128,29 @@ def test_the_results_say_what_was_gained(open_page, html: str, values: list[np.n
     assert page.locator("#before").input_value() == "1" and page.locator("#after").input_value() == "0"
     page.locator("#swap").click()
     assert f"{values[1].mean() - values[0].mean():+.3f}" in page.locator("#results .change").inner_text()
+
+
+def test_a_hybrid_is_named_and_long_names_are_cut_visibly(
+    open_page, tiny_collection: Collection, tmp_path: Path
+) -> None:
+    name = "hard-negatives-of-the-second-round-with-distillation"
+    lifts = {"zero-shot": (0.0, False), name: (0.5, False)}
+    run = make_tiny_run(tmp_path / "run", "unused", tiny_collection, lifts=lifts)
+    shutil.copy(run_file(run, name, "test", "retriever"), run_file(run, name, "test", "hybrid"))
+    chosen = {"row": name, "system": "hybrid", "reason": "it is best."}
+    (run / "chosen.json").write_text(json.dumps(chosen))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics[name]["test"]["hybrid"] = metrics[name]["test"]["retriever"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = open_page(render_page(read_runs([run]), tiny_collection)).page
+    assert page.locator("#results .names").inner_text().endswith(f"{name} · retriever + BM25")
+    table = page.locator("#results table").first
+    assert table.locator("th.group").all_inner_texts() == ["retriever", "retriever + BM25"]
+    assert table.locator("tbody th").last.inner_text() == f"{name} (retriever + BM25 served)"
+    label = page.locator("#results .chart svg text.label").nth(1)
+    shown, whole = label.evaluate("node => [node.firstChild.data, node.querySelector('title').textContent]")
+    assert shown.endswith("…") and name.startswith(shown[:-1]) and whole == name
+    assert label.bounding_box()["x"] >= page.locator("#results .chart svg").first.bounding_box()["x"]
 
 
 def test_what_was_tested_stands_under_its_own_metric(

@@ -175,7 +175,7 @@ def test_a_bad_line_is_named(tmp_path, monkeypatch, line, message, block):
 def test_other_files_that_are_no_runs(tmp_path):
     (tmp_path / "run").write_text("q0,d0,1\n")
     with pytest.raises(
-        ValueError, match=r"run:1: found 1 columns; expected 'query_id Q0 passage_id rank score tag'"
+        ValueError, match=r"run:1: found 1 column; expected 'query_id Q0 passage_id rank score tag'"
     ):
         read_run(tmp_path / "run", QUERIES, PASSAGES)
     (tmp_path / "qrels").write_text("q0 0 d0 1\nq0 0 d0 2\n")

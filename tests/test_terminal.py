@@ -13,7 +13,7 @@ from hf_ar2.command_line.errors import error_text
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.recipes import run as script
 from hf_ar2.search.system import Hit
-from hf_ar2.terminal import visible, visible_lines
+from hf_ar2.terminal import counted, visible, visible_lines
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J red \x9b31m \u202egnp\u2066 \x7f\r\t back\x08 \u061c\u2028"
 COMMANDS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -23,6 +23,21 @@ def test_control_characters_are_escapes():
     assert not COMMANDS.search(visible(HOSTILE)) and r"\x1b[2J" in visible(HOSTILE)
     assert visible("Bienen, 蜜蜂, 🐝, عسل") == "Bienen, 蜜蜂, 🐝, عسل"
     assert visible_lines(f"a\n{HOSTILE}\nb").count("\n") == 2
+
+
+def test_one_is_not_counted_in_the_plural():
+    nouns = [
+        "queries",
+        "judged queries",
+        "tab-separated columns",
+        "empty passages",
+        "files that are not UTF-8",
+    ]
+    singular = ["query", "judged query", "tab-separated column", "empty passage", "file that is not UTF-8"]
+    assert [counted(1, noun) for noun in nouns] == [f"1 {noun}" for noun in singular]
+    assert [counted(1200, noun) for noun in nouns] == [f"1,200 {noun}" for noun in nouns]
+    assert counted(0, "tables of contents (a.md, …)") == "0 tables of contents (a.md, …)"
+    assert counted(1, "tables of contents (a.md)") == "1 table of contents (a.md)"
 
 
 def test_hits_and_tables_hold_none():

@@ -320,7 +320,7 @@ def test_damaged_or_wrong_store_raises_an_error(tmp_path):
     folder = tmp_path / store.fingerprint
     with pytest.raises(ValueError, match=f"{store.fingerprint}, expected other"):
         TokenStore.open(folder, "other")
-    with pytest.raises(ValueError, match="holds 1 texts, but 2 were given"):
+    with pytest.raises(ValueError, match="holds 1 text, but 2 were given"):
         make_store(["deep", "nets"], bert_tokenizer(), tmp_path, text_fingerprint="x")
     (folder / "ids.bin").write_bytes(b"123")
     with pytest.raises(ValueError, match=r"ids.bin is 3 bytes long, expected \d+ bytes: the token store is"):
@@ -341,7 +341,7 @@ def test_wrong_arguments_raise_an_error(tmp_path):
     store = make_store(["deep"], bert_tokenizer(), tmp_path)
     with pytest.raises(ValueError, match="expected at least 4"):
         InputBuilder(bert_tokenizer(), 3).pair(store, [0], store, [0])
-    with pytest.raises(ValueError, match="found 2 queries and 1 passages"):
+    with pytest.raises(ValueError, match="found 2 queries and 1 passage"):
         InputBuilder(bert_tokenizer(), 9).pair(store, [0, 0], store, [0])
     with pytest.raises(ValueError, match="has no padding token"):
         InputBuilder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level_bpe())), 9)

@@ -14,6 +14,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from hf_ar2.evaluation.tables import NAN_NOTE
 from hf_ar2.progress import format_duration, line_is_due, on_terminal, progress_bar
+from hf_ar2.terminal import counted
 
 _WIDTH = 80
 _EVALUATION = re.compile(r"(?P<prefix>\S+?)_(?P<system>retriever|ranker|pipeline)_(?P<metric>.+)")
@@ -182,7 +183,7 @@ def _printed(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
 
 def _of_the_end(logs: Mapping[str, Any], step: int) -> list[str]:
     spent = {key.removeprefix("seconds/"): logs[key] for key in logs if key.startswith("seconds/")}
-    took = f"{step:,} {'step' if step == 1 else 'steps'} in {format_duration(logs['train_runtime'])}"
+    took = f"{counted(step, 'steps')} in {format_duration(logs['train_runtime'])}"
     return [
         took + (":" if spent else ""),
         *(f"{name} {format_duration(value)}" for name, value in spent.items()),

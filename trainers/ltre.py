@@ -26,6 +26,7 @@ from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.models.lora import remove_adapters, save_model
 from hf_ar2.settings.fields import setting
+from hf_ar2.terminal import counted
 from hf_ar2.trainers.arguments import TrainerOptions
 from hf_ar2.trainers.checkpoints import read_run
 from hf_ar2.trainers.config import JointConfig
@@ -387,9 +388,9 @@ class LTReTrainer(JointTrainer):
         noted = read_run(folder)["run"].get("frozen_index", {"passages": 0, "fingerprint": "none"})
         if noted["fingerprint"] != self.index.fingerprint:
             raise ValueError(
-                f"{folder}: trained against another index ({noted['passages']:,} passages, {noted['fingerprint']}) "
-                f"than this one ({self.index.ntotal:,}, {self.index.fingerprint}); resume with the index, the passage "
-                "encoder and the index settings it was started with"
+                f"{folder}: trained against another index ({counted(noted['passages'], 'passages')}, "
+                f"{noted['fingerprint']}) than this one ({self.index.ntotal:,}, {self.index.fingerprint}); "
+                "resume with the index, the passage encoder and the index settings it was started with"
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.codebook is not None:

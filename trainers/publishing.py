@@ -21,6 +21,7 @@ from hf_ar2.cards.facts import ROLES, Training, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.mark import write_card
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
+from hf_ar2.collections.questions import query_sources
 from hf_ar2.files import read_json
 from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
@@ -83,6 +84,7 @@ class Publisher:
             args.eval_split,
             args.rerank_depth,
             self._previous_stages(),
+            query_sources(trainer.collection),
         )
 
     def write_cards(self, folder: Path) -> None:

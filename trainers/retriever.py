@@ -21,6 +21,7 @@ from hf_ar2.losses import (
 from hf_ar2.losses.gather import world_size
 from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.settings.fields import setting
+from hf_ar2.terminal import counted
 from hf_ar2.trainers.arguments import TrainerOptions
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
@@ -181,8 +182,8 @@ class RetrieverTrainer(JointTrainer):
         super().__init__(retriever, None, args, collection, **options)
         if self.collection.lists is not None and not args.train_lists:
             logger.warning_once(
-                f"{self.collection.name} came with {len(self.collection.lists)} lists of negatives, which are not "
-                f"used; to train on them set train_lists=[{OF_COLLECTION!r}], mine=False and num_negatives"
+                f"{self.collection.name} came with {counted(len(self.collection.lists), 'lists')} of negatives, which "
+                f"are not used; to train on them set train_lists=[{OF_COLLECTION!r}], mine=False and num_negatives"
             )
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from hf_ar2.models.loading import resolve_model_name
 from hf_ar2.models.saved import read_ranker, read_retriever
 from hf_ar2.progress import format_duration
 from hf_ar2.settings.effects import affects_result
+from hf_ar2.terminal import counted
 
 # Prefix of the source of a query that a model wrote.
 GENERATED = "generated:"
@@ -87,6 +88,7 @@ def model_card(
         short=short_name,
         listed=_listed,
         listed_names=lambda names: names if isinstance(names, str) else _listed(names),
+        counted=counted,
         duration=format_duration,
         repr=repr,
     )
@@ -113,6 +115,7 @@ def index_card(
         name=name,
         retriever=retriever,
         normalised=normalised,
+        counted=counted,
         collection=_collection(training),
     )
     return marked(str(card))

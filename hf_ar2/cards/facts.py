@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.cards.command import how_to_finish
 from hf_ar2.cards.environment import describe_environment
+from hf_ar2.cards.measured import part_note, part_sentence, query_note
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.files import read_json
+from hf_ar2.terminal import counted
 
 ROLES = ("retriever", "ranker")
 # The system that a run serves, and why; written at the end of its evaluation.
 CHOSEN = "chosen.json"
+# How a run with minutes divides them, and the part of the corpus that it trains and chooses on.
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Training:
         rerank_depth: how many passages of a query the ranker reordered.
         on_the_hub: which of collection and base model are ids on the Hub.
         other_texts: the result on a collection of other texts, as a sentence; "" if none was measured.
+        notes: what limits the numbers of `metrics`, as sentences.
     """
 
     role: str
@@ -80,6 +86,7 @@ class Training:
     row: str = ""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     other_texts: str = ""
+    notes: Sequence[str] = ()
 
     @property
     def served(self) -> str:
@@ -130,6 +137,8 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
     wanted = set(_ancestors(str(source), stages))
     environment = read_json(folder / "environment.json", {})
     significance = read_json(folder / "significance.json", {})
+    metrics, chosen = read_json(folder / "metrics.json", {}), read_json(folder / CHOSEN, {})
+    splits = list(dict.fromkeys(split for systems in metrics.values() for split in systems))
     base = first_model(role, str(source), stages)
     return Training(
         role=role,
@@ -138,14 +147,18 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
         stages=[_stage_of_run(folder, recipe, name) for name in stages if name in wanted],
         base=str(models.get(base, {}).get("model", base)),
         environment=environment,
-        metrics=read_json(folder / "metrics.json", {}),
+        metrics=metrics,
         tests=significance.get("tests", {}),
         test_metric=significance.get("metric", "mrr@10"),
         rerank_depth=evaluation.get("rerank_depth", 20),
         on_the_hub=environment.get("on_the_hub", ()),
         row=row,
-        chosen=read_json(folder / CHOSEN, {}),
+        chosen=chosen,
         other_texts=_other_texts(folder, recipe, served[role]) if role == "retriever" else "",
+        notes=_notes(
+            query_note(environment.get("query_sources") or {}, splits),
+            part_note(read_json(folder / PLAN, {}), chosen, splits),
+        ),
     )
 
 
@@ -156,18 +169,25 @@ def served_name(folder: str | Path, recipe: Mapping[str, Any]) -> str:
     if chosen is not None and chosen not in rows:
         raise ValueError(
             f"{Path(folder) / CHOSEN}: serves row {chosen!r}, but recipe.yaml has {', '.join(rows) or 'no rows'}. Its "
-            "evaluation did not finish: run the command that started the run again to continue it"
+            f"evaluation did not finish. {how_to_finish(folder)}"
         )
     return str(chosen) if chosen is not None else next(reversed(rows), "")
 
 
 def served_row(folder: str | Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The models and the index of the row that a run serves, without the ranker if only the retriever is served."""
+    """The models and the index of the row that a run serves, without the ranker if it is not served."""
     name = served_name(folder, recipe)
     row = dict(recipe["evaluation"]["rows"][name]) if name else {}
-    if read_json(Path(folder) / CHOSEN, {}).get("system") == "retriever":
+    if read_json(Path(folder) / CHOSEN, {}).get("system") in ("retriever", "hybrid"):
         row.pop("ranker", None)
     return row
+
+
+def reported_split(recipe: Mapping[str, Any]) -> str:
+    """The split of a run's tables: by default test, or the last of the splits if test is not one of them."""
+    evaluation = recipe.get("evaluation") or {}
+    splits = evaluation.get("splits") or ["test"]
+    return str(evaluation.get("report_split", "test" if "test" in splits else splits[-1]))
 
 
 def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +209,7 @@ def training_of_trainer(
     split: str,
     rerank_depth: int,
     earlier: Sequence[Mapping[str, Any]] = (),
+    query_sources: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Training:
     """How a trainer trained a model; the results are its own evaluations, without significance tests.
 
@@ -198,6 +219,7 @@ def training_of_trainer(
         split: what was evaluated on.
         rerank_depth: how many passages of a query the ranker reordered.
         earlier: records of the earlier stages of the models, in order.
+        query_sources: split → source → number of queries, where the collection has sources.
     """
     stages = [
         Stage(**{name: value for name, value in stage.items() if name in Stage.__dataclass_fields__})
@@ -207,8 +229,10 @@ def training_of_trainer(
     metrics: dict[str, Any] = {}
     for entry in dict.fromkeys([0, len(entries) - 1]) if entries else ():
         step = entries[entry].get("step", 0)
-        row = "before" if step == 0 else f"after {step:,} steps"
+        row = "before" if step == 0 else f"after {counted(step, 'steps')}"
         metrics[row] = _by_split(entries[entry], split)
+    total = record.get("passages") or 0
+    limit = record.get("settings", {}).get("eval_passages") or total
     base = next(
         stage["sources"][role] for stage in (*earlier, record) if role in stage.get("trained", (role,))
     )
@@ -218,8 +242,14 @@ def training_of_trainer(
         collection=record["collection"],
         stages=stages,
         base=base,
-        environment=describe_environment(),
+        environment={**describe_environment(), "query_sources": query_sources or {}},
         metrics=metrics,
+        notes=_notes(
+            query_note(query_sources or {}, dict.fromkeys(name for row in metrics.values() for name in row)),
+            part_sentence(split, f"about {limit:,} of {total:,} passages")
+            if metrics and limit < total
+            else "",
+        ),
         rerank_depth=rerank_depth,
         on_the_hub=[
             name for name in (*texts_of_sources(record["collection"]).values(), base) if hub_id(name)
@@ -235,6 +265,10 @@ def source_name(source: Any) -> str:
 def source_changes(source: Any) -> dict[str, Any]:
     """The settings changed in the model that a role starts from."""
     return {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
+
+
+def _notes(*notes: str) -> list[str]:
+    return [note for note in notes if note]
 
 
 def _other_texts(folder: Path, recipe: Mapping[str, Any], retriever: Any) -> str:

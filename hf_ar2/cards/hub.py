@@ -31,6 +31,7 @@ from hf_ar2.cards.mark import CARD, edited_card, is_edited
 from hf_ar2.cards.results import eval_result_files
 from hf_ar2.models.lora import adapter_base
 from hf_ar2.models.saved import read_ranker, read_retriever
+from hf_ar2.terminal import counted
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -167,7 +168,9 @@ def check_loads(what: str, folder: Path) -> None:
         held = read_faiss_index(folder / "index.faiss").ntotal
         ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
         if held != len(ids):
-            raise ValueError(f"{folder}: index.faiss holds {held:,} passages, but ids.json {len(ids):,} ids")
+            raise ValueError(
+                f"{folder}: index.faiss holds {counted(held, 'passages')}, but ids.json {counted(len(ids), 'ids')}"
+            )
         return
     try:
         if what == "retriever":

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HTTPError
 from hf_ar2.cards.facts import Training
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
+from hf_ar2.terminal import counted
 
 
 def model_index(training: Training) -> list[EvalResult]:
@@ -113,9 +114,13 @@ def result_tables(training: Training) -> list[str]:
 
 
 def _table_of_split(training: Training, split: str) -> str:
-    """A table of each row's retriever, or of each row's ranker and pipeline with the retriever they rerank."""
+    """A table of each row's retriever, or of each row's ranker and pipeline with the retriever they rerank.
+
+    If the run serves a hybrid, its retriever's card shows every row with BM25 too.
+    """
     ranker = training.role == "ranker"
-    systems = ("retriever", "ranker", "pipeline") if ranker else ("retriever",)
+    hybrid = not ranker and training.chosen.get("system") == "hybrid"
+    systems = ("retriever", "ranker", "pipeline") if ranker else ("retriever", "hybrid")[: 1 + hybrid]
     measured = {row: found[split] for row, found in training.metrics.items() if split in found}
     if ranker:
         measured = {row: found for row, found in measured.items() if "pipeline" in found}
@@ -126,22 +131,24 @@ def _table_of_split(training: Training, split: str) -> str:
     rows: list[list[Any]] = []
     before, sizes = "", set[int]()
     for row, found in measured.items():
-        test = training.tests.get(row, {}).get(split, {}).get(systems[-1])
-        outcome = ""
-        if test:
-            sizes.add(test["wins"] + test["losses"] + test["ties"])
-            against = "retriever" if ranker else before
-            outcome = f"{against}: {test['difference']:+.3f}, {format_p(test['p_value'])}"
-        for system in systems:
-            if system in found:
-                values = [found[system].get(metric) for metric in metrics]
-                tested = [outcome if system == systems[-1] else ""] if training.tests else []
-                rows.append([f"{row}: {system}" if ranker else row, *values, *tested])
+        for system in filter(found.__contains__, systems):
+            # A ranker alone and the retriever that it reranks are not tested.
+            test = None
+            if not ranker or system == "pipeline":
+                test = training.tests.get(row, {}).get(split, {}).get(system)
+            outcome = ""
+            if test:
+                sizes.add(test["wins"] + test["losses"] + test["ties"])
+                against = "retriever" if ranker else before if system == "retriever" else "without"
+                outcome = f"{against}: {test['difference']:+.3f}, {format_p(test['p_value'])}"
+            name = f"{row}: {system}" if ranker else f"{row} with BM25" if system == "hybrid" else row
+            values = [found[system].get(metric) for metric in metrics]
+            rows.append([name, *values, *([outcome] if training.tests else [])])
         before = row
     columns = ["", *map(display_name, metrics)]
     if training.tests:
         columns.append(f"{display_name(training.test_metric)} against")
-    queries = f", {sizes.pop():,} queries" if len(sizes) == 1 else ""
+    queries = f", {counted(sizes.pop(), 'queries')}" if len(sizes) == 1 else ""
     title = f"`{short_name(training.collection)}`, {split}{queries}:"
     return f"{title}\n\n{format_table(rows, columns, markdown=True)}"
 

@@ -31,6 +31,7 @@ from hf_ar2.collections.tables import (
     rows_of,
 )
 from hf_ar2.settings.values import check_name
+from hf_ar2.terminal import counted
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class Collection:
         ...     qrels={"test": Dataset.from_dict({"query_id": ["q"], "passage_id": ["a"], "relevance": [1]})},
         ... )
         >>> collection
-        Collection 'tiny': 2 passages, 1 queries
-          test: 1 queries, 1 judgments (1 relevant)
+        Collection 'tiny': 2 passages, 1 query
+          test: 1 query, 1 judgment (1 relevant)
         >>> collection.judgments("test").passage_rows
         array([0])
         >>> collection.passage_texts()
@@ -381,19 +382,21 @@ class Collection:
         return content_hash(*parts)
 
     def __repr__(self) -> str:
-        lines = [f"Collection {self.name!r}: {len(self.corpus):,} passages, {len(self.queries):,} queries"]
+        passages, queries = counted(len(self.corpus), "passages"), counted(len(self.queries), "queries")
+        lines = [f"Collection {self.name!r}: {passages}, {queries}"]
         for (start, stop), (name, weight) in zip(self.member_rows, self.members.items(), strict=True):
-            lines.append(f"  {name}: {stop - start:,} passages, weight {weight:g}")
+            lines.append(f"  {name}: {counted(stop - start, 'passages')}, weight {weight:g}")
         for split in self.splits:
             judgments = self.judgments(split)
-            counts = f"{len(judgments.relevance):,} judgments ({len(judgments.positives().passage_rows):,} relevant)"
-            lines.append(f"  {split}: {len(judgments):,} queries, {counts}")
+            judged, relevant = len(judgments.relevance), len(judgments.positives().passage_rows)
+            counts = f"{counted(judged, 'judgments')} ({relevant:,} relevant)"
+            lines.append(f"  {split}: {counted(len(judgments), 'queries')}, {counts}")
         for split, rows in self.answer_splits.items():
-            lines.append(f"  {split}: {len(rows):,} queries with answers")
+            lines.append(f"  {split}: {counted(len(rows), 'queries')} with answers")
         if self.lists is not None:
             lines.append(f"  training lists: {len(self.lists):,}")
         if self.skipped:
-            skipped = [f"{count:,} {cause}" for cause, count in self.skipped.items()]
+            skipped = [counted(count, cause) for cause, count in self.skipped.items()]
             few = len(skipped) < 4
             lines.append(
                 "  skipped: " + ", ".join(skipped) if few else "\n    ".join(["  skipped:", *skipped])

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from hf_ar2.collections.problems import CollectionError, Problems
+from hf_ar2.terminal import counted
 
 # A small gzip file can hold a line that fills the memory.
 LONGEST_LINE = 1 << 26
@@ -97,7 +98,7 @@ def tab_separated(
         elif len(fields) == columns:
             yield line, fields
         elif fields != [""]:
-            found = f"{len(fields)} tab-separated columns"
+            found = counted(len(fields), "tab-separated columns")
             problems.malformed(file, line, found, str(columns), _shown(text))
 
 

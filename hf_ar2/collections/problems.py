@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from hf_ar2.terminal import counted
+
 logger = logging.getLogger(__name__)
 
 SKIPPABLE = (
@@ -77,4 +79,4 @@ class Problems:
     def log_skipped(self, name: str) -> None:
         """Logs a warning for each cause that was skipped."""
         for cause, count in self.skipped.items():
-            logger.warning(f"{name}: skipped {count} {cause}")
+            logger.warning(f"{name}: skipped {counted(count, cause)}")

@@ -154,19 +154,30 @@ def query_source_note(collection: Collection, split: str, run: str) -> str:
         run: the run folder, for the command.
     """
     counts = query_sources(collection).get(split, {})
+    asked = counts.get("", 0)
+    if asked == sum(counts.values()):
+        return ""
+    people = f", plus {asked:,} that people asked" if asked else ", not questions of your users"
+    return (
+        f"The queries of {split} are {source_text(counts, 'your')}{people}. Write twenty real questions\nto a file, "
+        f"one per line, and judge the results: hf-ar2 label {run} FILE"
+    )
+
+
+def source_text(counts: Mapping[str, int], whose: str = "the") -> str:
+    """Where queries come from that no person asked: source -> number, as in `query_sources`, in words.
+
+    Example:
+        >>> source_text({"": 3, "generated:t5": 20, "heading": 1200})
+        'written by t5 (20) and headings of the documents (1,200)'
+    """
     parts = []
     for source, count in counts.items():
         kind, _, model = source.partition(":")
-        name = {"heading": "headings of your documents", "generated": f"written by {model}"}.get(kind, source)
+        names = {"heading": f"headings of {whose} documents", "generated": f"written by {model}"}
         if source:
-            parts.append(f"{name} ({count:,})")
-    if not parts:
-        return ""
-    people = f", plus {counts['']:,} that people asked" if counts.get("") else ", not questions of your users"
-    return (
-        f"The queries of {split} are {' and '.join(parts)}{people}. Write twenty real questions\nto a file, one per "
-        f"line, and judge the results: hf-ar2 label {run} FILE"
-    )
+            parts.append(f"{names.get(kind, source)} ({count:,})")
+    return " and ".join(parts)
 
 
 def query_sources(collection: Collection) -> dict[str, dict[str, int]]:

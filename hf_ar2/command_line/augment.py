@@ -23,7 +23,7 @@ from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.augment import ScoreConfig
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import EncodingConfig, names_of
-from hf_ar2.terminal import visible
+from hf_ar2.terminal import counted, visible
 from hf_ar2.training_lists.stored import OF_COLLECTION, TrainingLists, lists_of, load_training_lists
 
 _SUSPECTS_SHOWN = 3
@@ -54,7 +54,7 @@ def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> None:
         width = shutil.get_terminal_size((100, 24)).columns
         print(f"\n{audit(lists, system.collection, arguments.audit, width)}")
     further = ", false_negatives.jsonl" if audited else ""
-    print(f"\nIn {out}: {len(lists):,} training lists, manifest.json{further}")
+    print(f"\nIn {out}: {counted(len(lists), 'training lists')}, manifest.json{further}")
     print(f"Next: train on them with train_lists=[{str(out)!r}]")
 
 
@@ -86,10 +86,11 @@ def _thresholds_line(manifest: dict[str, Any]) -> str:
         return said
     report = fitted["report"]
     return (
-        f"{said}; calibrated on {report['pairs']:,} pairs ({report['relevant']:,} labelled relevant): temperature "
-        f"{fitted['temperature']:.3g}, bias {fitted['bias']:.3g}, log loss {report['log_loss_before']:.3f} → "
-        f"{report['log_loss']:.3f}\nof those pairs {report['above']:,} are above, {report['relevant_above']:.1%} of "
-        f"them labelled relevant; {report['below']:,} are below, {report['relevant_below']:.2%} of them so"
+        f"{said}; calibrated on {counted(report['pairs'], 'pairs')} ({report['relevant']:,} labelled relevant): "
+        f"temperature {fitted['temperature']:.3g}, bias {fitted['bias']:.3g}, log loss "
+        f"{report['log_loss_before']:.3f} → {report['log_loss']:.3f}\nof those pairs "
+        f"{report['above']:,} are above, {report['relevant_above']:.1%} of them labelled relevant; "
+        f"{report['below']:,} are below, {report['relevant_below']:.2%} of them so"
     )
 
 
@@ -167,5 +168,6 @@ def score(arguments: argparse.Namespace) -> None:
             batch_tokens=args.batch_tokens,
         )
     passages = sum(len(ids) for role in ("positive", "negative") for ids in scored.dataset[f"{role}_ids"])
-    print(f"In {out}: {len(scored):,} training lists with scores of {passages:,} passages, manifest.json")
+    written = counted(len(scored), "training lists")
+    print(f"In {out}: {written} with scores of {counted(passages, 'passages')}, manifest.json")
     print(f"Next: train a retriever with train_lists=[{str(out)!r}], mine=False and distillation='kl'")

@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from hf_ar2.cards.facts import CHOSEN
+from hf_ar2.cards.command import how_to_finish
+from hf_ar2.cards.facts import CHOSEN, PLAN, reported_split
+from hf_ar2.cards.measured import part_note, query_note
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
-from hf_ar2.collections.questions import QUESTIONS, with_questions
+from hf_ar2.collections.questions import QUESTIONS, query_sources, with_questions
 from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
 from hf_ar2.command_line.parser import nearest
 from hf_ar2.evaluation import compare as compare_systems
 from hf_ar2.evaluation import read_qrels
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import check_run_files, run_file
+from hf_ar2.evaluation.systems import LEXICAL_ROW
 from hf_ar2.files import read_json
 from hf_ar2.search.recipe_file import read_recipe
 from hf_ar2.search.runs import with_level_of
@@ -47,6 +50,13 @@ class Systems:
     split: str
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def first(self) -> str:
+        """The system that the others are compared with: the first one but BM25, which run folders list before it."""
+        return next(
+            (name for name in self.files if name.split("/")[-1] != LEXICAL_ROW), next(iter(self.files))
+        )
+
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print the table, and write it to a file on request."""
@@ -56,12 +66,13 @@ def compare(arguments: argparse.Namespace) -> None:
     collection = judged_collection(arguments, systems)
     split = JUDGED if arguments.qrels else systems.split
     metrics = arguments.metrics or metrics_of(systems.recipes)
-    against = arguments.against or next(iter(systems.files))
+    against = arguments.against or systems.first
     if against not in systems.files:
         raise ValueError(f"--against {against}: no such system{nearest(against, systems.files)}")
     result = compare_systems(collection, systems.files, split, metrics, against, arguments.relevance_level)
     title = result.title.replace(f", {JUDGED}:", ":") if arguments.qrels else result.title
-    result = replace(result, title=title, notes=[*systems.notes, *result.notes])
+    asked = query_note(query_sources(collection), [split])
+    result = replace(result, title=title, notes=[*filter(None, [asked]), *systems.notes, *result.notes])
     latex_or_text = result.to_latex() if arguments.latex else str(result)
     text = result.to_markdown() if arguments.markdown else latex_or_text
     print(visible_lines(text))
@@ -73,10 +84,10 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def find_systems(given: Sequence[str], split: str | None) -> Systems:
-    """The run files of the systems: for a run folder those of the retriever and the pipeline of every row.
+    """The run files of the systems: for a run folder those of BM25, and of every row's retriever, hybrid and pipeline.
 
-    A system is named after the row (`ROW`, `ROW pipeline`, or `ROW ranker` if the run serves that) or the file. With
-    several run folders, the folder's name comes first.
+    A system is named after the row (`ROW`, `ROW + BM25`, `ROW pipeline`, or `ROW ranker` if the run serves that) or the
+    file. With several run folders, the folder's name comes first.
     """
     folders = {}
     for name in filter(lambda name: Path(name).is_dir(), given):
@@ -84,19 +95,21 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
         folders[name] = read_recipe(name)
     recipes = list(folders.values())
     if split is None:
-        split = str((recipes[0].get("evaluation") or {}).get("report_split", "test")) if recipes else "test"
+        split = reported_split(recipes[0]) if recipes else "test"
     found = Systems({}, recipes, split)
     named: list[tuple[str, Path]] = []
     for name in given:
         path = Path(name)
         if name in folders:
             before = f"{path.resolve().name}/" if len(folders) > 1 else ""
-            rows = (folders[name].get("evaluation") or {}).get("rows") or {}
-            named += [(before + row, file) for row, file in _row_files(path, rows, split, found.notes)]
+            named += [
+                (before + row, file) for row, file in _row_files(path, folders[name], split, found.notes)
+            ]
         elif path.is_file():
             named.append((re.sub(r"(\.(trec|run|txt|tsv))?(\.gz)?$", "", path.name), path))
         else:
             raise FileNotFoundError(f"{name}: no such run folder or TREC run file")
+    named = _with_lexical_once(named)
     counts = Counter(name for name, _ in named)
     for name, path in named:
         name = name if counts[name] == 1 else str(path)
@@ -104,6 +117,16 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
             raise ValueError(f"{name} is given twice; expected each system once")
         found.files[name] = path
     return found
+
+
+def _with_lexical_once(named: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """The systems with BM25 listed once, as `BM25`, if it has ranked alike in all runs."""
+    lexical = [path for name, path in named if name.split("/")[-1] == path.parent.name == LEXICAL_ROW]
+    rankings = [[line.split()[:4] for _, line in numbered_lines(path)] for path in lexical]
+    if not lexical or any(ranking != rankings[0] for ranking in rankings):
+        return named
+    once = [(LEXICAL_ROW if path == lexical[0] else name, path) for name, path in named]
+    return [(name, path) for name, path in once if path not in lexical[1:]]
 
 
 def _check_not_results(folder: Path) -> None:
@@ -114,15 +137,19 @@ def _check_not_results(folder: Path) -> None:
         raise ValueError(f"{folder} is not a run folder; name its run files: {files[0]} ... --qrels {qrels}")
 
 
-def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
+def _row_files(run: Path, recipe: dict[str, Any], split: str, notes: list[str]) -> list[tuple[str, Path]]:
     """System and run file of every row that a recipe's evaluation has written."""
-    files = []
+    files, evaluation = [], recipe.get("evaluation") or {}
+    rows = evaluation.get("rows") or {}
+    expected = [*evaluation.get("splits", ()), reported_split(recipe)]
     chosen = read_json(run / CHOSEN, {})
     if chosen:
         notes.append(f"{run} serves {chosen['reason']}")
-    for row in rows:
+        notes += filter(None, [part_note(read_json(run / PLAN, {}), chosen, [split])])
+    lexical = [LEXICAL_ROW] * run_file(run, LEXICAL_ROW, split, "retriever").is_file()
+    for row in [*lexical, *rows]:
         check_run_files(run, row)
-        systems = {"retriever": row, "pipeline": f"{row} pipeline"}
+        systems = {"retriever": row, "hybrid": f"{row} + BM25", "pipeline": f"{row} pipeline"}
         if (chosen.get("row"), chosen.get("system")) == (row, "ranker"):
             systems["ranker"] = f"{row} ranker"
         paths = [(label, run_file(run, row, split, system)) for system, label in systems.items()]
@@ -132,10 +159,11 @@ def _row_files(run: Path, rows: dict[str, Any], split: str, notes: list[str]) ->
         files += of_row
     if not files:
         splits = sorted({path.name.split(".")[0] for path in run.glob("runs/*/*.trec")})
-        advice = "the command that started the run evaluates it at its end"
-        if splits:
-            advice = f"it has {', '.join(splits)}; choose with --split"
-        raise ValueError(f"{run} has no run files of split {split!r}; {advice}")
+        if splits and (split not in expected or (run / "metrics.json").is_file()):
+            raise ValueError(
+                f"{run} has no run files of split {split!r}; it has {', '.join(splits)}; choose with --split"
+            )
+        raise ValueError(f"{run} has no results yet: it is not finished. {how_to_finish(run)}")
     return files
 
 

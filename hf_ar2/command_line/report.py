@@ -11,6 +11,7 @@ from hf_ar2.report.page.page import render_page
 from hf_ar2.report.page.queries import PASSAGE_CHARACTERS
 from hf_ar2.report.page.run_folder import RunFolder, read_runs
 from hf_ar2.search.runs import with_level_of
+from hf_ar2.terminal import counted
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -23,7 +24,7 @@ def report(arguments: argparse.Namespace) -> None:
     path.write_bytes(page)
     rows = sum(len(run.metrics) for run in runs)
     print(
-        f"{path}: {len(page) / 1e6:.1f} MB, {rows} {'row' if rows == 1 else 'rows'} of "
+        f"{path}: {len(page) / 1e6:.1f} MB, {counted(rows, 'rows')} of "
         f"{', '.join(run.label for run in runs)} on {collection.name}, {runs[0].split}; passages are cut at "
         f"{PASSAGE_CHARACTERS} characters\nOpen it in a browser; it needs no network."
     )

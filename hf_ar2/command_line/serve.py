@@ -28,6 +28,7 @@ from hf_ar2.command_line.show import ordinal, print_searched
 from hf_ar2.command_line.web import LOOPBACK, WebServer, html_page
 from hf_ar2.index.lexical import UNSPACED, terms
 from hf_ar2.search.system import SearchSystem
+from hf_ar2.terminal import counted
 
 PLACES = "/ (the page), /search?q=TEXT&k=10, /passage?id=ID and /health"
 _MOST_CHARACTERS = 4_000
@@ -73,7 +74,7 @@ class SearchServer(WebServer):
         """The search page, with the results of a query if there is one."""
         collection = self.system.collection
         query, hits = _query(request), ""
-        title, note = collection.name, f"{len(collection.corpus):,} passages"
+        title, note = collection.name, counted(len(collection.corpus), "passages")
         if query:
             result = await self.found(query, _k(request))
             title, hits = f"{query[:80]} · {title}", hits_html(query, result["hits"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_ar2.evaluation.systems import out_of_reach
 from hf_ar2.search.system import Hit, SearchSystem
-from hf_ar2.terminal import visible
+from hf_ar2.terminal import counted, visible
 
 
 def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
@@ -20,13 +20,17 @@ def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> s
     for system, depth in depths.items():
         if beyond := ", ".join(out_of_reach(metrics, depth, passages)):
             option = "--rerank_depth" if system == "ranker" else "--depth"
-            parts.append(f"{beyond} of the {system}, which orders {depth} passages per query ({option})")
+            parts.append(
+                f"{beyond} of the {system}, which orders {counted(depth, 'passages')} per query ({option})"
+            )
     return f"Left out: {'; '.join(parts)}" if parts else ""
 
 
 def print_searched(system: SearchSystem) -> None:
     """Open or build the index, and print what is searched."""
-    print(f"{visible(system.collection.name)}: {system.searched.ntotal:,} passages, {system.searched_place}")
+    print(
+        f"{visible(system.collection.name)}: {counted(system.searched.ntotal, 'passages')}, {system.searched_place}"
+    )
 
 
 def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from hf_ar2.encoding.special_tokens import SpecialTokens
 from hf_ar2.encoding.tokens import TokenStore
+from hf_ar2.terminal import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,8 @@ class InputBuilder:
         queries, passages = np.asarray(query_rows, np.int64), np.asarray(passage_rows, np.int64)
         if queries.shape != passages.shape:
             raise ValueError(
-                f"one passage per query: found {len(queries)} queries and {len(passages)} passages"
+                f"one passage per query: found {counted(len(queries), 'queries')} and "
+                f"{counted(len(passages), 'passages')}"
             )
         first, second = self._kept_of_pairs(query_store.lengths[queries], passage_store.lengths[passages])
         return self._build(self._pair, [(query_store, queries, first), (passage_store, passages, second)])

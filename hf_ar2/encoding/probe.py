@@ -22,6 +22,7 @@ from hf_ar2.models.joint import embed, score_pairs
 from hf_ar2.models.loading import similarity_of
 from hf_ar2.models.prompts import Task, ranker_prompt, retriever_prompt
 from hf_ar2.settings.text import TextConfig
+from hf_ar2.terminal import counted
 
 # Texts of the collection that are tried.
 _FEW = 3
@@ -225,7 +226,7 @@ def _shown(ids: list[int] | None) -> str:
 
 
 def _count(ids: list[int] | None) -> str:
-    return f"{len(ids or ()):,} tokens"
+    return counted(len(ids or ()), "tokens")
 
 
 def _numbers(values: np.ndarray) -> str:

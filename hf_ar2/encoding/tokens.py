@@ -22,6 +22,7 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.files import DamagedFile, check_files, read_json, write_note, writing
 from hf_ar2.folders import complete_folder
 from hf_ar2.progress import progress_bar
+from hf_ar2.terminal import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +79,8 @@ class TokenStore:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
     def __repr__(self) -> str:
-        return f"TokenStore({len(self):,} texts, {len(self.ids):,} tokens, max_tokens={self.max_tokens})"
+        texts, tokens = counted(len(self), "texts"), counted(len(self.ids), "tokens")
+        return f"TokenStore({texts}, {tokens}, max_tokens={self.max_tokens})"
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: str | None = None, verify: bool = True) -> TokenStore:
@@ -201,8 +203,8 @@ def tokenize(
     store = TokenStore.open(folder, fingerprint, verify=False)
     if len(store) != len(texts):
         raise ValueError(
-            f"the token store in {folder} holds {len(store)} texts, but {len(texts)} were given with the same "
-            f"text_fingerprint {text_fingerprint!r}: other texts need another fingerprint."
+            f"the token store in {folder} holds {counted(len(store), 'texts')}, but {len(texts)} were given with the "
+            f"same text_fingerprint {text_fingerprint!r}: other texts need another fingerprint."
         )
     return store
 

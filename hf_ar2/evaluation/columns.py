@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from hf_ar2.terminal import counted
 from hf_ar2.whole_number import whole_number
 
 # Blocks of this size stay in the CPU cache; reading blocks of 16 MB takes twice as long.
@@ -85,7 +86,7 @@ def _raise_at_line(
     for number, line in zip(numbers.tolist(), fields, strict=True):
         if len(line) != len(names):
             raise ValueError(
-                f"{path}:{number}: found {len(line)} columns; expected {len(names)}: {' '.join(names)} "
+                f"{path}:{number}: found {counted(len(line), 'columns')}; expected {len(names)}: {' '.join(names)} "
                 "(ids must not contain white space)"
             )
         for name, value in zip(names, line, strict=True):

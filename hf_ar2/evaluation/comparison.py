@@ -18,6 +18,7 @@ from hf_ar2.evaluation.runs import Run, read_run, run_of_scores
 from hf_ar2.evaluation.significance import PairedTest, holm, paired_test
 from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure
 from hf_ar2.evaluation.tables import MARKS, NAN_NOTE, display_name, format_cell, format_p, format_table
+from hf_ar2.terminal import counted
 
 if TYPE_CHECKING:
     from hf_ar2.collections import Collection
@@ -182,9 +183,9 @@ def compare(
         found = int(np.isin(queries, run.query_rows).sum())
         if not found:
             raise ValueError(
-                f"{source}: none of its {len(run.query_rows):,} queries is among the {len(queries):,} judged ones of "
-                f"{collection.name}, such as {query_ids[int(queries[0])]!r}. Give the run of that split, or other "
-                "judgments"
+                f"{source}: none of its {counted(len(run.query_rows), 'queries')} is among the {len(queries):,} judged "
+                f"ones of {collection.name}, such as {query_ids[int(queries[0])]!r}. Give the run of that split, or "
+                "other judgments"
             )
         if found < len(queries):
             notes.append(f"{name}: queries without a list, which count 0: {len(queries) - found:,}.")
@@ -193,7 +194,7 @@ def compare(
             notes.append(f"{name}: queries without judgments, which are left out: {unjudged:,}.")
         ranking = run.of_queries(queries).passage_rows
         values[name] = measure(collection, split, ranking, metrics, relevance_level)
-    title = f"{collection.name}, {split}: {len(queries):,} queries"
+    title = f"{collection.name}, {split}: {counted(len(queries), 'queries')}"
     return Comparison(title, list(metrics), against, values, _tests(values, against, metrics[0]), notes)
 
 

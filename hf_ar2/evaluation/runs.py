@@ -28,6 +28,7 @@ import numpy as np
 
 from hf_ar2.evaluation.columns import check_no_repeats, opened, read_columns, rows_of_ids
 from hf_ar2.files import check_files, read_json, writing
+from hf_ar2.terminal import counted
 
 if TYPE_CHECKING:
     from hf_ar2.collections import Collection
@@ -199,8 +200,8 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
     first = line.split()
     if len(first) not in (0, 3, 6):
         raise ValueError(
-            f"{path}:{number}: found {len(first)} columns; expected 'query_id Q0 passage_id rank score tag' or "
-            "'query_id passage_id rank'"
+            f"{path}:{number}: found {counted(len(first), 'columns')}; expected "
+            "'query_id Q0 passage_id rank score tag' or 'query_id passage_id rank'"
         )
     trec = len(first) != 3
     names = ("query", "Q0", "passage", "rank", "score", "tag") if trec else ("query", "passage", "rank")

@@ -10,6 +10,7 @@ import numpy as np
 from hf_ar2.evaluation.answers import answer_hits
 from hf_ar2.evaluation.metrics import evaluate_rankings, hit_rate, mrr, parse_metric
 from hf_ar2.evaluation.pipeline import pipeline, pipeline_scores, rerank
+from hf_ar2.terminal import counted
 
 if TYPE_CHECKING:
     from hf_ar2.collections import Collection
@@ -79,9 +80,9 @@ def check_relevant(collection: Collection, split: str, relevance_level: int | No
         level, highest = relevance_level or judgments.level, max(judgments.relevance, default=None)
         if highest is None or highest < level:
             raise ValueError(
-                f"split {split!r} of {collection.name} has no relevant passage in its {queries:,} judged queries: "
-                f"expected a grade of at least relevance_level={level}, and the highest is {highest}. Nothing can be "
-                "measured on it; name another split"
+                f"split {split!r} of {collection.name} has no relevant passage in its "
+                f"{counted(queries, 'judged queries')}: expected a grade of at least relevance_level={level}, and the "
+                f"highest is {highest}. Nothing can be measured on it; name another split"
             )
     if not queries:
         raise ValueError(f"split {split!r} of {collection.name} has no queries; name another split")

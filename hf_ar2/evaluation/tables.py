@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_ar2.evaluation.significance import PairedTest
-from hf_ar2.terminal import visible
+from hf_ar2.terminal import counted, visible
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 Tests = Mapping[str, Mapping[str, Mapping[str, PairedTest | Mapping[str, float]]]]
@@ -22,7 +22,7 @@ RETRIEVER_METRICS = ("mrr@10", "ndcg@10", "recall@100")
 MARKS = "* p < .05, ** p < .01, *** p < .001; ▼, ▼▼, ▼▼▼: the same, for a loss"
 LEGEND = (
     f"{MARKS} (two-sided paired test over the queries). The mark of a retriever compares it with the retriever of the "
-    "stage before, the mark of a pipeline with the retriever of its stage."
+    "stage before, the mark of a pipeline or of BM25 added with the retriever of its stage."
 )
 NAN_NOTE = "NaN: there was nothing to average, or a value was not finite."
 
@@ -38,7 +38,7 @@ def format_table(
 
     Floats get three decimals, None a dash; a note below the table explains NaN. Columns of numbers are aligned on the
     right, others on the left. If a text table is wider than `width` characters, its text columns are wrapped, the
-    widest first.
+    widest first. A name that is longer than its column ends in …, and stands in full below the table.
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -62,10 +62,13 @@ def format_table(
         if widths[widest] <= 12:
             break
         widths[widest] = max(12, widths[widest] - (sum(widths) + gaps - width))
-    lines = _aligned(list(columns), widths, numeric)
+    cut: dict[str, str] = {}
+    lines = _aligned(list(columns), widths, numeric, cut)
     lines.append("─" * (sum(widths) + gaps))
     for row in cells:
-        lines += _aligned(row, widths, numeric)
+        lines += _aligned(row, widths, numeric, cut)
+    if cut:
+        lines += ["", *(f"{short}: {name}" for name, short in cut.items())]
     if note:
         lines += ["", *textwrap.wrap(note, width)]
     return "\n".join(lines)
@@ -130,7 +133,7 @@ def stage_table(
                 compared.append([label, *change, test.wins, test.losses, test.ties])
         with_pipeline = stage if "pipeline" in systems else with_pipeline
     sizes = {test.wins + test.losses + test.ties for test in tested}
-    queries = f": {sizes.pop():,} queries" if len(sizes) == 1 else ""
+    queries = f": {counted(sizes.pop(), 'queries')}" if len(sizes) == 1 else ""
     headings = ["stage"]
     for system, shown in columns.items():
         first, *others = map(display_name, shown)
@@ -195,12 +198,20 @@ def _paired_tests(tests: Mapping[str, PairedTest | Mapping[str, Any]]) -> dict[s
     return {key: test if isinstance(test, PairedTest) else PairedTest(**test) for key, test in tests.items()}
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
-    """The lines of one row; cells wider than their column are wrapped."""
-    wrapped = [
-        textwrap.wrap(cell, width, break_on_hyphens=False) if len(cell) > width else [cell]
-        for cell, width in zip(cells, widths, strict=True)
-    ]
+def _aligned(
+    cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], cut: dict[str, str]
+) -> list[str]:
+    """The lines of one row; cells wider than their column are wrapped. Words that had to be cut are added to `cut`."""
+    wrapped = []
+    for cell, width in zip(cells, widths, strict=True):
+        if len(cell) > width:
+            words = cell.split()
+            long = {word: f"{word[: width - 1]}…" for word in words if len(word) > width}
+            cut |= long
+            cell = " ".join(long.get(word, word) for word in words)
+            wrapped.append(textwrap.wrap(cell, width, break_on_hyphens=False))
+        else:
+            wrapped.append([cell])
     lines = []
     for number in range(max(map(len, wrapped))):
         parts = [cell[number] if number < len(cell) else "" for cell in wrapped]

@@ -8,6 +8,8 @@ import datasets
 import numpy as np
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from hf_ar2.terminal import counted
+
 if TYPE_CHECKING:
     from hf_ar2.index.corpus_index import CorpusIndex
 
@@ -24,7 +26,7 @@ def attach(self: CorpusIndex, corpus: datasets.Dataset, name: str = "embeddings"
     """
     if len(corpus) != self.ntotal:
         raise ValueError(
-            f"the index holds {self.ntotal} passages, but the corpus to attach it to has {len(corpus)}: "
+            f"the index holds {counted(self.ntotal, 'passages')}, but the corpus to attach it to has {len(corpus)}: "
             "it was built from another corpus"
         )
     if name in corpus.list_indexes():

@@ -50,6 +50,7 @@ from hf_ar2.index.search import (
     uses_torch,
 )
 from hf_ar2.index.shards import Shards, all_shards, copy_array, describe_shard, encode_shard
+from hf_ar2.terminal import counted
 
 
 class CorpusIndex:
@@ -287,7 +288,7 @@ class CorpusIndex:
 
     def __repr__(self) -> str:
         return (
-            f"CorpusIndex({self.ntotal:,} passages, d={self.dim}, {self.embeddings.dtype}, "
+            f"CorpusIndex({counted(self.ntotal, 'passages')}, d={self.dim}, {self.embeddings.dtype}, "
             f"factory={self.factory!r}, fingerprint={self.fingerprint!r})"
         )
 

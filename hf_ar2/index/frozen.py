@@ -19,6 +19,7 @@ from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.meta import read_meta
 from hf_ar2.index.search import NO_RANGES, FaissSearcher, TorchSearcher, query_matrix, uses_torch
 from hf_ar2.index.shards import Shards
+from hf_ar2.terminal import counted
 
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
@@ -258,7 +259,9 @@ def _rows_of_ids(
 ) -> np.ndarray:
     """The corpus row of each position of the index, int64 `[N]`."""
     if len(ids) != ntotal:
-        raise ValueError(f"{ids_path}: {len(ids):,} ids, but {index_path} holds {ntotal:,} passages")
+        raise ValueError(
+            f"{ids_path}: {counted(len(ids), 'ids')}, but {index_path} holds {counted(ntotal, 'passages')}"
+        )
     known = {id: row for row, id in enumerate(corpus_ids)}
     unknown = [id for id in ids if id not in known]
     if unknown or len(ids) != len(known) or len(set(ids)) != len(ids):

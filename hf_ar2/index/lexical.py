@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_note, writing
 from hf_ar2.folders import complete_folder
+from hf_ar2.terminal import counted
 
 logger = logging.get_logger(__name__)
 
@@ -64,7 +65,9 @@ class LexicalIndex:
         """
         tokens = [terms(text) for text in texts]
         if not any(tokens):
-            raise ValueError(f"{len(tokens)} passages without a single word; lexical search needs text")
+            raise ValueError(
+                f"{counted(len(tokens), 'passages')} without a single word; lexical search needs text"
+            )
         model = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
         model.index(tokens, show_progress=show_progress, leave_progress=False)
         return cls(model, len(tokens))

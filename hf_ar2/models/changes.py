@@ -11,6 +11,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_ar2.terminal import counted
+
 POOLINGS = ("cls", "mean", "lasttoken")
 
 
@@ -41,7 +43,9 @@ def _keep_layers_of(backbone: PreTrainedModel, layers: list[int]) -> None:
         and len(child) == count
     ]
     if not stacks:
-        raise ValueError(f"layers={layers}: no list of {count} layers found in {type(backbone).__name__}")
+        raise ValueError(
+            f"layers={layers}: no list of {counted(count, 'layers')} found in {type(backbone).__name__}"
+        )
     if layers != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= count:
         raise ValueError(f"layers={layers}: expected ascending indices between 0 and {count - 1}")
     for parent, name in stacks:

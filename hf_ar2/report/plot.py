@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_ar2.evaluation.tables import Metrics, display_name
-from hf_ar2.report.series import PIPELINE, RETRIEVER, LogHistory, Panel, points, training_panels
+from hf_ar2.report.series import HYBRID, PIPELINE, RETRIEVER, LogHistory, Panel, points, training_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,8 @@ COLOURS = {
 }
 GREY = "#6E6E6E"
 _MANY_POINTS = 40
+# Characters of a stage's name, and of all of them in one line below the bars.
+_LONGEST_NAME, _LINE_OF_NAMES = 24, 64
 
 
 def plot_report(
@@ -75,17 +77,30 @@ def plot_report(
 
 def _draw_stages(axes: Axes, metrics: Metrics, split: str, metric: str) -> None:
     stages = [stage for stage in metrics if split in metrics[stage]]
-    for style, side, hatch in ((RETRIEVER, -0.2, ""), (PIPELINE, 0.2, "//")):
+    measured = {system for stage in stages for system in metrics[stage][split]}
+    styles = [
+        (style, hatch)
+        for style, hatch in ((RETRIEVER, ""), (HYBRID, "\\\\"), (PIPELINE, "//"))
+        if style.label in measured
+    ]
+    width = 0.8 / max(2, len(styles))
+    for number, (style, hatch) in enumerate(styles):
+        side = (number - (len(styles) - 1) / 2) * width
         values = [metrics[stage][split].get(style.label, {}).get(metric) for stage in stages]
         bars = [(place + side, value) for place, value in enumerate(values) if value is not None]
         if bars:
             x, heights = zip(*bars, strict=True)
             colour = COLOURS[style.colour]
+            label = "retriever + BM25" if style is HYBRID else style.label
             drawn = axes.bar(
-                x, heights, 0.38, color=colour, hatch=hatch, edgecolor="white", label=style.label
+                x, heights, 0.95 * width, color=colour, hatch=hatch, edgecolor="white", label=label
             )
-            axes.bar_label(drawn, fmt="%.3f", padding=2, fontsize=9)
-    axes.set_xticks(range(len(stages)), stages)
+            axes.bar_label(drawn, fmt="%.3f", padding=2, fontsize=9 if len(stages) * len(styles) <= 8 else 7)
+    names = [stage if len(stage) <= _LONGEST_NAME else f"{stage[: _LONGEST_NAME - 1]}…" for stage in stages]
+    slanted = max(map(len, names), default=0) * len(names) > _LINE_OF_NAMES
+    axes.set_xticks(range(len(stages)), names)
+    if slanted:
+        axes.set_xticklabels(names, rotation=20, ha="right")
     axes.margins(y=0.2)
 
 

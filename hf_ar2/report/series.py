@@ -21,6 +21,7 @@ class Style(NamedTuple):
 
 
 RETRIEVER, PIPELINE = Style("retriever", "blue", "o"), Style("pipeline", "vermilion", "s")
+HYBRID = Style("hybrid", "green", "^")
 LOSSES = ("loss/retriever", "loss/ranker", "loss/adversarial", "loss/distillation")
 LOSS_COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky")
 POOL_SHARES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hf_ar2.cards.command import how_to_finish
 from hf_ar2.cards.facts import last_row
 from hf_ar2.files import check_files, read_json
 from hf_ar2.settings.plain_yaml import read_yaml
@@ -30,7 +31,7 @@ def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
                 "repeat the command that started the run: finished stages are kept"
             )
         raise FileNotFoundError(
-            f"{folder} has no retriever/ yet: the run is not finished. Repeat the command that started it to continue"
+            f"{folder} has no retriever/ yet: the run is not finished. {how_to_finish(folder)}"
         )
     checksums = read_json(Path(folder) / SERVED, {}).get("checksums", {})
     check_files(Path(folder), checksums, "Repeat the command that made the run: it writes its models again.")

@@ -33,6 +33,7 @@ from hf_ar2.collections.tables import (
 )
 from hf_ar2.files import check_files, read_json, write_note, writing
 from hf_ar2.settings.augment import KINDS
+from hf_ar2.terminal import counted
 from hf_ar2.training_lists.pool import CandidatePool
 
 logger = logging.get_logger(__name__)
@@ -171,7 +172,9 @@ def lists_of(collection: Collection, split: str) -> TrainingLists:
             for name, cell in row.items():
                 columns[name].append(cell)
     if not columns["kind"]:
-        raise ValueError(f"{place} came with {len(collection.lists)} lists, but none for split {split!r}")
+        raise ValueError(
+            f"{place} came with {counted(len(collection.lists), 'lists')}, but none for split {split!r}"
+        )
     return TrainingLists(dataset_of(columns, LIST_FEATURES), {}, folder=Path(OF_COLLECTION))
 
 

@@ -62,8 +62,8 @@ def load_beir(
         ...     Path(folder, "qrels").mkdir()
         ...     _ = Path(folder, "qrels/test.tsv").write_text("query-id\\tcorpus-id\\tscore\\nq1\\td1\\t1")
         ...     load_beir(folder, name="tiny")
-        Collection 'tiny': 1 passages, 1 queries
-          test: 1 queries, 1 judgments (1 relevant)
+        Collection 'tiny': 1 passage, 1 query
+          test: 1 query, 1 judgment (1 relevant)
     """
     folder = Path(folder)
     problems = Problems(skip)

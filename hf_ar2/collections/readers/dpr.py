@@ -21,6 +21,7 @@ from hf_ar2.collections.readers.json_records import json_records
 from hf_ar2.collections.readers.passages import PassageRows, read_corpus
 from hf_ar2.collections.tables import arrow_column, rows_of
 from hf_ar2.progress import progress_bar
+from hf_ar2.terminal import counted
 
 PASSAGES_HEADER = ["id", "text", "title"]
 # Fields that name a context's passage: Natural Questions, TriviaQA, and the results that DPR itself writes.
@@ -115,7 +116,7 @@ def _passages(file: Path, problems: Problems) -> PassageRows:
                     f"{file}:1: found the columns {fields}; expected the header {PASSAGES_HEADER}"
                 )
         elif len(fields) != 3:
-            found = f"{len(fields)} tab-separated columns"
+            found = counted(len(fields), "tab-separated columns")
             if any("\n" in field for field in fields):
                 found += " (one continues over several lines; is its quote closed?)"
             problems.malformed(file, line, found, "3: id, text, title")
@@ -209,7 +210,7 @@ def _read_answers(file: Path, split: str, queries: Queries, problems: Problems) 
     ids = []
     for number, (line, fields) in enumerate(csv_rows(file, problems)):
         if len(fields) != 2:
-            found = f"{len(fields)} tab-separated columns"
+            found = counted(len(fields), "tab-separated columns")
             problems.malformed(file, line, found, "2: question, list of answers")
             continue
         try:

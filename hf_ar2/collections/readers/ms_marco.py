@@ -11,6 +11,7 @@ from hf_ar2.collections.problems import CollectionError, Problems
 from hf_ar2.collections.readers.entries import Qrels, Queries
 from hf_ar2.collections.readers.passages import PassageRows, read_corpus
 from hf_ar2.collections.tables import arrow_column
+from hf_ar2.terminal import counted
 
 CORPUS_FILES = ("collection.tsv", "para.txt")
 
@@ -50,8 +51,8 @@ def load_ms_marco(
         ...     _ = Path(folder, "queries.dev.tsv").write_text("1\\twho sang")
         ...     _ = Path(folder, "qrels.dev.tsv").write_text("1\\t0\\t7\\t1")
         ...     load_ms_marco(folder, name="tiny")
-        Collection 'tiny': 1 passages, 1 queries
-          dev: 1 queries, 1 judgments (1 relevant)
+        Collection 'tiny': 1 passage, 1 query
+          dev: 1 query, 1 judgment (1 relevant)
     """
     folder = Path(folder)
     problems = Problems(skip)
@@ -98,7 +99,7 @@ def _number_of_columns(file: Path) -> int:
     columns = len(text.rstrip("\r\n").split("\t"))
     if columns not in (2, 3):
         raise CollectionError(
-            f"{file}:{line}: found {columns} tab-separated columns; "
+            f"{file}:{line}: found {counted(columns, 'tab-separated columns')}; "
             "expected 2 (id, text) or 3 (id, title, text)"
         )
     return columns
@@ -114,5 +115,5 @@ def _qrels(file: Path, problems: Problems) -> Qrels:
             qrels.add(fields[0], fields[2], fields[3], line)
         elif fields:
             expected = "2 (query, passage) or 4 (query, 0, passage, relevance)"
-            problems.malformed(file, line, f"{len(fields)} columns", expected)
+            problems.malformed(file, line, counted(len(fields), "columns"), expected)
     return qrels

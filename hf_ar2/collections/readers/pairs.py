@@ -98,9 +98,9 @@ def load_pairs(
         >>> rows = {"anchor": ["who sings?"], "positive": ["Birds sing."], "negative": ["A dog barks."]}
         >>> collection = load_pairs({"train": Dataset.from_dict(rows), "dev": Dataset.from_dict(rows)})
         >>> collection
-        Collection 'pairs': 2 passages, 1 queries
-          train: 1 queries, 1 judgments (1 relevant)
-          dev: 1 queries, 1 judgments (1 relevant)
+        Collection 'pairs': 2 passages, 1 query
+          train: 1 query, 1 judgment (1 relevant)
+          dev: 1 query, 1 judgment (1 relevant)
           training lists: 1
     """
     problems = Problems(skip)

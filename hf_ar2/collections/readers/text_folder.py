@@ -24,6 +24,7 @@ from hf_ar2.collections.tables import (
     query_features,
     relevant_qrels,
 )
+from hf_ar2.terminal import counted
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def load_text_folder(
 
 
 def _reasons(skipped: SkipCounts) -> str:
-    counts = [f"{count:,} {cause}" for cause, count in skipped.counts().items()]
+    counts = [counted(count, cause) for cause, count in skipped.counts().items()]
     return f"; skipped: {', '.join(counts)}" if counts else ""
 
 

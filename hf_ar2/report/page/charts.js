@@ -32,7 +32,7 @@ function legendOf(series) {
   return element("ul", { class: "legend" }, series.map((one) => element("li", {},
     shape("svg", { width: 26, height: 12, "aria-hidden": "true", class: `c-${one.colour}` },
       shape("line", { x1: 1, x2: 25, y1: 6, y2: 6, class: "line" }), MARKERS[one.marker](13, 6, 3.5)),
-    one.label)));
+    SYSTEM_NAMES[one.label] || one.label)));
 }
 
 // The value on the axis: rounds are counted from the start of each stage, steps across all stages.
@@ -123,6 +123,12 @@ function tooltipOver(svg, chart, x, box, width) {
   return tip;
 }
 
+// A name that fits into a width, with … where it was cut; the whole name is in the tooltip.
+function clipped(name, width) {
+  const most = Math.max(2, Math.floor(width / 7.2));
+  return name.length <= most ? name : `${name.slice(0, most - 1).trimEnd()}…`;
+}
+
 // A line for every row, a dot for each of its systems.
 function dotChart(title, given, looks) {
   const rows = given.filter((row) => Object.values(row.values).some(known));
@@ -144,14 +150,14 @@ function dotChart(title, given, looks) {
       rows.map((row, number) => {
         const y = 20 + 38 * number, found = looks.filter((look) => known(row.values[look.label]));
         const places = found.map((look) => x(row.values[look.label]));
-        const text = shape("text", { x: labels - 12, y: y + 4, class: "label", "text-anchor": "end" }, row.label);
+        const text = shape("text", { x: labels - 12, y: y + 4, class: "label", "text-anchor": "end" }, clipped(row.label, labels - 14));
         text.append(shape("title", {}, row.label));
         return [text,
           shape("text", { x: Math.max(...places) + 11, y: y + 4, class: "tick" }, three(Math.max(...found.map((look) => row.values[look.label])))),
           shape("line", { x1: Math.min(...places), x2: Math.max(...places), y1: y, y2: y, class: "span" }),
           found.map((look, i) => {
             const mark = MARKERS[look.marker](places[i], y, 5);
-            mark.append(shape("title", {}, `${row.label} · ${look.label}: ${three(row.values[look.label])}`));
+            mark.append(shape("title", {}, `${row.label} · ${SYSTEM_NAMES[look.label] || look.label}: ${three(row.values[look.label])}`));
             return shape("g", { class: `series c-${look.colour}` }, mark);
           })];
       }))];

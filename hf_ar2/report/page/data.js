@@ -20,6 +20,9 @@ async function unpack(base64) {
   });
 }
 
+// Systems under other names than the data has.
+const SYSTEM_NAMES = { hybrid: "retriever + BM25" };
+
 // The state of the page: the data, the pair that is compared, and the listeners to its changes.
 class Report {
   constructor(data) {
@@ -32,7 +35,7 @@ class Report {
   name(number) {
     const { run, row, system } = this.systems[number];
     const label = this.runs.length > 1 ? `${this.runs[run].label} · ${row}` : row;
-    return `${label} · ${system}`;
+    return row === "BM25" ? label : `${label} · ${SYSTEM_NAMES[system] || system}`;
   }
 
   compare(before, after) {

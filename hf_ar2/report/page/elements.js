@@ -32,7 +32,8 @@ function option(value, text, selected) {
 }
 
 const count = (number) => number.toLocaleString("en-GB");
-const queries = (number) => `${count(number)} ${number === 1 ? "query" : "queries"}`;
+const counted = (number, one, several = `${one}s`) => `${count(number)} ${number === 1 ? one : several}`;
+const queries = (number) => counted(number, "query", "queries");
 const three = (number) => (Number.isFinite(number) ? number.toFixed(3) : "–");
 const known = (value) => value !== undefined && value !== null && Number.isFinite(value);
 
@@ -50,11 +51,13 @@ function score(number) {
   return text.replace("-", "−");
 }
 
+// As `format_duration` in progress.py: the two largest units.
 function duration(seconds) {
   if (!known(seconds)) return "–";
-  if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
-  const minutes = Math.round(seconds / 60);
-  return minutes < 60 ? `${(seconds / 60).toFixed(1)} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  const whole = Math.round(seconds), minutes = Math.round(seconds / 60);
+  const two = (large, unit, small, smaller) => `${count(large)} ${unit}${small ? ` ${small} ${smaller}` : ""}`;
+  if (whole < 60) return `${whole} s`;
+  return whole < 3600 ? two(Math.floor(whole / 60), "min", whole % 60, "s") : two(Math.floor(minutes / 60), "h", minutes % 60, "min");
 }
 
 const mark = (test) => (test.difference < 0 ? "▼" : "*").repeat([0.05, 0.01, 0.001].filter((level) => test.p_value < level).length);

@@ -9,7 +9,7 @@ async function start() {
     const report = new Report(await unpack(data.textContent));
     report.size = size;
     choosePair(report);
-    const where = `${report.collection.name} · ${count(report.collection.passages)} passages · ${report.browser.split}, ${queries(report.collection.queries)}`;
+    const where = `${report.collection.name} · ${counted(report.collection.passages, "passage")} · ${report.browser.split}, ${queries(report.collection.queries)}`;
     document.getElementById("where").textContent = where;
     status.hidden = true;
     follow(report);

@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from string import Template
@@ -20,15 +20,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_ar2.cards.facts import last_row
+from hf_ar2.cards.facts import last_row, source_name
 from hf_ar2.cards.guard import GUARD_FILE, guard_sentence
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS
+from hf_ar2.evaluation.systems import LEXICAL_ROW
 from hf_ar2.evaluation.tables import LEGEND, display_name
 from hf_ar2.files import read_json
 from hf_ar2.report.page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, TOP, query_browser
 from hf_ar2.report.page.run_folder import RunFolder
+from hf_ar2.report.page.setup import setup_of, split_notes
 from hf_ar2.report.page.training import stage_times, training_charts
+from hf_ar2.report.times import minutes_note
 from hf_ar2.settings.secrets import without_secrets
 
 SCRIPTS = ("elements.js", "data.js", "charts.js", "results.js", "queries.js", "page.js")
@@ -60,9 +63,9 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
     named = [metric for run in runs for metric in metrics_of(run)]
     metrics = list(dict.fromkeys([primary_metric, *named]))
     browser = query_browser(runs, collection, split, metrics)
-    before, after = default_pair(browser["systems"], len(runs))
-    if len(runs) == 1:
-        after = next((place for place in served_places(browser["systems"], runs) if place != before), after)
+    systems = browser["systems"]
+    pair = untrained_rows(runs[0].recipe), served_place(systems, runs[0])
+    before, after = default_pair(systems, len(runs), *pair)
     return {
         "title": " · ".join(run.label for run in runs),
         "version": version("hf-ar2"),
@@ -89,7 +92,10 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
                 "served": run.served,
                 "charts": training_charts(run),
                 "times": stage_times(run),
-                "environment": without_secrets(run.environment),
+                "minutes": minutes_note(run.folder, run.recipe),
+                "setup": setup_of(run),
+                "packages": run.environment.get("packages"),
+                "notes": split_notes(run),
                 "otherTexts": other_texts(run),
                 "recipe": yaml.safe_dump(without_secrets(run.recipe), sort_keys=False, allow_unicode=True),
             }
@@ -110,30 +116,54 @@ def other_texts(run: RunFolder) -> str:
     return guard_sentence(guard, last_row(run.recipe).get("retriever")).replace("`", "")
 
 
-def default_pair(systems: Sequence[dict[str, Any]], runs: int) -> tuple[int, int]:
-    """The comparison shown first: the first and the last row of one run, or the last rows of the first and last run.
+def default_pair(
+    systems: Sequence[dict[str, Any]], runs: int, untrained: Sequence[str] = (), served: int | None = None
+) -> tuple[int, int]:
+    """The comparison shown first, as positions in `systems`: the model before training, then what the run serves.
 
-    Pipelines are compared if both rows have one, else retrievers. Returns positions in `systems`.
+    Equal systems (pipelines, say) are compared where both rows have one.
+
+    Args:
+        runs: their number; of several, the last rows of the first and the last one are compared.
+        untrained: rows that no stage trained; the first is before training. None of them: the first row but BM25.
+        served: position of what the run serves; None: the last row.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
         of_rows.setdefault((system["run"], system["row"]), {})[system["system"]] = place
-    first_run = [found for (run, _), found in of_rows.items() if run == systems[0]["run"]]
-    before, after = first_run[0 if runs == 1 else -1], list(of_rows.values())[-1]
+    first_run, last = [key for key in of_rows if key[0] == systems[0]["run"]], list(of_rows.values())[-1]
+    if runs > 1:
+        return _alike(of_rows[first_run[-1]], last)
+    candidates = [key for key in first_run if key[1] in untrained] or [
+        key for key in first_run if key[1] != LEXICAL_ROW
+    ]
+    before = of_rows[(candidates or first_run)[0]]
+    if served is None:
+        return _alike(before, last)
+    if served == before.get("retriever"):
+        return served, last["retriever"]
+    same = before.get(systems[served]["system"], served)
+    return before["retriever"] if same == served else same, served
+
+
+def _alike(before: dict[str, int], after: dict[str, int]) -> tuple[int, int]:
+    """The pipelines of two rows (system -> place), or what else both have."""
     for name in ("pipeline", "retriever"):
         if name in before and name in after:
             return before[name], after[name]
     return min(before.values()), min(after.values())
 
 
-def served_places(systems: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> list[int]:
-    """Positions in `systems` of the systems that the runs serve; `systems` has no rankers alone."""
-    return [
-        place
-        for place, system in enumerate(systems)
-        if (served := runs[system["run"]].served)
-        and (served["row"], served["system"]) == (system["row"], system["system"])
-    ]
+def untrained_rows(recipe: Mapping[str, Any]) -> list[str]:
+    """The rows of a recipe whose retriever no stage of it trained."""
+    rows, stages = (recipe.get("evaluation") or {}).get("rows") or {}, recipe.get("stages") or {}
+    return [row for row, body in rows.items() if source_name(body["retriever"]) not in stages]
+
+
+def served_place(systems: Sequence[dict[str, Any]], run: RunFolder) -> int | None:
+    """The position in `systems` of what a run serves; None for a ranker alone, which has no lists to browse."""
+    chosen = run.chosen.get("row"), run.chosen.get("system")
+    return next((at for at, found in enumerate(systems) if (found["row"], found["system"]) == chosen), None)
 
 
 def page_of(data: dict[str, Any]) -> str:

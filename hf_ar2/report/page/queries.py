@@ -21,7 +21,7 @@ PASSAGE_CHARACTERS = 400
 QUERY_CHARACTERS = 1_000
 NO_PASSAGE = 0xFFFFFFFF
 # Systems that rank all retrieved passages; the ranker's scores are shown next to theirs.
-SYSTEMS = ("retriever", "pipeline")
+SYSTEMS = ("retriever", "hybrid", "pipeline")
 
 
 def query_browser(
@@ -54,7 +54,7 @@ def query_browser(
             check_run_files(run.folder, row)
             stored = {
                 name: read_run(path, query_ids, passage_ids).of_queries(query_rows)
-                for name in ("retriever", "ranker", "pipeline")
+                for name in ("ranker", *SYSTEMS)
                 if (path := run_file(run.folder, row, split, name)).is_file()
             }
             for name in SYSTEMS:

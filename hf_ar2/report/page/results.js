@@ -2,6 +2,7 @@
 
 const LOOKS = [
   { label: "retriever", colour: "blue", marker: "o" },
+  { label: "hybrid", colour: "green", marker: "^" },
   { label: "ranker", colour: "purple", marker: "D" },
   { label: "pipeline", colour: "vermilion", marker: "s" },
 ];
@@ -93,19 +94,26 @@ function metricsTable(report, split) {
     element("h2", {}, split === report.browser.split ? `All rows, ${split}` : `Also measured: ${split}`),
     element("div", { class: "scroll" }, element("table", {},
       element("thead", {},
-        element("tr", {}, element("td"), groups.map(([label, width]) => element("th", { colspan: width, scope: "colgroup", class: "group" }, label))),
+        element("tr", {}, element("td"), groups.map(([label, width]) => element("th", { colspan: width, scope: "colgroup", class: "group" }, SYSTEM_NAMES[label] || label))),
         element("tr", {}, element("th", { scope: "col" }, "row"), columns.map(({ metric }, i) => element("th", { scope: "col", class: first(i) ? "number first" : "number" }, report.names[metric], element("sup"))))),
       element("tbody", {}, rows.map(({ run, row, systems, tests }) => element("tr", {},
-        element("th", { scope: "row" }, rowName(report, run, row), run.served && run.served.row === row && element("span", { class: "quiet" }, ` (${run.served.system} served)`)),
+        element("th", { scope: "row" }, rowName(report, run, row), run.served && run.served.row === row && element("span", { class: "quiet" }, ` (${SYSTEM_NAMES[run.served.system] || run.served.system} served)`)),
         columns.map(({ system, metric }, i) => {
           const value = (systems[system] || {})[metric], test = metric === run.primary_metric ? tests[system] : null;
           return element("td", { class: `number${first(i) ? " first" : ""}${value === best[i] && rows.length > 1 ? " best" : ""}` }, three(value),
             element("sup", { title: test && probability(test.p_value) }, test ? mark(test) : ""));
-        })))))));
+        })))))),
+    notesOf(report, split));
 }
 
-// As in the terminal: each retriever and each pipeline against that of the row before, and each pipeline against its
-// retriever. Runs may have tested different metrics: one table for each metric.
+// What limits the numbers of a split.
+function notesOf(report, split) {
+  const found = report.runs.flatMap((run) => (run.notes[split] || []).map((note) => (report.runs.length > 1 && run.notes[split] !== report.runs[0].notes[split] ? `${run.label}: ${note}` : note)));
+  return [...new Set(found)].map((note) => element("p", { class: "note" }, note));
+}
+
+// As in the terminal: each retriever and each pipeline against that of the row before, and each pipeline and the
+// retriever with BM25 against the retriever. Runs may have tested different metrics: one table for each metric.
 function stageTests(report) {
   const metrics = [...new Set(report.runs.map((run) => run.primary_metric))];
   return metrics.map((metric) => testsTable(report, metric)).filter(Boolean);
@@ -119,6 +127,7 @@ function testsTable(report, metric) {
     rows.forEach((row, number) => {
       const tests = ((run.tests[row] || {})[split]) || {};
       if (tests.retriever) lines.push([`${rowName(report, run, row)} over ${rows[number - 1]}`, "retriever", tests.retriever]);
+      if (tests.hybrid) lines.push([`${rowName(report, run, row)}`, "with BM25 over without", tests.hybrid]);
       if (tests.pipeline_before) lines.push([`${rowName(report, run, row)} over ${withPipeline}`, "pipeline", tests.pipeline_before]);
       if (tests.pipeline) lines.push([`${rowName(report, run, row)}`, "pipeline over retriever", tests.pipeline]);
       if (run.metrics[row][split].pipeline) withPipeline = row;
@@ -129,7 +138,7 @@ function testsTable(report, metric) {
     element("div", { class: "scroll" }, element("table", {},
       element("thead", {}, element("tr", {}, ["row", "system", "change", "significance", "better", "equal", "worse", ""].map((name, i) => element("th", { scope: "col", class: i > 1 && i !== 3 && i < 7 ? "number" : null }, name)))),
       element("tbody", {}, lines.map(([row, system, test]) => element("tr", {},
-        element("th", { scope: "row" }, row), element("td", {}, system),
+        element("th", { scope: "row" }, row), element("td", { class: "nowrap" }, system),
         element("td", { class: `number ${direction(test.difference)}` }, signed(test.difference)),
         element("td", { class: "nowrap" }, `${probability(test.p_value)} ${mark(test)}`),
         element("td", { class: "number" }, count(test.wins)), element("td", { class: "number" }, count(test.ties)), element("td", { class: "number" }, count(test.losses)),
@@ -145,7 +154,7 @@ function matrixOf(report) {
     element("h2", {}, `Every system against every other, ${report.names[report.primary_metric]}`),
     element("p", { class: "note" }, "The row's system minus the column's. Click a cell to compare the two throughout this report."),
     element("div", { class: "scroll" }, element("table", { class: "matrix" },
-      element("thead", {}, element("tr", {}, element("td"), numbers.map((i) => element("th", { scope: "col" }, element("span", {}, report.name(i)))))),
+      element("thead", {}, element("tr", {}, element("td"), numbers.map((i) => element("th", { scope: "col", title: report.name(i) }, element("span", {}, report.name(i)))))),
       element("tbody", {}, numbers.map((j) => element("tr", {}, element("th", { scope: "row" }, report.name(j)), numbers.map((i) => {
         if (i === j) return element("td", { class: "none" }, "·");
         const test = report.test(i, j), chosen = i === report.before && j === report.after;
@@ -175,27 +184,27 @@ function timesChart(run) {
     element("div", { class: "times" }, run.times.map((time) => {
       const parts = Object.entries(time.phases);
       const rest = Math.max(0, (time.seconds || 0) - parts.reduce((sum, [, spent]) => sum + spent, 0));
-      const work = known(time.steps) ? `${count(time.steps)} steps` : known(time.lists) ? `${count(time.lists)} lists` : "";
-      return [element("span", { class: "label" }, time.stage, element("small", {}, time.trainer)),
+      const work = known(time.steps) ? counted(time.steps, "step") : known(time.lists) ? counted(time.lists, "list") : "";
+      return [element("span", { class: "label", title: time.stage }, time.stage, element("small", {}, time.trainer)),
         element("span", { class: "stack", title: parts.map(([phase, spent]) => `${phase} ${duration(spent)}`).join(", ") },
           parts.map(([phase, spent]) => bar(shade(phase), spent / most)), bar("t-rest", rest / most)),
         element("span", { class: "value" }, duration(time.seconds), element("small", {}, work))];
-    })));
+    })),
+    run.minutes && element("p", { class: "note" }, run.minutes));
 }
 
 function showSetup(report, section) {
   section.append(element("div", { class: "card" }, element("h2", {}, "What this report was made from"),
-    definitions({ collection: `${report.collection.name}: ${count(report.collection.passages)} passages`, split: `${report.browser.split}: ${queries(report.collection.queries)}`,
-      "this page": `${(report.size / 1e6).toFixed(1)} MB, ${count(report.browser.passages.id.length)} passages with their texts cut at ${report.characters} characters`, "hf-ar2": report.version })));
+    definitions({ collection: `${report.collection.name}: ${counted(report.collection.passages, "passage")}`, split: `${report.browser.split}: ${queries(report.collection.queries)}`,
+      "this page": `${(report.size / 1e6).toFixed(1)} MB, ${counted(report.browser.passages.id.length, "passage")} with their texts cut at ${report.characters} characters`, "hf-ar2": report.version })));
   for (const run of report.runs) {
-    const { packages, ...machine } = run.environment;
-    section.append(element("div", { class: "card" }, element("h2", {}, run.label), definitions({ folder: run.folder, ...machine }),
-      packages && element("h3", {}, "Packages"), packages && definitions(packages),
+    section.append(element("div", { class: "card" }, element("h2", {}, run.label), definitions(run.setup),
+      run.packages && element("h3", {}, "Packages"), run.packages && definitions(run.packages),
       element("h3", {}, "Recipe, as it was run"), element("pre", { class: "recipe", tabindex: 0 }, run.recipe)));
   }
 }
 
 function definitions(values) {
   return element("dl", { class: "definitions" }, Object.entries(values).map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, value === null ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value)))));
+    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
 }

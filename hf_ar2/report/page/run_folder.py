@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import CHOSEN
+from hf_ar2.cards.command import how_to_finish
+from hf_ar2.cards.facts import CHOSEN, reported_split
 from hf_ar2.files import read_json
 from hf_ar2.search.recipe_file import read_recipe
-
-_UNFINISHED = "its recipe has not finished. Run the command that started it again to continue"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class RunFolder:
     @property
     def split(self) -> str:
         """The split that the recipe reports on."""
-        return str((self.recipe.get("evaluation") or {}).get("report_split", "test"))
+        return reported_split(self.recipe)
 
     @property
     def served(self) -> dict[str, Any] | None:
@@ -74,7 +73,9 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[RunFolder]:
 def _read(folder: Path, label: str, recipe: dict[str, Any]) -> RunFolder:
     for name in ("metrics.json", "significance.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name} yet: {_UNFINISHED}")
+            raise FileNotFoundError(
+                f"{folder} has no {name} yet: its recipe has not finished. {how_to_finish(folder)}"
+            )
     significance = read_json(folder / "significance.json", {})
     stages = {}
     for stage, body in (recipe.get("stages") or {}).items():

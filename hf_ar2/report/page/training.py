@@ -10,6 +10,7 @@ import numpy as np
 from hf_ar2.evaluation.tables import display_name
 from hf_ar2.report.page.run_folder import RunFolder
 from hf_ar2.report.series import LogHistory, Panel, points, training_panels
+from hf_ar2.report.times import evaluation_seconds
 
 MOST_POINTS = 200
 
@@ -28,8 +29,11 @@ def training_charts(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def stage_times(run: RunFolder) -> list[dict[str, Any]]:
-    """The seconds of each stage, in all and in each phase of its training (by name, as logged)."""
-    times = []
+    """The seconds of each stage, in all and in each phase of its training (by name, as logged), and of the evaluation.
+
+    They are by the wall clock, as in the table that a run ends with.
+    """
+    times: list[dict[str, Any]] = []
     for stage, found in run.stages.items():
         ends = [entry for entry in found["log_history"] if "train_runtime" in entry]
         logged = {
@@ -46,6 +50,10 @@ def stage_times(run: RunFolder) -> list[dict[str, Any]]:
                 "lists": sum(lists.values()) if isinstance(lists, dict) else None,
             }
         )
+    evaluation = evaluation_seconds(run.folder)
+    if evaluation is not None:
+        nothing: dict[str, Any] = {"phases": {}, "steps": None, "lists": None}
+        times.append({"stage": "rows of results", "trainer": "evaluation", "seconds": evaluation, **nothing})
     return times
 
 
