@@ -41,7 +41,7 @@ from hf_ar2.recipes.encodings import forget_encodings
 from hf_ar2.recipes.evaluation import evaluate_rows
 from hf_ar2.recipes.finish import finish
 from hf_ar2.recipes.guard import evaluate_guard, load_guard
-from hf_ar2.recipes.inputs import INPUTS, Inputs, check_run_folder
+from hf_ar2.recipes.inputs import INPUTS, Inputs, check_minutes, check_run_folder
 from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run
@@ -92,11 +92,13 @@ def run_recipe(recipe: Recipe) -> Path:
 def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     started, original = time.time(), recipe
     load = partial(load_model, recipe, run)
+    check_minutes(recipe, run)
     check_done_stages(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
-    collection = with_level_of(vars(recipe), load_collection(recipe.collection)).for_training()
+    searched = with_level_of(vars(recipe), load_collection(recipe.collection))
+    collection = searched.for_training()
     say(repr(collection))
-    with_questions = with_recipe_questions(recipe, collection)  # for the evaluation alone
+    whole = with_recipe_questions(recipe, searched)  # for the evaluation alone
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
     check_exact(recipe, collection, run)
@@ -126,7 +128,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     trained = time.time()
     if recipe.rows:
         chosen_on = part if part is not collection else None
-        evaluate_rows(recipe, run, with_questions, inputs, load, budget.close, chosen_on)
+        evaluate_rows(recipe, run, collection, whole, inputs, load, budget.close, chosen_on)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
     state.wait_for_everyone()
@@ -134,7 +136,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
         times = time_table(run, recipe, time.time() - trained)
         if costs is not None and budget.seconds is not None:
             times += f"\n{more_time(original, budget.seconds, costs)}"
-        finish(recipe, run, with_questions, time.time() - started, load, times)
+        finish(recipe, run, whole, time.time() - started, load, times)
     state.wait_for_everyone()
     Encodings(encodings_folder(run)).keep_only([])  # those on the disks of other machines
 
