@@ -68,6 +68,24 @@ def locked(folder: Path, beat: Callable[[], None] = lambda: None) -> Iterator[No
                 folder.rmdir()  # fails unless it is empty
 
 
+def check_free(folder: Path) -> None:
+    """Check that no process of this machine holds the folder's lock, quickly, before anything is loaded.
+
+    A lock of another machine may be that of the same run, of which this machine is a part.
+
+    Raises:
+        FolderInUse: one holds it.
+    """
+    path = folder / LOCK
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        holder = json.loads(text)
+        here = isinstance(holder, dict) and holder.get("machine") == _machine()
+        silent = time.time() - path.stat().st_mtime
+        if here and _may_live(text, silent):
+            raise FolderInUse(_who(folder, path, text, silent))
+
+
 def _create(path: Path, text: str) -> bool:
     """Create the lock; False if there is one.
 

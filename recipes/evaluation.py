@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,11 @@ from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.files import DamagedFile, check_files, read_json, write_json, write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, people_asked, serve_last
-from hf_ar2.recipes.encodings import record_row_encoding
+from hf_ar2.recipes.encodings import kept_indexes, record_row_encodings
 from hf_ar2.recipes.inputs import Inputs, differing
-from hf_ar2.recipes.questions import question_splits, question_texts
+from hf_ar2.recipes.questions import question_splits, questions_note
 from hf_ar2.recipes.recipe import Load, Recipe, on_every_machine, row_config, say, source_name
+from hf_ar2.search.run_index import INDEX, TRAINING_INDEX
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -42,6 +43,7 @@ def evaluate_rows(
     recipe: Recipe,
     run: Path,
     collection: Collection,
+    whole: Collection,
     inputs: Inputs,
     load: Load,
     when_chosen: Callable[[], None] = lambda: None,
@@ -50,15 +52,20 @@ def evaluate_rows(
     """Evaluate every row that is not up to date, choose what is served, and write run files, metrics and tests.
 
     Args:
+        collection: as it is trained on, see `Collection.for_training`.
+        whole: as users search it, with the headings that training hides, and with their questions as a split.
         when_chosen: called after every row is ranked on the split that is chosen on, before the other splits are.
         part: the part of the collection that is searched on the split that is chosen on; None: all of it. With a part,
-            only the first row, the best retriever and the served row are evaluated on the other splits.
+            only the first row, the best retriever and the served row are evaluated on other splits, and on questions.
     """
     choice = collection if part is None else part
     rows = recipe.rows
-    splits, more = evaluated_splits(recipe, collection), question_splits(recipe, collection)
+    splits = evaluated_splits(recipe, collection)
+    more = question_splits(recipe, whole)
     chosen_on = choosing_split(recipe, collection)[0]
-    asked = question_texts(collection) if more else {}
+    searched = {split: choice if split == chosen_on else collection for split in splits}
+    searched |= dict.fromkeys(more, whole)
+    asked = questions_note(whole) if more else {}
     keys, due = {}, {}
     for name, row in rows.items():
         sources = [source_name(row[role]) for role in ("retriever", "ranker", "index") if role in row]
@@ -83,22 +90,24 @@ def evaluate_rows(
             for file in ("key.json", BLEND):
                 (run / "evaluation" / name / file).unlink(missing_ok=True)
             shutil.rmtree(run / "runs" / name, ignore_errors=True)
-    lexical = open_lexical(recipe, run, choice)
+    kept_as = {collection.corpus_fingerprint: TRAINING_INDEX, whole.corpus_fingerprint: INDEX}
     # First the split that is chosen on, with which the served row and the weights are decided, then the others.
-    for first, searched in ((True, choice), (False, collection)):
-        if not first and part is not None:
-            lexical = open_lexical(recipe, run, collection)
-        if lexical is not None and state.is_main_process:
-            ranked = [split for split in [*splits, *more] if (split == chosen_on) == first]
-            evaluate_lexical(recipe, run, searched, ranked, lexical)
+    for first in (True, False):
+        now = {split: of for split, of in searched.items() if (split == chosen_on) == first}
+        lexical = open_lexical(recipe, run, now.values())
+        if lexical and state.is_main_process:
+            evaluate_lexical(recipe, run, now, lexical)
         measured = set(rows)
         if not first and part is not None:
             chosen = read_json(run / CHOSEN, {})
             measured = {next(iter(rows)), chosen["row"], chosen["retriever_row"]}
         for name in rows:
-            splits_now = [split for split in due[name] if (split == chosen_on) == first]
+            splits_now = {split: of for split, of in now.items() if split in due[name]}
             if splits_now and name in measured:
-                evaluate_row(recipe, run, searched, name, splits_now, load, lexical)
+                opened = evaluate_row(recipe, run, splits_now, name, load, lexical)
+                if state.is_main_process:
+                    encodings = {kept_as[of]: encoding for of, encoding in opened.items() if of in kept_as}
+                    record_row_encodings(run, name, encodings)
                 on_every_machine(run)
         if first:
             if state.is_main_process:
@@ -116,13 +125,8 @@ def evaluate_rows(
             write_note(folder / "questions.json", {"of": asked}, _written_runs(run, name, more))
         else:
             (folder / "questions.json").unlink(missing_ok=True)
-    searched_for = {
-        name: searched
-        for split in [*splits, *more]
-        for searched in [choice if split == chosen_on else collection]
-        for name in with_parts(searched, [split])
-    }
-    return write_metrics(recipe, run, searched_for)
+    parts = {name: of for split, of in searched.items() for name in with_parts(of, [split])}
+    return write_metrics(recipe, run, parts)
 
 
 def with_parts(collection: Collection, splits: Iterable[str]) -> list[str]:
@@ -161,24 +165,33 @@ def _same_key(key: list[Any], noted: list[Any]) -> bool:
     return bool(earlier == json.loads(json.dumps(key[:3]))) and not differing(hashes, key[3])
 
 
-def open_lexical(recipe: Recipe, run: Path, collection: Collection) -> LexicalIndex | None:
-    """The BM25 index of the collection, kept in the run; None if the recipe's evaluation has no `lexical: true`."""
-    if not recipe.evaluation.get("lexical"):
-        return None
-    texts = recipe.texts.passage_texts(collection)
-    return LexicalIndex.of_members(texts, collection.member_rows, run / "lexical")
+def open_lexical(recipe: Recipe, run: Path, collections: Iterable[Collection]) -> dict[str, LexicalIndex]:
+    """Corpus fingerprint → its BM25 index, kept in the run; `{}` if the recipe's evaluation has no `lexical: true`."""
+    found: dict[str, LexicalIndex] = {}
+    for collection in collections if recipe.evaluation.get("lexical") else ():
+        if collection.corpus_fingerprint not in found:
+            texts = recipe.texts.passage_texts(collection)
+            index = LexicalIndex.of_members(texts, collection.member_rows, run / "lexical")
+            found[collection.corpus_fingerprint] = index
+    return found
 
 
 def evaluate_lexical(
-    recipe: Recipe, run: Path, collection: Collection, splits: list[str], lexical: LexicalIndex
+    recipe: Recipe, run: Path, searched: Mapping[str, Collection], lexical: Mapping[str, LexicalIndex]
 ) -> None:
-    """Write the run files of BM25 alone, the row that all others are compared with."""
-    for split in splits:
+    """Write the run files of BM25 alone, the row that all others are compared with.
+
+    Args:
+        searched: split → the collection that its queries search.
+        lexical: of `open_lexical`.
+    """
+    for split, collection in searched.items():
         query_rows = evaluated_queries(collection, split)
         texts = list(collection.queries.select(query_rows)["text"])
         own_rows = collection.own_rows[query_rows]
         ranges = collection.searched_rows(query_rows)
-        scores, rows = lexical.search(texts, deeper(own_rows, recipe.depth), ranges)
+        index = lexical[collection.corpus_fingerprint]
+        scores, rows = index.search(texts, deeper(own_rows, recipe.depth), ranges)
         scores, rows = without_own(scores, rows, own_rows, recipe.depth)
         _write_runs(recipe, run, collection, LEXICAL_ROW, split, query_rows, {"retriever": (rows, scores)})
 
@@ -186,16 +199,22 @@ def evaluate_lexical(
 def evaluate_row(
     recipe: Recipe,
     run: Path,
-    collection: Collection,
+    searched: Mapping[str, Collection],
     name: str,
-    splits: list[str],
     load: Load,
-    lexical: LexicalIndex | None,
-) -> None:
-    """Rank the queries of the splits with a row's systems and write the run files.
+    lexical: Mapping[str, LexicalIndex],
+) -> dict[str, str]:
+    """Rank the queries of some splits with a row's systems and write the run files.
 
     On the split that is chosen on, the weight of BM25 is fitted (fixed if people asked none of its queries), then the
     pipeline's weight and depth. Other splits are ranked with these weights, or with the stored ones.
+
+    Args:
+        searched: split → the collection that its queries search; first the split that is chosen on.
+        lexical: of `open_lexical`.
+
+    Returns:
+        Corpus fingerprint → the encoding that was searched; nothing for an index from a file or a stage.
     """
     row, depth, metric = recipe.rows[name], recipe.depth, recipe.test_metric
     args = row_config(recipe, name, run)
@@ -204,21 +223,27 @@ def evaluate_row(
     ranks = "ranker" in row and recipe.rerank_depth
     ranker = load("ranker", row["ranker"]).to(args.device) if ranks else None
     retrieve_with = FrozenRetrieval if isinstance(args, LTReConfig) else Retrieval
-    retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
-    temperatures = retrieval.retriever_temperature, retrieval.args.ranker_temperature
-    fixed, chosen_on = recipe.evaluation.get("pipeline_weight"), choosing_split(recipe, collection)[0]
+    fixed = recipe.evaluation.get("pipeline_weight")
+    chosen_on = choosing_split(recipe, next(iter(searched.values())))[0]
     blend = Blend(1.0 if fixed is None else float(fixed))
-    if chosen_on not in splits:
+    if chosen_on not in searched:
         blend = read_blend(run, name) or blend
-    for split in splits:  # the one that is chosen on comes first
+    retrieval: Retrieval | None = None
+    opened: dict[str, str] = {}
+    for split, collection in searched.items():
+        if retrieval is None or retrieval.collection is not collection:
+            retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
+            retrieval.encodings.kept = kept_indexes(run)
+        temperatures = retrieval.retriever_temperature, retrieval.args.ranker_temperature
         query_rows = evaluated_queries(collection, split)
         scores, rows = retrieval.retrieve(query_rows, depth, f"{name}, {split}: queries")
         found = {"retriever": (rows, scores)}
-        if lexical is not None:
+        if lexical:
             texts = list(collection.queries.select(query_rows)["text"])
             own_rows, ranges = collection.own_rows[query_rows], collection.searched_rows(query_rows)
             score = partial(retrieval.score_passages, query_rows)
-            both = candidates_of_both(scores, rows, texts, lexical, score, own_rows, ranges)
+            index = lexical[collection.corpus_fingerprint]
+            both = candidates_of_both(scores, rows, texts, index, score, own_rows, ranges)
             if split == chosen_on:
                 blend = replace(blend, lexical=DEFAULT_LEXICAL_WEIGHT)
                 if people_asked(collection, split):
@@ -234,13 +259,14 @@ def evaluate_row(
         found |= {system: value for system, value in with_ranker.items() if system != "retriever"}
         if encoders.processes.is_first:
             _write_runs(recipe, run, collection, name, split, query_rows, found)
-    if encoders.processes.is_first:
-        record_row_encoding(run, name, retrieval.opened)
-        if ranker is not None or lexical is not None:
-            content = {**asdict(blend), "fitted_on": chosen_on if fixed is None else None}
-            write_note(run / "evaluation" / name / BLEND, content)
+        if retrieval.opened is not None and retrieval.start is not None:
+            opened[collection.corpus_fingerprint] = retrieval.start
+    if encoders.processes.is_first and (ranker is not None or lexical):
+        content = {**asdict(blend), "fitted_on": chosen_on if fixed is None else None}
+        write_note(run / "evaluation" / name / BLEND, content)
     del retriever, ranker, retrieval
     torch.cuda.empty_cache()
+    return opened
 
 
 def _values(collection: Collection, split: str, metric: str, ranking: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.files import read_json
 from hf_ar2.models.lora import adapter_base
-from hf_ar2.recipes.recipe import Recipe, RecipeError, source_name
+from hf_ar2.recipes.recipe import PLAN, Recipe, RecipeError, source_name
+from hf_ar2.settings.plain_yaml import read_yaml
 from hf_ar2.training_lists.stored import OF_COLLECTION
 
 if TYPE_CHECKING:
@@ -69,6 +70,29 @@ class Inputs:
                 if base is not None and Path(base).is_dir():
                     found[f"{name}, base of its adapters"] = hash_of_files(base)
         return found
+
+
+def check_minutes(recipe: Recipe, run: Path) -> None:
+    """Check that a run continues with the minutes that it was started with: they are part of what was trained."""
+    path = run / "recipe.yaml"
+    if not path.is_file() or not ((run / PLAN).is_file() or any((run / "stages").glob("*/key.txt"))):
+        return
+    try:
+        earlier = read_yaml(path.read_bytes()).get("minutes")
+    except (ValueError, AttributeError):  # damaged, and written again now
+        return
+    if earlier == recipe.minutes:
+        return
+    given = "--minutes is missing" if recipe.minutes is None else f"--minutes {recipe.minutes:g}"
+    begun, needed = f"with --minutes {earlier}", f"Add --minutes {earlier} to"
+    if earlier is None:
+        begun, needed = "without --minutes", "Leave it out of"
+    elif recipe.minutes is not None:
+        needed = f"Give --minutes {earlier} in"
+    raise RecipeError(
+        f"{given}, but {run} was started {begun}. {needed} the command: what is finished is kept. "
+        "To train anew, choose another --output_dir"
+    )
 
 
 def check_run_folder(run: Path, inputs: Inputs) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from hf_ar2.cards.facts import CHOSEN
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_questions, with_questions
 from hf_ar2.evaluation.runs import read_run, run_file
-from hf_ar2.evaluation.success import TOP_K, questions_answered
-from hf_ar2.evaluation.systems import evaluated_queries
+from hf_ar2.evaluation.success import answered_table, questions_answered
+from hf_ar2.evaluation.systems import LEXICAL_ROW, evaluated_queries
 from hf_ar2.evaluation.tables import stage_table
 from hf_ar2.files import read_json
 from hf_ar2.recipes.recipe import Recipe, errors_at
@@ -19,6 +21,7 @@ def with_recipe_questions(recipe: Recipe, collection: Collection) -> Collection:
     """The collection with the recipe's questions, if it names a file of them."""
     if recipe.questions is None:
         return collection
+    _ = collection.corpus_fingerprint  # so that the copy has it: hashing the texts can take minutes
     with errors_at("questions"):
         return with_questions(collection, recipe.questions)
 
@@ -28,20 +31,28 @@ def question_splits(recipe: Recipe, collection: Collection) -> list[str]:
     return [QUESTIONS] if recipe.questions is not None and QUESTIONS in collection.qrels else []
 
 
-def question_texts(collection: Collection) -> dict[str, str]:
-    """Id → text of the judged questions; a row's rankings of them are made again when these change."""
-    rows = evaluated_queries(collection, QUESTIONS)
-    found = collection.queries.select(rows)
-    return dict(zip(found["id"], found["text"], strict=True))
+def questions_note(collection: Collection) -> dict[str, Any]:
+    """What a row's rankings of the judged questions depend on besides the row: their texts by id, and the passages."""
+    found = collection.queries.select(evaluated_queries(collection, QUESTIONS))
+    texts = dict(zip(found["id"], found["text"], strict=True))
+    return {"texts": texts, "corpus": collection.corpus_fingerprint}
 
 
 def answered(run: Path, rows: Iterable[str], collection: Collection) -> dict[str, tuple[str, int]]:
-    """Row → its pipeline (without a ranker its retriever), and for how many questions that finds a relevant passage."""
+    """Row → its system, and for how many questions that finds a relevant passage among the first results.
+
+    The system is the one that is served, and of other rows the pipeline, without a ranker the hybrid with BM25, without
+    BM25 the retriever. Rows that were not measured on the questions are left out.
+    """
     ids = list(collection.queries["id"]), list(collection.corpus["id"])
     queries = evaluated_queries(collection, QUESTIONS)
+    chosen = read_json(run / CHOSEN, {})
     found: dict[str, tuple[str, int]] = {}
     for row in rows:
-        files = {system: run_file(run, row, QUESTIONS, system) for system in ("pipeline", "retriever")}
+        systems = ["pipeline", "hybrid", "retriever"]
+        if row == chosen.get("row"):
+            systems.insert(0, chosen["system"])
+        files = {system: run_file(run, row, QUESTIONS, system) for system in systems}
         system = next((system for system, file in files.items() if file.is_file()), None)
         if system is None:  # a part of the corpus was searched, and others were better on dev
             continue
@@ -55,17 +66,22 @@ def print_questions(recipe: Recipe, run: Path, collection: Collection) -> None:
     if recipe.questions is None:
         return
     asked = len(read_questions(recipe.questions))
+    label = f"hf-ar2 label {run} {recipe.questions}"
     if not question_splits(recipe, collection):
         print(
             f"\n{recipe.questions}: {asked:,} questions, none of them judged yet, so nothing was measured on them "
             f"({qrels_of(recipe.questions).name} has the judgments).\n"
-            f"Judge what is found: hf-ar2 label {run} {recipe.questions}"
+            f"Judge what is found: {label}"
         )
         return
     tests = read_json(run / "significance.json", {})["tests"]
     judged = len(evaluated_queries(collection, QUESTIONS))
-    metrics = read_json(run / "metrics.json", {})
-    print(f"\n{stage_table(metrics, tests, split=QUESTIONS, names=recipe.table_metrics)}")
-    print(f"\n{recipe.questions}: {judged:,} of {asked:,} questions are judged. A relevant passage is")
-    for row, (system, count) in answered(run, recipe.rows, collection).items():
-        print(f"  among the first {TOP_K} of {row}, {system}: in {count:,} of {judged:,} questions")
+    metrics, served = read_json(run / "metrics.json", {}), read_json(run / CHOSEN, {}).get("row")
+    print(f"\n{stage_table(metrics, tests, split=QUESTIONS, names=recipe.table_metrics, served=served)}")
+    rest = f". Judge the others: {label}" if judged < asked else ""
+    print(f"\n{recipe.questions}: {judged:,} of {asked:,} questions are judged{rest}")
+    table = []
+    for row, (system, count) in answered(run, [LEXICAL_ROW, *recipe.rows], collection).items():
+        name = LEXICAL_ROW if row == LEXICAL_ROW else system
+        table.append(([row, f"{name} (served)" if row == served else name], count))
+    print(f"\n{answered_table(table, ['row', 'system'], judged)}")

@@ -57,12 +57,22 @@ def main(arguments: list[str] | None = None) -> None:
         return
     sys.unraisablehook = _interrupt_later
     try:
-        from hf_ar2.command_line.launch import INTERRUPTS, end_with_launcher, ended_by_interrupts
+        from hf_ar2.command_line.launch import (
+            INTERRUPTS,
+            check_run_folder,
+            default_run_folder,
+            end_with_launcher,
+            ended_by_interrupts,
+        )
 
         # `hf-ar2 train` starts the launcher so that it ignores Ctrl-C, which this process inherits.
         if os.environ.pop(INTERRUPTS, None):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         end_with_launcher()
+        if arguments and not int(
+            os.environ.get("RANK", 0)
+        ):  # the first process holds the folder for the others
+            check_run_folder(Path(arguments[0]), arguments[1:])
         with ended_by_interrupts():
             from hf_ar2.encoding.processes import end_processes
             from hf_ar2.files import writing
@@ -73,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         path, overrides = parse_arguments(arguments)
         sys.argv = without_secrets(sys.argv)  # some trackers record it
         recipe = load_recipe(path, overrides)
-        recipe.output_dir = recipe.output_dir or str(Path("runs") / recipe.name.replace("/", "-"))
+        recipe.output_dir = recipe.output_dir or str(default_run_folder(recipe.name))
         quiet()
         with writing(Path(recipe.output_dir)):
             run_recipe(recipe)

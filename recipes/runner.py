@@ -45,7 +45,7 @@ from hf_ar2.recipes.encodings import forget_encodings
 from hf_ar2.recipes.evaluation import evaluate_rows
 from hf_ar2.recipes.finish import finish
 from hf_ar2.recipes.guard import evaluate_guard, load_guard
-from hf_ar2.recipes.inputs import INPUTS, Inputs, check_run_folder
+from hf_ar2.recipes.inputs import INPUTS, Inputs, check_minutes, check_run_folder
 from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
 from hf_ar2.recipes.planning import describe_plan, plan_run, without_useless_stages
@@ -97,11 +97,13 @@ def run_recipe(recipe: Recipe) -> Path:
 def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     started = time.time()
     load = partial(load_model, recipe, run)
+    check_minutes(recipe, run)
     check_done_stages(recipe, run)
     say(f"{recipe.name}: {recipe.collection} → {run}")
-    collection = with_level_of(vars(recipe), load_collection(recipe.collection)).for_training()
+    searched = with_level_of(vars(recipe), load_collection(recipe.collection))
+    collection = searched.for_training()
     say(repr(collection))
-    with_questions = with_recipe_questions(recipe, collection)  # for the evaluation alone
+    whole = with_recipe_questions(recipe, searched)  # for the evaluation alone
     check_splits(recipe, collection, run)
     check_evaluation(recipe, collection)
     check_exact(recipe, collection, run)
@@ -135,7 +137,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     budget.stage = evaluating = Budget(run / EVALUATION, None)
     if recipe.rows:
         chosen_on = part if part is not collection else None
-        evaluate_rows(recipe, run, with_questions, inputs, load, budget.close, chosen_on)
+        evaluate_rows(recipe, run, collection, whole, inputs, load, budget.close, chosen_on)
         if guard is not None:
             evaluate_guard(recipe, run, guard, inputs, load)
     evaluating.write()
@@ -147,7 +149,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
             times += f"\n{textwrap.fill(note, 80)}"
         if costs is not None and budget.seconds is not None:
             times += f"\n{more_time(all_stages, budget.seconds, costs)}"
-        finish(recipe, run, with_questions, time.time() - started, load, times)
+        finish(recipe, run, whole, time.time() - started, load, times)
     state.wait_for_everyone()
     Encodings(encodings_folder(run)).keep_only([])  # those on the disks of other machines
 

@@ -15,8 +15,10 @@ from conftest import write_recipe
 from sentence_transformers import SentenceTransformer
 
 from hf_ar2 import RetrieverConfig
+from hf_ar2.collections.questions import question_id, write_judged
 from hf_ar2.command_line.launch import find_recipe
 from hf_ar2.command_line.main import main as cli_main
+from hf_ar2.index.encodings import Encodings
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.recipes.budget import Budget, make_plan, more_time, overheads, without
 from hf_ar2.recipes.costs import Costs
@@ -340,6 +342,18 @@ def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(path, tm
     assert {file: file.stat().st_mtime_ns for file in (run / "runs" / "zero-shot").iterdir()} == times
     assert json.loads((run / "chosen.json").read_text()) == chosen
     assert cli_main(["report", str(run)]) == 0 and cli_main(["compare", str(run)]) == 0
+
+    # So do real questions, without encoding the whole corpus for the other rows.
+    asked, encoded = tmp_path / "asked.txt", len(Encodings(run / "encodings").log())
+    asked.write_text("where does the falcon hide ?\n")
+    write_judged(asked, {question_id("where does the falcon hide ?"): {"p100": 1}})
+    main([*arguments, "--questions", str(asked)])
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {row for row, splits in metrics.items() if "questions" in splits} == measured
+    again = [entry["encoding"] for entry in Encodings(run / "encodings").log()[encoded:]]
+    assert len(again) == len(set(again)) <= 2, (
+        "at most one for each of these rows, and none for what is served"
+    )
 
 
 def test_what_training_costs_is_measured_without_training(tiny_retriever_path, tiny_collection, tmp_path):

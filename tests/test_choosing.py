@@ -550,7 +550,7 @@ def test_the_server_answers_in_the_order_of_what_is_served(run: Path, home: Path
             tmp_path / "work",
         )
         orders[system] = searched.search(query, 10)
-    assert [hit.retriever_rank for hit in orders["pipeline"]] == list(range(1, 11)), "weight 0"
+    assert [hit.retrieved_rank for hit in orders["pipeline"]] == list(range(1, 11)), "weight 0"
     scores = [hit.ranker_score for hit in orders["ranker"]]
     assert scores == sorted(scores, reverse=True) and {hit.passage_id for hit in orders["ranker"]} == {
         hit.passage_id for hit in orders["pipeline"]

@@ -156,7 +156,8 @@ def test_the_guide_runs_from_its_first_command_to_its_last(
     written = load_collection("data/written")
     assert set(written.queries["source"]) == {"generated:seq2seq"} and len(written.corpus) == 36
     assert "3 of 3 questions judged" in said["hf-ar2 label runs/mine asked.txt"]
-    assert "of 3 questions" in said["hf-ar2 evaluate runs/mine --questions asked.txt"]
+    evaluated = said["hf-ar2 evaluate runs/mine --questions asked.txt"]
+    assert re.search(r"^pipeline \(served\) +\d of 3$", evaluated, re.MULTILINE)
     again = said[
         "hf-ar2 train own-corpus --collection data/mine --output_dir runs/mine --questions asked.txt"
     ]

@@ -147,6 +147,18 @@ def test_the_end_of_the_input_and_ctrl_c_end_it_and_keep_all(
     assert len(read_judged(file)) == 1
 
 
+def test_without_a_judgment_there_is_no_file_to_name(
+    labelling: Labelling, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "0 of 3 questions judged{}. Nothing was judged, and nothing was written\nNext: hf-ar2 label runs/mine {}"
+    answer(monkeypatch, "q")
+    ask(labelling)
+    assert labelling.summary("runs/mine") == said.format("", file)
+    answer(monkeypatch, "1", "u", "s", "q")
+    ask(labelling)
+    assert labelling.summary("runs/mine") == said.format("; 1 skipped", file) and not qrels_of(file).exists()
+
+
 # --- the page
 
 

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from hf_ar2 import lock
+from hf_ar2.command_line import launch, main
 from hf_ar2.folders import remove_leftovers
-from hf_ar2.lock import LOCK, FolderInUse, locked
+from hf_ar2.lock import LOCK, FolderInUse, check_free, locked
 
 HOLD = """
 import sys, time; from pathlib import Path; from hf_ar2.lock import locked
@@ -47,6 +48,42 @@ def test_who_holds_a_lock_is_named_and_a_killed_holder_is_replaced(holder, tmp_p
     with locked(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given", ["--output_dir {0}", "--output_dir={0}", "--seed 3 --output_dir other --output_dir {0}"]
+)
+def test_a_folder_in_use_is_named_before_anything_is_loaded(given, holder, tmp_path, monkeypatch, capsys):
+    def never(*_):
+        raise AssertionError("the launcher was started")
+
+    monkeypatch.setattr(main, "launch_command", never)
+    assert main.main(["train", "own-corpus", *given.format(tmp_path).split()]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"hf-ar2 train: {tmp_path}: in use by another run (process {holder.pid} on ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK], "nothing is written"
+
+
+def test_only_a_process_of_this_machine_ends_a_run_before_it_has_loaded(tmp_path):
+    """On several machines a run holds its folder on one of them."""
+    check_free(tmp_path / "new")
+    for changes in ({}, {"machine": ["elsewhere", ""]}):  # ended, and elsewhere
+        write_lock(tmp_path, **changes)
+        check_free(tmp_path)
+    (tmp_path / LOCK).write_text('{"mach')
+    check_free(tmp_path)
+
+
+def test_the_folder_of_a_run_is_that_of_the_command_of_the_recipe_or_its_name(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: of/mine\n")
+    assert str(launch.run_folder(recipe, [])) == "runs/of-mine"
+    assert str(launch.run_folder(recipe, ["--name", "yours"])) == "runs/yours"
+    recipe.write_text("output_dir: there\n")
+    assert str(launch.run_folder(recipe, ["--seed", "1"])) == "there"
+    assert str(launch.run_folder(recipe, ["--output_dir", "here"])) == "here"
+    recipe.write_text("{")
+    assert launch.run_folder(recipe, []) is None, "reading it for good says what is wrong"
 
 
 def test_a_lock_that_does_not_fit_on_the_disk_is_not_left(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import write_recipe
 
 from hf_ar2.collections import Collection, CollectionError
@@ -23,6 +24,9 @@ from hf_ar2.collections.questions import (
 )
 from hf_ar2.command_line import main as cli
 from hf_ar2.evaluation.runs import run_file, write_run
+from hf_ar2.files import write_json, write_text
+from hf_ar2.index.encodings import Encodings
+from hf_ar2.recipes.inputs import check_minutes
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.questions import answered
 from hf_ar2.recipes.recipe import RecipeError
@@ -186,6 +190,9 @@ def test_every_row_is_measured_on_the_questions_and_nothing_is_trained_again(
         for row, system in (("zero-shot", "retriever"), ("both", "pipeline"))
     }
     times = {row: file.stat().st_mtime_ns for row, file in files.items()}
+    index = (run / "index" / "meta.json").read_text()
+    encoded = [entry["encoding"] for entry in Encodings(run / "encodings").log()]
+    assert len(set(encoded)) == len(encoded) == 2, "zero-shot and g0"
 
     said = run_with(questions=str(asked))
     assert "done before" in said and "questions: 4 queries" in said
@@ -194,8 +201,13 @@ def test_every_row_is_measured_on_the_questions_and_nothing_is_trained_again(
     assert set(metrics["both"]["questions"]) == {"retriever", "ranker", "pipeline"}
     assert {row: file.stat().st_mtime_ns for row, file in files.items()} == times, "test was not ranked again"
     assert f"{asked}: 4 of 5 questions are judged" in said
-    first = re.search(r"among the first 3 of both, pipeline: in (\d) of 4 questions", said)
-    assert first
+    assert "answered in the first 3" in said
+    first = re.search(r"^both +pipeline \(served\) +(\d) of 4$", said, re.MULTILINE)
+    assert first and re.search(r"^zero-shot +retriever +\d of 4$", said, re.MULTILINE)
+    assert (run / "index" / "meta.json").read_text() == index, "what search uses stays"
+    assert [entry["encoding"] for entry in Encodings(run / "encodings").log()[len(encoded) :]] == encoded[
+        :1
+    ], "the other row alone: the served one has an index"
 
     # judged once more: nothing of what was ranked changes; a new question is ranked
     ranked = run / "runs" / "both" / "questions.pipeline.trec"
@@ -204,7 +216,8 @@ def test_every_row_is_measured_on_the_questions_and_nothing_is_trained_again(
     top = next(line.split()[2] for line in before.splitlines() if line.split()[0] == ids[3])
     judged[ids[3]] = {top: 1}
     write_judged(asked, judged)
-    more = re.search(r"among the first 3 of both, pipeline: in (\d) of 4", run_with(questions=str(asked)))
+    said = run_with(questions=str(asked))
+    more = re.search(r"^both +pipeline \(served\) +(\d) of 4$", said, re.MULTILINE)
     assert more and int(more[1]) == int(first[1]) + 1 and ranked.read_text() == before
     write_judged(asked, judged | {ids[4]: {top: 1}})
     assert "questions: 5 queries" in run_with(questions=str(asked))
@@ -223,7 +236,7 @@ def test_every_row_is_measured_on_the_questions_and_nothing_is_trained_again(
         pipeline
         == f"{json.loads((run / 'metrics.json').read_text())['both'][QUESTIONS]['pipeline']['mrr@10']:.3f}"
     )
-    assert re.search(r"Among the first 3 of the pipeline is a relevant passage in \d of 5 questions", said)
+    assert re.search(r"^pipeline \(served\) +\d of 5$", said, re.MULTILINE)
     assert cli.main(["evaluate", str(run), "--split", "questions"]) == 0, "the recipe names the file"
     assert metrics_of(capsys.readouterr().out, "pipeline") == pipeline
 
@@ -254,13 +267,59 @@ def test_rows_that_were_not_measured_are_not_counted(
 ) -> None:
     # With a part of the corpus only some rows are measured on the questions.
     collection = with_questions(tiny_collection, asked)
+    rank_all(tmp_path, collection, "served", "retriever")
+    assert list(answered(tmp_path, ["warm-up", "served"], collection)) == ["served"]
+
+
+def rank_all(run: Path, collection: Collection, row: str, *systems: str) -> None:
+    """Run files of the questions with every passage, in the order of the corpus."""
     judgments, ids = collection.judgments(QUESTIONS), list(collection.corpus["id"])
     queries = [collection.queries[int(row)]["id"] for row in judgments.query_rows]
     found = np.tile(np.arange(len(ids)), (len(queries), 1))
-    run = run_file(tmp_path, "served", QUESTIONS, "retriever")
-    run.parent.mkdir(parents=True)
-    write_run(run, queries, ids, found, -found.astype(np.float32))
-    assert list(answered(tmp_path, ["warm-up", "served"], collection)) == ["served"]
+    for system in systems:
+        file = run_file(run, row, QUESTIONS, system)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_run(file, queries, ids, found, -found.astype(np.float32))
+
+
+def test_a_row_answers_with_what_is_served_else_with_the_most_that_it_has(
+    asked: Path, tiny_collection: Collection, tmp_path: Path
+) -> None:
+    collection = with_questions(tiny_collection, asked)
+    rank_all(tmp_path, collection, "alone", "retriever")
+    rank_all(tmp_path, collection, "mixed", "retriever", "hybrid")
+    rank_all(tmp_path, collection, "ranked", "retriever", "hybrid", "ranker", "pipeline")
+    rows = ["alone", "mixed", "ranked"]
+
+    def systems() -> list[str]:
+        return [system for system, _ in answered(tmp_path, rows, collection).values()]
+
+    assert systems() == ["retriever", "hybrid", "pipeline"]
+    for row, system in (("ranked", "ranker"), ("ranked", "hybrid"), ("mixed", "retriever")):
+        write_json(tmp_path / "chosen.json", {"row": row, "system": system})
+        assert systems()[rows.index(row)] == system
+
+
+@pytest.mark.slow
+def test_the_hybrid_is_measured_on_the_questions_if_it_is_served(
+    asked: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = asked.parent / "run", recipe_file(home, asked.parent)
+    recipe = load_recipe(path, {"output_dir": str(run), "questions": str(asked)})
+    recipe.stages = {}
+    recipe.evaluation |= {"lexical": True, "rows": {"zero-shot": {"retriever": "light"}}, "choose_on": "dev"}
+    run_recipe(recipe)
+    chosen = json.loads((run / "chosen.json").read_text())
+    assert chosen["system"] == "hybrid", "the tiny retriever is random"
+    said = capsys.readouterr().out
+    found = re.findall(r"^(BM25|zero-shot) +(BM25|hybrid \(served\)) +(\d) of 4$", said, re.MULTILINE)
+    assert [row[:2] for row in found] == [("BM25", "BM25"), ("zero-shot", "hybrid (served)")]
+    assert cli.main(["evaluate", str(run), "--questions", str(asked)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"^hybrid \(served\) +{found[1][2]} of 4$", said, re.MULTILINE)
+    assert re.search(r"^retriever +\d of 4$", said, re.MULTILINE)
+    hybrid = json.loads((run / "metrics.json").read_text())["zero-shot"][QUESTIONS]["hybrid"]["mrr@10"]
+    assert metrics_of(said, "hybrid") == f"{hybrid:.3f}"
 
 
 def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_trained(
@@ -274,6 +333,35 @@ def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_trained(
     with pytest.raises(RecipeError, match="questions: .*qrels.tsv:1: found the columns"):
         run_recipe(load_recipe(path, {"output_dir": str(run), "questions": str(asked)}))
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "earlier", "message"),
+    [
+        (
+            None,
+            2,
+            "--minutes is missing, but {run} was started with --minutes 2. Add --minutes 2 to the command",
+        ),
+        (3.5, 2, "--minutes 3.5, but {run} was started with --minutes 2. Give --minutes 2 in the command"),
+        (3, None, "--minutes 3, but {run} was started without --minutes. Leave it out of the command"),
+    ],
+)
+def test_a_run_continues_with_the_minutes_that_it_was_started_with(
+    given: float | None, earlier: float | None, message: str, asked: Path, home: Path
+) -> None:
+    """As when `--questions FILE` is added to a command, and `--minutes N` is forgotten."""
+    run, path = asked.parent / "run", recipe_file(home, asked.parent)
+    recipe = load_recipe(path, {"output_dir": str(run), "questions": str(asked)})
+    recipe.minutes = earlier
+    write_text(run / "recipe.yaml", yaml.safe_dump(vars(recipe)))
+    recipe.minutes = given
+    check_minutes(recipe, run)  # nothing has been planned or trained yet
+    write_json(run / "plan.json", {})
+    with pytest.raises(RecipeError, match=re.escape(message.format(run=run))):
+        run_recipe(recipe)
+    recipe.minutes = earlier
+    check_minutes(recipe, run)
 
 
 def test_a_file_and_another_split_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:

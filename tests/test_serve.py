@@ -29,6 +29,7 @@ import hf_ar2
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
 from hf_ar2.command_line.serve import SearchServer, hits_html, marked, query_words
+from hf_ar2.command_line.show import hits_table
 from hf_ar2.search.system import Hit, SearchSystem
 from hf_ar2.settings.search import Settings
 
@@ -147,6 +148,42 @@ def test_the_score_that_sorts_is_in_bold(server: SearchServer, system: SearchSys
         assert bold == f"{name} {(hit | scores)['score']:.3f}"
 
 
+def test_with_bm25_every_score_has_its_name(system: SearchSystem) -> None:
+    settings = {"lexical_weight": 0.3}
+    models = system.retriever, system.ranker, system.collection
+    both = SearchSystem(*models, system.settings.changed(settings), system.work_folder)
+    query = "where does the falcon hide?"
+    without = SearchSystem(*models, system.settings.changed({"rerank_depth": 0}), system.work_folder)
+    alone = {hit.passage_id: hit for hit in without.search(query, 60)}
+    for hit in both.search(query, 5):
+        assert hit.retriever_score == pytest.approx(alone[hit.passage_id].retriever_score, abs=1e-5)
+        total = hit.retriever_score + both.retriever_temperature * 0.3 * hit.bm25_score
+        assert hit.hybrid_score == pytest.approx(total, abs=1e-5)
+    [names] = {
+        tuple(re.findall(r"(pipeline|ranker|hybrid|retriever|BM25) -?[0-9.]+(?:</strong>)?( \()?", article))
+        for article in hits_html(query, [{"rank": 1, **vars(hit)} for hit in both.search(query, 5)]).split(
+            "<article>"
+        )[1:]
+    }
+    assert names == (("pipeline", ""), ("ranker", ""), ("hybrid", " ("), ("retriever", ""), ("BM25", ""))
+    assert (
+        hits_table(both.search(query, 5), 80).splitlines()[0].split()
+        == "rank ranker hybrid retriever BM25 passage".split()
+    )
+    hybrid = SearchSystem(
+        system.retriever, None, system.collection, system.settings.changed(settings), system.work_folder
+    )
+    [hit, *_] = hybrid.search(query, 5)
+    assert hit.score == hit.hybrid_score != hit.retriever_score and hit.ranker_score is None
+    page = hits_html(query, [{"rank": 1, **vars(hit)}])
+    assert re.findall("<strong>([a-z]+)", page) == ["hybrid"]
+    assert hits_table([hit], 80).splitlines()[0].split() == "rank hybrid retriever BM25 passage".split()
+    with serving(hybrid) as server:
+        answer = json.loads(got(server, "/search", q=query)[1])
+    assert answer["system"] == "hybrid" and set(answer["hits"][0]) == {"rank", *vars(hit)}
+    assert [one.served for one in (both, without, hybrid)] == ["pipeline", "retriever", "hybrid"]
+
+
 def test_a_passage_is_shown_between_its_neighbours(server: SearchServer, system: SearchSystem) -> None:
     corpus = list(system.collection.corpus)
     for row, places in ((0, [0, 1]), (1, [0, 1, 2]), (30, [29, 30, 31]), (59, [58, 59])):
@@ -191,7 +228,7 @@ class Watched:
     """A system that notes the searches that are carried out, and waits before the first one."""
 
     def __init__(self, system: SearchSystem) -> None:
-        self.system, self.collection = system, system.collection
+        self.system, self.collection, self.served = system, system.collection, system.served
         self.searches: list[tuple[int, int]] = []  # numbers of queries, and k
         self.released, self.inside = threading.Event(), threading.Lock()
 

@@ -9,7 +9,11 @@ import pytest
 from conftest import make_tiny_ranker, make_tiny_retriever
 
 from hf_ar2.collections import Collection, load_collection
+from hf_ar2.collections.questions import question_id, write_judged
 from hf_ar2.command_line import main as cli
+from hf_ar2.index import shards
+from hf_ar2.index.encodings import Encodings
+from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.recipes.runner import run_recipe
 from hf_ar2.training_lists.stored import load_training_lists
@@ -79,3 +83,52 @@ def test_lists_are_made_of_what_training_reads(run: Path, tmp_path: Path) -> Non
     lists = load_training_lists(tmp_path / "lists")
     collection = load_collection(run.parent / "data")
     assert lists.manifest["collection"]["corpus_fingerprint"] == collection.for_training().corpus_fingerprint
+
+
+def test_questions_are_measured_on_what_users_search_and_nothing_is_encoded_twice(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A question in the words of a heading finds its passage, for users see and search headings."""
+    collection = load_collection(run.parent / "data")
+    asked, judged = tmp_path / "asked.txt", {}
+    for row in collection.qrels["test"]:
+        title = collection.corpus[collection.corpus["id"].index(row["passage_id"])]["title"]
+        judged[question_id(title)] = {row["passage_id"]: 1}
+        with asked.open("a") as file:
+            file.write(f"{title}\n")
+    write_judged(asked, judged)
+
+    def evaluated(folder: Path) -> dict:
+        recipe = load_recipe(run / "recipe.yaml", {"output_dir": str(folder), "questions": str(asked)})
+        run_recipe(recipe)
+        return json.loads((folder / "metrics.json").read_text())["zero-shot"]
+
+    once = tmp_path / "run"
+    metrics = evaluated(once)
+    log = Encodings(once / "encodings").log()
+    assert len({entry["encoding"] for entry in log}) == len(log) == 2, "as in training, and as users search"
+    hidden = Encodings(run / "encodings").log()[0]["encoding"]
+    for folder, encoding in (("index_for_training", hidden), ("index", log[1]["encoding"])):
+        assert json.loads((once / folder / "meta.json").read_text())["fingerprint"] == encoding
+    assert metrics["test"] == json.loads((run / "metrics.json").read_text())["zero-shot"]["test"]
+    assert metrics["questions"]["retriever"]["mrr@10"] > metrics["test"]["retriever"]["mrr@10"]
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the corpus was encoded again")
+
+    monkeypatch.setattr(shards, "encode_rows", never)
+    capsys.readouterr()
+    assert (
+        cli.main(["evaluate", str(once), "--questions", str(asked), "--output", str(tmp_path / "out")]) == 0
+    )
+    assert "read as in training" not in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["questions"] == metrics["questions"]
+    assert cli.main(["search", str(once), "falcon"]) == 0 and cli.main(["evaluate", str(once)]) == 0
+
+    # asked anew of the finished run: the index of search is searched
+    asked.write_text(asked.read_text() + "is this one new?\n")
+    write_judged(asked, judged | {question_id("is this one new?"): {collection.corpus["id"][0]: 1}})
+    before = (once / "index" / "meta.json").stat().st_mtime_ns
+    assert evaluated(once)["test"] == metrics["test"]
+    assert (once / "index" / "meta.json").stat().st_mtime_ns == before

@@ -16,17 +16,18 @@ from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_judged, read_questions
 from hf_ar2.collections.readers.load import TEXT_FOLDER
 from hf_ar2.collections.write import LISTS, check_writable
-from hf_ar2.command_line.open import TRAINING_INDEX, is_run, opened_system
+from hf_ar2.command_line.open import is_run, opened_system
 from hf_ar2.command_line.show import left_out, print_hits, print_searched
 from hf_ar2.encoding.batches import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.runs import check_run_ids
-from hf_ar2.evaluation.success import TOP_K, questions_answered
+from hf_ar2.evaluation.success import answered_table, questions_answered
 from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure, out_of_reach
 from hf_ar2.evaluation.tables import display_name, format_p, format_table
 from hf_ar2.files import read_json, write_json
 from hf_ar2.index.shards import new_array
+from hf_ar2.search.run_index import TRAINING_INDEX
 from hf_ar2.search.system import Ranking, SearchSystem
 from hf_ar2.terminal import visible, visible_lines
 
@@ -43,7 +44,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.questions is not None:
         check_judged(arguments.questions, arguments.run)
         arguments.split = QUESTIONS
-    with opened_system(arguments, for_training=True) as system:
+    # Users search passages with the headings that training hides.
+    with opened_system(arguments, for_training=arguments.split != QUESTIONS) as system:
         split = arguments.split or system.settings.report_split
         check_relevant(system.collection, split, arguments.relevance_level)
         if arguments.output:
@@ -83,7 +85,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if missing := left_out(depths, metrics, passages):
             print(missing)
         if split == QUESTIONS:
-            print(f"\n{answered_text(system.collection, rankings)}")
+            print(f"\n{answered_text(system.collection, rankings, system.served)}")
         primary_metric = (arguments.metrics or [system.settings.test_metric or metrics[0]])[0]
         if primary_metric in values.get("pipeline", {}) and queries > 1:
             test = paired_test(values["pipeline"][primary_metric], values["retriever"][primary_metric])
@@ -107,15 +109,13 @@ def check_judged(file: str, run: str | None) -> None:
         )
 
 
-def answered_text(collection: Collection, rankings: Mapping[str, Ranking]) -> str:
-    """The number of questions with a relevant passage among the first results of retriever and pipeline."""
-    total = len(collection.judgments(QUESTIONS))
-    return "\n".join(
-        f"Among the first {TOP_K} of the {name} is a relevant passage in "
-        f"{questions_answered(collection, QUESTIONS, rankings[name][0]):,} of {total:,} questions"
-        for name in ("retriever", "pipeline")
-        if name in rankings
-    )
+def answered_text(collection: Collection, rankings: Mapping[str, Ranking], served: str) -> str:
+    """A table of the number of questions that each system answers, with the one that is served marked."""
+    rows = [
+        ([f"{name} (served)" if name == served else name], questions_answered(collection, QUESTIONS, found))
+        for name, (found, _) in rankings.items()
+    ]
+    return answered_table(rows, ["system"], len(collection.judgments(QUESTIONS)))
 
 
 def write_results(

@@ -17,6 +17,7 @@ from hf_ar2.command_line.labelling import Labelling, Search
 from hf_ar2.command_line.open import opened_system
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.search.recipe_file import read_finished_recipe
+from hf_ar2.search.run_index import LABEL
 from hf_ar2.search.runs import model_fields, settings_of_run
 from hf_ar2.search.system import Hit, SearchSystem
 from hf_ar2.terminal import visible
@@ -67,7 +68,7 @@ def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: 
     fields = model_fields(recipe, run, row["retriever"], "retriever")
     retriever = load_retriever(fields.pop("model"), **fields)
     settings = settings_of_run(recipe).changed({"index_factory": "Flat", "search_parameters": None})
-    return SearchSystem(retriever, None, served.collection, settings, Path(run) / "label")
+    return SearchSystem(retriever, None, served.collection, settings, Path(run) / LABEL)
 
 
 def ask(labelling: Labelling) -> None:

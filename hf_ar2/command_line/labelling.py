@@ -100,14 +100,19 @@ class Labelling:
         return True
 
     def summary(self, run: str) -> str:
-        """How many questions are judged, the file of the judgments, and the next command."""
+        """How many questions are judged, the file of the judgments if there is one, and the next command."""
         done = [self.judged[id] for id in self._ids if self.judged.get(id)]
         relevant = sum(grade > 0 for grades in done for grade in grades.values())
         without = sum(not any(grade > 0 for grade in grades.values()) for grades in done)
         none = f"; no relevant passage for {without:,}" if without else ""
         skipped = f"; {len(self.skipped):,} skipped" if self.skipped else ""
+        count = f"{len(done):,} of {len(self._ids):,} questions judged{skipped}"
+        if not done:
+            return (
+                f"{count}. Nothing was judged, and nothing was written\nNext: hf-ar2 label {run} {self.file}"
+            )
         return (
-            f"{len(done):,} of {len(self._ids):,} questions judged{skipped}, {relevant:,} relevant passages{none}\n"
+            f"{count}, {relevant:,} relevant passages{none}\n"
             f"In {qrels_of(self.file)}: the judgments\n"
             f"Next: hf-ar2 evaluate {run} --questions {self.file}"
         )
@@ -120,3 +125,5 @@ class Labelling:
 
     def _save(self) -> None:
         write_judged(self.file, self.judged)
+        if not self.judged:  # all were undone
+            qrels_of(self.file).unlink()

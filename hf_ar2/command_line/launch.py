@@ -18,6 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ar2.lock import check_free
+from hf_ar2.settings.plain_yaml import read_yaml
+
 if TYPE_CHECKING:
     import psutil
 
@@ -61,6 +64,34 @@ def find_recipe(name: str) -> Path:
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"there is no file and no recipe {name!r}{hint} Recipes: {', '.join(shipped)}")
     return found
+
+
+def default_run_folder(name: str) -> Path:
+    """The run folder of a recipe of this name that names none."""
+    return Path("runs") / name.replace("/", "-")
+
+
+def run_folder(recipe: Path, overrides: Sequence[str]) -> Path | None:
+    """The run folder that a recipe and `--key value ...` name; None if the recipe cannot be read."""
+    given, words = {}, iter(overrides)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        given[key] = value if equals else next(words, "")
+    try:
+        content = read_yaml(recipe.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    content = {"name": recipe.stem, **content, **given}
+    folder = content.get("output_dir")
+    return Path(str(folder)) if folder else default_run_folder(str(content["name"]))
+
+
+def check_run_folder(recipe: Path, overrides: Sequence[str]) -> None:
+    """Check that no other run of this machine writes to the run folder; FolderInUse if one does."""
+    if (folder := run_folder(recipe, overrides)) is not None:
+        check_free(folder)
 
 
 def launch_command(

@@ -17,6 +17,7 @@ from hf_ar2.command_line import arguments, question_arguments, sharing_arguments
 from hf_ar2.command_line.errors import error_text
 from hf_ar2.command_line.launch import (
     MACHINES,
+    check_run_folder,
     ended_by_interrupts,
     find_recipe,
     launch_command,
@@ -24,6 +25,7 @@ from hf_ar2.command_line.launch import (
     shipped_recipes,
 )
 from hf_ar2.command_line.parser import PROGRAM, USAGE_ERROR, Parser, command, nearest
+from hf_ar2.lock import FolderInUse
 
 # The commands in the groups of `hf-ar2 --help`, by the functions that add their arguments.
 GROUPS = {
@@ -186,10 +188,15 @@ def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
             recipe_name, overrides = "ltre/tune", [*tuning_overrides(options), *overrides]
         recipe = find_recipe(recipe_name)
         machines = {option: getattr(options, option, None) for option in MACHINES}
+        if not machines["machine_rank"]:  # the other machines are parts of the run that holds the folder
+            check_run_folder(recipe, overrides)
         with ended_by_interrupts():
             command = launch_command(recipe, overrides, options.config_file, machines)  # imports torch
     except ValueError as error:
         parser.error(str(error))
+    except FolderInUse as error:
+        print(f"{PROGRAM} {name}: {error}", file=sys.stderr)
+        return 1
     return run_to_end(command, environment)
 
 

@@ -21,13 +21,11 @@ from hf_ar2.command_line.arguments import ANY_MODEL
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
 from hf_ar2.search.recipe_file import read_finished_recipe
-from hf_ar2.search.run_index import RunIndex
+from hf_ar2.search.run_index import INDEX, TRAINING_INDEX, RunIndex
 from hf_ar2.search.runs import settings_of_run, with_level_of
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 
-# The folder in a run of the index over passages without the headings that are queries; `search` uses index/.
-TRAINING_INDEX = "index_for_training"
 # Options that change a retriever's embeddings, so that the run's index cannot be used.
 CHANGES = ("truncate_dim", "passage_prompt")
 
@@ -82,7 +80,7 @@ def opened_system(
         folder = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
     with folder as work_folder:
         quiet()
-        collection, index_name = with_level_of(of_recipe, load_collection(source)), "index"
+        collection, index_name = with_level_of(of_recipe, load_collection(source)), INDEX
         if "questions" in given:
             collection = with_questions(collection, given["questions"])
         if for_training and (read := collection.for_training()) is not collection:

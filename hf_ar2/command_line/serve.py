@@ -90,12 +90,13 @@ class SearchServer(WebServer):
         return JSONResponse(await self.found(query, _k(request)))
 
     async def found(self, query: str, k: int) -> dict[str, Any]:
-        """The query, the seconds that its search took, and the hits in the order to show."""
+        """The query, the seconds that its search took, the system whose `score` sorts, and the hits in this order."""
         started = time.perf_counter()
         hits = await self.batches.search(query, k)
         return {
             "query": query,
             "seconds": round(time.perf_counter() - started, 4),
+            "system": self.system.served,
             "hits": [{"rank": rank} | dataclasses.asdict(hit) for rank, hit in enumerate(hits, 1)],
         }
 
@@ -161,18 +162,16 @@ def hits_html(query: str, hits: Sequence[dict[str, Any]]) -> str:
 
 
 def _scores(hit: dict[str, Any]) -> list[str]:
-    score, ranker, retriever = hit["score"], hit["ranker_score"], hit["retriever_score"]
-    place = f" ({ordinal(hit['retriever_rank'])})" if ranker is not None else ""
-    pipeline = score if score not in (ranker, retriever) else None
+    score, names = hit["score"], ("ranker", "hybrid", "retriever", "bm25")
+    values = {name: hit[f"{name}_score"] for name in names if hit[f"{name}_score"] is not None}
+    if score is not None and score not in values.values():
+        values = {"pipeline": score, **values}
+    retrieved_by = "hybrid" if "hybrid" in values else "retriever"
     texts = [html.escape(hit["passage_id"])] if hit["title"] else []
-    for name, value, more in (
-        ("pipeline", pipeline, ""),
-        ("ranker", ranker, ""),
-        ("retriever", retriever, place),
-    ):
-        if value is not None:
-            text = f"{name} {value:.3f}"
-            texts.append(f"<strong>{text}</strong>{more}" if value == score else f"{text}{more}")
+    for name, value in values.items():
+        text = f"{'BM25' if name == 'bm25' else name} {value:.3f}"
+        place = f" ({ordinal(hit['retrieved_rank'])})" if name == retrieved_by and "ranker" in values else ""
+        texts.append(f"<strong>{text}</strong>{place}" if value == score else f"{text}{place}")
     return texts
 
 

@@ -40,17 +40,24 @@ def print_hits(system: SearchSystem, query: str, arguments: argparse.Namespace) 
 
 
 def hits_table(hits: Sequence[Hit], width: int) -> str:
-    """Hits for a terminal of `width` columns, both scores side by side, each with the beginning of its passage."""
+    """Hits for a terminal of `width` columns, the scores side by side, each with the beginning of its passage.
+
+    After the score by which a ranker's passages were retrieved is their rank by it.
+    """
     ranked = any(hit.ranker_score is not None for hit in hits)
-    heading = f"rank{'   ranker  retriever         ' if ranked else '  retriever  '}passage"
+    hybrid = any(hit.hybrid_score is not None for hit in hits)
+    heading = f"rank{'   ranker' if ranked else ''}{'     hybrid' if hybrid else '  retriever'}"
+    heading += f"{' ' * 9 if ranked else '  '}{'retriever     BM25  ' if hybrid else ''}passage"
     lines = [heading, "─" * max(width, len(heading))]
     for number, hit in enumerate(hits, 1):
+        start = f"{number:>4}"
         if ranked:
-            place = f"({ordinal(hit.retriever_rank)})"
-            ranker = "–" if hit.ranker_score is None else f"{hit.ranker_score:.3f}"
-            start = f"{number:>4}{ranker:>9}{hit.retriever_score:>11.3f}  {place:<7}"
-        else:
-            start = f"{number:>4}{hit.retriever_score:>11.3f}  "
+            start += f"{'–' if hit.ranker_score is None else f'{hit.ranker_score:.3f}':>9}"
+        start += f"{hit.retriever_score if hit.hybrid_score is None else hit.hybrid_score:>11.3f}  "
+        if ranked:
+            start += f"{f'({ordinal(hit.retrieved_rank)})':<7}"
+        if hit.hybrid_score is not None:
+            start += f"{hit.retriever_score:>9.3f}{hit.bm25_score:>9.3f}  "
         first_line = next((line for line in hit.text.splitlines() if line.strip()), "")
         shown = " · ".join(" ".join(part.split()) for part in (hit.title, first_line) if part.strip())
         lines.append(f"{start}{visible(hit.passage_id)}")

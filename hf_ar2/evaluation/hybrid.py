@@ -36,9 +36,18 @@ class Candidates:
 
         The sum is multiplied by the temperature, so that it can replace the retriever's score.
         """
-        scores = (self.retriever + temperature * weight * self.lexical).astype(np.float32)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(self.rows, order, axis=1)
+        best = self.best(weight, temperature, depth)
+        return best.scores(weight, temperature), best.rows
+
+    def best(self, weight: float, temperature: float, depth: int) -> Candidates:
+        """The first `depth` passages of each query, best first."""
+        order = np.argsort(-self.scores(weight, temperature), axis=1, kind="stable")[:, :depth]
+        parts = self.rows, self.retriever, self.lexical
+        return Candidates(*(np.take_along_axis(part, order, axis=1) for part in parts))
+
+    def scores(self, weight: float, temperature: float) -> np.ndarray:
+        """The scores of the hybrid, float32 `[Q, K]`."""
+        return (self.retriever + temperature * weight * self.lexical).astype(np.float32)
 
 
 def candidates_of_both(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.files import read_json, write_json
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
+from hf_ar2.index.meta import is_index
 
 _NAME = re.compile(r"[0-9a-f]{32}(-float16)?")
 _LOG = "log.json"
@@ -32,10 +33,14 @@ class Encodings:
 
     Args:
         folder: created when the first index is built. Other files in it are kept.
+
+    Attributes:
+        kept: folders of single indexes elsewhere, which are opened if they are what is wanted.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.kept: Sequence[Path] = ()
 
     def index(
         self,
@@ -53,6 +58,10 @@ class Encodings:
             factory, dtype, options: of `CorpusIndex.build`.
         """
         name = encoding_name(fingerprint, dtype)
+        wanted = {"fingerprint": fingerprint, "factory": factory, "dtype": dtype}
+        found = next((folder for folder in self.kept if is_index(folder, wanted)), None)
+        if self.kept and (found := encoders.processes.of_first(found)) is not None:
+            return encoders.build_index(retriever, inputs, found, fingerprint, factory, dtype, **options)
         return encoders.build_index(
             retriever,
             inputs,

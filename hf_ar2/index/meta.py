@@ -153,6 +153,18 @@ def complete_meta(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None
     return meta if all(meta[name] == wanted[name] for name in ENCODED) else None
 
 
+def is_index(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a folder has an undamaged index with these fields of meta.json."""
+    try:
+        meta = read_meta(folder)
+        if any(meta[name] != value for name, value in wanted.items()):
+            return False
+        check_contents(folder, meta)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def named_files(folder: Path) -> set[str]:
     """The files that a folder's meta.json names; it may be damaged."""
     try:

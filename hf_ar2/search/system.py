@@ -16,9 +16,9 @@ from hf_ar2.encoding.input_lengths import cut_at, first_tokens, pair_length, tex
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.probe import check_inputs
 from hf_ar2.encoding.processes import Processes
-from hf_ar2.evaluation.hybrid import candidates_of_both, score_rows
+from hf_ar2.evaluation.hybrid import Candidates, candidates_of_both, score_rows
 from hf_ar2.evaluation.own import deeper, without_own
-from hf_ar2.evaluation.systems import Ranking, evaluated_queries, rankings_of_systems
+from hf_ar2.evaluation.systems import SYSTEMS, Ranking, evaluated_queries, rankings_of_systems
 from hf_ar2.index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings
@@ -37,25 +37,29 @@ class Hit:
 
     Attributes:
         passage_id, title, text: the passage.
-        retriever_rank: rank before the ranker reorders, from 1.
-        retriever_score: inner product of the embeddings; in a hybrid with BM25, the weighted sum of both.
+        retrieved_rank: rank before the ranker reorders, from 1: of the hybrid with BM25, without BM25 of the retriever.
+        retriever_score: inner product of the embeddings.
         ranker_score: the ranker's logit; None without a ranker, or if the ranker did not score the passage.
-        score: what hits are sorted by, of the pipeline, the ranker or the retriever; None below `pipeline_depth`, where
-            hits follow in the retriever's order.
+        score: of the system that sorts the hits (see `SearchSystem.served`); None below `pipeline_depth`, where hits
+            follow in the order in which they were retrieved.
+        bm25_score: of BM25; None without BM25.
+        hybrid_score: the weighted sum of retriever and BM25; None without BM25.
 
     Example:
-        >>> hit = Hit("d7", "Paris", "A city.", retriever_rank=3, retriever_score=0.71, ranker_score=4.2)
-        >>> f"{hit.title} (rank {hit.retriever_rank} of the retriever)"
+        >>> hit = Hit("d7", "Paris", "A city.", retrieved_rank=3, retriever_score=0.71, ranker_score=4.2)
+        >>> f"{hit.title} (rank {hit.retrieved_rank} of the retriever)"
         'Paris (rank 3 of the retriever)'
     """
 
     passage_id: str
     title: str
     text: str
-    retriever_rank: int
+    retrieved_rank: int
     retriever_score: float
     ranker_score: float | None
     score: float | None = None
+    bm25_score: float | None = None
+    hybrid_score: float | None = None
 
 
 class SearchSystem:
@@ -165,6 +169,13 @@ class SearchSystem:
             return f"the index that the run was evaluated with, {self.run_index.path}"
         return f"index in {self.index.folder}"
 
+    @property
+    def served(self) -> str:
+        """The system that sorts the results of `search`: one of `SYSTEMS`."""
+        if self.ranker is not None and self.settings.rerank_depth:
+            return self.settings.system
+        return "hybrid" if self.settings.lexical_weight else "retriever"
+
     def rankings(self, split: str) -> dict[str, Ranking]:
         """The rankings of each system for the queries of a split, in the order of `evaluated_queries`."""
         settings, query_rows = self.settings, evaluated_queries(self.collection, split)
@@ -179,7 +190,8 @@ class SearchSystem:
         found = {"retriever": (rows, scores)}
         if settings.lexical_weight:
             texts = list(self.collection.queries.select(query_rows)["text"])
-            scores, rows = self._with_lexical(texts, queries, scores, rows, depth, own_rows, ranges)
+            best = self._with_lexical(texts, queries, scores, rows, depth, own_rows, ranges)
+            scores, rows = self._hybrid_scores(best), best.rows
             found["hybrid"] = (rows, scores)
         ranked = None
         if self.ranker is not None and settings.rerank_depth:
@@ -187,7 +199,8 @@ class SearchSystem:
             ranked = self.encoders.rank(self.ranker, self.ranker_inputs, query_rows, head, title)
         temperatures = self.retriever_temperature, settings.ranker_temperature
         blend = settings.weight, settings.pipeline_depth
-        return {**rankings_of_systems(scores, rows, ranked, *temperatures, *blend), **found}
+        found = {**rankings_of_systems(scores, rows, ranked, *temperatures, *blend), **found}
+        return {name: found[name] for name in SYSTEMS if name in found}
 
     @cached_property
     def lexical(self) -> LexicalIndex:
@@ -204,11 +217,14 @@ class SearchSystem:
         depth: int,
         own_rows: np.ndarray | None = None,
         ranges: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Candidates:
         """The results of retriever and BM25, sorted by the weighted sum of their scores."""
         score = partial(score_rows, self.searched, queries)
         both = candidates_of_both(scores, rows, texts, self.lexical, score, own_rows, ranges)
-        return both.ranked(self.settings.lexical_weight, self.retriever_temperature, depth)
+        return both.best(self.settings.lexical_weight, self.retriever_temperature, depth)
+
+    def _hybrid_scores(self, candidates: Candidates) -> np.ndarray:
+        return candidates.scores(self.settings.lexical_weight, self.retriever_temperature)
 
     @property
     def retriever_temperature(self) -> float:
@@ -226,8 +242,8 @@ class SearchSystem:
 
         Returns:
             k hits, or fewer if the corpus is smaller, in the order of the pipeline (see `pipeline_scores`), of the
-            ranker (if `settings.system` is "ranker"), or of the retriever (without a ranker, or with `rerank_depth` 0).
-            Below `pipeline_depth`, hits follow in the retriever's order, without a ranker score.
+            ranker (if `settings.system` is "ranker"), or without a ranker (or with `rerank_depth` 0) of the hybrid or
+            the retriever. Below `pipeline_depth`, hits follow in the order of the latter, without a ranker score.
         """
         return self.search_many([query], k)[0]
 
@@ -247,37 +263,56 @@ class SearchSystem:
         lexical = settings.lexical_weight > 0
         wide = max(depth, settings.depth) if lexical else depth
         scores, rows = self.searched.search(embeddings, min(wide, self.searched.ntotal))
+        best = Candidates(rows, scores, np.zeros_like(scores))
         if lexical:
-            scores, rows = self._with_lexical(list(queries), embeddings, scores, rows, depth)
+            best = self._with_lexical(list(queries), embeddings, scores, rows, depth)
+            scores, rows = self._hybrid_scores(best), best.rows
         # The passages of the first query, of the second, ...
         passages = self.collection.corpus[rows[rows >= 0].tolist()]
         passages = list(zip(passages["id"], passages["title"], passages["text"], strict=True))
         ends = np.cumsum((rows >= 0).sum(axis=1)).tolist()
         found = [passages[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         ranked = self._rank(queries, [of_query[:reordered] for of_query in found])
-        return [self._hits(*of_query)[:k] for of_query in zip(found, scores.tolist(), ranked, strict=True)]
+        parts = scores.tolist(), best.retriever.tolist(), best.lexical.tolist()
+        return [self._hits(*of_query)[:k] for of_query in zip(found, ranked, *parts, strict=True)]
 
     def _hits(
-        self, passages: Sequence[tuple[str, str, str]], scores: Sequence[float], ranked: Sequence[float]
+        self,
+        passages: Sequence[tuple[str, str, str]],
+        ranked: Sequence[float],
+        scores: Sequence[float],
+        retriever: Sequence[float],
+        bm25: Sequence[float],
     ) -> list[Hit]:
-        """The hits of a query, sorted. `scores` are the retriever's, `ranked` the ranker's of the first passages."""
+        """The hits of a query, sorted.
+
+        Args:
+            ranked: the ranker's scores of the first passages.
+            scores: of the hybrid, or without BM25 of the retriever.
+            retriever, bm25: of each alone.
+        """
         hits = [
-            Hit(*passage, rank, score, None, None if ranked else score)
-            for rank, (passage, score) in enumerate(zip(passages, scores, strict=False), 1)
+            Hit(*passage, rank, score, None)
+            for rank, (passage, score) in enumerate(zip(passages, retriever, strict=False), 1)
         ]
+        if self.settings.lexical_weight:
+            both = zip(hits, bm25, scores, strict=False)
+            hits = [replace(hit, bm25_score=score, hybrid_score=total) for hit, score, total in both]
+        if not ranked:
+            return [replace(hit, score=score) for hit, score in zip(hits, scores, strict=False)]
         head = [
-            replace(hit, ranker_score=score, score=self._served(hit.retriever_score, score))
-            for hit, score in zip(hits, ranked, strict=False)
+            replace(hit, ranker_score=score, score=self._sorted_by(before, score))
+            for hit, before, score in zip(hits, scores, ranked, strict=False)
         ]
-        head.sort(key=attrgetter("score"), reverse=True)  # ties keep the retriever's order
+        head.sort(key=attrgetter("score"), reverse=True)  # ties keep the order in which they were retrieved
         return head + hits[len(ranked) :]
 
-    def _served(self, retriever_score: float, ranker_score: float) -> float:
+    def _sorted_by(self, retrieved_score: float, ranker_score: float) -> float:
         """The score by which hits with a ranker score are sorted."""
         if self.settings.system == "ranker":
             return ranker_score
         ranker = self.settings.weight * ranker_score / self.settings.ranker_temperature
-        return retriever_score / self.retriever_temperature + ranker
+        return retrieved_score / self.retriever_temperature + ranker
 
     def _rank(
         self, queries: Sequence[str], passages: Sequence[Sequence[tuple[str, str, str]]]
