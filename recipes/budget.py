@@ -88,7 +88,8 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
     if left <= 0:
         raise RecipeError(
             f"minutes: encoding and ranking alone take about {sum(overhead.values()) / 60:.1f} minutes here, and "
-            f"{seconds / 60:.1f} were given; give more, shorten max_passage_length, or take a smaller model"
+            f"{seconds / 60:.1f} of the minutes are left; give more, shorten max_passage_length, or take a smaller "
+            "model"
         )
     return Plan(recipe, dropped, training, overhead)
 

@@ -42,11 +42,17 @@ _DEV_SHARE = 0.4
 
 
 def plan_run(
-    recipe: Recipe, run: Path, collection: Collection, budget: Budget, retriever: SentenceTransformer
+    recipe: Recipe,
+    identity: str,
+    run: Path,
+    collection: Collection,
+    budget: Budget,
+    retriever: SentenceTransformer,
 ) -> tuple[Plan | None, Costs, Collection]:
     """Measure the costs here and, if the recipe has `minutes`, plan the run; a resumed run reads both.
 
     Args:
+        identity: of the recipe with all its stages, see `plan_identity`.
         retriever: the model that the first stage starts from.
 
     Returns:
@@ -55,7 +61,7 @@ def plan_run(
     """
     path = run / PLAN
     stored = read_json(path, {})
-    if stored and stored["of"] != _identity(recipe):
+    if stored and stored["of"] != identity:
         raise RecipeError(
             f"{path}: this run was planned for another recipe, collection or number of minutes. Choose another "
             "--output_dir, or delete the folder to run it again"
@@ -74,7 +80,7 @@ def plan_run(
                 dev_queries=dev_queries_of(recipe, part),
                 part_queries=len(part.judgments(train).positives()),
             )
-        stored = {"of": _identity(recipe), "costs": vars(costs), "part": size, "plan": None}
+        stored = {"of": identity, "costs": vars(costs), "part": size, "plan": None}
         stored["of_passages"] = len(collection.corpus)
         if budget.seconds is not None:
             plan = make_plan(recipe, budget.seconds - budget.spent, costs)
@@ -119,9 +125,13 @@ def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collec
     return working_part(collection, size, train, dev, recipe.seed, recipe.texts)
 
 
-def _identity(recipe: Recipe) -> str:
-    fields = ("collection", "models", "args", "stages", "evaluation", "minutes")
-    return short_hash([getattr(recipe, name) for name in fields])
+def plan_identity(recipe: Recipe) -> str:
+    """A hash of what a plan is made for.
+
+    What is evaluated and how the served system is chosen may change from one call of the command to the next.
+    """
+    fields = ("collection", "models", "args", "stages", "minutes")
+    return short_hash([*(getattr(recipe, name) for name in fields), recipe.rows, recipe.rerank_depth])
 
 
 def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> str:

@@ -48,7 +48,7 @@ from hf_ar2.recipes.guard import evaluate_guard, load_guard
 from hf_ar2.recipes.inputs import INPUTS, Inputs, check_minutes, check_run_folder
 from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.merging import check_merges, merge
-from hf_ar2.recipes.planning import describe_plan, plan_run, without_useless_stages
+from hf_ar2.recipes.planning import describe_plan, plan_identity, plan_run, without_useless_stages
 from hf_ar2.recipes.questions import with_recipe_questions
 from hf_ar2.recipes.recipe import (
     Recipe,
@@ -109,13 +109,14 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     check_exact(recipe, collection, run)
     check_dimensions(recipe, run, lambda name: load("retriever", name))
     check_adapters(recipe, load)
+    identity = plan_identity(recipe)
     recipe, left_out = without_useless_stages(recipe, collection)
     if left_out:
         say(left_out)
     plan, costs, part = None, None, collection
     if recipe.minutes is not None or any("max_epochs" in body for body in recipe.stages.values()):
         first = next(body["retriever"] for body in recipe.stages.values() if "retriever" in body)
-        plan, costs, part = plan_run(recipe, run, collection, budget, load("retriever", first))
+        plan, costs, part = plan_run(recipe, identity, run, collection, budget, load("retriever", first))
     all_stages = recipe
     if plan is not None and costs is not None and budget.seconds is not None:
         recipe = plan.recipe  # without the stages for which there is too little time

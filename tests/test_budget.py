@@ -23,7 +23,7 @@ from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.recipes.budget import Budget, make_plan, more_time, overheads, without
 from hf_ar2.recipes.costs import Costs
 from hf_ar2.recipes.loading import load_recipe
-from hf_ar2.recipes.planning import few_steps, time_after, without_useless_stages, working_part
+from hf_ar2.recipes.planning import few_steps, plan_identity, time_after, without_useless_stages, working_part
 from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
 from hf_ar2.settings.text import TextConfig
@@ -150,7 +150,7 @@ def test_the_corpus_is_encoded_once_for_every_set_of_weights(recipe):
 
 
 def test_too_little_time_says_how_much_is_needed(recipe):
-    with pytest.raises(RecipeError, match=r"take about 1\.6 minutes here, and 1\.0 were given"):
+    with pytest.raises(RecipeError, match=r"take about 1\.6 minutes here, and 1\.0 of the minutes are left"):
         make_plan(recipe, 60.0, COSTS)
 
 
@@ -354,6 +354,24 @@ def test_with_a_part_the_run_chooses_there_and_measures_the_rest_on_all(path, tm
     assert len(again) == len(set(again)) <= 2, (
         "at most one for each of these rows, and none for what is served"
     )
+
+    # Another choice is made from the same plan, as the run advises where training did not help.
+    main([*arguments, "--evaluation.choose_on", "null", "--evaluation.splits", "[dev]"])
+    again = json.loads((run / "chosen.json").read_text())
+    assert (
+        again["split"] is None
+        and again["row"] == list(json.loads((run / "plan.json").read_text())["rows"])[-1]
+    )
+
+
+def test_a_plan_is_for_stages_and_minutes_not_for_the_choice(recipe):
+    other = [copy.deepcopy(recipe) for _ in range(4)]
+    other[0].evaluation |= {"choose_on": None, "splits": ["dev"]}
+    other[1].minutes = 5.0
+    other[2].evaluation["rerank_depth"] = 5
+    other[3].stages["ltre"]["share"] = 2
+    same = [plan_identity(changed) == plan_identity(recipe) for changed in other]
+    assert same == [True, False, False, False]
 
 
 def test_what_training_costs_is_measured_without_training(tiny_retriever_path, tiny_collection, tmp_path):

@@ -384,7 +384,10 @@ def test_a_missing_file_of_queries_is_found_before_anything_is_trained(rocketqa,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"splits": ["dev"]}, "evaluation.report_split: found 'test', expected one of the splits dev"),
+        (
+            {"splits": ["dev"], "report_split": "test"},
+            "evaluation.report_split: found 'test', expected one of the splits dev",
+        ),
         ({"splits": ["valid"]}, "evaluation: data has no split 'valid'; it has train, dev, test"),
         ({"metrics": ["mrr10"]}, "evaluation: unknown metric 'mrr10'"),
         ({"metrics": ["mrr@10", "recall@50"]}, "recall@50 cannot be computed from the 20 passages"),
