@@ -51,7 +51,7 @@ def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, lo
         if left:  # with a part of the corpus, encoding the whole corpus for all rows takes too long
             reason = f"Not evaluated on {split}, to save time, because they are not served"
             print("\n" + textwrap.fill(f"{reason}: {', '.join(left)}.", 80))
-        if asked := query_source_note(collection, split, str(run)):
+        if asked := query_source_note(collection, split, None if recipe.questions else str(run)):
             print(f"\n{asked}")
         if recipe.guard is not None:
             print("\n" + guard_table(read_json(run / GUARD_FILE, {})))

@@ -318,6 +318,10 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
     # A ranker may start from the encoder of a retriever that was warmed up.
     if role == "ranker" and name in recipe.stages and not Path(fields["model"]).is_dir():
         fields = model_fields(vars(recipe), run, source, "retriever")
+        if (
+            recipe.args.get("max_pair_length") is not None
+        ):  # the retriever's own limit is that of single texts
+            fields.setdefault("max_length", recipe.args["max_pair_length"])
         say(f"The ranker starts as the encoder of stage {name!r} with a new head.")
     model = fields.pop("model")
     # A new head is drawn from the seed, whatever was drawn before.

@@ -69,6 +69,15 @@ def test_a_recipe_says_how_its_models_are_loaded(tmp_path: Path) -> None:
         assert model[0].model.config._attn_implementation == "eager"
 
 
+def test_a_ranker_that_starts_as_a_retriever_reads_whole_pairs(tmp_path: Path) -> None:
+    folder = make_model("bert", tmp_path / "bert")
+    load_retriever(folder, device="cpu", max_length=16).save(str(tmp_path / "stages/warm-up/retriever"))
+    recipe = recipe_with(tmp_path, {"model": str(folder), "max_length": 16})
+    recipe.args["max_pair_length"] = 24
+    for source, longest in (("warm-up", 24), ({"from": "warm-up", "max_length": 20}, 20)):
+        assert load_model(recipe, tmp_path, "ranker", source).max_seq_length == longest
+
+
 def test_what_a_stage_trained_is_loaded_as_its_first_model_was(tmp_path: Path) -> None:
     options = {
         "trust_remote_code": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from hf_ar2.collections import Collection, CollectionError
 from hf_ar2.collections.questions import (
     QUESTIONS,
     qrels_of,
+    query_source_note,
     question_id,
     read_judged,
     read_questions,
@@ -54,6 +56,18 @@ def asked(tmp_path: Path, tiny_collection: Collection, monkeypatch: pytest.Monke
     }
     write_judged(file, judged | {question_id(questions[3]): {"p101": 0}})
     return file
+
+
+def test_real_questions_are_asked_for_only_where_there_are_none(tiny_collection):
+    headings = ["heading"] * len(tiny_collection.queries)
+    collection = dataclasses.replace(
+        tiny_collection, queries=tiny_collection.queries.add_column("source", headings)
+    )
+    note = "The queries of test are headings of your documents (8), not questions of your users."
+    assert query_source_note(collection, "test", None) == note
+    asking = query_source_note(collection, "test", "runs/mine")
+    assert asking.startswith(note) and asking.endswith("hf-ar2 label runs/mine FILE")
+    assert query_source_note(tiny_collection, "test", "runs/mine") == ""
 
 
 def test_a_file_of_questions_is_read_as_people_write_it(

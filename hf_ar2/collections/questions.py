@@ -147,21 +147,21 @@ def with_questions(collection: Collection, file: str | Path) -> Collection:
     return extended
 
 
-def query_source_note(collection: Collection, split: str, run: str) -> str:
-    """A note on a split with queries from headings or a model, with the command to judge real questions; else "".
+def query_source_note(collection: Collection, split: str, run: str | None) -> str:
+    """A note on a split with queries from headings or a model; for other splits "".
 
     Args:
-        run: the run folder, for the command.
+        run: the run folder, for the command to judge real questions, which follows; None if there are some already.
     """
     counts = query_sources(collection).get(split, {})
     asked = counts.get("", 0)
     if asked == sum(counts.values()):
         return ""
     people = f", plus {asked:,} that people asked" if asked else ", not questions of your users"
-    return (
-        f"The queries of {split} are {source_text(counts, 'your')}{people}. Write twenty real questions\nto a file, "
-        f"one per line, and judge the results: hf-ar2 label {run} FILE"
-    )
+    note = f"The queries of {split} are {source_text(counts, 'your')}{people}."
+    if run is None:
+        return note
+    return f"{note} Write twenty real questions\nto a file, one per line, and judge the results: hf-ar2 label {run} FILE"
 
 
 def source_text(counts: Mapping[str, int], whose: str = "the") -> str:
