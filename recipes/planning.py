@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
             f"The run needs about {needed} of the {format_duration(seconds)}: then every stage has made all of its "
             "passes (max_epochs) over the training queries."
         )
-    lines += [note for note in (few_steps(plan, costs), time_after(plan, costs, passages)) if note]
+    notes = few_steps(plan, costs), time_after(plan, costs, passages)
+    lines += [textwrap.fill(note, 100) for note in notes if note]
     return "\n".join(lines)
 
 
@@ -174,7 +176,7 @@ def few_steps(plan: Plan, costs: Costs) -> str:
     body, settings = plan.recipe.stages[name], plan.recipe.stage_args(name)
     step, most = costs.step(body["trainer"], settings), costs.steps_of_epochs(plan.recipe, name)
     steps = plan.training[name] / step
-    if steps >= min(FEW_STEPS, most):
+    if round(steps) >= min(FEW_STEPS, most):
         return ""
     # A quarter more, since with more time other stages may join.
     enough = (

@@ -149,7 +149,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
         if note := minutes_note(run, vars(recipe)):
             times += f"\n{textwrap.fill(note, 80)}"
         if costs is not None and budget.seconds is not None:
-            times += f"\n{more_time(all_stages, budget.seconds, costs)}"
+            times += f"\n{textwrap.fill(more_time(all_stages, budget.seconds, costs), 100)}"
         finish(recipe, run, whole, time.time() - started, load, times)
     state.wait_for_everyone()
     Encodings(encodings_folder(run)).keep_only([])  # those on the disks of other machines

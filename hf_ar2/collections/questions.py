@@ -161,7 +161,8 @@ def query_source_note(collection: Collection, split: str, run: str | None) -> st
     note = f"The queries of {split} are {source_text(counts, 'your')}{people}."
     if run is None:
         return note
-    return f"{note} Write twenty real questions\nto a file, one per line, and judge the results: hf-ar2 label {run} FILE"
+    command = f"hf-ar2 label {run} FILE"
+    return f"{note} Write twenty real questions\nto a file, one per line, and judge the results: {command}"
 
 
 def source_text(counts: Mapping[str, int], whose: str = "the") -> str:
