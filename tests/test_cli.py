@@ -235,6 +235,8 @@ def test_what_a_recipe_leaves_unsaid_means_what_it_means_to_the_trainers() -> No
         {"args": {"max_pair_length": None, "rerank_depth": 5}, "evaluation": {"depth": 7}}
     )
     assert (settings.max_pair_length, settings.rerank_depth, settings.depth) == (None, 20, 7)
+    assert settings.report_split == "test"
+    assert settings_of_run({"evaluation": {"splits": ["dev"]}}).report_split == "dev"  # the run's own table
     rows = {
         "exact": {"index_factory": "Flat"},
         "lists": {"index_factory": "IVF4", "search_parameters": "nprobe=2"},

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.facts import CHOSEN, first_model, last_row, served_row, source_changes, source_name
+from hf_ar2.cards.facts import (
+    CHOSEN,
+    first_model,
+    last_row,
+    reported_split,
+    served_row,
+    source_changes,
+    source_name,
+)
 from hf_ar2.collections import Collection
 from hf_ar2.files import read_json
 from hf_ar2.settings.search import OF_EVALUATION, Settings
@@ -23,7 +31,8 @@ def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) ->
     read = {name: value for name, value in args.items() if name not in OF_EVALUATION}
     row = last_row(recipe) if folder is None else served_row(folder, recipe)
     searched = {name: row[name] for name in ("index_factory", "search_parameters") if name in row}
-    return Settings().changed(read | evaluation | searched | (_chosen(folder) if folder is not None else {}))
+    split = {"report_split": reported_split(recipe)}
+    return Settings().changed(read | split | evaluation | searched | (_chosen(folder) if folder else {}))
 
 
 def with_level_of(recipe: Mapping[str, Any], collection: Collection) -> Collection:
