@@ -244,7 +244,8 @@ def test_checkpoints_load_everywhere_with_equal_outputs(models, tmp_path, tiny_c
         logit = classifier.eval()(**loaded.tokenizer(*pair[0], return_tensors="pt")).logits[0, 0]
     np.testing.assert_allclose(logit, ranker.predict(pair)[0], atol=1e-6)
     card = (tmp_path / "retriever" / "README.md").read_text(encoding="utf-8")
-    assert "Trained with [AR2](https://arxiv.org/abs/2110.03611) on `tiny`" in card  # ours, not the base model's
+    # Ours, not the base model's.
+    assert "Trained with [AR2](https://arxiv.org/abs/2110.03611) on `tiny`" in card
 
 
 def test_separate_towers_train_apart_and_are_saved(models, tmp_path, tiny_collection):
