@@ -10,6 +10,7 @@ from typing import Any
 from hf_ar2.files import read_json, write_note
 from hf_ar2.recipes.budget import Budget, Plan
 from hf_ar2.recipes.costs import Costs, encodes
+from hf_ar2.terminal import counted
 from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
 
@@ -52,8 +53,7 @@ class Length:
                 write_note(path, decided)
             decided = trainer.encoders.processes.of_first(decided)
         _set_length(trainer, decided["settings"])
-        steps = decided["steps"]
-        return f"{steps:,} {'step' if steps == 1 else 'steps'} ({decided['why']})"
+        return f"{counted(decided['steps'], 'steps')} ({decided['why']})"
 
     def _decide(self, trainer: JointTrainer, body: dict[str, Any], stage: str) -> dict[str, Any]:
         args: Any = trainer.args

@@ -179,11 +179,10 @@ def few_steps(plan: Plan, costs: Costs) -> str:
     if round(steps) >= min(FEW_STEPS, most):
         return ""
     # A quarter more, since with more time other stages may join.
-    enough = (
-        sum(plan.overhead.values()) + 1.25 * min(FEW_STEPS, most) * sum(plan.training.values()) / steps
-    ) / 60
+    training = 1.25 * min(FEW_STEPS, most) * sum(plan.training.values()) / steps
+    enough = (sum(plan.overhead.values()) + training) / 60
     return (
-        f"Warning: there is time for about {steps:.0f} {'step' if round(steps) == 1 else 'steps'} of {name}, which "
+        f"Warning: there is time for about {counted(round(steps), 'steps')} of {name}, which "
         f"teaches a model next to nothing. --minutes {math.ceil(enough)} would be enough for about "
         f"{min(FEW_STEPS, most)}. A smaller model and a smaller --max_passage_length make steps faster."
     )
@@ -195,9 +194,8 @@ def time_after(plan: Plan, costs: Costs, passages: int) -> str:
     others = [split for split in recipe.splits if split != recipe.choose_on]
     if costs.passages == passages or not others:
         return ""
-    models = min(
-        3, len(recipe.rows)
-    )  # of the first row, the served and the best retriever, see `evaluate_rows`
+    # Those of the first row, of the served one and of the best retriever, see `evaluate_rows`.
+    models = min(3, len(recipe.rows))
     minutes = models * passages * costs.passage_tokens / costs.rate / 60
     return (
         f"After these minutes up to {models} models encode all {passages:,} passages for {', '.join(others)}: up to "
