@@ -62,8 +62,7 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
         left = seconds - sum(overhead.values())
         shares = {name: share_of(body) for name, body in recipe.stages.items()}
         most = {
-            name: costs.steps_of_epochs(recipe, name) * costs.step(body["trainer"], recipe.stage_args(name))
-            for name, body in recipe.stages.items()
+            name: costs.steps_of_epochs(recipe, name) * costs.step_of(recipe, name) for name in recipe.stages
         }
         training = _divided(left, shares, most)
         required = _required_stages(recipe, costs)
@@ -217,7 +216,7 @@ def _too_short(
     for name, body in recipe.stages.items():
         settings, trainer = recipe.stage_args(name), body["trainer"]
         least, least_passes = body.get("min_steps", 0), body.get("after_passes", 0)
-        reached = max(0, int(training[name] / costs.step(trainer, settings)))
+        reached = max(0, int(training[name] / costs.step_of(recipe, name)))
         if name not in required and reached < least and training[name] < most[name]:
             found = name, f"it needs at least {least:,} steps, and there is time for {reached:,}"
         elif name not in required and passes < least_passes:

@@ -76,6 +76,10 @@ class Costs:
             tokens += lists * entries * self.pair_tokens / self.training
         return self.training * tokens / self.rate
 
+    def step_of(self, recipe: Recipe, stage: str) -> float:
+        """Estimated seconds of a training step of a stage."""
+        return self.step(recipe.stages[stage]["trainer"], recipe.stage_args(stage))
+
     def steps_of_epochs(self, recipe: Recipe, stage: str) -> float:
         """Steps in which a stage makes its `max_epochs` passes over its training queries; infinite without."""
         epochs, lists = recipe.stages[stage].get("max_epochs"), recipe.stage_args(stage)

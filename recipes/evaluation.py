@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -66,21 +66,16 @@ def evaluate_rows(
     searched = {split: choice if split == chosen_on else collection for split in splits}
     searched |= dict.fromkeys(more, whole)
     asked = questions_note(whole) if more else {}
-    keys, due = {}, {}
-    for name, row in rows.items():
-        sources = [source_name(row[role]) for role in ("retriever", "ranker", "index") if role in row]
-        stage_keys = [recipe.stage_key(source) for source in sources if source in recipe.stages]
-        keys[name] = [row, stage_keys, recipe.evaluation, inputs.of_row(name)]
-        folder = run / "evaluation" / name
-        there = [split for split in splits if run_file(run, name, split, "retriever").is_file()]
-        again = f"Row {name} is evaluated again now."
-        fresh = _is_noted(folder / "key.json", partial(_same_key, keys[name]), again)
-        fresh &= there == list(splits) or (part is not None and there == [chosen_on])
-        fresh &= not ("ranker" in row or recipe.evaluation.get("lexical")) or (folder / BLEND).is_file()
-        due[name] = [] if fresh else list(splits)
+    keys = {name: _row_key(recipe, name, inputs) for name in rows}
+    due = {
+        name: _due_splits(recipe, run, name, keys[name], splits, [chosen_on] if part is not None else splits)
+        for name in rows
+    }
+    for name in rows if more else ():
         # Questions change more often than anything else: only their rankings are made again.
         again = f"The questions of row {name} are searched again now."
-        if more and not (fresh and _is_noted(folder / "questions.json", lambda noted: noted == asked, again)):
+        noted = run / "evaluation" / name / "questions.json"
+        if due[name] or not _is_noted(noted, lambda found: found == asked, again):
             due[name] += more
     state = PartialState()
     state.wait_for_everyone()  # all processes have read the folder before one writes to it
@@ -127,6 +122,28 @@ def evaluate_rows(
             (folder / "questions.json").unlink(missing_ok=True)
     parts = {name: of for split, of in searched.items() for name in with_parts(of, [split])}
     return write_metrics(recipe, run, parts)
+
+
+def _row_key(recipe: Recipe, name: str, inputs: Inputs) -> list[Any]:
+    """What the rankings of a row depend on."""
+    row = recipe.rows[name]
+    sources = [source_name(row[role]) for role in ("retriever", "ranker", "index") if role in row]
+    stage_keys = [recipe.stage_key(source) for source in sources if source in recipe.stages]
+    return [row, stage_keys, recipe.evaluation, inputs.of_row(name)]
+
+
+def _due_splits(
+    recipe: Recipe, run: Path, name: str, key: list[Any], splits: list[str], least: Sequence[str | None]
+) -> list[str]:
+    """The splits that a row has to be evaluated on: none if it is up to date with all of them or the `least`."""
+    folder = run / "evaluation" / name
+    there = [split for split in splits if run_file(run, name, split, "retriever").is_file()]
+    again = f"Row {name} is evaluated again now."
+    fresh = _is_noted(folder / "key.json", partial(_same_key, key), again)
+    fresh &= there in (splits, list(least))
+    weighted = "ranker" in recipe.rows[name] or recipe.evaluation.get("lexical")
+    fresh &= not weighted or (folder / BLEND).is_file()
+    return [] if fresh else list(splits)
 
 
 def with_parts(collection: Collection, splits: Iterable[str]) -> list[str]:

@@ -31,7 +31,7 @@ class Length:
     Attributes:
         plan: None without minutes.
         costs: None if nothing has to be decided.
-        part: whether the run trains and chooses on a part of the corpus, see `working_part`.
+        part: whether the run trains and chooses on a part of the corpus, see `part.working_part`.
     """
 
     plan: Plan | None

@@ -1,7 +1,4 @@
-"""The plan of a run with minutes: measured once, kept in the run folder, printed before anything is trained.
-
-With few minutes and a large corpus, the run trains and chooses on a part of the corpus, so that encoding leaves time.
-"""
+"""The plan of a run with minutes: measured once, kept in the run folder, printed before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
@@ -20,26 +16,16 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import read_json, write_note
-from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.progress import format_duration
 from hf_ar2.recipes.budget import UNTRAINED, Budget, Plan, make_plan, without
 from hf_ar2.recipes.choosing import choosing_split, people_asked, stages_without_use
 from hf_ar2.recipes.costs import Costs, dev_queries_of, measure_costs
+from hf_ar2.recipes.part import part_of, part_size
 from hf_ar2.recipes.recipe import Recipe, RecipeError, on_every_machine, short_hash
-from hf_ar2.settings.text import TextConfig
 from hf_ar2.terminal import counted
 
-# If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
-# takes the other share.
-WHOLE, PART = 0.1, 0.06
-# Passages of a part at least; fewer cannot show which retriever is better.
-FEWEST = 500
-# First passages of BM25 that come with a dev query: they are easily confused with its relevant ones.
-_NEAR_DEV = 5
 # Fewer steps of the first stage than this change a model little.
 FEW_STEPS = 20
-# Share of a part that dev queries with their passages may take.
-_DEV_SHARE = 0.4
 
 
 def plan_run(
@@ -58,7 +44,7 @@ def plan_run(
 
     Returns:
         The plan (None without minutes), the costs, and the collection that is trained and chosen on: the given one, or
-        a part of it if encoding it would take too many of the minutes (see `working_part`).
+        a part of it if encoding it would take too many of the minutes (see `part.working_part`).
     """
     path = run / PLAN
     stored = read_json(path, {})
@@ -68,11 +54,11 @@ def plan_run(
             "--output_dir, or delete the folder to run it again"
         )
     if stored:
-        part = _part_of(recipe, collection, stored["part"])
+        part = part_of(recipe, collection, stored["part"])
     else:
         costs = measure_costs(recipe, run, collection, budget.now, retriever)
         size = None if budget.seconds is None else part_size(costs, budget.seconds)
-        part = _part_of(recipe, collection, size)
+        part = part_of(recipe, collection, size)
         if part is not collection:
             train = recipe.args.get("train_split", "train")
             costs = dataclasses.replace(
@@ -118,14 +104,6 @@ def _plan_of(recipe: Recipe, stored: dict[str, Any]) -> Plan | None:
     return Plan(dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation), **stored["plan"])
 
 
-def _part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collection:
-    if size is None:
-        return collection
-    train = recipe.args.get("train_split", "train")
-    dev = recipe.choose_on if recipe.choose_on in collection.qrels else None
-    return working_part(collection, size, train, dev, recipe.seed, recipe.texts)
-
-
 def plan_identity(recipe: Recipe) -> str:
     """A hash of what a plan is made for.
 
@@ -152,7 +130,7 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
     for name, body in recipe.stages.items():
         steps = None
         if body["trainer"] not in UNTRAINED:
-            steps = plan.training[name] / costs.step(body["trainer"], recipe.stage_args(name))
+            steps = plan.training[name] / costs.step_of(recipe, name)
             all_passes &= steps > 0.99 * costs.steps_of_epochs(recipe, name)
         cells = [format_duration(plan.training[name]), format_duration(plan.overhead[name])]
         rows.append([name, "" if steps is None else f"{steps:,.0f}", *cells])
@@ -173,9 +151,10 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
 def few_steps(plan: Plan, costs: Costs) -> str:
     """A warning if there is so little time that the first stage hardly trains, else `""`."""
     name = next(name for name, body in plan.recipe.stages.items() if body["trainer"] not in UNTRAINED)
-    body, settings = plan.recipe.stages[name], plan.recipe.stage_args(name)
-    step, most = costs.step(body["trainer"], settings), costs.steps_of_epochs(plan.recipe, name)
-    steps = plan.training[name] / step
+    steps, most = (
+        plan.training[name] / costs.step_of(plan.recipe, name),
+        costs.steps_of_epochs(plan.recipe, name),
+    )
     if round(steps) >= min(FEW_STEPS, most):
         return ""
     # A quarter more, since with more time other stages may join.
@@ -201,50 +180,3 @@ def time_after(plan: Plan, costs: Costs, passages: int) -> str:
         f"After these minutes up to {models} models encode all {passages:,} passages for {', '.join(others)}: up to "
         f"{minutes:,.0f} more minutes. To leave this out, add --evaluation.splits '[{recipe.choose_on}]'."
     )
-
-
-def part_size(costs: Costs, seconds: float) -> int | None:
-    """Passages of the part; None if there is time to encode the whole corpus."""
-    if costs.encoding <= WHOLE * seconds:
-        return None
-    return max(FEWEST, int(PART * seconds * costs.rate / costs.passage_tokens))
-
-
-def working_part(
-    collection: Collection, size: int, train: str, dev: str | None, seed: int, texts: TextConfig
-) -> Collection:
-    """A part of a collection with about `size` passages: those that dev and training queries are about.
-
-    Dev queries come in random order, each with its relevant passages and the first ones of BM25, until they fill two
-    fifths of the part; then training queries with their relevant passages. Only queries are kept whose relevant
-    passages are all in the part. One dev query is taken even if it brings more than `size` passages.
-    """
-    rng = np.random.default_rng(seed)
-    rows: set[int] = set()
-    if dev is not None:
-        judgments = collection.judgments(dev).positives()
-        questions = list(collection.queries.select(judgments.query_rows)["text"])
-        lexical = LexicalIndex.of_members(texts.passage_texts(collection), collection.member_rows)
-        _, nearby = lexical.search(questions, _NEAR_DEV, collection.searched_rows(judgments.query_rows))
-        for place in rng.permutation(len(judgments)):
-            added = {*judgments.of(place)[0].tolist(), *nearby[place][nearby[place] >= 0].tolist()}
-            if rows and len(rows | added) > _DEV_SHARE * size:
-                break
-            rows |= added
-    judgments = collection.judgments(train).positives()
-    for place in rng.permutation(len(judgments)):
-        added = set(judgments.of(place)[0].tolist())
-        if len(rows | added) > size:
-            break
-        rows |= added
-    kept = np.sort(np.fromiter(rows, np.int64))
-    inside = set(np.asarray(collection.corpus["id"], object)[kept].tolist())
-    qrels = {}
-    for split in dict.fromkeys([train, *([dev, *collection.by_member(dev).values()] if dev else [])]):
-        table = collection.qrels[split]
-        judged = list(zip(table["query_id"], table["passage_id"], table["relevance"], strict=True))
-        partial = {query for query, passage, grade in judged if grade > 0 and passage not in inside}
-        complete = [passage in inside and query not in partial for query, passage, _ in judged]
-        qrels[split] = table.select(np.flatnonzero(complete))
-    corpus = collection.select_passages(kept)
-    return dataclasses.replace(collection, corpus=corpus, qrels=qrels, answer_splits={})
