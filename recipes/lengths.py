@@ -11,7 +11,7 @@ from hf_ar2.files import read_json, write_note
 from hf_ar2.recipes.budget import Budget, Plan
 from hf_ar2.recipes.costs import Costs, encodes
 from hf_ar2.terminal import counted
-from hf_ar2.trainers import AR2Trainer, JointTrainer, LTReTrainer
+from hf_ar2.trainers import AR2Trainer, JointConfig, JointTrainer, LTReTrainer
 from hf_ar2.trainers.step_time import step_seconds
 
 LENGTH = "length.json"
@@ -26,7 +26,8 @@ class Length:
     """Sets the number of steps of a stage's trainer and how often it evaluates.
 
     With a plan, a stage takes the steps that fit into its time, and at most `max_epochs` passes over the training
-    queries. If `patience` is set, evaluations take at most a tenth of the time; if fewer than four fit, there are none.
+    queries. If `patience` is set, evaluations take at most a tenth of the time; if fewer than four fit, there are none
+    before the last step.
 
     Attributes:
         plan: None without minutes.
@@ -48,7 +49,7 @@ class Length:
             decided = self._decide(trainer, body, stage)
             if self.part and self.plan is not None and not encodes(self.plan.recipe, stage):
                 # It trains on the whole collection, all of which an evaluation would encode.
-                decided["settings"] |= {"eval_strategy": "no", "patience": None}
+                decided["settings"] |= _without_evaluations(trainer.args)
             if trainer.is_world_process_zero():
                 write_note(path, decided)
             decided = trainer.encoders.processes.of_first(decided)
@@ -98,7 +99,10 @@ class Length:
         return {"settings": settings, "steps": steps, "why": ", ".join(why) or "as its settings say"}
 
     def _evaluations(self, trainer: JointTrainer, steps: int, seconds: float | None) -> dict[str, Any]:
-        """Settings for evaluations that take at most a tenth of the time; none if fewer than four would fit."""
+        """Settings for evaluations that take at most a tenth of the time.
+
+        If fewer than four would fit, there are none, or if the best weights are to be kept one at the end.
+        """
         args, costs = trainer.args, self.costs
         if costs is None:
             return {}
@@ -112,9 +116,19 @@ class Length:
         if seconds is None:
             seconds = costs.step(trainer.method, vars(args))
         every = max(int(args.eval_steps or 1), math.ceil(one / (_EVALUATION_SHARE * seconds)))
-        if steps // every < _FEWEST_EVALUATIONS:
-            return {"eval_strategy": "no", "patience": None}
-        return {"eval_steps": every}
+        if steps // every >= _FEWEST_EVALUATIONS:
+            return {"eval_steps": every}
+        if args.save_strategy == "best":  # one at the end, whose encoding a later stage or row uses
+            return {"eval_steps": steps, "patience": None}
+        return _without_evaluations(args)
+
+
+def _without_evaluations(args: JointConfig) -> dict[str, Any]:
+    """Settings without evaluations, and then without the best weights, which evaluations decide."""
+    settings: dict[str, Any] = {"eval_strategy": "no", "patience": None}
+    if args.save_strategy == "best":
+        settings |= {"eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}
+    return settings
 
 
 def _mean_step(trainer: JointTrainer, budget: Budget) -> float:

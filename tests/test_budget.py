@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hf_ar2.index.encodings import Encodings
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.recipes.budget import Budget, make_plan, more_time, overheads, without
 from hf_ar2.recipes.costs import Costs
+from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.part import working_part
 from hf_ar2.recipes.planning import few_steps, plan_identity, time_after, without_useless_stages
@@ -300,6 +302,29 @@ def test_without_minutes_the_passes_bound_a_stage(path, tmp_path):
         for stage in ("hard", "ranker", "ar2", "ltre")
     }
     assert steps["hard"] <= 18 and steps["ranker"] <= 18 and steps["ltre"] == 12 and steps["ar2"] <= 8
+
+
+def test_without_time_for_evaluations_the_best_weights_are_chosen_at_the_end(tmp_path):
+    best = {
+        "save_strategy": "best",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_retriever_mrr@10",
+    }
+
+    def found(steps, **settings):
+        args = RetrieverConfig(
+            output_dir=str(tmp_path), eval_strategy="steps", eval_steps=20, patience=4, **settings
+        )
+        evaluation = SimpleNamespace(judgments=range(300))
+        trainer = SimpleNamespace(
+            args=args, evaluation=evaluation, trained=("retriever",), method="retriever"
+        )
+        return Length(None, Budget(tmp_path, None), COSTS)._evaluations(trainer, steps, seconds=2.0)
+
+    # An evaluation encodes 48 seconds long, so one in 240 steps is a tenth of the time.
+    assert found(960) == found(960, **best) == {"eval_steps": 240}
+    assert found(950) == {"eval_strategy": "no", "patience": None}
+    assert found(950, **best) == {"eval_steps": 950, "patience": None}
 
 
 def test_a_part_of_the_corpus_is_what_its_queries_are_about(tiny_collection):

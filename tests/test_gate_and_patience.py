@@ -164,6 +164,40 @@ def test_patience_ends_a_run_after_the_decay(models, tmp_path, tiny_collection):
     np.testing.assert_allclose([rates[step] for step in range(9, 13)], [1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3])
 
 
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [((0.5, 0.4, 0.3), 0), ((0.1, 0.4, 0.3), 5), ((0.1, 0.2, 0.3), 7)],
+    ids=["the start", "between", "the last step"],
+)
+def test_the_start_and_the_last_step_can_be_the_best(models, tmp_path, tiny_collection, capsys, values, kept):
+    best = {
+        "max_steps": 7,
+        "eval_on_start": True,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_retriever_mrr@10",
+        "load_best_model_at_end": True,
+        "save_only_model": True,
+        "save_total_limit": 1,
+    }
+    args = RetrieverConfig(output_dir=str(tmp_path), **settings_of(RetrieverConfig) | best)
+    trainer = RetrieverTrainer(models / "tiny-retriever", args=args, collection=tiny_collection)
+    evaluated, left = [], list(values)
+
+    def metrics():
+        evaluated.append((trainer.state.global_step, fingerprints(trainer.model)))
+        return {"retriever_mrr@10": left.pop(0)}
+
+    trainer.evaluation.metrics = metrics
+    trainer.train()
+    assert [step for step, _ in evaluated] == [0, 5, 7]
+    assert fingerprints(trainer.model) == dict(evaluated)[kept]
+    assert len(set(map(str, dict(evaluated).values()))) == 3
+    said = {0: "Kept the weights it started with", 5: "Kept the weights of step 5"}
+    assert said.get(kept, "") in capsys.readouterr().out
+
+
 def test_warmup_stable_decay_by_hand():
     args = RetrieverConfig(
         output_dir="unused", lr_scheduler_type="warmup_stable_decay", warmup_steps=2, decay_share=0.4

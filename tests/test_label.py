@@ -6,6 +6,7 @@ import html
 import http.client
 import io
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,6 +291,22 @@ def test_the_command_shows_what_both_models_find_and_leads_to_the_measurement(
     command = said.splitlines()[-1].removeprefix("Next: hf-ar2 ").split()
     assert cli.main(command) == 0
     assert "questions: 2 queries" in capsys.readouterr().out
+
+
+def test_a_run_that_serves_the_start_encodes_it_once(
+    run: Path,
+    asked: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("retriever", "index", "label"))
+    shutil.copytree(run / "before", folder / "retriever")
+    answer(monkeypatch, "1", "")
+    assert cli.main(["label", str(folder), str(asked), "-k", "3"]) == 0
+    assert (folder / "index").is_dir() and not (folder / "label").exists()
+    assert "2 of 2 questions judged" in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_said_before_models_are_loaded(

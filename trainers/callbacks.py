@@ -125,6 +125,9 @@ class Rounds(TrainerCallback):
         self.trainer.refreshing.advance()
         refreshed = self.log.add_seconds("refresh")
         self.trainer.refreshing.log_step(refreshed, trained + refreshed)
+        # The last weights may be the best, whatever eval_steps is.
+        if args.save_strategy == "best" and args.eval_strategy == "steps":
+            control.should_evaluate |= state.global_step >= self.trainer.total_steps
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record for the next checkpoint that the round has ended."""

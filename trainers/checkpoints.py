@@ -192,7 +192,8 @@ class Checkpoints:
         self.load_models(Path(state.best_model_checkpoint), resume=False)
         if trainer.is_world_process_zero() and state.best_global_step != state.global_step:
             metric = str(trainer.args.metric_for_best_model).removeprefix("eval_").replace("_", " ")
-            print(f"Kept the weights of step {state.best_global_step}: {metric} {state.best_metric:.3f}.")
+            kept = f"of step {state.best_global_step}" if state.best_global_step else "it started with"
+            print(f"Kept the weights {kept}: {metric} {state.best_metric:.3f}.")
 
     def _window_file(self, folder: Path, rank: int | None = None) -> Path:
         return folder / f"log_window_{self.trainer.encoders.processes.rank if rank is None else rank}.json"

@@ -87,7 +87,10 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         "epoch", "When to evaluate: epoch (every round), steps or no.", checked_on_resume=False
     )
     save_strategy: Literal["epoch", "steps", "no", "best"] = setting(
-        "epoch", "When to write a checkpoint: epoch (every round), steps or no.", affects_result=False
+        "epoch",
+        "When to write a checkpoint: epoch (every round), steps, no, or best (when an evaluation is the best so far; "
+        "the start with eval_on_start and the last step count, too).",
+        affects_result=False,
     )
     save_total_limit: int | None = setting(
         2, "Checkpoints to keep.", unit="checkpoints", affects_result=False, minimum=1

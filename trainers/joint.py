@@ -341,6 +341,16 @@ class JointTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `transformers.Trainer`, and with `save_strategy="best"` the weights of the start are saved, too."""
+        metrics = super()._evaluate(trial, *args, **kwargs)
+        at_start = self.state.global_step == 0 and self.args.save_strategy == "best"
+        if at_start and self._determine_best_metric(metrics, trial):
+            self._save_checkpoint(self.model, trial)
+            self.state.best_model_checkpoint = str(self.output_folder / "checkpoint-0")
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return metrics
+
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not available; the error says what to call instead."""
         raise NotImplementedError(NO_PREDICT)

@@ -15,7 +15,7 @@ from typing import Any
 from hf_ar2.collections.questions import read_judged, read_questions
 from hf_ar2.command_line.labelling import Labelling, Search
 from hf_ar2.command_line.open import opened_system
-from hf_ar2.models.loading import load_retriever
+from hf_ar2.models.loading import load_retriever, weights_fingerprint
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import LABEL
 from hf_ar2.search.runs import model_fields, settings_of_run
@@ -64,11 +64,17 @@ def opened_systems(arguments: argparse.Namespace) -> Iterator[list[Search]]:
 
 
 def first_system(run: str, recipe: dict[str, Any], row: dict[str, Any], served: SearchSystem) -> SearchSystem:
-    """The retriever of a row without a ranker, searched exactly; its index is kept in `RUN/label`."""
+    """The retriever of a row without a ranker, searched exactly.
+
+    Its index is kept in `RUN/label`, unless it has the weights of the served one, whose index is then used.
+    """
     fields = model_fields(recipe, run, row["retriever"], "retriever")
     retriever = load_retriever(fields.pop("model"), **fields)
     settings = settings_of_run(recipe).changed({"index_factory": "Flat", "search_parameters": None})
-    return SearchSystem(retriever, None, served.collection, settings, Path(run) / LABEL)
+    exact = served.settings.index_factory == "Flat" and served.run_index is None
+    same = exact and weights_fingerprint(retriever) == weights_fingerprint(served.retriever)
+    folder = served.work_folder if same else Path(run) / LABEL
+    return SearchSystem(retriever, None, served.collection, settings, folder)
 
 
 def ask(labelling: Labelling) -> None:
