@@ -102,15 +102,15 @@ LUCK, WORSE, MUCH_WORSE = GOOD - 0.1 * (np.arange(QUERIES) == 3), GOOD - 0.05, G
 def test_without_a_guard_more_of_the_start_is_taken_up_to_three_tenths_where_dev_allows_it() -> None:
     flat = dict.fromkeys(SHARES, GOOD)
     assert choose_share(flat)[0] == 0.3
-    assert choose_share(flat | {0.2: LUCK, 0.3: LUCK})[0] == 0.3
+    assert choose_share(flat | {0.2: LUCK, 0.3: LUCK})[0] == 0.1
+    assert choose_share(flat | {0.0: LUCK, 0.1: LUCK, 0.2: LUCK})[0] == 0.3
     assert choose_share(flat | {0.3: WORSE, 0.5: WORSE, 0.7: WORSE})[0] == 0.2
     assert choose_share(dict.fromkeys(SHARES, WORSE) | {0.0: GOOD})[0] == 0.0
     # Training has done harm.
     assert choose_share(dict.fromkeys(SHARES, WORSE) | {0.7: GOOD})[0] == 0.7
     # That .7 is better than .3 may be luck.
     assert choose_share(dict.fromkeys(SHARES, LUCK) | {0.7: GOOD})[0] == 0.3
-    # A single query tells nothing.
-    assert choose_share({0.0: np.ones(1), 0.3: np.zeros(1)})[0] == 0.3
+    assert choose_share({0.0: np.ones(1), 0.3: np.zeros(1)})[0] == 0.0
 
 
 def test_with_a_guard_the_best_there_of_those_that_dev_allows() -> None:
