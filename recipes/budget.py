@@ -21,8 +21,8 @@ from hf_ar2.recipes.recipe import Recipe, RecipeError, source_changes, source_na
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 # Trainers without training steps.
 UNTRAINED = ("augment", "merge")
-# Share of the minutes that is divided; the rest is for loading models and writing files.
-_DIVIDED = 0.95
+# Seconds, and share of the minutes, that are not divided: they are for loading models and writing files.
+_RESERVED_SECONDS, _RESERVED_SHARE = 10.0, 0.02
 # Share of the minutes that a stage without training may take.
 _UNTRAINED = 0.1
 # Parts of a trainer's seconds that are not training.
@@ -279,7 +279,8 @@ class Budget:
         following = names[names.index(stage) :]
         overhead = sum(plan.overhead[name] for name in [*following[1:], ""])
         planned = [plan.training[name] for name in following]
-        return max(0.0, (_DIVIDED * self.seconds - self.spent - overhead) * planned[0] / sum(planned))
+        left = (1 - _RESERVED_SHARE) * self.seconds - _RESERVED_SECONDS - self.spent - overhead
+        return max(0.0, left * planned[0] / sum(planned))
 
 
 def time_table(run: Path, recipe: Recipe, evaluation: float) -> str:
