@@ -198,6 +198,28 @@ def test_the_start_and_the_last_step_can_be_the_best(models, tmp_path, tiny_coll
     assert said.get(kept, "") in capsys.readouterr().out
 
 
+def test_a_run_continues_from_the_checkpoint_of_its_start(models, tmp_path, tiny_collection):
+    best = {
+        "max_steps": 6,
+        "num_negatives": 2,
+        "eval_on_start": True,
+        "eval_strategy": "steps",
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_retriever_mrr@10",
+    }
+    args = RetrieverConfig(output_dir=str(tmp_path), **settings_of(RetrieverConfig) | best)
+
+    def trained(resume):
+        trainer = RetrieverTrainer(models / "tiny-retriever", args=args, collection=tiny_collection)
+        trainer.evaluation.metrics = lambda: {"retriever_mrr@10": 1 / (1 + trainer.state.global_step)}
+        trainer.train(resume_from_checkpoint=resume)
+        return fingerprints(trainer.model)
+
+    uninterrupted = trained(None)
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-0"]
+    assert trained(True) == uninterrupted
+
+
 def test_warmup_stable_decay_by_hand():
     args = RetrieverConfig(
         output_dir="unused", lr_scheduler_type="warmup_stable_decay", warmup_steps=2, decay_share=0.4
