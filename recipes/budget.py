@@ -22,7 +22,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": t
 # Trainers without training steps.
 UNTRAINED = ("augment", "merge")
 # Seconds, and share of the minutes, that are not divided: they are for loading models and writing files.
-_RESERVED_SECONDS, _RESERVED_SHARE = 10.0, 0.02
+_RESERVED_SECONDS, _RESERVED_SHARE = 10.0, 0.03
 # Share of the minutes that a stage without training may take.
 _UNTRAINED = 0.1
 # Parts of a trainer's seconds that are not training.
