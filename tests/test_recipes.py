@@ -138,7 +138,8 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     assert "done before" in capsys.readouterr().out
 
     header = (run / "recipe.yaml").read_text()
-    with pytest.raises(RecipeError, match="other settings"):
+    message = "retriever: this stage was run with other settings: max_steps=5 instead of "
+    with pytest.raises(RecipeError, match=message):
         run_recipe(load_recipe(path, {"output_dir": str(run), "retriever.max_steps": "5"}))
     assert (run / "recipe.yaml").read_text() == header  # what is there still says how it was made
 
@@ -227,6 +228,37 @@ def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
     for path, (value, message) in cases.items():
         with pytest.raises(RecipeError, match=message):
             load_recipe(write_recipe(tmp_path / "wrong.yaml", changed(body, path, value)))
+
+
+def test_a_setting_that_no_stage_has_raises_an_error(body, tmp_path):
+    path = write_recipe(tmp_path / "tiny.yaml", body)
+    message = "args.list_depth: no stage of this recipe has this setting, which is one of trainer ltre; leave it out"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, {"list_depth": "5"})
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write_recipe(tmp_path / "wrong.yaml", changed(body, "args.list_depth", 5)))
+    assert load_recipe(path, {"index_dtype": "float16"}).args["index_dtype"] == "float16"  # of rows, too
+
+
+def test_a_key_that_comes_twice_raises_an_error(tmp_path):
+    text = "name: tiny\ncollection: data\nseed: 1\nargs:\n  bf16: false\nseed: 2\n"
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"twice.yaml: .*the key 'seed' comes twice, in lines 3 and 6"):
+        load_recipe(tmp_path / "twice.yaml")
+    (tmp_path / "merged.yaml").write_text(
+        "collection: data\nmodels:\n  a: &a {model: x, layers: [0]}\n  b: {<<: *a, layers: [1]}\n"
+    )
+    assert load_recipe(tmp_path / "merged.yaml").models["b"] == {"model": "x", "layers": [1]}
+
+
+def test_a_model_that_is_not_there_raises_an_error_before_anything_is_trained(body, tmp_path):
+    recipe = load_recipe(
+        write_recipe(tmp_path / "wrong.yaml", changed(body, "models.heavy", {"model": "rankr"}))
+    )
+    recipe.output_dir = str(tmp_path / "run")
+    with pytest.raises(RecipeError, match="models.heavy.model: rankr: found no such folder here, and"):
+        run_recipe(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_command_line_values_override_fields_settings_and_stages(body, tmp_path):
