@@ -11,7 +11,7 @@ from conftest import write_recipe
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.command_line import main as cli
-from hf_ar2.recipes import runner
+from hf_ar2.recipes import runner, study
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import CONFIGS, RecipeError
 from hf_ar2.recipes.run import parse_arguments
@@ -287,6 +287,21 @@ def test_command_line_values_override_fields_settings_and_stages(body, tmp_path)
         parse_arguments([str(path), "--seed"])
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1,two"], "--seeds 1,two: expected different whole numbers"),
+        (["--seeds", "1,1"], "--seeds 1,1: expected different whole numbers"),
+        (["--seed", "7"], "--seed 7: a study has several; expected --seeds 1,2,3"),
+        (["--against", "AR3"], "--against AR3: no such row; the recipe has zero-shot, warm-up, AR2"),
+    ],
+)
+def test_a_study_with_wrong_seeds_runs_nothing(body, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(study, "run_seed", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(SystemExit, match=message):
+        study.main([str(write_recipe(tmp_path / "tiny.yaml", body)), *options])
 
 
 # ---- Stages that write training lists ------------------------------------------------------------------------------
