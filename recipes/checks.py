@@ -58,14 +58,23 @@ def check_named_files(recipe: Recipe) -> None:
             )
 
 
-def check_models(recipe: Recipe) -> None:
-    """Check that every model is a folder here, in an installed package, or on the Hub or in its cache."""
+def check_models(recipe: Recipe, run: Path) -> None:
+    """Check that the models that are still to be loaded are folders here, in packages, on the Hub or in its cache."""
+    left = [
+        recipe.stages[name] for name in recipe.stages if not (run / "stages" / name / "done.json").is_file()
+    ]
+    left += [
+        recipe.rows[name] for name in recipe.rows if not (run / "evaluation" / name / "key.json").is_file()
+    ]
+    used = {source_name(body[role]) for body in left for role in ("retriever", "ranker") if role in body}
     for name, body in recipe.models.items():
+        if name not in used:
+            continue
         with errors_at(f"models.{name}.model"):
             model = resolve_model_name(body["model"])
         if Path(model).is_dir():
             continue
-        try:
+        try:  # of a model on the Hub, this one file is downloaded
             snapshot_download(model, revision=body.get("revision"), allow_patterns=["config.json"])
         except (OSError, ValueError) as error:
             found = str(error).strip().partition("\n")[0]

@@ -85,7 +85,7 @@ def run_recipe(recipe: Recipe) -> Path:
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
     check_named_files(recipe)
-    check_models(recipe)
+    check_models(recipe, run)
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     state = PartialState()
     with locked(run, budget.write) if state.is_main_process else nullcontext():

@@ -31,8 +31,9 @@ from hf_ar2.terminal import counted
 def main(arguments: list[str] | None = None) -> None:
     """Run the seeds that are not done, then print the table and write it to `study.md`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.exit(__doc__)
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     try:
         path, overrides = parse_arguments(arguments)
         if "seed" in overrides:

@@ -252,9 +252,9 @@ def test_a_key_that_comes_twice_raises_an_error(tmp_path):
 
 
 def test_a_model_that_is_not_there_raises_an_error_before_anything_is_trained(body, tmp_path):
-    recipe = load_recipe(
-        write_recipe(tmp_path / "wrong.yaml", changed(body, "models.heavy", {"model": "rankr"}))
-    )
+    stages = changed(body, "stages.ranker.ranker", "heavy")  # the second stage
+    stages["models"]["heavy"] = {"model": "rankr"}
+    recipe = load_recipe(write_recipe(tmp_path / "wrong.yaml", stages))
     recipe.output_dir = str(tmp_path / "run")
     with pytest.raises(RecipeError, match="models.heavy.model: rankr: found no such folder here, and"):
         run_recipe(recipe)

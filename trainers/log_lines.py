@@ -145,8 +145,9 @@ def log_lines(
     if "train_runtime" in logs:
         return _wrapped(_of_the_end(logs, step), "", 4)
     # Values of a step may have such names, too, as `kl_ranker_to_retriever`.
-    keys = () if "loss" in logs else logs
-    found = {key: match for key in keys if (match := _EVALUATION.fullmatch(key)) is not None}
+    found = {
+        key: match for key in logs if "loss" not in logs and (match := _EVALUATION.fullmatch(key)) is not None
+    }
     if found:
         lines: list[str] = []
         systems = dict.fromkeys((match["prefix"], match["system"]) for match in found.values())
