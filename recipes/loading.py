@@ -175,6 +175,13 @@ def _check(recipe: Recipe, where: str) -> None:
         place, trainer = f"{where}: stages.{name}", body["trainer"]
         if name in recipe.models:
             raise RecipeError(f"{place}: a model has the same name")
+        for key in body.get("args", {}):
+            others = [other for other in CONFIGS if key in config_fields(other)]
+            if others and trainer not in others:
+                raise RecipeError(
+                    f"{place}.args: trainer {trainer!r} has no setting {key!r}, which is one of trainer "
+                    f"{', '.join(others)}"
+                )
         check_fields(f"{place}.args", body.get("args", {}), CONFIGS[trainer], config_fields(trainer))
         without_ranker = trainer in ("retriever", "ltre", "merge")
         _check_roles(place, body, ("retriever",) if without_ranker else ("retriever", "ranker"), sources)

@@ -237,6 +237,9 @@ def test_a_setting_that_no_stage_has_raises_an_error(body, tmp_path):
         load_recipe(path, {"list_depth": "5"})
     with pytest.raises(RecipeError, match=message):
         load_recipe(write_recipe(tmp_path / "wrong.yaml", changed(body, "args.list_depth", 5)))
+    message = "trainer 'retriever' has no setting 'adversarial_weight', which is one of trainer ar2"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, {"retriever.adversarial_weight": "0.2"})
     assert load_recipe(path, {"index_dtype": "float16"}).args["index_dtype"] == "float16"  # of rows, too
 
 
