@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+
 from hf_ar2.collections import Collection
 from hf_ar2.collections.questions import read_questions
 from hf_ar2.evaluation.runs import check_run_ids
@@ -16,6 +18,7 @@ from hf_ar2.evaluation.systems import check_relevant, out_of_reach
 from hf_ar2.index.faiss_build import new_faiss_index
 from hf_ar2.index.search import NO_RANGES, FaissSearcher
 from hf_ar2.models.limits import set_truncate_dim
+from hf_ar2.models.loading import resolve_model_name
 from hf_ar2.recipes.choosing import evaluated_splits
 from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, row_config, source_name, stage_config
 from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of
@@ -53,6 +56,32 @@ def check_named_files(recipe: Recipe) -> None:
                 f"{recipe.stages[source]['trainer']!r}); expected a stage of trainer 'ltre' "
                 f"({', '.join(known) or 'there is none'}) or a FAISS file; without 'index' the row is searched exactly"
             )
+
+
+def check_models(recipe: Recipe, run: Path) -> None:
+    """Check that the models that are still to be loaded are folders here, in packages, on the Hub or in its cache."""
+    left = [
+        recipe.stages[name] for name in recipe.stages if not (run / "stages" / name / "done.json").is_file()
+    ]
+    left += [
+        recipe.rows[name] for name in recipe.rows if not (run / "evaluation" / name / "key.json").is_file()
+    ]
+    used = {source_name(body[role]) for body in left for role in ("retriever", "ranker") if role in body}
+    for name, body in recipe.models.items():
+        if name not in used:
+            continue
+        with errors_at(f"models.{name}.model"):
+            model = resolve_model_name(body["model"])
+        if Path(model).is_dir():
+            continue
+        try:  # of a model on the Hub, this one file is downloaded
+            snapshot_download(model, revision=body.get("revision"), allow_patterns=["config.json"])
+        except (OSError, ValueError) as error:
+            found = str(error).strip().partition("\n")[0]
+            raise RecipeError(
+                f"models.{name}.model: {model}: found no such folder here, and no such model on the Hub or in "
+                f"its cache ({type(error).__name__}: {found}); expected a folder, package:NAME/FOLDER, or a Hub id"
+            ) from None
 
 
 def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:

@@ -12,6 +12,7 @@ from hf_ar2.files import read_json
 from hf_ar2.models.lora import adapter_base
 from hf_ar2.recipes.recipe import PLAN, Recipe, RecipeError, source_name
 from hf_ar2.settings.plain_yaml import read_yaml
+from hf_ar2.settings.secrets import without_secrets
 from hf_ar2.training_lists.stored import OF_COLLECTION
 
 if TYPE_CHECKING:
@@ -112,9 +113,10 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
                 "folder, and run the command again"
             )
         if found != expected:
+            named = ", ".join(changed_settings(run, recipe, stage))
             raise RecipeError(
-                f"{folder}: this stage was run with other settings. Choose another --output_dir, or delete the folder "
-                "to run it again"
+                f"{folder}: this stage was run with other settings{named and f': {named}'}. Choose another "
+                "--output_dir, or delete the folders of this stage and of those after it to run them again"
             )
     for stage in recipe.stages:
         folder = run / "stages" / stage
@@ -127,6 +129,33 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
                 f"{folder}: the contents of {named} have changed since this stage was run. Choose another "
                 "--output_dir, or delete the folders of this stage and of those after it to run them again"
             )
+
+
+def changed_settings(run: Path, recipe: Recipe, stage: str) -> list[str]:
+    """What differs between a stage of a recipe and of the one in the run folder, as `max_steps=3 instead of 2`."""
+    try:
+        content = read_yaml((run / "recipe.yaml").read_bytes())
+        before, now = (_settings_of(one, stage) for one in (Recipe(**content), recipe))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # there is none, or it is damaged
+        return []
+    return [
+        f"{name}={now.get(name, 'the default')} instead of {before.get(name, 'the default')}"
+        for name in {**before, **now}
+        if now.get(name) != before.get(name)
+    ]
+
+
+def _settings_of(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What of a recipe a stage's key is made from, by its name there; without the stages before it."""
+    body = recipe.stages[stage]
+    found: dict[str, Any] = {"collection": recipe.collection, "minutes": recipe.minutes}
+    for name, value in body.items():
+        if name != "args":
+            found[name] = value
+        if name in ("retriever", "ranker") and source_name(value) in recipe.models:
+            model = source_name(value)
+            found |= {f"models.{model}.{key}": item for key, item in recipe.models[model].items()}
+    return {**found, **without_secrets(recipe.stage_args(stage))}
 
 
 def differing(earlier: dict[str, str], found: dict[str, str]) -> list[str]:

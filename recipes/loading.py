@@ -25,7 +25,7 @@ from hf_ar2.recipes.fields import (
     check_shape,
     check_value,
 )
-from hf_ar2.recipes.recipe import CONFIGS, Recipe, RecipeError, config_fields, errors_at
+from hf_ar2.recipes.recipe import CONFIGS, ROW_ARGS, Recipe, RecipeError, config_fields, errors_at
 from hf_ar2.settings.plain_yaml import read_yaml
 from hf_ar2.settings.text import names_of
 from hf_ar2.settings.values import check_name
@@ -158,8 +158,14 @@ def _check(recipe: Recipe, where: str) -> None:
     for key in recipe.args:
         if key not in _settings():
             raise RecipeError(f"{where}: args: unknown key {key!r}{nearest(str(key), _settings())}")
-        used = [body["trainer"] for body in recipe.stages.values() if key in config_fields(body["trainer"])]
-        for trainer in used or [trainer for trainer in CONFIGS if key in config_fields(trainer)]:
+        trainers = [trainer for trainer in CONFIGS if key in config_fields(trainer)]
+        used = [body["trainer"] for body in recipe.stages.values() if body["trainer"] in trainers]
+        if recipe.stages and not used and key not in ROW_ARGS:
+            raise RecipeError(
+                f"{where}: args.{key}: no stage of this recipe has this setting, which is one of trainer "
+                f"{', '.join(trainers)}; leave it out"
+            )
+        for trainer in used or trainers:
             check_value(f"{where}: args", recipe.args, key, CONFIGS[trainer])
     check_fields(f"{where}: evaluation", recipe.evaluation, Evaluation)
     with errors_at(f"{where}: args"):
@@ -169,6 +175,13 @@ def _check(recipe: Recipe, where: str) -> None:
         place, trainer = f"{where}: stages.{name}", body["trainer"]
         if name in recipe.models:
             raise RecipeError(f"{place}: a model has the same name")
+        for key in body.get("args", {}):
+            others = [other for other in CONFIGS if key in config_fields(other)]
+            if others and trainer not in others:
+                raise RecipeError(
+                    f"{place}.args: trainer {trainer!r} has no setting {key!r}, which is one of trainer "
+                    f"{', '.join(others)}"
+                )
         check_fields(f"{place}.args", body.get("args", {}), CONFIGS[trainer], config_fields(trainer))
         without_ranker = trainer in ("retriever", "ltre", "merge")
         _check_roles(place, body, ("retriever",) if without_ranker else ("retriever", "ranker"), sources)

@@ -40,7 +40,7 @@ CONFIGS: dict[str, Any] = {
 # Set by the runner, which deletes files there that it no longer needs.
 RESERVED = ("output_dir", "index_dir")
 # Common settings that also apply to the rows: how texts are read, searched and shown. The others are about training.
-_ROW_ARGS = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_MACHINE)
+ROW_ARGS = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_MACHINE)
 # Fields of a row that are settings of its configuration.
 _ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
 # What processes read of a run. Indexes and tokens are not among it: they are shared where they are made.
@@ -218,7 +218,7 @@ def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
 def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReConfig:
     """The configuration that a row is evaluated with: an `LTReConfig` where it is searched with an index of its own."""
     body = recipe.rows[row]
-    settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in _ROW_ARGS}
+    settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in ROW_ARGS}
     settings |= {"cache_dir": str(run / "cache"), "index_dir": str(encodings_folder(run))}
     settings |= {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
     settings |= {key: body[key] for key in _ROW_SETTINGS if key in body}

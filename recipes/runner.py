@@ -36,6 +36,7 @@ from hf_ar2.recipes.checks import (
     check_dimensions,
     check_evaluation,
     check_exact,
+    check_models,
     check_named_files,
     check_settings,
     check_splits,
@@ -84,6 +85,7 @@ def run_recipe(recipe: Recipe) -> Path:
     run = Path(recipe.output_dir)
     check_settings(recipe, run)
     check_named_files(recipe)
+    check_models(recipe, run)
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     state = PartialState()
     with locked(run, budget.write) if state.is_main_process else nullcontext():

@@ -30,9 +30,15 @@ from hf_ar2.terminal import counted
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the seeds that are not done, then print the table and write it to `study.md`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     try:
-        path, overrides = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        seeds = [int(seed) for seed in overrides.pop("seeds", "1,2,3").split(",")]
+        path, overrides = parse_arguments(arguments)
+        if "seed" in overrides:
+            raise RecipeError(f"--seed {overrides['seed']}: a study has several; expected --seeds 1,2,3")
+        seeds = read_seeds(overrides.pop("seeds", "1,2,3"))
         against = overrides.pop("against", None)
         recipe = load_recipe(path, overrides)
         folder = Path(overrides.pop("output_dir", f"runs/{recipe.name.replace('/', '-')}"))
@@ -46,6 +52,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"study: {error}")
     print(table)
     write_text(folder / "study.md", table + "\n")
+
+
+def read_seeds(text: str) -> list[int]:
+    """The seeds in `1,2,3`; each counts once."""
+    try:
+        seeds = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RecipeError(
+            f"--seeds {text}: expected different whole numbers of at least 0, separated by commas, as in 1,2,3"
+        )
+    return seeds
 
 
 def run_seed(path: str, overrides: dict[str, str], folder: Path, seed: int) -> None:

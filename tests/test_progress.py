@@ -125,6 +125,25 @@ def test_an_evaluation_has_a_line_for_each_system() -> None:
     ]
 
 
+def test_a_step_of_two_models_is_no_evaluation() -> None:
+    logs = {
+        "loss": 1.2,
+        "loss/joint": 1.2,
+        "loss/ranker": 0.7,
+        "loss/distillation": 0.5,
+        "kl_ranker_to_retriever": 0.31,
+        "kl_retriever_to_ranker": 0.4,
+        "entropy/retriever": 1.0,
+        "entropy/ranker": 0.8,
+        "agreement": 0.5,
+        "list_length": 8.0,
+    }
+    assert log_lines(logs, 20, 20, phases=("joint",)) == [
+        "step 20/20  loss 1.200  ranker  .700  distill.  .500  KL  .310  agree  .500",
+        "            entropy  .800",
+    ]
+
+
 @pytest.fixture
 def trainer(tmp_path: Path, tiny_collection: Collection) -> RetrieverTrainer:
     """Eight steps, each with an entry, and two evaluations."""

@@ -11,7 +11,7 @@ from conftest import write_recipe
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_ar2.command_line import main as cli
-from hf_ar2.recipes import runner
+from hf_ar2.recipes import runner, study
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import CONFIGS, RecipeError
 from hf_ar2.recipes.run import parse_arguments
@@ -138,7 +138,8 @@ def test_a_recipe_runs_to_its_table_and_is_not_run_twice(body, tmp_path, capsys)
     assert "done before" in capsys.readouterr().out
 
     header = (run / "recipe.yaml").read_text()
-    with pytest.raises(RecipeError, match="other settings"):
+    message = "retriever: this stage was run with other settings: max_steps=5 instead of "
+    with pytest.raises(RecipeError, match=message):
         run_recipe(load_recipe(path, {"output_dir": str(run), "retriever.max_steps": "5"}))
     assert (run / "recipe.yaml").read_text() == header  # what is there still says how it was made
 
@@ -229,6 +230,40 @@ def test_an_unknown_key_is_named_with_the_nearest_one(body, tmp_path):
             load_recipe(write_recipe(tmp_path / "wrong.yaml", changed(body, path, value)))
 
 
+def test_a_setting_that_no_stage_has_raises_an_error(body, tmp_path):
+    path = write_recipe(tmp_path / "tiny.yaml", body)
+    message = "args.list_depth: no stage of this recipe has this setting, which is one of trainer ltre; leave it out"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, {"list_depth": "5"})
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write_recipe(tmp_path / "wrong.yaml", changed(body, "args.list_depth", 5)))
+    message = "trainer 'retriever' has no setting 'adversarial_weight', which is one of trainer ar2"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, {"retriever.adversarial_weight": "0.2"})
+    assert load_recipe(path, {"index_dtype": "float16"}).args["index_dtype"] == "float16"  # of rows, too
+
+
+def test_a_key_that_comes_twice_raises_an_error(tmp_path):
+    text = "name: tiny\ncollection: data\nseed: 1\nargs:\n  bf16: false\nseed: 2\n"
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"twice.yaml: .*the key 'seed' comes twice, in lines 3 and 6"):
+        load_recipe(tmp_path / "twice.yaml")
+    (tmp_path / "merged.yaml").write_text(
+        "collection: data\nmodels:\n  a: &a {model: x, layers: [0]}\n  b: {<<: *a, layers: [1]}\n"
+    )
+    assert load_recipe(tmp_path / "merged.yaml").models["b"] == {"model": "x", "layers": [1]}
+
+
+def test_a_model_that_is_not_there_raises_an_error_before_anything_is_trained(body, tmp_path):
+    stages = changed(body, "stages.ranker.ranker", "heavy")  # the second stage
+    stages["models"]["heavy"] = {"model": "rankr"}
+    recipe = load_recipe(write_recipe(tmp_path / "wrong.yaml", stages))
+    recipe.output_dir = str(tmp_path / "run")
+    with pytest.raises(RecipeError, match="models.heavy.model: rankr: found no such folder here, and"):
+        run_recipe(recipe)
+    assert not (tmp_path / "run").exists()
+
+
 def test_command_line_values_override_fields_settings_and_stages(body, tmp_path):
     path = write_recipe(tmp_path / "tiny.yaml", body)
     name, overrides = parse_arguments(
@@ -255,6 +290,21 @@ def test_command_line_values_override_fields_settings_and_stages(body, tmp_path)
         parse_arguments([str(path), "--seed"])
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1,two"], "--seeds 1,two: expected different whole numbers"),
+        (["--seeds", "1,1"], "--seeds 1,1: expected different whole numbers"),
+        (["--seed", "7"], "--seed 7: a study has several; expected --seeds 1,2,3"),
+        (["--against", "AR3"], "--against AR3: no such row; the recipe has zero-shot, warm-up, AR2"),
+    ],
+)
+def test_a_study_with_wrong_seeds_runs_nothing(body, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(study, "run_seed", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(SystemExit, match=message):
+        study.main([str(write_recipe(tmp_path / "tiny.yaml", body)), *options])
 
 
 # ---- Stages that write training lists ------------------------------------------------------------------------------

@@ -32,6 +32,9 @@ _NAMES: dict[str, str | None] = {
     "teacher_accuracy": "teacher acc.",
     "train_mrr@10": "mrr@10",
     "missed_positives": "missed",
+    "kl_ranker_to_retriever": "KL",
+    "agreement": "agree",
+    "entropy/ranker": "entropy",
     "pool/deceived": "deceived",
     "pool/candidates": "candidates",
     "pool/short_pools": "short",
@@ -46,6 +49,9 @@ _NAMES: dict[str, str | None] = {
     "pool/dropped/range_min": "range_min",
     "lr/retriever": "lr",
     "lr/ranker": "ranker lr",
+    "kl_retriever_to_ranker": None,
+    "entropy/retriever": None,
+    "list_length": None,
     "pool/queries": None,
     "pool/dropped/positive": None,
     "pool/dropped/duplicate_of_positive": None,
@@ -138,7 +144,10 @@ def log_lines(
     start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # there are none outside of training
     if "train_runtime" in logs:
         return _wrapped(_of_the_end(logs, step), "", 4)
-    found = {key: match for key in logs if (match := _EVALUATION.fullmatch(key)) is not None}
+    # Values of a step may have such names, too, as `kl_ranker_to_retriever`.
+    found = {
+        key: match for key in logs if "loss" not in logs and (match := _EVALUATION.fullmatch(key)) is not None
+    }
     if found:
         lines: list[str] = []
         systems = dict.fromkeys((match["prefix"], match["system"]) for match in found.values())

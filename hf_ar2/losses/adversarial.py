@@ -39,7 +39,8 @@ def adversarial_loss(
     must be combined with a loss that trains the positive (``distillation_loss``). With one negative its gradient is 0.
 
     Both are means over queries. The released code sums the first over the batch but averages the distillation loss
-    added to it, so its λ corresponds to λ·B here (B queries per device; λ = 0.5 at B = 8 is a weight of 4).
+    added to it, so with B queries per device its λ has the proportion of λB / (λB + 1 − λ) here: 0.5 at B = 8 that of
+    0.89.
 
     Args:
         retriever_scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive.

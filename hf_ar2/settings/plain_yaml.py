@@ -14,7 +14,8 @@ def read_yaml(text: str | bytes) -> Any:
     """The content of a YAML document, as plain data.
 
     Raises:
-        ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, or too many values after expansion.
+        ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, or too many values after expansion,
+            or a key that comes twice in a mapping.
     """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"found {len(text):,} characters, expected YAML of at most {MOST_CHARACTERS:,}")
@@ -24,6 +25,7 @@ def read_yaml(text: str | bytes) -> Any:
         if node is None:
             return None
         _count(node, {})
+        _check_keys(node, set())
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError("not valid YAML: nested too deeply") from None
@@ -43,3 +45,22 @@ def _count(node: yaml.Node, counted: dict[int, int]) -> int:
     elif counted[id(node)] > MOST_VALUES:
         raise ValueError("an alias contains itself")
     return counted[id(node)]
+
+
+def _check_keys(node: yaml.Node, seen: set[int]) -> None:
+    """Raise for a key that comes twice in a mapping, of which PyYAML would keep the last without a word."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(f"the key {key.value!r} comes twice, in lines {lines[key.value]} and {line}")
+            lines[key.value] = line
+    for part in node.value:
+        for one in part if isinstance(part, tuple) else (part,):
+            _check_keys(one, seen)
