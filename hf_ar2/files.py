@@ -29,10 +29,11 @@ class DamagedFile(ValueError):
     """A file of a run, index or cache whose content is not what was written."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str | Iterable[str]) -> None:
     """Write a UTF-8 file under a temporary name and rename it: an interruption leaves the old file or the new one.
 
-    The file and its folder are flushed to the disk. The folder is created if it does not exist.
+    The file and its folder are flushed to the disk. The folder is created if it does not exist. The text may be given
+    in parts.
 
     Raises:
         OSError: with the name of the file, if it cannot be written.
@@ -41,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

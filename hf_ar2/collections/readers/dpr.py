@@ -79,9 +79,10 @@ def load_dpr(
     corpus = read_corpus(lambda own: _passages(passages, own), [passages], problems, cache_dir)
     passage_ids = arrow_column(corpus, "id")
     queries = Queries(problems)
-    found: dict[str, Qrels] = {}
-    for split, file in _files(folder, "json").items():
-        found[split] = _read_questions(file, split, queries, positives, hard_negatives, passage_ids, problems)
+    found = {
+        split: _read_questions(file, split, queries, positives, hard_negatives, passage_ids, problems)
+        for split, file in _files(folder, "json").items()
+    }
     answered = {
         split: _read_answers(file, split, queries, problems)
         for split, file in _files(folder, "qa.csv").items()

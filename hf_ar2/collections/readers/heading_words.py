@@ -19,7 +19,7 @@ _EMPTY = set(
     motivation purpose rationale scope topic topics section chapter part page pages title heading end beginning start
     top glossary readme resources resource additional information info""".split()
 )
-# A heading with one of these names a file.
+# A heading with one of these words is the name of a file.
 _NAMES_OF_FILES = {"readme", "changelog", "todo"}
 # A heading of these words is a query only with context.
 _GENERIC = set(
@@ -155,9 +155,7 @@ def _is_version(heading: str, text: str) -> bool:
     numbered = re.match(r"\d+(?:\.\d+)*[.)]?\s+(.*)", heading)
     if numbered and any(word not in _RELEASE for word in _WORD.findall(numbered[1].lower())):
         heading = numbered[1]  # the number of a section, not a version
-    if _DEBIAN_CHANGE.match(heading):
-        return True
-    if "unreleased" in text.lower().split():
+    if _DEBIAN_CHANGE.match(heading) or "unreleased" in text.lower().split():
         return True
     rest, count = _VERSION.subn(" ", heading)
     found = _WORD.findall(rest.lower())
@@ -188,12 +186,8 @@ def needs_context(text: str) -> bool:
 def gives_context(context: str) -> bool:
     """Whether a heading can give context to another one: a short name, or a command."""
     words = context.split()
-    if (
-        not words
-        or reason_to_skip(context)
-        or asks_nothing(context)
-        or all(word in _COMMON for word in _content(context))
-    ):
+    common = all(word in _COMMON for word in _content(context))
+    if not words or common or reason_to_skip(context) or asks_nothing(context):
         return False
     return len(words) <= 3 or (len(words) <= 8 and is_command(context))
 

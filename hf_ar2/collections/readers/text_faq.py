@@ -59,9 +59,8 @@ def split_at_questions(sections: list[Section], is_faq: bool = True) -> list[Sec
                 number = _number(question) or number
                 found.append(Section(" ".join(question.split()), above))
             if answer:
-                found[-1].paragraphs.append(
-                    _ANSWER.sub("", answer, count=1) if _ANSWER.match(answer) else answer
-                )
+                mark = _ANSWER.match(answer)
+                found[-1].paragraphs.append(answer[mark.end() :] if mark else answer)
     return found
 
 

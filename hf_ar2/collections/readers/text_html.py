@@ -155,7 +155,7 @@ class _Reader(HTMLParser):
         elif (
             not kind
             and not self.outline.sections[-1].above
-            and _same(text, self.outline.sections[-1].heading)
+            and " ".join(text.split()) == self.outline.sections[-1].heading
         ):
             return  # the page's title again, which its markup does not name
         elif not self.main or not text.strip():
@@ -188,10 +188,6 @@ class _Reader(HTMLParser):
         terms, self.terms = ", ".join(self.terms), []
         if terms:
             self.outline.add(terms if terms.endswith("?") else terms + end)
-
-
-def _same(text: str, heading: str) -> bool:
-    return " ".join(text.split()) == heading
 
 
 def _row(line: str) -> str:
