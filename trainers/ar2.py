@@ -150,11 +150,8 @@ class AR2Trainer(JointTrainer):
         """Refresh, then compare the two models: a ranker that is not ahead of the retriever does not teach."""
         super().begin_round()
         number = self.current_round
-        if (
-            self.args.teacher_gate == "off"
-            or self.state.global_step >= self.total_steps
-            or self.round_state.get("round") == number  # a run resumed within the round
-        ):
+        decided = self.round_state.get("round") == number  # a run resumed within the round
+        if decided or self.args.teacher_gate == "off" or self.state.global_step >= self.total_steps:
             return
         lead = ranker_lead(self.evaluation)
         teaches = lead.difference > 0
@@ -228,10 +225,7 @@ class AR2Trainer(JointTrainer):
             return {"ranker_accuracy": ranker_accuracy(scores)}
         masked = ranker.masked_fill(~mask, float("-inf"))
         deceived = ((ranker[:, 1:] > ranker[:, :1]) & mask[:, 1:]).float().sum() / mask[:, 1:].sum()
-        return {
-            "teacher_accuracy": (masked.argmax(dim=1) == 0).float().mean(),
-            "pool/deceived": deceived,
-        }
+        return {"teacher_accuracy": (masked.argmax(dim=1) == 0).float().mean(), "pool/deceived": deceived}
 
 
 # ---- The gate ---------------------------------------------------------------------------------------------------

@@ -115,15 +115,10 @@ class Evaluation:
         )
         within = tuple(metric for metric in args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth)
         searched = len(retrieval.collection.corpus if self._rows is None else self._rows)
-        self._values = {
-            system: evaluate_rankings(
-                ranking,
-                judgments,
-                within if system == "ranker" else tuple(args.eval_metrics),
-                num_passages=searched,
-            )
-            for system, (ranking, _) in found.items()
-        }
+        self._values = {}
+        for system, (ranking, _) in found.items():
+            metrics = within if system == "ranker" else tuple(args.eval_metrics)
+            self._values[system] = evaluate_rankings(ranking, judgments, metrics, num_passages=searched)
         self._rankings = EvalRankings(
             judgments,
             {system: ranking for system, (ranking, _) in found.items()},
