@@ -169,7 +169,7 @@ def _checksum_of(content: dict[str, Any]) -> str:
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Where the block cannot write, raise an error that names the file; libraries raise errors of many types.
+    """Raise an error that names the file if the block cannot write it; libraries raise errors of many types.
 
     Args:
         path: the file or folder that is written.
@@ -193,31 +193,19 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def check_space(path: Path, size: int) -> None:
-    """Raise before anything is computed if a file or folder of this size does not fit.
-
-    Raises:
-        OSError: with `errno` and the path.
-    """
+    """Raise OSError, with `errno` and the path, before anything is computed, if so many bytes do not fit there."""
     if _free(path) < size:
         raise _not_written(path, size, errno.ENOSPC)
 
 
 def check_size(path: Path, size: int) -> None:
-    """Raise if a file that has been written is shorter than its content: not every library reports a full disk.
-
-    Raises:
-        OSError: with `errno` and the path.
-    """
+    """Raise OSError if a written file is shorter than its content: not every library reports a full disk."""
     if path.stat().st_size < size:
         raise _not_written(path, size, errno.ENOSPC)
 
 
 def allocate(path: Path) -> None:
-    """Reserve the disk space of a sparse file, because a full disk kills a process that writes to its memory map.
-
-    Raises:
-        OSError: with `errno` and the path.
-    """
+    """Reserve the disk space of a sparse file, because a full disk kills a process that writes to its memory map."""
     size = path.stat().st_size
     check_space(path, size)
     if hasattr(os, "posix_fallocate"):

@@ -54,11 +54,7 @@ def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.
 
 
 def read_parquet(files: Sequence[Path]) -> datasets.Dataset:
-    """The rows of parquet files, in order.
-
-    Raises:
-        CollectionError: A file cannot be read, or the files have different columns.
-    """
+    """The rows of parquet files, in order; CollectionError if one cannot be read or has other columns."""
     try:
         return datasets.Dataset(pa.concat_tables([pq.read_table(file) for file in files]))
     except (pa.ArrowException, OSError) as error:

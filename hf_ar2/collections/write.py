@@ -70,11 +70,7 @@ def write_beir(collection: Collection, folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that a folder is new, empty or a BEIR folder, apart from `WORK`.
-
-    Raises:
-        CollectionError: It has other content.
-    """
+    """Checks that a folder is new, empty or a BEIR folder, apart from `WORK`; CollectionError if not."""
     if not folder.exists():
         return
     others = folder.is_dir() and any(path.name != WORK for path in folder.iterdir())

@@ -120,7 +120,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _with_lexical_once(named: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """The systems with BM25 listed once, as `BM25`, if it has ranked alike in all runs."""
+    """The systems with BM25 listed once, as `BM25`, if its ranking is the same in all runs."""
     lexical = [path for name, path in named if name.split("/")[-1] == path.parent.name == LEXICAL_ROW]
     rankings = [[line.split()[:4] for _, line in numbered_lines(path)] for path in lexical]
     if not lexical or any(ranking != rankings[0] for ranking in rankings):

@@ -96,11 +96,7 @@ def open_writer(arguments: argparse.Namespace) -> Writer:
 
 
 def default_filter() -> str:
-    """The default retriever of the filter.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """The default retriever of the filter; ValueError if it is not installed."""
     package = DEFAULT_FILTER.removeprefix("package:").partition("/")[0]
     if importlib.util.find_spec(package) is None:
         raise ValueError(

@@ -61,11 +61,8 @@ class TokenStore:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is None:
             return TokenStore, (self.ids, self.offsets, self.fingerprint, self.max_tokens)
-        return TokenStore.open, (
-            self.folder,
-            self.fingerprint,
-            False,
-        )  # a worker maps the files, which its parent has checked, instead of getting a copy
+        # A worker maps the files, which its parent has checked, instead of getting a copy.
+        return TokenStore.open, (self.folder, self.fingerprint, False)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -214,7 +211,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         return folder.exists() and TokenStore.open(folder) is not None
     except (FileNotFoundError, DamagedFile) as error:
-        logger.warning(f"{error} This is done now.")
+        logger.warning(f"{error} It is made again now.")
         shutil.rmtree(folder, ignore_errors=True)
         return False
 
@@ -228,7 +225,7 @@ def _write_store(
     description: str,
     show_progress: bool,
 ) -> None:
-    """Tokenise, each rank its share into files of its own, which the first one joins."""
+    """Tokenise: each rank writes the files of its share, and the first rank joins them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of this call alone: another run may tokenise the same texts at the same time.
     name = ranks.of_first(f".{folder.name}-{secrets.token_hex(4)}.partial")

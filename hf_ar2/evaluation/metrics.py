@@ -119,7 +119,7 @@ def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None
     """Mean precision at the ranks of a query's relevant passages: float64 `[Q]`; its mean over queries is MAP.
 
     A relevant passage that is not among the first k (None: the whole list) counts 0, as in trec_eval's `map`
-    and `map_cut`. The mean over queries is MAP.
+    and `map_cut`.
     """
     rows, columns = np.nonzero(_first(gains, gains.shape[1] if k is None else k) > 0)
     nth_of_query = np.arange(len(rows)) - np.searchsorted(rows, rows) + 1

@@ -124,11 +124,9 @@ class FaissSearcher:
                 self.index = faiss.index_cpu_to_gpu(self._resources, number, index)
                 self.on_gpu = True
             except RuntimeError as error:
+                kind = type(index).__name__
                 logger.warning(
-                    "FAISS cannot copy this %s to %s, so it is searched on the CPU: %s",
-                    type(index).__name__,
-                    device,
-                    error,
+                    f"FAISS cannot copy this {kind} to {device}; it is searched on the CPU: {error}"
                 )
         if search_parameters:
             if "ht=" in search_parameters:

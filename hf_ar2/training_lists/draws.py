@@ -112,7 +112,7 @@ def sample_negatives(
 def draw_members(shares: np.ndarray, count: int, *, seed: int, stream: int) -> np.ndarray:
     """Draw the collection of each training step, in proportion to the shares.
 
-    The uniform numbers behind it are multiples of the golden ratio modulo 1, from a seeded start, so that the
+    The uniform numbers of the draws are multiples of the golden ratio modulo 1, from a seeded start, so that the
     collections alternate and any stretch of steps has them close to their shares.
 
     Args:

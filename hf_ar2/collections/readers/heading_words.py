@@ -127,7 +127,7 @@ def as_context(heading: str) -> str:
 
 
 def reason_to_skip(heading: str) -> str | None:
-    """Why nobody would ask a heading, or None."""
+    """The reason why no person would ask this heading as a question, or None."""
     text = as_query(heading)
     if not any(map(str.isalpha, text)):
         return "numbers alone" if _VERSION.search(heading) is None else "version numbers and dates"

@@ -39,7 +39,7 @@ _NUMBER = re.compile(r"(?:chapter|section|part|appendix)?\s*[\dA-Z]?(?:\.?\d+)*\
 
 @dataclass(eq=False)
 class _Element:
-    """A block, and what it and the blocks in it hold."""
+    """A block, and counts over it and the blocks in it."""
 
     tag: str
     at: Position
@@ -62,7 +62,7 @@ class _Element:
         )
 
     def holds(self, other: _Element | None) -> bool:
-        """Whether another block is this one or in it."""
+        """Whether another block is this one or inside it."""
         return other is not None and self.number <= other.number <= self.last
 
     def add_pages(self, pages: set[str]) -> None:
@@ -70,7 +70,7 @@ class _Element:
             self.pages = set(sorted(self.pages | pages)[:2])
 
     def add_inner(self, inner: _Element) -> None:
-        """Count what a block in it holds."""
+        """Add the counts of a block inside it."""
         self.text += inner.text
         self.link_text += inner.link_text
         self.links += inner.links

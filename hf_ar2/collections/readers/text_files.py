@@ -100,11 +100,7 @@ def is_html(path: str) -> bool:
 
 
 def normalise_ending(ending: str) -> str:
-    """An ending in lower case; a file name stays as it is.
-
-    Raises:
-        CollectionError: neither an ending nor a file name.
-    """
+    """An ending in lower case, or a file name as it is; CollectionError if it is neither."""
     ending = ending.strip()
     if not re.fullmatch(r"\.?[^\s./*?]+", ending):
         raise CollectionError(

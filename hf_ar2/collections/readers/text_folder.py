@@ -28,7 +28,7 @@ from hf_ar2.terminal import counted
 
 logger = logging.getLogger(__name__)
 
-# Characters that columns of run files cannot hold, and `%`, which encodes them.
+# Characters that run files cannot have in an id, and `%`, with which they are encoded.
 _UNFIT_FOR_IDS = re.compile(r"[\s%\ud800-\udfff]")
 # A paragraph with at least so many lines, most of them headings of the file, is a table of contents.
 _CONTENTS_LINES, _CONTENTS_SHARE = 3, 0.6

@@ -20,7 +20,7 @@ TOP = 10
 PASSAGE_CHARACTERS = 400
 QUERY_CHARACTERS = 1_000
 NO_PASSAGE = 0xFFFFFFFF
-# Systems that rank all retrieved passages; the ranker's scores are shown next to theirs.
+# Systems that rank all retrieved passages; the ranker's scores are shown next to each.
 SYSTEMS = ("retriever", "hybrid", "pipeline")
 
 
