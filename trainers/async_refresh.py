@@ -69,9 +69,8 @@ class Refresh:
 
     @property
     def _path(self) -> Path:
-        return self.trainer.retrieval.encodings.folder / _EMBEDDINGS.format(
-            self.trainer.encoders.processes.rank
-        )
+        rank = self.trainer.encoders.processes.rank
+        return self.trainer.retrieval.encodings.folder / _EMBEDDINGS.format(rank)
 
     def begin_round(self) -> None:
         """Mine, or begin to, unless this round's pool is there already or in flight (a resumed run)."""

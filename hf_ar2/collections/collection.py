@@ -396,8 +396,6 @@ class Collection:
             lines.append(f"  training lists: {len(self.lists):,}")
         if self.skipped:
             skipped = [counted(count, cause) for cause, count in self.skipped.items()]
-            few = len(skipped) < 4
-            lines.append(
-                "  skipped: " + ", ".join(skipped) if few else "\n    ".join(["  skipped:", *skipped])
-            )
+            few, each = ", ".join(skipped), "\n    ".join(["", *skipped])
+            lines.append(f"  skipped: {few}" if len(skipped) < 4 else f"  skipped:{each}")
         return "\n".join(lines)

@@ -194,9 +194,8 @@ def _stacked(tables: Mapping[str, datasets.Dataset], features: datasets.Features
     for field in schema:
         chunks: list[pa.Array] = []
         for name, table in tables.items():
-            there = next(
-                (one for one in (field.name, shown.get(field.name)) if one in table.column_names), None
-            )
+            names = (field.name, shown.get(field.name))
+            there = next((name for name in names if name in table.column_names), None)
             if there is None:  # this table has no answers or no source
                 empty: Any = [] if pa.types.is_list(field.type) else ""
                 chunks.append(pa.array([empty] * len(table), field.type))

@@ -53,9 +53,8 @@ class Systems:
     @property
     def first(self) -> str:
         """The system that the others are compared with: the first one but BM25, which run folders list before it."""
-        return next(
-            (name for name in self.files if name.split("/")[-1] != LEXICAL_ROW), next(iter(self.files))
-        )
+        others = [name for name in self.files if name.split("/")[-1] != LEXICAL_ROW]
+        return others[0] if others else next(iter(self.files))
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -102,9 +101,8 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
         path = Path(name)
         if name in folders:
             before = f"{path.resolve().name}/" if len(folders) > 1 else ""
-            named += [
-                (before + row, file) for row, file in _row_files(path, folders[name], split, found.notes)
-            ]
+            files = _row_files(path, folders[name], split, found.notes)
+            named += [(before + row, file) for row, file in files]
         elif path.is_file():
             named.append((re.sub(r"(\.(trec|run|txt|tsv))?(\.gz)?$", "", path.name), path))
         else:

@@ -139,9 +139,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     if backend is None:
         state: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
         folders = ("name_or_path", "tokenizer_file", *tokenizer.vocab_files_names)
-        state["options"] = {
-            key: str(value) for key, value in tokenizer.init_kwargs.items() if key not in folders
-        }
+        given = tokenizer.init_kwargs.items()
+        state["options"] = {key: str(value) for key, value in given if key not in folders}
     else:
         state = json.loads(backend.to_str())
         state["truncation"] = state["padding"] = None

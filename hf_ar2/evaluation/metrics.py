@@ -136,9 +136,8 @@ def parse_metric(name: str) -> tuple[str, int | None]:
     aliases = {"rr": "mrr", "r": "recall", "success": "hit_rate", "accuracy": "hit_rate", "ap": "map"}
     near = [aliases[measure]] if measure in aliases else difflib.get_close_matches(measure, MEASURES, n=1)
     depth = cutoff if cutoff.isdigit() and int(cutoff) > 0 else "10"
-    hint = "".join(
-        f"did you mean {name if name == 'map' and not cutoff else f'{name}@{depth}'!r}? " for name in near
-    )
+    near = [name if name == "map" and not cutoff else f"{name}@{depth}" for name in near]
+    hint = "".join(f"did you mean {name!r}? " for name in near)
     raise ValueError(
         f"unknown metric {name!r}; {hint}Metrics are {', '.join(f'{measure}@k' for measure in MEASURES)} "
         "with a cutoff k of at least 1, and map"

@@ -95,10 +95,10 @@ class FrozenIndex:
             self._positions[corpus_rows] = np.arange(len(corpus_rows))
         self._searcher: FaissSearcher | TorchSearcher
         if isinstance(faiss_index, faiss.IndexFlat) and uses_torch(device):
-            in_order = embeddings if corpus_rows is None else None
-            self._searcher = TorchSearcher(
-                in_order if in_order is not None else _stored_vectors(faiss_index), device
-            )
+            stored = embeddings if corpus_rows is None else None
+            if stored is None:
+                stored = _stored_vectors(faiss_index)
+            self._searcher = TorchSearcher(stored, device)
         else:
             self._searcher = FaissSearcher(faiss_index, device, search_parameters)
         if self._decodes and (lists := faiss.try_extract_index_ivf(faiss_index)) is not None:

@@ -31,9 +31,7 @@ def file_name(meta: dict[str, Any], rank: int | None = None, world_size: int = 1
     digest = hashlib.sha256(json.dumps([meta[field] for field in fields]).encode("utf-8")).hexdigest()[:16]
     if rank is None:
         return f"index-{digest}.faiss"
-    return (
-        f"embeddings-{digest}.npy" if world_size == 1 else f"embeddings-{digest}.{rank}-of-{world_size}.npy"
-    )
+    return f"embeddings-{digest}{'' if world_size == 1 else f'.{rank}-of-{world_size}'}.npy"
 
 
 def described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -125,9 +125,7 @@ class FaissSearcher:
                 self.on_gpu = True
             except RuntimeError as error:
                 kind = type(index).__name__
-                logger.warning(
-                    f"FAISS cannot copy this {kind} to {device}; it is searched on the CPU: {error}"
-                )
+                logger.warning(f"FAISS cannot copy this {kind} to {device}, so the CPU searches it: {error}")
         if search_parameters:
             if "ht=" in search_parameters:
                 raise ValueError("search_parameters: ht needs polysemous codes, which are not supported")

@@ -125,9 +125,7 @@ def load_retriever(
         retriever = SentenceTransformer(resolve_model_name(model), device=device, **kwargs)
     if not any(isinstance(module, Transformer) for module in retriever.modules()):
         names = ", ".join(type(module).__name__ for module in retriever.children())
-        raise ValueError(
-            f"the retriever has no transformer, only {names}; expected a transformer and a pooling"
-        )
+        raise ValueError(f"the retriever has no transformer, only {names}; expected one, and a pooling")
     set_padding_token(retriever)
     if layers is not None:
         keep_layers(retriever, layers)
@@ -147,9 +145,7 @@ def load_retriever(
     if separate_towers and not has_separate_towers(retriever):
         retriever = _split_towers(retriever)
     if separate_towers is False and has_separate_towers(retriever):
-        raise ValueError(
-            "separate_towers=False, but the saved model has a tower for queries and one for passages"
-        )
+        raise ValueError("separate_towers=False, but the saved model has two: for queries and for passages")
     set_length_limit(retriever, max_length)
     if truncate_dim is not None:
         set_truncate_dim(retriever, truncate_dim)
@@ -258,9 +254,7 @@ def _check_loaded(attn_implementation: str | None, trust_remote_code: bool, revi
     given = zip(LOADING_OPTIONS, (attn_implementation, trust_remote_code, revision), strict=True)
     for name, value in given:
         if value:
-            raise ValueError(
-                f"{name}={value!r}: the model is loaded already; pass its name or its folder instead"
-            )
+            raise ValueError(f"{name}={value!r}: the model is loaded already; pass its name or folder")
 
 
 def similarity_of(retriever: SentenceTransformer) -> str:
@@ -325,9 +319,8 @@ def bf16_is_faster(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported()
     if torch.device(device).type != "cpu":
         return False
-    return bool(torch.cpu._is_amx_tile_supported()) or (
-        bool(torch.cpu._is_avx512_bf16_supported()) and _is_amd()
-    )
+    amd = torch.cpu._is_avx512_bf16_supported() and _is_amd()
+    return bool(torch.cpu._is_amx_tile_supported() or amd)
 
 
 @functools.cache

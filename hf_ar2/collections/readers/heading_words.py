@@ -201,9 +201,7 @@ def add_context(text: str, context: str) -> str:
     """A heading joined with its context as a query."""
     if text.endswith("?") or len(text.split()) > 4:
         return f"{text} — {context}"
-    text, context = (
-        re.sub(r"^(the|an?)\s+(?=\w)", "", part, flags=re.IGNORECASE) for part in (text, context)
-    )
+    text, context = (re.sub(r"(?i)^(the|an?)\s+(?=\w)", "", part) for part in (text, context))
     first = text.split()[0]
     return f"{context} {first.lower() if first[1:].islower() else first}{text[len(first) :]}"
 

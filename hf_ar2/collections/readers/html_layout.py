@@ -57,9 +57,7 @@ class _Element:
 
     def __post_init__(self) -> None:
         outer = self.parent
-        self.in_text: bool = outer is not None and (
-            outer.in_text or outer.is_main() or outer.tag == "article"
-        )
+        self.in_text: bool = bool(outer and (outer.in_text or outer.is_main() or outer.tag == "article"))
 
     def holds(self, other: _Element | None) -> bool:
         """Whether another block is this one or inside it."""

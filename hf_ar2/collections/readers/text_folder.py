@@ -112,9 +112,10 @@ def load_text_folder(
             f"line with a tab and the file that answers it, and name it: --queries FILE{advice}"
         )
     counts = skipped.counts()
-    passages = [
-        (id, title_of(place.section.path), text) for place in places for id, text in place.passages.items()
-    ]
+    passages: list[tuple[str, str, str]] = []
+    for place in places:
+        title = title_of(place.section.path)
+        passages += [(id, title, text) for id, text in place.passages.items()]
     logger.info("text:%s: %d passages, %d queries, skipped %s", folder, len(passages), len(judged), counts)
     source = "heading" if questions is None else ""
     return _collection(name or folder.resolve().name, passages, views, judged, source, counts)
