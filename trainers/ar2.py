@@ -108,12 +108,11 @@ class AR2Trainer(JointTrainer):
     Args:
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the retriever's loss, λ · adversarial + (1 − λ) · distillation + contrastive, in steps
             in which the ranker teaches. The ranker's loss stays, and so does the contrastive loss of the rounds in
             which `teacher_gate` finds the ranker behind.
-        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python

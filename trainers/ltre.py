@@ -163,11 +163,10 @@ class LTReTrainer(JointTrainer):
 
     Args:
         retriever: a name, folder or `SentenceTransformer`.
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the pairwise loss. Its lists are what the query retrieves now, in that order, with
             then the relevant passages that were missed; `passage_embeddings` is None with `train_centroids`.
-        compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Raises:
         ValueError: an index that this retriever cannot have made; a checkpoint that belongs to another index.

@@ -146,10 +146,9 @@ class RetrieverTrainer(JointTrainer):
 
     Args:
         retriever: a name, folder or `SentenceTransformer`.
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the contrastive loss, the passage-centric one and the distillation.
-        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python

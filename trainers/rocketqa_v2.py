@@ -103,10 +103,9 @@ class RocketQAv2Trainer(JointTrainer):
     Args:
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the joint loss, distillation and the ranker's cross-entropy together.
-        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python

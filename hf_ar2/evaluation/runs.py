@@ -178,7 +178,6 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
     rank, and equal ranks keep the order of the lines.
 
     Args:
-        path: the file.
         query_ids, passage_ids: the ids of all queries and passages, by row.
 
     Raises:
@@ -270,7 +269,6 @@ def read_qrels(
     """Read a qrels file, `query_id 0 passage_id relevance`.
 
     Args:
-        path: the file.
         query_ids, passage_ids: the ids of all queries and passages, by row.
 
     Raises:

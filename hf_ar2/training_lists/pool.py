@@ -246,10 +246,7 @@ def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
     needs. ``dropped`` is the sum, ``round`` the highest, the fingerprint a hash of all.
 
     Args:
-        pools: at least one; over one collection.
-
-    Raises:
-        ValueError: no pool.
+        pools: at least one, over one collection; ValueError if there is none.
     """
     if not pools:
         raise ValueError("concatenate_pools: found no pool; expected at least one")

@@ -44,9 +44,7 @@ def load_beir_from_hub(
 
     Args:
         dataset_id: The Hub id without `-qrels`.
-        name: The collection's name; by default the part of the id after the slash.
-        cache_dir: Cache folder of `datasets`; by default its own.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
+        name, cache_dir, skip: As in `load_collection`.
 
     Raises:
         CollectionError: The dataset does not exist or the Hub cannot be reached, a column is missing, or an entry is

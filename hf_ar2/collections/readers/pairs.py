@@ -83,9 +83,7 @@ def load_pairs(
             in its subfolder `data`, where the split is a word of the file's name (`nli-dev.jsonl`) or else `train`; a
             folder of `save_to_disk`; or a Hub id, with a configuration after a colon where there are several
             (`sentence-transformers/all-nli:triplet`).
-        name: The collection's name; by default the last part of the path or id, or "pairs".
-        cache_dir: Cache folder of `datasets` for downloads; by default its own.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
+        name, cache_dir, skip: As in `load_collection`; the name of datasets in memory is by default "pairs".
 
     Raises:
         CollectionError: The source or its columns are unknown, or a row is invalid; the message names the column and

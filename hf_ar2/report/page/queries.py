@@ -30,8 +30,6 @@ def query_browser(
     """Queries, passages and each system's results, with passages given by their position in `passages`.
 
     Args:
-        runs: runs on this collection.
-        split: the split of the queries.
         metrics: such as "mrr@10", without those that the lists are too short for. The first is tested.
 
     Returns:
