@@ -109,7 +109,9 @@ class RetrieverConfig(JointConfig):
         self._check("distillation", self.distillation, DISTILLATIONS)
         self._check_distillation()
         if self.train_lists and self.num_negatives == 0:
-            raise ValueError("num_negatives=0 leaves the negatives of train_lists unused; expected 1 or more")
+            raise ValueError(
+                "num_negatives=0 leaves the negatives of train_lists unused; expected at least 1"
+            )
         if self.num_positives > 1:
             raise ValueError(
                 f"num_positives={self.num_positives}: a contrastive loss has one positive per query"

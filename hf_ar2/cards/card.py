@@ -163,7 +163,9 @@ def base_metadata(base: str) -> dict[str, Any]:
     except (OSError, ValueError, HTTPError):  # no such package, no README, no connection
         return {}
     kinds = {"license": str, "language": str | list}
-    return {key: stated[key] for key, kind in kinds.items() if isinstance(stated.get(key) or None, kind)}
+    return {
+        key: stated[key] for key, kind in kinds.items() if stated.get(key) and isinstance(stated[key], kind)
+    }
 
 
 def _metadata(

@@ -150,7 +150,9 @@ def check_embeddings(
         if not tensor.is_floating_point():
             raise TypeError(f"{name} have dtype {tensor.dtype}, expected a floating-point dtype")
     if query_embeddings.dim() != 2 or query_embeddings.shape[0] == 0:
-        raise ValueError(f"query_embeddings have shape {tuple(query_embeddings.shape)}, expected [B, dim]")
+        raise ValueError(
+            f"query_embeddings have shape {tuple(query_embeddings.shape)}, expected [queries, dim]"
+        )
     batch, dim = query_embeddings.shape
     found = tuple(passage_embeddings.shape)
     if len(found) != 3 or found[0] != batch or found[1] < 1 or found[2] != dim:
@@ -167,6 +169,8 @@ def check_embeddings(
             raise ValueError("known_positives are compared to passage_rows, which are missing: pass both")
         if known_positives.dim() != 2 or known_positives.shape[0] != batch:
             shape = tuple(known_positives.shape)
-            raise ValueError(f"known_positives have shape {shape}, expected [{batch}, P], padded with -1")
+            raise ValueError(
+                f"known_positives have shape {shape}, expected [{batch}, positives], padded with -1"
+            )
     if mask is not None:
         check_mask(mask, passage_embeddings.shape[:2])

@@ -125,7 +125,7 @@ def load_retriever(
         retriever = SentenceTransformer(resolve_model_name(model), device=device, **kwargs)
     if not any(isinstance(module, Transformer) for module in retriever.modules()):
         names = ", ".join(type(module).__name__ for module in retriever.children())
-        raise ValueError(f"the retriever has no transformer, only {names}; expected one, and a pooling")
+        raise ValueError(f"the retriever has no transformer, only {names}; expected one and a pooling")
     set_padding_token(retriever)
     if layers is not None:
         keep_layers(retriever, layers)
@@ -145,7 +145,9 @@ def load_retriever(
     if separate_towers and not has_separate_towers(retriever):
         retriever = _split_towers(retriever)
     if separate_towers is False and has_separate_towers(retriever):
-        raise ValueError("separate_towers=False, but the saved model has two: for queries and for passages")
+        raise ValueError(
+            "separate_towers=False, but the saved model has a tower for queries and one for passages"
+        )
     set_length_limit(retriever, max_length)
     if truncate_dim is not None:
         set_truncate_dim(retriever, truncate_dim)
@@ -319,8 +321,9 @@ def bf16_is_faster(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported()
     if torch.device(device).type != "cpu":
         return False
-    amd = torch.cpu._is_avx512_bf16_supported() and _is_amd()
-    return bool(torch.cpu._is_amx_tile_supported() or amd)
+    return bool(torch.cpu._is_amx_tile_supported()) or (
+        bool(torch.cpu._is_avx512_bf16_supported()) and _is_amd()
+    )
 
 
 @functools.cache

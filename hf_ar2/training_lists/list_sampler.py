@@ -180,8 +180,10 @@ class ListSampler:
 
     def _positives(self, indices: np.ndarray, columns: np.ndarray, draw: dict[str, Any]) -> np.ndarray:
         """Rows int64 `[B, num_positives]`, the one in `columns` first, -1 padded."""
-        count, draw = self.num_positives - 1, draw | {"first": self.first_positive}
-        more = sample_more_positive_columns(self.pool, indices, columns, count, **draw)
+        count = self.num_positives - 1
+        more = sample_more_positive_columns(
+            self.pool, indices, columns, count, first=self.first_positive, **draw
+        )
         chosen = np.concatenate([columns[:, None], more], axis=1)
         own = np.asarray(self.pool.positive_rows[indices], np.int64)
         return np.where(chosen >= 0, np.take_along_axis(own, np.maximum(chosen, 0), axis=1), -1)

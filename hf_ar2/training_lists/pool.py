@@ -246,7 +246,10 @@ def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
     needs. ``dropped`` is the sum, ``round`` the highest, the fingerprint a hash of all.
 
     Args:
-        pools: at least one, over one collection; ValueError if there is none.
+        pools: at least one; over one collection.
+
+    Raises:
+        ValueError: no pool.
     """
     if not pools:
         raise ValueError("concatenate_pools: found no pool; expected at least one")
