@@ -56,7 +56,7 @@ __all__ = [
 # Packages that are attributes of this one: `hf_ar2.losses.ListScores`.
 _PACKAGES = ("evaluation", "losses", "trainers")
 
-# Where each name lives. The trainers are above this package, which never uses them: it only passes their names on.
+# Where names live that are not in hf_ar2.trainers, which is above this package and only passed on.
 _HOMES = {
     "Collection": "hf_ar2.collections",
     "join_collections": "hf_ar2.collections",
@@ -65,16 +65,6 @@ _HOMES = {
     "JointModel": "hf_ar2.models",
     "load_ranker": "hf_ar2.models",
     "load_retriever": "hf_ar2.models",
-    "AR2Config": "hf_ar2.trainers",
-    "AR2Trainer": "hf_ar2.trainers",
-    "LTReConfig": "hf_ar2.trainers",
-    "LTReTrainer": "hf_ar2.trainers",
-    "RankerConfig": "hf_ar2.trainers",
-    "RankerTrainer": "hf_ar2.trainers",
-    "RetrieverConfig": "hf_ar2.trainers",
-    "RetrieverTrainer": "hf_ar2.trainers",
-    "RocketQAv2Config": "hf_ar2.trainers",
-    "RocketQAv2Trainer": "hf_ar2.trainers",
 }
 
 
@@ -85,9 +75,9 @@ def __getattr__(name: str) -> Any:
         return version("hf-ar2")
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES.get(name, "hf_ar2.trainers")), name)
     globals()[name] = value
     return value
 

@@ -29,10 +29,11 @@ class DamagedFile(ValueError):
     """A file of a run, index or cache whose content is not what was written."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str | Iterable[str]) -> None:
     """Write a UTF-8 file under a temporary name and rename it: an interruption leaves the old file or the new one.
 
-    The file and its folder are flushed to the disk. The folder is created if it does not exist.
+    The file and its folder are flushed to the disk. The folder is created if it does not exist. The text may be given
+    in parts.
 
     Raises:
         OSError: with the name of the file, if it cannot be written.
@@ -41,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -168,7 +169,7 @@ def _checksum_of(content: dict[str, Any]) -> str:
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Where the block cannot write, raise an error that names the file; libraries raise errors of many types.
+    """Raise an error that names the file if the block cannot write it; libraries raise errors of many types.
 
     Args:
         path: the file or folder that is written.
@@ -192,31 +193,19 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def check_space(path: Path, size: int) -> None:
-    """Raise before anything is computed if a file or folder of this size does not fit.
-
-    Raises:
-        OSError: with `errno` and the path.
-    """
+    """Raise OSError, with `errno` and the path, before anything is computed, if so many bytes do not fit there."""
     if _free(path) < size:
         raise _not_written(path, size, errno.ENOSPC)
 
 
 def check_size(path: Path, size: int) -> None:
-    """Raise if a file that has been written is shorter than its content: not every library reports a full disk.
-
-    Raises:
-        OSError: with `errno` and the path.
-    """
+    """Raise OSError if a written file is shorter than its content: not every library reports a full disk."""
     if path.stat().st_size < size:
         raise _not_written(path, size, errno.ENOSPC)
 
 
 def allocate(path: Path) -> None:
-    """Reserve the disk space of a sparse file, because a full disk kills a process that writes to its memory map.
-
-    Raises:
-        OSError: with `errno` and the path.
-    """
+    """Reserve the disk space of a sparse file, because a full disk kills a process that writes to its memory map."""
     size = path.stat().st_size
     check_space(path, size)
     if hasattr(os, "posix_fallocate"):

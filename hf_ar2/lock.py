@@ -87,11 +87,7 @@ def check_free(folder: Path) -> None:
 
 
 def _create(path: Path, text: str) -> bool:
-    """Create the lock; False if there is one.
-
-    Raises:
-        OSError: the disk is full; no lock is left.
-    """
+    """Create the lock; False if there is one. If the disk is full, an OSError is raised and no lock is left."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
@@ -106,11 +102,7 @@ def _create(path: Path, text: str) -> bool:
 
 
 def _remove_dead(folder: Path, path: Path) -> None:
-    """Remove the lock of a process that has ended.
-
-    Raises:
-        FolderInUse: it has not, or nobody can tell.
-    """
+    """Remove the lock of a process that has ended; FolderInUse if it has not ended, or may not have."""
     with contextlib.suppress(FileNotFoundError):  # it has just been released
         text = path.read_text(encoding="utf-8", errors="replace")
         silent = _now(folder) - path.stat().st_mtime

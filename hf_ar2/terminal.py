@@ -31,6 +31,11 @@ def visible_lines(text: str) -> str:
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
+def column_widths(text: str) -> list[int]:
+    """The columns that each character takes in a terminal: two for Chinese, Japanese and Korean ones."""
+    return [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
+
+
 def counted(number: int, nouns: str) -> str:
     """A number and what it counts, which is given in the plural.
 

@@ -108,12 +108,11 @@ class AR2Trainer(JointTrainer):
     Args:
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the retriever's loss, λ · adversarial + (1 − λ) · distillation + contrastive, in steps
             in which the ranker teaches. The ranker's loss stays, and so does the contrastive loss of the rounds in
             which `teacher_gate` finds the ranker behind.
-        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python
@@ -150,11 +149,8 @@ class AR2Trainer(JointTrainer):
         """Refresh, then compare the two models: a ranker that is not ahead of the retriever does not teach."""
         super().begin_round()
         number = self.current_round
-        if (
-            self.args.teacher_gate == "off"
-            or self.state.global_step >= self.total_steps
-            or self.round_state.get("round") == number  # a run resumed within the round
-        ):
+        decided = self.round_state.get("round") == number  # a run resumed within the round
+        if decided or self.args.teacher_gate == "off" or self.state.global_step >= self.total_steps:
             return
         lead = ranker_lead(self.evaluation)
         teaches = lead.difference > 0
@@ -228,10 +224,7 @@ class AR2Trainer(JointTrainer):
             return {"ranker_accuracy": ranker_accuracy(scores)}
         masked = ranker.masked_fill(~mask, float("-inf"))
         deceived = ((ranker[:, 1:] > ranker[:, :1]) & mask[:, 1:]).float().sum() / mask[:, 1:].sum()
-        return {
-            "teacher_accuracy": (masked.argmax(dim=1) == 0).float().mean(),
-            "pool/deceived": deceived,
-        }
+        return {"teacher_accuracy": (masked.argmax(dim=1) == 0).float().mean(), "pool/deceived": deceived}
 
 
 # ---- The gate ---------------------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ class Refresh:
     round's first step.
 
     The batches are those of encoding the corpus at once, so the embeddings do not depend on K or an interruption: a
-    resumed run reads the copy from its checkpoint and encodes again what was encoded. Each process encodes its own rows
-    into a file of its own, and waits for the others only to build the index.
+    resumed run reads the copy from its checkpoint and encodes the same batches again. Each process encodes its own rows
+    into a separate file, and waits for the others only to build the index.
 
     Raises:
         ValueError: async mode where the retriever is not trained.
@@ -60,8 +60,7 @@ class Refresh:
     @property
     def swap_step(self) -> int | None:
         """The step after which the pool is swapped; None while nothing is in flight."""
-        trainer = self.trainer
-        taken_at = trainer.round_state.get(_TAKEN_AT)
+        taken_at = self.trainer.round_state.get(_TAKEN_AT)
         return None if taken_at is None else taken_at + self._steps
 
     @property
@@ -70,9 +69,8 @@ class Refresh:
 
     @property
     def _path(self) -> Path:
-        return self.trainer.retrieval.encodings.folder / _EMBEDDINGS.format(
-            self.trainer.encoders.processes.rank
-        )
+        rank = self.trainer.encoders.processes.rank
+        return self.trainer.retrieval.encodings.folder / _EMBEDDINGS.format(rank)
 
     def begin_round(self) -> None:
         """Mine, or begin to, unless this round's pool is there already or in flight (a resumed run)."""
@@ -92,7 +90,7 @@ class Refresh:
         self._use_pool()
 
     def advance(self) -> None:
-        """After a step: encode what is due by now, in a resumed run of earlier steps too; at the end swap the pool."""
+        """After a step: encode what is due (a resumed run repeats earlier shares); at the end swap the pool."""
         if self.swap_step is None:
             return
         trainer, steps = self.trainer, self._steps
@@ -119,10 +117,8 @@ class Refresh:
         if not self.is_async or trainer.pool is None:
             return
         sums = trainer.step_log.sums
-        sums["pool/age"] = [
-            float(trainer.state.global_step - trainer.pool.round * trainer.steps_per_round),
-            1.0,
-        ]
+        age = trainer.state.global_step - trainer.pool.round * trainer.steps_per_round
+        sums["pool/age"] = [float(age), 1.0]
         share = sums["refresh_share"]
         share[:] = share[0] + refreshing, share[1] + total
 

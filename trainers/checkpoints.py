@@ -56,7 +56,7 @@ class Checkpoints:
         """
         if not resume_from_checkpoint:
             return None
-        # The first process's machine counts.
+        # The checkpoints on the first process's machine are the ones to resume from.
         processes, folder = self.trainer.encoders.processes, self.trainer.output_folder
         if resume_from_checkpoint is True:
             processes.share(folder, CHECKPOINTS)
@@ -146,9 +146,8 @@ class Checkpoints:
             trainer = self.trainer
             trainer._tr_loss += self._log_window["loss"]
             trainer._globalstep_last_logged = self._log_window["since"]
-            trainer.step_log.sums.update(self._log_window["sums"])
-            trainer.step_log.seconds.update(self._log_window["seconds"])
-            trainer.step_log.learning_rates.update(self._log_window.get("learning_rates", {}))
+            for name in ("sums", "seconds", "learning_rates"):
+                getattr(trainer.step_log, name).update(self._log_window.get(name, {}))
             self._log_window = None
 
     def load_models(self, folder: Path, *, resume: bool = True) -> None:
@@ -261,9 +260,8 @@ def save_adapters(model: JointModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for role, child in model.models.items():
         if has_adapters(child):
-            weights = {
-                name: weight.detach().cpu().contiguous() for name, weight in trained_weights(child).items()
-            }
+            trained = trained_weights(child).items()
+            weights = {name: weight.detach().cpu().contiguous() for name, weight in trained}
             save_file(weights, folder / _ADAPTERS.format(role))
 
 
@@ -317,11 +315,7 @@ def _name_of(function: Any) -> str | None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The `run.json` of a checkpoint.
-
-    Raises:
-        ValueError: there is none, or it has another version.
-    """
+    """The `run.json` of a checkpoint; ValueError if there is none, or it has another version."""
     path = Path(folder, _RUN)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a checkpoint that a trainer of hf_ar2 wrote")

@@ -294,7 +294,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         self._check("sampler", self.sampler, SAMPLERS)
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
-        self._check_matryoshka_dims()
+        dims = self.matryoshka_dims
+        if dims is not None and (not dims or min(dims) < 1 or len(set(dims)) < len(dims)):
+            raise ValueError(
+                f"matryoshka_dims={dims!r}: expected a list of different whole numbers above 0, such as [256, 128, 64]"
+            )
         self.check_passage_template()
         if not self.train_lists and (not self.mine or self.train_list_kinds):
             raise ValueError(
@@ -344,15 +348,6 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     def distils_stored_scores(self) -> bool:
         """Whether the scores of `train_lists` are a teacher's, which the loss needs."""
         return False
-
-    def _check_matryoshka_dims(self) -> None:
-        dims = self.matryoshka_dims
-        if dims is None:
-            return
-        if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
-            raise ValueError(
-                f"matryoshka_dims={dims!r}: expected a list of different whole numbers above 0, such as [256, 128, 64]"
-            )
 
     def check_dimension(self, dimension: int | None) -> None:
         """Check `matryoshka_dims` against the dimension of the retriever's embeddings.

@@ -110,20 +110,14 @@ class Evaluation:
         scores, rows = self._retrieve()
         depth = args.rerank_depth
         ranked = retrieval.ranker_scores(judgments.query_rows, rows, depth)
-        found = rankings_of_systems(
-            scores, rows, ranked, retrieval.retriever_temperature, args.ranker_temperature
-        )
+        temperatures = retrieval.retriever_temperature, args.ranker_temperature
+        found = rankings_of_systems(scores, rows, ranked, *temperatures)
         within = tuple(metric for metric in args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth)
         searched = len(retrieval.collection.corpus if self._rows is None else self._rows)
-        self._values = {
-            system: evaluate_rankings(
-                ranking,
-                judgments,
-                within if system == "ranker" else tuple(args.eval_metrics),
-                num_passages=searched,
-            )
-            for system, (ranking, _) in found.items()
-        }
+        self._values = {}
+        for system, (ranking, _) in found.items():
+            metrics = within if system == "ranker" else tuple(args.eval_metrics)
+            self._values[system] = evaluate_rankings(ranking, judgments, metrics, num_passages=searched)
         self._rankings = EvalRankings(
             judgments,
             {system: ranking for system, (ranking, _) in found.items()},
@@ -138,12 +132,11 @@ class Evaluation:
         depth, limit = retrieval.args.eval_depth, retrieval.args.eval_passages
         if limit is None or limit >= len(retrieval.collection.corpus):
             return retrieval.retrieve(query_rows, depth, "Evaluation queries")
-        assert retrieval.retriever is not None and retrieval.retriever_inputs is not None
+        retriever, inputs = retrieval.retriever, retrieval.retriever_inputs
+        assert retriever is not None and inputs is not None
         if self._rows is None:
             self._rows = self._passages(limit)
-        passages = retrieval.encoders.embed_passages(
-            retrieval.retriever, retrieval.retriever_inputs, self._rows
-        )
+        passages = retrieval.encoders.embed_passages(retriever, inputs, self._rows)
         scores = retrieval.embed_queries(query_rows, "Evaluation queries") @ passages.T
         mask_other_rows(scores, self._rows, retrieval.collection.searched_rows(query_rows))
         own_rows = retrieval.collection.own_rows[query_rows]

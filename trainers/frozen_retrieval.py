@@ -55,7 +55,7 @@ class FrozenRetrieval(Retrieval):
 def with_missed(
     found: np.ndarray, known: np.ndarray, only_if_none: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Retrieved lists with the relevant passages they lack behind them.
+    """Retrieved lists, followed by the relevant passages that they lack.
 
     Args:
         found: int64 `[B, k]`, best first, -1 where there was no more.

@@ -77,8 +77,8 @@ class RoundSampler(Sampler[int]):
 class ListCollator:
     """Turns positions into what one forward pass needs.
 
-    It holds only plain data, so that worker processes can be given a copy, however they are started. They are started
-    anew in every epoch, after the refresh, so that they draw from the pool of the round.
+    It holds only plain data, so that worker processes can get a copy, however they are started. They are started again
+    in every epoch, after the refresh, so that they draw from the pool of the round.
 
     Args:
         lists_per_step: lists of one optimizer step, over all processes.
@@ -104,8 +104,7 @@ class ListCollator:
         batch["phase"] = phase
         if lists.scores is not None:
             batch["teacher_scores"] = torch.from_numpy(lists.scores)
-        inputs = self.phases[phase].inputs
-        limits = (self.step_tokens, self.mini_batch_size)
+        inputs, limits = self.phases[phase].inputs, (self.step_tokens, self.mini_batch_size)
         # The mask covers copies of the list's first positive, which is encoded anyway, so they cost nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
         if "queries" in inputs:
@@ -147,14 +146,14 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
         member_weights=np.array(list(collection.members.values())) if collection.members else None,
         lists_per_step=trainer.global_batch,
     )
+    on_cpu = args.device.type == "cpu" and not args.shard_weights
     return ListCollator(
         lists=lists,
         phases=trainer.phases,
         lists_per_step=trainer.global_batch,
         retriever_inputs=trainer.retrieval.retriever_inputs,
         ranker_inputs=trainer.retrieval.ranker_inputs,
-        step_tokens=args.step_tokens
-        or (2048 if args.device.type == "cpu" and not args.shard_weights else _UNLIMITED),
+        step_tokens=args.step_tokens or (2048 if on_cpu else _UNLIMITED),
         mini_batch_size=args.mini_batch_size,
     )
 
@@ -217,8 +216,7 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
             )
     if args.eval_split in collection.qrels:
         evaluated = collection.judgments(args.eval_split).query_rows
-        leaked = sum(int(np.isin(pool.query_rows, evaluated).sum()) for pool in pools)
-        if leaked:
+        if leaked := sum(int(np.isin(pool.query_rows, evaluated).sum()) for pool in pools):
             logger.warning(
                 f"{leaked} of the stored lists are of queries of eval_split={args.eval_split!r}, so the evaluation "
                 "measures queries that are trained on"
@@ -229,11 +227,11 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
 def with_stored_lists(
     mined: CandidatePool | None, trainer: JointTrainer
 ) -> tuple[CandidatePool, np.ndarray | None]:
-    """One pool of mined lists, where there are any yet, and stored ones, and what is relevant to each entry's query.
+    """One pool of the mined lists (if there are any yet) and the stored ones, and what cannot be a negative in it.
 
     Returns:
-        The pool, and int32 `[Q, P]`: what is no negative of an entry's query, which are the entry's own positives, the
-        judged ones, and the query itself if it is a passage; -1 padded. None where the pool's positives are all.
+        The pool, and int32 `[Q, P]`, -1 padded: for each entry its own positives, the judged positives of its query,
+        and the query itself if it is a passage. None if these are only the pool's positives.
     """
     own_rows = trainer.collection.own_rows
     if mined is None and trainer.args.mine:

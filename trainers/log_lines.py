@@ -141,7 +141,7 @@ def log_lines(
         eval_split: the split that `eval_` refers to.
         left: seconds until the end, to be shown.
     """
-    start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # there are none outside of training
+    start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # 0 outside of training
     if "train_runtime" in logs:
         return _wrapped(_of_the_end(logs, step), "", 4)
     # Values of a step may have such names, too, as `kl_ranker_to_retriever`.
@@ -167,10 +167,8 @@ def log_lines(
         return lines
     values = _printed(logs, phases)
     if "loss" not in logs and values and all(key.startswith("pool/") for key in values):
-        items = [
-            "pool:",
-            *(_item(_NAMES.get(key) or key.removeprefix("pool/"), values[key]) for key in values),
-        ]
+        items = [_item(_NAMES.get(key) or key.removeprefix("pool/"), values[key]) for key in values]
+        items.insert(0, "pool:")
     else:
         items = [_item(_NAMES.get(key) or key, value) for key, value in values.items()]
     if "epoch" in logs:
@@ -192,11 +190,9 @@ def _printed(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
 
 def _of_the_end(logs: Mapping[str, Any], step: int) -> list[str]:
     spent = {key.removeprefix("seconds/"): logs[key] for key in logs if key.startswith("seconds/")}
+    parts = [f"{name} {format_duration(value)}" for name, value in spent.items()]
     took = f"{counted(step, 'steps')} in {format_duration(logs['train_runtime'])}"
-    return [
-        took + (":" if spent else ""),
-        *(f"{name} {format_duration(value)}" for name, value in spent.items()),
-    ]
+    return [took + (":" if parts else ""), *parts]
 
 
 def _item(name: str, value: Any) -> str:

@@ -134,11 +134,8 @@ class LTReConfig(JointConfig):
             raise ValueError("refresh_mode='async': LTRe's index stays as it is; leave the setting out")
         if self.train_lists:
             raise ValueError("train_lists: LTRe takes its lists from the search of each step, not from files")
-        if (
-            self.train_centroids
-            and self.index is None
-            and not re.search(r"(^|,)PQ\d+\w*$", self.index_factory)
-        ):
+        is_pq = self.index is not None or re.search(r"(^|,)PQ\d+\w*$", self.index_factory)
+        if self.train_centroids and not is_pq:
             raise ValueError(
                 f"train_centroids=True trains those of a product quantiser, but index_factory={self.index_factory!r}; "
                 "use an index like 'PQ48' or 'OPQ48,PQ48', where 48 bytes are kept of each passage"
@@ -166,11 +163,10 @@ class LTReTrainer(JointTrainer):
 
     Args:
         retriever: a name, folder or `SentenceTransformer`.
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the pairwise loss. Its lists are what the query retrieves now, in that order, with
-            missed relevant passages behind; `passage_embeddings` is None with `train_centroids`.
-        compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+            then the relevant passages that were missed; `passage_embeddings` is None with `train_centroids`.
+        args, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Raises:
         ValueError: an index that this retriever cannot have made; a checkpoint that belongs to another index.
@@ -242,7 +238,7 @@ class LTReTrainer(JointTrainer):
     # ---- Step -------------------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the index comes first, because its centroids may be among what is trained."""
+        """Train. The index is opened first, because its centroids may be trained too."""
         self.prepare()
         return super().train(*args, **kwargs)
 
@@ -265,7 +261,7 @@ class LTReTrainer(JointTrainer):
         return loss
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:
-        """The scores of what the queries retrieve now, with the relevant passages that were missed behind them."""
+        """The scores of what the queries retrieve now, followed by the relevant passages that were missed."""
         queries = outputs["query_embeddings"]
         known = batch["known_positives"].cpu().numpy()
         own_rows = self.collection.own_rows[batch["query_rows"].cpu().numpy()]
@@ -301,14 +297,8 @@ class LTReTrainer(JointTrainer):
         """The pairwise loss over what the queries retrieve now."""
         args = self.args
         assert scores.retriever_scores is not None
-        loss = retrieval_pairwise_loss(
-            scores.retriever_scores,
-            scores.positives,
-            args.weighting,
-            args.cut or args.list_depth,
-            scores.mask,
-        )
-        return loss, {}
+        lists, cut = (scores.retriever_scores, scores.positives), args.cut or args.list_depth
+        return retrieval_pairwise_loss(*lists, args.weighting, cut, scores.mask), {}
 
     def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
         """MRR@10 of the search, and the share of relevant passages that it missed."""
@@ -340,11 +330,8 @@ class LTReTrainer(JointTrainer):
         assert self.model.retriever is not None
         query_encoder = one_tower(self.model.retriever, "query")
         save_model(query_encoder, folder / "query_encoder", saves_merged(self.args, folder))
-        card = model_card(
-            self.publisher.training("retriever"),
-            folder / "query_encoder",
-            query_side_of=str(folder / "retriever"),
-        )
+        training, passages = self.publisher.training("retriever"), str(folder / "retriever")
+        card = model_card(training, folder / "query_encoder", query_side_of=passages)
         write_text(folder / "query_encoder" / "README.md", card)
 
     def training_summary(self) -> dict[str, Any]:

@@ -16,12 +16,7 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.folders import complete_folder
 from hf_ar2.models.cpu_attention import use_fast_attention
 from hf_ar2.models.joint import JointModel
-from hf_ar2.models.loading import (
-    has_separate_towers,
-    one_tower,
-    to_float32,
-    weights_fingerprint,
-)
+from hf_ar2.models.loading import has_separate_towers, one_tower, to_float32, weights_fingerprint
 from hf_ar2.models.lora import adapted, check_adapters, has_adapters, remove_adapters
 from hf_ar2.trainers.sharding import check_sharding, whole_copy
 

@@ -1,4 +1,4 @@
-"""How a trainer writes the cards of its models, and publishes each in a repository of its own."""
+"""How a trainer writes the cards of its models, and publishes each in a separate repository."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from hf_ar2.cards.card import index_card, model_card
+from hf_ar2.cards.card import model_card, published_card
 from hf_ar2.cards.facts import ROLES, Training, training_of_trainer
 from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositories, publish
 from hf_ar2.cards.mark import write_card
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
 from hf_ar2.collections.questions import query_sources
-from hf_ar2.files import read_json
-from hf_ar2.index.frozen import ABOUT_FILE, FrozenIndex
+from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters
-from hf_ar2.models.saved import read_retriever
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
@@ -117,7 +115,7 @@ class Publisher:
             )
 
     def push_checkpoint(self, checkpoint: str) -> None:
-        """Publish a checkpoint while training continues; a failure is a warning, for the end publishes again."""
+        """Publish a checkpoint while training continues; a failure is only a warning, as the end publishes again."""
         trainer, args = self.trainer, self.trainer.args
         strategy = args.hub_strategy
         if not trainer.is_world_process_zero() or strategy == HubStrategy.END:
@@ -127,7 +125,7 @@ class Publisher:
             return
         trainer._finish_current_push()
         trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-        # A copy, for the checkpoint may be deleted before it is uploaded.
+        # A copy, because the checkpoint may be deleted before it is uploaded.
         copy = trainer.output_folder / _UPLOADED
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(checkpoint, copy, copy_function=_linked_or_copied)
@@ -138,7 +136,7 @@ class Publisher:
             publish,
             folders,
             self.name,
-            partial(_card, self.trainings(), folders, None, None),
+            self.cards(folders),
             private=args.hub_private_repo,
             token=args.hub_token,
             message=f"Training in progress, step {trainer.state.global_step}",
@@ -163,9 +161,15 @@ class Publisher:
         """What the repositories are called after: `hub_model_id`, or the name of the output folder."""
         return self.trainer.args.hub_model_id or self.trainer.output_folder.absolute().name
 
-    def trainings(self) -> dict[str, Training]:
-        """`training` of each published model."""
-        return {role: self.training(role) for role in self.roles}
+    def cards(self, folders: Mapping[str, Path], **licences: str | None) -> partial[str]:
+        """A function for `publish`, which writes the card of each folder."""
+        return partial(
+            published_card,
+            trainings={role: self.training(role) for role in self.roles},
+            folders=folders,
+            retriever=self.trainer.output_folder / "retriever",
+            licences=licences,
+        )
 
 
 def push_to_hub(
@@ -225,7 +229,7 @@ def push_to_hub(
         return publish(
             folders,
             name or publisher.name,
-            partial(_card, publisher.trainings(), folders, license, data_license),
+            publisher.cards(folders, license=license, data_license=data_license),
             private=args.hub_private_repo if private is None else private,
             token=token or args.hub_token,
             message=commit_message,
@@ -254,29 +258,6 @@ def training_summary(trainer: JointTrainer) -> dict[str, Any]:
             if has_adapters(getattr(trainer.model, role))
         },
     }
-
-
-def _card(
-    trainings: Mapping[str, Training],
-    folders: Mapping[str, Path],
-    license: str | None,
-    data_license: str | None,
-    what: str,
-    ids: Mapping[str, str],
-) -> str:
-    if what == "index":
-        about = read_json(folders["index"] / ABOUT_FILE)
-        unit = read_retriever(folders["retriever"]).similarity == "cosine"
-        return index_card(trainings["retriever"], about, ids["index"], ids["retriever"], normalised=unit)
-    other = {"retriever": "ranker", "ranker": "retriever"}[what]
-    return model_card(
-        trainings[what],
-        folders[what],
-        name=ids[what],
-        partner=ids.get(other),
-        license=license,
-        data_license=data_license,
-    )
 
 
 def _in_background(function: Any, *args: Any, **kwargs: Any) -> Future[Any]:

@@ -61,10 +61,9 @@ class RankerTrainer(JointTrainer):
     Args:
         retriever: mines the lists and the candidates of the evaluation; it is not changed.
         ranker: a name, folder or `CrossEncoder`.
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the cross-entropy; `ListScores.retriever_scores` is None, for the retriever is not run.
-        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python

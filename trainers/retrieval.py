@@ -87,26 +87,13 @@ class Retrieval:
             raise ValueError(f"index_factory={args.index_factory!r}: such an index {NO_RANGES}")
         check_inputs(retriever, ranker, collection, args)
         cache = Path(args.cache_dir) if args.cache_dir else self.folder / "cache"
+        shared: dict[str, Any] = {"show_progress": encoders.progress, "processes": encoders.processes}
         self.retriever_inputs: RetrieverInputs | None = None
         if retriever is not None:
-            self.retriever_inputs = RetrieverInputs(
-                retriever,
-                collection,
-                cache,
-                args,
-                show_progress=encoders.progress,
-                processes=encoders.processes,
-            )
+            self.retriever_inputs = RetrieverInputs(retriever, collection, cache, args, **shared)
         self.ranker_inputs: RankerInputs | None = None
         if ranker is not None:
-            self.ranker_inputs = RankerInputs(
-                ranker,
-                collection,
-                cache,
-                args,
-                show_progress=encoders.progress,
-                processes=encoders.processes,
-            )
+            self.ranker_inputs = RankerInputs(ranker, collection, cache, args, **shared)
         judgments = collection.judgments(args.train_split)
         self.train_judgments = judgments.positives()
         if len(self.train_judgments) == 0:
@@ -128,12 +115,12 @@ class Retrieval:
 
     @property
     def encoding(self) -> str:
-        """The name of the encoding of the retriever as it is now, whether it is there or not."""
+        """The name of the encoding of the current retriever, whether or not it exists."""
         assert self.retriever is not None
         return self.encoding_of(self.retriever)
 
     def encoding_of(self, retriever: SentenceTransformer) -> str:
-        """The name of the encoding of a retriever like this one, with weights of its own."""
+        """The name of the encoding of a retriever that differs from this one in its weights."""
         return encoding_name(self._fingerprint(retriever), self.args.index_dtype)
 
     @property
@@ -142,7 +129,7 @@ class Retrieval:
         return None if self._index is None else self._index.folder.name
 
     def refresh(self) -> CorpusIndex:
-        """The index of the retriever as it is now; the corpus is encoded unless it was with these weights before.
+        """The index of the current retriever; the corpus is encoded unless it was encoded with these weights before.
 
         The encoding of former weights is deleted once the new one is complete. In a shared folder (`index_dir`) that of
         the weights the retriever came with is kept, because other runs may use it.
@@ -163,7 +150,7 @@ class Retrieval:
             )
             if self.encoders.processes.world_size == 1 or self.whole_index:
                 self._index.attach(self.collection.corpus)
-            # By all ranks: each machine may have a disk of its own.
+            # By all ranks: machines may have separate disks.
             if self.args.index_dir is None:
                 self.encodings.keep_only([self._index.folder.name])
             elif former is not None and former != self.start:
@@ -290,9 +277,8 @@ class Retrieval:
         cuts = truncations(self.retriever_inputs, self.ranker_inputs, self.train_judgments)
         print(truncation_line(cuts), flush=True)
         if self.retriever is not None:
-            if (
-                advice := passage_length_advice(cuts, self.retriever, self.collection, self.args)
-            ) is not None:
+            advice = passage_length_advice(cuts, self.retriever, self.collection, self.args)
+            if advice is not None:
                 print(advice, flush=True)
         if (warning := query_truncation_warning(cuts)) is not None:
             logger.warning(warning)

@@ -148,10 +148,9 @@ class RetrieverTrainer(JointTrainer):
 
     Args:
         retriever: a name, folder or `SentenceTransformer`.
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the contrastive loss, the passage-centric one and the distillation.
-        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python
@@ -204,16 +203,10 @@ class RetrieverTrainer(JointTrainer):
         loss = contrastive_loss(scores, args.contrast, args.cross_batch)
         if args.passage_weight == 0:
             return loss, {}
-        logs = {
-            "loss/query_centric": loss,
-            "loss/passage_centric": passage_centric_loss(
-                **contrastive_inputs(scores, args.cross_batch),
-                query_rows=scores.query_rows,
-                form=args.passage_form,
-            ),
-        }
-        weight = args.passage_weight
-        return (1 - weight) * logs["loss/query_centric"] + weight * logs["loss/passage_centric"], logs
+        inputs = contrastive_inputs(scores, args.cross_batch)
+        other = passage_centric_loss(**inputs, query_rows=scores.query_rows, form=args.passage_form)
+        logs = {"loss/query_centric": loss, "loss/passage_centric": other}
+        return (1 - args.passage_weight) * loss + args.passage_weight * other, logs
 
 
 def stored_distillation_loss(scores: ListScores, form: str, teacher_temperature: float) -> Tensor:
@@ -224,19 +217,10 @@ def stored_distillation_loss(scores: ListScores, form: str, teacher_temperature:
         teacher_temperature: the stored scores are divided by it; the retriever's are divided by theirs already.
     """
     assert scores.retriever_scores is not None and scores.teacher_scores is not None
+    both = scores.retriever_scores, scores.teacher_scores
     if form == "margin_mse":
-        return margin_mse_loss(
-            scores.retriever_scores,
-            scores.teacher_scores,
-            teacher_temperature=teacher_temperature,
-            mask=scores.mask,
-        )
-    return dynamic_listwise_distillation(
-        scores.retriever_scores,
-        scores.teacher_scores,
-        ranker_temperature=teacher_temperature,
-        mask=scores.mask,
-    )
+        return margin_mse_loss(*both, teacher_temperature=teacher_temperature, mask=scores.mask)
+    return dynamic_listwise_distillation(*both, ranker_temperature=teacher_temperature, mask=scores.mask)
 
 
 def contrastive_loss(

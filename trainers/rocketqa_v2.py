@@ -32,7 +32,7 @@ _NO_DIVERGENCE = 1e-6
 class RocketQAv2Config(JointConfig):
     """Settings of `RocketQAv2Trainer`; `JointConfig` has the rest. Values are those of the paper and its code.
 
-    A round is a pass over all lists: of mined ones, drawn anew in every pass from each query's candidates, and of
+    A round is a pass over all lists: of mined ones, drawn again in every pass from each query's candidates, and of
     those of `train_lists`. Without `refresh` the candidates are mined once, before the first step, as in the paper.
 
     Example:
@@ -98,15 +98,14 @@ class RocketQAv2Config(JointConfig):
 
 
 class RocketQAv2Trainer(JointTrainer):
-    """Trains a retriever and a ranker together: labels train the ranker, the ranker as it is now the retriever.
+    """Trains a retriever and a ranker together: labels train the ranker, and the current ranker the retriever.
 
     Args:
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
-        args: settings.
         collection: a `Collection` or what `load_collection` takes.
         loss: takes the place of the joint loss, distillation and the ranker's cross-entropy together.
-        sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
+        args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
         ```python

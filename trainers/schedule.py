@@ -30,7 +30,7 @@ def parameter_groups(model: JointModel, args: JointConfig, decayed: set[str]) ->
             continue
         owner = name.split(".", 1)[0]
         part = "head" if name in head else "encoder"
-        if owner == "codebook":  # the retriever's index: on its schedule, at a rate of its own
+        if owner == "codebook":  # the retriever's index: on its schedule, at a separate rate
             owner, part = "retriever", "centroids"
         decay = name in decayed and part != "centroids"
         key = f"{owner}/{part}/{'decay' if decay else 'plain'}"
@@ -59,7 +59,7 @@ def learning_rate(args: JointConfig, owner: str, part: str) -> float:
 
 
 def make_optimizer(trainer: JointTrainer) -> Optimizer:
-    """The optimizer of all trained weights, in groups; weights that are to be sharded are sharded before."""
+    """The optimizer of all trained weights, in groups. Weights are sharded before, if they are to be."""
     if trainer.is_sharded:
         shard(trainer.model, trainer.trained, trainer.args.device)
         # transformers then leaves placement and the exchange of gradients to the model.

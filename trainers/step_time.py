@@ -14,7 +14,7 @@ from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.retrieval import Retrieval
 
 Clock = Callable[[], float]
-# A part of a step's lists is timed, because its weights' gradients are thrown away.
+# Only a part of a step's lists is timed, because the gradients are discarded.
 _PART = 4
 # Passages that are encoded to learn the speed.
 _SAMPLE = 128

@@ -36,13 +36,11 @@ class Calibration:
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities of relevance, float64, in the shape of the scores; 0 for a score of -inf."""
-        odds = np.asarray(scores, dtype=np.float64) / self.temperature + self.bias
-        return _sigmoid(odds)
+        return _sigmoid(np.asarray(scores, dtype=np.float64) / self.temperature + self.bias)
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file."""
-        content = {"format": _FORMAT, **asdict(self)}
-        write_json(Path(path), content)
+        write_json(Path(path), {"format": _FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> Calibration:

@@ -158,12 +158,8 @@ def _score_block(
     encoders = replace(system.encoders, show_progress=False)
     queries = encoders.embed_queries(system.retriever, system.retriever_inputs, query_rows)
     own_rows = system.collection.own_rows[query_rows]
-    searched = encoders.search(
-        system.index,
-        queries,
-        min(deeper(own_rows, depth), system.index.ntotal),
-        system.collection.searched_rows(query_rows),
-    )
+    wide = min(deeper(own_rows, depth), system.index.ntotal)
+    searched = encoders.search(system.index, queries, wide, system.collection.searched_rows(query_rows))
     retrieved = without_own(*searched, own_rows, depth)[1]
     rows = np.concatenate([retrieved, positive_rows], axis=1).astype(np.int32)
     # A retrieved positive is scored once, so that both of its columns have the same score.

@@ -22,7 +22,7 @@ from hf_ar2.progress import progress_bar
 from hf_ar2.settings.augment import ScoreConfig
 from hf_ar2.training_lists.stored import TrainingLists, load_training_lists, save_training_lists
 
-# Lists scored between two writes; an interrupted run repeats at most one block.
+# Lists per block on disk; an interrupted run repeats at most one block.
 _BLOCK = 128
 
 

@@ -21,6 +21,7 @@ from hf_ar2.cards.mark import marked
 from hf_ar2.cards.papers import TRAINERS, Paper, papers_of
 from hf_ar2.cards.results import model_index, result_tables, short_name
 from hf_ar2.collections.joined import texts_of_sources
+from hf_ar2.files import read_json
 from hf_ar2.models.loading import resolve_model_name
 from hf_ar2.models.saved import read_ranker, read_retriever
 from hf_ar2.progress import format_duration
@@ -121,6 +122,32 @@ def index_card(
     return marked(str(card))
 
 
+def published_card(
+    what: str,
+    ids: Mapping[str, str],
+    trainings: Mapping[str, Training],
+    folders: Mapping[str, Path],
+    retriever: Path,
+    licences: Mapping[str, str | None],
+) -> str:
+    """The README.md of a retriever, a ranker or an index that is published together with others.
+
+    Args:
+        what: `"retriever"`, `"ranker"` or `"index"`.
+        ids: of the repositories, by the same words.
+        trainings, folders: of what is published, by the same words.
+        retriever: the saved retriever that encoded the passages of the index.
+        licences: `license` and `data_license` of `model_card`.
+    """
+    if what == "index":
+        about = read_json(folders["index"] / "index.json", {})
+        name = ids.get("retriever", f"{ids['index'].removesuffix('-index')}-retriever")
+        unit = read_retriever(retriever).similarity == "cosine"
+        return index_card(trainings["retriever"], about, ids["index"], name, normalised=unit)
+    partner = ids.get("ranker" if what == "retriever" else "retriever")
+    return model_card(trainings[what], folders[what], name=ids[what], partner=partner, **licences)
+
+
 @functools.cache
 def base_metadata(base: str) -> dict[str, Any]:
     """The licence and the languages that the README of a base model (a folder, package or Hub id) states."""
@@ -146,6 +173,7 @@ def _metadata(
 ) -> ModelCardData:
     ranker = training.role == "ranker"
     results = model_index(training)
+    sources = texts_of_sources(training.collection).values()
     methods: dict[str, None] = {}
     for stage in training.stages:
         if stage.trainer not in ("retriever", "ranker", "augment"):
@@ -159,12 +187,7 @@ def _metadata(
         pipeline_tag="text-ranking" if ranker else "sentence-similarity",
         tags=["sentence-transformers", *kinds, "hf-ar2", *methods],
         base_model=training.base if training.base in training.on_the_hub else None,
-        datasets=[
-            source
-            for source in texts_of_sources(training.collection).values()
-            if source in training.on_the_hub
-        ]
-        or None,
+        datasets=[source for source in sources if source in training.on_the_hub] or None,
         model_name=name.rsplit("/", 1)[-1] if results else None,
         eval_results=results or None,
     )
@@ -172,22 +195,17 @@ def _metadata(
 
 def _collection(training: Training) -> str:
     """What the model was trained on, in words, as a link if it is on the Hub."""
-    sources = list(texts_of_sources(training.collection).values())
     kind, _, packages = training.collection.partition(":")
     if kind == "python-packages":
         return (
             f"the code of {_listed(packages.split(','))} (functions as passages, the first sentences of their "
             "docstrings as queries)"
         )
-    on_the_hub = training.on_the_hub
-    return _listed(
-        [
-            f"[{name}](https://huggingface.co/datasets/{name})"
-            if name in on_the_hub
-            else f"`{short_name(name)}`"
-            for name in sources
-        ]
-    )
+    names = []
+    for name in texts_of_sources(training.collection).values():
+        link = f"[{name}](https://huggingface.co/datasets/{name})"
+        names.append(link if name in training.on_the_hub else f"`{short_name(name)}`")
+    return _listed(names)
 
 
 def _generated(sources: Mapping[str, Mapping[str, int]]) -> list[str]:

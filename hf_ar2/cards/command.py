@@ -12,9 +12,8 @@ def how_to_finish(run: str | Path) -> str:
     """What finishes an interrupted run, as a sentence: the command that started it, which continues it."""
     again = "Run the command that started it again to continue"
     try:
-        script, recipe, *options = shlex.split(
-            read_json(Path(run) / "environment.json", {}).get("command", "")
-        )
+        command = read_json(Path(run) / "environment.json", {}).get("command", "")
+        script, recipe, *options = shlex.split(command)
     except ValueError:  # no command, or one whose quotes were lost
         return again
     folder = Path(script).parent

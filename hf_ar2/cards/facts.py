@@ -140,6 +140,10 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
     metrics, chosen = read_json(folder / "metrics.json", {}), read_json(folder / CHOSEN, {})
     splits = list(dict.fromkeys(split for systems in metrics.values() for split in systems))
     base = first_model(role, str(source), stages)
+    notes = (
+        query_note(environment.get("query_sources") or {}, splits),
+        part_note(read_json(folder / PLAN, {}), chosen, splits),
+    )
     return Training(
         role=role,
         name=str(recipe.get("name", folder.name)),
@@ -155,10 +159,7 @@ def training_of_run(folder: str | Path, recipe: Mapping[str, Any], role: str) ->
         row=row,
         chosen=chosen,
         other_texts=_other_texts(folder, recipe, served[role]) if role == "retriever" else "",
-        notes=_notes(
-            query_note(environment.get("query_sources") or {}, splits),
-            part_note(read_json(folder / PLAN, {}), chosen, splits),
-        ),
+        notes=list(filter(None, notes)),
     )
 
 
@@ -236,6 +237,10 @@ def training_of_trainer(
     base = next(
         stage["sources"][role] for stage in (*earlier, record) if role in stage.get("trained", (role,))
     )
+    splits = dict.fromkeys(name for row in metrics.values() for name in row)
+    notes = [query_note(query_sources or {}, splits)]
+    if metrics and limit < total:
+        notes.append(part_sentence(split, f"about {limit:,} of {total:,} passages"))
     return Training(
         role=role,
         name=record["name"],
@@ -244,12 +249,7 @@ def training_of_trainer(
         base=base,
         environment={**describe_environment(), "query_sources": query_sources or {}},
         metrics=metrics,
-        notes=_notes(
-            query_note(query_sources or {}, dict.fromkeys(name for row in metrics.values() for name in row)),
-            part_sentence(split, f"about {limit:,} of {total:,} passages")
-            if metrics and limit < total
-            else "",
-        ),
+        notes=list(filter(None, notes)),
         rerank_depth=rerank_depth,
         on_the_hub=[
             name for name in (*texts_of_sources(record["collection"]).values(), base) if hub_id(name)
@@ -265,10 +265,6 @@ def source_name(source: Any) -> str:
 def source_changes(source: Any) -> dict[str, Any]:
     """The settings changed in the model that a role starts from."""
     return {key: value for key, value in source.items() if key != "from"} if isinstance(source, dict) else {}
-
-
-def _notes(*notes: str) -> list[str]:
-    return [note for note in notes if note]
 
 
 def _other_texts(folder: Path, recipe: Mapping[str, Any], retriever: Any) -> str:

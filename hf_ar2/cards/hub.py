@@ -29,6 +29,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_ar2.cards.facts import hub_id
 from hf_ar2.cards.mark import CARD, edited_card, is_edited
 from hf_ar2.cards.results import eval_result_files
+from hf_ar2.files import files_in
 from hf_ar2.models.lora import adapter_base
 from hf_ar2.models.saved import read_ranker, read_retriever
 from hf_ar2.terminal import counted
@@ -47,8 +48,6 @@ _OF_A_CHECKPOINT = re.compile(
     r"|(config_sentence_transformers|sentence_bert_config)\.json|tokenizer[^/]*|vocab\.[^/]+|merges\.txt|[^/]+\.model"
     r"|(special_tokens_map|added_tokens)\.json)"
 )
-# Files that are not published: the card is rendered again, and training_args.bin describes this machine.
-_NOT_PUBLISHED = {CARD, "training_args.bin"}
 
 
 def publish(
@@ -267,17 +266,10 @@ def _commit(api: HfApi, part: _Part, message: str, replace_card: bool) -> Commit
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Path in the repository → file."""
-    files = {
-        path.relative_to(folder): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in _NOT_PUBLISHED
-    }
-    return {
-        inside.as_posix(): path
-        for inside, path in files.items()
-        if not any(part.startswith((".", "__")) for part in inside.parts)
-    }
+    """Path in the repository → file, without the card, which is rendered again, and files about this machine."""
+    files = {path.relative_to(folder).as_posix(): path for path in files_in(folder)}
+    private = re.compile(r"(.*/)?(__.*|training_args\.bin)")
+    return {inside: path for inside, path in files.items() if not private.fullmatch(inside)}
 
 
 def _attempt(id: str, action: Callable[[], Result]) -> Result:

@@ -20,7 +20,7 @@ _STAGES = "hf_ar2_stages"
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
-    """The settings that may affect the result: this library's, and those of transformers that are not the default."""
+    """The settings that may affect the result: all of this library, and transformers' where not the default."""
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     classes = [cls for cls in type(args).__mro__ if cls not in TrainingArguments.__mro__]
     ours = {name for cls in classes for name in inspect.get_annotations(cls)}

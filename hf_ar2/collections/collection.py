@@ -266,8 +266,7 @@ class Collection:
             rows = self.judgments(split).query_rows
         if "source" not in self.queries.column_names:
             return {"": len(rows)}
-        counted = Counter(source or "" for source in self.queries.select(rows)["source"])
-        return {source: counted[source] for source in sorted(counted)}
+        return dict(sorted(Counter(source or "" for source in self.queries.select(rows)["source"]).items()))
 
     def with_queries(self, extra: datasets.Dataset) -> Collection:
         """The collection with more queries, appended so that rows do not change. Queries it already has are ignored.
@@ -397,8 +396,6 @@ class Collection:
             lines.append(f"  training lists: {len(self.lists):,}")
         if self.skipped:
             skipped = [counted(count, cause) for cause, count in self.skipped.items()]
-            few = len(skipped) < 4
-            lines.append(
-                "  skipped: " + ", ".join(skipped) if few else "\n    ".join(["  skipped:", *skipped])
-            )
+            few, each = ", ".join(skipped), "\n    ".join(["", *skipped])
+            lines.append(f"  skipped: {few}" if len(skipped) < 4 else f"  skipped:{each}")
         return "\n".join(lines)

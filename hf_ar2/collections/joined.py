@@ -142,12 +142,12 @@ def sources_of(source: Any) -> dict[str, tuple[Any, float]] | None:
 
 def source_text(source: Any) -> str:
     """The source of a collection, or of several, as one line that `load_collection` takes."""
-    if isinstance(source, str | Path) and (several := sources_of(source)) is None:
+    several = sources_of(source)
+    if several is None and isinstance(source, str | Path):
         return str(source)
-    several = sources_of(source) or {}
     body = {
         name: str(path) if weight == 1 else {"path": str(path), "weight": weight}
-        for name, (path, weight) in several.items()
+        for name, (path, weight) in (several or {}).items()
     }
     return yaml.safe_dump(body, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
@@ -194,9 +194,8 @@ def _stacked(tables: Mapping[str, datasets.Dataset], features: datasets.Features
     for field in schema:
         chunks: list[pa.Array] = []
         for name, table in tables.items():
-            there = next(
-                (one for one in (field.name, shown.get(field.name)) if one in table.column_names), None
-            )
+            names = (field.name, shown.get(field.name))
+            there = next((name for name in names if name in table.column_names), None)
             if there is None:  # this table has no answers or no source
                 empty: Any = [] if pa.types.is_list(field.type) else ""
                 chunks.append(pa.array([empty] * len(table), field.type))

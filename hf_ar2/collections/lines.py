@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from hf_ar2.collections.problems import CollectionError, Problems
+from hf_ar2.files import write_text
 from hf_ar2.terminal import counted
 
 # A small gzip file can hold a line that fills the memory.
@@ -73,10 +73,7 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 def write_lines(file: Path, lines: Iterable[str]) -> None:
     """Writes a UTF-8 file atomically; the lines have no line endings."""
-    unfinished = file.with_name(f"{file.name}.partial")
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(f"{line}\n" for line in lines)
-    os.replace(unfinished, file)
+    write_text(file, (f"{line}\n" for line in lines))
 
 
 def tab_separated(

@@ -130,9 +130,7 @@ def with_questions(collection: Collection, file: str | Path) -> Collection:
     extra = datasets.Dataset.from_dict({"id": list(questions), "text": list(questions.values())})
     extended = collection.with_queries(extra)
     _warn(file, "questions that are also training queries", _trained_on(collection, questions))
-    triples = [
-        (query, passage, grade) for query in questions for passage, grade in judged.get(query, {}).items()
-    ]
+    triples = [(query, *pair) for query in questions for pair in judged.get(query, {}).items()]
     known = rows_of([passage for _, passage, _ in triples], arrow_column(collection.corpus, "id")) >= 0
     path = qrels_of(file)
     gone = [passage for (_, passage, _), there in zip(triples, known, strict=True) if not there]

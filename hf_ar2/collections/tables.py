@@ -54,11 +54,7 @@ def dataset_of(columns: Mapping[str, Sequence | np.ndarray], features: datasets.
 
 
 def read_parquet(files: Sequence[Path]) -> datasets.Dataset:
-    """The rows of parquet files, in order.
-
-    Raises:
-        CollectionError: A file cannot be read, or the files have different columns.
-    """
+    """The rows of parquet files, in order; CollectionError if one cannot be read or has other columns."""
     try:
         return datasets.Dataset(pa.concat_tables([pq.read_table(file) for file in files]))
     except (pa.ArrowException, OSError) as error:
@@ -68,9 +64,7 @@ def read_parquet(files: Sequence[Path]) -> datasets.Dataset:
 def query_features(columns: Iterable[str]) -> datasets.Features:
     """Features of queries with these columns, out of `id`, `text`, `answers` and `source`."""
     given = set(columns)
-    return datasets.Features(
-        {name: _ALL_QUERY_FEATURES[name] for name in _ALL_QUERY_FEATURES if name in given}
-    )
+    return datasets.Features({name: of for name, of in _ALL_QUERY_FEATURES.items() if name in given})
 
 
 def check_columns(place: str, dataset: datasets.Dataset, expected: Sequence[str]) -> None:

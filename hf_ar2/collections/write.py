@@ -53,11 +53,9 @@ def write_beir(collection: Collection, folder: Path) -> None:
     for split, rows in collection.answer_splits.items():
         listed = collection.queries.select(rows)
         lists[Path(ANSWER_SPLITS, f"{split}.tsv")] = _lines(ANSWER_SPLIT_HEADER, listed, ["id"])
-    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "corpus.jsonl", _json_lines(collection.corpus))
     write_lines(folder / "queries.jsonl", _json_lines(collection.queries))
     for path, lines in lists.items():
-        (folder / path).parent.mkdir(exist_ok=True)
         write_lines(folder / path, lines)
     if collection.lists is not None:
         partial = folder / f"{LISTS}.partial"
@@ -72,11 +70,7 @@ def write_beir(collection: Collection, folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that a folder is new, empty or a BEIR folder, apart from `WORK`.
-
-    Raises:
-        CollectionError: It has other content.
-    """
+    """Checks that a folder is new, empty or a BEIR folder, apart from `WORK`; CollectionError if not."""
     if not folder.exists():
         return
     others = folder.is_dir() and any(path.name != WORK for path in folder.iterdir())

@@ -46,8 +46,7 @@ class Batches:
                 if found.done():  # cancelled, at the end of the server
                     continue
                 if results is None:
-                    found.set_exception(
-                        HTTPException(500, "the search failed; see the terminal of the server")
-                    )
+                    message = "the search failed; see the terminal of the server"
+                    found.set_exception(HTTPException(500, message))
                 else:
                     found.set_result(results[place])

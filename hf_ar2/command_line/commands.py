@@ -188,16 +188,11 @@ def search(arguments: argparse.Namespace) -> None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives input() a history and editing keys)
         print("Type a query; an empty line quits.")
-        while query := _asked():
-            print_hits(system, query, arguments)
-
-
-def _asked() -> str:
-    try:
-        return input("\nquery> ").strip()
-    except EOFError:
-        print()
-        return ""
+        try:
+            while query := input("\nquery> ").strip():
+                print_hits(system, query, arguments)
+        except EOFError:
+            print()
 
 
 _READER_OPTIONS = ("skip", "max_passages", "queries", "endings", "all_headings")

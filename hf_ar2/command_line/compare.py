@@ -53,9 +53,8 @@ class Systems:
     @property
     def first(self) -> str:
         """The system that the others are compared with: the first one but BM25, which run folders list before it."""
-        return next(
-            (name for name in self.files if name.split("/")[-1] != LEXICAL_ROW), next(iter(self.files))
-        )
+        others = [name for name in self.files if name.split("/")[-1] != LEXICAL_ROW]
+        return others[0] if others else next(iter(self.files))
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -102,9 +101,8 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
         path = Path(name)
         if name in folders:
             before = f"{path.resolve().name}/" if len(folders) > 1 else ""
-            named += [
-                (before + row, file) for row, file in _row_files(path, folders[name], split, found.notes)
-            ]
+            files = _row_files(path, folders[name], split, found.notes)
+            named += [(before + row, file) for row, file in files]
         elif path.is_file():
             named.append((re.sub(r"(\.(trec|run|txt|tsv))?(\.gz)?$", "", path.name), path))
         else:
@@ -120,7 +118,7 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
 
 
 def _with_lexical_once(named: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """The systems with BM25 listed once, as `BM25`, if it has ranked alike in all runs."""
+    """The systems with BM25 listed once, as `BM25`, if its ranking is the same in all runs."""
     lexical = [path for name, path in named if name.split("/")[-1] == path.parent.name == LEXICAL_ROW]
     rankings = [[line.split()[:4] for _, line in numbered_lines(path)] for path in lexical]
     if not lexical or any(ranking != rankings[0] for ranking in rankings):

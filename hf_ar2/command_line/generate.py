@@ -54,9 +54,8 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     store = ReplyStore(work / "generated.jsonl")
     replies = write_replies(writer, list(passages["id"]), texts, store)
     writer.close()
-    pairs, dropped = select_questions(
-        dict(zip(rows.tolist(), replies, strict=True)), collection.queries["text"]
-    )
+    by_row = dict(zip(rows.tolist(), replies, strict=True))
+    pairs, dropped = select_questions(by_row, collection.queries["text"])
     if pairs:
         found = retrieves_passage(collection, pairs, retriever, arguments.filter_depth, work / "filter")
         dropped[NOT_RETRIEVED] += int((~found).sum())
@@ -96,11 +95,7 @@ def open_writer(arguments: argparse.Namespace) -> Writer:
 
 
 def default_filter() -> str:
-    """The default retriever of the filter.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """The default retriever of the filter; ValueError if it is not installed."""
     package = DEFAULT_FILTER.removeprefix("package:").partition("/")[0]
     if importlib.util.find_spec(package) is None:
         raise ValueError(

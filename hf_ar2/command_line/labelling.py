@@ -25,7 +25,7 @@ def pooled(lists: Sequence[Sequence[Hit]], seed: str) -> list[Hit]:
 class Labelling:
     """Goes through the questions of a file, and saves the judgments after each in its qrels file.
 
-    A question is shown if some passage that was found for it is not judged, so that judgments are shared between runs.
+    A question is shown if a passage that was found for it is not judged yet: runs share their judgments.
 
     Attributes:
         questions: id -> text.

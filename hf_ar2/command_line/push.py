@@ -6,17 +6,17 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.card import index_card, model_card
+from hf_ar2.cards.card import model_card, published_card
 from hf_ar2.cards.facts import CHOSEN, ROLES, is_trained, served_name, training_of_run
 from hf_ar2.cards.hub import INDEX_FILES, check_loads, hub_token, publish
 from hf_ar2.command_line.card_view import terminal_text
 from hf_ar2.command_line.open import opened_system, quiet
 from hf_ar2.files import read_json
 from hf_ar2.index.frozen import FrozenIndex
-from hf_ar2.models.saved import read_retriever
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import SEARCHED_INDEX
 from hf_ar2.terminal import visible_lines
@@ -53,21 +53,11 @@ def push(arguments: argparse.Namespace) -> None:
             folders["index"] = _index_of(arguments, run, Path(temporary))
         for part, folder in folders.items():
             check_loads(part, folder)
-
-        def card_of(what: str, ids: Mapping[str, str]) -> str:
-            if what == "index":
-                retriever = ids.get("retriever", f"{ids['index'].removesuffix('-index')}-retriever")
-                about = read_json(folders["index"] / "index.json", {})
-                unit = read_retriever(run / "retriever").similarity == "cosine"
-                return index_card(trainings["retriever"], about, ids["index"], retriever, normalised=unit)
-            partner = ids.get("ranker" if what == "retriever" else "retriever")
-            licences = _licences(arguments)
-            return model_card(trainings[what], folders[what], name=ids[what], partner=partner, **licences)
-
+        about: dict[str, Any] = {"trainings": trainings, "folders": folders, "retriever": run / "retriever"}
         commits = publish(
             folders,
             arguments.name,
-            card_of,
+            partial(published_card, **about, licences=_licences(arguments)),
             private=arguments.private or None,
             replace_card=arguments.replace_card,
         )

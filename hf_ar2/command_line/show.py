@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from hf_ar2.evaluation.systems import out_of_reach
 from hf_ar2.search.system import Hit, SearchSystem
-from hf_ar2.terminal import counted, visible
+from hf_ar2.terminal import column_widths, counted, visible
 
 
 def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> str:
@@ -72,11 +71,8 @@ def ordinal(number: int) -> str:
 
 
 def clip(text: str, width: int) -> str:
-    """The beginning of a text that fits into `width` columns of a terminal, with … where it was cut.
-
-    Chinese, Japanese and Korean characters take two columns.
-    """
-    ends = np.cumsum([2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text])
+    """The beginning of a text that fits into `width` columns of a terminal, with … where it was cut."""
+    ends = np.cumsum(column_widths(text))
     if not len(ends) or ends[-1] <= width:
         return text
     return text[: int(np.searchsorted(ends, width - 1, side="right"))] + "…"

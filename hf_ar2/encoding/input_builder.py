@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class InputBuilder:
     """Model inputs from stored token ids, equal to what the tokenizer returns for the texts.
 
-    Special tokens and their segments are found by tokenising two probes, so no model needs rules of its own.
+    Special tokens and their segments are found by tokenising two probes, so no model needs special rules.
 
     Args:
         tokenizer: one with a padding token; its padding and truncation sides are used.
@@ -78,11 +78,9 @@ class InputBuilder:
         first, second = self._kept_of_pairs(query_store.lengths[queries], passage_store.lengths[passages])
         return self._build(self._pair, [(query_store, queries, first), (passage_store, passages, second)])
 
-    def single_lengths(
-        self, store: TokenStore, rows: np.ndarray | Sequence[int], max_length: int | None = None
-    ) -> np.ndarray:
+    def single_lengths(self, store: TokenStore, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Tokens of each row as `single` builds it, without padding: int64 [B]."""
-        limit = self._text_tokens(self._single, max_length or self.max_length)
+        limit = self._text_tokens(self._single, self.max_length)
         return np.minimum(store.lengths[np.asarray(rows, np.int64)], limit) + self._single.added
 
     def pair_lengths(

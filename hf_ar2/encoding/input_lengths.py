@@ -15,7 +15,7 @@ _NO_LIMIT = 10**6
 
 
 def text_prompt(ranker: CrossEncoder) -> str:
-    """The prompt that is part of the query's text; a chat template has it in a message of its own."""
+    """The prompt that is part of the query's text; a chat template puts it into a separate message."""
     return "" if reads_messages(ranker) else ranker_prompt(ranker)
 
 

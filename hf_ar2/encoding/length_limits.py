@@ -57,9 +57,8 @@ def truncations(
     if ranker is not None and positives is not None:
         queries = np.repeat(positives.query_rows, np.diff(positives.offsets))
         stores = ranker.query_store, queries, ranker.passage_store, positives.passage_rows
-        found.append(
-            Truncation("pairs", _mean(ranker.builder.pair_truncated(*stores)), ranker.builder.max_length)
-        )
+        cut = ranker.builder.pair_truncated(*stores)
+        found.append(Truncation("pairs", _mean(cut), ranker.builder.max_length))
     return found
 
 

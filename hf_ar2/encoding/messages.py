@@ -28,7 +28,7 @@ class MessagePairs:
     def __init__(
         self, ranker: CrossEncoder, collection: Collection, texts: TextConfig, max_length: int
     ) -> None:
-        # A copy without weights, for worker processes are given one.
+        # A copy without weights, because each worker process gets one.
         self.reader: Any = copy.copy(ranker[0])
         self.reader.__dict__["_modules"] = {"model": SimpleNamespace(config=ranker.config)}
         self.prompt = ranker_prompt(ranker) or None

@@ -152,7 +152,7 @@ def _receive(ranks: Processes, path: Path | None, described: tuple[int, str], so
 
 
 def _raise_first(errors: list[OSError | None]) -> None:
-    """Raise on every rank what one of them met, so that none waits for it."""
+    """Raise the first error of any rank on all ranks, so that none waits for another."""
     for error in errors:
         if error is not None:
             raise error

@@ -69,16 +69,9 @@ def check_inputs(
 
 def _shortened(texts: TextConfig) -> TextConfig:
     """Lengths that cost little to run."""
-
-    def short(length: int | None) -> int:
-        return _RUN_TOKENS if length is None else min(length, _RUN_TOKENS)
-
-    return replace(
-        texts,
-        max_query_length=short(texts.max_query_length),
-        max_passage_length=short(texts.max_passage_length),
-        max_pair_length=short(texts.max_pair_length),
-    )
+    names = ("max_query_length", "max_passage_length", "max_pair_length")
+    short: dict[str, Any] = {name: min(getattr(texts, name) or _RUN_TOKENS, _RUN_TOKENS) for name in names}
+    return replace(texts, **short)
 
 
 def _probe_collection(model: Any, collection: Collection, texts: TextConfig) -> Collection:
@@ -137,11 +130,8 @@ def _check_ranker(
     inputs = RankerInputs(ranker, probe, cache, texts, show_progress=False)
     queries, passages = list(probe.queries["text"]), texts.passage_texts(probe)
     # Each passage once, each query at least once, and the long one with a long passage.
-    query_rows, passage_rows = np.arange(len(passages)) % len(queries), np.arange(len(passages))
-    query_rows, passage_rows = (
-        np.append(query_rows, len(queries) - 1),
-        np.append(passage_rows, len(passages) - 2),
-    )
+    query_rows = np.append(np.arange(len(passages)) % len(queries), len(queries) - 1)
+    passage_rows = np.append(np.arange(len(passages)), len(passages) - 2)
     prompt, limit = text_prompt(ranker), texts.max_query_length
     cut = [first_tokens(query, ranker.tokenizer, limit, prompt) for query in queries]
     pairs = [(cut[query], passages[passage]) for query, passage in zip(query_rows, passage_rows, strict=True)]
@@ -162,7 +152,7 @@ def _check_ranker(
 def _compare_tokens(
     method: str, read: list[Any], ours: dict[str, Tensor], theirs: Any, chat: bool = False
 ) -> None:
-    if "cu_seq_lens_q" in theirs:  # without padding, as Flash Attention reads it: outputs are compared
+    if "cu_seq_lens_q" in theirs:  # no padding, as Flash Attention reads it; only the outputs are compared
         return
     advice = _NO_CHAT if chat else _ADVICE
     found = _ids_of_rows(ours, len(read))
@@ -170,8 +160,8 @@ def _compare_tokens(
     for text, here, there in zip(read, found, expected, strict=True):
         if here != there:
             raise ValueError(
-                f"{_difference(method, text)} have these token ids here: {_shown(here)} ({_count(here)}), and these in "
-                f"sentence-transformers: {_shown(there)} ({_count(there)}). {advice}"
+                f"{_difference(method, text)} have these token ids here: {_shown(here)}, and these in "
+                f"sentence-transformers: {_shown(there)}. {advice}"
             )
 
 
@@ -181,14 +171,13 @@ def _compare_outputs(
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     found, expected = found.reshape(len(read), -1), expected.reshape(len(read), -1)
     allowed = _TOLERANCE.get(dtype, _TOLERANCE[torch.float32]) * max(1e-3, float(np.nanmax(np.abs(expected))))
+    row = 0
     if found.shape == expected.shape:
         both_nan = np.isnan(found) & np.isnan(expected)
         gaps = np.where(both_nan, 0, np.abs(found - expected)).max(axis=1)
         row = int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps)))
         if gaps[row] <= allowed:
             return
-    else:
-        row = 0
     raise ValueError(
         f"{_difference(method, read[row])} give {_numbers(found[row])} here, and {_numbers(expected[row])} in "
         f"sentence-transformers. {_ADVICE}"
@@ -220,13 +209,10 @@ def _ids_of_rows(features: Any, rows: int) -> list[list[int] | None]:
 
 
 def _shown(ids: list[int] | None) -> str:
-    if ids is None:
-        return "none"
-    return str(ids) if len(ids) <= 24 else f"{str(ids[:12])[:-1]}, ..., {str(ids[-12:])[1:]}"
-
-
-def _count(ids: list[int] | None) -> str:
-    return counted(len(ids or ()), "tokens")
+    text = "none" if ids is None else str(ids)
+    if ids is not None and len(ids) > 24:
+        text = f"{str(ids[:12])[:-1]}, ..., {str(ids[-12:])[1:]}"
+    return f"{text} ({counted(len(ids or ()), 'tokens')})"
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -61,11 +61,8 @@ class TokenStore:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is None:
             return TokenStore, (self.ids, self.offsets, self.fingerprint, self.max_tokens)
-        return TokenStore.open, (
-            self.folder,
-            self.fingerprint,
-            False,
-        )  # a worker maps the files, which its parent has checked, instead of getting a copy
+        # A worker maps the files, which its parent has checked, instead of getting a copy.
+        return TokenStore.open, (self.folder, self.fingerprint, False)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -142,9 +139,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     if backend is None:
         state: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
         folders = ("name_or_path", "tokenizer_file", *tokenizer.vocab_files_names)
-        state["options"] = {
-            key: str(value) for key, value in tokenizer.init_kwargs.items() if key not in folders
-        }
+        given = tokenizer.init_kwargs.items()
+        state["options"] = {key: str(value) for key, value in given if key not in folders}
     else:
         state = json.loads(backend.to_str())
         state["truncation"] = state["padding"] = None
@@ -214,7 +210,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         return folder.exists() and TokenStore.open(folder) is not None
     except (FileNotFoundError, DamagedFile) as error:
-        logger.warning(f"{error} This is done now.")
+        logger.warning(f"{error} It is made again now.")
         shutil.rmtree(folder, ignore_errors=True)
         return False
 
@@ -228,7 +224,7 @@ def _write_store(
     description: str,
     show_progress: bool,
 ) -> None:
-    """Tokenise, each rank its share into files of its own, which the first one joins."""
+    """Tokenise: each rank writes the files of its share, and the first rank joins them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of this call alone: another run may tokenise the same texts at the same time.
     name = ranks.of_first(f".{folder.name}-{secrets.token_hex(4)}.partial")

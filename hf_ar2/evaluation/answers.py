@@ -79,9 +79,7 @@ def answer_hits(
     hits = np.zeros(retrieved.shape, bool)
     for i, rows in enumerate(retrieved.tolist()):
         if isinstance(answers[i], str):
-            raise ValueError(
-                f"answers of query {i} are the string {answers[i]!r}; expected a list of strings"
-            )
+            raise ValueError(f"answers of query {i} are the string {answers[i]!r}; expected a list")
         wanted = [token_string(answer) for answer in answers[i]]
         hits[i] = [row >= 0 and _contains(cache[row], wanted) for row in rows]
     return hits

@@ -119,7 +119,7 @@ def average_precision(gains: np.ndarray, num_relevant: np.ndarray, k: int | None
     """Mean precision at the ranks of a query's relevant passages: float64 `[Q]`; its mean over queries is MAP.
 
     A relevant passage that is not among the first k (None: the whole list) counts 0, as in trec_eval's `map`
-    and `map_cut`. The mean over queries is MAP.
+    and `map_cut`.
     """
     rows, columns = np.nonzero(_first(gains, gains.shape[1] if k is None else k) > 0)
     nth_of_query = np.arange(len(rows)) - np.searchsorted(rows, rows) + 1
@@ -136,9 +136,8 @@ def parse_metric(name: str) -> tuple[str, int | None]:
     aliases = {"rr": "mrr", "r": "recall", "success": "hit_rate", "accuracy": "hit_rate", "ap": "map"}
     near = [aliases[measure]] if measure in aliases else difflib.get_close_matches(measure, MEASURES, n=1)
     depth = cutoff if cutoff.isdigit() and int(cutoff) > 0 else "10"
-    hint = "".join(
-        f"did you mean {name if name == 'map' and not cutoff else f'{name}@{depth}'!r}? " for name in near
-    )
+    near = [name if name == "map" and not cutoff else f"{name}@{depth}" for name in near]
+    hint = "".join(f"did you mean {name!r}? " for name in near)
     raise ValueError(
         f"unknown metric {name!r}; {hint}Metrics are {', '.join(f'{measure}@k' for measure in MEASURES)} "
         "with a cutoff k of at least 1, and map"

@@ -125,7 +125,6 @@ def write_run(
     """Write a run, with nine significant digits of each score, enough to read the same float32 back.
 
     Args:
-        path: the file.
         query_ids: Q ids, of the queries of the rankings.
         passage_ids: id of every passage of the corpus, by row.
         rows: int `[Q, K]`, passage rows, best first, -1 padded.
@@ -179,7 +178,6 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
     rank, and equal ranks keep the order of the lines.
 
     Args:
-        path: the file.
         query_ids, passage_ids: the ids of all queries and passages, by row.
 
     Raises:
@@ -216,13 +214,10 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
     equal = same_query & (rank[order][1:] == rank[order][:-1])
     contradicted = same_query & ~equal & (score[order][1:] > score[order][:-1])
     if trec and (wrong := np.flatnonzero(equal | contradicted)).size:
-        at = order[wrong[0]], order[wrong[0] + 1]
+        two = sorted(columns["line"][order[wrong[0] : wrong[0] + 2]].tolist())
         problem = "have equal ranks" if equal[wrong[0]] else "have ranks that contradict their scores"
         logger.warning(
-            "%s: lines %d and %d %s, so the run is ordered by score, as trec_eval does",
-            path,
-            *sorted(columns["line"][list(at)].tolist()),
-            problem,
+            f"{path}: lines {two[0]} and {two[1]} {problem}, so the run is ordered by score, as trec_eval does"
         )
         # Ids in order, so that ties are broken without sorting the ids of the whole corpus.
         found, place = np.unique(passage, return_inverse=True)
@@ -274,7 +269,6 @@ def read_qrels(
     """Read a qrels file, `query_id 0 passage_id relevance`.
 
     Args:
-        path: the file.
         query_ids, passage_ids: the ids of all queries and passages, by row.
 
     Raises:

@@ -38,7 +38,7 @@ def format_table(
 
     Floats get three decimals, None a dash; a note below the table explains NaN. Columns of numbers are aligned on the
     right, others on the left. If a text table is wider than `width` characters, its text columns are wrapped, the
-    widest first. A name that is longer than its column ends in …, and stands in full below the table.
+    widest first. A name that is longer than its column ends in …, and is given in full below the table.
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -187,10 +187,8 @@ def format_cell(value: Any) -> str:
     """A value as tables show it: floats with three decimals, None as a dash."""
     if value is None:
         return "–"
-    if isinstance(value, (float, np.floating)) and math.isnan(value):
-        return "NaN"
     if isinstance(value, (float, np.floating)):
-        return f"{value:.3f}"
+        return "NaN" if math.isnan(value) else f"{value:.3f}"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else visible(str(value))
 
 

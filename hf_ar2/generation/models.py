@@ -39,7 +39,7 @@ class ModelWriter:
         self.seq2seq = bool(config.is_encoder_decoder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        # A causal model continues from the end, so its padding is on the left.
+        # A causal model continues at the right end, so padding goes to the left.
         self.tokenizer.padding_side = "right" if self.seq2seq else "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

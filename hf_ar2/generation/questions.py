@@ -59,8 +59,9 @@ def write_replies(
     writer: Writer, ids: Sequence[str], passages: Sequence[str], store: ReplyStore
 ) -> list[list[str]]:
     """Replies for each passage, by its id and text; missing ones are written and stored, batch by batch."""
-    written_by = {name: getattr(writer, name) for name in ("prompt", "count", "seed")} | {
-        "model": writer.name
+    written_by = {
+        "model": writer.name,
+        **{name: getattr(writer, name) for name in ("prompt", "count", "seed")},
     }
     keys = [store_key(id, text, written_by) for id, text in zip(ids, passages, strict=True)]
     done = sum(key in store.replies for key in keys)

@@ -77,10 +77,8 @@ class Codebook(nn.Module):
 
     def write_back(self) -> None:
         """Copy the current centroids into the index."""
-        values = self.centroids.detach().float().cpu().numpy()
-        import_faiss().copy_array_to_vector(
-            np.ascontiguousarray(values).reshape(-1), self._inner.pq.centroids
-        )
+        values = np.ascontiguousarray(self.centroids.detach().float().cpu().numpy()).reshape(-1)
+        import_faiss().copy_array_to_vector(values, self._inner.pq.centroids)
 
 
 def _rotation(index: Any) -> Tensor:

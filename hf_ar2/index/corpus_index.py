@@ -61,9 +61,9 @@ class CorpusIndex:
     written last, so that an interrupted build leaves no index. Building from other weights replaces the files;
     processes that have the old ones open can still use them. The disk must hold both until the new index is complete.
 
-    Each of n processes encodes N/n successive rows into a file of its own (`embeddings-*.RANK-of-n.npy`). An index of
+    Each of n processes encodes N/n successive rows into a separate file (`embeddings-*.RANK-of-n.npy`). An index of
     the factory "Flat" that n > 1 processes build has no FAISS file: each searches its own rows for all queries, see
-    `search`. None then holds more than its N/n rows: as a memory map on a CPU, whose pages the system may drop, and as
+    `search`. Then each process holds only its N/n rows: on a CPU a memory map, whose pages the system may drop, and
     N/n·d·2 bytes on a GPU (N/n·d·4 more for float32 embeddings, if they fit). Any number of processes can open it.
 
     Attributes:
@@ -335,11 +335,8 @@ class CorpusIndex:
 
     def _new_searcher(self, start: int, stop: int) -> FaissSearcher | FlatSearcher | TorchSearcher:
         part = stop - start < self.ntotal
-        if (
-            not part
-            and self._faiss_index is not None
-            and not (self.factory == "Flat" and uses_torch(self.device))
-        ):
+        in_torch = self.factory == "Flat" and uses_torch(self.device)
+        if self._faiss_index is not None and not part and not in_torch:
             return FaissSearcher(self._faiss_index, self.device, self.search_parameters)
         if self.factory != "Flat":
             raise ValueError(

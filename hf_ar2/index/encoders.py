@@ -183,10 +183,9 @@ class Encoders:
         self, index: Any, queries: np.ndarray, k: int, within: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         ranks = self.processes
-        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         if ranks.world_size == 1:
-            scores, rows = index.search(queries, k, within=within)
-            return scores, rows
+            return index.search(queries, k, within=within)
+        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         by_rows = isinstance(index, CorpusIndex) and index.factory == "Flat"
         step = max(1, _CELLS_PER_EXCHANGE // (max(k, 1) * ranks.world_size))
         for start in range(0, len(queries), step):

@@ -57,21 +57,17 @@ class Encodings:
         Args:
             factory, dtype, options: of `CorpusIndex.build`.
         """
-        name = encoding_name(fingerprint, dtype)
         wanted = {"fingerprint": fingerprint, "factory": factory, "dtype": dtype}
-        found = next((folder for folder in self.kept if is_index(folder, wanted)), None)
-        if self.kept and (found := encoders.processes.of_first(found)) is not None:
-            return encoders.build_index(retriever, inputs, found, fingerprint, factory, dtype, **options)
-        return encoders.build_index(
-            retriever,
-            inputs,
-            self.folder / name,
-            fingerprint,
-            factory,
-            dtype,
-            on_encoded=lambda seconds: self._log_encoding(name, seconds),
-            **options,
-        )
+        folder = next((folder for folder in self.kept if is_index(folder, wanted)), None)
+        if self.kept:
+            folder = encoders.processes.of_first(folder)
+        if folder is None:
+            name = encoding_name(fingerprint, dtype)
+            folder = self.folder / name
+            options["on_encoded"] = lambda seconds: write_json(
+                self.folder / _LOG, [*self.log(), {"encoding": name, "seconds": round(seconds, 3)}]
+            )
+        return encoders.build_index(retriever, inputs, folder, fingerprint, factory, dtype, **options)
 
     def remove(self, name: str) -> None:
         """Delete an encoding; processes that have it open can still use it."""
@@ -88,10 +84,4 @@ class Encodings:
 
     def log(self) -> list[dict[str, Any]]:
         """An entry for each time the corpus was encoded: `encoding` (its name) and `seconds`."""
-        path = self.folder / _LOG
-        found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-        return found
-
-    def _log_encoding(self, name: str, seconds: float) -> None:
-        entries = [*self.log(), {"encoding": name, "seconds": round(seconds, 3)}]
-        write_json(self.folder / _LOG, entries)
+        return list(read_json(self.folder / _LOG, []))

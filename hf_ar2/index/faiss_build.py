@@ -61,7 +61,7 @@ def fill_faiss_index(index: Any, embeddings: np.ndarray | Shards, seed: int) -> 
 
 
 def _set_training(index: Any) -> None:
-    """Leave out polysemous codes, and warnings, hundreds of them, that 256 centroids need 9,984 passages."""
+    """Leave out polysemous codes, and the hundreds of warnings that 256 centroids need 9,984 passages."""
     faiss = import_faiss()
     if isinstance(index, faiss.IndexPreTransform):
         for number in range(index.chain.size()):
@@ -92,11 +92,7 @@ def faiss_bytes(index: Any, passages: int) -> int:
 
 
 def write_faiss_index(index: Any, path: Path) -> None:
-    """Write an index to `path`; an interrupted write leaves no file there.
-
-    Raises:
-        OSError: the disk is full.
-    """
+    """Write an index to `path`; an interrupted write, or an OSError of a full disk, leaves no file there."""
     faiss, temporary = import_faiss(), path.with_name(path.name + ".tmp")
     try:
         # Python's own file: FAISS does not check whether the end of its file was written.

@@ -46,16 +46,13 @@ def encoder_fingerprint(encoder: nn.Module) -> str:
         encoder: a `SentenceTransformer`, or the result of `tower`.
     """
     # Renumber the children: their names depend on modules that were removed before them.
-    modules = nn.Sequential(*(child for child in encoder.children() if "dropout" not in _kind(child).lower()))
+    kept = [child for child in encoder.children() if "dropout" not in type(child).__name__.lower()]
+    modules = nn.Sequential(*kept)
     configs = [_plain(module.config) for module in modules.modules() if isinstance(module, PreTrainedModel)]
     content: list[Any] = [weights_fingerprint(modules), [repr(child) for child in modules], configs]
     if adapters := adapter_settings(modules):
         content.append(adapters)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__
 
 
 def _plain(config: Any) -> dict[str, str]:
@@ -70,7 +67,7 @@ def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, p
     """32 hex digits that identify the contents of an index: weights, modules, dimensions, tokens, lengths, and
     `Encoders.precision`.
 
-    Of two separate towers only the passages' counts, so that training the query tower keeps the index valid.
+    Of two separate towers only that of the passages is read, so that training the other keeps the index valid.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in (

@@ -83,7 +83,8 @@ class FrozenIndex:
         self.vectors_are = vectors
         self.device = torch.device(device)
         self.ntotal, self.dim = faiss_index.ntotal, faiss_index.d
-        if vectors == "exact" and embeddings is None and not _keeps_vectors(faiss_index):
+        uncompressed = isinstance(faiss_index, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
+        if vectors == "exact" and embeddings is None and not uncompressed:
             raise ValueError(
                 f"vectors='exact': a {type(faiss_index).__name__} keeps only compressed vectors; use vectors='index', "
                 "the vectors that are searched when the model is served"
@@ -94,16 +95,14 @@ class FrozenIndex:
             self._positions[corpus_rows] = np.arange(len(corpus_rows))
         self._searcher: FaissSearcher | TorchSearcher
         if isinstance(faiss_index, faiss.IndexFlat) and uses_torch(device):
-            in_order = embeddings if corpus_rows is None else None
-            self._searcher = TorchSearcher(
-                in_order if in_order is not None else _stored_vectors(faiss_index), device
-            )
+            stored = embeddings if corpus_rows is None else None
+            if stored is None:
+                stored = _stored_vectors(faiss_index)
+            self._searcher = TorchSearcher(stored, device)
         else:
             self._searcher = FaissSearcher(faiss_index, device, search_parameters)
-        if self._decodes:
-            lists = faiss.try_extract_index_ivf(faiss_index)
-            if lists is not None:
-                lists.make_direct_map()  # needed to look up passages by number
+        if self._decodes and (lists := faiss.try_extract_index_ivf(faiss_index)) is not None:
+            lists.make_direct_map()  # needed to look up passages by number
 
     @classmethod
     def from_corpus_index(cls, index: CorpusIndex, writable: bool = False, **options: Any) -> FrozenIndex:
@@ -215,11 +214,6 @@ class FrozenIndex:
     @property
     def _decodes(self) -> bool:
         return self.vectors_are == "index" or self.embeddings is None
-
-
-def _keeps_vectors(index: Any) -> bool:
-    faiss = import_faiss()
-    return isinstance(index, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
 
 
 def _stored_vectors(index: Any) -> np.ndarray:

@@ -58,11 +58,7 @@ class LexicalIndex:
 
     @classmethod
     def build(cls, texts: Iterable[str], show_progress: bool = False) -> LexicalIndex:
-        """Index the texts of N passages.
-
-        Raises:
-            ValueError: no text contains a word.
-        """
+        """Index the texts of N passages; ValueError if no text contains a word."""
         tokens = [terms(text) for text in texts]
         if not any(tokens):
             raise ValueError(

@@ -31,17 +31,11 @@ def file_name(meta: dict[str, Any], rank: int | None = None, world_size: int = 1
     digest = hashlib.sha256(json.dumps([meta[field] for field in fields]).encode("utf-8")).hexdigest()[:16]
     if rank is None:
         return f"index-{digest}.faiss"
-    return (
-        f"embeddings-{digest}.npy" if world_size == 1 else f"embeddings-{digest}.{rank}-of-{world_size}.npy"
-    )
+    return f"embeddings-{digest}{'' if world_size == 1 else f'.{rank}-of-{world_size}'}.npy"
 
 
 def described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `meta.json` says of the files that the ranks wrote, by their reports.
-
-    Raises:
-        OSError: rows of a file are missing.
-    """
+    """What `meta.json` says of the files that the ranks report to have written; OSError if rows are missing."""
     for shard in shards:
         if missing := shard["missing"]:
             raise OSError(
@@ -49,10 +43,10 @@ def described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
                 f"{shard['rows'][1] - 1} were written and are not in the file, the first is that of row {missing[0]}. "
                 "The file system lost them: check it, or name another folder, and start again."
             )
-    kinds = shard_kinds({"rows": shards})
+    by_kind = dict(zip(shard_kinds({"rows": shards}), shards, strict=True))
     return {
-        "files": {kind: shard["name"] for kind, shard in zip(kinds, shards, strict=True)},
-        "bytes": {kind: shard["bytes"] for kind, shard in zip(kinds, shards, strict=True)},
+        "files": {kind: shard["name"] for kind, shard in by_kind.items()},
+        "bytes": {kind: shard["bytes"] for kind, shard in by_kind.items()},
         "rows": [shard["rows"] for shard in shards],
         "checksums": {shard["name"]: shard["checksum"] for shard in shards},
     }
@@ -65,11 +59,7 @@ def shard_kinds(meta: dict[str, Any]) -> list[str]:
 
 
 def open_shards(folder: Path, meta: dict[str, Any]) -> list[np.ndarray]:
-    """The memory maps of the embeddings.
-
-    Raises:
-        ValueError: a file holds another number of rows.
-    """
+    """The memory maps of the embeddings; DamagedFile if a file holds another number of rows."""
     shards = []
     for kind, (start, stop) in zip(shard_kinds(meta), meta["rows"], strict=True):
         path = folder / meta["files"][kind]
@@ -105,8 +95,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = read_json(path)
     except DamagedFile as error:
         raise DamagedFile(f"{error}: delete {folder} and build the index again") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+    found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+    if found != FORMAT:
         raise ValueError(
             f"{path}: this version cannot read the index: found format {found}, expected {FORMAT}. "
             f"Delete {folder} and build the index again."
@@ -121,7 +111,7 @@ def check_contents(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def forget_damaged(folder: Path) -> None:
-    """Delete the files of an index if one is damaged, and say so: it is built again."""
+    """Delete the files of an index if one is damaged, with a warning: it is built again."""
     try:
         if (folder / "meta.json").is_file():
             check_contents(folder, read_meta(folder))

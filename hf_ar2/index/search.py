@@ -124,12 +124,8 @@ class FaissSearcher:
                 self.index = faiss.index_cpu_to_gpu(self._resources, number, index)
                 self.on_gpu = True
             except RuntimeError as error:
-                logger.warning(
-                    "FAISS cannot copy this %s to %s, so it is searched on the CPU: %s",
-                    type(index).__name__,
-                    device,
-                    error,
-                )
+                kind = type(index).__name__
+                logger.warning(f"FAISS cannot copy this {kind} to {device}, so the CPU searches it: {error}")
         if search_parameters:
             if "ht=" in search_parameters:
                 raise ValueError("search_parameters: ht needs polysemous codes, which are not supported")

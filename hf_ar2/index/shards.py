@@ -71,11 +71,7 @@ def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
 
 
 def copy_array(array: np.ndarray | Shards, path: Path) -> None:
-    """Write an array `[N, d]` as a .npy file, complete or not at all.
-
-    Raises:
-        OSError: the disk is full.
-    """
+    """Write an array `[N, d]` as a .npy file, complete or not at all; OSError if the disk is full."""
     temporary = path.with_name(f"{path.name}.tmp")
     with writing(temporary, array.nbytes):
         new_array(temporary, array.dtype.name, array.shape)
@@ -95,7 +91,7 @@ def encode_shard(
     ranks: Processes,
     **options: Any,
 ) -> dict[str, Any]:
-    """Encode this process's share of the rows of a corpus into a file of its own.
+    """Encode this process's share of the rows of a corpus into a separate file.
 
     Args:
         meta: names the file, see `file_name`; it has `dtype` and `dim`.

@@ -108,11 +108,8 @@ def replace_pooling(retriever: SentenceTransformer, pooling: str) -> None:
     for parent in list(retriever.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Pooling):
-                setattr(
-                    parent,
-                    name,
-                    Pooling(child.embedding_dimension, pooling, include_prompt=child.include_prompt),
-                )
+                new = Pooling(child.embedding_dimension, pooling, include_prompt=child.include_prompt)
+                setattr(parent, name, new)
                 found = True
     if not found:
         raise ValueError(f"pooling={pooling!r}: the retriever has no pooling that could be replaced")

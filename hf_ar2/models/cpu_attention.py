@@ -37,7 +37,7 @@ def _attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Takes and returns what transformers' `sdpa_attention_forward` does, which it is in evaluation mode."""
+    """As transformers' `sdpa_attention_forward`, which is called in evaluation mode."""
     if not module.training or any(
         kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache")
     ):

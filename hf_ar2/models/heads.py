@@ -75,9 +75,8 @@ def to_one_logit(ranker: CrossEncoder) -> None:
         )
     old = model.get_submodule(heads[-1])
     assert isinstance(old, nn.Linear)
-    new = nn.Linear(
-        old.in_features, 1, old.bias is not None, device=old.weight.device, dtype=old.weight.dtype
-    )
+    like: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+    new = nn.Linear(old.in_features, 1, old.bias is not None, **like)
     with torch.no_grad():
         new.weight.copy_(old.weight[1:] - old.weight[:1])
         if old.bias is not None:

@@ -147,9 +147,8 @@ class JointModel(nn.Module):
 
     def _embed(self, inputs: dict[str, Any], task: Task) -> Tensor:
         assert self.retriever is not None
-        return torch.cat([embed(self.retriever, features, task) for features in inputs["chunks"]])[
-            inputs["order"]
-        ]
+        chunks = [embed(self.retriever, features, task) for features in inputs["chunks"]]
+        return torch.cat(chunks)[inputs["order"]]
 
 
 def save_models(model: JointModel, folder: str | Path, merge: bool = False) -> None:

@@ -125,9 +125,7 @@ def load_retriever(
         retriever = SentenceTransformer(resolve_model_name(model), device=device, **kwargs)
     if not any(isinstance(module, Transformer) for module in retriever.modules()):
         names = ", ".join(type(module).__name__ for module in retriever.children())
-        raise ValueError(
-            f"the retriever has no transformer, only {names}; expected a transformer and a pooling"
-        )
+        raise ValueError(f"the retriever has no transformer, only {names}; expected one and a pooling")
     set_padding_token(retriever)
     if layers is not None:
         keep_layers(retriever, layers)
@@ -255,16 +253,10 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _check_loaded(attn_implementation: str | None, trust_remote_code: bool, revision: str | None) -> None:
-    given = {
-        "attn_implementation": attn_implementation,
-        "trust_remote_code": trust_remote_code,
-        "revision": revision,
-    }
-    for name, value in given.items():
+    given = zip(LOADING_OPTIONS, (attn_implementation, trust_remote_code, revision), strict=True)
+    for name, value in given:
         if value:
-            raise ValueError(
-                f"{name}={value!r}: the model is loaded already; pass its name or its folder instead"
-            )
+            raise ValueError(f"{name}={value!r}: the model is loaded already; pass its name or folder")
 
 
 def similarity_of(retriever: SentenceTransformer) -> str:

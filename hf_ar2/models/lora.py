@@ -276,8 +276,6 @@ def save_model(model: Any, folder: str | Path, merge: bool = False) -> None:
 def adapter_base(folder: str | Path) -> str | None:
     """The base model of the adapters in a folder, a local folder or a Hub id; None if the folder holds none."""
     path = Path(folder, _CONFIG)
-    return (
-        str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        if path.is_file()
-        else None
-    )
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])

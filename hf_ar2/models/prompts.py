@@ -73,11 +73,7 @@ def set_ranker_prompt(ranker: CrossEncoder, prompts: Mapping[str, str] | None) -
 
 
 def check_prompts(prompts: Any) -> None:
-    """Check that prompts are a mapping from names to texts.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Check that prompts are a mapping from names to texts; ValueError if not."""
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise ValueError(
             f"prompts: found {prompts!r}, expected names and texts, such as {{query: 'query: ', document: 'passage: '}}"

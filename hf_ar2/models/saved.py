@@ -150,25 +150,14 @@ def _dimension(folder: Path, modules: list[tuple[str, str]], truncated: int | No
 
 def _require_transformer(folder: Path, place: str, role: str) -> None:
     base = adapter_base(folder / place)
-    if base is not None:
-        _require(
-            folder,
-            role,
-            *(
-                f"{place}/{name}".lstrip("/")
-                for name in ("adapter_model.safetensors", "tokenizer_config.json")
-            ),
+    names = "config.json" if base is None else "adapter_model.safetensors", "tokenizer_config.json"
+    _require(folder, role, *(f"{place}/{name}".lstrip("/") for name in names))
+    if base is not None and Path(base).is_absolute() and not Path(base).is_dir():
+        raise ValueError(
+            f"{folder / place / 'adapter_config.json'}: the base model of the adapters, {base}, does not exist. "
+            "Put it there again, or correct base_model_name_or_path"
         )
-        if Path(base).is_absolute() and not Path(base).is_dir():
-            raise ValueError(
-                f"{folder / place / 'adapter_config.json'}: the base model of the adapters, {base}, does not exist. "
-                "Put it there again, or correct base_model_name_or_path"
-            )
-        return
-    _require(
-        folder, role, *(f"{place}/{name}".lstrip("/") for name in ("config.json", "tokenizer_config.json"))
-    )
-    if not any((folder / place / name).is_file() for name in _WEIGHTS):
+    if base is None and not any((folder / place / name).is_file() for name in _WEIGHTS):
         raise ValueError(
             f"{folder / place}: no {' or '.join(_WEIGHTS)}; a {role} is published with its weights in safetensors. "
             "Save it again with save_pretrained"

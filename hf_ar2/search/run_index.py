@@ -15,8 +15,8 @@ from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.frozen import FrozenIndex
 
-# The folders in a run of the index that `hf-ar2 search` uses, of the one over passages without the headings that are
-# queries, which `hf-ar2 evaluate` uses, and of what `hf-ar2 label` needs besides.
+# Folders of a run: the index of `hf-ar2 search`; that of `hf-ar2 evaluate`, over passages without the headings that
+# are queries; and what else `hf-ar2 label` needs.
 INDEX, TRAINING_INDEX, LABEL = "index", "index_for_training", "label"
 # The folder in which an LTRe stage, and then the run, stores the index of the training, unless it is exact.
 SEARCHED_INDEX = "searched_index"

@@ -1,4 +1,4 @@
-"""Which settings affect the result. This library's say so in their metadata; those of transformers are listed here."""
+"""Which settings affect the result: for this library's the metadata says it, those of transformers are listed here."""
 
 from __future__ import annotations
 

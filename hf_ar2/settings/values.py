@@ -66,9 +66,8 @@ def fits(value: Any, hint: Any, limits: Mapping[str, Any]) -> bool:
         items = isinstance(value, list | tuple) and len(value) >= (limits.get("minimum") or 0)
         return items and all(fits(item, parts[0] if parts else Any, limits) for item in value)
     if kind in (dict, Mapping):
-        return isinstance(value, dict) and all(
-            fits(item, parts[1] if parts else Any, {}) for item in value.values()
-        )
+        of_items = parts[1] if parts else Any
+        return isinstance(value, dict) and all(fits(item, of_items, {}) for item in value.values())
     if isinstance(kind, type) and issubclass(kind, Enum):
         return value in [member.value for member in kind]
     return isinstance(value, kind)
@@ -112,9 +111,8 @@ def _alternatives(hint: Any) -> list[Any]:
 
 
 def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
-    return all(
-        compare(value, limits[name]) for name, (compare, _) in _LIMITS.items() if limits.get(name) is not None
-    )
+    given = {name: limit for name, limit in limits.items() if name in _LIMITS and limit is not None}
+    return all(_LIMITS[name][0](value, limit) for name, limit in given.items())
 
 
 def _range(limits: Mapping[str, Any]) -> str:

@@ -73,9 +73,7 @@ def sample_negatives(
     negatives is a prefix of the draw of more.
 
     Args:
-        pool: the candidates.
         indices: integers ``[B]``, pool entries (not query rows).
-        n: negatives per list.
         seed, positions: integer and integers ``[B]``, see the module's docstring.
         sampler: ``"uniform"``, ``"top"`` or ``"simans"``.
         simans_a: a, per squared unit of score: some hundreds for cosine scores, the paper's 0.5 for dot products.
@@ -112,7 +110,7 @@ def sample_negatives(
 def draw_members(shares: np.ndarray, count: int, *, seed: int, stream: int) -> np.ndarray:
     """Draw the collection of each training step, in proportion to the shares.
 
-    The uniform numbers behind it are multiples of the golden ratio modulo 1, from a seeded start, so that the
+    The uniform numbers of the draws are multiples of the golden ratio modulo 1, from a seeded start, so that the
     collections alternate and any stretch of steps has them close to their shares.
 
     Args:
@@ -163,7 +161,6 @@ def sample_more_positive_columns(
     Args:
         pool, indices, seed, positions: as in :func:`sample_negatives`.
         columns: integers ``[B]``, the positive each list has already, from :func:`sample_positive_columns`.
-        n: further positives per list.
         first: take them in the pool's order instead.
 
     Returns:
@@ -187,8 +184,6 @@ def sample_random_passages(
     """Draw ``n`` different passages of the corpus per list, excluding some rows: easy negatives.
 
     Args:
-        corpus_size: number of passages.
-        n: passages per list.
         seed, positions: as in :func:`sample_negatives`.
         exclude: integers ``[B, P]``, rows that a list must not get (its positives, or negatives that it has already),
             in any order; -1 pads.

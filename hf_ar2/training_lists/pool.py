@@ -221,9 +221,8 @@ def build_pool(
         relative_margin=relative_margin,
         max_score=max_score,
     )
-    kept_scores, kept_rows, dropped = drop_known(
-        scores, rows, known, positives.offsets, suspect, depth, range_min
-    )
+    offsets = positives.offsets
+    kept_scores, kept_rows, dropped = drop_known(scores, rows, known, offsets, suspect, depth, range_min)
     pool = CandidatePool(
         query_rows=np.asarray(positives.query_rows, dtype=np.int64),
         passage_rows=kept_rows,

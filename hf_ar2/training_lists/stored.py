@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from hf_ar2.collections import Collection
-from hf_ar2.collections.lines import json_lines
+from hf_ar2.collections.lines import json_lines, write_lines
 from hf_ar2.collections.problems import Problems
 from hf_ar2.collections.readers.entries import id_of
 from hf_ar2.collections.tables import (
@@ -257,9 +257,9 @@ def save_training_lists(
     with writing(folder):
         table.save_to_disk(str(folder))
         if queries is not None:
-            with open(folder / _QUERIES, "w", encoding="utf-8", newline="\n") as stream:
-                for id, text in zip(queries["id"], queries["text"], strict=True):
-                    stream.write(json.dumps({"_id": id, "text": text}, ensure_ascii=False) + "\n")
+            pairs = zip(queries["id"], queries["text"], strict=True)
+            lines = (json.dumps({"_id": id, "text": text}, ensure_ascii=False) for id, text in pairs)
+            write_lines(folder / _QUERIES, lines)
         written = {*folder.glob("data-*.arrow"), folder / "dataset_info.json", folder / "state.json"}
         write_note(folder / _MANIFEST, manifest, sorted(written | {*folder.glob(_QUERIES)}))
     return load_training_lists(folder)
@@ -277,15 +277,12 @@ def read_queries(path: str | Path) -> datasets.Dataset:
         raise FileNotFoundError(f"{path}: no such file; expected queries as JSON lines with _id and text")
     columns: dict[str, list[str]] = {"id": [], "text": []}
     for line, entry in json_lines(path, Problems()):
-        for name, field_name in (("id", "_id"), ("text", "text")):
-            value = entry.get(field_name)
-            if name == "id":
-                value = id_of(value)
+        for name, value in (("_id", id_of(entry.get("_id"))), ("text", entry.get("text"))):
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(
-                    f"{path}:{line}: found {field_name} {entry.get(field_name)!r}; expected a string that is not empty"
+                    f"{path}:{line}: found {name} {entry.get(name)!r}; expected a string that is not empty"
                 )
-            columns[name].append(value)
+            columns[name.lstrip("_")].append(value)
     return dataset_of(columns, QUERY_FEATURES)
 
 

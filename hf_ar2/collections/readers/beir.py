@@ -46,10 +46,7 @@ def load_beir(
     `corpus-id`, `score`. `lists.parquet` may have training lists, see `Collection.lists`.
 
     Args:
-        folder: The folder.
-        name: The collection's name; by default the folder's.
-        cache_dir: Folder for the Arrow file of a large corpus, see `read_corpus`.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
+        name, cache_dir, skip: As in `load_collection`.
 
     Raises:
         CollectionError: A file is missing or has an invalid line.

@@ -28,6 +28,7 @@ from hf_ar2.collections.write import QRELS_HEADER
 logger = logging.getLogger(__name__)
 
 _NO_DATASET = (DatasetNotFoundError, ConnectionError)
+_TABLES = ("corpus", "queries")
 
 
 def load_beir_from_hub(
@@ -43,9 +44,7 @@ def load_beir_from_hub(
 
     Args:
         dataset_id: The Hub id without `-qrels`.
-        name: The collection's name; by default the part of the id after the slash.
-        cache_dir: Cache folder of `datasets`; by default its own.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
+        name, cache_dir, skip: As in `load_collection`.
 
     Raises:
         CollectionError: The dataset does not exist or the Hub cannot be reached, a column is missing, or an entry is
@@ -62,7 +61,7 @@ def load_beir_from_hub(
     try:
         passages, queries = (
             _only(f"{dataset_id} ({part})", datasets.load_dataset(dataset_id, part, cache_dir=cache_dir))
-            for part in ("corpus", "queries")
+            for part in _TABLES
         )
         place, judgments = _hub_judgments(dataset_id, cache_dir)
     except _NO_DATASET as error:
@@ -116,9 +115,7 @@ def load_beir_parquet(folder: str | Path, *, name: str | None = None, skip: Iter
         CollectionError: As in `load_beir_from_hub`.
     """
     folder = Path(folder)
-    passages, queries = (
-        _parquet(parquet_files(folder, part), folder / part) for part in ("corpus", "queries")
-    )
+    passages, queries = (_parquet(parquet_files(folder, part), folder / part) for part in _TABLES)
     of_split: dict[str, list[Path]] = {}
     for file in sorted((folder / "qrels").glob("*.parquet")):
         of_split.setdefault(file.stem.split("-0")[0], []).append(file)

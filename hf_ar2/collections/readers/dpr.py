@@ -48,13 +48,9 @@ def load_dpr(
       other gets an id such as `test-qa-0`.
 
     Args:
-        folder: The folder.
         positives: `"gold"` takes the first positive context of a question, as in the paper; `"all"` takes all.
         hard_negatives: Whether to keep the hard-negative contexts, as judgments of relevance 0.
-        name: The collection's name; by default the folder's.
-        cache_dir: Folder for the Arrow file of a large corpus, see `read_corpus`.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count. A question without a positive stays
-            among the queries.
+        name, cache_dir, skip: As in `load_collection`. A question without a positive stays among the queries.
 
     Raises:
         CollectionError: A file is missing or has an invalid line.
@@ -79,9 +75,10 @@ def load_dpr(
     corpus = read_corpus(lambda own: _passages(passages, own), [passages], problems, cache_dir)
     passage_ids = arrow_column(corpus, "id")
     queries = Queries(problems)
-    found: dict[str, Qrels] = {}
-    for split, file in _files(folder, "json").items():
-        found[split] = _read_questions(file, split, queries, positives, hard_negatives, passage_ids, problems)
+    found = {
+        split: _read_questions(file, split, queries, positives, hard_negatives, passage_ids, problems)
+        for split, file in _files(folder, "json").items()
+    }
     answered = {
         split: _read_answers(file, split, queries, problems)
         for split, file in _files(folder, "qa.csv").items()

@@ -31,8 +31,7 @@ class Queries:
 
     def __init__(self, problems: Problems):
         self.problems = problems
-        self.with_answers = self.with_sources = False
-        self._found: dict[str, tuple[str, list[str], str, str | Path, int]] = {}
+        self._found: dict[str, tuple[str, list[str] | None, str, str | Path, int]] = {}
 
     def __len__(self) -> int:
         return len(self._found)
@@ -67,9 +66,7 @@ class Queries:
                 found = f"query id {id!r} a second time (first at {where}:{at})"
                 self.problems.raise_or_skip("duplicate ids", file, line, found, "a unique id for each query")
         else:
-            self.with_answers |= answers is not None
-            self.with_sources |= bool(source)
-            self._found[id] = (text, answers or [], source or "", file, line)
+            self._found[id] = (text, answers, source or "", file, line)
             return True
         return False
 
@@ -83,13 +80,12 @@ class Queries:
 
     def dataset(self) -> datasets.Dataset:
         """The queries in the order they were added: `id`, `text`, and `answers` and `source` if any query has one."""
-        columns: dict[str, list] = {"id": list(self._found)}
-        for place, name in enumerate(("text", "answers", "source")):
-            columns[name] = [entry[place] for entry in self._found.values()]
-        if not self.with_answers:
-            del columns["answers"]
-        if not self.with_sources:
-            del columns["source"]
+        texts, answers, sources = ([entry[place] for entry in self._found.values()] for place in range(3))
+        columns: dict[str, list] = {"id": list(self._found), "text": texts}
+        if any(found is not None for found in answers):
+            columns["answers"] = [found or [] for found in answers]
+        if any(sources):
+            columns["source"] = sources
         return dataset_of(columns, query_features(columns))
 
 

@@ -19,7 +19,7 @@ _EMPTY = set(
     motivation purpose rationale scope topic topics section chapter part page pages title heading end beginning start
     top glossary readme resources resource additional information info""".split()
 )
-# A heading with one of these names a file.
+# A heading with one of these words is the name of a file.
 _NAMES_OF_FILES = {"readme", "changelog", "todo"}
 # A heading of these words is a query only with context.
 _GENERIC = set(
@@ -127,7 +127,7 @@ def as_context(heading: str) -> str:
 
 
 def reason_to_skip(heading: str) -> str | None:
-    """Why nobody would ask a heading, or None."""
+    """The reason why no person would ask this heading as a question, or None."""
     text = as_query(heading)
     if not any(map(str.isalpha, text)):
         return "numbers alone" if _VERSION.search(heading) is None else "version numbers and dates"
@@ -155,9 +155,7 @@ def _is_version(heading: str, text: str) -> bool:
     numbered = re.match(r"\d+(?:\.\d+)*[.)]?\s+(.*)", heading)
     if numbered and any(word not in _RELEASE for word in _WORD.findall(numbered[1].lower())):
         heading = numbered[1]  # the number of a section, not a version
-    if _DEBIAN_CHANGE.match(heading):
-        return True
-    if "unreleased" in text.lower().split():
+    if _DEBIAN_CHANGE.match(heading) or "unreleased" in text.lower().split():
         return True
     rest, count = _VERSION.subn(" ", heading)
     found = _WORD.findall(rest.lower())
@@ -188,12 +186,8 @@ def needs_context(text: str) -> bool:
 def gives_context(context: str) -> bool:
     """Whether a heading can give context to another one: a short name, or a command."""
     words = context.split()
-    if (
-        not words
-        or reason_to_skip(context)
-        or asks_nothing(context)
-        or all(word in _COMMON for word in _content(context))
-    ):
+    common = all(word in _COMMON for word in _content(context))
+    if not words or common or reason_to_skip(context) or asks_nothing(context):
         return False
     return len(words) <= 3 or (len(words) <= 8 and is_command(context))
 
@@ -207,9 +201,7 @@ def add_context(text: str, context: str) -> str:
     """A heading joined with its context as a query."""
     if text.endswith("?") or len(text.split()) > 4:
         return f"{text} — {context}"
-    text, context = (
-        re.sub(r"^(the|an?)\s+(?=\w)", "", part, flags=re.IGNORECASE) for part in (text, context)
-    )
+    text, context = (re.sub(r"(?i)^(the|an?)\s+(?=\w)", "", part) for part in (text, context))
     first = text.split()[0]
     return f"{context} {first.lower() if first[1:].islower() else first}{text[len(first) :]}"
 

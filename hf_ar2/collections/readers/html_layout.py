@@ -31,18 +31,7 @@ _LINK_LISTS = {
 _MOSTLY, _ALMOST_ALL = 0.5, 0.8
 _MIN_CONTENTS = 3
 # Notes and footnotes in the text, which some generators write as <aside>.
-_NOTES = {
-    "admonition",
-    "note",
-    "tip",
-    "hint",
-    "important",
-    "warning",
-    "caution",
-    "danger",
-    "callout",
-    "footnote",
-}
+_NOTES = set("admonition note tip hint important warning caution danger callout footnote".split())
 _CONTENT = ("body", "document", "content", "main-content", "markdown-body", "main")
 _SEPARATOR = re.compile(r"\s*[|·•—–»]\s*|\s+-+\s+|\s*[()]\s*")
 _NUMBER = re.compile(r"(?:chapter|section|part|appendix)?\s*[\dA-Z]?(?:\.?\d+)*\.?\s+", re.IGNORECASE)
@@ -50,7 +39,7 @@ _NUMBER = re.compile(r"(?:chapter|section|part|appendix)?\s*[\dA-Z]?(?:\.?\d+)*\
 
 @dataclass(eq=False)
 class _Element:
-    """A block, and what it and the blocks in it hold."""
+    """A block, and counts over it and the blocks in it."""
 
     tag: str
     at: Position
@@ -68,26 +57,18 @@ class _Element:
 
     def __post_init__(self) -> None:
         outer = self.parent
-        self.in_text: bool = outer is not None and (
-            outer.in_text or outer.is_main() or outer.tag == "article"
-        )
+        self.in_text: bool = bool(outer and (outer.in_text or outer.is_main() or outer.tag == "article"))
 
     def holds(self, other: _Element | None) -> bool:
-        """Whether another block is this one or in it."""
+        """Whether another block is this one or inside it."""
         return other is not None and self.number <= other.number <= self.last
-
-    def add_link(self, target: str) -> None:
-        page, mark, _ = target.partition("#")
-        self.links += 1
-        self.places += bool(mark)
-        self.add_pages({page})
 
     def add_pages(self, pages: set[str]) -> None:
         if len(self.pages) < 2:
             self.pages = set(sorted(self.pages | pages)[:2])
 
     def add_inner(self, inner: _Element) -> None:
-        """Count what a block in it holds."""
+        """Add the counts of a block inside it."""
         self.text += inner.text
         self.link_text += inner.link_text
         self.links += inner.links
@@ -103,11 +84,6 @@ class _Element:
     def is_main(self) -> bool:
         return self.tag == "main" or self.role == "main"
 
-    def is_contents(self) -> bool:
-        """Whether it is a list of links to places in one page."""
-        places = self.places == self.links >= _MIN_CONTENTS and len(self.pages) == 1
-        return self.tag in ("ul", "ol", "dl") and places and self.link_text > _ALMOST_ALL * self.text
-
     def is_navigation(self) -> bool:
         if self.role in _ROLES or self.tag in ("nav", "footer"):
             return True
@@ -116,8 +92,9 @@ class _Element:
         if self.tag == "header":
             # A page's or an article's own header has its title.
             return not self.contains & (_HEADINGS if self.in_text else {"h1"})
-        if self.is_contents():
-            return True
+        places = self.places == self.links >= _MIN_CONTENTS and len(self.pages) == 1
+        if self.tag in ("ul", "ol", "dl") and places and self.link_text > _ALMOST_ALL * self.text:
+            return True  # a list of links to places in one page
         if self.tag not in _NAMED_BLOCKS or self.contains & {"h1", "main", "article"}:
             return False
         if self.names & _NAVIGATION:
@@ -235,7 +212,10 @@ class _Survey(HTMLParser):
             target = dict(attrs).get("href")
             self._in_link = target is not None
             if target is not None and self._open:
-                self._open[-1].add_link(target)
+                page, mark, _ = target.partition("#")
+                self._open[-1].links += 1
+                self._open[-1].places += bool(mark)
+                self._open[-1].add_pages({page})
         elif tag in _BLOCKS:
             given = {name: (value or "").lower() for name, value in attrs}
             names = set(f"{given.get('class', '')} {given.get('id', '')}".split())

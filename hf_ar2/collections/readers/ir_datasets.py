@@ -21,8 +21,7 @@ def load_ir_datasets(dataset_id: str, *, name: str | None = None, skip: Iterable
 
     Args:
         dataset_id: An id of ir_datasets, such as `beir/scifact`.
-        name: The collection's name; by default the id.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
+        name, skip: As in `load_collection`; the name is by default the id.
 
     Raises:
         ImportError: ir_datasets is not installed.

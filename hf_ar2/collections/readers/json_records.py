@@ -38,8 +38,7 @@ def json_records(file: Path) -> Iterator[tuple[int, Any]]:
             return
         while True:
             buffer.next_character()
-            line = buffer.line
-            yield line, buffer.decode()
+            yield buffer.line, buffer.decode()
             separator = buffer.next_character()
             buffer.advance(1)
             if separator == "]":

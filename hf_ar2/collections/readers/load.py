@@ -95,12 +95,20 @@ def load_collection(
         "positives": positives,
         "hard_negatives": hard_negatives,
         "queries": queries,
+        "endings": endings,
+        "headings": headings,
+        "all_headings": all_headings or None,
     }
-    given |= {"endings": endings, "headings": headings, "all_headings": all_headings or None}
     options = {option: value for option, value in given.items() if value is not None}
+
+    def check(place: str | Path, form: str, *accepted: str) -> None:
+        for option in options:
+            if option not in accepted:
+                raise CollectionError(f"{option}: found a value for {place}, which is {form}; expected none")
+
     skip = Problems(skip).skip
     if (several := sources_of(source)) is not None:
-        _check_options(options, (), "several sources", "a list")
+        check("several sources", "a list")
         each: dict[str, Any] = {"cache_dir": cache_dir, "skip": skip, "max_passages": max_passages}
         parts = {
             part: found
@@ -109,36 +117,33 @@ def load_collection(
             for part, (found, _) in several.items()
         }
         return join_collections(parts, {part: weight for part, (_, weight) in several.items()}, name)
+    text, folder = str(source), Path(source) if isinstance(source, str | Path) else Path()
     if not isinstance(source, str | Path):
-        _check_options(options, (), "the dataset", "in memory")
+        check("the dataset", "in memory")
         collection = load_pairs(source, name=name, skip=skip)
-        return _finished(collection, dev_share, max_passages)
-    folder = Path(source)
-    if str(source).startswith(PYTHON_PACKAGES):
-        _check_options(options, (), source, "Python packages")
-        collection = load_python_packages(str(source).removeprefix(PYTHON_PACKAGES).split(","), name=name)
-    elif str(source).startswith(TEXT_FOLDER):
-        _check_options(
-            options, ("queries", "endings", "headings", "all_headings"), source, "a folder of text"
-        )
-        collection = load_text_folder(str(source).removeprefix(TEXT_FOLDER), name=name, **options)
-    elif str(source).startswith(IR_DATASETS):
-        _check_options(options, (), source, "of ir_datasets")
-        collection = load_ir_datasets(str(source).removeprefix(IR_DATASETS), name=name, skip=skip)
+    elif text.startswith(PYTHON_PACKAGES):
+        check(source, "Python packages")
+        collection = load_python_packages(text.removeprefix(PYTHON_PACKAGES).split(","), name=name)
+    elif text.startswith(TEXT_FOLDER):
+        check(source, "a folder of text", "queries", "endings", "headings", "all_headings")
+        collection = load_text_folder(text.removeprefix(TEXT_FOLDER), name=name, **options)
+    elif text.startswith(IR_DATASETS):
+        check(source, "of ir_datasets")
+        collection = load_ir_datasets(text.removeprefix(IR_DATASETS), name=name, skip=skip)
     elif folder.is_dir() and find_file(folder, "corpus.jsonl"):
-        _check_options(options, (), source, "a BEIR folder")
+        check(source, "a BEIR folder")
         collection = load_beir(folder, name=name, cache_dir=cache_dir, skip=skip)
     elif folder.is_dir() and parquet_files(folder, "corpus"):
-        _check_options(options, (), source, "a BEIR folder")
+        check(source, "a BEIR folder")
         collection = load_beir_parquet(folder, name=name, skip=skip)
     elif folder.is_dir() and find_file(folder, *CORPUS_FILES):
-        _check_options(options, ("titles",), source, "an MS MARCO folder")
+        check(source, "an MS MARCO folder", "titles")
         collection = load_ms_marco(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
     elif folder.is_dir() and find_file(folder, "psgs_w100.tsv"):
-        _check_options(options, ("positives", "hard_negatives"), source, "a DPR folder")
+        check(source, "a DPR folder", "positives", "hard_negatives")
         collection = load_dpr(folder, name=name, cache_dir=cache_dir, skip=skip, **options)
     elif folder.is_file() or (folder.is_dir() and (is_saved(folder) or pair_files(folder))):
-        _check_options(options, (), source, "a dataset of pairs")
+        check(source, "a dataset of pairs")
         collection = load_pairs(source, name=name, skip=skip)
     elif folder.exists() or not _may_be_hub_id(source):
         found = "a folder without any of these files" if folder.is_dir() else "no such folder"
@@ -148,9 +153,10 @@ def load_collection(
             f"(a file or folder of {', '.join(FORMATS)}); a folder of text files is named {TEXT_FOLDER}{source}"
         )
     else:
-        _check_options(options, (), source, "a Hub id")
-        collection = _load_from_hub(str(source), name=name, cache_dir=cache_dir, skip=skip)
-    return _finished(collection, dev_share, max_passages)
+        check(source, "a Hub id")
+        collection = _load_from_hub(text, name=name, cache_dir=cache_dir, skip=skip)
+    collection = with_dev_split(collection, dev_share)
+    return collection if max_passages is None else with_fewer_passages(collection, max_passages)
 
 
 def _load_from_hub(source: str, **options: Any) -> Collection:
@@ -162,11 +168,6 @@ def _load_from_hub(source: str, **options: Any) -> Collection:
             if isinstance(error, CollectionError) or "'corpus'" not in str(error):
                 raise
     return load_pairs(source, **options)
-
-
-def _finished(collection: Collection, dev_share: float, max_passages: int | None) -> Collection:
-    collection = with_dev_split(collection, dev_share)
-    return collection if max_passages is None else with_fewer_passages(collection, max_passages)
 
 
 def with_dev_split(collection: Collection, share: float) -> Collection:
@@ -220,12 +221,6 @@ def with_fewer_passages(collection: Collection, max_passages: int) -> Collection
     others = np.setdiff1d(np.arange(len(collection.corpus)), judged, assume_unique=True)
     rows = np.sort(np.concatenate([judged, others[: max_passages - len(judged)]]))
     return replace(collection, corpus=collection.corpus.select(rows))
-
-
-def _check_options(options: dict[str, Any], accepted: tuple[str, ...], source: str | Path, form: str) -> None:
-    for option in options:
-        if option not in accepted:
-            raise CollectionError(f"{option}: found a value for {source}, which is {form}; expected none")
 
 
 def _may_be_hub_id(source: str | Path) -> bool:

@@ -34,12 +34,9 @@ def load_ms_marco(
     The splits are those of the qrels. Queries of files without qrels are read too.
 
     Args:
-        folder: The folder.
         titles: A file of passage id and title; by default RocketQA's `para.title.txt` if the folder has it. `-`
             means no title. Titles are held in memory while the corpus is read.
-        name: The collection's name; by default the folder's.
-        cache_dir: Folder for the Arrow file of a large corpus, see `read_corpus`.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
+        name, cache_dir, skip: As in `load_collection`.
 
     Raises:
         CollectionError: A file is missing or has an invalid line.

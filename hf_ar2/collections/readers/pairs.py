@@ -49,8 +49,6 @@ Row = tuple[int, dict[str, Any]]
 
 
 class _Columns(NamedTuple):
-    """The columns of a table."""
-
     query: str
     passage: str
     negatives: list[str]
@@ -85,9 +83,7 @@ def load_pairs(
             in its subfolder `data`, where the split is a word of the file's name (`nli-dev.jsonl`) or else `train`; a
             folder of `save_to_disk`; or a Hub id, with a configuration after a colon where there are several
             (`sentence-transformers/all-nli:triplet`).
-        name: The collection's name; by default the last part of the path or id, or "pairs".
-        cache_dir: Cache folder of `datasets` for downloads; by default its own.
-        skip: Kinds of invalid entries (out of `SKIPPABLE`) to skip and count.
+        name, cache_dir, skip: As in `load_collection`; the name of datasets in memory is by default "pairs".
 
     Raises:
         CollectionError: The source or its columns are unknown, or a row is invalid; the message names the column and
@@ -117,8 +113,6 @@ def load_pairs(
 
 
 class _Pairs:
-    """Collects texts, judgments and lists."""
-
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
         self.passages: dict[str, str] = {}  # id -> text, as the next
@@ -134,24 +128,31 @@ class _Pairs:
             texts = [(columns.query, row.get(columns.query)), (columns.passage, row.get(columns.passage))]
             if not all(self._is_text(name, text, columns, place, line) for name, text in texts + negatives):
                 continue
-            scores: list[float] | None = None
-            if columns.scores:
-                scores = _teacher_scores(row.get(columns.scores), len(negatives))
-                if scores is None:
-                    n = len(negatives)
-                    expected = f"a list of {n + 1} finite scores, the passage's first" + (
-                        f", or {n} margins between the passage and each negative" if n else ""
-                    )
-                    found = f"{columns.scores} {row.get(columns.scores)!r} of a row with {n} negatives"
-                    advice = "Remove the column if it does not hold a teacher's scores."
-                    self.problems.malformed(place, line, found, expected, advice)
-                    continue
+            n = len(negatives)
+            cell = row.get(columns.scores) if columns.scores else None
+            scores = _teacher_scores(cell, n) if columns.scores else None
+            if columns.scores and scores is None:
+                found = f"{columns.scores} {cell!r} of a row with {n} negatives"
+                expected = f"a list of {n + 1} finite scores, the passage's first"
+                expected += f", or {n} margins between the passage and each negative" if n else ""
+                advice = "Remove the column if it does not hold a teacher's scores."
+                self.problems.malformed(place, line, found, expected, advice)
+                continue
             query, passage = (_id(text) for _, text in texts)
             self.queries.setdefault(query, texts[0][1])
             self.passages.setdefault(passage, texts[1][1])
             judged[query, passage] = None
-            if negatives:
-                self._add_list(query, passage, [text for _, text in negatives], scores, place, line)
+            if not negatives:
+                continue
+            of_list = self.lists.setdefault((query, passage, scores[0] if scores else None), {})
+            of_negatives = scores[1:] if scores else [math.nan] * n
+            for (_, text), score in zip(negatives, of_negatives, strict=True):
+                id = _id(text)
+                self.passages.setdefault(id, text)
+                if scores and of_list.get(id, score) != score:
+                    found = f"the score {score} of a negative with {of_list[id]} in another row of this pair"
+                    self.problems.malformed(place, line, found, "one score")
+                of_list.setdefault(id, score)
 
     def _is_text(self, name: str, text: Any, columns: _Columns, place: str, line: int) -> bool:
         if isinstance(text, str) and text.strip():
@@ -160,25 +161,6 @@ class _Pairs:
         cause = cause if isinstance(text, str) else "malformed lines"
         self.problems.raise_or_skip(cause, place, line, f"{text!r} in the column {name!r}", "a text")
         return False
-
-    def _add_list(
-        self,
-        query: str,
-        passage: str,
-        negatives: list[str],
-        scores: list[float] | None,
-        place: str,
-        line: int,
-    ) -> None:
-        of_list = self.lists.setdefault((query, passage, scores[0] if scores else None), {})
-        of_negatives = scores[1:] if scores else [math.nan] * len(negatives)
-        for text, score in zip(negatives, of_negatives, strict=True):
-            id = _id(text)
-            self.passages.setdefault(id, text)
-            if scores and of_list.get(id, score) != score:
-                found = f"the score {score} of a negative that has {of_list[id]} in another row of this pair"
-                self.problems.malformed(place, line, found, "one score")
-            of_list.setdefault(id, score)
 
     def collection(self, name: str) -> Collection:
         judged = self.judged

@@ -121,9 +121,8 @@ def check_passages(
         CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless skipped.
     """
     ids = arrow_column(passages, "id")
-    blank = pc.and_(
-        *(pc.equal(pc.utf8_trim_whitespace(arrow_column(passages, name)), "") for name in ("title", "text"))
-    )
+    columns = (arrow_column(passages, name) for name in ("title", "text"))
+    blank = pc.and_(*(pc.equal(pc.utf8_trim_whitespace(column), "") for column in columns))
     empty, first = blank.to_numpy(), first_occurrences(ids)
     no_id = pc.equal(ids, "").to_numpy()
     wrong = np.flatnonzero(no_id | empty | ~first)

@@ -28,16 +28,17 @@ def without_boilerplate(
         skipped: counts the paragraphs.
     """
     documents = list(documents)
-    pages: Counter[str] = Counter()
-    counts: Counter[tuple[str, str]] = Counter()
+    pages: Counter[PurePosixPath] = Counter()
+    counts: Counter[tuple[PurePosixPath, str]] = Counter()
     for path, sections in documents:
         if is_html(path):
             keys = {_key(text) for section in sections for text in section.paragraphs} - {""}
-            for folder in _folders(path):
+            for folder in PurePosixPath(path).parents:
                 pages[folder] += 1
                 counts.update((folder, key) for key in keys)
     for path, sections in documents:
-        folders = [folder for folder in _folders(path) if is_html(path) and pages[folder] >= _MIN_PAGES]
+        parents = PurePosixPath(path).parents if is_html(path) else ()
+        folders = [folder for folder in parents if pages[folder] >= _MIN_PAGES]
         for section in sections if folders else ():
             kept = [
                 text
@@ -47,11 +48,6 @@ def without_boilerplate(
             skipped.add("paragraphs that most HTML pages repeat", path, len(section.paragraphs) - len(kept))
             section.paragraphs = kept
         yield path, sections
-
-
-def _folders(path: str) -> list[str]:
-    """The folders that hold a file."""
-    return [str(folder) for folder in PurePosixPath(path).parents]
 
 
 def _key(text: str) -> str:

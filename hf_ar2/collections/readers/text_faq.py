@@ -20,7 +20,7 @@ _TITLE = re.compile(r"\bFAQs?\b|frequently[ -]asked", re.IGNORECASE)
 
 
 def ends_question(line: str) -> bool:
-    """Whether a line ends with a question mark, perhaps with marks and a remark in parentheses behind it."""
+    """Whether a line ends with a question mark, perhaps followed by marks and a remark in parentheses."""
     return _ENDS.search(line) is not None
 
 
@@ -41,7 +41,7 @@ def split_at_questions(sections: list[Section], is_faq: bool = True) -> list[Sec
 
     Args:
         sections: of one file.
-        is_faq: whether all sections are a FAQ; otherwise those below a heading that says so.
+        is_faq: whether all sections are a FAQ; otherwise only those below a heading such as "FAQ".
     """
     found: list[Section] = []
     number = ("", 0)
@@ -59,9 +59,8 @@ def split_at_questions(sections: list[Section], is_faq: bool = True) -> list[Sec
                 number = _number(question) or number
                 found.append(Section(" ".join(question.split()), above))
             if answer:
-                found[-1].paragraphs.append(
-                    _ANSWER.sub("", answer, count=1) if _ANSWER.match(answer) else answer
-                )
+                mark = _ANSWER.match(answer)
+                found[-1].paragraphs.append(answer[mark.end() :] if mark else answer)
     return found
 
 

@@ -31,6 +31,7 @@ _NAMES = {
     "CONTRIBUTING", "USAGE", "NOTES", "GUIDE", "MANUAL", "TUTORIAL", "HOWTO", "UPGRADING", "RELEASE_NOTES",
 }  # fmt: skip
 _OTHER_ENDINGS = 5
+_LARGEST = 1 << 26  # bytes; a small gzip file can fill the memory
 
 
 def read_folder(
@@ -86,10 +87,11 @@ def read_folder(
             seen.add(digest)
             yield path.as_posix(), _sections(name, ending, lines, skipped)
     if others:
-        listed = [f"{ending} {count:,}" for ending, count in others.most_common(_OTHER_ENDINGS)]
-        rest = sum(others.values()) - sum(count for _, count in others.most_common(_OTHER_ENDINGS))
-        listed += [f"others {rest:,}"] if rest else []
-        skipped.add(f"files with other endings: {', '.join(listed)}", count=sum(others.values()))
+        named = others.most_common(_OTHER_ENDINGS)
+        listed = [f"{ending} {count:,}" for ending, count in named]
+        if rest := others.total() - sum(count for _, count in named):
+            listed.append(f"others {rest:,}")
+        skipped.add(f"files with other endings: {', '.join(listed)}", count=others.total())
 
 
 def is_html(path: str) -> bool:
@@ -98,11 +100,7 @@ def is_html(path: str) -> bool:
 
 
 def normalise_ending(ending: str) -> str:
-    """An ending in lower case; a file name stays as it is.
-
-    Raises:
-        CollectionError: neither an ending nor a file name.
-    """
+    """An ending in lower case, or a file name as it is; CollectionError if it is neither."""
     ending = ending.strip()
     if not re.fullmatch(r"\.?[^\s./*?]+", ending):
         raise CollectionError(
@@ -124,9 +122,6 @@ def _is_text(name: str, ending: str) -> bool:
     if ending:
         return ending in (*_SOURCES, *_HTML) or bool(_MAN.fullmatch(ending))
     return bool(_NAMES & {name.upper(), *re.split(r"[-_ ]", name.upper())})
-
-
-_LARGEST = 1 << 26  # bytes; a small gzip file can fill the memory
 
 
 def _read(file: Path) -> tuple[str | None, str]:

@@ -28,7 +28,7 @@ from hf_ar2.terminal import counted
 
 logger = logging.getLogger(__name__)
 
-# Characters that columns of run files cannot hold, and `%`, which encodes them.
+# Characters that run files cannot have in an id, and `%`, with which they are encoded.
 _UNFIT_FOR_IDS = re.compile(r"[\s%\ud800-\udfff]")
 # A paragraph with at least so many lines, most of them headings of the file, is a table of contents.
 _CONTENTS_LINES, _CONTENTS_SHARE = 3, 0.6
@@ -112,9 +112,10 @@ def load_text_folder(
             f"line with a tab and the file that answers it, and name it: --queries FILE{advice}"
         )
     counts = skipped.counts()
-    passages = [
-        (id, title_of(place.section.path), text) for place in places for id, text in place.passages.items()
-    ]
+    passages: list[tuple[str, str, str]] = []
+    for place in places:
+        title = title_of(place.section.path)
+        passages += [(id, title, text) for id, text in place.passages.items()]
     logger.info("text:%s: %d passages, %d queries, skipped %s", folder, len(passages), len(judged), counts)
     source = "heading" if questions is None else ""
     return _collection(name or folder.resolve().name, passages, views, judged, source, counts)

@@ -29,7 +29,7 @@ def html_sections(lines: list[str]) -> list[Section]:
     """The sections of an HTML page, at its headings, below the part of its title that they do not repeat.
 
     Scripts, styles, navigation, forms and comments are removed. If the page marks its main part, only that is read.
-    Preformatted text, list items and table rows keep their lines. A term stands before its definition: "term: text".
+    Preformatted text, list items and table rows keep their lines. A term is put before its definition: "term: text".
     The summary of a manual page becomes the heading of its description.
     """
     text = "\n".join(lines)
@@ -155,7 +155,7 @@ class _Reader(HTMLParser):
         elif (
             not kind
             and not self.outline.sections[-1].above
-            and _same(text, self.outline.sections[-1].heading)
+            and " ".join(text.split()) == self.outline.sections[-1].heading
         ):
             return  # the page's title again, which its markup does not name
         elif not self.main or not text.strip():
@@ -176,7 +176,7 @@ class _Reader(HTMLParser):
             self.add_prose(" ".join(text.split()))
 
     def add_prose(self, text: str) -> None:
-        """Add a paragraph, behind the terms that it defines."""
+        """Add a paragraph, after the terms that it defines."""
         if self.terms and not self.terms[-1].endswith("?"):
             terms, self.terms = ", ".join(self.terms), []
             text = f"{terms.rstrip('.')}: {text}"
@@ -188,10 +188,6 @@ class _Reader(HTMLParser):
         terms, self.terms = ", ".join(self.terms), []
         if terms:
             self.outline.add(terms if terms.endswith("?") else terms + end)
-
-
-def _same(text: str, heading: str) -> bool:
-    return " ".join(text.split()) == heading
 
 
 def _row(line: str) -> str:

@@ -29,6 +29,7 @@ _SPACED = ("B", "I", "R", "SM", "SB", "CW", "F", "UR", "MT")
 _PARAGRAPHS = ("PP", "LP", "P", "sp", "HP", "RS", "RE", "Pp", "Bl", "El", "br", "YS")
 _VERBATIM = {"nf": "fi", "EX": "EE", "Vb": "Ve", "Bd": "Ed", "TS": "TE"}
 _DEFINITIONS = ("de", "am", "ig", "de1")
+_HEADINGS = ("SH", "SS", "Sh", "Ss")
 
 
 def is_man_page(lines: list[str]) -> bool:
@@ -91,16 +92,12 @@ class _Page:
         return self.outline
 
     def request(self, name: str, rest: str) -> None:
-        if self.kept is not None:
-            if name == self.kept_until or name in ("SH", "SS", "Sh", "Ss"):
-                self.end()
-            else:
-                if name in (*_JOINED, *_SPACED) or mdoc_text(name, [], self.name) is not None:
-                    self.kept.append(self.text_of(name, rest) or "")
-                return
-            if name == self.kept_until:
-                return
-        if name in ("SH", "SS", "Sh", "Ss"):
+        if self.kept is not None and name == self.kept_until:
+            self.end()
+        elif self.kept is not None and name not in _HEADINGS:
+            if name in (*_JOINED, *_SPACED) or mdoc_text(name, [], self.name) is not None:
+                self.kept.append(self.text_of(name, rest) or "")
+        elif name in _HEADINGS:
             self.end()
             if rest.strip():
                 self.heading(name, " ".join(arguments(rest)))

@@ -42,7 +42,8 @@ def plain_sections(lines: list[str], is_faq: bool = False) -> list[Section]:
         while group:
             level, text, used = _heading(group, following, margin, rules)
             if not used and number == 0 and len(group) == 1 and following and _is_title(group[0]):
-                level, text, used = (0, group[0], 1) if not _OF_CHANGE.search(group[0]) else (0, "", 0)
+                if not _OF_CHANGE.search(group[0]):
+                    level, text, used = 0, group[0], 1
             if not used:
                 # An underlined title may follow text without an empty line.
                 end = next((at for at in range(1, len(group)) if _underlined(group[at : at + 3])), len(group))

@@ -51,7 +51,7 @@ def read_questions(file: Path, folder: Path, places: list[Place]) -> dict[str, t
 
 def _passages_at(where: str, line: str, folder: Path, found: dict[str, list[Place]]) -> list[str]:
     """Ids of the passages of a file, or of the section after `#` and the sections below it."""
-    path, _, heading = where.partition("#") if where not in found else (where, "", "")
+    path, _, heading = (where, "", "") if where in found else where.partition("#")
     path, heading = os.path.normpath(path.strip()).replace(os.sep, "/"), heading.strip()
     if path not in found:
         near = difflib.get_close_matches(path, found, n=1) or list(found)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from hf_ar2.collections.readers.text_sections import Outline, Section, block_of, paragraphs_of
+from hf_ar2.terminal import column_widths
 
 _ADORNMENT = re.compile(r"([=\-~^\"'`#*+:.<>_])\1{2,}\s*")
 _DIRECTIVE = re.compile(r"\.\.\s+([\w:+-]+)::\s*(.*)")
@@ -125,13 +125,9 @@ def _title_at(lines: list[str], at: int) -> tuple[str, str, int] | None:
         return title.strip(), f"{over[1]}{over[1]}", 3
     if at + 1 < len(lines) and lines[at].strip() and not lines[at][0].isspace() and not over:
         under = _ADORNMENT.fullmatch(lines[at + 1])
-        if under and len(lines[at + 1].rstrip()) >= min(_width(lines[at].rstrip()) - 2, 80):
+        if under and len(lines[at + 1].rstrip()) >= min(sum(column_widths(lines[at].rstrip())) - 2, 80):
             return lines[at].strip(), under[1], 2
     return None
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _indented(lines: list[str], start: int) -> tuple[list[str], int]:

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 PASSAGE_WORDS = 100
 _LONGEST = 1.5 * PASSAGE_WORDS  # a longer paragraph is divided
@@ -74,14 +75,9 @@ def paragraphs_of(lines: list[str], margin: int = 0) -> list[str]:
         lines: without line endings.
         margin: indentation of normal text in columns; a paragraph indented further is code.
     """
-    found, group = [], []
-    for line in [*lines, ""]:
-        if line.strip():
-            group.append(line.expandtabs())
-        elif group:
-            found.append(_paragraph(group, margin))
-            group = []
-    return found
+    expanded = [line.expandtabs() for line in lines]
+    groups = groupby(expanded, key=lambda line: bool(line.strip()))
+    return [_paragraph(list(group), margin) for has_text, group in groups if has_text]
 
 
 def _paragraph(lines: list[str], margin: int) -> str:

@@ -45,7 +45,6 @@ def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
 
     Args:
         runs: as `read_runs` returns them. The page shows the split that the first run's recipe reports on.
-        collection: the collection of the runs.
 
     Example:
         >>> from hf_ar2 import load_collection

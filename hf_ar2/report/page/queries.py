@@ -20,7 +20,7 @@ TOP = 10
 PASSAGE_CHARACTERS = 400
 QUERY_CHARACTERS = 1_000
 NO_PASSAGE = 0xFFFFFFFF
-# Systems that rank all retrieved passages; the ranker's scores are shown next to theirs.
+# Systems that rank all retrieved passages; the ranker's scores are shown next to each.
 SYSTEMS = ("retriever", "hybrid", "pipeline")
 
 
@@ -30,8 +30,6 @@ def query_browser(
     """Queries, passages and each system's results, with passages given by their position in `passages`.
 
     Args:
-        runs: runs on this collection.
-        split: the split of the queries.
         metrics: such as "mrr@10", without those that the lists are too short for. The first is tested.
 
     Returns:

@@ -36,9 +36,8 @@ def setup_of(run: RunFolder) -> dict[str, str]:
     if "python" in found:
         shown["Python"] = found.pop("python")
     if "processor" in found:
-        used = [counted(cores, "cores")] * bool(cores) + [f"{counted(threads, 'threads')} used"] * bool(
-            threads
-        )
+        used = [counted(cores, "cores")] if cores else []
+        used += [f"{counted(threads, 'threads')} used"] if threads else []
         shown["processor"] = ", ".join([found.pop("processor"), *used])
     if "gpu" in found:
         shown["GPU"] = found.pop("gpu") or "none"

@@ -36,9 +36,8 @@ def stage_times(run: RunFolder) -> list[dict[str, Any]]:
     times: list[dict[str, Any]] = []
     for stage, found in run.stages.items():
         ends = [entry for entry in found["log_history"] if "train_runtime" in entry]
-        logged = {
-            key: value for key, value in (ends[-1] if ends else {}).items() if key.startswith("seconds/")
-        }
+        last = ends[-1] if ends else {}
+        logged = {key: value for key, value in last.items() if key.startswith("seconds/")}
         lists = found.get("lists")
         times.append(
             {
