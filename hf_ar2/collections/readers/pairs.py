@@ -144,6 +144,11 @@ class _Pairs:
                     )
                     found = f"{columns.scores} {row.get(columns.scores)!r} of a row with {n} negatives"
                     advice = "Remove the column if it does not hold a teacher's scores."
+                    if n == 0:
+                        advice = (
+                            "Without it, every row is a relevant passage: if it says which are, remove the other rows "
+                            f"first, or make them negatives of their query. {advice}"
+                        )
                     self.problems.malformed(place, line, found, expected, advice)
                     continue
             query, passage = (_id(text) for _, text in texts)
