@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import multiprocessing
 import pickle
 import re
@@ -274,6 +275,14 @@ def test_a_checkpoint_records_whose_loss_and_sampler_it_has(models, tmp_path, ti
     warm_up(models, tmp_path, tiny_collection, settings, sampler=uniform).train()
     with pytest.raises(ValueError, match=r"differs in own_sampler \(uniform there, None here\)"):
         warm_up(models, tmp_path, tiny_collection, settings).train(resume_from_checkpoint=True)
+
+
+def test_filters_that_leave_no_candidates_are_named(models, tmp_path, tiny_collection, caplog):
+    settings = {**QUIET, "num_negatives": 2, "max_steps": 1, "absolute_margin": 100.0}
+    with caplog.at_level(logging.WARNING):
+        warm_up(models, tmp_path, tiny_collection, settings).train()
+    assert "no candidate is left for 24 of 24 training queries" in caplog.text
+    assert "absolute_margin" in caplog.text
 
 
 def test_metrics_of_ones_own_are_logged(models, tmp_path, tiny_collection):
