@@ -28,6 +28,7 @@ from hf_ar2.files import check_files, files_in, read_json, write_json, write_not
 from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.lock import locked
+from hf_ar2.models.limits import position_count, set_length_limit
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.progress import format_duration
 from hf_ar2.recipes.budget import Budget, more_time, time_table
@@ -55,6 +56,7 @@ from hf_ar2.recipes.recipe import (
     Recipe,
     RecipeError,
     encodings_folder,
+    errors_at,
     lists_folder,
     on_every_machine,
     say,
@@ -74,6 +76,7 @@ from hf_ar2.trainers import (
     RetrieverTrainer,
     RocketQAv2Trainer,
 )
+from hf_ar2.trainers.arguments import naming
 from hf_ar2.trainers.checkpoints import last_complete_checkpoint, read_run
 
 
@@ -317,22 +320,25 @@ def load_model(recipe: Recipe, run: Path, role: str, source: Any) -> Any:
     """The retriever or ranker that a stage or a row names: one of the recipe's, or one that a stage trained."""
     name = source_name(source)
     fields = model_fields(vars(recipe), run, source, role)
+    pair_length: int | None = None
     # A ranker may start from the encoder of a retriever that was warmed up.
     if role == "ranker" and name in recipe.stages and not Path(fields["model"]).is_dir():
         fields = model_fields(vars(recipe), run, source, "retriever")
-        if (
-            recipe.args.get("max_pair_length") is not None
-        ):  # the retriever's own limit is that of single texts
-            fields.setdefault("max_length", recipe.args["max_pair_length"])
+        pair_length = recipe.args.get("max_pair_length")
         say(f"The ranker starts as the encoder of stage {name!r} with a new head.")
     model = fields.pop("model")
     # A new head is drawn from the seed, whatever was drawn before.
     transformers.set_seed(recipe.seed)
-    if role == "retriever":
-        return load_retriever(model, **fields)
     known = ("layers", "max_length", "dropout", "lora", "prompts", "dtype", *LOADING_OPTIONS)
-    allowed = {key: value for key, value in fields.items() if key in known}
-    return load_ranker(model, **allowed)
+    place = f"models.{name}" if name in recipe.models else f"{role} of stage {name!r}"
+    with errors_at(place, (ValueError, OSError)), naming(role, model):
+        if role == "retriever":
+            return load_retriever(model, **fields)
+        ranker = load_ranker(model, **{key: value for key, value in fields.items() if key in known})
+    # The retriever's own limit is that of single texts; an error now would end a run whose other stages are trained.
+    if pair_length is not None and "max_length" not in fields:
+        set_length_limit(ranker, min(pair_length, position_count(ranker) or pair_length))
+    return ranker
 
 
 def write_run_header(run: Path, recipe: Recipe, sources: dict[str, dict[str, int]]) -> None:

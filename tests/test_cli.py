@@ -655,6 +655,9 @@ def test_evaluate_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.C
     shutil.copytree(run / "ranker", cut)
     whole = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    saved = tmp_path / "saved"  # as a trainer in Python leaves it
+    shutil.copytree(run / "retriever", saved / "retriever")
+    advice = "Run folders come from hf-ar2 train; to measure the model: hf-ar2 evaluate --retriever"
     for arguments, message in [
         ([str(run), "--split", "tset"], "has no split 'tset'; it has train, dev, test"),
         ([str(run), "--metrics", "mr@10"], "did you mean 'mrr@10'?"),
@@ -662,6 +665,8 @@ def test_evaluate_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.C
             [str(run.parent / "tny")],
             f"tny is not a run folder: there is no such folder. Run folders here: {run}",
         ),
+        ([str(run / "retriever")], f"is a model. {advice} {run / 'retriever'} --collection"),
+        ([str(saved)], f"holds a model. {advice} {saved / 'retriever'} --collection"),
         ([str(run), "--ranker", str(tmp_path)], "cannot be loaded"),
         (
             [str(run), "--ranker", str(cut)],

@@ -351,6 +351,10 @@ def test_columns_that_are_not_read_are_named(caplog):
         ({"score": [3.0, math.nan, 1.0]}, "finite"),
         ({"score": [True, False, False]}, "score .*True"),
         ({"negatives": [], "score": 1.0}, "score 1.0 of a row with 0 negatives; .*Remove the column"),
+        (
+            {"negatives": [], "score": 0},
+            "score 0 of a row with 0 negatives; .*every row is a relevant passage",
+        ),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row, found):
@@ -559,3 +563,10 @@ def test_a_recipe_trains_on_given_negatives_first(home, tmp_path, triplets):
     more = ["--collection", str(tmp_path / "pairs"), "--output_dir", str(tmp_path / "other")]
     with pytest.raises(SystemExit, match="stages.given.args: .*pairs came without negatives"):
         script.main([path, *given, *more])
+
+
+def test_splits_that_could_be_dev_are_named(caplog) -> None:
+    rows = [{"anchor": f"question {number}", "positive": f"answer {number}"} for number in range(8)]
+    parts = {"train": rows[:6], "holdout": rows[6:7], "validation_matched": rows[7:]}
+    load_collection({split: Dataset.from_list(part) for split, part in parts.items()})
+    assert "To use one of its splits holdout, validation_matched instead, name it dev" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import multiprocessing
 import pickle
 import re
@@ -81,6 +82,67 @@ def test_arguments_in_the_wrong_place_are_named(models, tmp_path, tiny_collectio
         LTReTrainer(
             retriever, LTReConfig(output_dir=str(tmp_path)), tiny_collection, sampler=sample_negatives
         )
+
+
+def test_the_keywords_of_other_trainers_are_named_before_what_is_missing(models, tmp_path, tiny_collection):
+    args = RetrieverConfig(output_dir=str(tmp_path))
+    with pytest.raises(
+        TypeError, match="RetrieverTrainer.. takes no argument 'model'; pass the models as retriever"
+    ):
+        RetrieverTrainer(model=models / "tiny-retriever", args=args, collection=tiny_collection)
+    with pytest.raises(TypeError, match="no argument 'train_dataset'; pass a collection"):
+        RetrieverTrainer(models / "tiny-retriever", args=args, train_dataset=tiny_collection)
+
+
+def test_a_model_that_is_not_there_is_named(models, tmp_path, tiny_collection):
+    args = AR2Config(output_dir=str(tmp_path), **SETTINGS)
+    with pytest.raises(OSError, match="retriever 'models/retriver': found no such folder"):
+        AR2Trainer("models/retriver", models / "tiny-ranker", args, tiny_collection)
+    with pytest.raises(OSError, match="ranker 'models/rankr': found no such folder"):
+        AR2Trainer(models / "tiny-retriever", "models/rankr", args, tiny_collection)
+
+
+def test_evaluate_takes_the_name_of_another_split(models, tmp_path, tiny_collection):
+    settings = {"eval_split": "dev", "eval_queries": 2, "eval_passages": 10, **QUIET}
+    trainer = warm_up(models, tmp_path, tiny_collection, settings)
+    test = trainer.evaluate("test")
+    own = warm_up(models, tmp_path, tiny_collection, {**QUIET, "eval_split": "test"}).evaluate()
+    assert {key.removeprefix("test"): value for key, value in test.items()} == {
+        key.removeprefix("eval"): value for key, value in own.items()
+    }
+    assert trainer.evaluate("dev") == trainer.evaluate() and "eval_retriever_mrr@10" in trainer.evaluate()
+    assert "final_retriever_mrr@10" in trainer.evaluate("test", metric_key_prefix="final")
+    with pytest.raises(ValueError, match=r"measures eval_split='dev'; call evaluate\('test'\)"):
+        trainer.evaluate(metric_key_prefix="test")
+    with pytest.raises(ValueError, match="no split 'tset'; it has train, dev, test"):
+        trainer.evaluate("tset")
+    with pytest.raises(ValueError, match="the name of a split .*, found a Dataset"):
+        trainer.evaluate(tiny_collection.queries)
+
+
+def test_a_loss_of_texts_and_an_unused_sampler_are_errors_at_once(models, tmp_path, tiny_collection):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    theirs = MultipleNegativesRankingLoss(SentenceTransformer(str(models / "tiny-retriever"), device="cpu"))
+    for loss in (theirs, lambda scores, labels: scores.mean()):
+        with pytest.raises(
+            TypeError, match="cannot be called with scores alone .*a hf_ar2.losses.ListScores"
+        ):
+            warm_up(models, tmp_path, tiny_collection, loss=loss)
+    with pytest.raises(TypeError, match="loss is a str"):
+        warm_up(models, tmp_path, tiny_collection, loss="contrastive")
+    with pytest.raises(ValueError, match="sampler would not be called with num_negatives=0"):
+        warm_up(models, tmp_path, tiny_collection, {**QUIET, "num_negatives": 0}, sampler=sample_negatives)
+
+
+def test_a_loss_of_ones_own_that_needs_negatives_says_so(models, tmp_path, tiny_collection):
+    def margin(scores):
+        return (scores.retriever_scores[:, 1:] - scores.retriever_scores[:, :1]).mean()
+
+    trainer = warm_up(models, tmp_path, tiny_collection, {**QUIET, "num_negatives": 0}, loss=margin)
+    with pytest.raises(ValueError, match=r"lists without negatives \(num_negatives=0\): the loss is nan"):
+        trainer.train()
 
 
 def test_what_has_no_meaning_here_says_what_to_call_instead(models, tmp_path, tiny_collection):
@@ -215,6 +277,14 @@ def test_a_checkpoint_records_whose_loss_and_sampler_it_has(models, tmp_path, ti
         warm_up(models, tmp_path, tiny_collection, settings).train(resume_from_checkpoint=True)
 
 
+def test_filters_that_leave_no_candidates_are_named(models, tmp_path, tiny_collection, caplog):
+    settings = {**QUIET, "num_negatives": 2, "max_steps": 1, "absolute_margin": 100.0}
+    with caplog.at_level(logging.WARNING):
+        warm_up(models, tmp_path, tiny_collection, settings).train()
+    assert "no candidate is left for 24 of 24 training queries" in caplog.text
+    assert "absolute_margin" in caplog.text
+
+
 def test_metrics_of_ones_own_are_logged(models, tmp_path, tiny_collection):
     def metrics(rankings):
         first = [passages[0] for passages in rankings.passage_ids("pipeline")]
@@ -226,6 +296,9 @@ def test_metrics_of_ones_own_are_logged(models, tmp_path, tiny_collection):
     found = trainer.evaluate()
     assert found["eval_first"] == trainer.state.log_history[-1]["eval_first"]
     assert "eval_pipeline_mrr@10" in found
+    trainer.compute_metrics = lambda rankings: None
+    with pytest.raises(TypeError, match="compute_metrics returned NoneType; expected a dict of floats"):
+        trainer.evaluate()
 
 
 # ---- The guide ------------------------------------------------------------------------------------------------------

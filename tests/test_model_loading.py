@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tiny_models import make_model
 
 from hf_ar2.collections import Collection
 from hf_ar2.command_line.main import main
+from hf_ar2.command_line.open import opened_system
+from hf_ar2.models.limits import position_count
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import RecipeError
@@ -76,6 +79,21 @@ def test_a_ranker_that_starts_as_a_retriever_reads_whole_pairs(tmp_path: Path) -
     recipe.args["max_pair_length"] = 24
     for source, longest in (("warm-up", 24), ({"from": "warm-up", "max_length": 20}, 20)):
         assert load_model(recipe, tmp_path, "ranker", source).max_seq_length == longest
+    recipe.args["max_pair_length"] = (
+        1000  # more than the positions: an error now would end a run that has trained
+    )
+    ranker = load_model(recipe, tmp_path, "ranker", "warm-up")
+    assert ranker.max_seq_length == position_count(ranker) < 1000
+
+
+def test_an_error_of_a_model_names_its_place_in_the_recipe(tmp_path: Path) -> None:
+    folder = make_model("bert", tmp_path / "bert")
+    long = recipe_with(tmp_path, {"model": str(folder), "max_length": 1000})
+    with pytest.raises(RecipeError, match="models.base: max_length=1000: the model has positions for"):
+        load_model(long, tmp_path, "retriever", "base")
+    absent = recipe_with(tmp_path, {"model": "models/absent"})
+    with pytest.raises(RecipeError, match="models.base: ranker 'models/absent': found no such folder"):
+        load_model(absent, tmp_path, "ranker", "base")
 
 
 def test_what_a_stage_trained_is_loaded_as_its_first_model_was(tmp_path: Path) -> None:
@@ -136,3 +154,11 @@ def test_commands_take_them_too(
     options = ["--trust_remote_code", "--model_dtype", "bfloat16", "--attn_implementation", "eager"]
     assert main([*command, *options]) == 0
     assert (tmp_path / "out" / "embeddings.npy").is_file()
+
+
+def test_float32_weights_are_computed_in_float32(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_ar2.search.system.bf16_is_faster", lambda device: True)
+    named = {"retriever": str(home / "retriever"), "collection": str(home / "data")}
+    for dtype, bf16 in ((None, True), ("float32", False), ("bfloat16", True)):
+        with opened_system(Namespace(**named, model_dtype=dtype)) as system:
+            assert system.encoders.bf16 is bf16

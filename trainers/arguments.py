@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainingArguments
@@ -52,8 +55,39 @@ class TrainerOptions(TypedDict, total=False):
     optimizers: tuple[Optimizer | None, LRScheduler | None]
 
 
+def check_keywords(trainer: type[JointTrainer], given: dict[str, Any]) -> None:
+    """Raise for the keywords of other trainers, before Python says only which arguments are missing.
+
+    Raises:
+        TypeError: a keyword of `transformers.Trainer` that the trainer does not have, with what to pass instead.
+    """
+    for keyword in given.keys() & _INSTEAD.keys() - inspect.signature(trainer.__init__).parameters.keys():
+        raise TypeError(f"{trainer.__name__}() takes no argument {keyword!r}; {_INSTEAD[keyword]}")
+
+
+@contextmanager
+def naming(role: str, model: Any) -> Iterator[None]:
+    """An error of the Hub names the model: it was perhaps meant to be a folder."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(model, str | Path) and not Path(model).exists():
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise OSError(
+                f"{role} {str(model)!r}: found no such folder, and no model of this name on the Hub: {reason}"
+            ) from error
+        raise
+
+
 def check_arguments(
-    trainer: JointTrainer, retriever: Any, ranker: Any, args: Any, collection: Any, unknown: dict[str, Any]
+    trainer: JointTrainer,
+    retriever: Any,
+    ranker: Any,
+    args: Any,
+    collection: Any,
+    loss: Any,
+    sampler: Any,
+    unknown: dict[str, Any],
 ) -> None:
     """Raise for arguments in the wrong place.
 
@@ -61,13 +95,13 @@ def check_arguments(
         unknown: keywords that the trainer does not have.
 
     Raises:
-        TypeError: a keyword that the trainer does not take, with what to pass instead; retriever and ranker, or args
-            and collection, are swapped; args are of another class.
+        TypeError: a keyword that the trainer does not take; retriever and ranker, or args and collection, are swapped;
+            args are of another class; the loss takes other arguments than scores.
+        ValueError: a sampler without negatives to draw.
     """
     name = type(trainer).__name__
     for keyword in unknown:
-        instead = f"; {_INSTEAD[keyword]}" if keyword in _INSTEAD else ""
-        raise TypeError(f"{name}() takes no argument {keyword!r}{instead}")
+        raise TypeError(f"{name}() takes no argument {keyword!r}")
     if isinstance(retriever, CrossEncoder) or isinstance(ranker, SentenceTransformer):
         raise TypeError(
             f"{name}: retriever is a {type(retriever).__name__}, ranker is a {type(ranker).__name__}; expected a "
@@ -82,6 +116,29 @@ def check_arguments(
         raise TypeError(
             f"{name}: args is a {type(args).__name__}, expected a {trainer.config_class.__name__}"
         )
+    if sampler is not None and args.num_negatives == 0:
+        raise ValueError(f"{name}: the sampler would not be called with num_negatives=0; expected at least 1")
+    if loss is not None:
+        _check_loss(name, loss)
+
+
+def _check_loss(trainer: str, loss: Any) -> None:
+    """Raise TypeError for a loss that cannot be called with scores alone."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    expected = "expected a function of one argument, a hf_ar2.losses.ListScores"
+    if not callable(loss):
+        raise TypeError(f"{trainer}: loss is a {name}; {expected}")
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError:  # some functions written in C have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TypeError(
+            f"{trainer}: loss {name}{signature} cannot be called with scores alone ({error}); {expected}. Losses of "
+            "sentence-transformers take texts, and do not fit"
+        ) from None
 
 
 def check_swapped(trainer: JointTrainer, model: JointModel) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging
 
 from hf_ar2.encoding.batches import Encode, encode_rows, token_budget_batches
 from hf_ar2.files import writing
@@ -18,6 +19,8 @@ from hf_ar2.training_lists.pool import pool_statistics
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
+
+logger = logging.get_logger(__name__)
 
 # In a checkpoint, the weights that are being encoded; next to the indexes, each process's embeddings of them so far.
 _SNAPSHOT, _EMBEDDINGS = "snapshot.pt", "snapshot-{}.npy"
@@ -193,8 +196,17 @@ class Refresh:
         trainer = self.trainer
         trainer.pool = trainer.retrieval.mine(number)
         due = trainer.control.should_log  # this entry must not take the place of the step's
-        trainer.log({f"pool/{name}": value for name, value in pool_statistics(trainer.pool).items()})
+        statistics = pool_statistics(trainer.pool)
+        trainer.log({f"pool/{name}": value for name, value in statistics.items()})
         trainer.control.should_log = due
+        empty, queries = int(statistics["empty_pools"]), int(statistics["queries"])
+        if 2 * empty > queries and trainer.is_world_process_zero():
+            dropped = [f"{name} {count:,}" for name, count in trainer.pool.dropped.items() if count]
+            logger.warning(
+                f"{trainer.output_folder.name}: no candidate is left for {empty} of {queries} training queries, so "
+                f"their negatives are random passages. Dropped: {', '.join(dropped) or 'none'}. If a filter drops too "
+                "many, loosen it or leave it out"
+            )
 
     def _use_pool(self) -> None:
         lists = self.trainer.collator.lists

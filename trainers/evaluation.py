@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,10 +50,11 @@ class EvalRankings:
 
 
 class Evaluation:
-    """Evaluates the models of a run on `eval_split`, with the index that the next refresh uses anyway.
+    """Evaluates the models of a run on a split, with the index that the next refresh uses anyway.
 
     Args:
         retrieval: searches, with the models as they are now.
+        split: None: `eval_split`, on `eval_queries` and `eval_passages`; another split is evaluated as a whole.
 
     Attributes:
         judgments: of the evaluated queries; empty without evaluations on a split that the collection does not have.
@@ -61,14 +63,44 @@ class Evaluation:
         ValueError: the split does not exist or has no relevant passage, but is evaluated on.
     """
 
-    def __init__(self, retrieval: Retrieval) -> None:
+    def __init__(self, retrieval: Retrieval, split: str | None = None) -> None:
         self.retrieval = retrieval
-        self.judgments = _evaluated_judgments(retrieval)
+        self.whole = split is not None
+        self.judgments = (
+            _evaluated_judgments(retrieval) if split is None else _all_judgments(retrieval, split)
+        )
         self._rows: np.ndarray | None = None  # of the passages that are searched instead of the corpus
         # The last evaluation, and the weights that it was of.
         self._weights = ""
         self._values: dict[str, dict[str, np.ndarray]] = {}
         self._rankings: EvalRankings | None = None
+
+    def of_split(self, split: Any, prefix: str) -> tuple[Evaluation, str]:
+        """The evaluation of a split, and what the names of its metrics begin with.
+
+        Args:
+            split: the name of a split; None: `eval_split`.
+            prefix: as it was given; "eval", the default, becomes the name of the split if that is another one.
+
+        Raises:
+            ValueError: there is no such split, or the prefix is the name of another one.
+        """
+        own, splits = self.retrieval.args.eval_split, self.retrieval.collection.splits
+        if split is None:
+            if prefix != own and prefix in splits:
+                raise ValueError(
+                    f"metric_key_prefix={prefix!r}: evaluate() without a split measures eval_split={own!r}; call "
+                    f"evaluate({prefix!r})"
+                )
+            return self, prefix
+        if not isinstance(split, str):
+            raise ValueError(
+                f"evaluate() takes the name of a split of the collection ({', '.join(splits)}), found a "
+                f"{type(split).__name__}"
+            )
+        if split == own:
+            return self, prefix
+        return Evaluation(self.retrieval, split), split if prefix == "eval" else prefix
 
     def metrics(self) -> dict[str, float]:
         """Mean metrics of the retriever, of the ranker over its first `rerank_depth`, and of the pipeline.
@@ -129,7 +161,7 @@ class Evaluation:
     def _retrieve(self) -> tuple[np.ndarray, np.ndarray]:
         """The retriever's first `eval_depth` passages: of the corpus, or of a part of it (`eval_passages`)."""
         retrieval, query_rows = self.retrieval, self.judgments.query_rows
-        depth, limit = retrieval.args.eval_depth, retrieval.args.eval_passages
+        depth, limit = retrieval.args.eval_depth, None if self.whole else retrieval.args.eval_passages
         if limit is None or limit >= len(retrieval.collection.corpus):
             return retrieval.retrieve(query_rows, depth, "Evaluation queries")
         retriever, inputs = retrieval.retriever, retrieval.retriever_inputs
@@ -166,6 +198,19 @@ class Evaluation:
             write_note(path, {"of": identity, "rows": rows.tolist()})
         processes.barrier()
         return rows
+
+
+def _all_judgments(retrieval: Retrieval, split: str) -> Judgments:
+    collection = retrieval.collection.with_relevance_level(retrieval.args.relevance_level, [split])
+    if split not in collection.qrels:
+        raise ValueError(f"{collection.name} has no split {split!r}; it has {', '.join(collection.splits)}")
+    judgments = collection.judgments(split)
+    if not len(judgments.positives()):
+        raise ValueError(
+            f"split {split!r} of {collection.name} has no query with a relevant passage, of grade "
+            f"{judgments.level} or more, so nothing can be measured on it"
+        )
+    return judgments
 
 
 def _evaluated_judgments(retrieval: Retrieval) -> Judgments:

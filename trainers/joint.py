@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,15 @@ from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
 from hf_ar2.models.joint import JointModel, save_models
 from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of
-from hf_ar2.trainers.arguments import NO_DATALOADER, NO_PREDICT, check_arguments, check_launch, check_swapped
+from hf_ar2.trainers.arguments import (
+    NO_DATALOADER,
+    NO_PREDICT,
+    check_arguments,
+    check_keywords,
+    check_launch,
+    check_swapped,
+    naming,
+)
 from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
 from hf_ar2.trainers.checkpoints import CHECKPOINTS, OPTIMIZER, Checkpoints, describe_run
@@ -96,6 +104,10 @@ class JointTrainer(Trainer):
     # What a recipe calls the trainer, for the card.
     method: str = ""
 
+    def __new__(cls, *arguments: Any, **given: Any) -> Self:
+        check_keywords(cls, given)
+        return super().__new__(cls)
+
     def __init__(
         self,
         retriever: SentenceTransformer | str | Path,
@@ -110,14 +122,16 @@ class JointTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, LRScheduler | None] = (None, None),
         **unknown: Any,
     ) -> None:
-        check_arguments(self, retriever, ranker, args, collection, unknown)
+        check_arguments(self, retriever, ranker, args, collection, loss, sampler, unknown)
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
         # Training reads passages without the headings that are its queries.
         judged = loaded.with_relevance_level(args.relevance_level, (args.train_split, args.eval_split))
         self.collection, self.stored = read_stored_lists(judged.for_training(), args)
-        encoder = self.load_retriever(retriever)
-        model = JointModel(encoder, None if ranker is None else load_ranker(ranker))
+        with naming("retriever", retriever):
+            encoder = self.load_retriever(retriever)
+        with naming("ranker", ranker):
+            model = JointModel(encoder, None if ranker is None else load_ranker(ranker))
         check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state
         # What rounds and evaluations decided, as plain data; part of a checkpoint.
@@ -279,6 +293,8 @@ class JointTrainer(Trainer):
         self.step_log.add({f"loss/{phase}": loss, **logs})
         if not self.args.fp16:  # which skips steps that overflow
             place = f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}"
+            if own is not None and scores.mask.shape[1] == 1:
+                place += ", a loss of one's own on lists without negatives (num_negatives=0)"
             self.step_log.check_finite(loss, scores, place)
         return (loss, outputs) if return_outputs else loss
 
@@ -324,19 +340,24 @@ class JointTrainer(Trainer):
     ) -> dict[str, float]:
         """Metrics on `eval_split`: `eval_retriever_mrr@10`, `eval_pipeline_mrr@10`, …, those of `compute_metrics`.
 
+        Args:
+            eval_dataset: the name of another split of the collection, such as "test": all its queries search all
+                passages, and the metrics are `test_retriever_mrr@10`, ….
+
         Raises:
-            ValueError: an `eval_dataset` was given.
+            ValueError: there is no such split.
+            TypeError: `compute_metrics` did not return a dict.
         """
-        if eval_dataset is not None:
-            raise ValueError(
-                "evaluate() takes no eval_dataset; it evaluates retrieval on the qrels split named by `eval_split`"
-            )
+        evaluation, prefix = self.evaluation.of_split(eval_dataset, metric_key_prefix)
         self.gather_weights()
-        values = self.evaluation.metrics()
+        values = evaluation.metrics()
         if self.compute_metrics is not None:
             own: Any = self.compute_metrics
-            values = values | own(self.evaluation.rankings())
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+            found = own(evaluation.rankings())
+            if not isinstance(found, dict):
+                raise TypeError(f"compute_metrics returned {type(found).__name__}; expected a dict of floats")
+            values = values | found
+        metrics = {f"{prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

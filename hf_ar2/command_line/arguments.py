@@ -187,7 +187,8 @@ def _add_models(parser: Parser) -> None:
 def _add_loading(parser: Parser, *, ranker: bool) -> None:
     group = parser.add_argument_group("how models are loaded")
     dtypes = ("float32", "bfloat16", "float16")
-    add(group, "--model_dtype", "data type of the weights (as saved)", choices=dtypes)
+    weights = "data type of the weights (as saved); float32 without RUN also turns off bf16"
+    add(group, "--model_dtype", weights, choices=dtypes)
     add(group, "--attn_implementation NAME", "sdpa, eager, flash_attention_2, ... (transformers chooses)")
     truncated = "cut the retriever's embeddings to their first N dimensions (as saved)"
     add(group, "--truncate_dim N", truncated, type=positive)

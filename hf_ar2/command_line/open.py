@@ -70,6 +70,8 @@ def opened_system(
             given["questions"] = recipe["questions"]
     assert retriever_name is not None and source is not None
     settings = settings.changed(given)
+    if run is None and given.get("model_dtype") == "float32":  # a run's index has the precision of its recipe
+        settings = settings.changed({"bf16": False})
     if given.get("rerank_depth", 0) > settings.depth:
         raise ValueError(
             f"--rerank_depth {settings.rerank_depth}: expected at most the depth, {settings.depth}: a ranker reorders "

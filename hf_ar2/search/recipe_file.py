@@ -48,6 +48,13 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
             for place in (folder.parent, Path("runs"))
             for file in place.glob("*/recipe.yaml")
         }
+        model = next((at for at in (folder, folder / "retriever") if (at / "modules.json").is_file()), None)
+        if model is not None:
+            raise FileNotFoundError(
+                f"{folder} is not a run folder: it has no recipe.yaml, but {'is' if model == folder else 'holds'} a "
+                "model. Run folders come from hf-ar2 train; to measure the model: hf-ar2 evaluate --retriever "
+                f"{model} --collection …"
+            )
         here = f"Run folders here: {', '.join(sorted(near))}" if near else "Make one with: hf-ar2 quickstart"
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{folder} is not a run folder: {what}. {here}")

@@ -196,9 +196,11 @@ def with_dev_split(collection: Collection, share: float) -> Collection:
         name: table.select(np.flatnonzero(chosen[of_row] == wanted))
         for name, wanted in (("train", False), ("dev", True))
     }
+    others = sorted(have - {"train", "test"})
     logger.warning(
         f"{collection.name} has no split dev: {chosen.sum()} of the {len(ids)} queries of train are now dev, chosen by "
         "a hash of their ids (dev_share=0 keeps all in train)"
+        + (f". To use one of its splits {', '.join(others)} instead, name it dev" if others else "")
     )
     return replace(collection, qrels={**collection.qrels, **parts})
 

@@ -136,6 +136,11 @@ class _Pairs:
                 expected = f"a list of {n + 1} finite scores, the passage's first"
                 expected += f", or {n} margins between the passage and each negative" if n else ""
                 advice = "Remove the column if it does not hold a teacher's scores."
+                if n == 0:
+                    advice = (
+                        "Without it, every row is a relevant passage: if it says which are, remove the other rows "
+                        f"first, or make them negatives of their query. {advice}"
+                    )
                 self.problems.malformed(place, line, found, expected, advice)
                 continue
             query, passage = (_id(text) for _, text in texts)
