@@ -79,6 +79,15 @@ def naming(role: str, model: Any) -> Iterator[None]:
         raise
 
 
+def not_available(message: str) -> Callable[..., Any]:
+    """A method of `transformers.Trainer` that the trainers do not have; the error says what to call instead."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(message)
+
+    return method
+
+
 def check_arguments(
     trainer: JointTrainer,
     retriever: Any,

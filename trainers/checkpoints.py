@@ -184,6 +184,14 @@ class Checkpoints:
                 f"{saved_run['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
             )
 
+    def save_start(self, metrics: dict[str, float], trial: Any) -> None:
+        """Save the weights that training starts with as the best so far; `metrics` are those of their evaluation."""
+        trainer = self.trainer
+        if trainer._determine_best_metric(metrics, trial):
+            trainer._save_checkpoint(trainer.model, trial)
+            trainer.state.best_model_checkpoint = str(trainer.output_folder / "checkpoint-0")
+            trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
     def load_best(self) -> None:
         """Load the models of the best checkpoint at the end of training, and say which step that was."""
         trainer, state = self.trainer, self.trainer.state

@@ -95,8 +95,8 @@ class Evaluation:
             return self, prefix
         if not isinstance(split, str):
             raise ValueError(
-                f"evaluate() takes the name of a split of the collection ({', '.join(splits)}), found a "
-                f"{type(split).__name__}"
+                "evaluate() takes no dataset; it evaluates retrieval on the qrels split named by `eval_split`, or on "
+                f"the one whose name it is given ({', '.join(splits)}); found a {type(split).__name__}"
             )
         if split == own:
             return self, prefix
@@ -120,6 +120,15 @@ class Evaluation:
             for metric, values in found.items()
             if own.any() or not part
         }
+
+    def own_metrics(self, compute: Any) -> dict[str, float]:
+        """What a function of the user's (`compute_metrics`) computes from the rankings; nothing without one."""
+        if compute is None:
+            return {}
+        found = compute(self.rankings())
+        if not isinstance(found, dict):
+            raise TypeError(f"compute_metrics returned {type(found).__name__}; expected a dict of floats")
+        return found
 
     def per_query(self) -> dict[str, dict[str, np.ndarray]]:
         """System → metric → value per query, float64 `[Q]`, see `metrics`."""

@@ -30,6 +30,7 @@ from hf_ar2.trainers.arguments import (
     check_launch,
     check_swapped,
     naming,
+    not_available,
 )
 from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
@@ -294,7 +295,7 @@ class JointTrainer(Trainer):
         if not self.args.fp16:  # which skips steps that overflow
             place = f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}"
             if own is not None and scores.mask.shape[1] == 1:
-                place += ", a loss of one's own on lists without negatives (num_negatives=0)"
+                place += ", your own loss on lists without negatives (num_negatives=0)"
             self.step_log.check_finite(loss, scores, place)
         return (loss, outputs) if return_outputs else loss
 
@@ -350,13 +351,7 @@ class JointTrainer(Trainer):
         """
         evaluation, prefix = self.evaluation.of_split(eval_dataset, metric_key_prefix)
         self.gather_weights()
-        values = evaluation.metrics()
-        if self.compute_metrics is not None:
-            own: Any = self.compute_metrics
-            found = own(evaluation.rankings())
-            if not isinstance(found, dict):
-                raise TypeError(f"compute_metrics returned {type(found).__name__}; expected a dict of floats")
-            values = values | found
+        values = evaluation.metrics() | evaluation.own_metrics(self.compute_metrics)
         metrics = {f"{prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -365,20 +360,12 @@ class JointTrainer(Trainer):
     def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `transformers.Trainer`, and with `save_strategy="best"` the weights of the start are saved, too."""
         metrics = super()._evaluate(trial, *args, **kwargs)
-        at_start = self.state.global_step == 0 and self.args.save_strategy == "best"
-        if at_start and self._determine_best_metric(metrics, trial):
-            self._save_checkpoint(self.model, trial)
-            self.state.best_model_checkpoint = str(self.output_folder / "checkpoint-0")
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        if self.state.global_step == 0 and self.args.save_strategy == "best":
+            self.checkpoints.save_start(metrics, trial)
         return metrics
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Not available; the error says what to call instead."""
-        raise NotImplementedError(NO_PREDICT)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Not available; the error says what to call instead."""
-        raise NotImplementedError(NO_DATALOADER)
+    predict = not_available(NO_PREDICT)
+    get_eval_dataloader = not_available(NO_DATALOADER)
 
     # ---- Runs, see `Checkpoints`, and the Hub, see `Publisher` ------------------------------------------------
 
