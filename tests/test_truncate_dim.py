@@ -127,7 +127,11 @@ def test_a_width_that_the_model_does_not_have_is_an_error(dim, tiny_retriever_pa
     ("place", "value", "message"),
     [
         ("models", 0, "models.light.truncate_dim: found 0, expected a whole number of at least 1"),
-        ("models", 64, "stages.warm-up.args: truncate_dim=64: the retriever's embeddings have 32 dimensions"),
+        (
+            "models",
+            64,
+            "stages.warm-up.args: models.light: truncate_dim=64: the retriever's embeddings have 32 dimensions",
+        ),
         ("row", "8", "rows.cut.retriever.truncate_dim: found '8', expected a whole number"),
         ("row", 64, "rows.cut: truncate_dim=64: the retriever's embeddings have 32 dimensions"),
         ("matryoshka", 8, "warm-up.args: matryoshka_dims=.* embeddings have 8 dimensions; leave 16 out"),

@@ -43,7 +43,9 @@ class StepLog:
             total[0] += float(value.detach())
             total[1] += 1
 
-    def check_finite(self, loss: Tensor, scores: ListScores, step: str) -> None:
+    def check_finite(
+        self, loss: Tensor, scores: ListScores, step: str, lists_without_negatives: bool = False
+    ) -> None:
         """Raise ValueError if the loss of a step is NaN or infinite; the message names the model that it comes from."""
         if math.isfinite(value := loss.item()):
             return
@@ -54,9 +56,14 @@ class StepLog:
             if found is not None and not bool(torch.isfinite(found).all())
         ]
         rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.learning_rates.items())
+        hint = (
+            ". The loss was given lists without negatives (num_negatives=0)"
+            if lists_without_negatives
+            else ""
+        )
         raise ValueError(
             f"{step}: the loss is {value}{''.join(causes)}. Training diverged, or a model's weights are not "
-            f"finite; lower the learning rate{f' ({rates})' if rates else ''}"
+            f"finite; lower the learning rate{f' ({rates})' if rates else ''}{hint}"
         )
 
     def entry(self, logs: dict[str, float]) -> dict[str, float]:

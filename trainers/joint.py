@@ -294,9 +294,8 @@ class JointTrainer(Trainer):
         self.step_log.add({f"loss/{phase}": loss, **logs})
         if not self.args.fp16:  # which skips steps that overflow
             place = f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}"
-            if own is not None and scores.mask.shape[1] == 1:
-                place += ", your own loss on lists without negatives (num_negatives=0)"
-            self.step_log.check_finite(loss, scores, place)
+            alone = own is not None and scores.mask.shape[1] == 1
+            self.step_log.check_finite(loss, scores, place, lists_without_negatives=alone)
         return (loss, outputs) if return_outputs else loss
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:

@@ -155,7 +155,9 @@ class _Pairs:
                 id = _id(text)
                 self.passages.setdefault(id, text)
                 if scores and of_list.get(id, score) != score:
-                    found = f"the score {score} of a negative with {of_list[id]} in another row of this pair"
+                    found = (
+                        f"the score {score} of a negative that has {of_list[id]} in another row of this pair"
+                    )
                     self.problems.malformed(place, line, found, "one score")
                 of_list.setdefault(id, score)
 
