@@ -101,7 +101,7 @@ class Length:
     def _evaluations(self, trainer: JointTrainer, steps: int, seconds: float | None) -> dict[str, Any]:
         """Settings for evaluations that take at most a tenth of the time.
 
-        If fewer than four would fit, there are none, or if the best weights are to be kept one at the end.
+        If fewer than four would fit, there are none; with `save_strategy="best"` there is one at the end.
         """
         args, costs = trainer.args, self.costs
         if costs is None:
@@ -124,7 +124,7 @@ class Length:
 
 
 def _without_evaluations(args: JointConfig) -> dict[str, Any]:
-    """Settings without evaluations, and then without the best weights, which evaluations decide."""
+    """Settings without evaluations, and so without keeping the best weights, which evaluations decide."""
     settings: dict[str, Any] = {"eval_strategy": "no", "patience": None}
     if args.save_strategy == "best":
         settings |= {"eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}

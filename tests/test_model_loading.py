@@ -79,9 +79,8 @@ def test_a_ranker_that_starts_as_a_retriever_reads_whole_pairs(tmp_path: Path) -
     recipe.args["max_pair_length"] = 24
     for source, longest in (("warm-up", 24), ({"from": "warm-up", "max_length": 20}, 20)):
         assert load_model(recipe, tmp_path, "ranker", source).max_seq_length == longest
-    recipe.args["max_pair_length"] = (
-        1000  # more than the positions: an error now would end a run that has trained
-    )
+    # More than the positions: an error now would end a run that has trained.
+    recipe.args["max_pair_length"] = 1000
     ranker = load_model(recipe, tmp_path, "ranker", "warm-up")
     assert ranker.max_seq_length == position_count(ranker) < 1000
 
