@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import logging
 import multiprocessing
 import pickle
@@ -134,6 +135,12 @@ def test_a_loss_of_texts_and_an_unused_sampler_are_errors_at_once(models, tmp_pa
         warm_up(models, tmp_path, tiny_collection, loss="contrastive")
     with pytest.raises(ValueError, match="sampler would not be called with num_negatives=0"):
         warm_up(models, tmp_path, tiny_collection, {**QUIET, "num_negatives": 0}, sampler=sample_negatives)
+
+
+def test_a_split_named_eval_is_not_taken_for_the_usual_prefix(models, tmp_path, tiny_collection):
+    qrels = {**tiny_collection.qrels, "eval": tiny_collection.qrels["test"]}
+    trainer = warm_up(models, tmp_path, dataclasses.replace(tiny_collection, qrels=qrels))
+    assert "eval_retriever_mrr@10" in trainer.evaluate()  # of eval_split, dev, as in every training
 
 
 def test_a_loss_of_ones_own_that_needs_negatives_says_so(models, tmp_path, tiny_collection):

@@ -87,7 +87,7 @@ class Evaluation:
         """
         own, splits = self.retrieval.args.eval_split, self.retrieval.collection.splits
         if split is None:
-            if prefix != own and prefix in splits:
+            if prefix not in ("eval", own) and prefix in splits:
                 raise ValueError(
                     f"metric_key_prefix={prefix!r}: evaluate() without a split measures eval_split={own!r}; call "
                     f"evaluate({prefix!r})"
