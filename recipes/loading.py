@@ -68,6 +68,11 @@ def _settings() -> list[str]:
     return sorted({key for trainer in CONFIGS for key in config_fields(trainer)})
 
 
+def _trainers_with(setting: str) -> list[str]:
+    """The trainers that have a setting."""
+    return [trainer for trainer in CONFIGS if setting in config_fields(trainer)]
+
+
 def _override(content: dict[str, Any], key: str, text: str) -> None:
     value = _value(key, text)
     head, _, rest = key.partition(".")
@@ -158,7 +163,7 @@ def _check(recipe: Recipe, where: str) -> None:
     for key in recipe.args:
         if key not in _settings():
             raise RecipeError(f"{where}: args: unknown key {key!r}{nearest(str(key), _settings())}")
-        trainers = [trainer for trainer in CONFIGS if key in config_fields(trainer)]
+        trainers = _trainers_with(key)
         used = [body["trainer"] for body in recipe.stages.values() if body["trainer"] in trainers]
         if recipe.stages and not used and key not in ROW_ARGS:
             raise RecipeError(
@@ -176,7 +181,7 @@ def _check(recipe: Recipe, where: str) -> None:
         if name in recipe.models:
             raise RecipeError(f"{place}: a model has the same name")
         for key in body.get("args", {}):
-            others = [other for other in CONFIGS if key in config_fields(other)]
+            others = _trainers_with(key)
             if others and trainer not in others:
                 raise RecipeError(
                     f"{place}.args: trainer {trainer!r} has no setting {key!r}, which is one of trainer "

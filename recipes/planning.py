@@ -151,10 +151,8 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
 def few_steps(plan: Plan, costs: Costs) -> str:
     """A warning if there is so little time that the first stage hardly trains, else `""`."""
     name = next(name for name, body in plan.recipe.stages.items() if body["trainer"] not in UNTRAINED)
-    steps, most = (
-        plan.training[name] / costs.step_of(plan.recipe, name),
-        costs.steps_of_epochs(plan.recipe, name),
-    )
+    steps = plan.training[name] / costs.step_of(plan.recipe, name)
+    most = costs.steps_of_epochs(plan.recipe, name)
     if round(steps) >= min(FEW_STEPS, most):
         return ""
     # A quarter more, since with more time other stages may join.

@@ -253,8 +253,12 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _check_loaded(attn_implementation: str | None, trust_remote_code: bool, revision: str | None) -> None:
-    given = zip(LOADING_OPTIONS, (attn_implementation, trust_remote_code, revision), strict=True)
-    for name, value in given:
+    given = {
+        "attn_implementation": attn_implementation,
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+    }
+    for name, value in given.items():
         if value:
             raise ValueError(f"{name}={value!r}: the model is loaded already; pass its name or folder")
 
