@@ -12,7 +12,7 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.evaluation.metrics import evaluate_rankings, parse_metric
 from hf_ar2.evaluation.own import deeper, mask_other_rows, without_own
-from hf_ar2.evaluation.systems import rankings_of_systems
+from hf_ar2.evaluation.systems import check_relevant, rankings_of_systems
 from hf_ar2.files import read_json, write_note
 from hf_ar2.models.loading import weights_fingerprint
 from hf_ar2.trainers.retrieval import Retrieval
@@ -213,13 +213,8 @@ def _all_judgments(retrieval: Retrieval, split: str) -> Judgments:
     collection = retrieval.collection.with_relevance_level(retrieval.args.relevance_level, [split])
     if split not in collection.qrels:
         raise ValueError(f"{collection.name} has no split {split!r}; it has {', '.join(collection.splits)}")
-    judgments = collection.judgments(split)
-    if not len(judgments.positives()):
-        raise ValueError(
-            f"split {split!r} of {collection.name} has no query with a relevant passage, of grade "
-            f"{judgments.level} or more, so nothing can be measured on it"
-        )
-    return judgments
+    check_relevant(collection, split)
+    return collection.judgments(split)
 
 
 def _evaluated_judgments(retrieval: Retrieval) -> Judgments:
