@@ -14,7 +14,7 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.index import encoders as encoders_module
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.fingerprint import index_fingerprint
-from hf_ar2.models.cpu_attention import use_fast_attention
+from hf_ar2.models.bf16_on_cpu import train_fast_in_bf16
 from hf_ar2.models.half_precision import bf16_copy
 from hf_ar2.models.joint import embed
 from hf_ar2.models.loading import load_ranker, load_retriever, weights_fingerprint
@@ -112,7 +112,7 @@ def test_attention_for_training_equals_that_of_torch(kind, tmp_path):
     folder = make_model(kind, tmp_path / kind, **without_dropout)
     retriever = load_retriever(folder, pooling="mean", dropout=0.0, device="cpu")
     fast = copy.deepcopy(retriever)
-    use_fast_attention(fast, torch.device("cpu"), bf16=True)
+    train_fast_in_bf16(fast, torch.device("cpu"), bf16=True)
     texts = ["deep nets", "a calm otter sees the quiet heron and the lynx", "x"]
     features = retriever.tokenizer(texts, padding=True, return_tensors="pt")
     features = {name: features[name] for name in ("input_ids", "attention_mask")}
@@ -131,9 +131,46 @@ def test_attention_for_training_equals_that_of_torch(kind, tmp_path):
             assert torch.equal(embeddings, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_under_autocast_has_the_gradients_of_float32_up_to_rounding(kind, tmp_path):
+    without_dropout = {"dropout_rate": 0.0} if kind == "t5" else {}
+    folder = make_model(kind, tmp_path / kind, **without_dropout)
+    retriever = load_retriever(folder, pooling="mean", dropout=0.0, device="cpu").train()
+    fast = copy.deepcopy(retriever)
+    train_fast_in_bf16(fast, torch.device("cpu"), bf16=True)
+    texts = ["deep nets", "a calm otter sees the quiet heron and the lynx", "x"]
+    features = retriever.tokenizer(texts, padding=True, return_tensors="pt")
+    features = {name: features[name] for name in ("input_ids", "attention_mask")}
+    found = []
+    for model, bf16 in ((retriever, False), (fast, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            embeddings = embed(model, features, "document")
+        embeddings[:, ::3].sum().backward()
+        weights = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert all(gradient.dtype == torch.float32 for gradient in weights)
+        found.append((embeddings, torch.cat([gradient.flatten() for gradient in weights])))
+    (expected, gradients), (embeddings, own) = found
+    torch.testing.assert_close(embeddings, expected, rtol=0, atol=0.03)
+    assert torch.nn.functional.cosine_similarity(own, gradients, dim=0) > 0.999
+
+
+def test_sums_between_layers_are_in_bf16_under_autocast_only(tmp_path):
+    retriever = load_retriever(make_model("bert", tmp_path / "bert"), dropout=0.0, device="cpu").train()
+    for _ in range(2):  # the second call changes nothing
+        train_fast_in_bf16(retriever, torch.device("cpu"), bf16=True)
+    transformer = retriever[0].model
+    assert [len(m._forward_hooks) for m in transformer.modules() if isinstance(m, torch.nn.Embedding)] == [
+        1
+    ] * 3
+    tokens = torch.tensor([[2, 7, 8, 3]])
+    for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            assert transformer(tokens).last_hidden_state.dtype == dtype
+
+
 def test_attention_for_training_draws_dropout(tmp_path):
     retriever = load_retriever(make_model("bert", tmp_path / "bert"), dropout=0.5, device="cpu").train()
-    use_fast_attention(retriever, torch.device("cpu"), bf16=True)
+    train_fast_in_bf16(retriever, torch.device("cpu"), bf16=True)
     features = {
         "input_ids": torch.tensor([[2, 7, 8, 3]]),
         "attention_mask": torch.ones(1, 4, dtype=torch.int64),

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from hf_ar2.cards.hub import check_base_is_public
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.folders import complete_folder
-from hf_ar2.models.cpu_attention import use_fast_attention
+from hf_ar2.models.bf16_on_cpu import train_fast_in_bf16
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import has_separate_towers, one_tower, to_float32, weights_fingerprint
 from hf_ar2.models.lora import adapted, check_adapters, has_adapters, remove_adapters
@@ -63,7 +63,7 @@ def prepare_models(trainer: JointTrainer) -> JointModel:
             if has_adapters(alone):
                 _provide_base(trainer, role, alone)
     args = trainer.args
-    use_fast_attention(trainer.model, args.device, args.bf16)
+    train_fast_in_bf16(trainer.model, args.device, args.bf16)
     if "retriever" in trainer.trained and trainer.model.retriever is not None:
         args.check_dimension(trainer.model.retriever.get_embedding_dimension())
     if not args.shard_weights:

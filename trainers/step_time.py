@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from hf_ar2.models.cpu_attention import use_fast_attention
+from hf_ar2.models.bf16_on_cpu import train_fast_in_bf16
 from hf_ar2.models.joint import embed
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.retrieval import Retrieval
@@ -78,7 +78,7 @@ def training_factor(retrieval: Retrieval, rate: float, clock: Clock) -> float:
     """
     retriever, inputs, encoders = retrieval.retriever, retrieval.retriever_inputs, retrieval.encoders
     assert retriever is not None and inputs is not None
-    use_fast_attention(retriever, encoders.device, encoders.bf16)
+    train_fast_in_bf16(retriever, encoders.device, encoders.bf16)
     trains = retriever.training
     retriever.train()
     rows = np.arange(min(_TRAINED, len(retrieval.collection.corpus)))

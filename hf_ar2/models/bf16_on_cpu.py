@@ -1,4 +1,4 @@
-"""Attention for training in bf16 on a CPU."""
+"""Training in bf16 on a CPU: attention and activations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 _NAME = "bf16_on_cpu"
 
 
-def use_fast_attention(model: nn.Module, device: torch.device, bf16: bool | None) -> None:
-    """Replace torch's fused attention by one that trains faster in bf16 on a CPU, to the same results up to rounding.
+def train_fast_in_bf16(model: nn.Module, device: torch.device, bf16: bool | None) -> None:
+    """Make training under bf16 autocast faster on a CPU, to the same results up to rounding.
 
-    Nothing changes on another device or in another precision. torch's backward pass takes several times as long as its
-    forward pass. Checkpoints do not record the choice.
+    torch's fused attention, whose backward pass takes several times as long as its forward pass, is replaced. The sums
+    between the layers are kept in bf16, as when encoding with a copy in bf16; autocast alone would convert them to
+    float32 and back in every layer. Nothing changes on another device or in another precision. Checkpoints do not
+    record the choice.
     """
     if device.type != "cpu" or not bf16:
         return
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":
             module.set_attn_implementation(_NAME)
+            for embedding in module.modules():
+                if isinstance(embedding, nn.Embedding):
+                    embedding.register_forward_hook(_in_bf16)
+
+
+def _in_bf16(embedding: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """The output of a table of embeddings in the precision of autocast; gradients are still summed in float32."""
+    return output.bfloat16() if torch.is_autocast_enabled("cpu") else output
 
 
 def _attention(
@@ -47,15 +57,20 @@ def _attention(
     groups, (length, width) = getattr(module, "num_key_value_groups", 1), query.shape[2:]
     if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         attention_mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if torch.is_autocast_enabled("cpu"):  # a norm of queries and keys leaves them in float32
+        query, key, value = (states.bfloat16() for states in (query, key, value))
     # Autocast would compute the softmax in float32 and keep its input and output for the backward pass; torch's softmax
     # of bf16 computes in float32 as well and rounds once.
     with torch.autocast(query.device.type, enabled=False):
         query = query * (width**-0.5 if scaling is None else scaling)
         scores = query @ repeat_kv(key, groups).transpose(2, 3)
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
-        elif attention_mask is not None:
-            scores = scores + attention_mask.to(scores.dtype)
+        if attention_mask is not None:
+            if (
+                attention_mask.dtype == torch.bool
+            ):  # filling the scores would take as long again in the backward pass
+                hidden = torch.zeros_like(attention_mask, dtype=scores.dtype)
+                attention_mask = hidden.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
+            scores += attention_mask.to(scores.dtype)
         shares = nn.functional.dropout(scores.softmax(-1), dropout)
         return (shares @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
 
