@@ -12,11 +12,14 @@ from hf_ar2.recipes.budget import Budget, Plan
 from hf_ar2.recipes.costs import Costs, encodes
 from hf_ar2.terminal import counted
 from hf_ar2.trainers import AR2Trainer, JointConfig, JointTrainer, LTReTrainer
+from hf_ar2.trainers.callbacks import TimeLimit
 from hf_ar2.trainers.step_time import step_seconds
 
 LENGTH = "length.json"
 # Evaluations during training may take this share of the training time.
 _EVALUATION_SHARE = 0.1
+# Times as many steps as were estimated may fit into the time: a step is measured on few lists, while much else happens.
+_MOST_STEPS = 3
 # Fewer evaluations than this cannot show that the metric has stopped rising.
 _FEWEST_EVALUATIONS = 4
 
@@ -26,8 +29,8 @@ class Length:
     """Sets the number of steps of a stage's trainer and how often it evaluates.
 
     With a plan, a stage takes the steps that fit into its time, and at most `max_epochs` passes over the training
-    queries. If `patience` is set, evaluations take at most a tenth of the time; if fewer than four fit, there are none
-    before the last step.
+    queries. Their number is estimated, and corrected while it trains (`TimeLimit`), except in AR2. If `patience` is
+    set, evaluations take at most a tenth of the time; if fewer than four fit, there are none before the last step.
 
     Attributes:
         plan: None without minutes.
@@ -54,7 +57,11 @@ class Length:
                 write_note(path, decided)
             decided = trainer.encoders.processes.of_first(decided)
         _set_length(trainer, decided["settings"])
-        return f"{counted(decided['steps'], 'steps')} ({decided['why']})"
+        steps = decided["steps"]
+        if self.plan is not None and not isinstance(trainer, AR2Trainer):
+            seconds = self.budget.training_seconds(self.plan, stage)
+            trainer.add_callback(TimeLimit(trainer, self.budget.now, seconds, steps))
+        return f"{counted(steps, 'steps')} ({decided['why']})"
 
     def _decide(self, trainer: JointTrainer, body: dict[str, Any], stage: str) -> dict[str, Any]:
         args: Any = trainer.args
@@ -81,8 +88,9 @@ class Length:
             left = self.budget.training_seconds(self.plan, stage)
             fitting = max(1, int(left / seconds))
             if steps is None or fitting < steps:
-                steps, why = fitting, [f"{left:.0f} s of training, {seconds:.2f} s a step"]
+                steps, why = fitting, [f"{left:.0f} s of training, {seconds:.2f} s a step at first"]
         assert steps is not None
+        most = steps if self.plan is None else min(bound or math.inf, _MOST_STEPS * steps)
         settings: dict[str, Any] = {}
         if isinstance(trainer, AR2Trainer):
             rounds = max(1, min(args.num_rounds, steps))
@@ -93,12 +101,14 @@ class Length:
                 "ranker_steps": round(share * (steps // rounds)),
             }
         elif self.plan is not None or body.get("max_epochs"):
-            settings["max_steps"] = steps
+            settings["max_steps"] = int(most)
         if args.patience is not None and not isinstance(trainer, AR2Trainer):
-            settings |= self._evaluations(trainer, steps, seconds)
+            settings |= self._evaluations(trainer, steps, seconds, settings.get("max_steps"))
         return {"settings": settings, "steps": steps, "why": ", ".join(why) or "as its settings say"}
 
-    def _evaluations(self, trainer: JointTrainer, steps: int, seconds: float | None) -> dict[str, Any]:
+    def _evaluations(
+        self, trainer: JointTrainer, steps: int, seconds: float | None, most: int | None = None
+    ) -> dict[str, Any]:
         """Settings for evaluations that take at most a tenth of the time.
 
         If fewer than four would fit, there are none; with `save_strategy="best"` there is one at the end.
@@ -119,7 +129,7 @@ class Length:
         if steps // every >= _FEWEST_EVALUATIONS:
             return {"eval_steps": every}
         if args.save_strategy == "best":  # one at the end, whose encoding a later stage or row uses
-            return {"eval_steps": steps, "patience": None}
+            return {"eval_steps": most or steps, "patience": None}
         return _without_evaluations(args)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_ar2 import QUIET, make_trainer, settings_of
+from transformers import TrainerCallback
 
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.trainers import (
@@ -20,6 +21,7 @@ from hf_ar2.trainers import (
     RetrieverConfig,
     RetrieverTrainer,
 )
+from hf_ar2.trainers.callbacks import TimeLimit
 from hf_ar2.trainers.checkpoints import fingerprints
 from hf_ar2.trainers.schedule import schedule
 from hf_ar2.training_lists.pool import build_pool
@@ -162,6 +164,63 @@ def test_patience_ends_a_run_after_the_decay(models, tmp_path, tiny_collection):
     rates = {e["step"]: e["lr/retriever"] for e in trainer.state.log_history if "lr/retriever" in e}
     assert trainer.state.global_step == 12 and max(rates) == 12  # 9 steps are three quarters of 12
     np.testing.assert_allclose([rates[step] for step in range(9, 13)], [1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3])
+
+
+def timed(models, folder, collection, seconds_per_step, seconds, estimate, **settings):
+    """A trainer whose steps take so many seconds, on a clock that counts nothing else."""
+    args = RetrieverConfig(
+        output_dir=str(folder),
+        **settings_of(RetrieverConfig)
+        | {
+            "num_negatives": 0,
+            "max_steps": 60,
+            "eval_strategy": "no",
+            "lr_scheduler_type": "warmup_stable_decay",
+            "decay_share": 0.25,
+            **settings,
+        },
+    )
+    trainer = RetrieverTrainer(models / "tiny-retriever", args=args, collection=collection)
+
+    def clock():
+        return trainer.state.global_step * seconds_per_step
+
+    trainer.add_callback(TimeLimit(trainer, clock, seconds, estimate))
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_step", "estimate", "steps"), [(2.0, 5, 20), (2.0, 50, 20), (0.1, 20, 60)]
+)
+def test_a_run_takes_the_steps_that_fit_into_its_time(
+    models, tmp_path, tiny_collection, seconds_per_step, estimate, steps
+):
+    limits = {"save_strategy": "no"}
+    trainer = timed(models, tmp_path, tiny_collection, seconds_per_step, 40.0, estimate, **limits)
+    trainer.train()
+    rates = [e["lr/retriever"] for e in trainer.state.log_history if "lr/retriever" in e]
+    assert trainer.state.global_step == len(rates) == steps
+    decay = round(0.25 * steps)
+    np.testing.assert_allclose(rates[-decay:], [1e-3 * (decay - i) / decay for i in range(decay)])
+    assert rates[-decay - 1] == 1e-3
+
+
+def test_a_run_with_a_time_limit_that_is_resumed_ends_as_one_that_is_not(models, tmp_path, tiny_collection):
+    saved = {"save_strategy": "steps", "save_steps": 4}
+    whole = timed(models, tmp_path / "whole", tiny_collection, 2.0, 40.0, 12, **saved)
+    whole.train()
+    first = timed(models, tmp_path / "resumed", tiny_collection, 2.0, 40.0, 12, **saved)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 8
+
+    first.add_callback(Stop())
+    first.train()
+    resumed = timed(models, tmp_path / "resumed", tiny_collection, 2.0, 40.0 - 16.0, 3, **saved)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-8"))
+    assert resumed.state.global_step == whole.state.global_step == 20
+    assert fingerprints(resumed.model) == fingerprints(whole.model)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from hf_ar2.losses.list_scores import ListScores
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
+
+# After the first ones, the number of steps that fit into the time is estimated every so many steps.
+_STEPS_PER_ESTIMATE = 5
 
 
 class StepLog:
@@ -208,3 +212,52 @@ class Patience(TrainerCallback):
         if self.trainer.end_step is not None and state.global_step >= self.trainer.end_step:
             control.should_training_stop = True
         return control
+
+
+class TimeLimit(TrainerCallback):
+    """Ends a run when its time is over: the number of steps follows from the time that the steps have taken.
+
+    It is estimated anew until the decay of the schedule `warmup_stable_decay` begins, with any other schedule until the
+    end. The estimate is part of a checkpoint (`JointTrainer.round_state`), and on all processes that of the first.
+
+    Args:
+        trainer: one with a single round, so not AR2. `max_steps` is the most that is trained.
+        clock: returns seconds.
+        seconds: that training, with its evaluations, may take from `on_train_begin` on.
+        steps: the first estimate.
+    """
+
+    def __init__(self, trainer: JointTrainer, clock: Callable[[], float], seconds: float, steps: int) -> None:
+        self.trainer, self.clock, self.seconds = trainer, clock, seconds
+        trainer.round_state["steps_in_time"] = steps
+        self.started: tuple[int, float] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """In a resumed run the estimate is that of the checkpoint."""
+        self.end = self.clock() + self.seconds
+        state.max_steps = self.trainer.total_steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Estimate the last step, and stop there."""
+        trainer, step = self.trainer, state.global_step
+        if self.started is None:  # the first step is slower
+            self.started = step, self.clock()
+        elif self._estimates(taken := step - self.started[0]) and not self._decays(step):
+            now = self.clock()
+            each = (now - self.started[1]) / taken
+            steps = step + max(1, int((self.end - now) / each)) if each > 0 else trainer.planned_steps
+            trainer.round_state["steps_in_time"] = trainer.encoders.processes.of_first(steps)
+            state.max_steps = trainer.total_steps
+        if step >= trainer.total_steps:
+            control.should_training_stop = True
+        return control
+
+    def _estimates(self, taken: int) -> bool:
+        return taken <= _STEPS_PER_ESTIMATE or taken % _STEPS_PER_ESTIMATE == 0
+
+    def _decays(self, step: int) -> bool:
+        """Whether the learning rate falls already, so that more or fewer steps would make it jump."""
+        args = self.trainer.args
+        if str(args.lr_scheduler_type).split(".")[-1].lower() != "warmup_stable_decay":
+            return False
+        return step >= (1 - args.decay_share) * self.trainer.total_steps

@@ -231,8 +231,9 @@ class JointTrainer(Trainer):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run: those planned, or fewer where `patience` has chosen the last one."""
-        return self.planned_steps if self.end_step is None else self.end_step
+        """Optimizer steps of the whole run: those planned, or fewer where `patience` or the time ends it before."""
+        chosen = (self.end_step, self.round_state.get("steps_in_time"))
+        return min([self.planned_steps, *(step for step in chosen if step is not None)])
 
     @property
     def current_round(self) -> int:

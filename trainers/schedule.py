@@ -72,7 +72,7 @@ def make_optimizer(trainer: JointTrainer) -> Optimizer:
 def make_scheduler(trainer: JointTrainer, planned_steps: int) -> LambdaLR:
     """A learning rate schedule per group of the optimizer, each counting the steps of its own model.
 
-    A run has `planned_steps`, or fewer once `patience` has chosen the last step.
+    A run has `planned_steps`, or fewer where `patience` or the time ends it before.
     """
     optimizer, phases = trainer.optimizer, trainer.phases
     assert optimizer is not None
@@ -81,7 +81,7 @@ def make_scheduler(trainer: JointTrainer, planned_steps: int) -> LambdaLR:
         return sum(phases.steps_before(name, step) for name in phases.names if model in phases[name].trained)
 
     def total_steps(model: str) -> int:
-        return steps_before(model, planned_steps if trainer.end_step is None else trainer.end_step)
+        return steps_before(model, min(planned_steps, trainer.total_steps))
 
     factors = [
         schedule(trainer.args, model, partial(steps_before, model), partial(total_steps, model))
