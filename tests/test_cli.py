@@ -755,6 +755,38 @@ def test_the_index_is_built_once_and_rejected_where_it_does_not_fit(
     assert index.fingerprint in said and CorpusIndex.open(other).fingerprint in said
 
 
+def test_search_with_models_that_are_named_keeps_the_index(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_hits(*command: str) -> list[str]:
+        assert cli.main([*command, "-k", "3"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return lines[next(i for i, line in enumerate(lines) if line.startswith("rank")) :]
+
+    lengths = [text for name, value in LENGTHS.items() for text in (f"--{name}", str(value))]
+    models = [
+        "--retriever",
+        str(run / "retriever"),
+        "--ranker",
+        str(run / "ranker"),
+        "--collection",
+        str(data),
+    ]
+    own = tmp_path / "own"
+    named = ["search", *models, *lengths, "--model_dtype", "float32", "--index", str(own), "the", "falcon"]
+    found = first_hits(*named)
+    assert found == first_hits("search", str(run), "the falcon")
+    written = {path.name: path.stat().st_mtime_ns for path in own.iterdir()}
+    assert first_hits(*named) == found
+    assert written == {path.name: path.stat().st_mtime_ns for path in own.iterdir()}
+
+    assert cli.main(["search", str(run / "retriever"), "falcon"]) == 1
+    assert "to search with it: hf-ar2 search with the same options" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--retriever", str(run / "retriever")])
+    assert "RUN, or --retriever and --collection" in capsys.readouterr().err
+
+
 def test_search_asks_for_queries_and_does_without_a_ranker(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

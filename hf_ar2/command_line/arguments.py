@@ -112,7 +112,7 @@ def evaluate(parser: Parser) -> None:
     example:
       hf-ar2 evaluate runs/scifact --split test --output results
     """
-    _add_models(parser)
+    add_models(parser)
     split = {"dest": "split", "metavar": "SPLIT"}
     add_setting(parser, Settings, "report_split", "--split", default="the recipe's, or test", **split)
     questions = "evaluate on these questions, one per line, judged with `hf-ar2 label`"
@@ -139,7 +139,7 @@ def augment(parser: Parser) -> None:
     example:
       hf-ar2 augment runs/scifact --output lists/scifact --calibrate dev --audit
     """
-    _add_models(parser)
+    add_models(parser)
     add(parser, "--output FOLDER", "the folder to write", required=True)
     metavars = {"train_split": "SPLIT", "unlabelled": "FILE", "kinds": "KIND", "calibrate": "SPLIT"}
     for name in names_of(AugmentConfig):
@@ -176,7 +176,8 @@ def score(parser: Parser) -> None:
     _add_lengths(parser, names_of(TextConfig))
 
 
-def _add_models(parser: Parser) -> None:
+def add_models(parser: Parser) -> None:
+    """A run folder, or models and a collection, and how models are loaded."""
     add(parser, "RUN", "a run folder", nargs="?")
     add(parser, "--retriever MODEL", ANY_MODEL)
     add(parser, "--ranker MODEL", "as --retriever, for the ranker")
@@ -238,18 +239,29 @@ def _add_encoding(parser: Parser) -> None:
 def search(parser: Parser) -> None:
     """Search passages, with the scores of both models.
 
-    The retriever finds passages and the ranker reorders them. The index is built
-    once, in the run folder. Without QUERY, the command asks for queries.
+    The retriever finds passages and the ranker reorders them. Without QUERY, the
+    command asks for queries.
+
+    The index of a run is built once, in RUN. Without RUN, name the models, such as
+    those that a trainer saved, and where to keep the index:
+      hf-ar2 search --retriever runs/ar2/retriever --ranker runs/ar2/ranker \\
+        --collection BeIR/scifact --index indexes/ar2 "vitamin D and colds"
 
     example:
       hf-ar2 search runs/scifact "does vitamin D prevent colds" -k 5
     """
-    add(parser, "RUN", "a run folder")
+    add_models(parser)
     add(parser, "QUERY", "what to search for", nargs="*", default=[])
     add(parser, "-k N", "passages to show (%(default)s)", type=positive, default=10)
+    add_searched(parser)
+
+
+def add_searched(parser: Parser) -> None:
+    """The options of commands that search: how deep the ranker reads, the index, and how texts are read."""
     add_settings(parser, Settings, ["rerank_depth"])
-    _add_loading(parser, ranker=False)
-    add(parser, "--index FOLDER", "an index made by `hf-ar2 index` (RUN/index)")
+    index = "an index made by `hf-ar2 index`, or where to save the one that is built"
+    add(parser, "--index FOLDER", f"{index} (RUN/index, else a temporary folder)")
+    _add_lengths(parser, names_of(TextConfig))
 
 
 def collection(parser: Parser) -> None:

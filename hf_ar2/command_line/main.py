@@ -120,6 +120,19 @@ def _check_evaluate(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("--split and --questions cannot be combined: the questions are a separate split")
 
 
+def _check_search(parser: Parser, options: argparse.Namespace) -> None:
+    # argparse takes the first word for RUN; where options name the models, it belongs to the query.
+    if options.run is not None and options.retriever and not (Path(options.run) / "recipe.yaml").is_file():
+        options.query = [options.run, *options.query]
+        options.run = None
+    _check_serve(parser, options)
+
+
+def _check_serve(parser: Parser, options: argparse.Namespace) -> None:
+    if options.run is None and not (options.retriever and options.collection):
+        parser.error("the following arguments are required: RUN, or --retriever and --collection")
+
+
 def _check_package_options(parser: Parser, options: argparse.Namespace) -> None:
     if (options.run is None) == (options.retriever is None):
         parser.error("--nanobeir and --mteb evaluate one model. Name it: hf-ar2 evaluate MODEL --nanobeir")
@@ -143,6 +156,8 @@ def _check_score(parser: Parser, options: argparse.Namespace) -> None:
 # Each exits with code 2 where options contradict each other.
 CHECKS = {
     "evaluate": _check_evaluate,
+    "search": _check_search,
+    "serve": _check_serve,
     "augment": _check_augment,
     "score": _check_score,
     "collection": question_arguments.check_generation,

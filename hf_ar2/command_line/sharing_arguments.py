@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from hf_ar2.command_line.arguments import ANY_COLLECTION, RELEVANCE_LEVEL
-from hf_ar2.command_line.options import add_settings
+from hf_ar2.command_line.arguments import ANY_COLLECTION, RELEVANCE_LEVEL, add_models, add_searched
 from hf_ar2.command_line.parser import Parser, add
-from hf_ar2.settings.search import Settings
 
 
 def compare(parser: Parser) -> None:
@@ -55,16 +53,17 @@ def serve(parser: Parser) -> None:
     For trusted networks only: there is no password. Requests must name this machine
     by its address, as localhost, or by a name that --allow-host gives.
 
+    Without RUN, name --retriever and --collection, as in `hf-ar2 search --help`.
+
     example:
       hf-ar2 serve runs/scifact --port 8080
     """
-    add(parser, "RUN", "a run folder")
+    add_models(parser)
     add(parser, "--port N", "port to listen on; 0: any free port (%(default)s)", type=int, default=8000)
     add(parser, "--host HOST", "0.0.0.0 to allow other machines (%(default)s)", default="127.0.0.1")
     name = "another name of this machine that browsers may use, next to localhost and addresses; repeatable"
     add(parser, "--allow-host NAME", name, action="append", default=[])
-    add_settings(parser, Settings, ["rerank_depth"])
-    add(parser, "--index FOLDER", "an index made by `hf-ar2 index` (RUN/index)")
+    add_searched(parser)
 
 
 def push(parser: Parser) -> None:

@@ -53,7 +53,7 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
             raise FileNotFoundError(
                 f"{folder} is not a run folder: it has no recipe.yaml, but {'is' if model == folder else 'holds'} a "
                 "model. Run folders come from hf-ar2 train; to measure the model: hf-ar2 evaluate --retriever "
-                f"{model} --collection …"
+                f"{model} --collection …; to search with it: hf-ar2 search with the same options"
             )
         here = f"Run folders here: {', '.join(sorted(near))}" if near else "Make one with: hf-ar2 quickstart"
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
