@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import with_passages
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from tiny_ar2 import SETTINGS, losses, make_trainer, moved, snapshot
+from tiny_ar2 import SETTINGS, losses, make_trainer, moved, settings_of, snapshot
 from transformers import AutoModel, AutoModelForSequenceClassification, EarlyStoppingCallback
 from two_processes import launch_two
 
@@ -278,6 +278,19 @@ def test_best_checkpoint_by_a_retrieval_metric_is_loaded_at_the_end(models, tmp_
     scores = [e["eval_retriever_mrr@10"] for e in trainer.state.log_history if "eval_retriever_mrr@10" in e]
     assert trainer.state.best_metric == max(scores[1:])
     assert trainer.evaluate()["eval_retriever_mrr@10"] == pytest.approx(trainer.state.best_metric)
+
+
+@pytest.mark.parametrize("metric", ["retriever_mrr", "eval_pipeline_ndcg@7", None])
+def test_a_metric_that_no_evaluation_gives_is_an_error_before_training(
+    models, tmp_path, tiny_collection, metric
+):
+    settings = {"load_best_model_at_end": True, "metric_for_best_model": metric}
+    with pytest.raises(ValueError, match=rf"metric_for_best_model='{metric or 'loss'}': .*retriever_mrr@10"):
+        ar2(models, tmp_path, tiny_collection, **settings)
+    settings |= {"metric_for_best_model": "eval_of_my_own"}
+    args = AR2Config(output_dir=str(tmp_path), **settings_of(AR2Config) | settings)
+    retriever, ranker = models / "tiny-retriever", models / "tiny-ranker"
+    AR2Trainer(retriever, ranker, args, tiny_collection, compute_metrics=lambda found: {"of_my_own": 1.0})
 
 
 def test_activation_checkpointing_and_bf16_run(models, tmp_path, tiny_collection):

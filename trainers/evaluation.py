@@ -121,6 +121,30 @@ class Evaluation:
             if own.any() or not part
         }
 
+    def check_best_metric(self) -> None:
+        """Raise a ValueError if `metric_for_best_model` is none of `metrics`, before the first evaluation."""
+        args, collection = self.retrieval.args, self.retrieval.collection
+        named = str(args.metric_for_best_model).removeprefix("eval_")
+        metrics = {"retriever": tuple(args.eval_metrics)}
+        if self.retrieval.ranker is not None and args.rerank_depth:
+            metrics |= {"ranker": self._within_depth, "pipeline": tuple(args.eval_metrics)}
+        names = [f"{system}_{metric}" for system, found in metrics.items() for metric in found]
+        if named in [
+            f"{part}{name}" for part in ("", *(f"{one}_" for one in collection.members)) for name in names
+        ]:
+            return
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r}: no evaluation gives this metric; expected one of "
+            f"{', '.join(names)} (see eval_metrics and rerank_depth)"
+        )
+
+    @property
+    def _within_depth(self) -> tuple[str, ...]:
+        """The metrics of the ranker, which orders the first `rerank_depth` passages alone."""
+        args = self.retrieval.args
+        depth = args.rerank_depth
+        return tuple(metric for metric in args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth)
+
     def own_metrics(self, compute: Any) -> dict[str, float]:
         """What a function of the user's (`compute_metrics`) computes from the rankings; nothing without one."""
         if compute is None:
@@ -153,11 +177,10 @@ class Evaluation:
         ranked = retrieval.ranker_scores(judgments.query_rows, rows, depth)
         temperatures = retrieval.retriever_temperature, args.ranker_temperature
         found = rankings_of_systems(scores, rows, ranked, *temperatures)
-        within = tuple(metric for metric in args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth)
         searched = len(retrieval.collection.corpus if self._rows is None else self._rows)
         self._values = {}
         for system, (ranking, _) in found.items():
-            metrics = within if system == "ranker" else tuple(args.eval_metrics)
+            metrics = self._within_depth if system == "ranker" else tuple(args.eval_metrics)
             self._values[system] = evaluate_rankings(ranking, judgments, metrics, num_passages=searched)
         self._rankings = EvalRankings(
             judgments,

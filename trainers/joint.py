@@ -158,6 +158,8 @@ class JointTrainer(Trainer):
             self.whole.retriever, self.whole.ranker, self.collection, args, self.encoders
         )
         self.evaluation = self.make_evaluation()
+        if args.metric_for_best_model and args.eval_strategy != "no" and compute_metrics is None:
+            self.evaluation.check_best_metric()
         self.pool: CandidatePool | None = None
         self.refreshing = Refresh(self)
         # 4. Lists and losses
