@@ -54,6 +54,22 @@ def ranker_of(models: Path, **options: Any) -> CrossEncoder:
     return load_ranker(models / "tiny-ranker", device="cpu", lora=LORA, **options)
 
 
+def test_a_config_of_peft_gives_the_adapters_of_its_fields(models):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["query"])
+    torch.manual_seed(0)
+    found = load_retriever(models / "tiny-retriever", device="cpu", lora=config)
+    torch.manual_seed(0)
+    fields = {**LORA, "target_modules": ["query"]}
+    expected = load_retriever(models / "tiny-retriever", device="cpu", lora=fields)
+    assert weights_fingerprint(found) == weights_fingerprint(expected)
+    assert {
+        name for name, _ in found.named_parameters() if "lora_A" in name and ".query." not in name
+    } == set()
+    assert has_adapters(load_ranker(models / "tiny-ranker", device="cpu", lora=LoraConfig(r=2)))
+
+
 def trained_retriever(models: Path) -> SentenceTransformer:
     """With random adapters in place of trained ones."""
     retriever = retriever_of(models)

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
@@ -27,6 +27,9 @@ from hf_ar2.models.limits import set_length_limit, set_truncate_dim
 from hf_ar2.models.lora import add_lora, train_adapters
 from hf_ar2.models.prompts import Task, set_ranker_prompt, set_retriever_prompts
 from hf_ar2.models.saved import IDENTITY
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 SIMILARITIES = ("cosine", "dot")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -68,7 +71,7 @@ def load_retriever(
     layers: list[int] | None = None,
     max_length: int | None = None,
     dropout: float | None = None,
-    lora: dict[str, Any] | None = None,
+    lora: LoraConfig | dict[str, Any] | None = None,
     prompts: Mapping[str, str] | None = None,
     truncate_dim: int | None = None,
     dtype: str | None = None,
@@ -93,7 +96,7 @@ def load_retriever(
         layers: zero-based layers to keep, for a smaller model.
         max_length: longest text in tokens, special tokens included.
         dropout: probability in training instead of the model's own; not saved with the model.
-        lora: fields of `peft.LoraConfig`, such as `{"r": 16}`: train low-rank adapters instead of the weights.
+        lora: a `peft.LoraConfig` or its fields, such as `{"r": 16}`: train low-rank adapters instead of the weights.
         prompts: put before texts: `{"query": "query: ", "document": "passage: "}` for models of the E5 family; saved
             with the model. None: the model's own. "passage" is another name of "document".
         truncate_dim: cut embeddings to their first dimensions; saved with the model. None: the model's own.
@@ -166,7 +169,7 @@ def load_ranker(
     layers: list[int] | None = None,
     max_length: int | None = None,
     dropout: float | None = None,
-    lora: dict[str, Any] | None = None,
+    lora: LoraConfig | dict[str, Any] | None = None,
     prompts: Mapping[str, str] | None = None,
     dtype: str | None = None,
     attn_implementation: str | None = None,

@@ -68,18 +68,29 @@ def check_lora(fields: Any) -> None:
             raise ValueError(f"lora: unknown field {name!r}; expected one of {', '.join(known)}")
 
 
-def add_lora(model: nn.Module, fields: Mapping[str, Any]) -> None:
+def lora_fields(lora: Any) -> Any:
+    """The fields of a `peft.LoraConfig` that are not its defaults; anything else as it is."""
+    kind: Any = type(lora)
+    if kind.__name__ != "LoraConfig":
+        return lora
+    plain = kind()
+    given = {field.name: getattr(lora, field.name) for field in dataclasses.fields(kind) if field.init}
+    return {name: value for name, value in given.items() if value != getattr(plain, name)}
+
+
+def add_lora(model: nn.Module, fields: Any) -> None:
     """Add a LoRA adapter to every transformer inside a model, in place; the transformers' own weights are frozen.
 
     A ranker's head is trained in full and saved with the adapter, unless `modules_to_save` says otherwise.
 
     Args:
-        fields: of `peft.LoraConfig`, such as `{"r": 16, "lora_alpha": 32}`.
+        fields: a `peft.LoraConfig`, or a mapping of its fields, such as `{"r": 16, "lora_alpha": 32}`.
 
     Raises:
         ValueError: an unknown field; peft does not know which layers to adapt (name them in `target_modules`); the
             model already has adapters.
     """
+    fields = lora_fields(fields)
     check_lora(fields)
     if has_adapters(model):
         raise ValueError(
