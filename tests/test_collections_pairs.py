@@ -22,7 +22,7 @@ from hf_ar2.collections import Collection, CollectionError, load_collection, loa
 from hf_ar2.collections.splits import nonempty_splits
 from hf_ar2.command_line import main as cli
 from hf_ar2.recipes import run as script
-from hf_ar2.trainers import RetrieverConfig, RetrieverTrainer
+from hf_ar2.trainers import RankerConfig, RankerTrainer, RetrieverConfig, RetrieverTrainer
 from hf_ar2.training_lists.stored import lists_of, load_training_lists
 
 TRIPLETS = {
@@ -323,6 +323,83 @@ def test_unknown_or_ambiguous_columns(columns, message):
         CollectionError, match=f"^dataset: found the columns .*{message}" if "several" in message else message
     ):
         load_pairs(Dataset.from_dict({column: ["text"] for column in columns}))
+
+
+LABELLED = {
+    "query": [
+        "which city",
+        "which city",
+        "which animal",
+        "which city",
+        "which animal",
+        "which sea",
+        "which sea",
+    ],
+    "passage": ["Paris", "a dog", "a dog", "Oslo", "Paris", "the Baltic", "Oslo"],
+    "label": [1, 0, 1, 1, 0, 1, 1],
+}
+
+
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_passages_with_the_label_0_are_negatives_of_their_query(kind):
+    collection = read(LABELLED | {"label": [kind(label) for label in LABELLED["label"]]})
+    assert qrels_of(collection, "train") == [
+        ("which city", "Paris"),
+        ("which animal", "a dog"),
+        ("which city", "Oslo"),
+        ("which sea", "the Baltic"),
+        ("which sea", "Oslo"),
+    ]
+    found = [(query, list(scores)) for query, scores in lists_in(collection)]
+    assert found == [
+        ("which city", ["Paris", "a dog"]),
+        ("which animal", ["a dog", "Paris"]),
+        ("which city", ["Oslo", "a dog"]),
+    ]
+    assert not collection.skipped
+
+
+def test_labels_that_contradict_each_other_or_leave_a_query_without_a_passage_are_counted(tmp_path: Path):
+    rows = LABELLED | {"label": [1, 0, 1, 0, 0, 0, 0]}
+    rows = {
+        name: [*cells, *more]
+        for (name, cells), more in zip(rows.items(), (["which city"], ["Oslo"], [1]), strict=True)
+    }
+    collection = read(rows)
+    assert (
+        collection.skipped
+        == {
+            "negatives that are relevant, or the query itself": 3,  # in each list of the query, one of them in test
+            "negatives of queries without a relevant passage": 2,
+        }
+    )
+    assert [query for query, _ in qrels_of(collection, "train")] == [
+        "which city",
+        "which animal",
+        "which city",
+    ]
+    with pytest.raises(
+        CollectionError, match="all labels are 0; expected 1 for the passages that are relevant"
+    ):
+        load_pairs({"train": Dataset.from_dict(LABELLED | {"label": [0] * 7})})
+    with pytest.raises(
+        CollectionError, match=r"found label 2 of a row .*or a label: 1 for a relevant passage"
+    ):
+        read(LABELLED | {"label": [1, 0, 2, 0, 0, 0, 0]})
+
+
+def test_a_ranker_is_trained_on_labelled_pairs(models, tmp_path: Path):
+    file = tmp_path / "train.csv"
+    lines = zip(*LABELLED.values(), strict=True)
+    file.write_text("query,passage,label\n" + "".join(f"{q},{p},{label}\n" for q, p, label in lines))
+    settings = (
+        settings_of(RankerConfig) | QUIET | {"train_lists": ["collection"], "mine": False, "max_steps": 2}
+    )
+    settings |= {"num_negatives": 1}
+    args = RankerConfig(output_dir=str(tmp_path / "run"), **settings)
+    trainer = RankerTrainer(models / "tiny-retriever", models / "tiny-ranker", args, file)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_columns_that_are_not_read_are_named(caplog):

@@ -1,4 +1,4 @@
-"""Pairs, triplets and scored lists of texts, as the trainers of sentence-transformers take them."""
+"""Pairs, labelled pairs, triplets and scored lists of texts, as the trainers of sentence-transformers take them."""
 
 from __future__ import annotations
 
@@ -66,13 +66,16 @@ def load_pairs(
     - negatives: `negative`, `negative_1`, `negative_2` and so on, or `negatives`; a cell is a text or a list of texts;
     - scores of the n negatives and the passage: `label`, `labels`, `score` or `scores`. As in sentence-transformers, a
       cell is a list of 1 + n scores, the passage's first, or n margins (the passage's score minus a negative's); with
-      one negative the margin may be a number.
+      one negative the margin may be a number;
+    - without columns of negatives, the same column has labels: 1 where the passage is relevant, 0 where it is a
+      negative of the query.
 
     Equal texts are one passage or one query, whose id is a hash of the text; so a query that is also a passage has the
     id of that passage, see `Collection.own_rows`. Negatives and scores become `Collection.lists`, to train on with
     `train_lists=["collection"]`: a list for each pair of query and passage, with the negatives of all its rows. Of
     margins, lists keep 0 for the passage and minus the margin for a negative. A negative that is relevant to its query
-    in another row, or has the text of the query, is dropped and counted in `skipped`.
+    in another row, or has the text of the query, is dropped and counted in `skipped`, and so are the negatives of
+    queries without a relevant passage.
 
     Splits are those of the source (`validation`, `valid`, `val` and `eval` become `dev`). If there is only `train`, a
     hash of the query puts 80 % of the queries into train, 10 % into dev and 10 % into test.
@@ -107,6 +110,8 @@ def load_pairs(
         name = Path(source).resolve().name.partition(":")[0] if isinstance(source, str | Path) else "pairs"
     if not pairs.passages:
         raise CollectionError(f"{name}: found no rows; expected at least one pair of a query and a passage")
+    if not any(pairs.judged.values()):
+        raise CollectionError(f"{name}: all labels are 0; expected 1 for the passages that are relevant")
     collection = pairs.collection(name)
     problems.log_skipped(name)
     return collection
@@ -120,6 +125,7 @@ class _Pairs:
         self.judged: dict[str, dict[tuple[str, str], None]] = {}  # split -> (query, passage)
         # (query, passage, its score: NaN is never equal, so None without) -> negative -> score
         self.lists: dict[tuple[str, str, float | None], dict[str, float]] = {}
+        self.labelled: dict[str, dict[str, float]] = {}  # query -> passages with the label 0, without scores
 
     def read(self, split: str, place: str, columns: _Columns, rows: Iterable[Row]) -> None:
         judged = self.judged.setdefault(split, {})
@@ -130,22 +136,25 @@ class _Pairs:
                 continue
             n = len(negatives)
             cell = row.get(columns.scores) if columns.scores else None
-            scores = _teacher_scores(cell, n) if columns.scores else None
-            if columns.scores and scores is None:
+            labels = columns.scores is not None and not columns.negatives and cell in (0, 1)
+            scores = _teacher_scores(cell, n) if columns.scores and not labels else None
+            if columns.scores and not labels and scores is None:
                 found = f"{columns.scores} {cell!r} of a row with {n} negatives"
                 expected = f"a list of {n + 1} finite scores, the passage's first"
                 expected += f", or {n} margins between the passage and each negative" if n else ""
                 advice = "Remove the column if it does not hold a teacher's scores."
                 if n == 0:
-                    advice = (
-                        "Without it, every row is a relevant passage: if it says which are, remove the other rows "
-                        f"first, or make them negatives of their query. {advice}"
-                    )
+                    advice = f"Without it, every row is a relevant passage. {advice}"
+                if not columns.negatives:
+                    expected += ", or a label: 1 for a relevant passage, 0 for another one"
                 self.problems.malformed(place, line, found, expected, advice)
                 continue
             query, passage = (_id(text) for _, text in texts)
             self.queries.setdefault(query, texts[0][1])
             self.passages.setdefault(passage, texts[1][1])
+            if labels and not cell:
+                self.labelled.setdefault(query, {})[passage] = math.nan
+                continue
             judged[query, passage] = None
             if not negatives:
                 continue
@@ -196,6 +205,12 @@ class _Pairs:
 
     def _training_lists(self) -> datasets.Dataset | None:
         positives = {pair for pairs in self.judged.values() for pair in pairs}
+        for query, passage in [pair for pairs in self.judged.values() for pair in pairs]:
+            if query in self.labelled:
+                self.lists.setdefault((query, passage, None), {}).update(self.labelled[query])
+        alone = self.labelled.keys() - {query for query, _ in positives}
+        if dropped := sum(len(self.labelled[query]) for query in alone):
+            self.problems.skipped["negatives of queries without a relevant passage"] += dropped
         columns: dict[str, list] = {column: [] for column in LIST_FEATURES}
         for (query, passage, score), scores in self.lists.items():
             kept = [id for id in scores if id != query and (query, id) not in positives]
