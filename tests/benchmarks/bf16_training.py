@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bf16_training.py [--texts 64] [--length 128] [--repeats 7]
 
-A pass goes forward and backward. Each way has a copy of one model without dropout. They take turns, with the same random
-tokens, a third of them padding at most.
+A pass goes forward and backward. Each way has a copy of one model without dropout. They take turns, with the same
+random tokens, a third of them padding at most.
 """
 
 from __future__ import annotations
