@@ -622,6 +622,16 @@ def test_evaluate_prints_a_table_and_writes_run_files(
     np.testing.assert_allclose(runs["retriever"].scores, expected, atol=1e-5)
 
 
+def named(run: Path, data: Path) -> list[str]:
+    """The options that name the models and the collection of a run one by one."""
+    models = [part for role in ("retriever", "ranker") for part in (f"--{role}", str(run / role))]
+    return [*models, "--collection", str(data)]
+
+
+def lengths_of_recipe() -> list[str]:
+    return [text for name, value in LENGTHS.items() for text in (f"--{name}", str(value))]
+
+
 @pytest.fixture
 def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is encoded without a recipe takes bf16 where that pays, so that another processor gives other digits."""
@@ -632,15 +642,7 @@ def test_evaluate_takes_models_without_a_run_folder(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_fp32: None
 ) -> None:
     """With the run's lengths they reach what the run folder reaches; nothing is written but what was asked for."""
-    lengths = [text for name, value in LENGTHS.items() for text in (f"--{name}", str(value))]
-    models = [
-        "--retriever",
-        str(run / "retriever"),
-        "--ranker",
-        str(run / "ranker"),
-        "--collection",
-        str(data),
-    ]
+    models, lengths = named(run, data), lengths_of_recipe()
     options = ["--split", "dev", "--metrics", "mrr@10", "--rerank_depth", "10", "--depth", "30"]
     out = tmp_path / "bare"
     assert cli.main(["evaluate", *models, *options, *lengths, "--output", str(out)]) == 0
@@ -763,21 +765,13 @@ def test_search_with_models_that_are_named_keeps_the_index(
         lines = capsys.readouterr().out.splitlines()
         return lines[next(i for i, line in enumerate(lines) if line.startswith("rank")) :]
 
-    lengths = [text for name, value in LENGTHS.items() for text in (f"--{name}", str(value))]
-    models = [
-        "--retriever",
-        str(run / "retriever"),
-        "--ranker",
-        str(run / "ranker"),
-        "--collection",
-        str(data),
-    ]
+    models, lengths = named(run, data), lengths_of_recipe()
     own = tmp_path / "own"
-    named = ["search", *models, *lengths, "--model_dtype", "float32", "--index", str(own), "the", "falcon"]
-    found = first_hits(*named)
+    search = ["search", *models, *lengths, "--model_dtype", "float32", "--index", str(own), "the", "falcon"]
+    found = first_hits(*search)
     assert found == first_hits("search", str(run), "the falcon")
     written = {path.name: path.stat().st_mtime_ns for path in own.iterdir()}
-    assert first_hits(*named) == found
+    assert first_hits(*search) == found
     assert written == {path.name: path.stat().st_mtime_ns for path in own.iterdir()}
 
     assert cli.main(["search", str(run / "retriever"), "falcon"]) == 1

@@ -205,6 +205,13 @@ def test_a_run_takes_the_steps_that_fit_into_its_time(
     assert rates[-decay - 1] == 1e-3
 
 
+def test_a_schedule_without_hold_ends_in_time_too(models, tmp_path, tiny_collection):
+    linear = {"save_strategy": "no", "lr_scheduler_type": "linear"}
+    trainer = timed(models, tmp_path, tiny_collection, 2.0, 42.0, 5, **linear)
+    trainer.train()
+    assert trainer.state.global_step == 21  # a step at which the estimate would be due
+
+
 def test_a_run_with_a_time_limit_that_is_resumed_ends_as_one_that_is_not(models, tmp_path, tiny_collection):
     saved = {"save_strategy": "steps", "save_steps": 4}
     whole = timed(models, tmp_path / "whole", tiny_collection, 2.0, 40.0, 12, **saved)

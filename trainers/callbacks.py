@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.trainers.config import schedule_kind
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
@@ -201,8 +202,7 @@ class Patience(TrainerCallback):
         kept["without_rise"] = kept.get("without_rise", 0) + 1
         if kept["without_rise"] >= self.patience:
             step = state.global_step
-            kind = str(args.lr_scheduler_type).split(".")[-1].lower()
-            share = args.decay_share if kind == "warmup_stable_decay" else 0.0
+            share = _decay_share(args)
             end = step if share >= 1 else round(step / (1 - share))
             kept["end_step"] = min(max(end, step + 1), trainer.total_steps)
             state.max_steps = kept["end_step"]
@@ -221,7 +221,7 @@ class TimeLimit(TrainerCallback):
     end. The estimate is part of a checkpoint (`JointTrainer.round_state`), and on all processes that of the first.
 
     Args:
-        trainer: one with a single round, so not AR2. `max_steps` is the most that is trained.
+        trainer: any but AR2's, whose rounds have fixed numbers of steps. `max_steps` is the most that is trained.
         clock: returns seconds.
         seconds: that training, with its evaluations, may take from `on_train_begin` on.
         steps: the first estimate.
@@ -256,8 +256,10 @@ class TimeLimit(TrainerCallback):
         return taken <= _STEPS_PER_ESTIMATE or taken % _STEPS_PER_ESTIMATE == 0
 
     def _decays(self, step: int) -> bool:
-        """Whether the learning rate falls already, so that more or fewer steps would make it jump."""
-        args = self.trainer.args
-        if str(args.lr_scheduler_type).split(".")[-1].lower() != "warmup_stable_decay":
-            return False
-        return step >= (1 - args.decay_share) * self.trainer.total_steps
+        """Whether the learning rate falls already, so that more or fewer steps would make it jump, or the run ends."""
+        return step >= (1 - _decay_share(self.trainer.args)) * self.trainer.total_steps
+
+
+def _decay_share(args: Any) -> float:
+    """The share of a run's steps at its end that the schedule `warmup_stable_decay` sets apart; 0 with any other."""
+    return args.decay_share if schedule_kind(args.lr_scheduler_type) == "warmup_stable_decay" else 0.0

@@ -339,7 +339,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             )
         for name in ("lr_scheduler_type", "ranker_lr_scheduler_type"):
             value = getattr(self, name)
-            if value is not None and str(value).split(".")[-1].lower() not in SCHEDULES:
+            if value is not None and schedule_kind(value) not in SCHEDULES:
                 raise ValueError(
                     f"{name}={value!r}: with two models in one optimizer these work: {', '.join(SCHEDULES)}"
                 )
@@ -395,3 +395,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
+
+
+def schedule_kind(chosen: object) -> str:
+    """The name of a schedule, from a name or a member of transformers' `SchedulerType`."""
+    return str(chosen).split(".")[-1].lower()

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_ar2.models.joint import JointModel
-from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.config import JointConfig, schedule_kind
 from hf_ar2.trainers.sharding import shard
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def schedule(
     if model == "ranker":
         chosen = args.ranker_lr_scheduler_type or chosen
         share = share if args.ranker_warmup_steps is None else args.ranker_warmup_steps
-    kind = str(chosen).split(".")[-1].lower()
+    kind = schedule_kind(chosen)
     planned = total_steps()
     warmup = 0 if kind == "constant" else int(share) if share >= 1 else math.ceil(planned * share)
 

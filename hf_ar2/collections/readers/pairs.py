@@ -204,8 +204,8 @@ class _Pairs:
         )
 
     def _training_lists(self) -> datasets.Dataset | None:
-        positives = {pair for pairs in self.judged.values() for pair in pairs}
-        for query, passage in [pair for pairs in self.judged.values() for pair in pairs]:
+        positives = dict.fromkeys(pair for pairs in self.judged.values() for pair in pairs)
+        for query, passage in positives:
             if query in self.labelled:
                 self.lists.setdefault((query, passage, None), {}).update(self.labelled[query])
         alone = self.labelled.keys() - {query for query, _ in positives}
