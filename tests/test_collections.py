@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
 
 from hf_ar2.collections import Collection, CollectionError, Judgments, load_collection
+from hf_ar2.collections.tables import arrow_column
 
 
 def collection(**changes) -> Collection:
@@ -317,3 +319,22 @@ def test_passages_are_selected_where_a_faiss_index_is_attached():
     assert selected["id"][:] == [ours.corpus["id"][2], ours.corpus["id"][0]]
     assert selected.list_indexes() == []
     assert ours.corpus.list_indexes() == ["embeddings"]
+
+
+def test_texts_are_read_without_copying_an_attached_faiss_index(monkeypatch):
+    ours = collection()
+    ours.corpus.add_faiss_index_from_external_arrays(np.eye(3, dtype=np.float32), "embeddings")
+    expected = collection().passage_texts()
+
+    def fail(self, memo):
+        raise AssertionError("the dataset was copied, together with its index")
+
+    monkeypatch.setattr(datasets.Dataset, "__deepcopy__", fail, raising=False)
+    assert ours.passage_texts() == expected
+    assert ours.passage_texts(rows=slice(1, 2)) == expected[1:2]
+
+
+def test_columns_are_read_in_the_order_of_selected_rows():
+    chosen = collection().corpus.select([2, 0])
+    assert arrow_column(chosen, "id").to_pylist() == chosen["id"][:]
+    assert arrow_column(chosen.select([1]), "id").to_pylist() == chosen["id"][1:]

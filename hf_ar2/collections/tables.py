@@ -81,9 +81,14 @@ def relevant_qrels(query_ids: Sequence[str], passage_ids: Sequence[str]) -> data
 
 
 def arrow_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """The column as Arrow data, without a copy where the dataset has no indices mapping."""
-    column = dataset.select_columns([name]).with_format("arrow")[:][name]
-    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    """The column as Arrow data, without a copy where the dataset has no indices mapping.
+
+    `with_format` would copy the dataset, and serialise a FAISS index that is attached to it.
+    """
+    column = dataset.data.column(name)
+    if dataset._indices is not None:
+        column = column.take(dataset._indices.column(0))
+    return column
 
 
 def rows_of(ids: pa.ChunkedArray | Sequence[str], known_ids: pa.ChunkedArray) -> np.ndarray:
