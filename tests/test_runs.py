@@ -6,6 +6,7 @@ import gzip
 import io
 import unicodedata
 
+import datasets
 import numpy as np
 import pytest
 import regex
@@ -93,6 +94,27 @@ def test_byte_order_marks_blank_lines_and_grades_as_decimals(tmp_path):
     (tmp_path / "qrels").write_text("\nq1 0 d1 1\n\nq1 0 d1 1\n")
     with pytest.raises(ValueError, match="qrels:4: passage 'd1' is judged a second time"):
         read_qrels(tmp_path / "qrels", QUERIES, PASSAGES)
+
+
+def test_the_ids_of_a_dataset_are_read_together(tmp_path, monkeypatch):
+    queries, passages = [f"q{n}" for n in range(3)], [f"d{n}" for n in range(9)]
+    rows, scores = np.array([[8, 0, -1], [3, 8, 1], [-1, -1, -1]]), np.array([[3.0, 2, 1]] * 3)
+    judgments = Judgments.from_triples([0, 2], [8, 1], [1, 0])
+    write_run(tmp_path / "lists.trec", queries, passages, rows, scores)
+    write_qrels(tmp_path / "lists.qrels", queries, passages, judgments)
+    read, column = [], datasets.Dataset.from_dict({"id": passages})["id"]
+    of_column = type(column).__getitem__
+
+    def counted(self, key):
+        read.append(key)
+        return of_column(self, key)
+
+    monkeypatch.setattr(type(column), "__getitem__", counted)
+    write_run(tmp_path / "column.trec", queries, column, rows, scores)
+    write_qrels(tmp_path / "column.qrels", queries, column, judgments)
+    assert read == [[0, 1, 3, 8], [8, 1]]
+    for kind in ("trec", "qrels"):
+        assert (tmp_path / f"column.{kind}").read_text() == (tmp_path / f"lists.{kind}").read_text()
 
 
 def test_an_ms_marco_run(tmp_path):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from datasets.arrow_dataset import Column
 
 from hf_ar2.evaluation.columns import check_no_repeats, opened, read_columns, rows_of_ids
 from hf_ar2.files import check_files, read_json, writing
@@ -154,12 +155,15 @@ def write_run(
         )
     _check_ids("run tag", [tag])
     _check_ids("query id", list(query_ids))
-    _check_ids("passage id", [passage_ids[row] for row in np.unique(rows[rows >= 0]).tolist()])
+    found = np.unique(rows[rows >= 0])
+    found_ids = _ids_at(passage_ids, found)
+    _check_ids("passage id", found_ids)
     ranks = list(range(1, rows.shape[1] + 1))
     with _replacing(path) as file:
         for query_id, query_rows, query_scores in zip(query_ids, rows, scores, strict=True):
             kept = query_rows >= 0
-            columns: list[list[Any]] = [[passage_ids[row] for row in query_rows[kept].tolist()], ranks]
+            places = np.searchsorted(found, query_rows[kept]).tolist()
+            columns: list[list[Any]] = [[found_ids[place] for place in places], ranks]
             escaped = query_id.replace("%", "%%")
             if format == "trec":
                 columns.append(query_scores[kept].tolist())
@@ -221,7 +225,7 @@ def read_run(path: str | os.PathLike[str], query_ids: Sequence[str], passage_ids
         )
         # Ids in order, so that ties are broken without sorting the ids of the whole corpus.
         found, place = np.unique(passage, return_inverse=True)
-        found_ids = [passage_ids[row] for row in found.tolist()]
+        found_ids = _ids_at(passage_ids, found)
         id_rank = np.empty(len(found), np.int64)
         id_rank[sorted(range(len(found)), key=found_ids.__getitem__)] = np.arange(len(found))
         order = np.lexsort((-id_rank[place], -score, query))
@@ -254,8 +258,8 @@ def write_qrels(
         q1 0 d1 0
         q1 0 d2 1
     """
-    queries = [query_ids[row] for row in np.repeat(judgments.query_rows, np.diff(judgments.offsets)).tolist()]
-    passages = [passage_ids[row] for row in judgments.passage_rows.tolist()]
+    queries = _ids_at(query_ids, np.repeat(judgments.query_rows, np.diff(judgments.offsets)))
+    passages = _ids_at(passage_ids, judgments.passage_rows)
     _check_ids("query id", queries)
     _check_ids("passage id", passages)
     columns = (queries, passages, judgments.relevance.tolist())
@@ -305,6 +309,13 @@ def _check_ids(what: str, ids: list[str]) -> None:
             f"{what} {wrong!r} is empty or has white space, which separates the columns of run and qrels files. Rename "
             "it, for example with '_' in place of spaces"
         )
+
+
+def _ids_at(ids: Sequence[str], rows: np.ndarray) -> list[str]:
+    """The ids at these rows; of a column of a `datasets.Dataset` they are read together, one by one takes long."""
+    if isinstance(ids, Column):
+        return list(ids[rows.tolist()])
+    return [ids[row] for row in rows.tolist()]
 
 
 def _interleaved(columns: Sequence[Sequence[Any]], length: int) -> list[Any]:
