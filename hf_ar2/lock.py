@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -154,6 +155,11 @@ def _machine() -> list[str]:
     with contextlib.suppress(OSError):
         container = os.readlink("/proc/self/ns/pid")
     return [socket.gethostname(), container]
+
+
+def machine_name() -> str:
+    """8 hexadecimal digits that stand for the host and the container on it."""
+    return hashlib.blake2b(json.dumps(_machine()).encode(), digest_size=4).hexdigest()
 
 
 def _now(folder: Path) -> float:

@@ -24,8 +24,8 @@ from hf_ar2.cards.facts import hub_id
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.joined import texts_of_sources
 from hf_ar2.collections.questions import query_sources
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.files import check_files, files_in, read_json, write_json, write_note, write_text
-from hf_ar2.folders import remove_leftovers
 from hf_ar2.index.encodings import Encodings, encoding_name
 from hf_ar2.lock import locked
 from hf_ar2.models.limits import position_count, set_length_limit
@@ -92,8 +92,7 @@ def run_recipe(recipe: Recipe) -> Path:
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     state = PartialState()
     with locked(run, budget.write) if state.is_main_process else nullcontext():
-        if state.is_main_process:
-            remove_leftovers(run)
+        Processes.current(state.device).remove_leftovers(run)
         on_every_machine(run)
         _run_stages(recipe, run, budget)
     return run

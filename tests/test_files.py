@@ -103,6 +103,15 @@ def test_a_note_finds_every_damage_to_its_files_and_to_itself(tmp_path):
             assert str(note) in str(error)
 
 
+def test_a_note_with_checksums_of_the_earlier_algorithm_is_read(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(1000))
+    earlier = {"a": "e649979ea897f306d85a4a48681e7e3c"}
+    check_files(tmp_path, earlier, "")
+    (tmp_path / "a").write_bytes(bytes(999) + b"\1")
+    with pytest.raises(DamagedFile, match="a: the file is damaged or was replaced"):
+        check_files(tmp_path, earlier, "")
+
+
 def test_a_large_file_is_hashed_in_pieces_and_once(tmp_path, monkeypatch):
     path = tmp_path / "large"
     path.write_bytes(bytes(range(256)) * 4)

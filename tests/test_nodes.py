@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from two_processes import in_processes, in_two_processes, launch
 
 from hf_ar2.encoding import nodes
 from hf_ar2.encoding.processes import Processes
+from hf_ar2.lock import FolderInUse, locked
 from hf_ar2.training_lists.pool import CandidatePool
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
@@ -101,6 +103,28 @@ def where_something_is_wrong(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_an_error_on_one_machine_is_raised_on_all(tmp_path: Path) -> None:
     in_two_processes(where_something_is_wrong, tmp_path)
+
+
+def after_a_kill(rank: int, folder: str) -> None:
+    ranks, place = Processes.current("cpu"), Path(folder, f"disk-{rank}")
+    for name in (".pool-abcd1234.partial", "cache/.tokens-abcd1234.partial", "kept"):
+        (place / name).mkdir(parents=True)
+        (place / name / "file").write_text("content")
+    (place / ".seen-0123456789abcdef.partial-1").touch()
+    ranks.remove_leftovers(place)
+    assert [path.name for path in place.rglob("*") if path.is_file()] == ["file"]
+    assert (place / "kept" / "file").is_file()
+
+    (place / ".pool-abcd1234.partial").mkdir()
+    with locked(place) if rank else nullcontext():  # another run writes to the folder of the second machine
+        with pytest.raises(FolderInUse, match=r"disk-1: in use by another run"):
+            ranks.remove_leftovers(place)
+    assert (place / ".pool-abcd1234.partial").exists() == bool(rank)
+
+
+@pytest.mark.slow
+def test_what_a_kill_left_is_removed_on_every_machine(tmp_path: Path) -> None:
+    in_two_processes(after_a_kill, tmp_path)
 
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------

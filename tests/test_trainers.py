@@ -280,6 +280,26 @@ def test_best_checkpoint_by_a_retrieval_metric_is_loaded_at_the_end(models, tmp_
     assert trainer.evaluate()["eval_retriever_mrr@10"] == pytest.approx(trainer.state.best_metric)
 
 
+def test_the_best_checkpoint_of_a_run_whose_folder_was_moved_is_loaded_or_missed(
+    models, tmp_path, tiny_collection
+):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "retriever_mrr@10", "num_rounds": 2}
+    trainer = ar2(models, tmp_path / "before", tiny_collection, **best)
+    trainer.train()
+    (tmp_path / "before").rename(tmp_path / "after")
+    resumed = ar2(models, tmp_path / "after", tiny_collection, **best)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_global_step == trainer.state.best_global_step
+    assert not moved(resumed, snapshot(trainer))
+    best_step = trainer.state.best_global_step
+    assert best_step < trainer.state.global_step, "else the last weights are the best ones"
+    (tmp_path / "after" / f"checkpoint-{best_step}").rename(tmp_path / "away")
+    with pytest.raises(
+        ValueError, match=rf"after/checkpoint-{best_step}: there is no such folder, and it is the"
+    ):
+        ar2(models, tmp_path / "after", tiny_collection, **best).train(resume_from_checkpoint=True)
+
+
 @pytest.mark.parametrize("metric", ["retriever_mrr", "eval_pipeline_ndcg@7", None])
 def test_a_metric_that_no_evaluation_gives_is_an_error_before_training(
     models, tmp_path, tiny_collection, metric
@@ -342,6 +362,12 @@ def test_what_cannot_work_raises_an_error_with_the_reason(models, tmp_path, tiny
         (RetrieverConfig, {"eval_metrics": "mrr@10"}, "eval_metrics: found 'mrr@10', expected a list"),
         (RetrieverConfig, {"eval_depth": 20}, "recall@100 needs 100 passages per query, but eval_depth=20"),
         (RetrieverConfig, {"auto_find_batch_size": True}, "change the batch in the middle of a run"),
+        (
+            RetrieverConfig,
+            {"lr_scheduler_kwargs": {"num_cycles": 2}},
+            "no effect: .* warmup_steps and decay_",
+        ),
+        (AR2Config, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 would have no effect"),
         (RetrieverConfig, {"simans_a": -1.0}, "simans_a: found -1.0, expected a number of at least 0"),
         (
             RetrieverConfig,
@@ -415,6 +441,7 @@ def test_a_checkpoint_is_continued_by_its_own_run_alone(models, tmp_path, tiny_c
         r"seed \(42 there, 7 here\)": {"seed": 7},
         r"global_batch \(4 there, 8 here\)": {"per_device_train_batch_size": 8},
         r"lr_scheduler_type \(linear there, cosine here\)": {"lr_scheduler_type": "cosine"},
+        r"adam_beta2 \(0.999 there, 0.9 here\)": {"adam_beta2": 0.9},
         r"retriever_steps \(4 there, 5 here\), ranker_steps": {"ranker_steps": 2, "retriever_steps": 5},
     }
     for message, settings in cases.items():

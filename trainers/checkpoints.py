@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note
@@ -131,7 +132,12 @@ class Checkpoints:
         processes.barrier()
 
     def read_progress(self, folder: Path) -> None:
-        """Read what `write_progress` wrote."""
+        """Read what `write_progress` wrote, and find the best checkpoint so far.
+
+        Raises:
+            ValueError: it is to be loaded at the end, and is missing.
+        """
+        self._find_best(folder)
         if (folder / "pool").is_dir():
             self.trainer.pool = CandidatePool.open(folder / "pool")
         # The run may have had fewer processes then; all have the same round state.
@@ -139,6 +145,22 @@ class Checkpoints:
         self._log_window = read_json(own) if own.is_file() else None
         self.trainer.round_state = read_json(first).get("round_state", {}) if first.is_file() else {}
         self.trainer.refreshing.load(folder)
+
+    def _find_best(self, folder: Path) -> None:
+        """The best checkpoint is beside the one that is continued: their folder may have been moved or copied."""
+        args, noted = self.trainer.args, read_json(folder / TRAINER_STATE_NAME).get("best_model_checkpoint")
+        if noted is None:
+            return
+        best = folder.parent / Path(noted).name
+        if best.is_dir():
+            self.trainer.state.best_model_checkpoint = str(best)
+            if not Path(noted).is_dir():  # transformers has just said that it is ignored
+                logger.warning(f"{best} is the best checkpoint so far; it was moved from {noted}")
+        elif args.load_best_model_at_end and not Path(noted).is_dir():
+            raise ValueError(
+                f"{best}: there is no such folder, and it is the best checkpoint so far. Restore it, or resume with "
+                "load_best_model_at_end=False"
+            )
 
     def restore_log_window(self) -> None:
         """Continue the averages of the log entry that was open when the checkpoint was written."""

@@ -15,6 +15,11 @@ from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import RELEVANCE_LEVEL_HELP, ScoringConfig, StorageConfig
 from hf_ar2.training_lists.draws import SAMPLERS
 
+# Settings of transformers that no trainer here uses, and why.
+_UNUSED = {
+    "label_smoothing_factor": "the losses here have no class labels",
+    "lr_scheduler_kwargs": "schedules here take warmup_steps and decay_share",
+}
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay")
 
 
@@ -22,8 +27,8 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "warmup_sta
 class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):  # type: ignore[misc]
     """What retriever, ranker and AR2 training have in common.
 
-    Every argument of `transformers.TrainingArguments` works as usual. Those listed below have other defaults here;
-    an epoch is a round.
+    Arguments of `transformers.TrainingArguments` work as usual, or are an error. Those listed below have other
+    defaults here; an epoch is a round.
 
     Example:
         >>> args = JointConfig(output_dir="runs/mine", num_negatives=7, eval_metrics=["mrr@10"])
@@ -321,6 +326,9 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             raise ValueError(f"rerank_depth={self.rerank_depth} is more than eval_depth={self.eval_depth}")
         self._check_metrics()
         self._check_refresh()
+        for name, used in _UNUSED.items():
+            if value := getattr(self, name):
+                raise ValueError(f"{name}={value!r} would have no effect: {used}. Leave it out")
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size=True would change the batch in the middle of a run, and rounds, phases and "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from transformers.utils import logging
 
 from hf_ar2.cards.hub import check_base_is_public
 from hf_ar2.encoding.processes import Processes
-from hf_ar2.folders import complete_folder
+from hf_ar2.folders import complete_folder, temporary_folder
 from hf_ar2.models.bf16_on_cpu import train_fast_in_bf16
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import has_separate_towers, one_tower, to_float32, weights_fingerprint
@@ -103,10 +102,10 @@ def _difference(model: SentenceTransformer | CrossEncoder) -> str | None:
     """What is wrong when the model is saved and loaded again; None if the weights are the same."""
     loader = CrossEncoder if isinstance(model, CrossEncoder) else SentenceTransformer
     name = adapted(model)[0].active_adapters()[0]
-    with tempfile.TemporaryDirectory(prefix="hf-ar2-") as folder:
-        model.save_pretrained(folder, create_model_card=False)
+    with temporary_folder() as folder:
+        model.save_pretrained(str(folder), create_model_card=False)
         try:
-            saved = loader(folder, device="cpu", model_kwargs={"adapter_name": name})
+            saved = loader(str(folder), device="cpu", model_kwargs={"adapter_name": name})
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             return str(error)
     same = weights_fingerprint(saved) == weights_fingerprint(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -22,6 +21,7 @@ from hf_ar2.cards.hub import check_base_is_public, check_loads, make_repositorie
 from hf_ar2.cards.mark import write_card
 from hf_ar2.cards.provenance import name_of, remember_stages, settings_of, stages_of
 from hf_ar2.collections.questions import query_sources
+from hf_ar2.folders import temporary_folder
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.models.loading import has_separate_towers
 from hf_ar2.models.lora import describe_adapters, has_adapters
@@ -216,9 +216,9 @@ def push_to_hub(
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     trainer._finish_current_push()
     folders = {role: trainer.output_folder / role for role in trainer.publisher.roles}
-    with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
+    with temporary_folder() as temporary:
         if searched is not None:
-            folders["index"] = Path(temporary)
+            folders["index"] = temporary
             frozen = (
                 searched if isinstance(searched, FrozenIndex) else FrozenIndex.from_corpus_index(searched)
             )

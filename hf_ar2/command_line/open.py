@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS, with_questions
 from hf_ar2.command_line.arguments import ANY_MODEL
+from hf_ar2.folders import temporary_folder
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
 from hf_ar2.search.recipe_file import read_finished_recipe
@@ -77,10 +77,7 @@ def opened_system(
             f"--rerank_depth {settings.rerank_depth}: expected at most the depth, {settings.depth}: a ranker reorders "
             "what the retriever found"
         )
-    folder: contextlib.AbstractContextManager[str] = contextlib.nullcontext(str(run))
-    if not kept:
-        folder = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
-    with folder as work_folder:
+    with contextlib.nullcontext(run) if run is not None and kept else temporary_folder() as work_folder:
         quiet()
         collection, index_name = with_level_of(of_recipe, load_collection(source)), INDEX
         if "questions" in given:

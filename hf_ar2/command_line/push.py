@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from hf_ar2.cards.hub import INDEX_FILES, check_loads, hub_token, publish
 from hf_ar2.command_line.card_view import terminal_text
 from hf_ar2.command_line.open import opened_system, quiet
 from hf_ar2.files import read_json
+from hf_ar2.folders import temporary_folder
 from hf_ar2.index.frozen import FrozenIndex
 from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import SEARCHED_INDEX
@@ -48,9 +48,9 @@ def push(arguments: argparse.Namespace) -> None:
     trainings = {role: training_of_run(run, recipe, role) for role in described}
     quiet()
     hub_token()  # a missing one is an error before anything is loaded
-    with tempfile.TemporaryDirectory(prefix="hf-ar2-") as temporary:
+    with temporary_folder() as temporary:
         if "index" in folders:
-            folders["index"] = _index_of(arguments, run, Path(temporary))
+            folders["index"] = _index_of(arguments, run, temporary)
         for part, folder in folders.items():
             check_loads(part, folder)
         about: dict[str, Any] = {"trainings": trainings, "folders": folders, "retriever": run / "retriever"}

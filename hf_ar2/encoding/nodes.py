@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from hf_ar2.files import checksum, writing
+from hf_ar2.folders import remove_leftovers
+from hf_ar2.lock import check_free
 
 if TYPE_CHECKING:
     from hf_ar2.encoding.processes import Processes
@@ -46,9 +48,23 @@ def copy_to_all(ranks: Processes, folder: Path, patterns: tuple[str, ...], sourc
     _raise_first(ranks.gather(error))
 
 
+def remove_leftovers_of_all(ranks: Processes, folder: Path) -> None:
+    """Call `remove_leftovers` once on every disk, while rank 0 has the lock of the folder on its own."""
+    leaders, error = _leaders(ranks, folder, 0), None
+    try:
+        if ranks.rank in leaders:
+            check_free(folder)
+        if ranks.rank in {0, *leaders}:
+            remove_leftovers(folder)
+    except OSError as found:
+        error = found
+    _raise_first(ranks.gather(error))
+
+
 def _leaders(ranks: Processes, folder: Path, source: int) -> set[int]:
     """The lowest rank of each group that sees one disk, without the group of the source."""
-    mark, marked = folder / f".seen-{secrets.token_hex(8)}", True
+    # The name is that of a leftover, because a process may be killed before it removes the file.
+    mark, marked = folder / f".seen-{secrets.token_hex(8)}.partial", True
     if ranks.rank == source:
         try:
             folder.mkdir(parents=True, exist_ok=True)

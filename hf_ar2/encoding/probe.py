@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hf_ar2.collections import Collection
 from hf_ar2.encoding.input_lengths import cut_at, first_tokens, reads_messages, text_prompt
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
+from hf_ar2.folders import temporary_folder
 from hf_ar2.models.joint import embed, score_pairs
 from hf_ar2.models.loading import similarity_of
 from hf_ar2.models.prompts import Task, ranker_prompt, retriever_prompt
@@ -56,7 +57,7 @@ def check_inputs(
         key = repr((plain, model.prompts, model.default_prompt_name, model.max_seq_length))
         if key in _checked.setdefault(model, set()):
             continue
-        with tempfile.TemporaryDirectory(prefix="hf-ar2-") as cache:
+        with temporary_folder() as cache:
             probe = _probe_collection(model, collection, texts)
             for with_outputs in (False, True):
                 lengths = _shortened(plain) if with_outputs else plain
@@ -99,7 +100,7 @@ def _probe_collection(model: Any, collection: Collection, texts: TextConfig) -> 
 
 
 def _check_retriever(
-    retriever: SentenceTransformer, probe: Collection, texts: TextConfig, cache: str, with_outputs: bool
+    retriever: SentenceTransformer, probe: Collection, texts: TextConfig, cache: Path, with_outputs: bool
 ) -> None:
     inputs = RetrieverInputs(retriever, probe, cache, texts, show_progress=False)
     unit = similarity_of(retriever) == "cosine"
@@ -125,7 +126,7 @@ def _check_retriever(
 
 
 def _check_ranker(
-    ranker: CrossEncoder, probe: Collection, texts: TextConfig, cache: str, with_outputs: bool
+    ranker: CrossEncoder, probe: Collection, texts: TextConfig, cache: Path, with_outputs: bool
 ) -> None:
     inputs = RankerInputs(ranker, probe, cache, texts, show_progress=False)
     queries, passages = list(probe.queries["text"]), texts.passage_texts(probe)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hf_ar2.encoding.nodes import copy_to_all
+from hf_ar2.encoding.nodes import copy_to_all, remove_leftovers_of_all
+from hf_ar2.folders import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,17 @@ class Processes:
         if self.world_size > 1:
             self.barrier()
             copy_to_all(self, folder, names, source)
+
+    def remove_leftovers(self, folder: Path) -> None:
+        """Remove what killed writers left in a folder, on every machine; rank 0 holds its lock.
+
+        Raises:
+            FolderInUse: on every rank, if another run writes to the folder of one machine.
+        """
+        if self.world_size > 1:
+            remove_leftovers_of_all(self, folder)
+        else:
+            remove_leftovers(folder)
 
     def gather_arrays(self, array: np.ndarray) -> list[np.ndarray]:
         """The arrays of all ranks, by rank; all have one shape and dtype."""

