@@ -123,8 +123,7 @@ def make_repositories(
 ) -> dict[str, str]:
     """Make the repositories that do not exist yet, so that missing permissions show before any work.
 
-    Returns:
-        Part (`"retriever"`, `"ranker"` or `"index"`) → id of its repository, with its owner.
+    Returns part (`"retriever"`, `"ranker"` or `"index"`) → id of its repository, with its owner.
     """
     ids = {what: f"{name}-{what}" for what in parts}
     for id in ids.values():
@@ -195,11 +194,7 @@ def check_base_is_public(place: str, base: str | None) -> None:
 
 
 def hub_token(given: str | None = None) -> str:
-    """The token to publish with: `given`, that of HF_TOKEN, or that of `hf auth login`.
-
-    Raises:
-        PermissionError: there is no token. ConnectionError: HF_HUB_OFFLINE is set.
-    """
+    """The token to publish with: `given`, that of HF_TOKEN, or that of `hf auth login`; PermissionError without one."""
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set, so nothing can be published; unset it")
     token = given or get_token()

@@ -149,12 +149,9 @@ def stage_table(
 
 
 def member_table(metrics: Metrics, splits: Mapping[str, str], name: str) -> str:
-    """One metric of every stage's systems on each of several collections, a column for each.
+    """The metric `name` of every stage's systems on each of several collections, a column for each.
 
-    Args:
-        metrics: as in `stage_table`.
-        splits: collection -> its split, see `Collection.by_member`.
-        name: of the metric.
+    `metrics` are as in `stage_table`, `splits` are collection -> its split as in `Collection.by_member`.
     """
     rows = []
     for stage, found in metrics.items():
