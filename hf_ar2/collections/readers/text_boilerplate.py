@@ -18,14 +18,10 @@ _NUMBERS = re.compile(r"\d+")
 def without_boilerplate(
     documents: Iterable[tuple[str, list[Section]]], skipped: SkipCounts
 ) -> Iterator[tuple[str, list[Section]]]:
-    """The documents without the paragraphs that at least half of the HTML pages in or below a folder have.
+    """The documents (path and sections) without the paragraphs that at least half of the HTML pages of a folder have.
 
-    Paragraphs of fewer than 4 words stay, and all of folders with fewer than 5 pages. Numbers, such as those of dates,
-    count as equal.
-
-    Args:
-        documents: path and sections of each file.
-        skipped: counts the paragraphs.
+    Pages in its subfolders count too. Paragraphs of fewer than 4 words stay, and all of folders with fewer than 5
+    pages. Numbers, such as those of dates, count as equal.
     """
     documents = list(documents)
     pages: Counter[PurePosixPath] = Counter()

@@ -47,12 +47,9 @@ class HeadingQuery:
 def heading_queries(
     places: list[Place], skipped: SkipCounts, all_headings: bool = False
 ) -> list[HeadingQuery]:
-    """The headings that are queries, in the order of the places.
+    """The headings that are queries, in the order of the places; `skipped` counts the others.
 
-    Args:
-        places: sections with their passages.
-        skipped: counts the headings that are not queries, by cause.
-        all_headings: also accept version numbers, signatures, uninformative words, and sections of many passages.
+    `all_headings` also accepts version numbers, signatures, uninformative words, and sections of many passages.
     """
     texts = Counter(text for place in places for text in place.passages.values())
     found = []
@@ -152,12 +149,10 @@ def _key(text: str) -> str:
 
 
 def training_views(places: list[Place], queries: list[HeadingQuery]) -> dict[str, tuple[str, str]]:
-    """Titles and texts for training of the passages whose headings are queries.
+    """Passage id -> title and text for training, for the passages whose headings are queries.
 
     The heading is removed from the titles of its section and of those below it, and lines that repeat it from the text.
-
-    Returns:
-        Passage id -> title and text; passages that do not change have no entry.
+    Passages that do not change have no entry.
     """
     hidden = {(query.place.path, query.place.section.path) for query in queries}
     with_query = {id(query.place) for query in queries}

@@ -14,13 +14,8 @@ from hf_ar2.collections.readers.text_queries import Place
 def read_questions(file: Path, folder: Path, places: list[Place]) -> dict[str, tuple[str, list[str]]]:
     """Query id -> question and the passages that answer it.
 
-    Args:
-        file: on each line a question, a tab, and the file that answers it, optionally with `#` and a heading.
-        folder: the folder of text, for messages.
-        places: its sections, with their passages.
-
-    Raises:
-        CollectionError: the file does not exist, or a line is invalid.
+    A line of the file is a question, a tab, and the file that answers it, optionally with `#` and a heading. The places
+    are the sections of the folder of text.
     """
     if not file.is_file():
         raise CollectionError(
