@@ -27,10 +27,8 @@ from hf_ar2.search.run_index import SEARCHED_INDEX
 def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Load, times: str) -> None:
     """Write the served models to the run's root and `report.png`, print the table and the next command.
 
-    Args:
-        collection: with the recipe's questions, if it names some.
-        seconds: that this call of the command took.
-        times: where the time went, to be printed.
+    The collection has the recipe's questions. `seconds` are those of this call of the command, `times` is a table of
+    where the time went.
     """
     if not recipe.rows:
         (run / CHOSEN).unlink(missing_ok=True)  # of an evaluation that the recipe no longer has
@@ -76,7 +74,7 @@ def save_served_models(recipe: Recipe, run: Path, load: Load) -> list[str]:
     served = served_row(run, vars(recipe))
     written = []
     (run / SERVED).unlink(missing_ok=True)
-    ltre = (("retriever", "query_encoder"), ("index", SEARCHED_INDEX))  # what such a stage leaves besides
+    ltre = (("retriever", "query_encoder"), ("index", SEARCHED_INDEX))  # only stages of LTRe have these
     for role, part in (("retriever", "retriever"), *ltre, ("ranker", "ranker")):
         new = run / f".{part}.partial"  # so that an interrupted copy leaves the former models, or none
         shutil.rmtree(new, ignore_errors=True)

@@ -12,14 +12,13 @@ from hf_ar2.recipes.costs import Costs
 from hf_ar2.recipes.recipe import Recipe
 from hf_ar2.settings.text import TextConfig
 
-# If encoding the whole corpus takes more than this share of the time, a part of it is used instead, of a size that
-# takes the other share.
+# If encoding the whole corpus takes more than the share WHOLE of the time, a part is used whose encoding takes PART.
 WHOLE, PART = 0.1, 0.06
-# Passages of a part at least; fewer cannot show which retriever is better.
+# The smallest part; fewer passages cannot show which retriever is better.
 FEWEST = 500
-# First passages of BM25 that come with a dev query: they are easily confused with its relevant ones.
+# First passages of BM25 that are added with a dev query: they are easily confused with its relevant ones.
 _NEAR_DEV = 5
-# Share of a part that dev queries with their passages may take.
+# Largest share of a part for dev queries with their passages.
 _DEV_SHARE = 0.4
 
 
@@ -44,9 +43,9 @@ def working_part(
 ) -> Collection:
     """A part of a collection with about `size` passages: those that dev and training queries are about.
 
-    Dev queries come in random order, each with its relevant passages and the first ones of BM25, until they fill two
-    fifths of the part; then training queries with their relevant passages. Only queries are kept whose relevant
-    passages are all in the part. One dev query is taken even if it brings more than `size` passages.
+    Dev queries are taken in random order, each with its relevant passages and the first ones of BM25, until they fill
+    two fifths of the part; then training queries with their relevant passages. Only queries are kept whose relevant
+    passages are all in the part. One dev query is taken even if it adds more than `size` passages.
     """
     rng = np.random.default_rng(seed)
     rows: set[int] = set()

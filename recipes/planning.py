@@ -6,7 +6,6 @@ import dataclasses
 import math
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
@@ -38,9 +37,7 @@ def plan_run(
 ) -> tuple[Plan | None, Costs, Collection]:
     """Measure the costs here and, if the recipe has `minutes`, plan the run; a resumed run reads both.
 
-    Args:
-        identity: of the recipe with all its stages, see `plan_identity`.
-        retriever: the model that the first stage starts from.
+    `identity` is that of the recipe with all its stages (`plan_identity`); the first stage starts from `retriever`.
 
     Returns:
         The plan (None without minutes), the costs, and the collection that is trained and chosen on: the given one, or
@@ -77,14 +74,19 @@ def plan_run(
         if PartialState().is_main_process:
             write_note(path, stored)
         on_every_machine(run)
-    return _plan_of(recipe, stored), Costs(**stored["costs"]), part
+    planned = None
+    if stored["plan"] is not None:
+        evaluation = {**recipe.evaluation, "rows": stored["rows"]}
+        kept = dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation)
+        planned = Plan(kept, **stored["plan"])
+    return planned, Costs(**stored["costs"]), part
 
 
 def without_useless_stages(recipe: Recipe, collection: Collection) -> tuple[Recipe, str]:
-    """The recipe without stages that cannot lead to what is served, and why they are left out, or `""`.
+    """The recipe without stages whose results would never be served, and why they are left out, or `""`.
 
     If people asked none of the queries that the served system is chosen on, and a stage merges models with the starting
-    one, what is trained after the merge is never served (see `choosing.choose`).
+    one, models that are trained after the merge are never served (see `choosing.choose`).
     """
     split, _ = choosing_split(recipe, collection)
     if split is None or people_asked(collection, split):
@@ -97,17 +99,10 @@ def without_useless_stages(recipe: Recipe, collection: Collection) -> tuple[Reci
     return recipe, "\n".join(f"Without {stage}: {why}." for stage in useless)
 
 
-def _plan_of(recipe: Recipe, stored: dict[str, Any]) -> Plan | None:
-    if stored["plan"] is None:
-        return None
-    evaluation = {**recipe.evaluation, "rows": stored["rows"]}
-    return Plan(dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation), **stored["plan"])
-
-
 def plan_identity(recipe: Recipe) -> str:
-    """A hash of what a plan is made for.
+    """A hash of everything that a plan depends on.
 
-    What is evaluated and how the served system is chosen may change from one call of the command to the next.
+    The evaluation and the choice of the served system may change from one call of the command to the next.
     """
     fields = ("collection", "models", "args", "stages", "minutes")
     return short_hash([*(getattr(recipe, name) for name in fields), recipe.rows, recipe.rerank_depth])
@@ -124,7 +119,7 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
     if costs.passages < passages:
         lines.append(
             f"They represent all {passages:,} passages in training and in the choice on dev, because encoding all "
-            "takes too much of the time; more minutes use all."
+            "takes too much of the time; with more minutes, all are used."
         )
     rows, all_passes = [], True
     for name, body in recipe.stages.items():

@@ -21,18 +21,12 @@ class Calibration:
     A ranker trained pointwise (binary cross-entropy) needs the identity, temperature 1 and bias 0. Listwise training
     leaves a constant per query undetermined, so its scores have to be calibrated. If that constant differs much between
     queries, calibration cannot correct it, and `report` has a high log loss.
-
-    Attributes:
-        temperature: in logits, above 0.
-        bias: in log-odds.
-        fingerprint: of the ranker, the queries and the passages that it was fitted on.
-        report: how well it fits, see `fit_calibration`.
     """
 
-    temperature: float = 1.0
-    bias: float = 0.0
-    fingerprint: str = ""
-    report: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0  # in logits, above 0
+    bias: float = 0.0  # in log-odds
+    fingerprint: str = ""  # of the ranker, the queries and the passages that it was fitted on
+    report: dict[str, float] = field(default_factory=dict)  # how well it fits, see `fit_calibration`
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities of relevance, float64, in the shape of the scores; 0 for a score of -inf."""
@@ -74,7 +68,6 @@ def fit_calibration(
         scores: float `[N]`, the ranker's logits of pairs it was not trained on.
         relevant: bool `[N]`.
         irrelevant_below, relevant_above: thresholds on probabilities, for the report.
-        fingerprint: stored in the result.
 
     Returns:
         The calibration. Its report: `pairs`, `relevant` (how many), `log_loss_before` and `log_loss` (mean, in nats,

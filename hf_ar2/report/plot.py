@@ -42,15 +42,13 @@ def plot_report(
 ) -> None:
     """Draw a run's figure, report.png: the metric of each stage, dev metrics per round, losses, pool difficulty.
 
-    A panel draws the series that were logged, and says so if none was.
+    A panel draws the series that were logged (`training_panels` names their keys), and says so if none was.
 
     Args:
-        log_history: stage → log entries; `training_panels` names the keys that are drawn.
+        log_history: stage → log entries.
         metrics: as in metrics.json, see `stage_table`.
-        split: the split of `metrics` in the first panel.
+        split, metric: those of `metrics` that are drawn.
         dev_split: the split that the trainers evaluated, for the second panel's title.
-        metric: the metric in the first two panels.
-        title: headline, such as the recipe and the collection.
     """
     from matplotlib.figure import Figure  # slow to import; made directly, it does not change pyplot's state
 

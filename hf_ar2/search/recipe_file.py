@@ -17,9 +17,7 @@ SERVED = "served.json"
 def read_finished_recipe(folder: str | Path) -> dict[str, Any]:
     """The recipe of a finished run, after checking that the files of its models are unchanged.
 
-    Raises:
-        FileNotFoundError: not a run folder, or there is no retriever in it yet; the message says what to do.
-        ValueError: the recipe.yaml is not a recipe, or a file of the models is damaged.
+    FileNotFoundError if it is not a run folder, or has no retriever yet; ValueError if a file is damaged.
     """
     recipe = read_recipe(folder)
     if not (Path(folder) / "retriever").is_dir():

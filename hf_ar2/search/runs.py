@@ -21,10 +21,9 @@ from hf_ar2.settings.search import OF_EVALUATION, Settings
 
 
 def settings_of_run(recipe: dict[str, Any], folder: str | Path | None = None) -> Settings:
-    """The settings in the `args` and the `evaluation` of a recipe, and in the row that is served.
+    """The settings in the `args` and the `evaluation` of a recipe, and in the row that the run in `folder` serves.
 
-    Args:
-        folder: the run, whose chosen.json says which row and system are served; None: the last row.
+    Without a folder, the last row is taken as served.
     """
     args, evaluation = recipe.get("args") or {}, recipe.get("evaluation") or {}
     # The trainers' rerank_depth is for evaluation during training, not for the one at the end.
@@ -44,11 +43,9 @@ def with_level_of(recipe: Mapping[str, Any], collection: Collection) -> Collecti
 
 
 def model_fields(recipe: Mapping[str, Any], run: str | Path, source: Any, role: str) -> dict[str, Any]:
-    """The arguments of `load_retriever` or `load_ranker` for what a stage or a row of a recipe names.
+    """The arguments of `load_retriever` or `load_ranker` for the `source` that a stage or a row of a recipe names.
 
-    Args:
-        run: the run folder, with the models of the stages.
-        source: the name of a model or a stage, or a mapping with `from` and what is changed in it.
+    `run` is the folder with the models of the stages; for the forms of a source see `source_name`.
     """
     name = source_name(source)
     models, stages = recipe.get("models") or {}, recipe.get("stages") or {}

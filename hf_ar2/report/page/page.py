@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import chain
 from string import Template
 from typing import Any
 
@@ -59,8 +60,8 @@ def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
 def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, Any]:
     """Everything that the page shows, as JSON types and numpy arrays."""
     split, primary_metric = runs[0].split, runs[0].primary_metric
-    named = [metric for run in runs for metric in metrics_of(run)]
-    metrics = list(dict.fromkeys([primary_metric, *named]))
+    named = [(run.recipe.get("evaluation") or {}).get("metrics") or DEFAULT_METRICS for run in runs]
+    metrics = list(dict.fromkeys([primary_metric, *chain.from_iterable(named)]))
     browser = query_browser(runs, collection, split, metrics)
     systems = browser["systems"]
     pair = untrained_rows(runs[0].recipe), served_place(systems, runs[0])
@@ -84,7 +85,6 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
         "runs": [
             {
                 "label": run.label,
-                "folder": str(run.folder),
                 "metrics": run.metrics,
                 "tests": run.tests,
                 "primary_metric": run.primary_metric,
@@ -104,11 +104,6 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
     }
 
 
-def metrics_of(run: RunFolder) -> list[str]:
-    """The metrics of a run's recipe, or the default ones."""
-    return list((run.recipe.get("evaluation") or {}).get("metrics") or DEFAULT_METRICS)
-
-
 def other_texts(run: RunFolder) -> str:
     """The result on the recipe's guard of the last row's retriever; "" without a guard."""
     guard = read_json(run.folder / GUARD_FILE, {}) if run.recipe.get("guard") else {}
@@ -120,12 +115,9 @@ def default_pair(
 ) -> tuple[int, int]:
     """The comparison shown first, as positions in `systems`: the model before training, then what the run serves.
 
-    Equal systems (pipelines, say) are compared where both rows have one.
-
-    Args:
-        runs: their number; of several, the last rows of the first and the last one are compared.
-        untrained: rows that no stage trained; the first is before training. None of them: the first row but BM25.
-        served: position of what the run serves; None: the last row.
+    Systems of the same kind (pipelines, say) are compared if both rows have one. With several `runs` (their number),
+    the last rows of the first and of the last run are compared. The model before training is the first of the
+    `untrained` rows, else the first row but BM25. `served` is the position of what the run serves; None: the last row.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
@@ -133,10 +125,9 @@ def default_pair(
     first_run, last = [key for key in of_rows if key[0] == systems[0]["run"]], list(of_rows.values())[-1]
     if runs > 1:
         return _alike(of_rows[first_run[-1]], last)
-    candidates = [key for key in first_run if key[1] in untrained] or [
-        key for key in first_run if key[1] != LEXICAL_ROW
-    ]
-    before = of_rows[(candidates or first_run)[0]]
+    of_untrained = [key for key in first_run if key[1] in untrained]
+    dense = [key for key in first_run if key[1] != LEXICAL_ROW]
+    before = of_rows[(of_untrained or dense or first_run)[0]]
     if served is None:
         return _alike(before, last)
     if served == before.get("retriever"):

@@ -1,4 +1,4 @@
-"""What the page says of a run's machine, data and limits, in words."""
+"""The page's notes on a run's machine, data and limits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from hf_ar2.terminal import counted
 
 def split_notes(run: RunFolder) -> dict[str, list[str]]:
     """Split -> what limits its numbers, as sentences; splits without limits are absent."""
-    plan, notes = read_json(run.folder / PLAN, {}), {}
+    plan, sources = read_json(run.folder / PLAN, {}), run.environment.get("query_sources") or {}
+    notes = {}
     for split in dict.fromkeys(split for splits in run.metrics.values() for split in splits):
-        found = [
-            query_note(run.environment.get("query_sources") or {}, [split]),
-            part_note(plan, run.chosen, [split]),
-        ]
+        found = query_note(sources, [split]), part_note(plan, run.chosen, [split])
         if any(found):
             notes[split] = [note for note in found if note]
     return notes
