@@ -190,7 +190,7 @@ def _metadata(
 
 
 def _collection(training: Training) -> str:
-    """What the model was trained on, in words, as a link if it is on the Hub."""
+    """The training data in words, with links to what is on the Hub."""
     kind, _, packages = training.collection.partition(":")
     if kind == "python-packages":
         return (

@@ -9,7 +9,7 @@ from hf_ar2.files import read_json
 
 
 def how_to_finish(run: str | Path) -> str:
-    """What finishes an interrupted run, as a sentence: the command that started it, which continues it."""
+    """A sentence on how to finish an interrupted run: with the command that started it, which continues it."""
     again = "Run the command that started it again to continue"
     try:
         command = read_json(Path(run) / "environment.json", {}).get("command", "")

@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "hf-ar2",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "datasets",
-    "accelerate",
-    "numpy",
-    "faiss-cpu",
-    "faiss-gpu",
+    "hf-ar2 torch transformers sentence-transformers datasets accelerate numpy faiss-cpu faiss-gpu".split()
 )
 
 

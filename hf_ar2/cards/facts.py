@@ -169,7 +169,7 @@ def reported_split(recipe: Mapping[str, Any]) -> str:
 
 
 def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The last row of a recipe's evaluation; `{}` without rows. What a run serves is `served_row`."""
+    """The last row of a recipe's evaluation; `{}` without rows. The row that a run serves is `served_row`."""
     rows = (recipe.get("evaluation") or {}).get("rows") or {}
     return list(rows.values())[-1] if rows else {}
 

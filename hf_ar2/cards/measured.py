@@ -1,4 +1,4 @@
-"""What limits the numbers of a run: queries that no person asked, and a search of only a part of the corpus."""
+"""Notes on the limits of a run's numbers: queries that no person asked, and a search of only a part of the corpus."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def part_note(plan: Mapping[str, Any], chosen: Mapping[str, Any], splits: Iterab
 
 
 def part_sentence(split: str, passages: str) -> str:
-    """What it means that a split was searched in only some `passages`, such as "50 of 900 passages"."""
+    """A note that a split was searched in only some `passages`, such as "50 of 900 passages"."""
     return (
         f"On {split} only a part of the corpus was searched, {passages}, to save time: its numbers are higher than in "
         "a search of all passages. Compare them with each other only."

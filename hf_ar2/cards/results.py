@@ -51,7 +51,7 @@ def _dataset_of(training: Training, split: str) -> dict[str, Any]:
         if member and split.endswith(f"-{member}"):
             source, split = own, split.removesuffix(f"-{member}")
     name = short_name(source)
-    # What is not on the Hub must not look like an id on it.
+    # A name that is not on the Hub must not look like an id on it.
     id = name if source in training.on_the_hub else name.rsplit("/", 1)[-1]
     return {
         "dataset_type": re.sub(r"[^A-Za-z0-9._/-]+", "-", id),

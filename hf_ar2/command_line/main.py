@@ -20,6 +20,7 @@ from hf_ar2.command_line.launch import (
     check_run_folder,
     ended_by_interrupts,
     find_recipe,
+    is_run,
     launch_command,
     run_to_end,
     shipped_recipes,
@@ -122,7 +123,7 @@ def _check_evaluate(parser: Parser, options: argparse.Namespace) -> None:
 
 def _check_search(parser: Parser, options: argparse.Namespace) -> None:
     # argparse takes the first word for RUN; where options name the models, it belongs to the query.
-    if options.run is not None and options.retriever and not (Path(options.run) / "recipe.yaml").is_file():
+    if options.run is not None and options.retriever and not is_run(options.run):
         options.query = [options.run, *options.query]
         options.run = None
     _check_serve(parser, options)
@@ -184,11 +185,11 @@ def _run(name: str, options: argparse.Namespace) -> int:
 
 def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
     """Run a recipe with `accelerate launch`. Returns the exit code of its process."""
-    if name == "train" and not {"-h", "--help"} & set(arguments):
-        if not arguments or arguments[0].startswith("-"):
-            parser.error(
-                f"no recipe given. It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
-            )
+    without_recipe = name == "train" and (not arguments or arguments[0].startswith("-"))
+    if without_recipe and not {"-h", "--help"} & set(arguments):
+        parser.error(
+            f"no recipe given. It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
+        )
     options, overrides = parser.parse_known_args(arguments)
     if overrides and not overrides[0].startswith("--"):
         parser.error(f"{overrides[0]!r}: expected --key value")

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS, with_questions
 from hf_ar2.command_line.arguments import ANY_MODEL
+from hf_ar2.command_line.launch import is_run
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
 from hf_ar2.search.recipe_file import read_finished_recipe
@@ -38,12 +39,11 @@ def opened_system(
 ) -> Iterator[SearchSystem]:
     """The models, collection and settings that the command line names: by a run folder, one by one, or both.
 
-    Tokens and the index are kept in the run folder. Without one, or with another retriever, other vectors of it or
-    another collection than the run's, they are kept in a temporary folder. The index that a run was evaluated with is
-    searched, unless the command line names another index or other passages.
+    Tokens and the index are kept in the run folder, or in a temporary folder if there is none, or if the retriever, its
+    vectors or the collection are not the run's. The index that a run was evaluated with is searched, unless the command
+    line names another index or other passages.
 
     Args:
-        ranker: whether to load the ranker.
         for_training: read passages as training does (`Collection.for_training`), to reproduce a run's metrics. If they
             differ from those that are searched, their index has a separate folder.
     """
@@ -92,16 +92,9 @@ def opened_system(
         # A rerank_depth of 0 in the recipe is only about its evaluation.
         if ranker and ranker_name is not None and given.get("rerank_depth") != 0:
             second = loaded_model(arguments, "ranker", ranker_name)
-        yield SearchSystem(
-            retriever,
-            second,
-            collection,
-            settings,
-            work_folder,
-            given.get("index"),
-            run_index,
-            index_name=index_name,
-        )
+        indexes: dict[str, Any] = {"run_index": run_index, "index_name": index_name}
+        indexes["index_folder"] = given.get("index")
+        yield SearchSystem(retriever, second, collection, settings, work_folder, **indexes)
 
 
 def loaded_model(arguments: argparse.Namespace, role: str, name: str) -> Any:
@@ -132,17 +125,10 @@ def quiet() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def is_run(name: str | None) -> bool:
-    """Whether a model's name is a run folder, which gives its retriever and the lengths of its recipe."""
-    return name is not None and (Path(name) / "recipe.yaml").is_file()
-
-
 def loaded(what: str, name: str, load: Callable[[str], Model], advice: str = ANY_MODEL) -> Model:
-    """A model, or a ValueError that says which one cannot be loaded, why, and what was expected.
+    """A model, or a ValueError that says which one cannot be loaded, why, and what was expected (`advice`).
 
-    Args:
-        what: the role or the option that names the model.
-        advice: what the name may be.
+    `what` is the role or the option that names the model.
     """
     try:
         return load(name)

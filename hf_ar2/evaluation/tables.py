@@ -28,11 +28,7 @@ NAN_NOTE = "NaN: there was nothing to average, or a value was not finite."
 
 
 def format_table(
-    rows: Sequence[Sequence[Any]],
-    columns: Sequence[str],
-    *,
-    markdown: bool = False,
-    width: int = 80,
+    rows: Sequence[Sequence[Any]], columns: Sequence[str], *, markdown: bool = False, width: int = 80
 ) -> str:
     """An aligned table as text, or in Markdown.
 
