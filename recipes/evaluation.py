@@ -62,8 +62,8 @@ def evaluate_rows(
         collection: as it is trained on, see `Collection.for_training`.
         whole: as users search it, with the headings that training hides, and with their questions as a split.
         when_chosen: called after every row is ranked on the split that is chosen on, before the other splits are.
-        part: the part of the collection that is searched on the split that is chosen on; None: all of it. With a part,
-            only the first row, the best retriever and the served row are evaluated on other splits, and on questions.
+        part: searched instead on the split that is chosen on. With a part, only the first row, the best retriever and
+            the served row are evaluated on other splits, and on questions.
     """
     choice = collection if part is None else part
     rows = recipe.rows
@@ -228,12 +228,8 @@ def evaluate_row(
     On the split that is chosen on, the weight of BM25 is fitted (fixed if people asked none of its queries), then the
     pipeline's weight and depth. Other splits are ranked with these weights, or with the stored ones.
 
-    Args:
-        searched: split → the collection that its queries search; first the split that is chosen on.
-        lexical: of `open_lexical`.
-
-    Returns:
-        Corpus fingerprint → the encoding that was searched; nothing for an index from a file or a stage.
+    `searched` is split → the collection that its queries search, first the split that is chosen on; `lexical` is from
+    `open_lexical`. Returns corpus fingerprint → the encoding that was searched, if it was made by the run.
     """
     row, depth, metric = recipe.rows[name], recipe.depth, recipe.test_metric
     args = row_config(recipe, name, run)

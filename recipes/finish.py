@@ -20,8 +20,8 @@ from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
 from hf_ar2.recipes.recipe import Load, Recipe, source_name
 from hf_ar2.report.plot import plot_report
-from hf_ar2.search.recipe_file import SERVED
 from hf_ar2.search.run_index import SEARCHED_INDEX
+from hf_ar2.search.runs import SERVED
 
 
 def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Load, times: str) -> None:

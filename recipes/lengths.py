@@ -36,7 +36,7 @@ class Length:
     plan: Plan | None  # None without minutes
     budget: Budget
     costs: Costs | None  # None if nothing has to be decided
-    part: bool = False  # whether the run trains and chooses on a part of the corpus, see `part.working_part`
+    part: bool = False  # whether the run trains and chooses on a part of the corpus, see `working_part`
 
     def set(self, trainer: JointTrainer, body: dict[str, Any], folder: Path, stage: str) -> str:
         """Decide, or read what was decided before the run was interrupted; returns the decision in words."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.command import how_to_finish
 from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.measured import part_note, part_sentence, query_note
 from hf_ar2.collections.joined import texts_of_sources
@@ -298,3 +298,19 @@ def _by_split(entry: Mapping[str, Any], split: str) -> dict[str, dict[str, dict[
             part = f"{split}-{match[1]}" if match[1] else split
             found.setdefault(part, {}).setdefault(match[2], {})[match[3]] = float(value)
     return found
+
+
+def how_to_finish(run: str | Path) -> str:
+    """A sentence on how to finish an interrupted run: with the command that started it, which continues it."""
+    again = "Run the command that started it again to continue"
+    try:
+        command = read_json(Path(run) / "environment.json", {}).get("command", "")
+        script, recipe, *options = shlex.split(command)
+    except ValueError:  # no command, or one whose quotes were lost
+        return again
+    folder = Path(script).parent
+    if Path(script).name != "run.py" or recipe.startswith("-"):
+        return again
+    if Path(recipe).is_relative_to(folder) and folder.name:  # a recipe of the package
+        recipe = Path(recipe).relative_to(folder).with_suffix("").as_posix()
+    return f"Finish it with: {shlex.join(['hf-ar2', 'train', recipe, *options])}"

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_ar2.cards.command import how_to_finish
-from hf_ar2.cards.facts import CHOSEN, PLAN, reported_split
+from hf_ar2.cards.facts import CHOSEN, PLAN, how_to_finish, reported_split
 from hf_ar2.cards.measured import part_note, query_note
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
@@ -27,8 +26,7 @@ from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import check_run_files, run_file
 from hf_ar2.evaluation.systems import LEXICAL_ROW
 from hf_ar2.files import read_json
-from hf_ar2.search.recipe_file import read_recipe
-from hf_ar2.search.runs import with_level_of
+from hf_ar2.search.runs import read_recipe, with_level_of
 from hf_ar2.terminal import visible_lines
 
 # The split of a collection that is made from a qrels file.

@@ -166,8 +166,7 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     processes that it launches handle Ctrl-C; they have half a minute to end. They also end when this process is
     terminated or killed, or its terminal is closed.
 
-    Returns:
-        The exit code; 128 + n if signal n ended the command or this process, 130 after Ctrl-C.
+    Returns the exit code; 128 + n if signal n ended the command or this process, 130 after Ctrl-C.
     """
     came: list[int] = []
     waiting = False

@@ -77,8 +77,7 @@ HANDLERS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `hf-ar2`.
 
-    Returns:
-        0; 1 after an error; 2 for a wrong command line; 130 after Ctrl-C; for training, its process's exit code.
+    Returns 0; 1 after an error; 2 for a wrong command line; 130 after Ctrl-C; for training, its process's exit code.
     """
     try:
         return _command(arguments)
@@ -225,32 +224,28 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
     if options.centroids and options.factory is None and options.index is None:
         raise ValueError("--centroids needs a product-quantised index: --factory OPQ48,PQ48 for example")
     before, after = "evaluation.rows.before", "evaluation.rows.after"
+    # The row after training searches the index that is saved, which has its own ids.
+    saves_index = options.factory or options.centroids
     keys = {
         "output_dir": options.output_dir,
         "collection": options.collection,
         "models.published.model": options.model,
+        "ltre.vectors": "index" if options.index or options.factory else None,
+        "ltre.index": options.index,
+        f"{before}.index": options.index,
+        f"{after}.index": "ltre" if saves_index else options.index,
+        "ltre.index_ids": options.ids,
+        f"{before}.index_ids": options.ids,
+        f"{after}.index_ids": None if saves_index else options.ids,
+        "ltre.index_factory": options.factory,
+        f"{before}.index_factory": options.factory,
+        "ltre.train_centroids": "true" if options.centroids else None,
+        **{f"{place}.search_parameters": options.search for place in ("ltre", before, after)},
+        "evaluation.splits": f"[{options.split}]" if options.split else None,
+        "evaluation.report_split": options.split,
+        "ltre.max_steps": options.steps,
     }
-    if options.index or options.factory:
-        keys["ltre.vectors"] = "index"
-    if options.index:
-        keys |= {f"{place}.index": options.index for place in ("ltre", before, after)}
-    if options.ids:
-        keys |= {"ltre.index_ids": options.ids, f"{before}.index_ids": options.ids}
-        if not options.centroids:  # the index that is saved has its own
-            keys[f"{after}.index_ids"] = options.ids
-    if options.factory:
-        keys |= {f"{place}.index_factory": options.factory for place in ("ltre", before)}
-    if options.centroids:
-        keys["ltre.train_centroids"] = "true"
-    if options.factory or options.centroids:
-        keys[f"{after}.index"] = "ltre"
-    if options.search:
-        keys |= {f"{place}.search_parameters": options.search for place in ("ltre", before, after)}
-    if options.split:
-        keys |= {"evaluation.splits": f"[{options.split}]", "evaluation.report_split": options.split}
-    if options.steps:
-        keys["ltre.max_steps"] = str(options.steps)
-    return [part for key, value in keys.items() for part in (f"--{key}", value)]
+    return [part for key, value in keys.items() if value for part in (f"--{key}", str(value))]
 
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:

@@ -21,9 +21,8 @@ from hf_ar2.command_line.arguments import ANY_MODEL
 from hf_ar2.command_line.launch import is_run
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
-from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import INDEX, TRAINING_INDEX, RunIndex
-from hf_ar2.search.runs import settings_of_run, with_level_of
+from hf_ar2.search.runs import read_finished_recipe, settings_of_run, with_level_of
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 
@@ -43,27 +42,24 @@ def opened_system(
     vectors or the collection are not the run's. The index that a run was evaluated with is searched, unless the command
     line names another index or other passages.
 
-    Args:
-        for_training: read passages as training does (`Collection.for_training`), to reproduce a run's metrics. If they
-            differ from those that are searched, their index has a separate folder.
+    With `for_training`, passages are read as in training (`Collection.for_training`), to reproduce a run's metrics. If
+    they differ from those that users search, their index has a separate folder.
     """
     given = _without_none(vars(arguments))
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
-    run_index, of_recipe = None, {}
-    settings = Settings.of_models()
+    recipe = {} if run is None else read_finished_recipe(run)
+    settings = Settings.of_models() if run is None else settings_of_run(recipe, run)
+    run_index = None
     retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
     source = given.get("collection")
     kept = run is not None and not given.keys() & {"retriever", "collection", *CHANGES}
     if run is not None:
-        recipe = read_finished_recipe(run)
-        settings = settings_of_run(recipe, run)
         if given.keys() & {"retriever", "ranker"}:  # the run chose for its own models
             settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
         retriever_name = given.get("retriever") or str(Path(run) / "retriever")
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
-        of_recipe = recipe
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator", "passage_template"}:
             run_index = RunIndex.from_run(run, recipe)
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
@@ -82,7 +78,7 @@ def opened_system(
         folder = tempfile.TemporaryDirectory(prefix="hf-ar2-", ignore_cleanup_errors=True)
     with folder as work_folder:
         quiet()
-        collection, index_name = with_level_of(of_recipe, load_collection(source)), INDEX
+        collection, index_name = with_level_of(recipe, load_collection(source)), INDEX
         if "questions" in given:
             collection = with_questions(collection, given["questions"])
         if for_training and (read := collection.for_training()) is not collection:

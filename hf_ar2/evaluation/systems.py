@@ -120,12 +120,8 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Metrics of a split's ranking, per query: metric → float64 `[Q]`.
 
-    In a split with answers but without judgments, a passage is relevant if it contains an answer (as in DPR).
-
-    Args:
-        rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
-        metrics: names; those that are `out_of_reach` of K are left out.
-        relevance_level: of judgments, see `evaluate_rankings`.
+    In a split with answers but without judgments, a passage is relevant if it contains an answer (as in DPR). The rows
+    are int64 `[Q, K]`, in the order of `evaluated_queries`; metrics that are `out_of_reach` of K are left out.
     """
     total = len(collection.corpus)
     beyond = out_of_reach(metrics, rows.shape[1], total)

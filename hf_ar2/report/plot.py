@@ -42,13 +42,8 @@ def plot_report(
 ) -> None:
     """Draw a run's figure, report.png: the metric of each stage, dev metrics per round, losses, pool difficulty.
 
-    A panel draws the series that were logged (`training_panels` names their keys), and says so if none was.
-
-    Args:
-        log_history: stage → log entries.
-        metrics: as in metrics.json, see `stage_table`.
-        split, metric: those of `metrics` that are drawn.
-        dev_split: the split that the trainers evaluated, for the second panel's title.
+    A panel draws the series that were logged (`training_panels` names their keys), and says so if none was. The metrics
+    are as in metrics.json; `dev_split` is the split that the trainers evaluated, for a title.
     """
     from matplotlib.figure import Figure  # slow to import; made directly, it does not change pyplot's state
 

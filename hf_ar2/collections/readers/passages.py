@@ -42,7 +42,6 @@ def read_corpus(
     Args:
         rows: Given a `Problems`, yields line, id, title and text of each passage, in order.
         sources: The files that the rows come from; messages name the first.
-        problems: Handles invalid passages, see `check_passages`.
         cache_dir: Folder for the Arrow file; by default `hf_ar2` in the cache of `datasets`.
         features: The columns of the rows after the line.
     """

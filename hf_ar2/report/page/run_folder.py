@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.command import how_to_finish
-from hf_ar2.cards.facts import CHOSEN, reported_split
+from hf_ar2.cards.facts import CHOSEN, how_to_finish, reported_split
 from hf_ar2.files import read_json
-from hf_ar2.search.recipe_file import read_recipe
+from hf_ar2.search.runs import read_recipe
 
 
 @dataclass(frozen=True)
