@@ -28,9 +28,7 @@ class Stage:
 
     name: str
     trainer: str  # such as "ar2", or "augment" or "merge"
-    sources: Mapping[
-        str, str
-    ]  # role → the model it started from and what was changed in it, see `_source_text`
+    sources: Mapping[str, str]  # role → the model it started from, and the changes to it: `_source_text`
     settings: Mapping[str, Any] = field(default_factory=dict)  # all that affect the result
     steps: int | None = None
     seconds: float | None = None

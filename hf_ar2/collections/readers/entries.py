@@ -114,11 +114,8 @@ class Qrels:
         for row in np.flatnonzero(~keep).tolist():
             query, passage = self.query_ids[row], self.passage_ids[row]
             if query_rows[row] < 0:
-                cause, found, expected = (
-                    "unknown queries in qrels",
-                    f"query id {query!r}",
-                    "the id of a query",
-                )
+                cause, found = "unknown queries in qrels", f"query id {query!r}"
+                expected = "the id of a query"
             elif passage_rows[row] < 0:
                 cause, found = "unknown passages in qrels", f"passage id {passage!r}"
                 expected = "the id of a passage"

@@ -29,9 +29,8 @@ class Section:
 
     heading: str = ""
     above: tuple[str, ...] = ()  # the headings of the enclosing sections, outermost first
-    paragraphs: list[str] = field(
-        default_factory=list
-    )  # prose is one line; code, lists and tables keep theirs
+    # Prose is one line; code, lists and tables keep their lines.
+    paragraphs: list[str] = field(default_factory=list)
 
     @property
     def path(self) -> tuple[str, ...]:
