@@ -31,18 +31,12 @@ _MINING, _EVALUATION = "refresh", "evaluation"
 
 @dataclass
 class Plan:
-    """How the minutes are divided.
+    """How the minutes are divided."""
 
-    Attributes:
-        recipe: without the stages that were dropped.
-        dropped: stage → why.
-        training: stage → seconds of its training steps.
-        overhead: stage → seconds of its encoding and ranking; `""`: of the evaluation at the end.
-    """
-
-    recipe: Recipe
-    dropped: dict[str, str] = field(default_factory=dict)
-    training: dict[str, float] = field(default_factory=dict)
+    recipe: Recipe  # without the stages that were dropped
+    dropped: dict[str, str] = field(default_factory=dict)  # stage → why
+    training: dict[str, float] = field(default_factory=dict)  # stage → seconds of its training steps
+    # Stage → seconds of its encoding and ranking; "": of the evaluation at the end.
     overhead: dict[str, float] = field(default_factory=dict)
 
 
@@ -56,7 +50,6 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
     that trains a retriever is never dropped. If the time is too short for what remains, that is a RecipeError.
     """
     dropped: dict[str, str] = {}
-    recipe = copy.deepcopy(recipe)
     while True:
         overhead = overheads(recipe, costs)
         left = seconds - sum(overhead.values())
@@ -94,7 +87,7 @@ def make_plan(recipe: Recipe, seconds: float, costs: Costs) -> Plan:
 
 
 def _divided(left: float, shares: dict[str, float], most: dict[str, float]) -> dict[str, float]:
-    """Divide what is `left` by the shares, but give nobody more than its `most`; the others share what remains."""
+    """Divide the seconds `left` by the shares, but give no stage more than its `most`; the others share the rest."""
     parts, open_shares = dict.fromkeys(shares, 0.0), {name: share for name, share in shares.items() if share}
     while open_shares:
         total = sum(open_shares.values())
@@ -185,7 +178,7 @@ def without(recipe: Recipe, stage: str) -> Recipe:
 
 
 def _move_ranker(rows: dict[str, Any], row: dict[str, Any], removed: dict[str, Any]) -> None:
-    """Give the ranker of a dropped row to the row of the retriever that its own started from."""
+    """Give the ranker of a dropped row to the row whose retriever the dropped row's retriever started from."""
     if "ranker" not in row:
         return
     source = source_name(row["retriever"])
@@ -205,11 +198,7 @@ def _required_stages(recipe: Recipe, costs: Costs) -> set[str]:
 
 
 def _too_short(
-    recipe: Recipe,
-    training: dict[str, float],
-    most: dict[str, float],
-    costs: Costs,
-    required: set[str],
+    recipe: Recipe, training: dict[str, float], most: dict[str, float], costs: Costs, required: set[str]
 ) -> tuple[str, str] | None:
     """The last stage for which there are too few steps, its own or those before it, and the reason to drop it."""
     passes, found = 0.0, None  # passes over the training queries, in earlier stages
@@ -221,7 +210,7 @@ def _too_short(
             found = name, f"it needs at least {least:,} steps, and there is time for {reached:,}"
         elif name not in required and passes < least_passes:
             reason = f"the earlier stages have time for {passes:.1f} passes over the training queries, and a stage "
-            found = name, f"{reason}like this one pays after {least_passes:g}"
+            found = name, f"{reason}like this one pays off after {least_passes:g}"
         if trainer in ("retriever", "ar2", "rocketqa-v2") and costs.train_queries:
             passes += reached * settings.get("per_device_train_batch_size", 8) / costs.train_queries
     return found
@@ -229,26 +218,19 @@ def _too_short(
 
 @dataclass
 class Budget:
-    """The time that a run or a stage has taken, over all calls of the command.
+    """The time that a run or a stage has taken, over all calls of the command."""
 
-    Args:
-        folder: the run or the stage; its `time.json` has the seconds of earlier calls.
-        seconds: what the run may take until the served system is chosen; None: as long as its stages take.
-        stage: the time of the stage that is running, which is written as well.
-    """
-
-    folder: Path
-    seconds: float | None
+    folder: Path  # the run or the stage; its time.json has the seconds of earlier calls
+    seconds: float | None  # what the run may take until the served system is chosen; None: no limit
     clock: str = "wall"
-    earlier: float = 0.0
-    stage: Budget | None = None
+    stage: Budget | None = None  # of the stage that is running, which is written as well
 
     def __post_init__(self) -> None:
         self.now = CLOCKS[self.clock]
-        self._writing = threading.Lock()  # the run's lock writes in a thread of its own
+        self._writing = threading.Lock()  # the run's lock writes in a separate thread
         self._closed = False
         self._began = 0.0 if self.clock == "processor" else self.now()
-        self.earlier = float(read_json(self.folder / "time.json", {}).get("seconds", self.earlier))
+        self.earlier = float(read_json(self.folder / "time.json", {}).get("seconds", 0.0))
 
     @property
     def spent(self) -> float:
@@ -262,7 +244,7 @@ class Budget:
 
     def write(self) -> None:
         """Write the seconds so far to `time.json`, on the first process."""
-        stage = self.stage
+        stage = self.stage  # the other thread may change it
         if PartialState().is_main_process and not self._closed:
             with self._writing:
                 write_note(self.folder / "time.json", {"seconds": self.spent, "clock": self.clock})
@@ -270,10 +252,7 @@ class Budget:
             stage.write()
 
     def training_seconds(self, plan: Plan, stage: str) -> float:
-        """How long a stage may train from now on.
-
-        Of what is left without the overhead of what follows, it gets as large a part as the plan gave it.
-        """
+        """How long a stage may train from now on: its planned share of what is left after all overhead that follows."""
         assert self.seconds is not None
         names = list(plan.recipe.stages)
         following = names[names.index(stage) :]

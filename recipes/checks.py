@@ -24,6 +24,22 @@ from hf_ar2.recipes.recipe import Load, Recipe, RecipeError, errors_at, row_conf
 from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of
 
 
+def check_recipe(recipe: Recipe, run: Path) -> None:
+    """Check what can be checked without the collection."""
+    check_settings(recipe, run)
+    check_named_files(recipe)
+    check_models(recipe, run)
+
+
+def check_collection(recipe: Recipe, collection: Collection, run: Path, load: Load) -> None:
+    """Check the recipe against its collection and its models."""
+    check_splits(recipe, collection, run)
+    check_evaluation(recipe, collection)
+    check_exact(recipe, collection, run)
+    check_dimensions(recipe, run, load)
+    check_adapters(recipe, load)
+
+
 def check_settings(recipe: Recipe, run: Path) -> None:
     """Check the settings of every stage and row."""
     for place, configure, name, _ in _configured(recipe):
@@ -60,12 +76,9 @@ def check_named_files(recipe: Recipe) -> None:
 
 def check_models(recipe: Recipe, run: Path) -> None:
     """Check that the models that are still to be loaded are folders here, in packages, on the Hub or in its cache."""
-    left = [
-        recipe.stages[name] for name in recipe.stages if not (run / "stages" / name / "done.json").is_file()
-    ]
-    left += [
-        recipe.rows[name] for name in recipe.rows if not (run / "evaluation" / name / "key.json").is_file()
-    ]
+    places = {run / "stages" / name / "done.json": body for name, body in recipe.stages.items()}
+    places |= {run / "evaluation" / name / "key.json": body for name, body in recipe.rows.items()}
+    left = [body for note, body in places.items() if not note.is_file()]
     used = {source_name(body[role]) for body in left for role in ("retriever", "ranker") if role in body}
     for name, body in recipe.models.items():
         if name not in used:
@@ -99,18 +112,15 @@ def check_splits(recipe: Recipe, collection: Collection, run: Path) -> None:
             if OF_COLLECTION in (config.train_lists or ()):
                 with errors_at(f"stages.{stage}.args", (ValueError,)):
                     lists_of(collection, config.train_split)
-        for name, read in names.items():
-            split = getattr(config, name)
-            level = getattr(config, "relevance_level", None)
-            judged = collection if level is None else collection.with_relevance_level(level, [split])
-            if read and split not in collection.qrels:
+        for name in [name for name, read in names.items() if read]:
+            split, level = getattr(config, name), getattr(config, "relevance_level", None)
+            if split not in collection.qrels:
                 raise RecipeError(
                     f"stages.{stage}.args.{name}: {collection.name} has no judgments of a split {split!r}; it has "
                     f"{', '.join(collection.splits)}"
                 )
-            if read:
-                with errors_at(f"stages.{stage}.args.{name}"):
-                    check_relevant(judged, split)
+            with errors_at(f"stages.{stage}.args.{name}"):
+                check_relevant(collection, split, level)
 
 
 def check_evaluation(recipe: Recipe, collection: Collection) -> None:
@@ -140,11 +150,8 @@ def check_evaluation(recipe: Recipe, collection: Collection) -> None:
         )
 
 
-def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> None:
-    """Check that FAISS can build and search the indexes of stages and rows, `truncate_dim` and `matryoshka_dims`.
-
-    `load` returns the retriever of a model.
-    """
+def check_dimensions(recipe: Recipe, run: Path, load: Load) -> None:
+    """Check the indexes (can FAISS build and search them?), `truncate_dim` and `matryoshka_dims` of stages and rows."""
     retrievers: dict[str, Any] = {}
     for place, configure, name, body in _configured(recipe):
         with errors_at(place, (ValueError, TypeError)):
@@ -158,7 +165,7 @@ def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> N
             if not (indexes or trains or cuts or recipe.models[model].get("truncate_dim")):
                 continue
             if model not in retrievers:
-                retrievers[model] = load(model)
+                retrievers[model] = load("retriever", model)
             retriever = retrievers[model]
             with retriever.truncate_embeddings(retriever.truncate_dim):  # which is restored
                 for cut in cuts:
@@ -171,7 +178,7 @@ def check_dimensions(recipe: Recipe, run: Path, load: Callable[[str], Any]) -> N
 
 
 def check_exact(recipe: Recipe, collection: Collection, run: Path) -> None:
-    """Check that stages and rows search exactly if the collection is several, each searched by itself."""
+    """Check that stages and rows search exactly if there are several collections, which are searched separately."""
     for place, configure, name, _ in _configured(recipe) if collection.members else ():
         config = configure(recipe, name, run)
         if getattr(config, "index_factory", "Flat") != "Flat" or getattr(config, "search_parameters", None):
@@ -179,7 +186,7 @@ def check_exact(recipe: Recipe, collection: Collection, run: Path) -> None:
 
 
 def check_adapters(recipe: Recipe, load: Load) -> None:
-    """Check that the adapters (LoRA) of the recipe's models can be added, for the layers they name may not exist."""
+    """Check that the adapters (LoRA) of the recipe's models can be added: the layers that they name may not exist."""
     done = set()
     for stage, body in recipe.stages.items():
         for role in ("retriever", "ranker"):

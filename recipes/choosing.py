@@ -83,7 +83,7 @@ def choosing_split(recipe: Recipe, collection: Collection) -> tuple[str | None, 
 
 
 def evaluated_splits(recipe: Recipe, collection: Collection) -> list[str]:
-    """The splits that rows are evaluated on: first the one that is chosen on, listed or not, then those listed."""
+    """The splits that rows are evaluated on: the one that is chosen on, even if it is not listed, then those listed."""
     chosen, _ = choosing_split(recipe, collection)
     return list(dict.fromkeys([chosen, *recipe.splits])) if chosen is not None else list(recipe.splits)
 
@@ -120,20 +120,13 @@ def choose(
     .011 on average with p < .05, .017 with p < .2 and .026 if the higher mean always wins; it is worse than the
     untrained one in 0, 1 and 10 % of the runs. So p < .2 has most of the gain and is hardly ever worse.
 
-    If people asked none of the queries, the split does not measure what people will ask, and training on such queries
-    makes general search worse: if there is a merged row, rows with a trained, not merged retriever are no candidates.
-
-    Args:
-        recipe: names the rows and what they are made of.
-        values: of the split that is chosen on, with the queries in one order.
-        blends: row → the weights of its systems.
-        from_people: whether people asked some of the split's queries.
+    If people asked none of the queries (`from_people`), `rows_not_served` are no candidates.
 
     Returns:
         row, system, weight, depth, lexical (weight of BM25), metric, split, dev (candidate → mean and n), compared_with
-        (the simpler system that it replaced, or None), declined (candidates of higher levels that were not better
-        enough), excluded (rows that are no candidates), retriever_row (see `_retriever_row`), reason (a sentence, with
-        excluded rows two) and advice (another, or "").
+        (the simpler system that it replaced, or None), declined (candidates of higher levels whose gain was not
+        significant), excluded (rows that are no candidates), retriever_row (see `_retriever_row`), reason (one or two
+        sentences) and advice (another sentence, or "").
     """
     excluded = [] if from_people else [row for row in values if row in rows_not_served(recipe)]
     values = {row: values[row] for row in values if row not in excluded}
@@ -191,7 +184,7 @@ def _retriever_row(recipe: Recipe, values: Values, served: str) -> str:
 
 
 def serve_last(recipe: Recipe, why: str, blends: Mapping[str, Blend]) -> dict[str, Any]:
-    """What chosen.json contains if there is no split to choose on: the last row, with its ranker if it has one."""
+    """The contents of chosen.json if there is no split to choose on: the last row, with its ranker if it has one."""
     row, body = list(recipe.rows.items())[-1]
     ranks = "ranker" in body and recipe.rerank_depth > 0
     served = Candidate(row, "pipeline" if ranks else "retriever")
@@ -222,7 +215,7 @@ def rows_not_served(recipe: Recipe) -> list[str]:
 
 
 def stages_without_use(recipe: Recipe) -> list[str]:
-    """Stages that only rows need which are not served if people asked none of the queries, last first."""
+    """Stages that only `rows_not_served` need, last first."""
     never = rows_not_served(recipe)
     needed: set[str] = set()
     open_sources = [

@@ -1,4 +1,4 @@
-"""What encoding and training cost on this machine, measured, from which the minutes of a run are divided."""
+"""The measured costs of encoding and training on this machine, by which the minutes of a run are divided."""
 
 from __future__ import annotations
 
@@ -24,28 +24,18 @@ from hf_ar2.training_lists.stored import OF_COLLECTION
 
 @dataclass(frozen=True)
 class Costs:
-    """What encoding and training cost on this machine, for this collection.
+    """The costs of encoding and training on this machine, for this collection."""
 
-    Attributes:
-        rate: tokens per second that the first retriever encodes.
-        passage_tokens, query_tokens, pair_tokens: mean lengths after truncation.
-        dev_queries: queries of the split that the served system is chosen on.
-        train_queries: queries of the whole training split.
-        training: how many times as long as encoding a text training on it takes.
-        from_people: whether people asked any of them; if not, a merged retriever is not dropped.
-        part_queries: of a part of the corpus if one is used: the queries that stages train on which encode passages.
-    """
-
-    rate: float
+    rate: float  # tokens per second that the first retriever encodes
     passages: int
-    passage_tokens: float
+    passage_tokens: float  # mean length after truncation, as the next two
     query_tokens: float
     pair_tokens: float
-    dev_queries: int
-    train_queries: int
-    training: float
-    from_people: bool = True
-    part_queries: int | None = None
+    dev_queries: int  # of the split that the served system is chosen on
+    train_queries: int  # of the whole training split
+    training: float  # seconds of training on a text, divided by those of encoding it
+    from_people: bool = True  # whether people asked any of the dev queries; if not, merges are never dropped
+    part_queries: int | None = None  # training queries of the part of the corpus, if a part is used
 
     @property
     def encoding(self) -> float:
@@ -82,12 +72,12 @@ class Costs:
 
     def steps_of_epochs(self, recipe: Recipe, stage: str) -> float:
         """Steps in which a stage makes its `max_epochs` passes over its training queries; infinite without."""
-        epochs, lists = recipe.stages[stage].get("max_epochs"), recipe.stage_args(stage)
+        epochs, settings = recipe.stages[stage].get("max_epochs"), recipe.stage_args(stage)
         if not epochs:
             return math.inf
         part = self.part_queries if encodes(recipe, stage) else None
         queries = self.train_queries if part is None else part
-        return math.ceil(epochs * queries / lists.get("per_device_train_batch_size", 8))
+        return math.ceil(epochs * queries / settings.get("per_device_train_batch_size", 8))
 
 
 def measure_costs(

@@ -15,7 +15,7 @@ from hf_ar2.files import read_json, write_json
 from hf_ar2.index.encodings import Encodings
 from hf_ar2.progress import format_duration
 from hf_ar2.recipes.recipe import Recipe, encodings_folder, source_name
-from hf_ar2.search.run_index import INDEX, LABEL, TRAINING_INDEX
+from hf_ar2.search.run_index import INDEX, TRAINING_INDEX
 
 _ROW_ENCODING = "encoding.json"
 
@@ -23,8 +23,7 @@ _ROW_ENCODING = "encoding.json"
 def forget_encodings(recipe: Recipe, run: Path) -> None:
     """Delete the encodings that no later stage and no row of the evaluation can use.
 
-    A finished stage recorded the encodings of the weights it started and ended with. Those whose weights are named
-    again are kept; training has changed the weights of all others.
+    A finished stage has recorded the encodings of the weights that it started and ended with.
     """
     needed = {source_name(row["retriever"]) for row in recipe.rows.values()}
     recorded: list[tuple[str, str]] = []
@@ -35,11 +34,6 @@ def forget_encodings(recipe: Recipe, run: Path) -> None:
         else:
             needed.add(source_name(body["retriever"]))
     Encodings(encodings_folder(run)).keep_only(name for source, name in recorded if source in needed)
-
-
-def kept_indexes(run: Path) -> list[Path]:
-    """The indexes of a finished run, which a later evaluation of the same models uses again."""
-    return [run / INDEX, run / TRAINING_INDEX, run / LABEL / INDEX]
 
 
 def record_row_encodings(run: Path, row: str, encodings: Mapping[str, str]) -> None:

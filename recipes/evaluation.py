@@ -1,4 +1,4 @@
-"""The evaluation of a recipe's rows: rankings as run files, the choice of what is served, metrics and tests."""
+"""The evaluation of a recipe's rows: run files, the choice of the served system, metrics and tests."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.runs import read_run, run_file, write_run
 from hf_ar2.evaluation.significance import paired_test
-from hf_ar2.evaluation.systems import LEXICAL_ROW, SYSTEMS, evaluated_queries, measure, rankings_of_systems
+from hf_ar2.evaluation.systems import (
+    LEXICAL_ROW,
+    SYSTEMS,
+    Ranking,
+    evaluated_queries,
+    measure,
+    rankings_of_systems,
+)
 from hf_ar2.evaluation.weights import Blend, fit_blend
 from hf_ar2.files import DamagedFile, check_files, read_json, write_json, write_note
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.recipes.choosing import choose, choosing_split, evaluated_splits, people_asked, serve_last
-from hf_ar2.recipes.encodings import kept_indexes, record_row_encodings
+from hf_ar2.recipes.encodings import record_row_encodings
 from hf_ar2.recipes.inputs import Inputs, differing
 from hf_ar2.recipes.questions import question_splits, questions_note
 from hf_ar2.recipes.recipe import Load, Recipe, on_every_machine, row_config, say, source_name
-from hf_ar2.search.run_index import INDEX, TRAINING_INDEX
+from hf_ar2.search.run_index import INDEX, LABEL, TRAINING_INDEX
 from hf_ar2.trainers import LTReConfig
 from hf_ar2.trainers.frozen_retrieval import FrozenRetrieval
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
@@ -49,14 +56,14 @@ def evaluate_rows(
     when_chosen: Callable[[], None] = lambda: None,
     part: Collection | None = None,
 ) -> dict[str, Any]:
-    """Evaluate every row that is not up to date, choose what is served, and write run files, metrics and tests.
+    """Evaluate every row that is not up to date, choose the served system, and write run files, metrics and tests.
 
     Args:
         collection: as it is trained on, see `Collection.for_training`.
         whole: as users search it, with the headings that training hides, and with their questions as a split.
         when_chosen: called after every row is ranked on the split that is chosen on, before the other splits are.
-        part: the part of the collection that is searched on the split that is chosen on; None: all of it. With a part,
-            only the first row, the best retriever and the served row are evaluated on other splits, and on questions.
+        part: searched instead on the split that is chosen on. With a part, only the first row, the best retriever and
+            the served row are evaluated on other splits, and on questions.
     """
     choice = collection if part is None else part
     rows = recipe.rows
@@ -125,7 +132,7 @@ def evaluate_rows(
 
 
 def _row_key(recipe: Recipe, name: str, inputs: Inputs) -> list[Any]:
-    """What the rankings of a row depend on."""
+    """Everything that the rankings of a row depend on."""
     row = recipe.rows[name]
     sources = [source_name(row[role]) for role in ("retriever", "ranker", "index") if role in row]
     stage_keys = [recipe.stage_key(source) for source in sources if source in recipe.stages]
@@ -157,7 +164,7 @@ def _written_runs(run: Path, row: str, splits: Iterable[str]) -> list[Path]:
 
 
 def _is_noted(path: Path, same: Callable[[Any], bool], again: str) -> bool:
-    """Whether a note is `of` the same, and its files are as they were written; if they are not, say so.
+    """Whether a note is `of` the same, and its files are unchanged; prints a message if they are not.
 
     A note of an older run has no checksums, and passes.
     """
@@ -196,12 +203,7 @@ def open_lexical(recipe: Recipe, run: Path, collections: Iterable[Collection]) -
 def evaluate_lexical(
     recipe: Recipe, run: Path, searched: Mapping[str, Collection], lexical: Mapping[str, LexicalIndex]
 ) -> None:
-    """Write the run files of BM25 alone, the row that all others are compared with.
-
-    Args:
-        searched: split → the collection that its queries search.
-        lexical: of `open_lexical`.
-    """
+    """Write the run files of BM25 alone, the row that all others are compared with; arguments as of `evaluate_row`."""
     for split, collection in searched.items():
         query_rows = evaluated_queries(collection, split)
         texts = list(collection.queries.select(query_rows)["text"])
@@ -210,7 +212,7 @@ def evaluate_lexical(
         index = lexical[collection.corpus_fingerprint]
         scores, rows = index.search(texts, deeper(own_rows, recipe.depth), ranges)
         scores, rows = without_own(scores, rows, own_rows, recipe.depth)
-        _write_runs(recipe, run, collection, LEXICAL_ROW, split, query_rows, {"retriever": (rows, scores)})
+        _write_runs(recipe, run, collection, LEXICAL_ROW, split, {"retriever": (rows, scores)})
 
 
 def evaluate_row(
@@ -226,12 +228,8 @@ def evaluate_row(
     On the split that is chosen on, the weight of BM25 is fitted (fixed if people asked none of its queries), then the
     pipeline's weight and depth. Other splits are ranked with these weights, or with the stored ones.
 
-    Args:
-        searched: split → the collection that its queries search; first the split that is chosen on.
-        lexical: of `open_lexical`.
-
-    Returns:
-        Corpus fingerprint → the encoding that was searched; nothing for an index from a file or a stage.
+    `searched` is split → the collection that its queries search, first the split that is chosen on; `lexical` is from
+    `open_lexical`. Returns corpus fingerprint → the encoding that was searched, if it was made by the run.
     """
     row, depth, metric = recipe.rows[name], recipe.depth, recipe.test_metric
     args = row_config(recipe, name, run)
@@ -250,7 +248,8 @@ def evaluate_row(
     for split, collection in searched.items():
         if retrieval is None or retrieval.collection is not collection:
             retrieval = retrieve_with(retriever, ranker, collection, args, encoders)
-            retrieval.encodings.kept = kept_indexes(run)
+            # The indexes of a finished run, which are used again if the models are the same.
+            retrieval.encodings.kept = [run / INDEX, run / TRAINING_INDEX, run / LABEL / INDEX]
         temperatures = retrieval.retriever_temperature, retrieval.args.ranker_temperature
         query_rows = evaluated_queries(collection, split)
         scores, rows = retrieval.retrieve(query_rows, depth, f"{name}, {split}: queries")
@@ -275,7 +274,7 @@ def evaluate_row(
         with_ranker = rankings_of_systems(scores, rows, ranked, *temperatures, blend.weight, blend.depth)
         found |= {system: value for system, value in with_ranker.items() if system != "retriever"}
         if encoders.processes.is_first:
-            _write_runs(recipe, run, collection, name, split, query_rows, found)
+            _write_runs(recipe, run, collection, name, split, found)
         if retrieval.opened is not None and retrieval.start is not None:
             opened[collection.corpus_fingerprint] = retrieval.start
     if encoders.processes.is_first and (ranker is not None or lexical):
@@ -297,14 +296,9 @@ def read_blend(run: Path, row: str) -> Blend | None:
 
 
 def _write_runs(
-    recipe: Recipe,
-    run: Path,
-    collection: Collection,
-    name: str,
-    split: str,
-    query_rows: np.ndarray,
-    found: dict[str, tuple[np.ndarray, np.ndarray]],
+    recipe: Recipe, run: Path, collection: Collection, name: str, split: str, found: dict[str, Ranking]
 ) -> None:
+    query_rows = evaluated_queries(collection, split)
     ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
     passage_ids = collection.corpus["id"]
     for part in with_parts(collection, [split]):
@@ -345,8 +339,8 @@ def per_query(
     ranking = stored.of_queries(evaluated_queries(collection, split)).passage_rows
     if (
         row == LEXICAL_ROW
-    ):  # it finds passages that share a word with the query; beyond them there is nothing to find
-        missing = max([parse_metric(name)[1] or 0 for name in metrics]) - ranking.shape[1]
+    ):  # BM25 finds only passages that share a word with the query, so its lists may be short
+        missing = max(parse_metric(name)[1] or 0 for name in metrics) - ranking.shape[1]
         ranking = np.pad(ranking, ((0, 0), (0, max(0, missing))), constant_values=-1)
     return measure(collection, split, ranking, metrics)
 

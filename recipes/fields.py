@@ -13,7 +13,7 @@ from hf_ar2.settings.text import RELEVANCE_LEVEL_HELP, names_of
 
 @dataclass
 class Model:
-    """A model: what is loaded, and what is changed in it."""
+    """A model, and the changes that are made to it."""
 
     model: str = setting("", "Hub id, folder or package:NAME/FOLDER.", minimum=1)
     layers: list[int] | None = setting(None, "Layers to keep.", minimum=0)
@@ -29,7 +29,7 @@ class Model:
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(None, "Data type of the weights.")
     attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2, …")
-    trust_remote_code: bool = setting(False, "Run the code that the model's repository brings along.")
+    trust_remote_code: bool = setting(False, "Run custom code from the model's repository.")
     revision: str | None = setting(None, "Branch, tag or commit on the Hub.")
 
 

@@ -20,17 +20,15 @@ from hf_ar2.recipes.encodings import encoding_times, keep_served_index
 from hf_ar2.recipes.questions import print_questions
 from hf_ar2.recipes.recipe import Load, Recipe, source_name
 from hf_ar2.report.plot import plot_report
-from hf_ar2.search.recipe_file import SERVED
 from hf_ar2.search.run_index import SEARCHED_INDEX
+from hf_ar2.search.runs import SERVED
 
 
 def finish(recipe: Recipe, run: Path, collection: Collection, seconds: float, load: Load, times: str) -> None:
     """Write the served models to the run's root and `report.png`, print the table and the next command.
 
-    Args:
-        collection: with the recipe's questions, if it names some.
-        seconds: that this call of the command took.
-        times: where the time went, to be printed.
+    The collection has the recipe's questions. `seconds` are those of this call of the command, `times` is a table of
+    where the time went.
     """
     if not recipe.rows:
         (run / CHOSEN).unlink(missing_ok=True)  # of an evaluation that the recipe no longer has
@@ -76,7 +74,7 @@ def save_served_models(recipe: Recipe, run: Path, load: Load) -> list[str]:
     served = served_row(run, vars(recipe))
     written = []
     (run / SERVED).unlink(missing_ok=True)
-    ltre = (("retriever", "query_encoder"), ("index", SEARCHED_INDEX))  # what such a stage leaves besides
+    ltre = (("retriever", "query_encoder"), ("index", SEARCHED_INDEX))  # only stages of LTRe have these
     for role, part in (("retriever", "retriever"), *ltre, ("ranker", "ranker")):
         new = run / f".{part}.partial"  # so that an interrupted copy leaves the former models, or none
         shutil.rmtree(new, ignore_errors=True)

@@ -56,17 +56,11 @@ class GuardSplit:
 
 @dataclass(frozen=True)
 class Guard:
-    """The guard of a run.
+    """The guard of a run."""
 
-    Attributes:
-        source: as the recipe names it.
-        choice: its split dev, or test if it has no dev, for choosing the share of a merge.
-        report: its split test, or dev if it has no test, for the table at the end.
-    """
-
-    source: str
-    choice: GuardSplit
-    report: GuardSplit
+    source: str  # as the recipe names it
+    choice: GuardSplit  # dev, or test if it has no dev: for choosing the share of a merge
+    report: GuardSplit  # test, or dev if it has no test: for the table at the end
 
 
 def load_guard(recipe: Recipe) -> Guard | None:
@@ -133,8 +127,8 @@ def evaluate_guard(recipe: Recipe, run: Path, guard: Guard, inputs: Inputs, load
             found["before"] = entry
             continue
         if source != base and len(entry["values"]) > 1:
-            test = paired_test(np.array(entry["values"]), np.array(found["before"]["values"]))
-            entry["test"] = asdict(test)
+            before = np.array(found["before"]["values"])
+            entry["test"] = asdict(paired_test(np.array(entry["values"]), before))
         found["rows"][name] = entry
         if PartialState().is_main_process:
             write_note(run / GUARD_FILE, found)
@@ -151,13 +145,8 @@ def _measure(
     metrics = list(dict.fromkeys([recipe.test_metric, *settings.metrics]))
     beyond = out_of_reach(metrics, min(settings.depth, len(sample.corpus)), len(sample.corpus))
     metrics = [metric for metric in metrics if metric not in beyond]
-    rows, inputs, encoders = np.arange(len(sample.corpus)), system.retriever_inputs, system.encoders
-    judgments = sample.judgments(split)
-    own_rows = sample.own_rows[judgments.query_rows]
-    ranges = sample.searched_rows(judgments.query_rows)
-    values = values_among(
-        retriever, inputs, encoders, judgments, rows, metrics, settings.depth, own_rows, ranges
-    )
+    rows = np.arange(len(sample.corpus))
+    values = values_among(system, retriever, sample.judgments(split), rows, metrics)
     del retriever, system
     torch.cuda.empty_cache()
     means = {metric: float(values[metric].mean()) for metric in metrics}

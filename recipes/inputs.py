@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hf_ar2.recipes.guard import Guard
 
 INPUTS = "inputs.json"
+_RUN_AGAIN = (
+    "Choose another --output_dir, or delete the folders of this stage and of those after it to run them again"
+)
 _FILES = ("index", "index_ids", "unlabelled")
 
 
@@ -92,7 +95,7 @@ def check_minutes(recipe: Recipe, run: Path) -> None:
         needed = f"Give --minutes {earlier} in"
     raise RecipeError(
         f"{given}, but {run} was started {begun}. {needed} the command: what is finished is kept. "
-        "To train anew, choose another --output_dir"
+        "To train again from the start, choose another --output_dir"
     )
 
 
@@ -115,8 +118,7 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
         if found != expected:
             named = ", ".join(changed_settings(run, recipe, stage))
             raise RecipeError(
-                f"{folder}: this stage was run with other settings{named and f': {named}'}. Choose another "
-                "--output_dir, or delete the folders of this stage and of those after it to run them again"
+                f"{folder}: this stage was run with other settings{named and f': {named}'}. {_RUN_AGAIN}"
             )
     for stage in recipe.stages:
         folder = run / "stages" / stage
@@ -126,13 +128,12 @@ def check_run_folder(run: Path, inputs: Inputs) -> None:
             sources = {"collection": recipe.collection, "guard": recipe.guard}
             named = ", ".join(f"{name} ({sources[name]})" if name in sources else name for name in changed)
             raise RecipeError(
-                f"{folder}: the contents of {named} have changed since this stage was run. Choose another "
-                "--output_dir, or delete the folders of this stage and of those after it to run them again"
+                f"{folder}: the contents of {named} have changed since this stage was run. {_RUN_AGAIN}"
             )
 
 
 def changed_settings(run: Path, recipe: Recipe, stage: str) -> list[str]:
-    """What differs between a stage of a recipe and of the one in the run folder, as `max_steps=3 instead of 2`."""
+    """The settings of a stage that differ from those in the run folder, as in `max_steps=3 instead of 2`."""
     try:
         content = read_yaml((run / "recipe.yaml").read_bytes())
         before, now = (_settings_of(one, stage) for one in (Recipe(**content), recipe))
@@ -146,7 +147,7 @@ def changed_settings(run: Path, recipe: Recipe, stage: str) -> list[str]:
 
 
 def _settings_of(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """What of a recipe a stage's key is made from, by its name there; without the stages before it."""
+    """The fields of a recipe that a stage's key depends on: name → value, without the stages before it."""
     body = recipe.stages[stage]
     found: dict[str, Any] = {"collection": recipe.collection, "minutes": recipe.minutes}
     for name, value in body.items():

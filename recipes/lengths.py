@@ -18,7 +18,7 @@ from hf_ar2.trainers.step_time import step_seconds
 LENGTH = "length.json"
 # Evaluations during training may take this share of the training time.
 _EVALUATION_SHARE = 0.1
-# Times as many steps as were estimated may fit into the time: a step is measured on few lists, while much else happens.
+# At most this many times the estimated number of steps is allowed; the estimate is rough, because it is from few lists.
 _MOST_STEPS = 3
 # Fewer evaluations than this cannot show that the metric has stopped rising.
 _FEWEST_EVALUATIONS = 4
@@ -31,17 +31,12 @@ class Length:
     With a plan, a stage takes the steps that fit into its time, and at most `max_epochs` passes over the training
     queries. Their number is estimated, and corrected while it trains (`TimeLimit`), except in AR2. If `patience` is
     set, evaluations take at most a tenth of the time; if fewer than four fit, there are none before the last step.
-
-    Attributes:
-        plan: None without minutes.
-        costs: None if nothing has to be decided.
-        part: whether the run trains and chooses on a part of the corpus, see `part.working_part`.
     """
 
-    plan: Plan | None
+    plan: Plan | None  # None without minutes
     budget: Budget
-    costs: Costs | None
-    part: bool = False
+    costs: Costs | None  # None if nothing has to be decided
+    part: bool = False  # whether the run trains and chooses on a part of the corpus, see `working_part`
 
     def set(self, trainer: JointTrainer, body: dict[str, Any], folder: Path, stage: str) -> str:
         """Decide, or read what was decided before the run was interrupted; returns the decision in words."""
@@ -72,11 +67,10 @@ class Length:
             elif args.max_steps > 0 or not body.get("max_epochs"):
                 bound = trainer.planned_steps
         queries, why = len(trainer.retrieval.train_judgments), []
-        if body.get("max_epochs"):
-            most = math.ceil(body["max_epochs"] * queries / trainer.global_batch)
+        if passes := body.get("max_epochs"):
+            most = math.ceil(passes * queries / trainer.global_batch)
             if bound is None or most < bound:
                 bound = most
-                passes = body["max_epochs"]
                 why.append(f"{passes:g} {'pass' if passes == 1 else 'passes'} over {queries:,} queries")
         steps, seconds = bound, None
         if self.plan is not None:

@@ -34,10 +34,8 @@ from hf_ar2.settings.values import check_name
 def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
     """Read and check a recipe; a RecipeError names the field, what was found and what was expected.
 
-    Args:
-        path: the YAML file.
-        overrides: `--key value` from the command line; a key is a field (`seed`), a setting of every stage
-            (`bf16`), or a path (`ar2.num_rounds`, `evaluation.depth`, `models.light.layers`).
+    `overrides` are `--key value` from the command line; a key is a field (`seed`), a setting of every stage (`bf16`) or
+    a path (`ar2.num_rounds`, `evaluation.depth`, `models.light.layers`).
     """
     path = Path(path)
     if not path.is_file():
@@ -105,7 +103,7 @@ def _override(content: dict[str, Any], key: str, text: str) -> None:
 
 
 def _value(key: str, text: str) -> Any:
-    """The value of `--key text`, as YAML reads it; a prompt or separator without quotes is taken as it is."""
+    """The value of `--key text`, as YAML reads it; a prompt or separator without quotes is taken literally."""
     *path, name = key.split(".")
     literal = name in ("title_separator", "passage_template") or path[-1:] == ["prompts"]
     # YAML would read "query: " as a mapping, and " " as null.
@@ -128,7 +126,7 @@ def _with_numbers(value: Any) -> Any:
 
 
 def _check_names(recipe: Recipe, where: str) -> None:
-    """Names become those of folders; that of the recipe may have parts, as in `ar2/scifact`."""
+    """Check that names can be those of folders; that of the recipe may have parts, as in `ar2/scifact`."""
     with errors_at(f"{where}: name"):
         for part in str(recipe.name).split("/"):
             check_name(part)
@@ -214,7 +212,7 @@ def _check(recipe: Recipe, where: str) -> None:
 
 
 def _check_lists(place: str, body: dict[str, Any], writers: list[str]) -> None:
-    """`lists` names earlier stages that write training lists."""
+    """Check that `lists` names earlier stages that write training lists."""
     given = body.get("lists", [])
     if given and body["trainer"] == "augment":
         raise RecipeError(f"{place}.lists: a stage that augments writes lists and takes none")
@@ -225,7 +223,7 @@ def _check_lists(place: str, body: dict[str, Any], writers: list[str]) -> None:
 
 
 def _check_merge(recipe: Recipe, place: str, stage: str) -> None:
-    """A merge has one retriever with one tower, and a base among the models."""
+    """Check that a merge has one retriever with one tower, and a base among the models."""
     body = recipe.stages[stage]
     for name in ("ranker", "lists"):
         if name in body:

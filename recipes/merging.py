@@ -85,8 +85,7 @@ def merge(
 ) -> dict[str, Any]:
     """Choose the share if it is `auto`, and save the merged retriever in the stage's folder.
 
-    Returns:
-        `settings`, with the share and the base's name, and `chosen`, the means by share and the reason.
+    Returns `settings`, with the share and the base's name, and `chosen`, the means by share and the reason.
     """
     folder = run / "stages" / stage
     config = stage_config(recipe, stage, run)
@@ -161,18 +160,11 @@ def _choose(
 def values_of_shares(
     systems: Sequence[SearchSystem], judgments: Judgments, metric: str, seed: int, title: str
 ) -> dict[float, np.ndarray]:
-    """The metric of every share, per query, measured on a part of a corpus; only that part is encoded for each share.
+    """The metric of every share, per query (share → float64 `[Q]`), measured on a part of a corpus.
 
-    The part is the passages that are relevant to a sample of the queries, and those that the trained retriever and the
-    base retrieve for them.
-
-    Args:
-        systems: of the trained retriever and of the base, over one collection.
-        judgments: at most 150 of their queries are taken.
-        title: of the printed line with the size of the part.
-
-    Returns:
-        share → float64 `[Q]`.
+    Only that part is encoded for each share: the passages that are relevant to a sample of at most `QUERIES` queries,
+    and those that the trained retriever and the base (`systems`, over one collection) retrieve for them. `title` is
+    that of the printed line with the size of the part.
     """
     trained, total = systems[0], len(systems[0].collection.corpus)
     if len(judgments) > QUERIES:
@@ -186,15 +178,10 @@ def values_of_shares(
         found.append(search_in_ranges(system.searched.search, queries, min(CANDIDATES, total), ranges)[1])
     part, passage_rows = reduced(judgments, found, total, QUERIES, seed)
     say(f"{title}: {counted(len(part), 'queries')} among {len(passage_rows):,} of {total:,} passages")
-    inputs, encoders, depth = trained.retriever_inputs, trained.encoders, trained.settings.depth
-    values, own_rows = {}, trained.collection.own_rows[part.query_rows]
-    ranges = trained.collection.searched_rows(part.query_rows)
+    values = {}
     for share in SHARES:
         merged = merge_retrievers(trained.retriever, systems[1].retriever, share)
-        measured = values_among(
-            merged, inputs, encoders, part, passage_rows, [metric], depth, own_rows, ranges
-        )
-        values[share] = measured[metric]
+        values[share] = values_among(trained, merged, part, passage_rows, [metric])[metric]
     return values
 
 
@@ -213,9 +200,7 @@ def choose_share(
     - *No dev*, if its queries come from headings and the like: people will ask other things. Half of the starting
       weights are taken, unless another share is significantly better on the guard; then the best there.
 
-    Args:
-        dev: share → float64 `[Q]`, the test metric per query; None if the queries come from the texts' structure.
-        guard: the same for the guard's queries.
+    `dev` and `guard` are share → the test metric of every query, float64 `[Q]`.
     """
     if dev is None:
         if guard is None:

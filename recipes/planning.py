@@ -1,4 +1,7 @@
-"""The plan of a run with minutes: measured once, kept in the run folder, printed before anything is trained."""
+"""The plan of a run with minutes, and the part of a large corpus that a short run trains and chooses on.
+
+The plan is made once, kept in the run folder, and printed before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import dataclasses
 import math
 import textwrap
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
@@ -16,16 +19,25 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.evaluation.tables import format_table
 from hf_ar2.files import read_json, write_note
+from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.progress import format_duration
 from hf_ar2.recipes.budget import UNTRAINED, Budget, Plan, make_plan, without
 from hf_ar2.recipes.choosing import choosing_split, people_asked, stages_without_use
 from hf_ar2.recipes.costs import Costs, dev_queries_of, measure_costs
-from hf_ar2.recipes.part import part_of, part_size
 from hf_ar2.recipes.recipe import Recipe, RecipeError, on_every_machine, short_hash
+from hf_ar2.settings.text import TextConfig
 from hf_ar2.terminal import counted
 
 # Fewer steps of the first stage than this change a model little.
 FEW_STEPS = 20
+# If encoding the whole corpus takes more than the share _WHOLE of the time, a part is used whose encoding takes _PART.
+_WHOLE, _PART = 0.1, 0.06
+# The smallest part; fewer passages cannot show which retriever is better.
+_FEWEST_PASSAGES = 500
+# First passages of BM25 that are added with a dev query: they are easily confused with its relevant ones.
+_NEAR_DEV = 5
+# Largest share of a part for dev queries with their passages.
+_DEV_SHARE = 0.4
 
 
 def plan_run(
@@ -38,13 +50,11 @@ def plan_run(
 ) -> tuple[Plan | None, Costs, Collection]:
     """Measure the costs here and, if the recipe has `minutes`, plan the run; a resumed run reads both.
 
-    Args:
-        identity: of the recipe with all its stages, see `plan_identity`.
-        retriever: the model that the first stage starts from.
+    `identity` is that of the recipe with all its stages (`plan_identity`); the first stage starts from `retriever`.
 
     Returns:
         The plan (None without minutes), the costs, and the collection that is trained and chosen on: the given one, or
-        a part of it if encoding it would take too many of the minutes (see `part.working_part`).
+        a part of it if encoding it would take too many of the minutes (see `working_part`).
     """
     path = run / PLAN
     stored = read_json(path, {})
@@ -77,14 +87,19 @@ def plan_run(
         if PartialState().is_main_process:
             write_note(path, stored)
         on_every_machine(run)
-    return _plan_of(recipe, stored), Costs(**stored["costs"]), part
+    planned = None
+    if stored["plan"] is not None:
+        evaluation = {**recipe.evaluation, "rows": stored["rows"]}
+        kept = dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation)
+        planned = Plan(kept, **stored["plan"])
+    return planned, Costs(**stored["costs"]), part
 
 
 def without_useless_stages(recipe: Recipe, collection: Collection) -> tuple[Recipe, str]:
-    """The recipe without stages that cannot lead to what is served, and why they are left out, or `""`.
+    """The recipe without stages whose results would never be served, and why they are left out, or `""`.
 
     If people asked none of the queries that the served system is chosen on, and a stage merges models with the starting
-    one, what is trained after the merge is never served (see `choosing.choose`).
+    one, models that are trained after the merge are never served (see `choosing.choose`).
     """
     split, _ = choosing_split(recipe, collection)
     if split is None or people_asked(collection, split):
@@ -97,17 +112,10 @@ def without_useless_stages(recipe: Recipe, collection: Collection) -> tuple[Reci
     return recipe, "\n".join(f"Without {stage}: {why}." for stage in useless)
 
 
-def _plan_of(recipe: Recipe, stored: dict[str, Any]) -> Plan | None:
-    if stored["plan"] is None:
-        return None
-    evaluation = {**recipe.evaluation, "rows": stored["rows"]}
-    return Plan(dataclasses.replace(recipe, stages=stored["stages"], evaluation=evaluation), **stored["plan"])
-
-
 def plan_identity(recipe: Recipe) -> str:
-    """A hash of what a plan is made for.
+    """A hash of everything that a plan depends on.
 
-    What is evaluated and how the served system is chosen may change from one call of the command to the next.
+    The evaluation and the choice of the served system may change from one call of the command to the next.
     """
     fields = ("collection", "models", "args", "stages", "minutes")
     return short_hash([*(getattr(recipe, name) for name in fields), recipe.rows, recipe.rerank_depth])
@@ -124,7 +132,7 @@ def describe_plan(plan: Plan, costs: Costs, seconds: float, passages: int) -> st
     if costs.passages < passages:
         lines.append(
             f"They represent all {passages:,} passages in training and in the choice on dev, because encoding all "
-            "takes too much of the time; more minutes use all."
+            "takes too much of the time; with more minutes, all are used."
         )
     rows, all_passes = [], True
     for name, body in recipe.stages.items():
@@ -178,3 +186,59 @@ def time_after(plan: Plan, costs: Costs, passages: int) -> str:
         f"After these minutes up to {models} models encode all {passages:,} passages for {', '.join(others)}: up to "
         f"{minutes:,.0f} more minutes. To leave this out, add --evaluation.splits '[{recipe.choose_on}]'."
     )
+
+
+def part_size(costs: Costs, seconds: float) -> int | None:
+    """Passages of the part; None if there is time to encode the whole corpus."""
+    if costs.encoding <= _WHOLE * seconds:
+        return None
+    return max(_FEWEST_PASSAGES, int(_PART * seconds * costs.rate / costs.passage_tokens))
+
+
+def part_of(recipe: Recipe, collection: Collection, size: int | None) -> Collection:
+    """The part of a collection that a recipe trains and chooses on, of about `size` passages; None: all of it."""
+    if size is None:
+        return collection
+    train = recipe.args.get("train_split", "train")
+    dev = recipe.choose_on if recipe.choose_on in collection.qrels else None
+    return working_part(collection, size, train, dev, recipe.seed, recipe.texts)
+
+
+def working_part(
+    collection: Collection, size: int, train: str, dev: str | None, seed: int, texts: TextConfig
+) -> Collection:
+    """A part of a collection with about `size` passages: those that dev and training queries are about.
+
+    Dev queries are taken in random order, each with its relevant passages and the first ones of BM25, until they fill
+    two fifths of the part; then training queries with their relevant passages. Only queries are kept whose relevant
+    passages are all in the part. One dev query is taken even if it adds more than `size` passages.
+    """
+    rng = np.random.default_rng(seed)
+    rows: set[int] = set()
+    if dev is not None:
+        judgments = collection.judgments(dev).positives()
+        questions = list(collection.queries.select(judgments.query_rows)["text"])
+        lexical = LexicalIndex.of_members(texts.passage_texts(collection), collection.member_rows)
+        _, nearby = lexical.search(questions, _NEAR_DEV, collection.searched_rows(judgments.query_rows))
+        for place in rng.permutation(len(judgments)):
+            added = {*judgments.of(place)[0].tolist(), *nearby[place][nearby[place] >= 0].tolist()}
+            if rows and len(rows | added) > _DEV_SHARE * size:
+                break
+            rows |= added
+    judgments = collection.judgments(train).positives()
+    for place in rng.permutation(len(judgments)):
+        added = set(judgments.of(place)[0].tolist())
+        if len(rows | added) > size:
+            break
+        rows |= added
+    kept = np.sort(np.fromiter(rows, np.int64))
+    inside = set(np.asarray(collection.corpus["id"], object)[kept].tolist())
+    qrels = {}
+    for split in dict.fromkeys([train, *([dev, *collection.by_member(dev).values()] if dev else [])]):
+        table = collection.qrels[split]
+        judged = list(zip(table["query_id"], table["passage_id"], table["relevance"], strict=True))
+        partial = {query for query, passage, grade in judged if grade > 0 and passage not in inside}
+        complete = [passage in inside and query not in partial for query, passage, _ in judged]
+        qrels[split] = table.select(np.flatnonzero(complete))
+    corpus = collection.select_passages(kept)
+    return dataclasses.replace(collection, corpus=corpus, qrels=qrels, answer_splits={})

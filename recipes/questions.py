@@ -32,17 +32,17 @@ def question_splits(recipe: Recipe, collection: Collection) -> list[str]:
 
 
 def questions_note(collection: Collection) -> dict[str, Any]:
-    """What a row's rankings of the judged questions depend on besides the row: their texts by id, and the passages."""
+    """The inputs of a row's rankings of the judged questions, besides the row: their texts by id, and the passages."""
     found = collection.queries.select(evaluated_queries(collection, QUESTIONS))
     texts = dict(zip(found["id"], found["text"], strict=True))
     return {"texts": texts, "corpus": collection.corpus_fingerprint}
 
 
 def answered(run: Path, rows: Iterable[str], collection: Collection) -> dict[str, tuple[str, int]]:
-    """Row → its system, and for how many questions that finds a relevant passage among the first results.
+    """Row → its system, and for how many questions that system finds a relevant passage among the first results.
 
-    The system is the one that is served, and of other rows the pipeline, without a ranker the hybrid with BM25, without
-    BM25 the retriever. Rows that were not measured on the questions are left out.
+    The system is the served one, or in other rows the first that was measured of pipeline, hybrid and retriever. Rows
+    that were not measured on the questions are left out.
     """
     ids = list(collection.queries["id"]), list(collection.corpus["id"])
     queries = evaluated_queries(collection, QUESTIONS)

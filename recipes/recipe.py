@@ -43,7 +43,7 @@ RESERVED = ("output_dir", "index_dir")
 ROW_ARGS = (*names_of(ScoringConfig), "encode_tokens", "train_split", *OF_THE_MACHINE)
 # Fields of a row that are settings of its configuration.
 _ROW_SETTINGS = ("index_factory", "index", "index_ids", "search_parameters")
-# What processes read of a run. Indexes and tokens are not among it: they are shared where they are made.
+# The parts of a run folder that other machines need. Indexes and tokens are shared where they are made.
 _READ_AGAIN = ("stages", "evaluation", "runs", PLAN, CHOSEN, GUARD_FILE)
 
 
@@ -66,33 +66,21 @@ def errors_at(place: str, kinds: tuple[type[Exception], ...] = (ValueError,)) ->
 
 @dataclass
 class Recipe:
-    """A checked recipe.
-
-    Attributes:
-        collection: what `load_collection` takes, as a text. In a file, several may be a mapping or a list.
-        seed: of every stage, of new ranker heads, of samples.
-        models: name → fields of `load_retriever` / `load_ranker`.
-        args: settings of every stage.
-        stages: name → trainer, models it starts from, stages whose training lists it takes, settings; in the order
-            they run.
-        evaluation: rows of the final table (which models), splits, metrics, depths.
-        minutes: what the run may take until the served system is chosen; None: as long as its stages take.
-        clock: how the minutes are counted: `"wall"`, or `"processor"` time of this process.
-        guard: a collection of other texts, on which each row's retriever is compared with the model that training
-            started from.
-        questions: a file of real questions, one a line, that every row is also evaluated on (`with_questions`).
-    """
+    """A checked recipe; `hf_ar2.recipes.fields` has the fields of models, stages, rows and evaluation."""
 
     name: str
-    collection: str = field(metadata={"minimum": 1})
+    collection: str = field(metadata={"minimum": 1})  # as a text that `load_collection` takes
+    # Of every stage, of new ranker heads, of samples.
     seed: int = field(default=42, metadata={"minimum": 0, "maximum": LARGEST_SEED})
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    args: dict[str, Any] = field(default_factory=dict)
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)  # settings of every stage
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # in the order they run
     evaluation: dict[str, Any] = field(default_factory=dict)
+    # What the run may take until the served system is chosen; None: as long as its stages take.
     minutes: float | None = field(default=None, metadata={"above": 0})
-    clock: Literal["wall", "processor"] = "wall"
-    guard: str | None = None
+    clock: Literal["wall", "processor"] = "wall"  # counts the minutes; "processor": time of this process
+    guard: str | None = None  # a collection of other texts, see `hf_ar2.recipes.guard`
+    # A file of real questions, one per line, that every row is also evaluated on, see `with_questions`.
     questions: str | None = field(default=None, metadata={"minimum": 1})
     output_dir: str = ""
 
@@ -216,7 +204,7 @@ def stage_config(recipe: Recipe, stage: str, run: Path) -> Any:
 
 
 def row_config(recipe: Recipe, row: str, run: Path) -> RetrieverConfig | LTReConfig:
-    """The configuration that a row is evaluated with: an `LTReConfig` where it is searched with an index of its own."""
+    """The configuration that a row is evaluated with: an `LTReConfig` if an index is named or search has parameters."""
     body = recipe.rows[row]
     settings: dict[str, Any] = {key: value for key, value in recipe.args.items() if key in ROW_ARGS}
     settings |= {"cache_dir": str(run / "cache"), "index_dir": str(encodings_folder(run))}

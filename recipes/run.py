@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(USAGE)
         return
     sys.unraisablehook = _interrupt_later
+    process = int(os.environ.get("RANK", 0))
     try:
         from hf_ar2.command_line.launch import (
             INTERRUPTS,
@@ -69,9 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.pop(INTERRUPTS, None):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         end_with_launcher()
-        if arguments and not int(
-            os.environ.get("RANK", 0)
-        ):  # the first process holds the folder for the others
+        if arguments and process == 0:  # which holds the folder for the others
             check_run_folder(Path(arguments[0]), arguments[1:])
         with ended_by_interrupts():
             from hf_ar2.encoding.processes import end_processes
@@ -94,8 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         from hf_ar2.command_line.errors import error_text
 
         text = error_text(error)
-        process = int(os.environ.get("RANK", 0))
-        if process:  # where the first one has the same error, the launcher ends this one before it prints it
+        if process:  # if the first one has the same error, the launcher ends this one before it prints it
             time.sleep(2)
             text = f"process {process}: {text}"
         sys.exit(f"recipe: {text}")

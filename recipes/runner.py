@@ -32,16 +32,7 @@ from hf_ar2.models.limits import position_count, set_length_limit
 from hf_ar2.models.loading import LOADING_OPTIONS, load_ranker, load_retriever
 from hf_ar2.progress import format_duration
 from hf_ar2.recipes.budget import Budget, more_time, time_table
-from hf_ar2.recipes.checks import (
-    check_adapters,
-    check_dimensions,
-    check_evaluation,
-    check_exact,
-    check_models,
-    check_named_files,
-    check_settings,
-    check_splits,
-)
+from hf_ar2.recipes.checks import check_collection, check_recipe
 from hf_ar2.recipes.costs import encodes
 from hf_ar2.recipes.encodings import forget_encodings
 from hf_ar2.recipes.evaluation import evaluate_rows
@@ -86,9 +77,7 @@ def run_recipe(recipe: Recipe) -> Path:
     `FolderInUse` is raised if another run writes to the run folder.
     """
     run = Path(recipe.output_dir)
-    check_settings(recipe, run)
-    check_named_files(recipe)
-    check_models(recipe, run)
+    check_recipe(recipe, run)
     budget = Budget(run, None if recipe.minutes is None else recipe.minutes * 60, recipe.clock)
     state = PartialState()
     with locked(run, budget.write) if state.is_main_process else nullcontext():
@@ -108,11 +97,7 @@ def _run_stages(recipe: Recipe, run: Path, budget: Budget) -> None:
     collection = searched.for_training()
     say(repr(collection))
     whole = with_recipe_questions(recipe, searched)  # for the evaluation alone
-    check_splits(recipe, collection, run)
-    check_evaluation(recipe, collection)
-    check_exact(recipe, collection, run)
-    check_dimensions(recipe, run, lambda name: load("retriever", name))
-    check_adapters(recipe, load)
+    check_collection(recipe, collection, run, load)
     identity = plan_identity(recipe)
     recipe, left_out = without_useless_stages(recipe, collection)
     if left_out:
@@ -249,7 +234,7 @@ def train(
         **trainer.training_summary(),
         "steps": trainer.state.global_step,
         "parts": dict(trainer.step_log.seconds),
-        # Of the weights that the stage started with, and of those it ended with.
+        # Those of the weights that the stage started with and ended with.
         "encodings": {
             source_name(recipe.stages[stage]["retriever"]): trainer.retrieval.start,
             stage: trainer.retrieval.encoding,
@@ -258,12 +243,12 @@ def train(
 
 
 def keep_lists_of_step(args: JointConfig, lists: int, stage: str) -> None:
-    """Give each process its share of the lists of a step that the stage began with, if it had more or fewer of them."""
+    """Divide the lists of a step that the stage began with among the processes, whose number may have changed."""
     steps, processes = args.gradient_accumulation_steps, max(1, args.world_size)
     if lists % (steps * processes):
         raise RecipeError(
             f"stage {stage}: it began with {lists} lists in a step, which {processes} processes cannot share evenly; "
-            "continue with another number of them"
+            "continue with another number of processes"
         )
     args.per_device_train_batch_size = lists // (steps * processes)
 

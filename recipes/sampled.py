@@ -9,12 +9,11 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
-from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.evaluation.metrics import evaluate_rankings
 from hf_ar2.evaluation.own import deeper, without_own
-from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.faiss_build import fill_faiss_index, new_faiss_index
 from hf_ar2.index.search import FaissSearcher, search_in_ranges
+from hf_ar2.search.system import SearchSystem
 
 # A corpus of up to this many passages is not reduced: encoding it takes seconds.
 MOST_PASSAGES = 2000
@@ -53,18 +52,10 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
 def reduced(
     judgments: Judgments, found: Sequence[np.ndarray], total: int, queries: int, seed: int
 ) -> tuple[Judgments, np.ndarray]:
-    """A sample of queries, and the passages that matter for comparing retrievers on them: relevant or retrieved.
+    """A sample of at most so many `queries`, and the passages that matter for comparing retrievers on them, ascending.
 
-    If these passages are more than half of a corpus that is not small, fewer queries are taken.
-
-    Args:
-        judgments: of the Q queries of a split.
-        found: passage rows int64 `[Q, k]`, -1 padded, that each of several retrievers retrieved.
-        total: passages of the corpus.
-        queries: how many are taken at most.
-
-    Returns:
-        The judgments of those queries, and passage rows, ascending.
+    These are relevant or were retrieved: `found` has the passage rows int64 `[Q, k]`, -1 padded, of each retriever. If
+    they are more than half of a corpus of `total` passages that is not small, fewer queries are taken.
     """
     order = np.random.default_rng(seed).permutation(len(judgments))
     count = min(queries, len(judgments))
@@ -80,31 +71,26 @@ def reduced(
 
 
 def values_among(
+    system: SearchSystem,
     retriever: SentenceTransformer,
-    inputs: RetrieverInputs,
-    encoders: Encoders,
     judgments: Judgments,
     passage_rows: np.ndarray,
     metrics: Sequence[str],
-    depth: int = 100,
-    own_rows: np.ndarray | None = None,
-    ranges: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics of an exact search among some passages, metric → float64 `[Q]`; no index is written.
+    """Metrics of a retriever's exact search among some passages, metric → float64 `[Q]`; no index is written.
 
     Args:
-        inputs: of the collection that the rows belong to.
-        judgments: of the Q queries.
+        system: over the collection, with the settings; its own retriever is not used.
         passage_rows: int64 `[P]`, ascending; what is searched.
-        own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
-        ranges: int64 `[Q, 2]`, the rows that each query searches (see `Collection.searched_rows`); None: all.
     """
-    passages = encoders.embed_passages(retriever, inputs, passage_rows)
-    queries = encoders.embed_queries(retriever, inputs, judgments.query_rows)
+    encoders, collection, depth = system.encoders, system.collection, system.settings.depth
+    passages = encoders.embed_passages(retriever, system.retriever_inputs, passage_rows)
+    queries = encoders.embed_queries(retriever, system.retriever_inputs, judgments.query_rows)
     index = new_faiss_index("Flat", passages.shape[1])
     fill_faiss_index(index, passages, seed=0)
-    own_rows = np.full(len(queries), -1) if own_rows is None else own_rows
+    own_rows = collection.own_rows[judgments.query_rows]
     searched = min(deeper(own_rows, depth), len(passage_rows))
+    ranges = collection.searched_rows(judgments.query_rows)
     places_of = None if ranges is None else np.searchsorted(passage_rows, ranges)
     scores, places = search_in_ranges(FaissSearcher(index).search, queries, searched, places_of)
     ranking = np.where(places >= 0, passage_rows[np.maximum(places, 0)], -1)

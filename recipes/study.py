@@ -8,7 +8,6 @@ Per-query values are averaged over seeds before the paired test, so that a seed 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_ar2.collections import Collection, load_collection
-from hf_ar2.command_line.launch import recipe_runner
+from hf_ar2.command_line.launch import launch_command
 from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.evaluation.tables import MARKS, format_p, format_table
 from hf_ar2.files import read_json, write_text
@@ -68,14 +67,11 @@ def read_seeds(text: str) -> list[int]:
 
 
 def run_seed(path: str, overrides: dict[str, str], folder: Path, seed: int) -> None:
-    """Run one seed in a process of its own, through `accelerate launch`; stages that are done are not run again."""
-    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
-    options = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
-    command += ["--num_cpu_threads_per_process", threads, str(recipe_runner()), path]
-    for key, value in {"output_dir": str(folder), "seed": str(seed), **overrides}.items():
-        command += [f"--{key}", value]
-    if subprocess.run(command).returncode:
+    """Run one seed in a separate process, through `accelerate launch`; stages that are done are not run again."""
+    keys = {"output_dir": str(folder), "seed": str(seed), **overrides}
+    options = [word for key, value in keys.items() for word in (f"--{key}", value)]
+    one_process = {"num_processes": 1, "num_machines": 1}
+    if subprocess.run(launch_command(Path(path), options, machines=one_process)).returncode:
         raise RecipeError(f"the run with seed {seed} failed, see above; run the same command to resume it")
 
 

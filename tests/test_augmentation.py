@@ -253,7 +253,7 @@ def test_the_copy_of_an_added_positive_is_no_negative(
     irrelevant, relevant = scored.scores < 3, scored.scores > 3
     table, counts = build_lists(
         "denoised", tiny_collection, LabelledCandidates(scored, nothing, nothing, nothing), (irrelevant, relevant),
-        text_keys, 1, None, 0,
+        text_keys, AugmentConfig(thresholds="margin", added_positives=1, seed=0),
     )  # fmt: skip
     ids = tiny_collection.corpus["id"]
     assert table[0]["positive_ids"] == [ids[20], ids[10]] and table[0]["negative_ids"] == [ids[12]]

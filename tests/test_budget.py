@@ -25,8 +25,7 @@ from hf_ar2.recipes.budget import Budget, make_plan, more_time, overheads, witho
 from hf_ar2.recipes.costs import Costs
 from hf_ar2.recipes.lengths import Length
 from hf_ar2.recipes.loading import load_recipe
-from hf_ar2.recipes.part import working_part
-from hf_ar2.recipes.planning import few_steps, plan_identity, time_after, without_useless_stages
+from hf_ar2.recipes.planning import few_steps, plan_identity, time_after, without_useless_stages, working_part
 from hf_ar2.recipes.recipe import RecipeError
 from hf_ar2.recipes.run import main
 from hf_ar2.settings.text import TextConfig

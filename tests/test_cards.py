@@ -21,7 +21,7 @@ from hf_ar2.cards.mark import edited_card, is_edited, marked, write_card
 from hf_ar2.cards.provenance import name_of, settings_of
 from hf_ar2.collections import Collection
 from hf_ar2.command_line import main as cli
-from hf_ar2.command_line.card_view import terminal_text
+from hf_ar2.command_line.push import terminal_text
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.trainers import (
     AR2Config,

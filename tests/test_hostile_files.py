@@ -12,7 +12,7 @@ from hf_ar2.collections.readers.json_records import json_records
 from hf_ar2.evaluation.columns import read_columns
 from hf_ar2.evaluation.runs import read_run
 from hf_ar2.files import read_json
-from hf_ar2.search.recipe_file import read_recipe
+from hf_ar2.search.runs import read_recipe
 
 
 @pytest.fixture

@@ -151,8 +151,7 @@ def test_a_part_of_the_corpus_orders_the_shares_as_the_whole_one(
     of_whole = {}
     for share in SHARES:
         model = merge_retrievers(systems[0].retriever, systems[1].retriever, share)
-        inputs, encoders = systems[0].retriever_inputs, systems[0].encoders
-        found = values_among(model, inputs, encoders, judgments, np.arange(1000), ["mrr@10"])
+        found = values_among(systems[0], model, judgments, np.arange(1000), ["mrr@10"])
         of_whole[share] = float(found["mrr@10"].mean())
     assert len(set(of_whole.values())) > 3
     part = {share: values.mean() for share, values in of_part.items()}

@@ -16,7 +16,7 @@ from hf_ar2.recipes.loading import load_recipe
 from hf_ar2.recipes.recipe import CONFIGS, RecipeError
 from hf_ar2.recipes.run import parse_arguments
 from hf_ar2.recipes.runner import run_recipe
-from hf_ar2.search.recipe_file import read_finished_recipe
+from hf_ar2.search.runs import read_finished_recipe
 from hf_ar2.training_lists.stored import load_training_lists
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))

@@ -21,18 +21,12 @@ class Calibration:
     A ranker trained pointwise (binary cross-entropy) needs the identity, temperature 1 and bias 0. Listwise training
     leaves a constant per query undetermined, so its scores have to be calibrated. If that constant differs much between
     queries, calibration cannot correct it, and `report` has a high log loss.
-
-    Attributes:
-        temperature: in logits, above 0.
-        bias: in log-odds.
-        fingerprint: of the ranker, the queries and the passages that it was fitted on.
-        report: how well it fits, see `fit_calibration`.
     """
 
-    temperature: float = 1.0
-    bias: float = 0.0
-    fingerprint: str = ""
-    report: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0  # in logits, above 0
+    bias: float = 0.0  # in log-odds
+    fingerprint: str = ""  # of the ranker, the queries and the passages that it was fitted on
+    report: dict[str, float] = field(default_factory=dict)  # how well it fits, see `fit_calibration`
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities of relevance, float64, in the shape of the scores; 0 for a score of -inf."""
@@ -68,22 +62,12 @@ def fit_calibration(
 
     Platt's targets, (N₊+1)/(N₊+2) for the relevant and 1/(N₋+2) for the others, keep the fit finite if the scores
     separate the two. Unjudged passages count as irrelevant: with sparse judgments the probabilities are too low
-    rather than too high.
-
-    Args:
-        scores: float `[N]`, the ranker's logits of pairs it was not trained on.
-        relevant: bool `[N]`.
-        irrelevant_below, relevant_above: thresholds on probabilities, for the report.
-        fingerprint: stored in the result.
+    rather than too high. The scores are the ranker's logits float `[N]` of pairs that it was not trained on.
 
     Returns:
         The calibration. Its report: `pairs`, `relevant` (how many), `log_loss_before` and `log_loss` (mean, in nats,
         of the raw logits and of the calibrated ones), `above` (pairs above `relevant_above`) and `relevant_above`
         (the share of them that is relevant), `below` and `relevant_below` for the other end.
-
-    Raises:
-        ValueError: there is no relevant or no irrelevant pair, a score is not finite, or the scores do not rise with
-            relevance.
     """
     scores, relevant = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     if scores.shape != relevant.shape or scores.ndim != 1:

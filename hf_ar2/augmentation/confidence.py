@@ -27,13 +27,10 @@ def log_shares(scores: np.ndarray) -> np.ndarray:
 def quantile_thresholds(
     scored: list[tuple[np.ndarray, np.ndarray]], irrelevant: float, relevant: float
 ) -> tuple[float, float]:
-    """Two thresholds on `log_shares`, as quantiles over the unlabelled passages of all queries.
+    """Two thresholds on `log_shares`, as quantiles (between 0 and 1) over the unlabelled passages of all queries.
 
-    They are on shares rather than scores, because listwise training leaves a constant per query undetermined.
-
-    Args:
-        scored: for each set of queries the scores `[Q, n]` and a mask of the unlabelled passages, bool `[Q, n]`.
-        irrelevant, relevant: quantiles between 0 and 1.
+    They are on shares rather than scores, because listwise training leaves a constant per query undetermined. `scored`
+    has for each set of queries the scores `[Q, n]` and a mask of the unlabelled passages, bool `[Q, n]`.
     """
     shares = np.concatenate([log_shares(scores)[unlabelled] for scores, unlabelled in scored])
     if not len(shares):
@@ -47,10 +44,7 @@ def masks_by_margin(
 ) -> ConfidenceMasks:
     """Scores more than `irrelevant` below the lowest labelled positive, and more than `relevant` above the highest.
 
-    Args:
-        scores: float `[Q, n]`.
-        positive_scores: float `[Q, P]`, -inf padded; at least one per query.
-        irrelevant, relevant: in logits, at least 0.
+    Both are logits. `scores` are float `[Q, n]`, `positive_scores` float `[Q, P]`, -inf padded, at least one per query.
     """
     highest = positive_scores.max(axis=1, keepdims=True)
     lowest = np.where(np.isfinite(positive_scores), positive_scores, np.inf).min(axis=1, keepdims=True)

@@ -43,14 +43,11 @@ class Suspect:
 def write_false_negatives(
     path: str | Path, collection: Collection, candidates: LabelledCandidates
 ) -> dict[str, int]:
-    """Writes the suspects as JSON lines, the largest share first.
+    """Writes the suspects as JSON lines, the largest share first, and returns the numbers for the manifest.
 
     A suspect is retrieved, not labelled, not a duplicate of a positive, and scored above every labelled positive of its
     query. They are sorted by share and not by margin, because the largest margins mostly come from positives that the
     ranker misjudges, with many suspects each.
-
-    Returns:
-        `passages`: the number of suspects; `queries`: of queries that have one; `of_queries`: of all queries.
     """
     scored = candidates.scored
     best = scored.positive_scores.argmax(axis=1)

@@ -105,10 +105,7 @@ def augment(
     tables, counts = [], {}
     for kind in args.list_kinds:
         of = "unlabelled" if kind == "pseudo" else "labelled"
-        table, counts[kind] = build_lists(
-            kind, collection, found[of], masks.get(of), text_keys, args.added_positives,
-            args.stored_negatives, args.seed,
-        )  # fmt: skip
+        table, counts[kind] = build_lists(kind, collection, found[of], masks.get(of), text_keys, args)
         tables.append(table)
     lists = datasets.concatenate_datasets(tables)
     if len(lists) == 0:

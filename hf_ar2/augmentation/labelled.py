@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from hf_ar2.augmentation.scored import ScoredCandidates, score_candidates
-from hf_ar2.collections.judgments import Judgments
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.training_lists.filters import among, text_groups
 from hf_ar2.training_lists.pool import padded_positives
@@ -17,19 +16,12 @@ from hf_ar2.training_lists.pool import padded_positives
 
 @dataclass(frozen=True)
 class LabelledCandidates:
-    """Scored candidates of Q queries, with their labels.
-
-    Attributes:
-        scored: the candidates.
-        positive: bool `[Q, n]`, labelled relevant.
-        duplicate: bool `[Q, n]`, not labelled relevant, but with the text of a labelled positive.
-        judged_irrelevant: bool `[Q, n]`, labelled with a grade that is not relevant.
-    """
+    """Scored candidates of Q queries, with masks of their labels, bool `[Q, n]`."""
 
     scored: ScoredCandidates
-    positive: np.ndarray
-    duplicate: np.ndarray
-    judged_irrelevant: np.ndarray
+    positive: np.ndarray  # labelled relevant
+    duplicate: np.ndarray  # not labelled relevant, but with the text of a labelled positive
+    judged_irrelevant: np.ndarray  # labelled with a grade that is not relevant
 
     @cached_property
     def not_positive(self) -> np.ndarray:
@@ -45,13 +37,9 @@ class LabelledCandidates:
 def labelled_candidates(
     system: SearchSystem, split: str, depth: int, folder: Path, text_keys: np.ndarray
 ) -> LabelledCandidates:
-    """Scored candidates of the queries of a split that have a relevant passage.
+    """Scored candidates (see `score_candidates`) of the queries of a split that have a relevant passage.
 
-    Args:
-        system: a retriever and a ranker over a collection.
-        depth: passages retrieved per query.
-        folder: for the scores.
-        text_keys: int64 `[N]`, `passage_text_keys` of the corpus.
+    `text_keys` are those of the corpus, int64 `[N]`, see `passage_text_keys`.
     """
     judgments = system.collection.judgments(split)
     positives = judgments.positives()
@@ -62,13 +50,10 @@ def labelled_candidates(
     positive = among(scored.rows, positives.passage_rows, positives.offsets)
     groups, of_positives = text_groups(text_keys, scored.rows, positives.passage_rows)
     duplicate = among(groups, of_positives, positives.offsets) & ~positive
-    return LabelledCandidates(scored, positive, duplicate, _judged_irrelevant(scored, judgments))
-
-
-def _judged_irrelevant(scored: ScoredCandidates, judgments: Judgments) -> np.ndarray:
     judged = judgments.take(np.searchsorted(judgments.query_rows, scored.query_rows))
-    zero = judged.relevance < judgments.level
-    if not zero.any():
-        return np.zeros(scored.rows.shape, dtype=bool)
-    offsets = np.append(0, np.cumsum(zero))[judged.offsets]
-    return among(scored.rows, judged.passage_rows[zero], offsets)
+    negative = judged.relevance < judgments.level
+    judged_irrelevant = np.zeros(scored.rows.shape, dtype=bool)
+    if negative.any():
+        offsets = np.append(0, np.cumsum(negative))[judged.offsets]
+        judged_irrelevant = among(scored.rows, judged.passage_rows[negative], offsets)
+    return LabelledCandidates(scored, positive, duplicate, judged_irrelevant)

@@ -13,7 +13,7 @@ from hf_ar2.augmentation.confidence import ConfidenceMasks
 from hf_ar2.augmentation.labelled import LabelledCandidates
 from hf_ar2.collections import Collection
 from hf_ar2.collections.tables import LIST_FEATURES, arrow_column
-from hf_ar2.settings.augment import KINDS
+from hf_ar2.settings.augment import KINDS, AugmentConfig
 from hf_ar2.training_lists.draws import counter_uniform
 
 # Lists per table, so that their ids stay far below the size limit of an Arrow array.
@@ -26,22 +26,16 @@ def build_lists(
     candidates: LabelledCandidates,
     masks: ConfidenceMasks | None,
     text_keys: np.ndarray,
-    added_positives: int,
-    stored_negatives: int | None,
-    seed: int,
+    args: AugmentConfig,
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
-    """The lists of one kind.
+    """The lists of one kind as a dataset with the columns of training lists, and counts for the manifest.
+
+    The counts are `lists`; `dropped_lists`, cause → queries without a list; and `retrieved`, the passages of all
+    queries: the sum of `negatives`, `added_positives` and `dropped_passages`, cause → passages.
 
     Args:
-        candidates: scored candidates of the Q queries.
         masks: confidently irrelevant and relevant passages; None for undenoised lists.
         text_keys: int64 `[N]` of the corpus; a passage with the text of an added positive cannot be a negative.
-        added_positives, stored_negatives, seed: see `AugmentConfig`.
-
-    Returns:
-        A dataset with the columns of training lists, and counts: `lists`; `dropped_lists`, cause → queries without
-        a list; `retrieved`, the passages of all queries: the sum of `negatives`, `added_positives` and
-        `dropped_passages`, cause → passages.
     """
     scored = candidates.scored
     dropped = Counter[str]()
@@ -54,7 +48,7 @@ def build_lists(
         irrelevant, relevant = masks
         negative = candidates.not_positive & irrelevant
         relevant = candidates.not_positive & relevant & ~irrelevant
-        added = _best(scored.scores, relevant, added_positives)
+        added = _best(scored.scores, relevant, args.added_positives)
         copies = negative & _has_text_of(scored.rows, added, text_keys)
         negative &= ~copies
         chosen = np.zeros(scored.rows.shape, dtype=bool)
@@ -62,8 +56,8 @@ def build_lists(
         dropped["relevant, beyond added_positives"] += int((relevant & ~chosen).sum())
         dropped["unsure"] += int((candidates.not_positive & ~relevant & ~irrelevant).sum())
         dropped["duplicate of a positive"] += int(copies.sum())
-    if stored_negatives is not None:
-        drawn = _draw(negative, scored.query_rows, stored_negatives, seed + KINDS.index(kind))
+    if args.stored_negatives is not None:
+        drawn = _draw(negative, scored.query_rows, args.stored_negatives, args.seed + KINDS.index(kind))
         dropped["beyond stored_negatives"] += int((negative & ~drawn).sum())
         negative = drawn
     has_positive = np.concatenate([scored.positive_rows, added], axis=1).max(axis=1, initial=-1) >= 0

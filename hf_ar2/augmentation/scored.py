@@ -29,21 +29,13 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class ScoredCandidates:
-    """The first n passages of Q queries, with the ranker's scores.
+    """The first n passages of Q queries, with the ranker's scores: float32, -inf under the padding."""
 
-    Attributes:
-        query_rows: int64 `[Q]`.
-        rows: int32 `[Q, n]`, the retriever's best first, -1 padded; labelled positives may be among them.
-        scores: float32 `[Q, n]`, the ranker's; -inf under the padding.
-        positive_rows: int32 `[Q, P]`, labelled positives, retrieved or not; -1 padded.
-        positive_scores: float32 `[Q, P]`, the ranker's; -inf under the padding.
-    """
-
-    query_rows: np.ndarray
-    rows: np.ndarray
-    scores: np.ndarray
-    positive_rows: np.ndarray
-    positive_scores: np.ndarray
+    query_rows: np.ndarray  # int64 [Q]
+    rows: np.ndarray  # int32 [Q, n], the retriever's best first, -1 padded; may include labelled positives
+    scores: np.ndarray  # [Q, n]
+    positive_rows: np.ndarray  # int32 [Q, P], labelled positives, retrieved or not; -1 padded
+    positive_scores: np.ndarray  # [Q, P]
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -78,12 +70,10 @@ def score_candidates(
     resumes and other settings do not get old scores. With several processes every rank calls this with the same folder.
 
     Args:
-        system: a retriever and a ranker over a collection.
         query_rows: int64 `[Q]`.
         positive_rows: int `[Q, P]`, labelled positives, scored even if they are not retrieved; -1 padded.
         depth: n, passages retrieved per query; at most the size of the corpus.
         folder: for the blocks.
-        description: of the progress bar.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

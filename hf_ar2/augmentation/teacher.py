@@ -35,16 +35,13 @@ def score_lists(
     *,
     name: str | None = None,
 ) -> TrainingLists:
-    """The same lists with the ranker's scores, written to another folder.
+    """The same lists with the ranker's scores instead of their own, written to another folder.
 
     Scores are cached in blocks, so that an interrupted run resumes.
 
     Args:
-        lists: their own scores, if they have any, are replaced.
-        collection: its passages, and the queries that are not in the folder of the lists.
-        ranker: as returned by `load_ranker`; one logit per pair.
+        collection: has the passages, and the queries that are not in the folder of the lists.
         folder: for the scored lists; older ones are replaced.
-        args: lengths, precision and batch size.
         name: of the ranker, for the manifest.
     """
     folder = Path(folder)

@@ -102,10 +102,8 @@ def index_card(
     """The README.md of a published index, a dataset repository with `index.faiss`, `ids.json` and `index.json`.
 
     Args:
-        training: of the retriever.
         about: contents of `index.json`: `passages`, `dimension`, `type`, `made_from`.
-        name: id of the repository.
-        retriever: id, name or folder of the retriever that encoded the passages.
+        name, retriever: ids of the repository and of the retriever that encoded the passages.
         normalised: whether queries are scaled to unit length, as for a cosine.
     """
     card = DatasetCard.from_template(
@@ -130,13 +128,11 @@ def published_card(
     retriever: Path,
     licences: Mapping[str, str | None],
 ) -> str:
-    """The README.md of a retriever, a ranker or an index that is published together with others.
+    """The README.md of a `"retriever"`, a `"ranker"` or an `"index"` (`what`) that is published together with others.
 
     Args:
-        what: `"retriever"`, `"ranker"` or `"index"`.
-        ids: of the repositories, by the same words.
-        trainings, folders: of what is published, by the same words.
-        retriever: the saved retriever that encoded the passages of the index.
+        ids, trainings, folders: by the same words: of the repositories, and of what is published.
+        retriever: folder of the retriever that encoded the passages of the index.
         licences: `license` and `data_license` of `model_card`.
     """
     if what == "index":
@@ -194,7 +190,7 @@ def _metadata(
 
 
 def _collection(training: Training) -> str:
-    """What the model was trained on, in words, as a link if it is on the Hub."""
+    """The training data in words, with links to what is on the Hub."""
     kind, _, packages = training.collection.partition(":")
     if kind == "python-packages":
         return (

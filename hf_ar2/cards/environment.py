@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "hf-ar2",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "datasets",
-    "accelerate",
-    "numpy",
-    "faiss-cpu",
-    "faiss-gpu",
+    "hf-ar2 torch transformers sentence-transformers datasets accelerate numpy faiss-cpu faiss-gpu".split()
 )
 
 
@@ -47,13 +39,3 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def processor_features() -> dict[str, bool]:
-    """Whether the processor has the bf16 instructions that decide whether bf16 is faster."""
-    import torch
-
-    return {
-        "AMX": bool(torch.cpu._is_amx_tile_supported()),
-        "AVX512-BF16": bool(torch.cpu._is_avx512_bf16_supported()),
-    }

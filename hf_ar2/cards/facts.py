@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.command import how_to_finish
 from hf_ar2.cards.environment import describe_environment
 from hf_ar2.cards.measured import part_note, part_sentence, query_note
 from hf_ar2.collections.joined import texts_of_sources
@@ -24,69 +24,44 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training.
-
-    Attributes:
-        name: as the recipe has it.
-        trainer: such as `"ar2"`, or `"augment"` or `"merge"`.
-        sources: role → the model it started from: an earlier stage or a name, and what was changed in that model.
-        settings: every setting that affects the result.
-        steps, seconds: optimizer steps and duration, where known.
-        passages, queries: their numbers in the corpus and in training, where known.
-        index: what LTRe trained against: `type`, `passages`, `dimension`, `fingerprint`, and `retriever`, the name of
-            the passage encoder.
-        adapters: role → `describe_adapters` of the model, where adapters (LoRA) were trained instead of the weights.
-    """
+    """A stage of training; None where a number is not known."""
 
     name: str
-    trainer: str
-    sources: Mapping[str, str]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    trainer: str  # such as "ar2", or "augment" or "merge"
+    sources: Mapping[str, str]  # role → the model it started from, and the changes to it: `_source_text`
+    settings: Mapping[str, Any] = field(default_factory=dict)  # all that affect the result
     steps: int | None = None
     seconds: float | None = None
-    passages: int | None = None
-    queries: int | None = None
+    passages: int | None = None  # of the corpus
+    queries: int | None = None  # that were trained on
+    # What LTRe trained against: type, passages, dimension, fingerprint, retriever (name of the passage encoder).
     index: Mapping[str, Any] | None = None
+    # Role → `describe_adapters` of the model, if adapters (LoRA) were trained instead of the weights.
     adapters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a retriever or a ranker was trained.
-
-    Attributes:
-        name: of the run.
-        collection: what was trained on, as `load_collection` takes it.
-        stages: those that the model comes from, in the order they ran.
-        base: the model that training started from, by the name it was given.
-        environment: as `describe_environment` returns it.
-        metrics: row → split → system → metric → value, in the order of training.
-        row: the row of `metrics` that is published; "": the last.
-        chosen: contents of the run's chosen.json, where there is one.
-        tests: row → split → `"retriever"` (against the row before), `"pipeline"` (against the row's retriever) or
-            `"pipeline_before"` (against the last pipeline before) → fields of `PairedTest`.
-        test_metric: the metric of the tests.
-        rerank_depth: how many passages of a query the ranker reordered.
-        on_the_hub: which of collection and base model are ids on the Hub.
-        other_texts: the result on a collection of other texts, as a sentence; "" if none was measured.
-        notes: what limits the numbers of `metrics`, as sentences.
-    """
+    """How a retriever or a ranker was trained."""
 
     role: str
-    name: str
-    collection: str
-    stages: Sequence[Stage]
-    base: str
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # of the run
+    collection: str  # as `load_collection` takes it
+    stages: Sequence[Stage]  # that the model comes from, in the order they ran
+    base: str  # the name of the model that training started from
+    environment: Mapping[str, Any] = field(default_factory=dict)  # see `describe_environment`
+    # Row → split → system → metric → value, in the order of training.
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    # Row → split → "retriever" (against the row before), "pipeline" (against the row's retriever) or "pipeline_before"
+    # (against the last pipeline before) → fields of `PairedTest`.
     tests: Mapping[str, Any] = field(default_factory=dict)
     test_metric: str = "mrr@10"
-    rerank_depth: int | None = None
-    on_the_hub: Sequence[str] = ()
-    row: str = ""
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    other_texts: str = ""
-    notes: Sequence[str] = ()
+    rerank_depth: int | None = None  # passages of a query that the ranker reordered
+    on_the_hub: Sequence[str] = ()  # which of collection and base model are ids on the Hub
+    row: str = ""  # the row of `metrics` that is published; "": the last
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # contents of chosen.json, if there is one
+    other_texts: str = ""  # the result on a collection of other texts, as a sentence, if it was measured
+    notes: Sequence[str] = ()  # what limits the numbers of `metrics`, as sentences
 
     @property
     def served(self) -> str:
@@ -192,7 +167,7 @@ def reported_split(recipe: Mapping[str, Any]) -> str:
 
 
 def last_row(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The last row of a recipe's evaluation; `{}` without rows. What a run serves is `served_row`."""
+    """The last row of a recipe's evaluation; `{}` without rows. The row that a run serves is `served_row`."""
     rows = (recipe.get("evaluation") or {}).get("rows") or {}
     return list(rows.values())[-1] if rows else {}
 
@@ -216,11 +191,9 @@ def training_of_trainer(
 
     Args:
         record: `collection`, `trained` (roles; default: only `role`) and the fields of `Stage`.
-        log_history: of the trainer's state; the first and the last evaluation are before and after.
-        split: what was evaluated on.
-        rerank_depth: how many passages of a query the ranker reordered.
+        log_history: of the trainer's state; its first and last evaluations are the results before and after training.
         earlier: records of the earlier stages of the models, in order.
-        query_sources: split → source → number of queries, where the collection has sources.
+        query_sources: split → source → number of queries, if the collection has sources.
     """
     stages = [
         Stage(**{name: value for name, value in stage.items() if name in Stage.__dataclass_fields__})
@@ -323,3 +296,19 @@ def _by_split(entry: Mapping[str, Any], split: str) -> dict[str, dict[str, dict[
             part = f"{split}-{match[1]}" if match[1] else split
             found.setdefault(part, {}).setdefault(match[2], {})[match[3]] = float(value)
     return found
+
+
+def how_to_finish(run: str | Path) -> str:
+    """A sentence on how to finish an interrupted run: with the command that started it, which continues it."""
+    again = "Run the command that started it again to continue"
+    try:
+        command = read_json(Path(run) / "environment.json", {}).get("command", "")
+        script, recipe, *options = shlex.split(command)
+    except ValueError:  # no command, or one whose quotes were lost
+        return again
+    folder = Path(script).parent
+    if Path(script).name != "run.py" or recipe.startswith("-"):
+        return again
+    if Path(recipe).is_relative_to(folder) and folder.name:  # a recipe of the package
+        recipe = Path(recipe).relative_to(folder).with_suffix("").as_posix()
+    return f"Finish it with: {shlex.join(['hf-ar2', 'train', recipe, *options])}"

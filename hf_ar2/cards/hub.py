@@ -15,14 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    constants,
-    get_token,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -65,17 +58,14 @@ def publish(
     """Publish folders as `NAME-retriever`, `NAME-ranker` and the dataset `NAME-index`.
 
     All folders are checked before the first repository is made, and all repositories are made before the first commit.
-    A README.md that a person has edited in a folder is published as it is.
-    A model's results on a benchmark data set of the Hub are published too, as `.eval_results/NAME.yaml`.
+    A README.md that a person has edited in a folder is published unchanged. A model's results on a benchmark data set
+    of the Hub are published too, as `.eval_results/NAME.yaml`.
 
     Args:
         folders: `"retriever"`, `"ranker"`, `"index"` → folder, of those to publish.
         name: `OWNER/NAME`, or `NAME` for the user's account.
         card: takes one of these words and the ids of all repositories, and returns the README.md.
         private: visible only to the owner; None: the default of the owner's account.
-        token: with write access; None: that of HF_TOKEN or of `hf auth login`.
-        message: of the commits.
-        revision: the branch; None: main.
         extra: path in the repository → folder with more files for the first repository's commit.
         replace_card: replace a README.md on the Hub that a person wrote or edited; else it stays, with a warning.
 
@@ -123,8 +113,7 @@ def make_repositories(
 ) -> dict[str, str]:
     """Make the repositories that do not exist yet, so that missing permissions show before any work.
 
-    Returns:
-        Part (`"retriever"`, `"ranker"` or `"index"`) → id of its repository, with its owner.
+    Returns part (`"retriever"`, `"ranker"` or `"index"`) → id of its repository, with its owner.
     """
     ids = {what: f"{name}-{what}" for what in parts}
     for id in ids.values():
@@ -195,11 +184,7 @@ def check_base_is_public(place: str, base: str | None) -> None:
 
 
 def hub_token(given: str | None = None) -> str:
-    """The token to publish with: `given`, that of HF_TOKEN, or that of `hf auth login`.
-
-    Raises:
-        PermissionError: there is no token. ConnectionError: HF_HUB_OFFLINE is set.
-    """
+    """The token to publish with: `given`, that of HF_TOKEN, or that of `hf auth login`; PermissionError without one."""
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set, so nothing can be published; unset it")
     token = given or get_token()

@@ -1,4 +1,4 @@
-"""What limits the numbers of a run: queries that no person asked, and a search of only a part of the corpus."""
+"""Notes on the limits of a run's numbers: queries that no person asked, and a search of only a part of the corpus."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from hf_ar2.collections.questions import source_text
 
 
 def query_note(sources: Mapping[str, Mapping[str, int]], splits: Iterable[str]) -> str:
-    """Which of the splits have queries that no person asked, and what their numbers are good for; "" if none has.
+    """Which of the splits have queries that no person asked, and what their numbers mean; "" if none has.
 
-    Args:
-        sources: split -> source -> number of queries, as `query_sources` counts them.
+    `sources` is split -> source -> number of queries, as `query_sources` counts them.
 
     Example:
         >>> query_note({"test": {"heading": 15}}, ["dev", "test"]).split(". ")[0]
@@ -36,9 +35,7 @@ def query_note(sources: Mapping[str, Mapping[str, int]], splits: Iterable[str]) 
 def part_note(plan: Mapping[str, Any], chosen: Mapping[str, Any], splits: Iterable[str]) -> str:
     """A note if one of the splits was searched in a part of the corpus only; "" if none was.
 
-    Args:
-        plan, chosen: contents of the run's plan.json and chosen.json. With few minutes, a run chooses what it serves on
-            a part of the corpus.
+    With few minutes, a run chooses what it serves on a part of the corpus; its plan.json and chosen.json say so.
     """
     split = chosen.get("split")
     if plan.get("part") is None or split is None or split not in splits:
@@ -48,7 +45,7 @@ def part_note(plan: Mapping[str, Any], chosen: Mapping[str, Any], splits: Iterab
 
 
 def part_sentence(split: str, passages: str) -> str:
-    """What it means that a split was searched in only so many `passages`."""
+    """A note that a split was searched in only some `passages`, such as "50 of 900 passages"."""
     return (
         f"On {split} only a part of the corpus was searched, {passages}, to save time: its numbers are higher than in "
         "a search of all passages. Compare them with each other only."

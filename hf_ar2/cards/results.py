@@ -51,7 +51,7 @@ def _dataset_of(training: Training, split: str) -> dict[str, Any]:
         if member and split.endswith(f"-{member}"):
             source, split = own, split.removesuffix(f"-{member}")
     name = short_name(source)
-    # What is not on the Hub must not look like an id on it.
+    # A name that is not on the Hub must not look like an id on it.
     id = name if source in training.on_the_hub else name.rsplit("/", 1)[-1]
     return {
         "dataset_type": re.sub(r"[^A-Za-z0-9._/-]+", "-", id),
@@ -61,17 +61,11 @@ def _dataset_of(training: Training, split: str) -> dict[str, Any]:
 
 
 def eval_result_files(card: str, repository: str, token: str | None = None) -> dict[str, bytes]:
-    """The files in `.eval_results/` for a card: the first metric of each split of a benchmark on the Hub.
+    """The files in `.eval_results/` (path → YAML) for a card: the first metric of each split of a benchmark on the Hub.
 
     The Hub accepts such results only for a dataset that is registered as a benchmark, under an id of its `eval.yaml`
-    (https://huggingface.co/docs/hub/eval-results). Other results are only in the card's `model-index`.
-
-    Args:
-        card: a README.md as `model_card` returns it.
-        repository: id of the model's repository, the source of the results.
-
-    Returns:
-        Path in the repository → YAML.
+    (https://huggingface.co/docs/hub/eval-results). Other results are only in the card's `model-index`. `repository` is
+    the id of the model's repository, the source of the results.
     """
     data = ModelCard(card).data
     files = {}

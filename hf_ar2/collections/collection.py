@@ -190,7 +190,7 @@ class Collection:
         return found
 
     def searched_rows(self, query_rows: np.ndarray) -> np.ndarray | None:
-        """What each query `[Q]` searches in mining and evaluation: the rows of its own collection, int64 `[Q, 2]`.
+        """The rows that each query `[Q]` searches in mining and evaluation, of its own collection: int64 `[Q, 2]`.
 
         First row and end (exclusive). A query that was added searches all rows. None: every query searches all rows.
         """

@@ -94,13 +94,9 @@ def join_collections(
 def sources_of(source: Any) -> dict[str, tuple[Any, float]] | None:
     """The sources of several collections: name -> source and weight; None if `source` is one collection.
 
-    Args:
-        source: As `load_collection` takes it. Several are a mapping, a list, or one of these as YAML text in one line,
-            `{nq: data/nq, squad: {path: data/squad, weight: 2}}`. The name of an item of a list is the last part of
-            its path. A mapping from names of splits to `datasets.Dataset`s is one collection.
-
-    Raises:
-        CollectionError: Two names are the same, or an entry is not a source.
+    Several are a mapping, a list, or one of these as YAML text in one line,
+    `{nq: data/nq, squad: {path: data/squad, weight: 2}}`. The name of an item of a list is the last part of its path. A
+    mapping from names of splits to `datasets.Dataset`s is one collection.
     """
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
         try:
@@ -128,10 +124,8 @@ def sources_of(source: Any) -> dict[str, tuple[Any, float]] | None:
                     f"collection.{name}: unknown key {min(unknown)!r}; expected path, weight"
                 )
             entry, weight = entry["path"], entry.get("weight", 1.0)
-        if (
-            not isinstance(entry, str | Path | Collection | datasets.Dataset | datasets.DatasetDict)
-            or not entry
-        ):
+        sources = str | Path | Collection | datasets.Dataset | datasets.DatasetDict
+        if not isinstance(entry, sources) or not entry:
             raise CollectionError(
                 f"collection.{name}: found {entry!r}; expected a path or an id, or path and weight"
             )

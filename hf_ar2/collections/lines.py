@@ -27,11 +27,7 @@ def find_file(folder: Path, *names: str) -> Path | None:
 
 
 def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
-    """Split -> file, for the files that match `pattern`, whose `*` is the split; plain or gzipped.
-
-    Raises:
-        CollectionError: There are two files of a split.
-    """
+    """Split -> file, for the files that match `pattern`, whose `*` is the split; plain or gzipped."""
     before, after = pattern.split("*")
     found: dict[str, Path] = {}
     for ending in ("", ".gz"):
@@ -46,11 +42,7 @@ def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text, with its line ending, of every line of a UTF-8 file, plain or gzipped.
-
-    Raises:
-        CollectionError: A line is not UTF-8 or longer than `LONGEST_LINE`, or the gzip data is damaged.
-    """
+    """Number (from 1) and text, with its line ending, of every line of a UTF-8 file, plain or gzipped."""
     line = 0
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
@@ -79,12 +71,7 @@ def write_lines(file: Path, lines: Iterable[str]) -> None:
 def tab_separated(
     file: Path, columns: int, problems: Problems, header: list[str] | None = None
 ) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each line that is not blank.
-
-    Raises:
-        CollectionError: The first line is not the expected header, or a line has another number of columns (unless
-            malformed lines are skipped).
-    """
+    """Line number and fields of each line that is not blank, after the header if there should be one."""
     for line, text in numbered_lines(file):
         fields = text.rstrip("\r\n").split("\t")
         if line == 1 and header is not None:

@@ -38,14 +38,7 @@ class CollectionError(ValueError):
 class Problems:
     """Handles the invalid entries of a collection: raises an error, or counts those that are to be skipped.
 
-    Args:
-        skip: Causes to skip, out of `SKIPPABLE`.
-
-    Attributes:
-        skipped: Cause -> number of skipped entries.
-
-    Raises:
-        CollectionError: `skip` names an unknown cause.
+    `skip` names causes out of `SKIPPABLE`; `skipped` is cause -> number of skipped entries.
     """
 
     def __init__(self, skip: Iterable[str] = ()):

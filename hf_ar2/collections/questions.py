@@ -41,9 +41,6 @@ def read_questions(file: str | Path) -> dict[str, str]:
     """Query id -> text of a file of one question per line, in order.
 
     Empty lines, lines that start with `#`, and repeated questions are ignored.
-
-    Raises:
-        CollectionError: The file does not exist, is not UTF-8, or has no question.
     """
     file = Path(file)
     if not file.is_file():
@@ -70,11 +67,7 @@ def qrels_of(file: str | Path) -> Path:
 
 
 def read_judged(file: str | Path) -> Judged:
-    """The judgments of a file of questions, in BEIR's layout; `{}` if there are none yet.
-
-    Raises:
-        CollectionError: The header or a line is invalid, or two judgments of a pair differ.
-    """
+    """The judgments of a file of questions, in BEIR's layout; `{}` if there are none yet."""
     path, judged = qrels_of(file), Judged()
     if not path.is_file():
         return judged
@@ -94,11 +87,7 @@ def read_judged(file: str | Path) -> Judged:
 
 
 def write_judged(file: str | Path, judged: Mapping[str, Mapping[str, int]]) -> None:
-    """Writes the judgments of a file of questions atomically.
-
-    Raises:
-        CollectionError: A passage id has a tab or a line break, which qrels cannot hold.
-    """
+    """Writes the judgments of a file of questions atomically."""
     path = qrels_of(file)
     lines = ["\t".join(QRELS_HEADER)]
     for query, grades in judged.items():
@@ -117,9 +106,6 @@ def with_questions(collection: Collection, file: str | Path) -> Collection:
 
     Judgments are read from `FILE.qrels.tsv`. Those of passages or questions that do not exist are ignored with a
     warning. A warning also names questions that are training queries; they are kept.
-
-    Raises:
-        CollectionError: The file or its judgments cannot be read, or the collection has a split of this name.
     """
     if QUESTIONS in {*collection.qrels, *collection.answer_splits}:
         raise CollectionError(
@@ -134,7 +120,7 @@ def with_questions(collection: Collection, file: str | Path) -> Collection:
     known = rows_of([passage for _, passage, _ in triples], arrow_column(collection.corpus, "id")) >= 0
     path = qrels_of(file)
     gone = [passage for (_, passage, _), there in zip(triples, known, strict=True) if not there]
-    _warn(path, "judged passages that are not in the corpus are ignored", list(dict.fromkeys(gone)))
+    _warn(path, "judged passages that are not in the corpus are ignored", dict.fromkeys(gone))
     other = [query for query in judged if query not in questions]
     _warn(path, f"judged questions that are not in {Path(file).name} are ignored", other)
     kept = [triple for triple, there in zip(triples, known, strict=True) if there]
@@ -148,8 +134,7 @@ def with_questions(collection: Collection, file: str | Path) -> Collection:
 def query_source_note(collection: Collection, split: str, run: str | None) -> str:
     """A note on a split with queries from headings or a model; for other splits "".
 
-    Args:
-        run: the run folder, for the command to judge real questions, which follows; None if there are some already.
+    With the folder of a `run`, the command to judge real questions follows.
     """
     counts = query_sources(collection).get(split, {})
     asked = counts.get("", 0)
@@ -164,7 +149,7 @@ def query_source_note(collection: Collection, split: str, run: str | None) -> st
 
 
 def source_text(counts: Mapping[str, int], whose: str = "the") -> str:
-    """Where queries come from that no person asked: source -> number, as in `query_sources`, in words.
+    """In words, where the queries come from that no person asked; `counts` is source -> number, as in `query_sources`.
 
     Example:
         >>> source_text({"": 3, "generated:t5": 20, "heading": 1200})

@@ -30,10 +30,6 @@ def write_beir(collection: Collection, folder: Path) -> None:
     """Writes a collection as a BEIR folder, with its answers, answer splits and training lists.
 
     Each file is replaced atomically. Files of an older collection in the folder are replaced or removed.
-
-    Raises:
-        CollectionError: The folder has other content than a BEIR collection, an id has a tab or a line break, which
-            qrels cannot hold, or the collection is several, see `join_collections`.
     """
     if collection.members:
         names = ", ".join(collection.members)

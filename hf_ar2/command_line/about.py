@@ -7,7 +7,7 @@ import importlib
 import platform
 import textwrap
 
-from hf_ar2.cards.environment import describe_environment, processor_features
+from hf_ar2.cards.environment import describe_environment
 from hf_ar2.command_line.parser import nearest
 from hf_ar2.settings.fields import Setting, settings_of_class
 
@@ -75,7 +75,9 @@ def env(_: argparse.Namespace) -> None:
         "python": found["python"],
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": f"{found['processor']}, {found['cores']} cores, {found['threads']} threads used",
-        **{name: _yes(has) for name, has in processor_features().items()},
+        # The instructions that decide whether bf16 is faster.
+        "AMX": _yes(torch.cpu._is_amx_tile_supported()),
+        "AVX512-BF16": _yes(torch.cpu._is_avx512_bf16_supported()),
         "GPUs": ", ".join(gpus) or "none",
         "CUDA": torch.version.cuda or "none",
         "bf16 by default": f"{_yes(bf16_is_faster(device))} ({device})",

@@ -19,7 +19,6 @@ from hf_ar2.command_line.open import loaded_model, opened_system, quiet
 from hf_ar2.command_line.options import given_settings
 from hf_ar2.command_line.show import ordinal
 from hf_ar2.evaluation.tables import format_table
-from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.augment import ScoreConfig
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import EncodingConfig, names_of
@@ -32,27 +31,23 @@ _CHARACTERS = 400  # of a passage
 
 def augment_lists(arguments: argparse.Namespace) -> None:
     """Write training lists, and print what was kept and dropped, and which labels may be missing."""
-    with opened_system(arguments, for_training=True) as system:
-        _augment_with(system, arguments)
-
-
-def _augment_with(system: SearchSystem, arguments: argparse.Namespace) -> None:
-    of_run = {name: getattr(system.settings, name) for name in names_of(EncodingConfig)}
-    args = AugmentConfig(**of_run | given_settings(arguments, AugmentConfig))
-    if system.ranker is None:
-        raise ValueError(
-            f"{arguments.run} serves no ranker to score the passages; name one with --ranker, such as "
-            f"{arguments.run}/stages/STAGE/ranker"
-        )
     out = Path(arguments.output)
-    names = {role: getattr(arguments, role) or str(Path(arguments.run) / role) for role in ROLES}
-    models = system.retriever, system.ranker
-    lists = augment(system.collection, *models, out, args, names=names, index_folder=arguments.index)
-    print(summary(lists))
-    audited = "false_negatives" in lists.manifest
-    if arguments.audit and audited:
-        width = shutil.get_terminal_size((100, 24)).columns
-        print(f"\n{audit(lists, system.collection, arguments.audit, width)}")
+    with opened_system(arguments, for_training=True) as system:
+        of_run = {name: getattr(system.settings, name) for name in names_of(EncodingConfig)}
+        args = AugmentConfig(**of_run | given_settings(arguments, AugmentConfig))
+        if system.ranker is None:
+            raise ValueError(
+                f"{arguments.run} serves no ranker to score the passages; name one with --ranker, such as "
+                f"{arguments.run}/stages/STAGE/ranker"
+            )
+        names = {role: getattr(arguments, role) or str(Path(arguments.run) / role) for role in ROLES}
+        models = system.retriever, system.ranker
+        lists = augment(system.collection, *models, out, args, names=names, index_folder=arguments.index)
+        print(summary(lists))
+        audited = "false_negatives" in lists.manifest
+        if arguments.audit and audited:
+            width = shutil.get_terminal_size((100, 24)).columns
+            print(f"\n{audit(lists, system.collection, arguments.audit, width)}")
     further = ", false_negatives.jsonl" if audited else ""
     print(f"\nIn {out}: {counted(len(lists), 'training lists')}, manifest.json{further}")
     print(f"Next: train on them with train_lists=[{str(out)!r}]")
@@ -97,10 +92,7 @@ def _thresholds_line(manifest: dict[str, Any]) -> str:
 def audit(lists: TrainingLists, collection: Collection, count: int, width: int) -> str:
     """The most likely false negatives: unlabelled passages that score above all labelled ones.
 
-    Args:
-        lists: `false_negatives.jsonl` is in their folder.
-        count: queries to show, those with the largest shares, with at most three passages each.
-        width: of the terminal, in columns.
+    Shows the `count` queries with the largest shares, with at most three passages each; `width` is in columns.
     """
     total = lists.manifest["false_negatives"]
     heading = textwrap.fill(

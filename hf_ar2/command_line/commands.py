@@ -16,7 +16,8 @@ from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.questions import QUESTIONS, qrels_of, read_judged, read_questions
 from hf_ar2.collections.readers.load import TEXT_FOLDER
 from hf_ar2.collections.write import LISTS, check_writable
-from hf_ar2.command_line.open import is_run, opened_system
+from hf_ar2.command_line.launch import is_run
+from hf_ar2.command_line.open import opened_system
 from hf_ar2.command_line.show import left_out, print_hits, print_searched
 from hf_ar2.encoding.batches import encode_rows
 from hf_ar2.evaluation import paired_test, write_qrels, write_run

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_ar2.cards.command import how_to_finish
-from hf_ar2.cards.facts import CHOSEN, PLAN, reported_split
+from hf_ar2.cards.facts import CHOSEN, PLAN, how_to_finish, reported_split
 from hf_ar2.cards.measured import part_note, query_note
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.collections.lines import numbered_lines
 from hf_ar2.collections.questions import QUESTIONS, query_sources, with_questions
 from hf_ar2.collections.tables import PASSAGE_FEATURES, QRELS_FEATURES, QUERY_FEATURES, dataset_of
+from hf_ar2.command_line.launch import is_run
 from hf_ar2.command_line.parser import nearest
 from hf_ar2.evaluation import compare as compare_systems
 from hf_ar2.evaluation import read_qrels
@@ -26,8 +26,7 @@ from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import check_run_files, run_file
 from hf_ar2.evaluation.systems import LEXICAL_ROW
 from hf_ar2.files import read_json
-from hf_ar2.search.recipe_file import read_recipe
-from hf_ar2.search.runs import with_level_of
+from hf_ar2.search.runs import read_recipe, with_level_of
 from hf_ar2.terminal import visible_lines
 
 # The split of a collection that is made from a qrels file.
@@ -36,23 +35,16 @@ JUDGED = "judged"
 
 @dataclass
 class Systems:
-    """The systems to compare.
+    """The systems to compare."""
 
-    Attributes:
-        files: system -> TREC run file, in the order of the table.
-        recipes: recipes of the run folders.
-        split: the split of the run folders and of the collection.
-        notes: remarks below the table.
-    """
-
-    files: dict[str, Path]
-    recipes: list[dict[str, Any]]
-    split: str
-    notes: list[str] = field(default_factory=list)
+    files: dict[str, Path]  # system -> TREC run file, in the order of the table
+    recipes: list[dict[str, Any]]  # of the run folders
+    split: str  # of the run folders and of the collection
+    notes: list[str] = field(default_factory=list)  # remarks below the table
 
     @property
     def first(self) -> str:
-        """The system that the others are compared with: the first one but BM25, which run folders list before it."""
+        """The system that the others are compared with: the first one except BM25, which run folders list first."""
         others = [name for name in self.files if name.split("/")[-1] != LEXICAL_ROW]
         return others[0] if others else next(iter(self.files))
 
@@ -72,8 +64,10 @@ def compare(arguments: argparse.Namespace) -> None:
     title = result.title.replace(f", {JUDGED}:", ":") if arguments.qrels else result.title
     asked = query_note(query_sources(collection), [split])
     result = replace(result, title=title, notes=[*filter(None, [asked]), *systems.notes, *result.notes])
-    latex_or_text = result.to_latex() if arguments.latex else str(result)
-    text = result.to_markdown() if arguments.markdown else latex_or_text
+    if arguments.markdown:
+        text = result.to_markdown()
+    else:
+        text = result.to_latex() if arguments.latex else str(result)
     print(visible_lines(text))
     if arguments.output:
         path = Path(arguments.output)
@@ -89,9 +83,10 @@ def find_systems(given: Sequence[str], split: str | None) -> Systems:
     file. With several run folders, the folder's name comes first.
     """
     folders = {}
-    for name in filter(lambda name: Path(name).is_dir(), given):
-        _check_not_results(Path(name))
-        folders[name] = read_recipe(name)
+    for name in given:
+        if Path(name).is_dir():
+            _check_not_results(Path(name))
+            folders[name] = read_recipe(name)
     recipes = list(folders.values())
     if split is None:
         split = reported_split(recipes[0]) if recipes else "test"
@@ -130,8 +125,8 @@ def _with_lexical_once(named: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
 def _check_not_results(folder: Path) -> None:
     """Check that a folder was not written by `hf-ar2 evaluate --output`, whose run files have to be named."""
     files = sorted(folder.glob("*.trec"))
-    if files and not (folder / "recipe.yaml").is_file():
-        qrels = next(iter(sorted(folder.glob("*.qrels"))), folder / "test.qrels")
+    if files and not is_run(folder):
+        qrels = min(folder.glob("*.qrels"), default=folder / "test.qrels")
         raise ValueError(f"{folder} is not a run folder; name its run files: {files[0]} ... --qrels {qrels}")
 
 

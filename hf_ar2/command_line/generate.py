@@ -53,7 +53,8 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     texts = list(map(joined, passages["title"], passages["text"]))
     store = ReplyStore(work / "generated.jsonl")
     replies = write_replies(writer, list(passages["id"]), texts, store)
-    writer.close()
+    writer_name = writer.name
+    del writer  # frees the memory of a local model
     by_row = dict(zip(rows.tolist(), replies, strict=True))
     pairs, dropped = select_questions(by_row, collection.queries["text"])
     if pairs:
@@ -64,10 +65,10 @@ def with_generated_queries(collection: Collection, arguments: argparse.Namespace
     print(kept_and_dropped(len(pairs), dropped, filter_name, arguments.filter_depth))
     if not pairs:
         raise ValueError(
-            f"none of the questions that {writer.name} wrote was kept; its replies are in {store.file}. Try another "
+            f"none of the questions that {writer_name} wrote was kept; its replies are in {store.file}. Try another "
             "model, another --filter-model, or a larger --filter-depth"
         )
-    return with_generated(collection, pairs, f"generated:{short_name(writer.name)}")
+    return with_generated(collection, pairs, f"generated:{short_name(writer_name)}")
 
 
 def kept_and_dropped(kept: int, dropped: Counter[str], filter_name: str, depth: int) -> str:

@@ -16,9 +16,8 @@ from hf_ar2.collections.questions import read_judged, read_questions
 from hf_ar2.command_line.labelling import Labelling, Search
 from hf_ar2.command_line.open import opened_system
 from hf_ar2.models.loading import load_retriever, weights_fingerprint
-from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import LABEL
-from hf_ar2.search.runs import model_fields, settings_of_run
+from hf_ar2.search.runs import model_fields, read_finished_recipe, settings_of_run
 from hf_ar2.search.system import Hit, SearchSystem
 from hf_ar2.terminal import visible
 

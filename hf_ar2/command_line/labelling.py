@@ -26,18 +26,13 @@ class Labelling:
     """Goes through the questions of a file, and saves the judgments after each in its qrels file.
 
     A question is shown if a passage that was found for it is not judged yet: runs share their judgments.
-
-    Attributes:
-        questions: id -> text.
-        judged: id -> passage id -> grade.
-        skipped: ids that were skipped in this session.
     """
 
     def __init__(self, file: str | Path, systems: Sequence[Search], seed: int) -> None:
         self.file = Path(file)
-        self.questions = read_questions(file)
-        self.judged = read_judged(file)
-        self.skipped: set[str] = set()
+        self.questions = read_questions(file)  # id -> text
+        self.judged = read_judged(file)  # id -> passage id -> grade
+        self.skipped: set[str] = set()  # ids, in this session
         self._systems, self._seed = systems, seed
         self._ids = list(self.questions)
         self._place = 0

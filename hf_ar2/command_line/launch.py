@@ -66,6 +66,11 @@ def find_recipe(name: str) -> Path:
     return found
 
 
+def is_run(name: str | Path | None) -> bool:
+    """Whether a name is that of a run folder."""
+    return name is not None and (Path(name) / "recipe.yaml").is_file()
+
+
 def default_run_folder(name: str) -> Path:
     """The run folder of a recipe of this name that names none."""
     return Path("runs") / name.replace("/", "-")
@@ -103,12 +108,8 @@ def launch_command(
     """The command that runs a recipe on all GPUs of all machines, or without GPUs in one process on each.
 
     It sets every value that `accelerate launch` would otherwise guess with a warning, unless there is a configuration
-    file of accelerate; `machines` override that file. `OMP_NUM_THREADS`, if set, is the number of threads.
-
-    Args:
-        overrides: `--key value ...` for the recipe.
-        config_file: None: accelerate's default file, if there is one.
-        machines: values of `MACHINES`; those that are None are not set.
+    file of accelerate (by default its own default file); `machines`, values of `MACHINES` that are not None, override
+    that file. `OMP_NUM_THREADS`, if set, is the number of threads.
     """
     machines = {name: value for name, value in (machines or {}).items() if value is not None}
     config_file = config_file or default_config_file()
@@ -165,8 +166,7 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     processes that it launches handle Ctrl-C; they have half a minute to end. They also end when this process is
     terminated or killed, or its terminal is closed.
 
-    Returns:
-        The exit code; 128 + n if signal n ended the command or this process, 130 after Ctrl-C.
+    Returns the exit code; 128 + n if signal n ended the command or this process, 130 after Ctrl-C.
     """
     came: list[int] = []
     waiting = False

@@ -20,6 +20,7 @@ from hf_ar2.command_line.launch import (
     check_run_folder,
     ended_by_interrupts,
     find_recipe,
+    is_run,
     launch_command,
     run_to_end,
     shipped_recipes,
@@ -76,8 +77,7 @@ HANDLERS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `hf-ar2`.
 
-    Returns:
-        0; 1 after an error; 2 for a wrong command line; 130 after Ctrl-C; for training, its process's exit code.
+    Returns 0; 1 after an error; 2 for a wrong command line; 130 after Ctrl-C; for training, its process's exit code.
     """
     try:
         return _command(arguments)
@@ -122,7 +122,7 @@ def _check_evaluate(parser: Parser, options: argparse.Namespace) -> None:
 
 def _check_search(parser: Parser, options: argparse.Namespace) -> None:
     # argparse takes the first word for RUN; where options name the models, it belongs to the query.
-    if options.run is not None and options.retriever and not (Path(options.run) / "recipe.yaml").is_file():
+    if options.run is not None and options.retriever and not is_run(options.run):
         options.query = [options.run, *options.query]
         options.run = None
     _check_serve(parser, options)
@@ -184,11 +184,11 @@ def _run(name: str, options: argparse.Namespace) -> int:
 
 def train(parser: Parser, name: str, arguments: Sequence[str]) -> int:
     """Run a recipe with `accelerate launch`. Returns the exit code of its process."""
-    if name == "train" and not {"-h", "--help"} & set(arguments):
-        if not arguments or arguments[0].startswith("-"):
-            parser.error(
-                f"no recipe given. It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
-            )
+    without_recipe = name == "train" and (not arguments or arguments[0].startswith("-"))
+    if without_recipe and not {"-h", "--help"} & set(arguments):
+        parser.error(
+            f"no recipe given. It comes first: {PROGRAM} train RECIPE. Recipes: {', '.join(shipped_recipes())}"
+        )
     options, overrides = parser.parse_known_args(arguments)
     if overrides and not overrides[0].startswith("--"):
         parser.error(f"{overrides[0]!r}: expected --key value")
@@ -224,32 +224,28 @@ def tuning_overrides(options: argparse.Namespace) -> list[str]:
     if options.centroids and options.factory is None and options.index is None:
         raise ValueError("--centroids needs a product-quantised index: --factory OPQ48,PQ48 for example")
     before, after = "evaluation.rows.before", "evaluation.rows.after"
+    # The row after training searches the index that is saved, which has its own ids.
+    saves_index = options.factory or options.centroids
     keys = {
         "output_dir": options.output_dir,
         "collection": options.collection,
         "models.published.model": options.model,
+        "ltre.vectors": "index" if options.index or options.factory else None,
+        "ltre.index": options.index,
+        f"{before}.index": options.index,
+        f"{after}.index": "ltre" if saves_index else options.index,
+        "ltre.index_ids": options.ids,
+        f"{before}.index_ids": options.ids,
+        f"{after}.index_ids": None if saves_index else options.ids,
+        "ltre.index_factory": options.factory,
+        f"{before}.index_factory": options.factory,
+        "ltre.train_centroids": "true" if options.centroids else None,
+        **{f"{place}.search_parameters": options.search for place in ("ltre", before, after)},
+        "evaluation.splits": f"[{options.split}]" if options.split else None,
+        "evaluation.report_split": options.split,
+        "ltre.max_steps": options.steps,
     }
-    if options.index or options.factory:
-        keys["ltre.vectors"] = "index"
-    if options.index:
-        keys |= {f"{place}.index": options.index for place in ("ltre", before, after)}
-    if options.ids:
-        keys |= {"ltre.index_ids": options.ids, f"{before}.index_ids": options.ids}
-        if not options.centroids:  # the index that is saved has its own
-            keys[f"{after}.index_ids"] = options.ids
-    if options.factory:
-        keys |= {f"{place}.index_factory": options.factory for place in ("ltre", before)}
-    if options.centroids:
-        keys["ltre.train_centroids"] = "true"
-    if options.factory or options.centroids:
-        keys[f"{after}.index"] = "ltre"
-    if options.search:
-        keys |= {f"{place}.search_parameters": options.search for place in ("ltre", before, after)}
-    if options.split:
-        keys |= {"evaluation.splits": f"[{options.split}]", "evaluation.report_split": options.split}
-    if options.steps:
-        keys["ltre.max_steps"] = str(options.steps)
-    return [part for key, value in keys.items() for part in (f"--{key}", value)]
+    return [part for key, value in keys.items() if value for part in (f"--{key}", str(value))]
 
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:

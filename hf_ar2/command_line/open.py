@@ -17,12 +17,12 @@ from transformers.utils import logging as transformers_logging
 from hf_ar2.collections import load_collection
 from hf_ar2.collections.questions import QUESTIONS, with_questions
 from hf_ar2.command_line.arguments import ANY_MODEL
+from hf_ar2.command_line.launch import is_run
 from hf_ar2.folders import temporary_folder
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.progress import on_terminal
-from hf_ar2.search.recipe_file import read_finished_recipe
 from hf_ar2.search.run_index import INDEX, TRAINING_INDEX, RunIndex
-from hf_ar2.search.runs import settings_of_run, with_level_of
+from hf_ar2.search.runs import read_finished_recipe, settings_of_run, with_level_of
 from hf_ar2.search.system import SearchSystem
 from hf_ar2.settings.search import Settings
 
@@ -38,32 +38,28 @@ def opened_system(
 ) -> Iterator[SearchSystem]:
     """The models, collection and settings that the command line names: by a run folder, one by one, or both.
 
-    Tokens and the index are kept in the run folder. Without one, or with another retriever, other vectors of it or
-    another collection than the run's, they are kept in a temporary folder. The index that a run was evaluated with is
-    searched, unless the command line names another index or other passages.
+    Tokens and the index are kept in the run folder, or in a temporary folder if there is none, or if the retriever, its
+    vectors or the collection are not the run's. The index that a run was evaluated with is searched, unless the command
+    line names another index or other passages.
 
-    Args:
-        ranker: whether to load the ranker.
-        for_training: read passages as training does (`Collection.for_training`), to reproduce a run's metrics. If they
-            differ from those that are searched, their index has a separate folder.
+    With `for_training`, passages are read as in training (`Collection.for_training`), to reproduce a run's metrics. If
+    they differ from those that users search, their index has a separate folder.
     """
     given = _without_none(vars(arguments))
     run = given.get("run") or (given["model"] if is_run(given.get("model")) else None)
-    run_index, of_recipe = None, {}
-    settings = Settings.of_models()
+    recipe = {} if run is None else read_finished_recipe(run)
+    settings = Settings.of_models() if run is None else settings_of_run(recipe, run)
+    run_index = None
     retriever_name, ranker_name = given.get("retriever") or given.get("model"), given.get("ranker")
     source = given.get("collection")
     kept = run is not None and not given.keys() & {"retriever", "collection", *CHANGES}
     if run is not None:
-        recipe = read_finished_recipe(run)
-        settings = settings_of_run(recipe, run)
         if given.keys() & {"retriever", "ranker"}:  # the run chose for its own models
             settings = settings.changed({"system": "pipeline", "weight": 1.0, "pipeline_depth": None})
         retriever_name = given.get("retriever") or str(Path(run) / "retriever")
         if ranker_name is None and (Path(run) / "ranker").is_dir():
             ranker_name = str(Path(run) / "ranker")
         source = source or recipe["collection"]
-        of_recipe = recipe
         if kept and not given.keys() & {"index", "max_passage_length", "title_separator", "passage_template"}:
             run_index = RunIndex.from_run(run, recipe)
         if given.get("split") == QUESTIONS and "questions" not in given and recipe.get("questions"):
@@ -79,7 +75,7 @@ def opened_system(
         )
     with contextlib.nullcontext(run) if run is not None and kept else temporary_folder() as work_folder:
         quiet()
-        collection, index_name = with_level_of(of_recipe, load_collection(source)), INDEX
+        collection, index_name = with_level_of(recipe, load_collection(source)), INDEX
         if "questions" in given:
             collection = with_questions(collection, given["questions"])
         if for_training and (read := collection.for_training()) is not collection:
@@ -89,16 +85,9 @@ def opened_system(
         # A rerank_depth of 0 in the recipe is only about its evaluation.
         if ranker and ranker_name is not None and given.get("rerank_depth") != 0:
             second = loaded_model(arguments, "ranker", ranker_name)
-        yield SearchSystem(
-            retriever,
-            second,
-            collection,
-            settings,
-            work_folder,
-            given.get("index"),
-            run_index,
-            index_name=index_name,
-        )
+        indexes: dict[str, Any] = {"run_index": run_index, "index_name": index_name}
+        indexes["index_folder"] = given.get("index")
+        yield SearchSystem(retriever, second, collection, settings, work_folder, **indexes)
 
 
 def loaded_model(arguments: argparse.Namespace, role: str, name: str) -> Any:
@@ -129,17 +118,10 @@ def quiet() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def is_run(name: str | None) -> bool:
-    """Whether a model's name is a run folder, which gives its retriever and the lengths of its recipe."""
-    return name is not None and (Path(name) / "recipe.yaml").is_file()
-
-
 def loaded(what: str, name: str, load: Callable[[str], Model], advice: str = ANY_MODEL) -> Model:
-    """A model, or a ValueError that says which one cannot be loaded, why, and what was expected.
+    """A model, or a ValueError that says which one cannot be loaded, why, and what was expected (`advice`).
 
-    Args:
-        what: the role or the option that names the model.
-        advice: what the name may be.
+    `what` is the role or the option that names the model.
     """
     try:
         return load(name)

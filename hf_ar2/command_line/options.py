@@ -14,12 +14,10 @@ from hf_ar2.settings.values import expected, fits
 def add_setting(
     group: Any, config: type, name: str, option: str = "", *, default: str | None = None, **more: Any
 ) -> None:
-    """Add the option that sets a field. Its value is None where the option is not given.
+    """Add the option that sets a field, by default under the field's name; its value is None if it is not given.
 
-    Args:
-        option: such as `"--split"`; "": the field's name.
-        default: what the help says about the default; None: the field's own default, "": nothing.
-        more: further arguments of `add_argument`, such as `metavar` and `dest`.
+    `default` is what the help says about the default: None for the field's own, "" for nothing. `more` are further
+    arguments of `add_argument`.
     """
     known = settings_of_class(config)[name]
     arguments = {"dest": name, "default": None, "help": _help(known, default), **_type(known), **more}

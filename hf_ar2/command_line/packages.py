@@ -9,7 +9,8 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
-from hf_ar2.command_line.open import is_run, loaded_model, quiet
+from hf_ar2.command_line.launch import is_run
+from hf_ar2.command_line.open import loaded_model, quiet
 from hf_ar2.evaluation.tables import display_name, format_table
 from hf_ar2.files import read_json, write_json
 from hf_ar2.progress import on_terminal
@@ -41,16 +42,12 @@ def evaluate_with_packages(arguments: argparse.Namespace) -> None:
 
 
 def nanobeir(
-    retriever: SentenceTransformer, names: Sequence[str] = (), dataset: str = NANOBEIR
+    retriever: SentenceTransformer, names: Sequence[str], dataset: str
 ) -> dict[str, dict[str, float]]:
-    """sentence-transformers' metrics of a retriever on NanoBEIR, with the model's own prompts and similarity.
+    """sentence-transformers' metrics of a retriever on NanoBEIR: set (of several also "mean") → metric → value.
 
-    Args:
-        names: sets, such as "msmarco"; none: all.
-        dataset: on the Hub, or a folder that `datasets.load_dataset` reads.
-
-    Returns:
-        Set → metric → value, and their mean under "mean" where there are several sets.
+    The model's own prompts and similarity are used. Without `names`, such as "msmarco", all sets are measured. The
+    dataset is on the Hub, or a folder that `datasets.load_dataset` reads.
     """
     evaluator = NanoBEIREvaluator(
         dataset_names=list(names) or None,

@@ -38,11 +38,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(arguments: Callable[[Parser], None]) -> Parser:
-    """The parser of a command.
+    """The parser of the command that a function's name says; the function adds its arguments.
 
-    Args:
-        arguments: adds the arguments. The command has its name, and its docstring is the help: what the command does
-            in the first line, details, and an example at the end.
+    The function's docstring is the help: what the command does in the first line, details, and an example at the end.
     """
     name = arguments.__name__.strip("_").replace("_", "-")
     text, mark, example = inspect.cleandoc(arguments.__doc__ or "").partition("example:\n")

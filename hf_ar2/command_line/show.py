@@ -26,7 +26,7 @@ def left_out(depths: dict[str, int], metrics: Sequence[str], passages: int) -> s
 
 
 def print_searched(system: SearchSystem) -> None:
-    """Open or build the index, and print what is searched."""
+    """Open or build the index, and print its size and place."""
     print(
         f"{visible(system.collection.name)}: {counted(system.searched.ntotal, 'passages')}, {system.searched_place}"
     )

@@ -66,13 +66,10 @@ button {{ padding: .5rem 1rem; font: inherit }}
 
 
 class WebServer:
-    """Listens once constructed, and answers requests once `run` is called; ValueError if it cannot listen there.
+    """Listens once constructed (port 0: any free port), and answers requests once `run` is called.
 
-    Args:
-        port: 0: any free port.
-        names: host names that requests may use, in addition to the loopback names, `host`, and the address at which a
-            request arrives. Others are rejected, because a web page could point its own name here (DNS rebinding)
-            and read everything.
+    Requests may use the `names` of this host, the loopback names, `host`, and the address at which they arrive. Others
+    are rejected, because a web page could point its own name here (DNS rebinding) and read everything.
     """
 
     def __init__(self, host: str, port: int, routes: Sequence[Route], names: Sequence[str] = ()) -> None:

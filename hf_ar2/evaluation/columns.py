@@ -22,10 +22,9 @@ _LONGEST_LINE = 1 << 20
 def read_columns(
     path: str | os.PathLike[str], names: tuple[str, ...], kinds: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The columns in `kinds` as int64 or float64 arrays, and the numbers of their lines as `line`.
+    """The columns in `kinds` (int, float or a dict from id to row) as arrays, and their lines' numbers as `line`.
 
-    A kind is int, float or a dict from id to row. Blocks of lines are converted by calls that loop in C. If a block
-    fails, its lines are checked to name the bad one.
+    Blocks of lines are converted by calls that loop in C. If a block fails, its lines are checked to name the bad one.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*kinds, "line")}
     done = 0

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_ar2.evaluation.latex import latex_table
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from hf_ar2.evaluation.runs import Run, read_run, run_of_scores
 from hf_ar2.evaluation.significance import PairedTest, holm, paired_test
 from hf_ar2.evaluation.systems import check_relevant, evaluated_queries, measure
-from hf_ar2.evaluation.tables import MARKS, NAN_NOTE, display_name, format_cell, format_p, format_table
+from hf_ar2.evaluation.tables import (
+    MARKS,
+    NAN_NOTE,
+    display_name,
+    format_cell,
+    format_p,
+    format_table,
+    latex_table,
+)
 from hf_ar2.terminal import counted
 
 if TYPE_CHECKING:

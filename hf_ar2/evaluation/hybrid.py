@@ -19,17 +19,11 @@ DEFAULT_LEXICAL_WEIGHT = 0.3
 
 @dataclass(frozen=True)
 class Candidates:
-    """Passages found by the retriever or by BM25 for Q queries.
+    """Passages found by the retriever or by BM25 for Q queries, arrays `[Q, K]`."""
 
-    Attributes:
-        rows: int64 `[Q, K]`, passages, each once; -1 pads.
-        retriever: float32 `[Q, K]`, the retriever's scores; -inf under padding.
-        lexical: float32 `[Q, K]`, BM25 scores; 0 under padding.
-    """
-
-    rows: np.ndarray
-    retriever: np.ndarray
-    lexical: np.ndarray
+    rows: np.ndarray  # int64, each passage once, -1 padded
+    retriever: np.ndarray  # float32, the retriever's scores; -inf under the padding
+    lexical: np.ndarray  # float32, BM25's scores; 0 under the padding
 
     def ranked(self, weight: float, temperature: float, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 and rows int64 `[Q, depth]`, best first: retriever / temperature + weight · BM25.
@@ -63,9 +57,8 @@ def candidates_of_both(
 
     Args:
         scores, rows: float32 and int64 `[Q, K]`, the retriever's results, best first.
-        own_rows: int64 `[Q]`, the passage that is the query itself, which is left out (see `Collection.own_rows`).
-        ranges: int64 `[Q, 2]`, the rows that each query searches (see `Collection.searched_rows`).
         score_passages: from rows int64 `[Q, K]` to the retriever's scores, float32; scores of -1 are ignored.
+        own_rows, ranges: of these queries, see `Collection.own_rows` and `Collection.searched_rows`.
     """
     _, found = lexical.search(query_texts, rows.shape[1], ranges)
     if own_rows is not None:
@@ -98,17 +91,12 @@ def score_rows(index: CorpusIndex | FrozenIndex, queries: np.ndarray, rows: np.n
 
 
 def fit_weight(
-    candidates: Candidates,
-    temperature: float,
-    values_of: Callable[[np.ndarray], np.ndarray],
-    depth: int,
+    candidates: Candidates, temperature: float, values_of: Callable[[np.ndarray], np.ndarray], depth: int
 ) -> float:
     """The weight of BM25 in the middle of those that are `equally_good` as the best one on a split's queries.
 
-    On halves of dev splits, the middle one was better on the other half than the smallest or the best one.
-
-    Args:
-        values_of: from a ranking int64 `[Q, depth]` to the metric of every query, float64 `[Q]`.
+    Fitted on half of a dev split, the middle one was better on the other half than the smallest or the best one.
+    `values_of` takes a ranking int64 `[Q, depth]` and returns the metric of every query, float64 `[Q]`.
     """
     tried = np.stack([values_of(candidates.ranked(weight, temperature, depth)[1]) for weight in WEIGHTS])
     good = np.flatnonzero(equally_good(tried))

@@ -35,18 +35,10 @@ _CELLS_AT_ONCE = 1 << 24
 
 
 def gains(retrieved: np.ndarray, judgments: Judgments) -> np.ndarray:
-    """Judged relevance of every retrieved passage.
+    """Judged relevance of every retrieved passage, int32 `[Q, K]`; 0 for unjudged passages and padding.
 
-    Args:
-        retrieved: int `[Q, K]`, passage rows, best first, -1 padded; row `i` belongs to query `i` of `judgments`.
-        judgments: the judgments of the same Q queries.
-
-    Returns:
-        int32 `[Q, K]`; 0 for unjudged passages and padding.
-
-    Raises:
-        ValueError: `retrieved` is not a `[Q, K]` integer array for the queries of `judgments`, or it holds a judged
-            passage twice for one query.
+    ValueError if `retrieved` (see `evaluate_rankings`) is not a `[Q, K]` integer array for the queries of `judgments`,
+    or holds a judged passage twice for one query.
     """
     retrieved = np.asarray(retrieved)
     if retrieved.ndim != 2 or len(retrieved) != len(judgments) or retrieved.dtype.kind not in "iu":

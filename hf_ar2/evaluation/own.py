@@ -12,10 +12,8 @@ def without_own(
 
     Args:
         scores, rows: float32 and int64 `[Q, K]`, best first; K is `deeper(own_rows, depth)` or more, for full lists.
-        own_rows: int64 `[Q]`, -1 where there is none, see `Collection.own_rows`.
-
-    Returns:
-        Scores and rows `[Q, min(depth, K)]`; -inf and -1 at the end of a list that became shorter.
+            The result is `[Q, min(depth, K)]`; -inf and -1 fill lists that became shorter.
+        own_rows: int64 `[Q]`, see `Collection.own_rows`.
     """
     own = (rows == own_rows[:, None]) & (own_rows[:, None] >= 0)
     if own.any():
@@ -31,10 +29,9 @@ def deeper(own_rows: np.ndarray, depth: int) -> int:
 
 
 def mask_other_rows(scores: np.ndarray, rows: np.ndarray, ranges: np.ndarray | None) -> None:
-    """Set the scores `[Q, P]` of the passages at rows `[P]` outside each query's range to -inf, in place.
+    """Set the scores `[Q, P]` of passages at rows `[P]` outside each query's range to -inf, in place.
 
-    Args:
-        ranges: int64 `[Q, 2]`, see `Collection.searched_rows`; None: nothing is outside.
+    `ranges` are int64 `[Q, 2]`, see `Collection.searched_rows`; None: nothing is outside.
     """
     if ranges is not None:
         scores[(rows < ranges[:, :1]) | (rows >= ranges[:, 1:])] = -np.inf

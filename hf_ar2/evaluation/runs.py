@@ -18,7 +18,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ def run_file(folder: str | os.PathLike[str], row: str, split: str, system: str) 
 
 
 def check_run_files(folder: str | os.PathLike[str], row: str) -> None:
-    """Compare a row's run files in a run folder with the checksums that the evaluation of the recipe noted."""
+    """Compare a row's run files in a run folder with the checksums that the recipe's evaluation recorded."""
     advice = "Run the command that made the run again: it evaluates the row again."
     for name in ("key.json", "questions.json"):
         note = Path(folder) / "evaluation" / row / name
@@ -333,15 +333,12 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with writing(path), open(partial, "wb") as raw:
+        with writing(path), ExitStack() as stack:
+            file: Any = stack.enter_context(open(partial, "wb"))
             if path.suffix == ".gz":
                 # No name or time in the header, so that equal runs give equal files.
-                compressed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0)
-                with compressed, io.TextIOWrapper(compressed, encoding="utf-8") as file:
-                    yield file
-            else:
-                with io.TextIOWrapper(raw, encoding="utf-8") as file:
-                    yield file
+                file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
+            yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8"))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

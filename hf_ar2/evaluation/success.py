@@ -17,8 +17,7 @@ TOP_K = 3
 def questions_answered(collection: Collection, split: str, rows: np.ndarray) -> int:
     """The number of a split's queries with a relevant passage among the first results (all, if K is smaller).
 
-    Args:
-        rows: int64 `[Q, K]` passage rows, in the order of `evaluated_queries`.
+    `rows` are passage rows int64 `[Q, K]`, in the order of `evaluated_queries`.
     """
     metric = f"hit_rate@{min(TOP_K, rows.shape[1])}"
     return int(measure(collection, split, rows, [metric])[metric].sum())

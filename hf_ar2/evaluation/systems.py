@@ -9,7 +9,6 @@ import numpy as np
 
 from hf_ar2.evaluation.answers import answer_hits
 from hf_ar2.evaluation.metrics import evaluate_rankings, hit_rate, mrr, parse_metric
-from hf_ar2.evaluation.pipeline import pipeline, pipeline_scores, rerank
 from hf_ar2.terminal import counted
 
 if TYPE_CHECKING:
@@ -33,16 +32,13 @@ def rankings_of_systems(
     weight: float = 1.0,
     depth: int | None = None,
 ) -> dict[str, Ranking]:
-    """The rankings of retriever, ranker and pipeline.
+    """The rankings of `retriever` `[Q, K]`, and with a ranker also of `ranker` `[Q, k]` and `pipeline` `[Q, K]`.
 
     Args:
         scores, rows: float32 and int64 `[Q, K]`, the retriever's results, best first.
         ranker_scores: float32 `[Q, k]` of its first k; None without a ranker.
         weight: of the ranker in the pipeline, see `pipeline_scores`.
         depth: number of passages that the pipeline reorders; None: k.
-
-    Returns:
-        `retriever` `[Q, K]`, and with a ranker also `ranker` `[Q, k]` and `pipeline` `[Q, K]`.
     """
     found = {"retriever": (rows, scores)}
     if ranker_scores is not None:
@@ -53,9 +49,35 @@ def rankings_of_systems(
         ordered = -np.sort(-both, axis=1)
         # The passages below keep the retriever's order, with falling scores.
         tail = ordered[:, -1:] - 1 - np.arange(rows.shape[1] - depth, dtype=ordered.dtype)
-        found["ranker"] = (rerank(rows[:, :scored], ranker_scores), -np.sort(-ranker_scores, axis=1))
-        found["pipeline"] = (pipeline(rows, both), np.concatenate([ordered, tail], axis=1))
+        reordered = np.concatenate([_rerank(rows[:, :depth], both), rows[:, depth:]], axis=1)
+        found["ranker"] = (_rerank(rows[:, :scored], ranker_scores), -np.sort(-ranker_scores, axis=1))
+        found["pipeline"] = (reordered, np.concatenate([ordered, tail], axis=1))
     return found
+
+
+def pipeline_scores(
+    retriever_scores: np.ndarray,
+    ranker_scores: np.ndarray,
+    retriever_temperature: float,
+    ranker_temperature: float = 1.0,
+    weight: float = 1.0,
+) -> np.ndarray:
+    """log p_retriever(d|q) + weight · log p_ranker(d|q), up to a constant per query: float32 `[Q, k]`.
+
+    Each model was trained as a softmax over its scores at its temperature. `hf_ar2.evaluation.weights` fits the weight
+    on a dev split; weight 0 keeps the retriever's order.
+
+    Args:
+        retriever_scores, ranker_scores: float32 `[Q, k]` of the same candidates; -inf under the padding.
+    """
+    if weight == 0:  # 0 times the -inf of padding is NaN
+        return np.where(np.isneginf(ranker_scores), -np.inf, retriever_scores / retriever_temperature)
+    return retriever_scores / retriever_temperature + weight * (ranker_scores / ranker_temperature)
+
+
+def _rerank(rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Each query's passages `[Q, k]` by their scores `[Q, k]`, best first; ties keep the given order."""
+    return np.take_along_axis(rows, np.argsort(-scores, axis=1, kind="stable"), axis=1)
 
 
 def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
@@ -69,11 +91,7 @@ def evaluated_queries(collection: Collection, split: str) -> np.ndarray:
 
 
 def check_relevant(collection: Collection, split: str, relevance_level: int | None = None) -> None:
-    """Check that a split can be measured: without a relevant passage, every metric would be 0 or NaN.
-
-    Args:
-        relevance_level: the lowest grade that is relevant; None: the collection's own.
-    """
+    """Check that a split can be measured: without a relevant passage, every metric would be 0 or NaN."""
     queries = len(evaluated_queries(collection, split))
     if split in collection.qrels:
         judgments = collection.judgments(split)
@@ -100,14 +118,10 @@ def measure(
     metrics: Sequence[str],
     relevance_level: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics of a ranking of a split, per query: metric → float64 `[Q]`.
+    """Metrics of a split's ranking, per query: metric → float64 `[Q]`.
 
-    In a split with answers but without judgments, a passage is relevant if it contains an answer (as in DPR).
-
-    Args:
-        rows: int64 `[Q, K]`, in the order of `evaluated_queries`.
-        metrics: names; those that are `out_of_reach` of K are left out.
-        relevance_level: of judgments, see `evaluate_rankings`.
+    In a split with answers but without judgments, a passage is relevant if it contains an answer (as in DPR). The rows
+    are int64 `[Q, K]`, in the order of `evaluated_queries`; metrics that are `out_of_reach` of K are left out.
     """
     total = len(collection.corpus)
     beyond = out_of_reach(metrics, rows.shape[1], total)

@@ -1,4 +1,4 @@
-"""Tables of results for the terminal and in Markdown."""
+"""Tables of results for the terminal, in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
@@ -26,13 +26,25 @@ LEGEND = (
 )
 NAN_NOTE = "NaN: there was nothing to average, or a value was not finite."
 
+# Character -> its form in LaTeX.
+_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"}
+_ESCAPES |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_ESCAPES |= {"<": "$<$", ">": "$>$", "|": "$|$", "–": "--", "≤": r"$\leq$", "≥": r"$\geq$"}
+_ESCAPES["▼"] = r"$\bigtriangledown$"
+# pdflatex stops at a Greek letter. LaTeX has no commands for those that look like Latin ones.
+_GREEK = (
+    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi mathrm{o} pi rho varsigma sigma tau "
+    "upsilon varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega epsilon phi vartheta"
+).split()
+_ESCAPES |= {
+    letter: rf"$\{name}$"
+    for letter, name in zip("αβγδεζηθικλμνξοπρςστυφχψωΓΔΘΛΞΠΣΥΦΨΩϵϕϑ", _GREEK, strict=True)
+}
+_ESCAPES |= dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEZHIKMNOPTX", strict=True))
+
 
 def format_table(
-    rows: Sequence[Sequence[Any]],
-    columns: Sequence[str],
-    *,
-    markdown: bool = False,
-    width: int = 80,
+    rows: Sequence[Sequence[Any]], columns: Sequence[str], *, markdown: bool = False, width: int = 80
 ) -> str:
     """An aligned table as text, or in Markdown.
 
@@ -149,12 +161,9 @@ def stage_table(
 
 
 def member_table(metrics: Metrics, splits: Mapping[str, str], name: str) -> str:
-    """One metric of every stage's systems on each of several collections, a column for each.
+    """The metric `name` of every stage's systems on each of several collections, a column for each.
 
-    Args:
-        metrics: as in `stage_table`.
-        splits: collection -> its split, see `Collection.by_member`.
-        name: of the metric.
+    `metrics` are as in `stage_table`, `splits` are collection -> its split as in `Collection.by_member`.
     """
     rows = []
     for stage, found in metrics.items():
@@ -219,3 +228,31 @@ def _aligned(
         ]
         lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def latex_table(rows: Sequence[Sequence[str]], columns: Sequence[str], caption: str) -> str:
+    """A LaTeX table in the style of the package booktabs; every text is escaped.
+
+    The first column is aligned on the left, the others on the right.
+    """
+    lines = [" & ".join(map(_escaped, cells)) + r" \\" for cells in [columns, *rows]]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{_escaped(caption)}}}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _escaped(text: str) -> str:
+    escaped = "".join(_ESCAPES.get(character, character) for character in text)
+    return re.sub(r"^-(?=\d)", "$-$", escaped)

@@ -9,8 +9,7 @@ import numpy as np
 
 from hf_ar2.collections import Collection
 from hf_ar2.evaluation.metrics import hit_rate, mrr, parse_metric
-from hf_ar2.evaluation.pipeline import pipeline_scores
-from hf_ar2.evaluation.systems import hits_of_split, measure
+from hf_ar2.evaluation.systems import hits_of_split, measure, pipeline_scores
 
 # Of BM25 in the hybrid, and of the ranker in the pipeline; the ranker alone is a separate system.
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -22,17 +21,11 @@ _EQUALLY_GOOD = 0.5
 
 @dataclass(frozen=True)
 class Blend:
-    """How the pipeline orders a query's first passages: retriever / τ + weight · ranker / τ'.
-
-    Attributes:
-        weight: of the ranker.
-        depth: passages of a query that are reordered; None: all that the ranker scored.
-        lexical: weight of BM25, see `hf_ar2.evaluation.hybrid`; 0: the retriever alone.
-    """
+    """How the pipeline orders a query's first passages: retriever / τ + weight · ranker / τ'."""
 
     weight: float = 1.0
-    depth: int | None = None
-    lexical: float = 0.0
+    depth: int | None = None  # passages of a query that are reordered; None: all that the ranker scored
+    lexical: float = 0.0  # weight of BM25, see `hf_ar2.evaluation.hybrid`; 0: the retriever alone
 
 
 def fit_blend(
@@ -45,8 +38,7 @@ def fit_blend(
     retriever_temperature: float,
     ranker_temperature: float = 1.0,
 ) -> Blend:
-    """Fit weight and depth on a split; of settings that are `equally_good`, take the nearest to weight 1 and full
-    depth.
+    """Fit weight and depth on a split; of the `equally_good`, take those nearest to weight 1 and full depth.
 
     Every weight of `WEIGHTS` is tried with every depth, and distance is counted in steps of that grid. In simulations
     with 50 to 300 queries this lost less than .01 MRR@10 against the best weight, while weight 1 lost up to .2 with a
@@ -55,8 +47,6 @@ def fit_blend(
     Args:
         scores, rows: float32 and int64 `[Q, K]`, the retriever's results for the split's queries, best first.
         ranker_scores: float32 `[Q, k]` of its first k.
-        collection: has the judgments or answers of the split.
-        metric: the one to maximise.
     """
     scored = ranker_scores.shape[1]
     depths = [*(depth for depth in DEPTHS if depth < scored), scored]
@@ -76,11 +66,9 @@ def fit_blend(
 def equally_good(tried: np.ndarray) -> np.ndarray:
     """Which settings are less than half a standard error below the best one, bool `[..., W]`.
 
-    The means are smoothed over neighbouring weights (¼, ½, ¼), because a small split says little about one setting. The
-    standard error is that of the paired difference over the queries.
-
-    Args:
-        tried: the metric of every query at every weight, float64 `[..., W, Q]`, weights ascending.
+    `tried` is the metric of every query at every weight, float64 `[..., W, Q]`, weights ascending. The means are
+    smoothed over neighbouring weights (¼, ½, ¼), because a small split says little about one setting. The standard
+    error is that of the paired difference over the queries.
     """
     padded = np.pad(tried.mean(axis=-1), [(0, 0)] * (tried.ndim - 2) + [(1, 1)], mode="edge")
     means = 0.25 * padded[..., :-2] + 0.5 * padded[..., 1:-1] + 0.25 * padded[..., 2:]

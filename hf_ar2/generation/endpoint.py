@@ -34,9 +34,7 @@ class EndpointWriter:
     Args:
         url: such as `http://127.0.0.1:8000/v1`, without a password or a query.
         model: its name at the endpoint.
-        count: replies per passage.
-        prompt: contains `{passage}`; None uses the prompt for chat models.
-        seed: of the sampling, if the endpoint supports it.
+        count, prompt, seed: as of `ModelWriter`; not all endpoints read the seed.
         waits: seconds to wait before each retry.
     """
 
@@ -76,9 +74,6 @@ class EndpointWriter:
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             replies = list(pool.map(lambda one: self._reply(*one), requests))
         return [replies[start : start + self.count] for start in range(0, len(replies), self.count)]
-
-    def close(self) -> None:
-        """Does nothing: there is no model in memory."""
 
     def _reply(self, passage: str, number: int) -> str:
         body = {

@@ -23,13 +23,9 @@ _BUDGET = {"cuda": 16_384}
 
 
 class ModelWriter:
-    """Writes with a model of transformers: one reply per passage greedily, or several by seeded sampling.
+    """Writes with a model of transformers: one reply per passage greedily, or several (`count`) by seeded sampling.
 
-    Args:
-        model: a folder, a Hub id, or `package:NAME/FOLDER`.
-        count: replies per passage; more than one are sampled.
-        prompt: contains `{passage}`; None uses the default for this type of model.
-        seed: of the sampling.
+    The prompt contains `{passage}`; None uses the default for the type of model.
     """
 
     def __init__(self, model: str, count: int = 1, prompt: str | None = None, seed: int = 42) -> None:
@@ -107,7 +103,3 @@ class ModelWriter:
         # A causal model would not continue after an end token.
         ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
         return ids[:-1] if not self.seq2seq and not self.chat and ids and ids[-1] in ends else ids
-
-    def close(self) -> None:
-        """Free the model's memory."""
-        del self.model

@@ -23,7 +23,7 @@ _ASKS = ("?", "？", "؟")
 
 
 def default_prompt(name: str, *, seq2seq: bool, chat: bool) -> str:
-    """The prompt for a type of model; only the passage for models that were trained so, such as doc2query."""
+    """The prompt for a type of model; the passage alone for models trained without a prompt, such as doc2query."""
     if seq2seq:
         return PASSAGE if _PASSAGE_ALONE.search(name) else SEQ2SEQ
     return CHAT if chat else CAUSAL

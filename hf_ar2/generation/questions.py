@@ -45,9 +45,6 @@ class Writer(Protocol):
     def write(self, batch: int, passages: Sequence[str]) -> list[list[str]]:
         """Replies for each passage of a batch."""
 
-    def close(self) -> None:
-        """Free its memory."""
-
 
 def sample(total: int, limit: int, seed: int) -> np.ndarray:
     """Rows of at most `limit` out of `total` passages, ascending."""
@@ -59,10 +56,8 @@ def write_replies(
     writer: Writer, ids: Sequence[str], passages: Sequence[str], store: ReplyStore
 ) -> list[list[str]]:
     """Replies for each passage, by its id and text; missing ones are written and stored, batch by batch."""
-    written_by = {
-        "model": writer.name,
-        **{name: getattr(writer, name) for name in ("prompt", "count", "seed")},
-    }
+    written_by: dict[str, str | int] = {"model": writer.name, "prompt": writer.prompt}
+    written_by |= {"count": writer.count, "seed": writer.seed}
     keys = [store_key(id, text, written_by) for id, text in zip(ids, passages, strict=True)]
     done = sum(key in store.replies for key in keys)
     if done == len(keys):
@@ -119,7 +114,7 @@ def retrieves_passage(
 def with_generated(collection: Collection, pairs: Sequence[Pair], source: str) -> Collection:
     """The collection with questions from a source, such as `generated:MODEL`, as additional queries.
 
-    If the collection has a split dev or test, all are added to train, so that evaluation uses the original queries.
+    If the collection has a split dev or test, all are added to train, so that only original queries are evaluated on.
     Otherwise a hash of the passage's id puts 80 % of the passages into train, 10 % into dev and 10 % into test; with
     three or more passages no split is empty.
     """

@@ -22,22 +22,14 @@ Modules = dict[str, Weights]
 
 @dataclass
 class ImportResult:
-    """What happened to the parameters of a checkpoint.
+    """A record of which parameters of a checkpoint were used, not used and added."""
 
-    Attributes:
-        source: the published file or folder.
-        folder: where the standard checkpoint is.
-        kind: `"retriever"` or `"ranker"`.
-        used: the number of published parameters in the standard checkpoint.
-        unused: published parameter -> why it is not used.
-        added: parameter of the standard checkpoint that was not published -> why it is there.
-    """
-
-    source: Path
-    folder: Path
-    kind: str
-    used: int = 0
-    unused: dict[str, str] = field(default_factory=dict)
+    source: Path  # the published file or folder
+    folder: Path  # of the standard checkpoint
+    kind: str  # "retriever" or "ranker"
+    used: int = 0  # number of published parameters in the standard checkpoint
+    unused: dict[str, str] = field(default_factory=dict)  # published parameter -> why it is not used
+    # Parameter of the standard checkpoint that was not published -> why it is there.
     added: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -49,18 +41,12 @@ class ImportResult:
 
 @dataclass
 class Builder:
-    """Builds models in the configuration of a base model.
+    """Builds models in the configuration of a base model."""
 
-    Attributes:
-        config, tokenizer: of the base model.
-        scratch: folder for the files that sentence-transformers reads models from.
-        result: updated with the parameters that are used and added.
-    """
-
-    config: Any
+    config: Any  # of the base model, as the next
     tokenizer: Any
-    scratch: Path
-    result: ImportResult
+    scratch: Path  # folder for the files that sentence-transformers reads models from
+    result: ImportResult  # updated with the parameters that are used and added
 
     def retriever(self, modules: Modules) -> SentenceTransformer:
         """A model with one encoder, or with separate encoders for queries and passages; similarity by dot product."""

@@ -114,12 +114,8 @@ def import_checkpoint(
 def read_torch(source: str | Path) -> Weights:
     """Parameters from a `torch.save` dictionary, as float32; no code from the file is run.
 
-    Args:
-        source: a file with a dictionary of tensors, alone or under `model_dict`. DDP's prefix `module.` is removed.
-
-    Raises:
-        ValueError: the file has anything but tensors and plain containers, or no dictionary of tensors.
-        FileNotFoundError: there is no such file.
+    The file has a dictionary of tensors, alone or under `model_dict`; if it has anything but tensors and plain
+    containers, that is a ValueError. DDP's prefix `module.` is removed.
     """
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such file")

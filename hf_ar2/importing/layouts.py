@@ -32,8 +32,7 @@ _UNUSED = re.compile(
 def ar2_modules(published: Weights, result: ImportResult) -> Modules:
     """Modules of a checkpoint of AR2 or DPR: two encoders, or the ranker's encoder and head.
 
-    Raises:
-        ValueError: a module is missing, or a parameter belongs to none.
+    ValueError if a module is missing, or a parameter belongs to none.
     """
     prefixes = (
         ("encoder.", "qa_classifier.") if result.kind == "ranker" else ("question_model.", "ctx_model.")
@@ -76,10 +75,7 @@ def rocketqa_modules(published: Weights, result: ImportResult) -> Modules:
     """Modules of a checkpoint of RocketQA, RocketQAv2 or PAIR (which has one encoder).
 
     RocketQA's ranker has two classes over a pooler. One logit is kept, the second less the first: its sigmoid is the
-    probability that RocketQA computes.
-
-    Raises:
-        ValueError: a module is missing, or a parameter belongs to none.
+    probability that RocketQA computes. ValueError if a module is missing, or a parameter belongs to none.
     """
     found: Modules = {}
     head: Weights = {}

@@ -23,13 +23,8 @@ CONVERT = (
 def read_paddle(source: str | Path) -> dict[str, Tensor]:
     """Parameter name -> value, as float32.
 
-    Args:
-        source: a folder with one file per parameter, named after it (what `fluid.io.save_params` writes and RocketQA
-            published), or a `.npz` file.
-
-    Raises:
-        ValueError: the file is a pickle (`.pdparams`), which may run code when it is loaded, or is not a tensor.
-        FileNotFoundError: there is no such file or folder.
+    The source is a folder with one file per parameter, named after it (what `fluid.io.save_params` writes and RocketQA
+    published), or a `.npz` file. ValueError for a pickle (`.pdparams`), which may run code when it is loaded.
     """
     path = Path(source)
     if path.is_dir():
@@ -62,10 +57,7 @@ def read_tensor(file: Path) -> np.ndarray:
 
     A version (uint32, 0); the number of levels of detail (uint64), each with its size in bytes (uint64) and its
     data; the version of the tensor (uint32, 0); the length (int32) of a TensorDesc, a protocol buffer with the data
-    type and the dimensions; the data, little-endian, in row-major order.
-
-    Raises:
-        ValueError: the file has another layout.
+    type and the dimensions; the data, little-endian, in row-major order. ValueError for another layout.
     """
     raw = file.read_bytes()
     try:

@@ -42,15 +42,8 @@ def plot_report(
 ) -> None:
     """Draw a run's figure, report.png: the metric of each stage, dev metrics per round, losses, pool difficulty.
 
-    A panel draws the series that were logged, and says so if none was.
-
-    Args:
-        log_history: stage → log entries; `training_panels` names the keys that are drawn.
-        metrics: as in metrics.json, see `stage_table`.
-        split: the split of `metrics` in the first panel.
-        dev_split: the split that the trainers evaluated, for the second panel's title.
-        metric: the metric in the first two panels.
-        title: headline, such as the recipe and the collection.
+    A panel draws the series that were logged (`training_panels` names their keys), and says so if none was. The metrics
+    are as in metrics.json; `dev_split` is the split that the trainers evaluated, for a title.
     """
     from matplotlib.figure import Figure  # slow to import; made directly, it does not change pyplot's state
 

@@ -1,4 +1,4 @@
-"""What trainers log and reports draw: metrics per round, losses, and how difficult the pools of negatives are."""
+"""The series that trainers log and reports draw: metrics per round, losses, and the difficulty of negatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's time is recorded, and what a run with minutes has used of them."""
+"""The files with a run's times, and a note on how much of its minutes a run has used."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EVALUATION = "evaluation"
 
 
 def evaluation_seconds(run: Path) -> float | None:
-    """What the evaluation of rows has taken, by the wall clock; None in runs that did not record it."""
+    """Seconds of the evaluation of rows, by the wall clock; None in runs that did not record them."""
     seconds = read_json(run / EVALUATION / TIME, {}).get("seconds")
     return None if seconds is None else float(seconds)
 
 
 def minutes_note(run: Path, recipe: Mapping[str, Any]) -> str:
-    """What a run has used of its minutes, as a sentence that names the clock; "" without minutes."""
+    """A sentence on how much of its minutes a run has used, by which clock; "" without minutes."""
     minutes, used = recipe.get("minutes"), read_json(run / TIME, {}).get("seconds")
     if minutes is None or used is None:
         return ""

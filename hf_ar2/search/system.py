@@ -20,6 +20,7 @@ from hf_ar2.evaluation.hybrid import Candidates, candidates_of_both, score_rows
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.systems import SYSTEMS, Ranking, evaluated_queries, rankings_of_systems
 from hf_ar2.index import CorpusIndex
+from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.encoders import Encoders
 from hf_ar2.index.encodings import Encodings
 from hf_ar2.index.fingerprint import index_fingerprint
@@ -152,15 +153,21 @@ class SearchSystem:
 
     @cached_property
     def searched(self) -> CorpusIndex | FrozenIndex:
-        """The index that `search` and `rankings` use: `run_index` if given, else `index`."""
-        if self.run_index is None:
-            if self.index_folder is None and self.settings.search_parameters is not None:
-                self.index.search_parameters = self.settings.search_parameters
+        """The index that `search` and `rankings` use: `run_index` if given, else `index`.
+
+        ValueError if `run_index` was built from other passages, or by another passage encoder.
+        """
+        parameters, run_index = self.settings.search_parameters, self.run_index
+        if run_index is None:
+            if self.index_folder is None and parameters is not None:
+                self.index.search_parameters = parameters
             return self.index
-        ids = list(self.collection.corpus["id"])
-        return self.run_index.open(
-            self.encoders, self.retriever, self.retriever_inputs, ids, self.settings.search_parameters
+        ids, device = list(self.collection.corpus["id"]), self.encoders.device
+        index = FrozenIndex.from_files(
+            run_index.path, ids, run_index.ids, device=device, search_parameters=parameters
         )
+        check_fit(index, str(run_index.path), self.encoders, self.retriever, self.retriever_inputs)
+        return index
 
     @property
     def searched_place(self) -> str:
@@ -248,7 +255,7 @@ class SearchSystem:
         return self.search_many([query], k)[0]
 
     def search_many(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
-        """What `search` finds for each query, in one pass of each model; scores are equal up to rounding."""
+        """The hits of `search` for each query, in one pass of each model; scores are equal up to rounding."""
         settings = self.settings
         reranks = self.ranker is not None and settings.rerank_depth > 0
         reordered = (settings.pipeline_depth or max(k, settings.rerank_depth)) if reranks else 0
@@ -286,10 +293,8 @@ class SearchSystem:
     ) -> list[Hit]:
         """The hits of a query, sorted.
 
-        Args:
-            ranked: the ranker's scores of the first passages.
-            scores: of the hybrid, or without BM25 of the retriever.
-            retriever, bm25: of each alone.
+        `ranked` are the ranker's scores of the first passages, `scores` those of the hybrid, or without BM25 of the
+        retriever.
         """
         hits = [
             Hit(*passage, rank, score, None)

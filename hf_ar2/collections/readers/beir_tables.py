@@ -110,9 +110,6 @@ def load_beir_parquet(folder: str | Path, *, name: str | None = None, skip: Iter
 
     Passages are in `corpus.parquet` or `corpus/*.parquet`, queries in `queries.parquet` or `queries/*.parquet`, the
     judgments of a split in `qrels/<split>.parquet`; a table may be in parts, as in `test-00000-of-00002.parquet`.
-
-    Raises:
-        CollectionError: As in `load_beir_from_hub`.
     """
     folder = Path(folder)
     passages, queries = (_parquet(parquet_files(folder, part), folder / part) for part in _TABLES)

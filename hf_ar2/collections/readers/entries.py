@@ -23,11 +23,7 @@ def id_of(value: Any) -> str | None:
 
 
 class Queries:
-    """Collects the queries of one collection from any number of files.
-
-    Args:
-        problems: Handles empty texts and duplicate ids.
-    """
+    """Collects the queries of one collection from any number of files."""
 
     def __init__(self, problems: Problems):
         self.problems = problems
@@ -45,16 +41,10 @@ class Queries:
         answers: list[str] | None = None,
         source: str | None = None,
     ) -> bool:
-        """Adds a query and returns whether it was added; a query repeated in another file is ignored.
+        """Adds a query, and returns whether it was added; a query repeated in another file is ignored.
 
-        Args:
-            id, text: The query.
-            file, line: Its place, for messages.
-            answers: Texts that a relevant passage contains.
-            source: The origin of the query, such as "heading"; empty if a person asked it.
-
-        Raises:
-            CollectionError: The id or the text is empty, or the id was used before, unless skipped.
+        `answers` are texts that a relevant passage contains, `source` is as in `Collection.query_sources`. An empty id
+        or text, and an id that was used before, are passed to `problems`.
         """
         if not id:
             self.problems.malformed(file, line, "an empty query id", "an id")
@@ -90,12 +80,7 @@ class Queries:
 
 
 class Qrels:
-    """Collects the judgments of one split and checks them against the collection.
-
-    Args:
-        file: The file of the judgments.
-        problems: Handles grades that are not whole numbers, unknown ids, and duplicate judgments.
-    """
+    """Collects the judgments of one split, and checks them against the collection."""
 
     def __init__(self, file: str | Path, problems: Problems):
         self.file = file
@@ -106,12 +91,7 @@ class Qrels:
         self.lines = array("q")
 
     def add(self, query_id: str, passage_id: str, relevance: str | float | None, line: int) -> None:
-        """Adds a judgment.
-
-        Raises:
-            CollectionError: The relevance is not a whole number of 32 bits (1 or 1.0), unless malformed lines are
-                skipped.
-        """
+        """Adds a judgment; a relevance that is not a whole number of 32 bits (1 or 1.0) is passed to `problems`."""
         try:
             self.relevance.append(whole_number(relevance))
         except (ValueError, OverflowError):
@@ -123,11 +103,7 @@ class Qrels:
         self.lines.append(line)
 
     def dataset(self, known_queries: pa.ChunkedArray, known_passages: pa.ChunkedArray) -> datasets.Dataset:
-        """The judgments as a dataset, given the ids of the queries and of the passages.
-
-        Raises:
-            CollectionError: A judgment has an unknown id or is repeated, unless skipped.
-        """
+        """The judgments as a dataset; those with unknown ids and repeated ones are passed to `problems`."""
         query_rows = rows_of(self.query_ids, known_queries)
         passage_rows = rows_of(self.passage_ids, known_passages)
         pairs = np.stack([query_rows, passage_rows], axis=1)
@@ -144,14 +120,10 @@ class Qrels:
                 cause, found = "unknown passages in qrels", f"passage id {passage!r}"
                 expected = "the id of a passage"
             else:
-                cause = "duplicate judgments"
+                cause, expected = "duplicate judgments", "one judgment for each pair"
                 found = f"a second judgment of passage {passage!r} for query {query!r}"
-                expected = "one judgment for each pair"
             self.problems.raise_or_skip(cause, self.file, self.lines[row], found, expected)
-        columns: dict[str, list[str] | np.ndarray] = {
-            "query_id": self.query_ids,
-            "passage_id": self.passage_ids,
-            "relevance": np.array(self.relevance, dtype=np.int32),
-        }
+        columns: dict[str, Any] = {"query_id": self.query_ids, "passage_id": self.passage_ids}
+        columns["relevance"] = np.array(self.relevance, dtype=np.int32)
         judged = dataset_of(columns, QRELS_FEATURES)
         return judged if keep.all() else judged.select(np.flatnonzero(keep))

@@ -168,7 +168,7 @@ def _is_version(heading: str, text: str) -> bool:
 
 
 def asks_nothing(text: str) -> bool:
-    """Whether a heading is not a query even with context."""
+    """Whether a heading is no query, even with context."""
     words = _content(text)
     return bool(words) and (all(word in _EMPTY for word in words) or bool(_NAMES_OF_FILES & set(words)))
 

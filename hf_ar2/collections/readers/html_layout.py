@@ -12,7 +12,7 @@ Position = tuple[int, int]
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _NAMED_BLOCKS = {"div", "section", "ul", "ol", "dl", "table", "details"}
 _BLOCKS = _NAMED_BLOCKS | {"article", "main", "header", "footer", "nav", "aside"}
-# Elements in these make a table a layout.
+# A table that contains one of these elements is used as layout.
 _IN_LAYOUT = {*_HEADINGS, "table", "pre", "dl"}
 _ROLES = {
     "navigation", "search", "banner", "contentinfo", "complementary", "menu", "menubar", "toolbar", "doc-toc",
@@ -104,19 +104,12 @@ class _Element:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a page, by the positions of their start tags.
+    """The parts of a page, by the positions of their start tags."""
 
-    Attributes:
-        main: the elements that hold the text; empty for the whole page.
-        navigation: elements without text of the page.
-        tables: those that are not data but layout.
-        site: the page's title without its first heading.
-    """
-
-    main: frozenset[Position]
-    navigation: frozenset[Position]
-    tables: frozenset[Position]
-    site: str
+    main: frozenset[Position]  # the elements that hold the text; empty for the whole page
+    navigation: frozenset[Position]  # elements whose text is not part of the page's content
+    tables: frozenset[Position]  # those that are used as layout
+    site: str  # the page's title without its first heading
 
 
 def layout_of(page: str) -> Layout:

@@ -20,14 +20,7 @@ _CUT_CHARACTERS = 32
 
 
 def json_records(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yields the line on which each item of a JSON list begins (from 1), and the item.
-
-    Args:
-        file: A UTF-8 file with one list, plain or gzipped.
-
-    Raises:
-        CollectionError: The file is not valid JSON or not a list; the message names the line.
-    """
+    """Yields the line on which each item of a JSON list begins (from 1), and the item; the file may be gzipped."""
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8-sig") as stream:
         buffer = _Buffer(file, stream)

@@ -164,7 +164,7 @@ def _load_from_hub(source: str, **options: Any) -> Collection:
         try:
             return load_beir_from_hub(source, **options)
         except ValueError as error:
-            # What datasets raises for a repository without a configuration `corpus`.
+            # datasets raises this for a repository without a configuration `corpus`.
             if isinstance(error, CollectionError) or "'corpus'" not in str(error):
                 raise
     return load_pairs(source, **options)
@@ -173,12 +173,7 @@ def _load_from_hub(source: str, **options: Any) -> Collection:
 def with_dev_split(collection: Collection, share: float) -> Collection:
     """Move a share of the queries of `train` to a new split `dev`, chosen by a hash of their ids.
 
-    Args:
-        collection: Returned unchanged if it has a split `dev`, or fewer than two queries in `train`.
-        share: Of the queries; 0 changes nothing.
-
-    Raises:
-        CollectionError: The share is not in [0, 1).
+    A collection that has a split `dev`, or fewer than two queries in `train`, is returned unchanged.
     """
     if not 0 <= share < 1:
         raise CollectionError(f"dev_share: found {share}; expected at least 0 and less than 1")
@@ -206,11 +201,7 @@ def with_dev_split(collection: Collection, share: float) -> Collection:
 
 
 def with_fewer_passages(collection: Collection, max_passages: int) -> Collection:
-    """The collection with at most this many passages: all judged ones, then the first others.
-
-    Raises:
-        CollectionError: More passages are judged.
-    """
+    """The collection with at most this many passages: all judged ones, then the first others."""
     of_splits = [collection.judgments(split).passage_rows for split in collection.splits]
     judged = np.unique(np.concatenate(of_splits)) if of_splits else np.zeros(0, np.int64)
     if len(judged) > max_passages:

@@ -254,11 +254,7 @@ def _teacher_scores(cell: Any, negatives: int) -> list[float] | None:
 
 
 def _columns_of(columns: list[str], place: str) -> _Columns:
-    """The roles of the columns of a table.
-
-    Raises:
-        CollectionError: There is no column for queries or passages, or several for one role.
-    """
+    """The roles of the columns of a table: one has queries, one has passages, and at most one has scores."""
     by_role = {
         "query": [column for column in columns if column.casefold() in _QUERY],
         "passage": [column for column in columns if column.casefold() in _PASSAGE],
@@ -379,7 +375,6 @@ def _csv_cells(
                 except ValueError:
                     found = f"{row[name]!r} in the column {name!r}"
                     problems.malformed(file, line, found, "JSON: a number or a list")
-                    row = {}
                     break
-        if row:
+        else:
             yield line, row

@@ -37,17 +37,13 @@ def read_corpus(
 
     A small corpus stays in memory. A larger one (256 MiB of sources or more), and any with a `cache_dir`, is written
     once as an Arrow file and memory-mapped, so that the processes of a machine share one copy. The file is keyed by
-    path, size and modification time of the sources and by what is skipped.
+    path, size and modification time of the sources and by the causes to skip.
 
     Args:
         rows: Given a `Problems`, yields line, id, title and text of each passage, in order.
         sources: The files that the rows come from; messages name the first.
-        problems: Handles invalid passages.
         cache_dir: Folder for the Arrow file; by default `hf_ar2` in the cache of `datasets`.
         features: The columns of the rows after the line.
-
-    Raises:
-        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless skipped.
     """
     stats = [(source.resolve(), source.stat()) for source in sources]
     if not cache_dir and sum(stat.st_size for _, stat in stats) < _MAPPED_FROM_BYTES:
@@ -117,8 +113,7 @@ def check_passages(
 ) -> np.ndarray:
     """A bool mask `[N]` of the valid passages; the others are passed to `problems`.
 
-    Raises:
-        CollectionError: An id is empty or occurs twice, or a passage has neither title nor text, unless skipped.
+    An id must not be empty or occur twice, and a passage must have a title or a text.
     """
     ids = arrow_column(passages, "id")
     columns = (arrow_column(passages, name) for name in ("title", "text"))

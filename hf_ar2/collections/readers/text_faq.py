@@ -37,11 +37,8 @@ def begins_entry(line: str) -> bool:
 def split_at_questions(sections: list[Section], is_faq: bool = True) -> list[Section]:
     """The sections, in which a paragraph that is a question becomes the heading of what follows.
 
-    A question ends with a question mark or begins with "Q:"; or it is numbered, and follows the question before.
-
-    Args:
-        sections: of one file.
-        is_faq: whether all sections are a FAQ; otherwise only those below a heading such as "FAQ".
+    A question ends with a question mark or begins with "Q:"; or it has the number after that of the question before.
+    Unless the whole file `is_faq`, only sections below a heading such as "FAQ" are divided.
     """
     found: list[Section] = []
     number = ("", 0)

@@ -40,13 +40,9 @@ def read_folder(
     """Path and sections of the text files of a folder and its subfolders, sorted by path.
 
     Args:
-        folder: the folder.
         endings: of the files to read, such as `.md`, or file names, such as `README`; None: `FORMATS`.
         questions: a file to ignore.
         skipped: counts the skipped files: hidden, with other endings, binary, not UTF-8, without text.
-
-    Raises:
-        CollectionError: an ending is invalid.
     """
     wanted = {normalise_ending(ending) for ending in endings} if endings is not None else None
     others: Counter[str] = Counter()

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import re
 import urllib.parse
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 from hf_ar2.collections.collection import Collection
 from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.readers.skip_counts import SkipCounts
-from hf_ar2.collections.readers.text_boilerplate import without_boilerplate
-from hf_ar2.collections.readers.text_files import FORMATS, read_folder
-from hf_ar2.collections.readers.text_queries import Place, heading_queries, title_of, training_views
-from hf_ar2.collections.readers.text_questions import read_questions
-from hf_ar2.collections.readers.text_sections import Section, grouped
+from hf_ar2.collections.readers.text_files import FORMATS, is_html, read_folder
+from hf_ar2.collections.readers.text_queries import (
+    Place,
+    heading_queries,
+    read_questions,
+    title_of,
+    training_views,
+)
+from hf_ar2.collections.readers.text_sections import Section, grouped, words_in
 from hf_ar2.collections.splits import SPLITS, nonempty_splits
 from hf_ar2.collections.tables import (
     PASSAGE_FEATURES,
@@ -33,6 +38,9 @@ _UNFIT_FOR_IDS = re.compile(r"[\s%\ud800-\udfff]")
 # A paragraph with at least so many lines, most of them headings of the file, is a table of contents.
 _CONTENTS_LINES, _CONTENTS_SHARE = 3, 0.6
 _NO_LETTER = re.compile(r"[\W\d_]+")
+# Pages of a folder, and words of a paragraph, from which on repeated paragraphs are dropped.
+_MIN_PAGES, _MIN_WORDS = 5, 4
+_NUMBERS = re.compile(r"\d+")
 
 
 def load_text_folder(
@@ -200,3 +208,39 @@ def _collection(
         qrels,
         skipped=skipped,
     )
+
+
+def without_boilerplate(
+    documents: Iterable[tuple[str, list[Section]]], skipped: SkipCounts
+) -> Iterator[tuple[str, list[Section]]]:
+    """The documents (path and sections) without the paragraphs that at least half of the HTML pages of a folder have.
+
+    Pages in its subfolders count too. Paragraphs of fewer than 4 words stay, and all of folders with fewer than 5
+    pages. Numbers, such as those of dates, count as equal.
+    """
+    documents = list(documents)
+    pages: Counter[PurePosixPath] = Counter()
+    counts: Counter[tuple[PurePosixPath, str]] = Counter()
+    for path, sections in documents:
+        if is_html(path):
+            keys = {_masked(text) for section in sections for text in section.paragraphs} - {""}
+            for folder in PurePosixPath(path).parents:
+                pages[folder] += 1
+                counts.update((folder, key) for key in keys)
+    for path, sections in documents:
+        parents = PurePosixPath(path).parents if is_html(path) else ()
+        folders = [folder for folder in parents if pages[folder] >= _MIN_PAGES]
+        for section in sections if folders else ():
+            kept = [
+                text
+                for text in section.paragraphs
+                if not any(2 * counts[folder, _masked(text)] >= pages[folder] for folder in folders)
+            ]
+            skipped.add("paragraphs that most HTML pages repeat", path, len(section.paragraphs) - len(kept))
+            section.paragraphs = kept
+        yield path, sections
+
+
+def _masked(text: str) -> str:
+    """A paragraph for comparison; empty if it is too short to be boilerplate."""
+    return _NUMBERS.sub("0", " ".join(text.split())) if words_in(text) >= _MIN_WORDS else ""

@@ -157,7 +157,7 @@ class _Reader(HTMLParser):
             and not self.outline.sections[-1].above
             and " ".join(text.split()) == self.outline.sections[-1].heading
         ):
-            return  # the page's title again, which its markup does not name
+            return  # the page's title again, not marked up as a heading
         elif not self.main or not text.strip():
             return
         elif kind == "heading":

@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from hf_ar2.collections.readers.text_mdoc import mdoc_text
 from hf_ar2.collections.readers.text_sections import Outline, Section, block_of
 
 _CHARACTERS = {
@@ -30,6 +29,16 @@ _PARAGRAPHS = ("PP", "LP", "P", "sp", "HP", "RS", "RE", "Pp", "Bl", "El", "br", 
 _VERBATIM = {"nf": "fi", "EX": "EE", "Vb": "Ve", "Bd": "Ed", "TS": "TE"}
 _DEFINITIONS = ("de", "am", "ig", "de1")
 _HEADINGS = ("SH", "SS", "Sh", "Ss")
+# Macros of mdoc that print text within a line.
+_ENCLOSING = {
+    "Op": "[]", "Oo": "[ ", "Oc": " ]", "Pq": "()", "Dq": '""', "Qq": '""', "Sq": "''", "Ql": "''", "Aq": "<>",
+    "Bq": "[]", "Brq": "{}", "Po": "( ", "Pc": " )", "Ao": "< ", "Ac": " >", "Bo": "[ ", "Bc": " ]", "Do": '" ',
+    "Dc": ' "', "Qo": '" ', "Qc": ' "',
+}  # fmt: skip
+_PLAIN = set(
+    "Ad An Ar Cd Cm Dv Em Er Ev Fa Fd Ft Ic In Li Lk Ms Mt No Pa Rv Sx Sy Tn Va Vt Ux Bx Fx Nx Ox St Cx Ns Ap".split()
+)
+_CLOSING = tuple(".,;:)]?!")
 
 
 def is_man_page(lines: list[str]) -> bool:
@@ -157,6 +166,45 @@ class _Page:
             self.outline.add(block_of(self.kept))
         self.outline.add(" ".join(" ".join(self.text).split()))
         self.text, self.kept, self.awaits = [], None, ""
+
+
+def mdoc_text(macro: str, words: list[str], name: str = "") -> str | None:
+    """The text that a macro of mdoc prints (`Nm` prints the name); None if it prints none.
+
+    The words are its arguments, which may include macros.
+    """
+    if macro not in (*_PLAIN, *_ENCLOSING, "Fl", "Xr", "Nm", "Nd", "Fn"):
+        return None
+    text, glue, closing = "", False, ""
+    tokens = [macro, *words]
+    while tokens:
+        token = tokens.pop(0)
+        piece = token
+        if token in _PLAIN and token != "In":
+            glue = glue or token in ("Ns", "Ap")
+            continue
+        if token == "Fl":
+            piece = "-" + (tokens.pop(0) if tokens and tokens[0] not in _PLAIN else "")
+        elif token == "Nm":
+            piece = tokens.pop(0) if tokens and tokens[0] not in _CLOSING and text == "" else name
+        elif token == "Nd":
+            piece = "-"
+        elif token == "Xr" and len(tokens) > 1:
+            piece = f"{tokens.pop(0)}({tokens.pop(0)})"
+        elif token == "Fn" and tokens:
+            piece = f"{tokens.pop(0)}({', '.join(word for word in tokens if word not in _CLOSING)})"
+            tokens = [word for word in tokens if word in _CLOSING]
+        elif token in _ENCLOSING:
+            opening, end = tuple(_ENCLOSING[token])
+            piece, closing = opening.strip(), end.strip() + closing
+            text += ("" if glue or not text or text[-1] in "[(" else " ") + piece
+            glue = True
+            continue
+        if token in _CLOSING and not tokens and closing:
+            return text + closing + token
+        text += ("" if glue or not text or piece in _CLOSING else " ") + piece
+        glue = False
+    return text + closing
 
 
 def _applicable_lines(lines: list[str]) -> Iterator[str]:

@@ -34,11 +34,8 @@ _TAG = re.compile(
 def markdown_sections(lines: list[str], skipped: SkipCounts) -> list[Section]:
     """The sections of a Markdown file: at `#`, at underlines, and at the `title:` of its front matter.
 
-    Code, lists and tables keep their lines; comments, images and link targets are removed.
-
-    Args:
-        lines: of the file, without line endings.
-        skipped: counts the lines of front matter other than its title.
+    Code, lists and tables keep their lines; comments, images and link targets are removed. `skipped` counts the lines
+    of front matter other than its title.
     """
     outline = Outline()
     body: list[str] = []

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from hf_ar2.collections.readers.text_faq import begins_entry, begins_question, ends_question
-from hf_ar2.collections.readers.text_sections import Outline, Section, paragraphs_of, words_in
+from hf_ar2.collections.readers.text_sections import COLUMNS, Outline, Section, paragraphs_of, words_in
 
 _MAX_WORDS = 30
 _RULE = re.compile(r"\s*([=\-~*#^+])\1{2,}\s*")
@@ -14,7 +14,6 @@ _NUMBERED = re.compile(
     r"\s*((?:chapter|section|part|appendix)\s+\w+[.:]?|\(?\d+(?:\.\d+)*[.)]?|[A-Z][.)]|[IVX]+[.)])\s+(?=\S*[^\W\d_]{2})",
     re.IGNORECASE,
 )
-_COLUMNS = re.compile(r"\S(\t| {3,})\S")
 _PAGE = re.compile(r".*\[page \d+\]\s*", re.IGNORECASE)
 _OF_CHANGE = re.compile(r"@|\d{4}-\d\d|urgency=")  # the first line of a change log is not a title
 _OVERSTRUCK = re.compile(".\b")
@@ -25,11 +24,7 @@ def plain_sections(lines: list[str], is_faq: bool = False) -> list[Section]:
 
     A heading is underlined; or numbered and between empty lines; or in capitals, above text that is indented or follows
     an empty line. The first line is the title if it is short and an empty line follows. Page headers and footers are
-    removed.
-
-    Args:
-        lines: of the file, without line endings.
-        is_faq: whether a question ends at its question mark even if the answer follows without an empty line.
+    removed. If the file `is_faq`, a question ends at its question mark even if no empty line follows.
     """
     lines = _without_page_marks([_OVERSTRUCK.sub("", line).expandtabs() for line in lines])
     indents = Counter(len(line) - len(line.lstrip()) for line in lines if words_in(line) > 4)
@@ -81,7 +76,7 @@ def _heading(group: list[str], following: list[str], margin: int, rules: list[st
     line = group[0]
     indent = len(line) - len(line.lstrip())
     text_below = len(group) > 1 and len(group[1]) - len(group[1].lstrip()) > indent
-    if indent > margin or _COLUMNS.search(line.strip()) or words_in(line) > 12:
+    if indent > margin or COLUMNS.search(line.strip()) or words_in(line) > 12:
         return 0, "", 0
     if (text_below or (len(group) == 1 and following)) and _in_capitals(line):
         return 10, line, 1
@@ -101,8 +96,8 @@ def _underlined(group: list[str]) -> tuple[str, str, int] | None:
         if rule and not _RULE.fullmatch(title) and any(map(str.isalpha, title)):
             length = len(group[start + 1].strip())
             fits = 0.75 * len(title) <= length and (start or length <= len(title) + 8)
-            fits = fits or (rule[1] == "=" and len(group) == 2)  # a short rule below a line of its own
-            if fits and _is_title(title.rstrip("!. ")) and not _COLUMNS.search(title) and "|" not in title:
+            fits = fits or (rule[1] == "=" and len(group) == 2)  # a short rule below a single line
+            if fits and _is_title(title.rstrip("!. ")) and not COLUMNS.search(title) and "|" not in title:
                 return title, f"{start}{rule[1]}", start + 2
     return None
 

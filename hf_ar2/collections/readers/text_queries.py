@@ -1,12 +1,17 @@
-"""Headings as queries: which ones a person might ask, and the passages that answer them."""
+"""The queries of a folder of text: headings that a person might ask, or a file of questions; and their passages."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from hf_ar2.collections.lines import numbered_lines
+from hf_ar2.collections.problems import CollectionError
 from hf_ar2.collections.readers import heading_words as words
 from hf_ar2.collections.readers.skip_counts import SkipCounts
 from hf_ar2.collections.readers.text_sections import Section, words_in
@@ -47,12 +52,9 @@ class HeadingQuery:
 def heading_queries(
     places: list[Place], skipped: SkipCounts, all_headings: bool = False
 ) -> list[HeadingQuery]:
-    """The headings that are queries, in the order of the places.
+    """The headings that are queries, in the order of the places; `skipped` counts the others.
 
-    Args:
-        places: sections with their passages.
-        skipped: counts the headings that are not queries, by cause.
-        all_headings: also accept version numbers, signatures, uninformative words, and sections of many passages.
+    `all_headings` also accepts version numbers, signatures, uninformative words, and sections of many passages.
     """
     texts = Counter(text for place in places for text in place.passages.values())
     found = []
@@ -152,12 +154,10 @@ def _key(text: str) -> str:
 
 
 def training_views(places: list[Place], queries: list[HeadingQuery]) -> dict[str, tuple[str, str]]:
-    """Titles and texts for training of the passages whose headings are queries.
+    """Passage id -> title and text for training, for the passages whose headings are queries.
 
     The heading is removed from the titles of its section and of those below it, and lines that repeat it from the text.
-
-    Returns:
-        Passage id -> title and text; passages that do not change have no entry.
+    Passages that do not change have no entry.
     """
     hidden = {(query.place.path, query.place.section.path) for query in queries}
     with_query = {id(query.place) for query in queries}
@@ -179,3 +179,61 @@ def training_views(places: list[Place], queries: list[HeadingQuery]) -> dict[str
 def title_of(headings: list[str] | tuple[str, ...]) -> str:
     """The title of a passage, made of its headings."""
     return " · ".join(filter(None, headings))
+
+
+def read_questions(file: Path, folder: Path, places: list[Place]) -> dict[str, tuple[str, list[str]]]:
+    """Query id -> question and the passages that answer it.
+
+    A line of the file is a question, a tab, and the file that answers it, optionally with `#` and a heading. The places
+    are the sections of the folder of text.
+    """
+    if not file.is_file():
+        raise CollectionError(
+            f"queries: {file}: no such file; expected one question per line, with a tab and the file that answers it"
+        )
+    found: dict[str, list[Place]] = {}
+    for place in places:
+        found.setdefault(place.path, []).append(place)
+    answered: dict[str, dict[str, int]] = {}  # question -> passage -> line
+    for line, text in numbered_lines(file):
+        if not text.strip():
+            continue
+        question, _, where = (part.strip() for part in text.partition("\t"))
+        if not question or not where:
+            raise CollectionError(
+                f"{file}:{line}: found {text.strip()[:80]!r}; expected a question, a tab, and the file that answers "
+                "it, optionally with # and a heading"
+            )
+        passages = answered.setdefault(question, {})
+        for id in _passages_at(where, f"{file}:{line}", folder, found):
+            if passages.setdefault(id, line) != line:
+                raise CollectionError(
+                    f"{file}:{line}: found the question of line {passages[id]} with the same answer again; delete one "
+                    "of the lines"
+                )
+    return {f"q:{number}": (text, list(ids)) for number, (text, ids) in enumerate(answered.items(), 1)}
+
+
+def _passages_at(where: str, line: str, folder: Path, found: dict[str, list[Place]]) -> list[str]:
+    """Ids of the passages of a file, or of the section after `#` and the sections below it."""
+    path, _, heading = (where, "", "") if where in found else where.partition("#")
+    path, heading = os.path.normpath(path.strip()).replace(os.sep, "/"), heading.strip()
+    if path not in found:
+        near = difflib.get_close_matches(path, found, n=1) or list(found)
+        raise CollectionError(
+            f"{line}: found the file {path!r}; expected one of the {len(found)} text files in {folder}, such as "
+            f"{near[0]!r}"
+        )
+    ids = [
+        id
+        for place in found[path]
+        if not heading or heading in (place.section.heading, *place.section.above)
+        for id in place.passages
+    ]
+    if not ids:
+        with_text = [place.section for place in found[path] if place.passages]
+        headings = [section.heading for section in with_text if section.heading]
+        raise CollectionError(
+            f"{line}: found no text in {where!r}; headings with text there: {', '.join(headings) or 'none'}"
+        )
+    return ids

@@ -20,21 +20,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])(\s+)|(?<=[。！？])(\s*)")
 _LIST_ITEM = re.compile(r"\s*([-*+•·o]|\(?(\d{1,3}|[a-zA-Z]|#)[.)])\s+\S")
 _CONTENTS = {"contents", "table of contents", "on this page", "in this article"}
 _LEAD_IN_WORDS = 30
-_COLUMNS = re.compile(r"\S(\t| {3,})\S")
+COLUMNS = re.compile(r"\S(\t| {3,})\S")
 
 
 @dataclass
 class Section:
-    """The text under one heading, or before the first.
-
-    Attributes:
-        heading: the heading, or empty.
-        above: the headings of the enclosing sections, outermost first.
-        paragraphs: prose is one line; code, lists and tables keep their lines.
-    """
+    """The text under one heading, or before the first."""
 
     heading: str = ""
-    above: tuple[str, ...] = ()
+    above: tuple[str, ...] = ()  # the headings of the enclosing sections, outermost first
+    # Prose is one line; code, lists and tables keep their lines.
     paragraphs: list[str] = field(default_factory=list)
 
     @property
@@ -44,11 +39,7 @@ class Section:
 
 
 class Outline:
-    """Collects sections from the headings and paragraphs of a file.
-
-    Attributes:
-        sections: the sections so far, including those without paragraphs.
-    """
+    """Collects sections, including those without paragraphs, from the headings and paragraphs of a file."""
 
     def __init__(self) -> None:
         self.sections = [Section()]
@@ -71,9 +62,7 @@ class Outline:
 def paragraphs_of(lines: list[str], margin: int = 0) -> list[str]:
     """The text between empty lines: prose as one line; lists, tables and indented text keep their lines.
 
-    Args:
-        lines: without line endings.
-        margin: indentation of normal text in columns; a paragraph indented further is code.
+    `margin` is the indentation of normal text in columns; a paragraph indented further is code.
     """
     expanded = [line.expandtabs() for line in lines]
     groups = groupby(expanded, key=lambda line: bool(line.strip()))
@@ -83,7 +72,7 @@ def paragraphs_of(lines: list[str], margin: int = 0) -> list[str]:
 def _paragraph(lines: list[str], margin: int) -> str:
     indents = [len(line) - len(line.lstrip()) for line in lines]
     items = [bool(_LIST_ITEM.match(line)) for line in lines]
-    rows = sum(bool(_COLUMNS.search(line.strip())) or "|" in line for line in lines)
+    rows = sum(bool(COLUMNS.search(line.strip())) or "|" in line for line in lines)
     if min(indents) > margin + 1:
         return block_of(lines)
     if items[0] and rows <= len(lines) / 2:
@@ -120,7 +109,7 @@ def words_in(text: str) -> int:
 
 
 def _size(text: str) -> int:
-    """Number of words; in code, where names have several parts and signs stand between them, more than that."""
+    """Number of words; more in code, whose names have several parts with signs between them."""
     return max(words_in(text), round(len(_PART.findall(text)) / _PARTS_PER_WORD))
 
 

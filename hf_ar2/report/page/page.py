@@ -14,25 +14,28 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import chain
 from string import Template
 from typing import Any
 
 import numpy as np
 import yaml
 
-from hf_ar2.cards.facts import last_row, source_name
+from hf_ar2.cards.facts import PLAN, last_row, source_name
 from hf_ar2.cards.guard import GUARD_FILE, guard_sentence
+from hf_ar2.cards.measured import part_note, query_note
 from hf_ar2.collections import Collection
+from hf_ar2.collections.questions import source_text
 from hf_ar2.evaluation.metrics import DEFAULT_METRICS
 from hf_ar2.evaluation.systems import LEXICAL_ROW
 from hf_ar2.evaluation.tables import LEGEND, display_name
 from hf_ar2.files import read_json
 from hf_ar2.report.page.queries import NO_PASSAGE, PASSAGE_CHARACTERS, TOP, query_browser
 from hf_ar2.report.page.run_folder import RunFolder
-from hf_ar2.report.page.setup import setup_of, split_notes
 from hf_ar2.report.page.training import stage_times, training_charts
 from hf_ar2.report.times import minutes_note
 from hf_ar2.settings.secrets import without_secrets
+from hf_ar2.terminal import counted
 
 SCRIPTS = ("elements.js", "data.js", "charts.js", "results.js", "queries.js", "page.js")
 # JavaScript needs arrays at a multiple of four bytes to read them as typed arrays.
@@ -59,8 +62,8 @@ def render_page(runs: Sequence[RunFolder], collection: Collection) -> str:
 def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, Any]:
     """Everything that the page shows, as JSON types and numpy arrays."""
     split, primary_metric = runs[0].split, runs[0].primary_metric
-    named = [metric for run in runs for metric in metrics_of(run)]
-    metrics = list(dict.fromkeys([primary_metric, *named]))
+    named = [(run.recipe.get("evaluation") or {}).get("metrics") or DEFAULT_METRICS for run in runs]
+    metrics = list(dict.fromkeys([primary_metric, *chain.from_iterable(named)]))
     browser = query_browser(runs, collection, split, metrics)
     systems = browser["systems"]
     pair = untrained_rows(runs[0].recipe), served_place(systems, runs[0])
@@ -84,7 +87,6 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
         "runs": [
             {
                 "label": run.label,
-                "folder": str(run.folder),
                 "metrics": run.metrics,
                 "tests": run.tests,
                 "primary_metric": run.primary_metric,
@@ -104,11 +106,6 @@ def page_data(runs: Sequence[RunFolder], collection: Collection) -> dict[str, An
     }
 
 
-def metrics_of(run: RunFolder) -> list[str]:
-    """The metrics of a run's recipe, or the default ones."""
-    return list((run.recipe.get("evaluation") or {}).get("metrics") or DEFAULT_METRICS)
-
-
 def other_texts(run: RunFolder) -> str:
     """The result on the recipe's guard of the last row's retriever; "" without a guard."""
     guard = read_json(run.folder / GUARD_FILE, {}) if run.recipe.get("guard") else {}
@@ -120,12 +117,9 @@ def default_pair(
 ) -> tuple[int, int]:
     """The comparison shown first, as positions in `systems`: the model before training, then what the run serves.
 
-    Equal systems (pipelines, say) are compared where both rows have one.
-
-    Args:
-        runs: their number; of several, the last rows of the first and the last one are compared.
-        untrained: rows that no stage trained; the first is before training. None of them: the first row but BM25.
-        served: position of what the run serves; None: the last row.
+    Systems of the same kind (pipelines, say) are compared if both rows have one. With several `runs` (their number),
+    the last rows of the first and of the last run are compared. The model before training is the first of the
+    `untrained` rows, else the first row but BM25. `served` is the position of what the run serves; None: the last row.
     """
     of_rows: dict[tuple[int, str], dict[str, int]] = {}
     for place, system in enumerate(systems):
@@ -133,10 +127,9 @@ def default_pair(
     first_run, last = [key for key in of_rows if key[0] == systems[0]["run"]], list(of_rows.values())[-1]
     if runs > 1:
         return _alike(of_rows[first_run[-1]], last)
-    candidates = [key for key in first_run if key[1] in untrained] or [
-        key for key in first_run if key[1] != LEXICAL_ROW
-    ]
-    before = of_rows[(candidates or first_run)[0]]
+    of_untrained = [key for key in first_run if key[1] in untrained]
+    dense = [key for key in first_run if key[1] != LEXICAL_ROW]
+    before = of_rows[(of_untrained or dense or first_run)[0]]
     if served is None:
         return _alike(before, last)
     if served == before.get("retriever"):
@@ -209,3 +202,44 @@ def pack(data: Any) -> bytes:
     written += b" " * (-(len(written) + 4) % _ALIGNED)
     # No time in the header, so that equal runs give equal files.
     return gzip.compress(len(written).to_bytes(4, "little") + written + b"".join(arrays), 6, mtime=0)
+
+
+def split_notes(run: RunFolder) -> dict[str, list[str]]:
+    """Split -> what limits its numbers, as sentences; splits without limits are absent."""
+    plan, sources = read_json(run.folder / PLAN, {}), run.environment.get("query_sources") or {}
+    notes = {}
+    for split in dict.fromkeys(split for splits in run.metrics.values() for split in splits):
+        found = query_note(sources, [split]), part_note(plan, run.chosen, [split])
+        if any(found):
+            notes[split] = [note for note in found if note]
+    return notes
+
+
+def setup_of(run: RunFolder) -> dict[str, str]:
+    """The facts of environment.json under the names that the page shows; secrets are hidden."""
+    found: dict[str, Any] = without_secrets(run.environment)
+    found.pop("packages", None)
+    cores, threads, processes = (found.pop(name, None) for name in ("cores", "threads", "processes"))
+    sources, on_the_hub = found.pop("query_sources", None) or {}, found.pop("on_the_hub", None)
+    shown = {"folder": str(run.folder)}
+    if "python" in found:
+        shown["Python"] = found.pop("python")
+    if "processor" in found:
+        used = [counted(cores, "cores")] if cores else []
+        used += [f"{counted(threads, 'threads')} used"] if threads else []
+        shown["processor"] = ", ".join([found.pop("processor"), *used])
+    if "gpu" in found:
+        shown["GPU"] = found.pop("gpu") or "none"
+    if processes:
+        shown["processes"] = str(processes)
+    shown |= {name: str(found.pop(name)) for name in list(found)}
+    if on_the_hub is not None:
+        shown["on the Hub"] = ", ".join(on_the_hub) or "neither the collection nor a model"
+    if sources:
+        shown["queries"] = "; ".join(_sources(split, counts) for split, counts in sources.items())
+    return shown
+
+
+def _sources(split: str, counts: dict[str, int]) -> str:
+    asked = f"asked by people ({counts['']:,})" if counts.get("") else ""
+    return f"{split}: {' and '.join(filter(None, [source_text(counts), asked]))}"

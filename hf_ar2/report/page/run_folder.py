@@ -8,34 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ar2.cards.command import how_to_finish
-from hf_ar2.cards.facts import CHOSEN, reported_split
+from hf_ar2.cards.facts import CHOSEN, how_to_finish, reported_split
 from hf_ar2.files import read_json
-from hf_ar2.search.recipe_file import read_recipe
+from hf_ar2.search.runs import read_recipe
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run.
-
-    Attributes:
-        label: its name on the page.
-        recipe, environment, chosen: contents of recipe.yaml, environment.json and chosen.json; `{}` without the file.
-        metrics: row -> split -> system -> metric -> value, as in metrics.json.
-        tests: row -> split -> system -> the fields of a `PairedTest`.
-        primary_metric: the tested metric.
-        stages: stage -> contents of its done.json and its `log_history`, in the order they ran.
-    """
+    """A finished run."""
 
     folder: Path
-    label: str
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
-    metrics: dict[str, Any]
-    tests: dict[str, Any]
-    primary_metric: str
-    stages: dict[str, dict[str, Any]]
-    chosen: dict[str, Any] = field(default_factory=dict)
+    label: str  # its name on the page
+    recipe: dict[str, Any]  # contents of recipe.yaml
+    environment: dict[str, Any]  # contents of environment.json; {} without the file
+    metrics: dict[str, Any]  # row -> split -> system -> metric -> value, as in metrics.json
+    tests: dict[str, Any]  # row -> split -> system -> the fields of a `PairedTest`
+    primary_metric: str  # the tested metric
+    stages: dict[str, dict[str, Any]]  # in the order they ran: contents of done.json, and the log_history
+    chosen: dict[str, Any] = field(default_factory=dict)  # contents of chosen.json; {} without the file
 
     @property
     def split(self) -> str:
