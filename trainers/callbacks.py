@@ -116,7 +116,7 @@ class Rounds(TrainerCallback):
         """
         trainer = self.trainer
         self.log.seconds.clear()
-        trainer.checkpoints.restore_log_window()
+        trainer.restore_log_window()
         self.log.start_clock()
         step = state.global_step
         at_end = step > 0 and (step % trainer.steps_per_round == 0 or step >= trainer.total_steps)

@@ -8,47 +8,161 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
+from transformers import Trainer
 from transformers.utils import logging
 
-from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note
-from hf_ar2.models.joint import JointModel
+from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note, writing
+from hf_ar2.models.joint import JointModel, load_models, save_adapters, save_models
 from hf_ar2.models.loading import weights_fingerprint
-from hf_ar2.models.lora import has_adapters, trained_weights
 from hf_ar2.settings.effects import checked_on_resume
 from hf_ar2.trainers.lists import stored_fingerprint
-from hf_ar2.trainers.sharding import scatter, whole_state
+from hf_ar2.trainers.prepare import saves_merged
+from hf_ar2.trainers.sharding import gather, scatter, shard_state, whole_state
 from hf_ar2.training_lists.pool import CandidatePool
 
 if TYPE_CHECKING:
-    from hf_ar2.trainers.joint import JointTrainer
+    from hf_ar2.index.encoders import Encoders
+    from hf_ar2.trainers.async_refresh import Refresh
+    from hf_ar2.trainers.callbacks import StepLog
+    from hf_ar2.trainers.config import JointConfig
+    from hf_ar2.trainers.publishing import Publisher
 
 logger = logging.get_logger(__name__)
 
-# The last file of a checkpoint, with the checksums of all others, and the optimizer's, as transformers names it.
-_CHECKSUMS, OPTIMIZER = "checksums.json", "optimizer.pt"
 CHECKPOINTS = "checkpoint-*"
+# The last file of a checkpoint, with the checksums of all others, and the optimizer's, as transformers names it.
+_CHECKSUMS, _OPTIMIZER = "checksums.json", "optimizer.pt"
 _RUN, _VERSION = "run.json", 1
-_ADAPTERS = "adapters-{}.safetensors"
+_WINDOW = "log_window_{}.json"
 
 
-class Checkpoints:
-    """Writes and reads the checkpoints of a trainer; a resumed run ends with the weights of an uninterrupted one.
+class CheckpointedTrainer(Trainer):
+    """A `transformers.Trainer` of two models whose resumed runs end with the weights of an uninterrupted one.
 
     In addition to what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, the averages of the
-    open log entry for each process, and `run.json`: `version`, `run` (`JointTrainer.run_metadata`), `train_lists` (a
-    hash of the stored lists) and `weights` (a hash of each model). Of a model with adapters
-    `adapters-retriever.safetensors` or `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see
-    `Refresh`) `snapshot.pt` has the weights that are encoded. `checksums.json` has the checksums of all files.
+    open log entry for each process, and `run.json`: `version`, `run` (`run_metadata`), `train_lists` (a hash of the
+    stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
+    `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see `Refresh`) `snapshot.pt` has the
+    weights that are encoded. `checksums.json` has the checksums of all files.
+
+    Attributes:
+        whole: the models that are saved: `model`, or a whole copy of it if its weights are sharded.
+        round_state: what rounds and evaluations decided, as plain data.
     """
 
-    def __init__(self, trainer: JointTrainer) -> None:
-        self.trainer = trainer
-        self._log_window: dict[str, Any] | None = None
+    args: JointConfig
+    model: JointModel
+    # `JointTrainer` makes these.
+    whole: JointModel
+    round_state: dict[str, Any]
+    encoders: Encoders
+    pool: CandidatePool | None
+    stored: CandidatePool | None
+    refreshing: Refresh
+    step_log: StepLog
+    publisher: Publisher
+    _log_window: dict[str, Any] | None = None
 
-    def find(self, resume_from_checkpoint: str | bool | None) -> str | None:
+    @property
+    def output_folder(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(str(self.args.output_dir))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are, or will be, in shards."""
+        return self.whole is not self.model
+
+    def gather_weights(self) -> None:
+        """Bring the whole copy of sharded weights up to date; all processes call this."""
+        if self.is_sharded:
+            gather(self.model, self.whole)
+
+    @property
+    def run_metadata(self) -> dict[str, Any]:
+        """What the outcome of a run depends on, as plain data; a checkpoint is compared with the run it resumes."""
+        settings = {name: getattr(self.args, name) for name in checked_on_resume(type(self.args))}
+        return dict(json.loads(json.dumps(settings)))
+
+    # ---- Writing ----------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `transformers.Trainer`: `retriever/` and `ranker/` in a folder; all processes call this."""
+        self.gather_weights()
+        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.output_folder)
+        self.encoders.processes.share(folder, *self.whole.models, "query_encoder")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.output_folder)
+            save_models(self.whole, folder, saves_merged(self.args, folder))
+            self.publisher.write_cards(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.gather_weights()
+        folder = self.output_folder / f"checkpoint-{self.state.global_step}"
+        with writing(folder):
+            if self.args.should_save:
+                (folder / _CHECKSUMS).unlink(missing_ok=True)
+                save_adapters(self.whole, folder)
+                content = {
+                    "version": _VERSION,
+                    "run": self.run_metadata,
+                    "train_lists": stored_fingerprint(self.stored),
+                    "weights": fingerprints(self.whole),
+                }
+                write_json(folder / _RUN, content)
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                write_checksums(folder)
+        self.encoders.processes.share(self.output_folder, CHECKPOINTS)  # no rank may read an incomplete one
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As in `transformers.Trainer`; then every machine gets the files that each process wrote for itself."""
+        super()._save_rng_state(output_dir)
+        processes = self.encoders.processes
+        for rank in range(processes.world_size):
+            names = f"rng_state_{rank}.pth", _WINDOW.format(rank)
+            processes.share(Path(output_dir), *names, source=rank)
+        processes.barrier()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        folder = Path(output_dir)
+        moments = 2 * sum(w.numel() * w.element_size() for w in self.model.parameters() if w.requires_grad)
+        with writing(folder / _OPTIMIZER, moments):
+            super()._save_optimizer_and_scheduler(output_dir)
+            if self.is_sharded:
+                state = whole_state(self.optimizer)  # type: ignore[arg-type]
+                if self.args.should_save:
+                    torch.save(state, folder / _OPTIMIZER)
+        window = {
+            "loss": float(self._tr_loss),
+            "since": self._globalstep_last_logged,
+            "sums": dict(self.step_log.sums),
+            "seconds": dict(self.step_log.seconds),
+            "learning_rates": dict(self.step_log.learning_rates),
+            "round_state": self.round_state,
+        }
+        write_json(folder / _WINDOW.format(self.encoders.processes.rank), window)
+        if self.args.should_save and self.pool is not None:
+            self.pool.save(folder / "pool")
+            self.refreshing.save(folder)
+
+    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `transformers.Trainer`; with `save_strategy="best"` the weights of the start are saved, too."""
+        metrics = super()._evaluate(trial, *args, **kwargs)
+        at_start = self.state.global_step == 0 and self.args.save_strategy == "best"
+        if at_start and self._determine_best_metric(metrics, trial):
+            self._save_checkpoint(self.model, trial)
+            self.state.best_model_checkpoint = str(self.output_folder / "checkpoint-0")
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return metrics
+
+    # ---- Reading ----------------------------------------------------------------------------------------------
+
+    def find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint to resume from (True: the newest complete one of the output folder); None for a new run.
 
         Raises:
@@ -57,153 +171,93 @@ class Checkpoints:
         if not resume_from_checkpoint:
             return None
         # The checkpoints on the first process's machine are the ones to resume from.
-        processes, folder = self.trainer.encoders.processes, self.trainer.output_folder
+        processes, folder = self.encoders.processes, self.output_folder
         if resume_from_checkpoint is True:
             processes.share(folder, CHECKPOINTS)
             found = last_complete_checkpoint(folder)
             if found is None:
-                raise ValueError(f"{self.trainer.args.output_dir}: no complete checkpoint to resume from")
+                raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from")
         else:
             found = str(resume_from_checkpoint)
             processes.share(Path(found).parent, Path(found).name)
         if not Path(found).is_dir():
             raise ValueError(f"{found}: there is no such checkpoint to resume from")
-        if not Path(found, OPTIMIZER).is_file():
+        if not Path(found, _OPTIMIZER).is_file():
             raise ValueError(
-                f"{found}: there is no {OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
+                f"{found}: there is no {_OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
                 "continued exactly; start another run from the models in the checkpoint"
             )
         check_checkpoint(Path(found))
         return found
 
-    def write_run(self, folder: Path) -> None:
-        """Write `run.json`, before the rest of the checkpoint."""
-        (folder / _CHECKSUMS).unlink(missing_ok=True)
-        save_adapters(self.trainer.whole, folder)
-        content = {
-            "version": _VERSION,
-            "run": self.trainer.run_metadata,
-            "train_lists": stored_fingerprint(self.trainer.stored),
-            "weights": fingerprints(self.trainer.whole),
-        }
-        write_json(folder / _RUN, content)
-
-    def write_checksums(self, folder: Path) -> None:
-        """Write `checksums.json`, which says that the checkpoint is complete."""
-        write_note(folder / _CHECKSUMS, {}, [file for file in files_in(folder) if file.name != _CHECKSUMS])
-
-    def write_whole_optimizer(self, folder: Path) -> None:
-        """Write the state of a sharded optimizer as one without shards has it; all processes call this."""
-        state = whole_state(self.trainer.optimizer)  # type: ignore[arg-type]
-        if self.trainer.args.should_save:
-            torch.save(state, folder / OPTIMIZER)
-
-    def write_progress(self, folder: Path) -> None:
-        """Write the averages of the open log entry, what evaluations decided, and the pool of the round."""
-        trainer = self.trainer
-        window = {
-            "loss": float(trainer._tr_loss),
-            "since": trainer._globalstep_last_logged,
-            "sums": dict(trainer.step_log.sums),
-            "seconds": dict(trainer.step_log.seconds),
-            "learning_rates": dict(trainer.step_log.learning_rates),
-            "round_state": trainer.round_state,
-        }
-        write_json(self._window_file(folder), window)
-        if trainer.args.should_save and trainer.pool is not None:
-            trainer.pool.save(folder / "pool")
-            trainer.refreshing.save(folder)
-
-    def share_models(self, folder: Path) -> None:
-        """Give every machine the models that the first process saved; all processes call this."""
-        self.trainer.encoders.processes.share(folder, *self.trainer.whole.models, "query_encoder")
-
-    def share_own_files(self, folder: Path) -> None:
-        """Give every machine the files that each process wrote for itself, before the first one notes their checksums.
-
-        All processes call this.
-        """
-        processes = self.trainer.encoders.processes
-        for rank in range(processes.world_size):
-            processes.share(
-                folder, f"rng_state_{rank}.pth", self._window_file(folder, rank).name, source=rank
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder, steps = Path(resume_from_checkpoint), self.run_metadata["steps"]
+        saved_steps = self._load_models(folder)["steps"]
+        if saved_steps != steps:
+            logger.warning(
+                f"{folder}: of a run of {saved_steps} steps, and this one has {steps}; from here on the learning rates "
+                "follow the schedule of this one"
             )
-        processes.barrier()
 
-    def read_progress(self, folder: Path) -> None:
-        """Read what `write_progress` wrote."""
-        if (folder / "pool").is_dir():
-            self.trainer.pool = CandidatePool.open(folder / "pool")
-        # The run may have had fewer processes then; all have the same round state.
-        own, first = self._window_file(folder), self._window_file(folder, 0)
-        self._log_window = read_json(own) if own.is_file() else None
-        self.trainer.round_state = read_json(first).get("round_state", {}) if first.is_file() else {}
-        self.trainer.refreshing.load(folder)
+    def _load_best_model(self) -> None:
+        """Load the models of the best checkpoint, and say which step that was."""
+        state = self.state
+        assert state.best_model_checkpoint is not None
+        self._load_models(Path(state.best_model_checkpoint))
+        if self.is_world_process_zero() and state.best_global_step != state.global_step:
+            metric = str(self.args.metric_for_best_model).removeprefix("eval_").replace("_", " ")
+            kept = f"of step {state.best_global_step}" if state.best_global_step else "it started with"
+            print(f"Kept the weights {kept}: {metric} {state.best_metric:.3f}.")
 
-    def restore_log_window(self) -> None:
-        """Continue the averages of the log entry that was open when the checkpoint was written."""
-        if self._log_window is not None:
-            trainer = self.trainer
-            trainer._tr_loss += self._log_window["loss"]
-            trainer._globalstep_last_logged = self._log_window["since"]
-            for name in ("sums", "seconds", "learning_rates"):
-                getattr(trainer.step_log, name).update(self._log_window.get(name, {}))
-            self._log_window = None
-
-    def load_models(self, folder: Path, *, resume: bool = True) -> None:
-        """Load both models of a checkpoint, in place, once it is known to be of this run.
-
-        Args:
-            resume: whether training continues from it; False for the best checkpoint of a run that has ended.
+    def _load_models(self, folder: Path) -> dict[str, Any]:
+        """Load both models of a checkpoint, in place, once it is known to be of this run; returns its `run_metadata`.
 
         Raises:
             ValueError: it is of a run with other settings or over other training lists, or it is damaged.
         """
-        trainer = self.trainer
         check_checkpoint(folder)
-        saved_run = read_run(folder)
-        if saved_run["train_lists"] != stored_fingerprint(trainer.stored):
+        saved = read_run(folder)
+        if saved["train_lists"] != stored_fingerprint(self.stored):
             raise ValueError(
                 f"{folder}: trained on other lists than those train_lists has now; resume with the lists the run began "
                 "with, or start a new run"
             )
-        run = trainer.run_metadata
-        check_same_run(folder, saved_run["run"], run)
-        if resume and saved_run["run"]["steps"] != run["steps"]:
-            logger.warning(
-                f"{folder}: of a run of {saved_run['run']['steps']} steps, and this one has {run['steps']}; from here "
-                "on the learning rates follow the schedule of this one"
-            )
-        load_models(trainer.whole, folder)
-        if trainer.is_sharded:
-            scatter(trainer.whole, trainer.model)
-        found = fingerprints(trainer.whole)
-        if found != saved_run["weights"]:
+        check_same_run(folder, saved["run"], self.run_metadata)
+        load_models(self.whole, folder)
+        if self.is_sharded:
+            scatter(self.whole, self.model)
+        found = fingerprints(self.whole)
+        if found != saved["weights"]:
             raise ValueError(
                 f"{folder}: the weights that were read are not those that were saved (found {found}, expected "
-                f"{saved_run['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
+                f"{saved['weights']}); the checkpoint is damaged, or the base model of adapters is another one"
             )
+        run: dict[str, Any] = saved["run"]
+        return run
 
-    def save_start(self, metrics: dict[str, float], trial: Any) -> None:
-        """Save the weights that training starts with as the best so far; `metrics` are those of their evaluation."""
-        trainer = self.trainer
-        if trainer._determine_best_metric(metrics, trial):
-            trainer._save_checkpoint(trainer.model, trial)
-            trainer.state.best_model_checkpoint = str(trainer.output_folder / "checkpoint-0")
-            trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if self.is_sharded:
+            shard_state(self.optimizer)  # type: ignore[arg-type]
+        folder = Path(checkpoint)
+        if (folder / "pool").is_dir():
+            self.pool = CandidatePool.open(folder / "pool")
+        # The run may have had fewer processes then; all have the same round state.
+        own, first = (folder / _WINDOW.format(rank) for rank in (self.encoders.processes.rank, 0))
+        self._log_window = read_json(own) if own.is_file() else None
+        self.round_state = read_json(first).get("round_state", {}) if first.is_file() else {}
+        self.refreshing.load(folder)
 
-    def load_best(self) -> None:
-        """Load the models of the best checkpoint at the end of training, and say which step that was."""
-        trainer, state = self.trainer, self.trainer.state
-        assert state.best_model_checkpoint is not None
-        self.load_models(Path(state.best_model_checkpoint), resume=False)
-        if trainer.is_world_process_zero() and state.best_global_step != state.global_step:
-            metric = str(trainer.args.metric_for_best_model).removeprefix("eval_").replace("_", " ")
-            kept = f"of step {state.best_global_step}" if state.best_global_step else "it started with"
-            print(f"Kept the weights {kept}: {metric} {state.best_metric:.3f}.")
-
-    def _window_file(self, folder: Path, rank: int | None = None) -> Path:
-        return folder / f"log_window_{self.trainer.encoders.processes.rank if rank is None else rank}.json"
+    def restore_log_window(self) -> None:
+        """Continue the averages of the log entry that was open when the checkpoint was written."""
+        if self._log_window is not None:
+            self._tr_loss += self._log_window["loss"]
+            self._globalstep_last_logged = self._log_window["since"]
+            for name in ("sums", "seconds", "learning_rates"):
+                getattr(self.step_log, name).update(self._log_window.get(name, {}))
+            self._log_window = None
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -220,6 +274,11 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
         except DamagedFile as error:
             logger.warning(f"{error} This checkpoint is skipped.")
     return None
+
+
+def write_checksums(folder: Path) -> None:
+    """Write `checksums.json`, which says that a checkpoint is complete."""
+    write_note(folder / _CHECKSUMS, {}, [file for file in files_in(folder) if file.name != _CHECKSUMS])
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -241,85 +300,9 @@ def check_checkpoint(folder: Path) -> None:
     check_files(folder, checksums, advice)
 
 
-def load_models(model: JointModel, folder: str | Path) -> None:
-    """Load `folder/retriever` and `folder/ranker` into the live models, in place.
-
-    Raises:
-        FileNotFoundError: a model of the run is missing in the checkpoint.
-        RuntimeError: names or shapes of weights differ.
-    """
-    for role, child in model.models.items():
-        path, adapters = Path(folder) / role, Path(folder) / _ADAPTERS.format(role)
-        if has_adapters(child):
-            load_adapters(child, adapters)
-            continue
-        if adapters.is_file():
-            raise ValueError(
-                f"{folder}: its {role} was trained with adapters (LoRA); resume with a model that has them"
-            )
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {role}")
-        loader = CrossEncoder if role == "ranker" else SentenceTransformer
-        child.load_state_dict(loader(str(path), device="cpu").state_dict(), strict=True)
-
-
-def save_adapters(model: JointModel, folder: Path) -> None:
-    """Write `adapters-ROLE.safetensors` of each model with adapters: all that is trained in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for role, child in model.models.items():
-        if has_adapters(child):
-            trained = trained_weights(child).items()
-            weights = {name: weight.detach().cpu().contiguous() for name, weight in trained}
-            save_file(weights, folder / _ADAPTERS.format(role))
-
-
-def load_adapters(model: nn.Module, path: Path) -> None:
-    """Load into a live model what `save_adapters` wrote of it, in place.
-
-    Raises:
-        ValueError: there is no such file, or it holds other adapters.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; the checkpoint is of a run without adapters (LoRA)")
-    saved, trained = load_file(path), trained_weights(model)
-    there, here = ({name: tuple(w.shape) for name, w in weights.items()} for weights in (saved, trained))
-    for name in dict.fromkeys([*there, *here]):
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"{path}: {name} has shape {there.get(name)} there and {here.get(name)} here; resume with the adapter "
-                "settings that the run was started with"
-            )
-    with torch.no_grad():
-        for name, weight in trained.items():
-            weight.copy_(saved[name])
-
-
 def fingerprints(model: JointModel) -> dict[str, str]:
     """Content hashes of the weights of both models, by role."""
     return {role: weights_fingerprint(child) for role, child in model.models.items()}
-
-
-def describe_run(trainer: JointTrainer) -> dict[str, Any]:
-    """What a run's outcome depends on, as plain data: the settings that decide it, and other facts."""
-    args = trainer.args
-    names = checked_on_resume(type(args))
-    facts = {
-        "collection": trainer.collection.fingerprint,
-        "global_batch": trainer.global_batch,
-        "steps_per_round": trainer.steps_per_round,
-        "steps": trainer.planned_steps,
-        "own_loss": _name_of(trainer.loss),
-        "own_sampler": _name_of(trainer.collator.lists.sampler),
-    }
-    run: dict[str, Any] = json.loads(json.dumps({name: getattr(args, name) for name in names} | facts))
-    return run
-
-
-def _name_of(function: Any) -> str | None:
-    """The name of a custom loss or sampler; None for a built-in one."""
-    if function is None or isinstance(function, str):
-        return None
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -13,14 +13,13 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from hf_ar2.collections import Collection, Source, load_collection
-from hf_ar2.files import writing
 from hf_ar2.lock import locked
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
-from hf_ar2.models.joint import JointModel, save_models
+from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of
 from hf_ar2.trainers.arguments import (
     NO_DATALOADER,
@@ -34,7 +33,7 @@ from hf_ar2.trainers.arguments import (
 )
 from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
-from hf_ar2.trainers.checkpoints import CHECKPOINTS, OPTIMIZER, Checkpoints, describe_run
+from hf_ar2.trainers.checkpoints import CheckpointedTrainer, write_checksums
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.evaluation import EvalRankings, Evaluation
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
@@ -48,16 +47,15 @@ from hf_ar2.trainers.lists import (
 )
 from hf_ar2.trainers.log_lines import print_log_lines
 from hf_ar2.trainers.phases import PhaseCycle
-from hf_ar2.trainers.prepare import prepare_models, saves_merged
+from hf_ar2.trainers.prepare import prepare_models
 from hf_ar2.trainers.publishing import Publisher, push_to_hub, training_summary
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.schedule import make_optimizer, make_scheduler
-from hf_ar2.trainers.sharding import gather, shard_state
 from hf_ar2.training_lists.list_sampler import NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool
 
 
-class JointTrainer(Trainer):
+class JointTrainer(CheckpointedTrainer):
     """Trains a retriever, a ranker, or both, in turns or together, on lists drawn from candidate pools.
 
     One epoch is one round: refresh (encode, index, mine), train, evaluate. A subclass says in which `phases` it trains
@@ -138,7 +136,6 @@ class JointTrainer(Trainer):
         # What rounds and evaluations decided, as plain data; part of a checkpoint.
         self.round_state: dict[str, Any] = {}
         self.publisher = Publisher(self, retriever, ranker, collection)
-        self.checkpoints = Checkpoints(self)
         super().__init__(
             model=model,
             args=args,
@@ -207,11 +204,6 @@ class JointTrainer(Trainer):
         return self.phases.trained
 
     # ---- Rounds -----------------------------------------------------------------------------------------------
-
-    @property
-    def output_folder(self) -> Path:
-        """`output_dir` as a path."""
-        return Path(str(self.args.output_dir))
 
     @property
     def global_batch(self) -> int:
@@ -321,16 +313,6 @@ class JointTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the weights are, or will be, in shards."""
-        return self.whole is not self.model
-
-    def gather_weights(self) -> None:
-        """Bring the whole copy of sharded weights up to date; all processes call this."""
-        if self.is_sharded:
-            gather(self.model, self.whole)
-
     # ---- Logs and evaluation ----------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -359,17 +341,10 @@ class JointTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `transformers.Trainer`, and with `save_strategy="best"` the weights of the start are saved, too."""
-        metrics = super()._evaluate(trial, *args, **kwargs)
-        if self.state.global_step == 0 and self.args.save_strategy == "best":
-            self.checkpoints.save_start(metrics, trial)
-        return metrics
-
     predict = not_available(NO_PREDICT)
     get_eval_dataloader = not_available(NO_DATALOADER)
 
-    # ---- Runs, see `Checkpoints`, and the Hub, see `Publisher` ------------------------------------------------
+    # ---- Runs, and the Hub, see `Publisher` -------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint, exactly.
@@ -380,7 +355,7 @@ class JointTrainer(Trainer):
                 collection, seed, batch, schedule or other setting that counts, or over other training lists.
         """
         with locked(self.output_folder) if self.is_world_process_zero() else nullcontext():
-            checkpoint = self.checkpoints.find(resume_from_checkpoint)
+            checkpoint = self.find_checkpoint(resume_from_checkpoint)
             if self.is_world_process_zero():
                 self.retrieval.print_truncations()
             eval_on_start = self.args.eval_on_start
@@ -401,56 +376,17 @@ class JointTrainer(Trainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
-    # What a checkpoint records of its run; a run that resumes from it is compared with it.
-    run_metadata = property(describe_run)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
-            folder = Path(output_dir or self.output_folder)
-            save_models(self.whole, folder, saves_merged(self.args, folder))
-            self.publisher.write_cards(folder)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `transformers.Trainer`: `retriever/` and `ranker/` in a folder; all processes call this."""
-        self.gather_weights()
-        super().save_model(output_dir, _internal_call)
-        self.checkpoints.share_models(Path(output_dir or self.output_folder))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.gather_weights()
-        folder = self.output_folder / f"checkpoint-{self.state.global_step}"
-        with writing(folder):
-            if self.args.should_save:
-                self.checkpoints.write_run(folder)
-            super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                self.checkpoints.write_checksums(folder)
-        self.encoders.processes.share(self.output_folder, CHECKPOINTS)  # no rank may read an incomplete one
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.checkpoints.share_own_files(Path(output_dir))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        moments = 2 * sum(w.numel() * w.element_size() for w in self.model.parameters() if w.requires_grad)
-        with writing(Path(output_dir) / OPTIMIZER, moments):
-            super()._save_optimizer_and_scheduler(output_dir)
-            if self.is_sharded:
-                self.checkpoints.write_whole_optimizer(Path(output_dir))
-        self.checkpoints.write_progress(Path(output_dir))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.is_sharded:
-            shard_state(self.optimizer)  # type: ignore[arg-type]
-        if checkpoint is not None:
-            self.checkpoints.read_progress(Path(checkpoint))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.checkpoints.load_models(Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        self.checkpoints.load_best()
+    @property
+    def run_metadata(self) -> dict[str, Any]:
+        """As in `CheckpointedTrainer`, with facts that are no settings."""
+        return super().run_metadata | {
+            "collection": self.collection.fingerprint,
+            "global_batch": self.global_batch,
+            "steps_per_round": self.steps_per_round,
+            "steps": self.planned_steps,
+            "own_loss": _name_of(self.loss),
+            "own_sampler": _name_of(self.collator.lists.sampler),
+        }
 
     training_summary = training_summary
     push_to_hub = push_to_hub  # type: ignore[assignment]
@@ -462,9 +398,16 @@ class JointTrainer(Trainer):
         self.push_in_progress = None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.checkpoints.write_checksums(Path(checkpoint_folder))
+        write_checksums(Path(checkpoint_folder))
         self.publisher.push_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
         self.publisher.finish_push()
+
+
+def _name_of(function: Any) -> str | None:
+    """The name of a custom loss or sampler; None for a built-in one."""
+    if function is None or isinstance(function, str):
+        return None
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
