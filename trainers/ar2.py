@@ -10,15 +10,18 @@ from transformers.utils import logging
 
 from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.evaluation.significance import PairedTest, paired_test
-from hf_ar2.losses import adversarial_loss, distillation_loss
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.losses import (
+    adversarial_loss,
+    distillation_loss,
+    in_batch_contrastive_loss,
+    listwise_cross_entropy,
+)
+from hf_ar2.losses.list_scores import ListScores, contrastive_inputs, ranker_accuracy
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.evaluation import Evaluation
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.phases import Phase, PhaseCycle
-from hf_ar2.trainers.ranker import ranker_accuracy, ranker_loss
-from hf_ar2.trainers.retriever import contrastive_loss
 
 logger = logging.get_logger(__name__)
 
@@ -190,12 +193,13 @@ class AR2Trainer(JointTrainer):
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The ranker's listwise cross-entropy, or the retriever's λ · adversarial + (1 − λ) · distillation."""
-        if phase == "ranker":
-            return ranker_loss(scores), {}
-        if not self.ranker_teaches:
-            loss = contrastive_loss(scores)
-            return loss, {"loss/contrastive": loss}
         args, student, teacher = self.args, scores.retriever_scores, scores.ranker_scores
+        if phase == "ranker":
+            assert teacher is not None
+            return listwise_cross_entropy(teacher, scores.mask), {}
+        if not self.ranker_teaches:
+            loss = in_batch_contrastive_loss(**contrastive_inputs(scores))
+            return loss, {"loss/contrastive": loss}
         assert student is not None and teacher is not None
         weight = args.adversarial_weight
         loss = student.new_zeros(())
@@ -211,20 +215,19 @@ class AR2Trainer(JointTrainer):
             )
             loss = loss + (1 - weight) * logs["loss/distillation"]
         if args.contrastive_weight > 0:
-            logs["loss/contrastive"] = contrastive_loss(scores)
+            logs["loss/contrastive"] = in_batch_contrastive_loss(**contrastive_inputs(scores))
             loss = loss + args.contrastive_weight * logs["loss/contrastive"]
         return loss, logs
 
     def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
         """How often the ranker puts the positive first, and the share of negatives that it scores above it."""
-        ranker, mask = scores.ranker_scores, scores.mask
+        ranker, negatives = scores.ranker_scores, scores.mask[:, 1:]
         if ranker is None:
             return {}
         if phase == "ranker":
             return {"ranker_accuracy": ranker_accuracy(scores)}
-        masked = ranker.masked_fill(~mask, float("-inf"))
-        deceived = ((ranker[:, 1:] > ranker[:, :1]) & mask[:, 1:]).float().sum() / mask[:, 1:].sum()
-        return {"teacher_accuracy": (masked.argmax(dim=1) == 0).float().mean(), "pool/deceived": deceived}
+        deceived = ((ranker[:, 1:] > ranker[:, :1]) & negatives).float().sum() / negatives.sum()
+        return {"teacher_accuracy": ranker_accuracy(scores), "pool/deceived": deceived}
 
 
 # ---- The gate ---------------------------------------------------------------------------------------------------

@@ -38,12 +38,12 @@ from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.evaluation import EvalRankings, Evaluation
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
 from hf_ar2.trainers.lists import (
+    LIST_FIELDS,
     Positions,
     RoundSampler,
     make_collator,
     positions_alone,
     read_stored_lists,
-    scores_of_lists,
 )
 from hf_ar2.trainers.log_lines import print_log_lines
 from hf_ar2.trainers.phases import PhaseCycle
@@ -295,7 +295,20 @@ class JointTrainer(CheckpointedTrainer):
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:
         """The scores of a batch of the collator, from the outputs of `JointModel.forward`."""
-        return scores_of_lists(outputs, batch, self.retrieval)
+        fields: dict[str, Any] = {name: batch[name] for name in LIST_FIELDS}
+        fields["teacher_scores"] = batch.get("teacher_scores")
+        mask = batch["mask"]
+        if "passage_embeddings" in outputs:
+            queries = outputs["query_embeddings"]
+            passages = outputs["passage_embeddings"].view(*mask.shape, -1)
+            temperature = self.retrieval.retriever_temperature
+            fields |= {"query_embeddings": queries, "passage_embeddings": passages}
+            fields["retriever_scores"] = torch.einsum("bd,bld->bl", queries, passages) / temperature
+            fields["retriever_temperature"] = temperature
+        if "pair_scores" in outputs:
+            pairs = outputs["pair_scores"]
+            fields["ranker_scores"] = pairs.new_zeros(mask.shape).masked_scatter(mask, pairs)
+        return ListScores(**fields)
 
     def after_step(self) -> None:
         """Called when the optimizer has updated the weights."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers.utils import logging
 
@@ -16,7 +15,6 @@ from hf_ar2.collections import Collection
 from hf_ar2.collections.judgments import Judgments
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
-from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.phases import PhaseCycle
 from hf_ar2.training_lists.list_sampler import ListSampler, NegativeSampler
@@ -25,13 +23,12 @@ from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of, load_training_
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
-    from hf_ar2.trainers.retrieval import Retrieval
 
 logger = logging.get_logger(__name__)
 
 _UNLIMITED = 1 << 30
-# What a batch and its scores have of `Lists`.
-_OF_LISTS = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
+# The fields that `Lists`, a batch and its `ListScores` share.
+LIST_FIELDS = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
 
 
 # ---- The order of lists ---------------------------------------------------------------------------------------------
@@ -100,7 +97,7 @@ class ListCollator:
         # Positions are counted within a phase.
         earlier = (step - self.phases.steps_before(phase, step)) * self.lists_per_step
         lists = self.lists(np.asarray(positions, np.int64) - earlier, self.phases.names.index(phase))
-        batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in _OF_LISTS}
+        batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in LIST_FIELDS}
         batch["phase"] = phase
         if lists.scores is not None:
             batch["teacher_scores"] = torch.from_numpy(lists.scores)
@@ -156,24 +153,6 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
         step_tokens=args.step_tokens or (2048 if on_cpu else _UNLIMITED),
         mini_batch_size=args.mini_batch_size,
     )
-
-
-def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval: Retrieval) -> ListScores:
-    """The scores of a batch of the collator, from the outputs of `JointModel.forward`."""
-    fields: dict[str, Any] = {name: batch[name] for name in _OF_LISTS}
-    fields["teacher_scores"] = batch.get("teacher_scores")
-    mask = batch["mask"]
-    if "passage_embeddings" in outputs:
-        queries = outputs["query_embeddings"]
-        passages = outputs["passage_embeddings"].view(*mask.shape, -1)
-        temperature = retrieval.retriever_temperature
-        fields |= {"query_embeddings": queries, "passage_embeddings": passages}
-        fields["retriever_scores"] = torch.einsum("bd,bld->bl", queries, passages) / temperature
-        fields["retriever_temperature"] = temperature
-    if "pair_scores" in outputs:
-        pairs = outputs["pair_scores"]
-        fields["ranker_scores"] = pairs.new_zeros(mask.shape).masked_scatter(mask, pairs)
-    return ListScores(**fields)
 
 
 # ---- Lists that were written before the run -------------------------------------------------------------------------

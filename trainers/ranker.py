@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from hf_ar2.losses import listwise_cross_entropy, pointwise_cross_entropy
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.losses.list_scores import ListScores, ranker_accuracy
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
@@ -127,10 +127,3 @@ def ranker_loss(
     """
     assert scores.ranker_scores is not None
     return RANKER_LOSSES[form](scores.ranker_scores, scores.mask, scores.positives if several else None)
-
-
-def ranker_accuracy(scores: ListScores) -> Tensor:
-    """The share of lists in which the ranker puts a positive first."""
-    assert scores.ranker_scores is not None
-    best = scores.ranker_scores.masked_fill(~scores.mask, float("-inf")).argmax(dim=1, keepdim=True)
-    return scores.positives.gather(1, best).float().mean()

@@ -63,6 +63,7 @@ class Retrieval:
         encoders: how models are run.
 
     Attributes:
+        retriever_temperature: what the retriever's scores are divided by in a softmax.
         start: the encoding (see `encoding_name`) of the retriever before training; None without a retriever.
     """
 
@@ -110,6 +111,9 @@ class Retrieval:
         self._index: CorpusIndex | None = None
         # Embeddings of the whole corpus by the retriever as it is, for the next refresh.
         self.encoded: Path | None = None
+        self.retriever_temperature = args.retriever_temperature or 1.0
+        if retriever is not None and args.retriever_temperature is None:
+            self.retriever_temperature = default_temperature(retriever)
         self.encodings = Encodings(args.index_dir or self.folder / "index")
         self.start = self.encoding if retriever is not None else None
 
@@ -231,14 +235,6 @@ class Retrieval:
         judgments = self.train_judgments
         nothing = np.zeros((len(judgments), 0))
         return build_pool(nothing, nothing.astype(np.int64), judgments, depth=0)
-
-    @property
-    def retriever_temperature(self) -> float:
-        """What retriever scores are divided by in a softmax."""
-        if self.args.retriever_temperature is not None:
-            return self.args.retriever_temperature
-        assert self.retriever is not None
-        return default_temperature(self.retriever)
 
     def retrieve(self, query_rows: np.ndarray, depth: int, description: str) -> tuple[np.ndarray, np.ndarray]:
         """The retriever's scores float32 `[Q, depth]` and passage rows int64 `[Q, depth]`, best first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -18,8 +18,7 @@ from hf_ar2.losses import (
     pairwise_contrastive_loss,
     passage_centric_loss,
 )
-from hf_ar2.losses.gather import world_size
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.losses.list_scores import ListScores, contrastive_inputs
 from hf_ar2.settings.fields import setting
 from hf_ar2.terminal import counted
 from hf_ar2.trainers.arguments import TrainerOptions
@@ -200,10 +199,10 @@ class RetrieverTrainer(JointTrainer):
     def _contrastive_loss(self, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss of the queries and, with a weight, of the passages."""
         args = self.args
-        loss = contrastive_loss(scores, args.contrast, args.cross_batch)
+        inputs = contrastive_inputs(scores, args.cross_batch)
+        loss = CONTRASTIVE_LOSSES[args.contrast](**inputs)
         if args.passage_weight == 0:
             return loss, {}
-        inputs = contrastive_inputs(scores, args.cross_batch)
         other = passage_centric_loss(**inputs, query_rows=scores.query_rows, form=args.passage_form)
         logs = {"loss/query_centric": loss, "loss/passage_centric": other}
         return (1 - args.passage_weight) * loss + args.passage_weight * other, logs
@@ -221,23 +220,3 @@ def stored_distillation_loss(scores: ListScores, form: str, teacher_temperature:
     if form == "margin_mse":
         return margin_mse_loss(*both, teacher_temperature=teacher_temperature, mask=scores.mask)
     return dynamic_listwise_distillation(*both, ranker_temperature=teacher_temperature, mask=scores.mask)
-
-
-def contrastive_loss(
-    scores: ListScores, contrast: Literal["softmax", "pairwise"] = "softmax", cross_batch: bool = True
-) -> Tensor:
-    """In-batch loss over a batch of lists, with the passages of all processes if asked; a scalar."""
-    return CONTRASTIVE_LOSSES[contrast](**contrastive_inputs(scores, cross_batch))
-
-
-def contrastive_inputs(scores: ListScores, cross_batch: bool) -> dict[str, Any]:
-    """What every contrastive loss takes, as keywords."""
-    return {
-        "query_embeddings": scores.query_embeddings,
-        "passage_embeddings": scores.passage_embeddings,
-        "temperature": scores.retriever_temperature,
-        "passage_rows": scores.passage_rows,
-        "known_positives": scores.known_positives,
-        "mask": scores.mask,
-        "gather": cross_batch and world_size() > 1,
-    }

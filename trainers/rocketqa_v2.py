@@ -12,13 +12,13 @@ from transformers.utils import logging
 
 from hf_ar2.losses import dynamic_listwise_distillation
 from hf_ar2.losses.dynamic import PRESETS, entropy, kl_divergence
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.losses.list_scores import ListScores, ranker_accuracy
 from hf_ar2.losses.listwise import masked_log_softmax
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.phases import Phase, PhaseCycle
-from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_accuracy, ranker_loss
+from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_loss
 
 logger = logging.get_logger(__name__)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from hf_ar2.losses.gather import world_size
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,23 @@ def call_loss(loss: ListLoss, scores: ListScores) -> tuple[Tensor, dict[str, Ten
             f"loss {name} returned {found}; expected a scalar tensor, or a tuple of one and a dict of logs"
         )
     return value, logs
+
+
+def contrastive_inputs(scores: ListScores, cross_batch: bool = True) -> dict[str, Any]:
+    """The keyword arguments of every contrastive loss; with `cross_batch`, passages of all processes are negatives."""
+    return {
+        "query_embeddings": scores.query_embeddings,
+        "passage_embeddings": scores.passage_embeddings,
+        "temperature": scores.retriever_temperature,
+        "passage_rows": scores.passage_rows,
+        "known_positives": scores.known_positives,
+        "mask": scores.mask,
+        "gather": cross_batch and world_size() > 1,
+    }
+
+
+def ranker_accuracy(scores: ListScores) -> Tensor:
+    """The share of lists in which the ranker puts a positive first."""
+    assert scores.ranker_scores is not None
+    best = scores.ranker_scores.masked_fill(~scores.mask, float("-inf")).argmax(dim=1, keepdim=True)
+    return scores.positives.gather(1, best).float().mean()
