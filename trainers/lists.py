@@ -18,7 +18,7 @@ from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.phases import PhaseCycle
 from hf_ar2.training_lists.list_sampler import ListSampler, NegativeSampler
-from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools, padded_positives
+from hf_ar2.training_lists.pool import CandidatePool, build_pool, concatenate_pools, padded_positives
 from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of, load_training_lists
 
 if TYPE_CHECKING:
@@ -48,12 +48,7 @@ class Positions(Dataset):
 
 
 class RoundSampler(Sampler[int]):
-    """Yields the positions of the current round, in order.
-
-    Args:
-        length: lists per round (a multiple of the global batch).
-        current_round: read when an epoch begins, so that a resumed run continues where it was.
-    """
+    """Yields the positions of the current round in order; the round is read anew in every epoch."""
 
     def __init__(self, length: int, current_round: Callable[[], int]) -> None:
         self.length = length
@@ -72,15 +67,14 @@ class RoundSampler(Sampler[int]):
 
 @dataclass
 class ListCollator:
-    """Turns positions into what one forward pass needs.
+    """Turns positions into the inputs of one forward pass.
 
-    It holds only plain data, so that worker processes can get a copy, however they are started. They are started again
-    in every epoch, after the refresh, so that they draw from the pool of the round.
+    It holds only plain data, so that worker processes can get a copy. They are started again in every epoch, after the
+    refresh, so that they draw from the pool of the round.
 
     Args:
         lists_per_step: lists of one optimizer step, over all processes.
-        step_tokens: padded tokens of a chunk.
-        mini_batch_size: rows of a chunk; None: as many as the tokens allow.
+        step_tokens, mini_batch_size: most padded tokens, and most rows, of a chunk.
     """
 
     lists: ListSampler
@@ -162,12 +156,11 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
     """Read the lists that `train_lists` names: folders, and `collection` for those of the collection.
 
     Returns:
-        The collection, with the queries that only the lists have, and a pool of one entry per list; None without
-        `train_lists`.
+        The collection with the queries that only the lists have, and a pool with one entry per list, if there are any.
 
     Raises:
-        ValueError: there is no list of `train_list_kinds`, a list has a negative that `train_split` judges relevant, or
-            no scores although distillation or SimANS needs them.
+        ValueError: there is no list of `train_list_kinds`, a negative is judged relevant in `train_split`, or a list
+            has no scores although distillation or SimANS needs them.
     """
     if not args.train_lists:
         return collection, None
@@ -206,15 +199,17 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
 def with_stored_lists(
     mined: CandidatePool | None, trainer: JointTrainer
 ) -> tuple[CandidatePool, np.ndarray | None]:
-    """One pool of the mined lists (if there are any yet) and the stored ones, and what cannot be a negative in it.
+    """One pool of mined lists (if there are any yet) and stored ones, and the passages that cannot be its negatives.
 
     Returns:
-        The pool, and int32 `[Q, P]`, -1 padded: for each entry its own positives, the judged positives of its query,
+        The pool, and int32 `[Q, P]`, padded with -1: the positives of each entry, the judged positives of its query,
         and the query itself if it is a passage. None if these are only the pool's positives.
     """
     own_rows = trainer.collection.own_rows
     if mined is None and trainer.args.mine:
-        mined = trainer.retrieval.pool_without_candidates()
+        judgments = trainer.retrieval.train_judgments
+        nothing = np.zeros((len(judgments), 0), np.int64)
+        mined = build_pool(nothing, nothing, judgments, depth=0)  # only positives
     if trainer.stored is None:
         assert mined is not None
         pool, known = mined, [mined.positive_rows]

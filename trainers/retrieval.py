@@ -24,8 +24,7 @@ from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.encodings import Encodings, encoding_name
-from hf_ar2.index.fingerprint import index_fingerprint
+from hf_ar2.index.encodings import Encodings, encoding_name, index_fingerprint
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.index.search import NO_RANGES
 from hf_ar2.models.loading import default_temperature
@@ -43,7 +42,7 @@ _ANSWERED, _KEPT_TEXTS = 1024, 500_000
 
 
 def encoders_of(args: JointConfig) -> Encoders:
-    """How a configuration has models run outside its training steps."""
+    """How a configuration runs models outside its training steps."""
     return Encoders(
         device=args.device,
         processes=Processes.current(args.device),
@@ -54,16 +53,14 @@ def encoders_of(args: JointConfig) -> Encoders:
 
 
 class Retrieval:
-    """The index and the candidate pool of a run, and the scores that its models give.
+    """The index and the candidate pool of a run, and the scores of its models.
 
     Args:
         retriever, ranker: the models as they are trained; either may be None.
-        collection: what is searched.
-        args: lengths, depths, filters, metrics; where the pool (`output_dir`), indexes and tokens are kept.
-        encoders: how models are run.
+        args: lengths, depths, filters and metrics, and the folders of pool (`output_dir`), indexes and tokens.
 
     Attributes:
-        retriever_temperature: what the retriever's scores are divided by in a softmax.
+        retriever_temperature: divides the retriever's scores in a softmax.
         start: the encoding (see `encoding_name`) of the retriever before training; None without a retriever.
     """
 
@@ -124,12 +121,12 @@ class Retrieval:
         return self.encoding_of(self.retriever)
 
     def encoding_of(self, retriever: SentenceTransformer) -> str:
-        """The name of the encoding of a retriever that differs from this one in its weights."""
+        """The name of the encoding of a retriever with other weights than this one."""
         return encoding_name(self._fingerprint(retriever), self.args.index_dtype)
 
     @property
     def opened(self) -> str | None:
-        """The name of the encoding that is open; None where nothing was searched, or files that were given."""
+        """The name of the open encoding; None before the first search, and for files that were given."""
         return None if self._index is None else self._index.folder.name
 
     def refresh(self) -> CorpusIndex:
@@ -229,12 +226,6 @@ class Retrieval:
         ranges = self.collection.searched_rows(judgments.query_rows)
         scores, rows = index.search(queries, depth, ranges)
         return scores, rows, index.scores(queries, positives, ranges), f"bm25:{self.collection.fingerprint}"
-
-    def pool_without_candidates(self) -> CandidatePool:
-        """A pool of depth 0, for training that needs only positives."""
-        judgments = self.train_judgments
-        nothing = np.zeros((len(judgments), 0))
-        return build_pool(nothing, nothing.astype(np.int64), judgments, depth=0)
 
     def retrieve(self, query_rows: np.ndarray, depth: int, description: str) -> tuple[np.ndarray, np.ndarray]:
         """The retriever's scores float32 `[Q, depth]` and passage rows int64 `[Q, depth]`, best first.

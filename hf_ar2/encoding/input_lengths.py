@@ -25,7 +25,7 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> int:
 
 
 def length_limit(model: SentenceTransformer | CrossEncoder) -> int | None:
-    """The longest input of a model in tokens; None if it has no limit, as models with relative positions."""
+    """The longest input of a model in tokens; None if it has no limit, such as a model with relative positions."""
     limit = model.max_seq_length
     return int(limit) if limit is not None and limit < _NO_LIMIT else None
 
@@ -37,17 +37,15 @@ def input_length(
     prompt: str = "",
     added: int = 0,
 ) -> int:
-    """The longest input in tokens: `wanted` for the text and special tokens, and the prompt on top.
+    """The longest input in tokens: `wanted` for the text and special tokens, plus the prompt, up to the model's own
+    limit.
 
     Args:
-        model: its own limit is never exceeded.
-        wanted: the value of a setting; None: the model's own limit.
-        setting: its name, for messages.
-        prompt: put before the text.
+        wanted: the value of the setting named `setting`; None: the model's own limit.
         added: tokens of a chat template, counted like those of a prompt.
 
     Raises:
-        ValueError: the prompt leaves no space for the text; or neither the setting nor the model has a limit.
+        ValueError: the prompt leaves no space for the text, or neither the setting nor the model has a limit.
     """
     limit, tokenizer = length_limit(model), model.tokenizer
     added += prompt_tokens(tokenizer, prompt)

@@ -43,8 +43,8 @@ def check_inputs(
 ) -> None:
     """Check that inputs built from stored tokens equal those of `encode_query`, `encode_document` and `predict`.
 
-    A few texts of the collection, and some that are empty, too long or contain special tokens, go both ways, without
-    autocast and in evaluation mode. A model is checked once per process and settings.
+    The probes are a few texts of the collection, and empty, long and special ones. A model is checked once per process
+    and settings.
 
     Raises:
         ValueError: token ids or outputs differ; the message shows both.

@@ -39,7 +39,6 @@ class TokenStore:
     Attributes:
         ids: int32 [T], the ids of all texts, concatenated (a memory map when opened from a folder).
         offsets: int64 [N+1]; text i has `ids[offsets[i]:offsets[i + 1]]`.
-        fingerprint: of the tokenizer, prompt, `max_tokens` and texts.
         max_tokens: the length at which texts were truncated when stored; None if they were not.
         folder: where it was opened from; None for arrays in memory. Pickling a store with a folder pickles the path.
     """
@@ -81,12 +80,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: str | None = None, verify: bool = True) -> TokenStore:
-        """Map a folder written by `tokenize`.
-
-        Args:
-            folder: the one with meta.json.
-            fingerprint: the expected one; None accepts any.
-            verify: compare the checksums of its files.
+        """Map a folder written by `tokenize`; `fingerprint` is the expected one, `verify` compares checksums.
 
         Raises:
             FileNotFoundError: the folder holds no token store.
@@ -132,8 +126,7 @@ def _open_map(path: Path, dtype: type, count: int) -> np.ndarray:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """32 hex digits that identify a tokenizer's output: vocabulary, merges, normaliser, special tokens.
 
-    Its name, folder, truncation and padding settings are not part of it: they change while a tokenizer is used, or
-    differ from one load to the next.
+    Its name, folder, truncation and padding are left out, because they change with use or between loads.
     """
     backend = backend_of(tokenizer)
     if backend is None:
@@ -172,19 +165,15 @@ def tokenize(
     """Tokenise texts once; a second call with the same texts and tokenizer opens the stored ids.
 
     Args:
-        texts: N strings.
         tokenizer: its truncation and padding settings are restored.
         cache_dir: the store is written to `cache_dir/<fingerprint>/`; several processes may call at once.
         max_tokens: texts are truncated to this many tokens, without special tokens, on the tokenizer's truncation side.
-            Choose at least the longest length that a model will read.
         text_fingerprint: identifies `texts`; other texts need another one.
         prompt: prepended to every text.
-        description, show_progress: the label of the progress bar, and whether to show it.
-        processes: the ranks of a run, all of which call this: each tokenises its share of the texts. None: this process
-            tokenises all.
+        processes: the ranks of a run, all of which call this and tokenise a share; None: this process alone.
 
     Raises:
-        ValueError: max_tokens below 1, or a cached store of another length.
+        ValueError: max_tokens below 1, or a cached store with another number of texts.
         OSError: the disk is full.
     """
     if max_tokens < 1:

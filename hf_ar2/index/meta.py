@@ -59,7 +59,7 @@ def shard_kinds(meta: dict[str, Any]) -> list[str]:
 
 
 def open_shards(folder: Path, meta: dict[str, Any]) -> list[np.ndarray]:
-    """The memory maps of the embeddings; DamagedFile if a file holds another number of rows."""
+    """The memory maps of the embeddings; DamagedFile if a file has another number of rows than expected."""
     shards = []
     for kind, (start, stop) in zip(shard_kinds(meta), meta["rows"], strict=True):
         path = folder / meta["files"][kind]
@@ -80,7 +80,7 @@ def write_meta(folder: Path, meta: dict[str, Any], known: Mapping[str, str] | No
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta.json of an index; `files` has the names of its `embeddings` and `index`.
+    """The meta.json of an index.
 
     Raises:
         FileNotFoundError: no index there. ValueError: a meta.json that is damaged, or not of this version.
@@ -133,26 +133,19 @@ def check_sizes(folder: Path, meta: dict[str, Any]) -> None:
             )
 
 
-def complete_meta(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The meta.json of the index in a folder; None if there is none, it is damaged, or its embeddings are others."""
-    try:
-        meta = read_meta(folder)
-        check_sizes(folder, meta)
-    except (FileNotFoundError, ValueError):
-        return None
-    return meta if all(meta[name] == wanted[name] for name in ENCODED) else None
+def matching_meta(folder: Path, wanted: Mapping[str, Any], verify: bool) -> dict[str, Any] | None:
+    """The meta.json of the index in a folder; None if there is none with these fields, or it is damaged.
 
-
-def is_index(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a folder has an undamaged index with these fields of meta.json."""
+    Sizes of files are compared, with `verify` their checksums as well.
+    """
     try:
         meta = read_meta(folder)
         if any(meta[name] != value for name, value in wanted.items()):
-            return False
-        check_contents(folder, meta)
+            return None
+        (check_contents if verify else check_sizes)(folder, meta)
     except (FileNotFoundError, ValueError):
-        return False
-    return True
+        return None
+    return meta
 
 
 def named_files(folder: Path) -> set[str]:

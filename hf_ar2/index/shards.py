@@ -56,11 +56,7 @@ class Shards:
 
 
 def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-    """Write a .npy file of zeros to fill through a memory map; its space on the disk is reserved.
-
-    Raises:
-        OSError: the disk is full; no file is left.
-    """
+    """Write a .npy file of zeros to fill through a memory map; OSError, and no file, if the disk is full."""
     try:
         with writing(path):
             np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape).flush()
@@ -91,14 +87,9 @@ def encode_shard(
     ranks: Processes,
     **options: Any,
 ) -> dict[str, Any]:
-    """Encode this process's share of the rows of a corpus into a separate file.
+    """Encode this process's share of the rows of a corpus into a separate file; returns what `all_shards` reads.
 
-    Args:
-        meta: names the file, see `file_name`; it has `dtype` and `dim`.
-        options: of `encode_rows`.
-
-    Returns:
-        What `all_shards` reads of the file.
+    `meta` has `dtype` and `dim` and names the file, see `file_name`; `options` are those of `encode_rows`.
     """
     path, rows = folder / file_name(meta, ranks.rank, ranks.world_size), ranks.part_of(len(store))
     path.unlink(missing_ok=True)  # left by an interrupted build
@@ -115,20 +106,15 @@ def encode_shard(
 
 
 def describe_shard(path: Path, rows: slice, missing: Sequence[int] = ()) -> dict[str, Any]:
-    """A file with the embeddings of these rows, of which some did not arrive."""
+    """A description of a file with the embeddings of these rows; the file system lost the `missing` ones."""
     size = path.stat().st_size
     place = {"name": path.name, "rows": (rows.start, rows.stop), "missing": missing}
     return place | {"bytes": size, "checksum": checksum(path)}
 
 
 def all_shards(folder: Path, shard: dict[str, Any], ranks: Processes) -> dict[str, Any]:
-    """What `meta.json` says of the files of all processes, see `described`, once each process sees all of them.
-
-    Args:
-        shard: this process's, as described.
-
-    Raises:
-        OSError: the file system lost rows.
+    """What `meta.json` says of the files of all processes, once each process sees all of them; OSError if rows were
+    lost.
     """
     shards = ranks.gather(shard)
     found = described(folder, shards)

@@ -21,14 +21,13 @@ _ADAPTERS = "adapters-{}.safetensors"
 
 
 def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Tensor:
-    """Embeddings whose inner product is the retriever's score.
+    """Embeddings float32 `[B, d]` whose inner product is the retriever's score.
+
+    They are cut at the retriever's `truncate_dim`, and of unit length when its similarity is cosine.
 
     Args:
         features: `input_ids`, `attention_mask` and, for some models, `token_type_ids`; int64 `[B, T]`.
         task: selects the tower, if there are two.
-
-    Returns:
-        float32 `[B, d]`, cut at the retriever's `truncate_dim`, of unit length when its similarity is cosine.
     """
     extra = prompt_features(retriever, task)
     embeddings = retriever({**features, **extra}, task=task)["sentence_embedding"].float()
@@ -161,12 +160,7 @@ def save_models(model: JointModel, folder: str | Path, merge: bool = False) -> N
 
 
 def load_models(model: JointModel, folder: str | Path) -> None:
-    """Load `folder/retriever` and `folder/ranker` into the live models, in place.
-
-    Raises:
-        FileNotFoundError: a model of the run is missing in the checkpoint.
-        RuntimeError: names or shapes of weights differ.
-    """
+    """Load `folder/retriever` and `folder/ranker` into the live models, in place; an error names what does not fit."""
     for role, child in model.models.items():
         path, adapters = Path(folder) / role, Path(folder) / _ADAPTERS.format(role)
         if has_adapters(child):
@@ -193,11 +187,7 @@ def save_adapters(model: JointModel, folder: Path) -> None:
 
 
 def _load_adapters(model: nn.Module, path: Path) -> None:
-    """Load into a live model what `save_adapters` wrote of it, in place.
-
-    Raises:
-        ValueError: there is no such file, or it holds other adapters.
-    """
+    """Load what `save_adapters` wrote of a model, in place; ValueError if the file is missing or does not fit."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the checkpoint is of a run without adapters (LoRA)")
     saved, trained = load_file(path), trained_weights(model)

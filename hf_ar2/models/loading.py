@@ -40,9 +40,6 @@ LOADING_OPTIONS = ("attn_implementation", "trust_remote_code", "revision")
 def resolve_model_name(name: str | Path) -> str:
     """Resolve `package:NAME/FOLDER` to the folder inside an installed Python package; return other names as given.
 
-    Args:
-        name: a Hub id, a local folder, or `package:` followed by an import name and a folder inside it.
-
     Raises:
         ValueError: the package is not installed, or has no such folder.
     """
@@ -342,8 +339,8 @@ def _is_amd() -> bool:
 def to_float32(model: nn.Module) -> bool:
     """Convert half-precision weights to float32, in place; returns whether there were any.
 
-    At common learning rates most updates of a bf16 weight are smaller than half the distance to the next bf16 number
-    and are lost.
+    At common learning rates most updates of a bf16 weight are lost, being less than half the distance to the next
+    number.
     """
     half = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())
     if half:

@@ -11,9 +11,8 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ar2.cards.facts import served_row
 from hf_ar2.encoding.inputs import RetrieverInputs
-from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.frozen import FrozenIndex, check_fit
 
 # Folders of a run: the index of `hf-ar2 search`; that of `hf-ar2 evaluate`, over passages without the headings that
 # are queries; and what else `hf-ar2 label` needs.
