@@ -234,11 +234,7 @@ class AR2Trainer(JointTrainer):
 
 
 def check_gate(evaluation: Evaluation) -> None:
-    """Check that the two models can be compared.
-
-    Raises:
-        ValueError: there are no queries to compare them on, or the ranker orders fewer passages than the metric needs.
-    """
+    """Raise ValueError if there are no queries, or the ranker orders fewer passages than the metric needs."""
     args = evaluation.retrieval.args
     metric = args.eval_metrics[0]
     cutoff = parse_metric(metric)[1] or 1

@@ -25,13 +25,12 @@ _STEPS_PER_ESTIMATE = 5
 
 
 class StepLog:
-    """The sums of what the steps since the last log entry logged, on this process; an entry has the means over all.
+    """Sums of what this process logged since the last log entry; an entry has the means over all processes.
 
     Attributes:
-        sums: name → sum and number of values since the last entry.
-        seconds: part of the run → seconds of this process: each phase, `refresh` (encode, index, mine), `evaluation`
-            and `saving`; of a resumed run those before it, too.
-        learning_rates: of the step that is being taken: `lr/retriever`, `lr/ranker`.
+        sums: name → sum and number of values.
+        seconds: each phase, `refresh`, `evaluation` and `saving` → seconds of this process, also before it was resumed.
+        learning_rates: `lr/retriever` and `lr/ranker` of the current step.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -89,30 +88,30 @@ class StepLog:
         self._since = time.perf_counter()
 
     def add_seconds(self, part: str) -> float:
-        """Add the time since the last call to a part, and return it; a GPU may still be working on the end of it."""
+        """Add the time since the last call to a part, and return it; a GPU may still be working on the last step."""
         now = time.perf_counter()
         spent, self._since = now - self._since, now
         self.seconds[part] += spent
         return spent
 
     def note_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the rates of each model's encoder."""
+        """Keep the learning rate of each model's encoder."""
         for group in reversed(optimizer.param_groups):
             if "/encoder/" in group["name"]:
                 self.learning_rates[f"lr/{group['model']}"] = group["lr"]
 
 
 class Rounds(TrainerCallback):
-    """Begins a round with every epoch, before the data loader starts, so that no prefetched batch can be stale."""
+    """Begins a round with every epoch, before the data loader starts, so that no prefetched batch is stale."""
 
     def __init__(self, trainer: JointTrainer) -> None:
         self.trainer = trainer
         self.log = trainer.step_log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run continues the averages of the log entry that was open, and its times.
+        """Continue the open log entry and the times of a resumed run.
 
-        A checkpoint may be of the last step of a round that the run was killed in before it evaluated: that comes now.
+        If the checkpoint is of the last step of a round and was written before the evaluation, evaluate now.
         """
         trainer = self.trainer
         self.log.seconds.clear()
@@ -132,7 +131,7 @@ class Rounds(TrainerCallback):
         self.log.add_seconds("refresh")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A step: its batch, forward and backward passes, and optimizer step; then its share of a refresh."""
+        """Count the time of the step, then take its share of a refresh."""
         trained = self.log.add_seconds(self.trainer.phases.phase(state.global_step - 1))
         self.trainer.refreshing.advance()
         refreshed = self.log.add_seconds("refresh")
@@ -168,12 +167,11 @@ class Rounds(TrainerCallback):
 
 
 class Patience(TrainerCallback):
-    """Chooses the last step of a run from its evaluations.
+    """Chooses the last step once `patience` evaluations in a row are not above the best one before them.
 
-    After `patience` evaluations in a row that are not above the best one before them, the last step is chosen: with
-    the schedule `warmup_stable_decay` so that the decay is the last `decay_share` of the run, with any other
-    schedule the next step. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run
-    ends where the uninterrupted one does.
+    With the schedule `warmup_stable_decay` the decay becomes the last `decay_share` of the run; with any other schedule
+    the next step is the last. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run ends
+    where the uninterrupted one does.
     """
 
     def __init__(self, trainer: JointTrainer, patience: int) -> None:

@@ -210,7 +210,7 @@ class CheckpointedTrainer(Trainer):
             print(f"Kept the weights {kept}: {metric} {state.best_metric:.3f}.")
 
     def _load_models(self, folder: Path) -> dict[str, Any]:
-        """Load both models of a checkpoint, in place, once it is known to be of this run; returns its `run_metadata`.
+        """Load both models of a checkpoint of this run, in place, and return the run that it records.
 
         Raises:
             ValueError: it is of a run with other settings or over other training lists, or it is damaged.
@@ -282,7 +282,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Compare the files of a checkpoint with their checksums, once in a process.
+    """Compare the files of a checkpoint with their checksums, once per process.
 
     Raises:
         FileNotFoundError: it is not complete. DamagedFile: names a file.
@@ -320,11 +320,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, saved_run: dict[str, Any], run: dict[str, Any]) -> None:
-    """Compare the run of a checkpoint with this one; what only one of them has is ignored.
-
-    Raises:
-        ValueError: a setting or fact differs, so that resuming would not continue that run.
-    """
+    """Raise ValueError if the run of a checkpoint differs from this one; what only one of them has is ignored."""
     differ = [name for name in saved_run if name != "steps" and name in run and saved_run[name] != run[name]]
     if differ:
         found = ", ".join(f"{name} ({saved_run[name]} there, {run[name]} here)" for name in differ)

@@ -53,11 +53,10 @@ class Evaluation:
     """Evaluates the models of a run on a split, with the index that the next refresh uses anyway.
 
     Args:
-        retrieval: searches, with the models as they are now.
         split: None: `eval_split`, on `eval_queries` and `eval_passages`; another split is evaluated as a whole.
 
     Attributes:
-        judgments: of the evaluated queries; empty without evaluations on a split that the collection does not have.
+        judgments: of the evaluated queries; empty if nothing is evaluated and the collection lacks the split.
 
     Raises:
         ValueError: the split does not exist or has no relevant passage, but is evaluated on.
@@ -76,11 +75,7 @@ class Evaluation:
         self._rankings: EvalRankings | None = None
 
     def of_split(self, split: Any, prefix: str) -> tuple[Evaluation, str]:
-        """The evaluation of a split, and what the names of its metrics begin with.
-
-        Args:
-            split: the name of a split; None: `eval_split`.
-            prefix: as it was given; "eval", the default, becomes the name of the split if that is another one.
+        """The evaluation of a split (None: `eval_split`), and the prefix of its metrics.
 
         Raises:
             ValueError: there is no such split, or the prefix is the name of another one.
@@ -122,7 +117,7 @@ class Evaluation:
         }
 
     def check_best_metric(self) -> None:
-        """Raise a ValueError if `metric_for_best_model` is none of `metrics`, before the first evaluation."""
+        """Raise ValueError before the first evaluation if `metric_for_best_model` is none of `metrics`."""
         args, collection = self.retrieval.args, self.retrieval.collection
         named = str(args.metric_for_best_model).removeprefix("eval_")
         metrics = {"retriever": tuple(args.eval_metrics)}
@@ -146,7 +141,7 @@ class Evaluation:
         return tuple(metric for metric in args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth)
 
     def own_metrics(self, compute: Any) -> dict[str, float]:
-        """What a function of the user's (`compute_metrics`) computes from the rankings; nothing without one."""
+        """What `compute_metrics` returns for the rankings; nothing without one."""
         if compute is None:
             return {}
         found = compute(self.rankings())
@@ -166,7 +161,7 @@ class Evaluation:
         return self._rankings
 
     def _update(self) -> None:
-        """Rank the queries, unless neither model has changed since that was done last."""
+        """Rank the queries, unless neither model has changed since the last call."""
         retrieval, args, judgments = self.retrieval, self.retrieval.args, self.judgments
         models = [model for model in (retrieval.retriever, retrieval.ranker) if model is not None]
         weights = ":".join(map(weights_fingerprint, models))

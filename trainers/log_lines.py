@@ -67,14 +67,14 @@ _NAMES: dict[str, str | None] = {
 
 
 class LogLines(TrainerCallback):
-    """Prints a trainer's log in place of transformers' bar and its dicts; trackers are sent all of it as before.
+    """Prints a trainer's log in place of transformers' bar and its dicts; trackers still get all of it.
 
     On a terminal every entry is printed, above a bar with the time that is left. Elsewhere evaluations, the last entry
-    and what was trained are printed, and of the other entries one every 30 seconds at most. With `disable_tqdm` there
-    is no bar.
+    and a summary of the training are printed, and at most one other entry every 30 seconds. `disable_tqdm` hides the
+    bar.
 
     Args:
-        phases: the trainer's; if an entry is about only one of them, that phase's loss is shown as the loss.
+        phases: the trainer's; the loss of an entry about only one of them is shown as the loss.
     """
 
     def __init__(self, phases: Sequence[str]) -> None:
@@ -134,12 +134,12 @@ def log_lines(
     eval_split: str = "dev",
     left: float | None = None,
 ) -> list[str]:
-    """An entry of the log as lines of 80 columns at most, the second and later ones indented.
+    """An entry of the log as lines of at most 80 columns, the second and later ones indented.
 
     Args:
-        step, steps: where the run is, and how many steps it has.
+        step, steps: the current step, and the steps of the run.
         eval_split: the split that `eval_` refers to.
-        left: seconds until the end, to be shown.
+        left: seconds until the end, shown if given.
     """
     start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # 0 outside of training
     if "train_runtime" in logs:

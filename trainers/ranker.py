@@ -102,12 +102,7 @@ class RankerTrainer(JointTrainer):
 
 @dataclass(frozen=True)
 class EasyToHard:
-    """The share of negatives that come from the pool, by position: it rises from none to all.
-
-    Args:
-        lists: of the whole run.
-        easy_share: part of the run over which it rises.
-    """
+    """The share of negatives from the pool, by position; it rises from 0 to 1 over `easy_share` of the run's lists."""
 
     lists: int
     easy_share: float
@@ -121,9 +116,7 @@ def ranker_loss(
 ) -> Tensor:
     """The ranker's loss on labels (listwise: L_φ of AR2, the ranker's side of equation 5; L_sup of RocketQAv2).
 
-    Args:
-        several: whether lists may have several positives. With one, the plainer sum ranks it against every other entry
-            just the same.
+    `several` says whether lists may have several positives; with one, the two forms are equal.
     """
     assert scores.ranker_scores is not None
     return RANKER_LOSSES[form](scores.ranker_scores, scores.mask, scores.positives if several else None)

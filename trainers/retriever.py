@@ -209,11 +209,10 @@ class RetrieverTrainer(JointTrainer):
 
 
 def stored_distillation_loss(scores: ListScores, form: str, teacher_temperature: float) -> Tensor:
-    """The loss of the retriever towards the stored scores of a batch of lists; a scalar.
+    """The loss of the retriever towards stored scores: "kl" (KL of teacher to retriever, mean over queries) or
+    "margin_mse".
 
-    Args:
-        form: "kl" (KL of teacher to retriever, mean over queries) or "margin_mse".
-        teacher_temperature: the stored scores are divided by it; the retriever's are divided by theirs already.
+    The stored scores are divided by `teacher_temperature`; the retriever's are already divided by their temperature.
     """
     assert scores.retriever_scores is not None and scores.teacher_scores is not None
     both = scores.retriever_scores, scores.teacher_scores

@@ -208,14 +208,9 @@ class RocketQAv2Trainer(JointTrainer):
 
 @torch.no_grad()
 def compared(retriever: Tensor, ranker: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How far two models' distributions over lists are apart: KL divergences, entropies (nats), top-1 agreement.
+    """How far apart two models' distributions over lists are: KL divergences, entropies (nats), top-1 agreement.
 
-    Args:
-        retriever, ranker: scores `[B, L]` over their temperatures.
-        mask: bool `[B, L]`, True = real entry.
-
-    Returns:
-        Scalars, means over the lists, by the name they are logged under.
+    `retriever` and `ranker` are scores `[B, L]` over their temperatures. Each value is a mean over the lists.
     """
     p, r = masked_log_softmax(retriever, mask), masked_log_softmax(ranker, mask)
     best = [scores.masked_fill(~mask, float("-inf")).argmax(dim=1) for scores in (retriever, ranker)]

@@ -84,8 +84,7 @@ def batch_scores(
 
     Returns:
         Scores over the temperature, float ``[B, N]``; the column of each query's own positive, int64 ``[B]``; and the
-        entries that must not count as negatives, bool ``[B, N]``, or None if there are none. The own positive is never
-        among them.
+        other entries that must not count as negatives, bool ``[B, N]``, or None if there are none.
     """
     check_embeddings(query_embeddings, passage_embeddings, temperature, passage_rows, known_positives, mask)
     dtype = torch.promote_types(query_embeddings.dtype, torch.float32)

@@ -59,13 +59,10 @@ ListLoss = Callable[[ListScores], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
 
 
 def call_loss(loss: ListLoss, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
-    """Call a loss of one's own, and check what it returns.
-
-    Returns:
-        The loss, a scalar, and what else to log, by name.
+    """Call a custom loss; returns the loss, a scalar, and further values to log, by name.
 
     Raises:
-        TypeError: it returned something else than a scalar tensor, or a tuple of one and a dict.
+        TypeError: it returned neither a scalar tensor nor a tuple of one and a dict.
     """
     result = loss(scores)
     value, logs = result if isinstance(result, tuple) and len(result) == 2 else (result, {})

@@ -140,9 +140,7 @@ def distillation_loss(
         >>> distillation_loss(agreeing, teacher).item() < distillation_loss(opposed, teacher).item()
         True
     """
-    if not (student_temperature > 0 and teacher_temperature > 0):
-        found = f"student_temperature={student_temperature}, teacher_temperature={teacher_temperature}"
-        raise ValueError(f"{found}: expected numbers above 0")
+    check_temperatures(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     student, mask = checked_lists(student_scores, mask, name="student_scores")
     teacher, _ = checked_lists(teacher_scores.detach(), None, name="teacher_scores", like=student)
     with torch.autocast(student.device.type, enabled=False):
@@ -167,12 +165,7 @@ def masked_log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 def checked_lists(
     scores: Tensor, mask: Tensor | None, name: str = "scores", like: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The scores in float32 (float64 is kept) and the mask, both checked.
-
-    Raises:
-        ValueError: the shapes do not fit, or a positive (column 0) is masked.
-        TypeError: ``scores`` are not floating point, or ``mask`` is not bool.
-    """
+    """The scores in float32 (float64 is kept) and the mask, checked as :func:`listwise_cross_entropy` says."""
     if not scores.is_floating_point():
         raise TypeError(f"{name} have dtype {scores.dtype}, expected a floating-point dtype")
     if scores.dim() != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
@@ -186,6 +179,13 @@ def checked_lists(
     if mask is not None:
         check_mask(mask, scores.shape)
     return scores.to(torch.promote_types(scores.dtype, torch.float32)), mask
+
+
+def check_temperatures(**temperatures: float) -> None:
+    """Raise ValueError unless all are above 0."""
+    if not all(value > 0 for value in temperatures.values()):
+        found = ", ".join(f"{name}={value}" for name, value in temperatures.items())
+        raise ValueError(f"{found}: expected numbers above 0")
 
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_ar2.losses.listwise import checked_lists
+from hf_ar2.losses.listwise import check_temperatures, checked_lists
 
 
 def margin_mse_loss(
@@ -46,9 +46,7 @@ def margin_mse_loss(
         >>> margin_mse_loss(student, teacher).item()    # margins 1 and .5 against 3 and 0
         2.125
     """
-    if not (student_temperature > 0 and teacher_temperature > 0):
-        found = f"student_temperature={student_temperature}, teacher_temperature={teacher_temperature}"
-        raise ValueError(f"{found}: expected numbers above 0")
+    check_temperatures(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     student, mask = checked_lists(student_scores, mask, name="student_scores")
     teacher, _ = checked_lists(teacher_scores.detach(), None, name="teacher_scores", like=student)
     with torch.autocast(student.device.type, enabled=False):

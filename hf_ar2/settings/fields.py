@@ -63,9 +63,7 @@ class Setting:
     Attributes:
         annotation: its type, such as `int | None`; the choices of a `Literal`.
         declared_in: the class that declares it.
-        field: the field, with the metadata that `setting` wrote.
-        help: what the setting does.
-        unit, paper: the unit and the values in papers; "" if there are none.
+        field: the field, with the metadata that `setting` wrote; `help`, `unit` and `paper` are part of it.
     """
 
     name: str
