@@ -112,7 +112,7 @@ class AR2Trainer(JointTrainer):
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the retriever's loss, λ · adversarial + (1 − λ) · distillation + contrastive, in steps
+        loss: replaces the retriever's loss, λ · adversarial + (1 − λ) · distillation + contrastive, in steps
             in which the ranker teaches. The ranker's loss stays, and so does the contrastive loss of the rounds in
             which `teacher_gate` finds the ranker behind.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
@@ -137,7 +137,7 @@ class AR2Trainer(JointTrainer):
     method = "ar2"
 
     def make_evaluation(self) -> Evaluation:
-        """The evaluation, which with `teacher_gate` has to be able to compare the two models."""
+        """The evaluation; `teacher_gate` needs one that can compare the two models."""
         evaluation = super().make_evaluation()
         if self.args.teacher_gate == "ahead":
             check_gate(evaluation)

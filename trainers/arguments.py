@@ -1,4 +1,4 @@
-"""What a trainer is called with, and checks of it before anything is loaded."""
+"""The arguments of a trainer, checked before anything is loaded."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from hf_ar2.trainers.config import schedule_kind
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
 
-# After the first ones, the number of steps that fit into the time is estimated every so many steps.
+# Steps between two estimates of how many fit into the time; the first few steps each make one.
 _STEPS_PER_ESTIMATE = 5
 
 
@@ -71,7 +71,7 @@ class StepLog:
         )
 
     def entry(self, logs: dict[str, float]) -> dict[str, float]:
-        """What a log entry gets besides the loss: the means of the steps, at the end of a run the seconds."""
+        """The values of a log entry besides the loss: means of the steps, and at the end of a run the seconds."""
         found: dict[str, float] = {}
         if "loss" in logs and self.sums:
             names = sorted(self.sums)
@@ -215,13 +215,13 @@ class Patience(TrainerCallback):
 class TimeLimit(TrainerCallback):
     """Ends a run when its time is over: the number of steps follows from the time that the steps have taken.
 
-    It is estimated anew until the decay of the schedule `warmup_stable_decay` begins, with any other schedule until the
-    end. The estimate is part of a checkpoint (`JointTrainer.round_state`), and on all processes that of the first.
+    The number is estimated until the decay of the schedule `warmup_stable_decay` begins, or with any other schedule
+    until the end. It is part of a checkpoint (`JointTrainer.round_state`); all processes use that of the first.
 
     Args:
-        trainer: any but AR2's, whose rounds have fixed numbers of steps. `max_steps` is the most that is trained.
+        trainer: any but AR2's, whose rounds have fixed numbers of steps. It never trains more than `max_steps`.
         clock: returns seconds.
-        seconds: that training, with its evaluations, may take from `on_train_begin` on.
+        seconds: for training and its evaluations, from `on_train_begin` on.
         steps: the first estimate.
     """
 
@@ -254,7 +254,7 @@ class TimeLimit(TrainerCallback):
         return taken <= _STEPS_PER_ESTIMATE or taken % _STEPS_PER_ESTIMATE == 0
 
     def _decays(self, step: int) -> bool:
-        """Whether the learning rate falls already, so that more or fewer steps would make it jump, or the run ends."""
+        """Whether the learning rate already falls (another number of steps would make it jump), or the run ends."""
         return step >= (1 - _decay_share(self.trainer.args)) * self.trainer.total_steps
 
 

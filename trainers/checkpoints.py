@@ -42,9 +42,9 @@ class CheckpointedTrainer(Trainer):
 
     In addition to what transformers writes, a checkpoint has `retriever/` and `ranker/`, `pool/`, the averages of the
     open log entry for each process, and `run.json`: `version`, `run` (`run_metadata`), `train_lists` (a hash of the
-    stored lists) and `weights` (a hash of each model). Of a model with adapters `adapters-retriever.safetensors` or
-    `adapters-ranker.safetensors` has what is trained. Of a refresh in flight (see `Refresh`) `snapshot.pt` has the
-    weights that are encoded. `checksums.json` has the checksums of all files.
+    stored lists) and `weights` (a hash of each model). `adapters-retriever.safetensors` and
+    `adapters-ranker.safetensors` have the trained weights of models with adapters, `snapshot.pt` those that a refresh
+    in flight encodes (see `Refresh`), and `checksums.json` the checksums of all files.
 
     Attributes:
         whole: the models that are saved: `model`, or a whole copy of it if its weights are sharded.
@@ -151,7 +151,7 @@ class CheckpointedTrainer(Trainer):
             self.refreshing.save(folder)
 
     def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `transformers.Trainer`; with `save_strategy="best"` the weights of the start are saved, too."""
+        """As in `transformers.Trainer`; with `save_strategy="best"` also saves the weights of the start."""
         metrics = super()._evaluate(trial, *args, **kwargs)
         at_start = self.state.global_step == 0 and self.args.save_strategy == "best"
         if at_start and self._determine_best_metric(metrics, trial):

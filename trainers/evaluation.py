@@ -23,14 +23,14 @@ _PASSAGES = "eval_passages.json"
 
 @dataclass(frozen=True)
 class EvalRankings:
-    """What an evaluation ranked, for custom metrics (`compute_metrics`).
+    """The rankings of an evaluation, for custom metrics (`compute_metrics`).
 
     Attributes:
         judgments: of the Q evaluated queries; line i of every array belongs to its i-th query.
         rows: system ("retriever", with a ranker also "ranker" and "pipeline") → int64 `[Q, K]`, rows in the corpus,
             best first, -1 padded.
         scores: system → float32 `[Q, K]`.
-        collection: what was searched.
+        collection: the searched collection.
     """
 
     judgments: Judgments
@@ -102,7 +102,7 @@ class Evaluation:
 
         Returns:
             `retriever_mrr@10`, …, and where there is a ranker `ranker_mrr@10`, …, `pipeline_mrr@10`, …; the ranker's
-            metrics are those with a cutoff within `rerank_depth`. Of several collections then those of each, too:
+            metrics have a cutoff within `rerank_depth`. With several collections, also the metrics of each:
             `NAME_retriever_mrr@10`, ….
         """
         measured, collection = self.per_query(), self.retrieval.collection
@@ -204,9 +204,9 @@ class Evaluation:
         return without_own(scores, np.where(np.isneginf(scores), -1, self._rows[order]), own_rows, depth)
 
     def _passages(self, limit: int) -> np.ndarray:
-        """Rows of the corpus, ascending: all positives of the evaluated queries, then what they retrieve at first.
+        """Ascending corpus rows: all positives of the evaluated queries, then passages that they first retrieved.
 
-        They are kept in the output folder, so that a resumed run evaluates on the same ones.
+        They are kept in the output folder, so that a resumed run searches the same ones.
         """
         retrieval, args = self.retrieval, self.retrieval.args
         identity = f"{retrieval.collection.fingerprint}:{args.eval_split}:{args.eval_queries}:{limit}"

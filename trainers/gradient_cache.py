@@ -77,7 +77,7 @@ class GradientCache(nn.Module):
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The outputs of chunks, as a leaf, and what is needed to compute them again."""
+    """The outputs of chunks, as a leaf, and the inputs and random states to compute them again."""
 
     encode: Callable[[Features], Tensor]
     chunks: list[Features]

@@ -67,14 +67,14 @@ class JointTrainer(CheckpointedTrainer):
         args: settings.
         collection: a `Collection`, or what `load_collection` takes.
         loss: from `hf_ar2.losses.ListScores` to a scalar tensor, or to a tuple of one and a dict of tensors to log. It
-            takes the place of the trainer's loss; where a trainer has several, its own docstring says of which.
+            replaces the trainer's loss; the docstring of a trainer with several losses says which.
         sampler: draws the negatives of a list in place of `args.sampler`, see `NegativeSampler`.
         compute_metrics: from the `EvalRankings` of an evaluation to a dict of floats, logged as `eval_…`.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
         NotImplementedError: DeepSpeed, FSDP or `DataParallel`, with the reason.
-        TypeError: an argument that does not belong where it is, see `hf_ar2.trainers.arguments`.
+        TypeError: an argument in the wrong place, see `hf_ar2.trainers.arguments`.
         ValueError: a split that does not exist or has no relevant passages; names of models that are swapped.
 
     Example:
@@ -100,7 +100,7 @@ class JointTrainer(CheckpointedTrainer):
     phases: PhaseCycle  # every subclass has its own
     config_class: type[JointConfig] = JointConfig
     retrieval_class: type[Retrieval] = Retrieval
-    # What a recipe calls the trainer, for the card.
+    # The trainer's name in recipes and on cards.
     method: str = ""
 
     def __new__(cls, *arguments: Any, **given: Any) -> Self:
@@ -133,7 +133,6 @@ class JointTrainer(CheckpointedTrainer):
             model = JointModel(encoder, None if ranker is None else load_ranker(ranker))
         check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state
-        # What rounds and evaluations decided, as plain data; part of a checkpoint.
         self.round_state: dict[str, Any] = {}
         self.publisher = Publisher(self, retriever, ranker, collection)
         super().__init__(
@@ -173,7 +172,7 @@ class JointTrainer(CheckpointedTrainer):
     # ---- What a subclass decides ------------------------------------------------------------------------------
 
     def load_retriever(self, retriever: SentenceTransformer | str | Path) -> SentenceTransformer:
-        """Load the retriever, or take it as it is."""
+        """Load the retriever, unless it is loaded already."""
         return load_retriever(retriever)
 
     def make_evaluation(self) -> Evaluation:
@@ -185,17 +184,17 @@ class JointTrainer(CheckpointedTrainer):
         raise NotImplementedError
 
     def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
-        """What to log of a step besides its loss, whatever the loss is; without gradient."""
+        """Further values to log of a step, with any loss; computed without gradient."""
         return {}
 
     @property
     def steps_per_round(self) -> int:
-        """Optimizer steps of a round: the setting of this name; None, or no such setting: a pass over all lists."""
+        """Optimizer steps of a round: the setting of this name, or a pass over all lists where it is unset."""
         chosen: int | None = getattr(self.args, "steps_per_round", None)
         return chosen or -(-len(self.collator.lists.pool) // self.global_batch)
 
     def hard_share(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """From positions to the share of negatives from the pool, the rest being random; picklable. None: all."""
+        """A picklable function from positions to the share of negatives from the pool, not random ones; None: all."""
         return None
 
     @property
@@ -220,12 +219,12 @@ class JointTrainer(CheckpointedTrainer):
 
     @property
     def end_step(self) -> int | None:
-        """The last step where `patience` has chosen one, else None."""
+        """The last step, if `patience` has chosen one."""
         return self.round_state.get("end_step")
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run: those planned, or fewer where `patience` or the time ends it before."""
+        """Optimizer steps of the whole run: those planned, or fewer if `patience` or a time limit ends it."""
         chosen = (self.end_step, self.round_state.get("steps_in_time"))
         return min([self.planned_steps, *(step for step in chosen if step is not None)])
 
@@ -243,7 +242,7 @@ class JointTrainer(CheckpointedTrainer):
         self.prepare_lists()
 
     def prepare_lists(self) -> None:
-        """Give the collator, which is plain data, what settings and rounds decide."""
+        """Update the phases and the hard share of the collator, and the length of a round."""
         self.collator.phases = self.phases
         self.collator.lists.hard_share = self.hard_share()
         self.train_dataset = Positions(self.steps_per_round * self.global_batch)
@@ -261,7 +260,7 @@ class JointTrainer(CheckpointedTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """As in `transformers.Trainer`; with `mini_batch_size` through a gradient cache, to the same gradients."""
+        """As in `transformers.Trainer`; with `mini_batch_size` a gradient cache computes the same gradients."""
         if self.args.mini_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         cache = GradientCache(self.accelerator.unwrap_model(model))
@@ -329,7 +328,7 @@ class JointTrainer(CheckpointedTrainer):
     # ---- Logs and evaluation ----------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `transformers.Trainer`, with what `StepLog` has of the steps since the last entry."""
+        """As in `transformers.Trainer`, with the values that `StepLog` has collected since the last entry."""
         logs |= self.step_log.entry(logs)
         super().log(logs, start_time)
 
@@ -383,7 +382,7 @@ class JointTrainer(CheckpointedTrainer):
             return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As in `transformers.Trainer`, which takes a step more where the checkpoint is of the last one."""
+        """As in `transformers.Trainer`, which would take another step after a checkpoint of the last one."""
         if self.control.should_training_stop or self.state.global_step >= self.total_steps:
             self.control.should_training_stop = True
         else:
@@ -391,7 +390,7 @@ class JointTrainer(CheckpointedTrainer):
 
     @property
     def run_metadata(self) -> dict[str, Any]:
-        """As in `CheckpointedTrainer`, with facts that are no settings."""
+        """As in `CheckpointedTrainer`, and facts that are not settings."""
         return super().run_metadata | {
             "collection": self.collection.fingerprint,
             "global_batch": self.global_batch,

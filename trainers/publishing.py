@@ -184,7 +184,7 @@ def push_to_hub(
     revision: str | None = None,
     replace_card: bool = False,
 ) -> dict[str, CommitInfo]:
-    """Save what was trained, and publish it as `NAME-retriever` and `NAME-ranker`, standard checkpoints with cards.
+    """Save the trained models, and publish them as `NAME-retriever` and `NAME-ranker`, standard checkpoints with cards.
 
     To be called on all processes; the first one publishes.
 
@@ -238,8 +238,8 @@ def push_to_hub(
 
 
 def training_summary(trainer: JointTrainer) -> dict[str, Any]:
-    """What a card says of a training, as plain data: the fields of `hf_ar2.cards.facts.Stage` and more."""
-    seconds = sum(trainer.step_log.seconds.values())  # also of what a resumed run continues
+    """A training as plain data for a card: the fields of `hf_ar2.cards.facts.Stage` and more."""
+    seconds = sum(trainer.step_log.seconds.values())  # including those before a resume
     return {
         "name": trainer.output_folder.absolute().name,
         "collection": trainer.publisher.collection,

@@ -1,4 +1,4 @@
-"""Warm-up of a ranker on what a retriever finds, from easy lists to hard ones."""
+"""Warm-up of a ranker on lists that a retriever mines, from easy to hard ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RankerTrainer(JointTrainer):
         retriever: mines the lists and the candidates of the evaluation; it is not changed.
         ranker: a name, folder or `CrossEncoder`.
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the cross-entropy; `ListScores.retriever_scores` is None, for the retriever is not run.
+        loss: replaces the cross-entropy; `ListScores.retriever_scores` is None, because the retriever does not run.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:

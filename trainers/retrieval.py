@@ -1,4 +1,4 @@
-"""What a run searches: the corpus, encoded and indexed when the retriever has changed, and mined for candidates."""
+"""Search in a run: the corpus is encoded and indexed when the retriever has changed, and mined for candidates."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Retrieval:
             )
         self._text_keys: np.ndarray | None = None
         self._index: CorpusIndex | None = None
-        # Embeddings of the whole corpus by the retriever as it is, for the next refresh.
+        # A file with this rank's part of the corpus as the retriever encodes it, for the next refresh.
         self.encoded: Path | None = None
         self.retriever_temperature = args.retriever_temperature or 1.0
         if retriever is not None and args.retriever_temperature is None:
@@ -168,7 +168,7 @@ class Retrieval:
         return self.encoders.embed_queries(self.retriever, self.retriever_inputs, rows, description)
 
     def mine(self, round_number: int) -> CandidatePool:
-        """Search every training query and write the pool of what is not relevant."""
+        """Search every training query and write the pool of passages that are not relevant."""
         args, judgments = self.args, self.train_judgments
         positives = padded_positives(judgments)
         limits = {
@@ -209,7 +209,7 @@ class Retrieval:
     def _search_retriever(
         self, judgments: Judgments, positives: np.ndarray, depth: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-        """Scores and rows `[Q, depth]` of the current index, the scores of the positives `[Q, P]`, and their origin."""
+        """Scores and rows `[Q, depth]` of the current index, those of the positives `[Q, P]`, and its fingerprint."""
         index = self.refresh()
         queries = self.embed_queries(judgments.query_rows, "Training queries")
         scores, rows = self._search(index, queries, depth, judgments.query_rows)

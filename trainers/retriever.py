@@ -148,7 +148,7 @@ class RetrieverTrainer(JointTrainer):
     Args:
         retriever: a name, folder or `SentenceTransformer`.
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the contrastive loss, the passage-centric one and the distillation.
+        loss: replaces the contrastive loss, the passage-centric one and the distillation.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:

@@ -104,7 +104,7 @@ class RocketQAv2Trainer(JointTrainer):
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the joint loss, distillation and the ranker's cross-entropy together.
+        loss: replaces the joint loss, which is distillation plus the ranker's cross-entropy.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:

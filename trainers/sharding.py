@@ -90,7 +90,7 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def shard_state(optimizer: torch.optim.Optimizer) -> None:
-    """Shard an optimizer's state, as it was loaded, like the weights that it belongs to."""
+    """Shard an optimizer's state, which was loaded whole, like the weights that it belongs to."""
     for weight, of_weight in optimizer.state.items():
         for name, value in of_weight.items():
             if torch.is_tensor(value) and value.shape == weight.shape:

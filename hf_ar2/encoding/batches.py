@@ -140,7 +140,7 @@ def _arriving(outputs: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def _write(batch: np.ndarray, embeddings: np.ndarray, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Write a batch's embeddings to `out`; returns them in its dtype, which says what has to be there."""
+    """Write a batch's embeddings to `out`; returns them in its dtype, for the checksums."""
     expected = (len(batch), out.shape[1])
     if embeddings.shape != expected:
         raise ValueError(

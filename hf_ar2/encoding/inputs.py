@@ -178,7 +178,7 @@ class RankerInputs:
         return self.builder.pair(self.query_store, query_rows, self.passage_store, passage_rows)
 
     def pair_lengths(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
-        """Tokens of each pair after truncation, int64 `[B]`; with a chat template, about as many."""
+        """Tokens of each pair after truncation, int64 `[B]`; approximate with a chat template."""
         stores = self.query_store, query_rows, self.passage_store, passage_rows
         return self.builder.pair_lengths(*stores) + self._added
 

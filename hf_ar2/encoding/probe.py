@@ -152,7 +152,7 @@ def _check_ranker(
 def _compare_tokens(
     method: str, read: list[Any], ours: dict[str, Tensor], theirs: Any, chat: bool = False
 ) -> None:
-    if "cu_seq_lens_q" in theirs:  # no padding, as Flash Attention reads it; only the outputs are compared
+    if "cu_seq_lens_q" in theirs:  # Flash Attention reads no padding; only outputs are compared
         return
     advice = _NO_CHAT if chat else _ADVICE
     found = _ids_of_rows(ours, len(read))

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +183,8 @@ def tokenize(
     ranks = processes or Processes(0, 1, torch.device("cpu"))
     if not ranks.of_first(ranks.is_first and _is_whole(folder)):
         meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
-        _write_store(folder, texts, tokenizer, meta, ranks, description, show_progress)
+        bar = partial(progress_bar, description=description, unit="texts", show=show_progress)
+        _write_store(folder, texts, tokenizer, meta, ranks, bar)
     ranks.share(folder.parent, folder.name)
     store = TokenStore.open(folder, fingerprint, verify=False)
     if len(store) != len(texts):
@@ -210,8 +211,7 @@ def _write_store(
     tokenizer: PreTrainedTokenizerBase,
     meta: dict[str, Any],
     ranks: Processes,
-    description: str,
-    show_progress: bool,
+    bar: Callable[..., Any],
 ) -> None:
     """Tokenise: each rank writes the files of its share, and the first rank joins them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -221,8 +221,7 @@ def _write_store(
     try:
         with writing(folder):
             parts.mkdir(exist_ok=True)
-            part = _part(parts, ranks.rank)
-            _tokenize_part(part, texts, rows, tokenizer, meta, description, show_progress)
+            _tokenize_part(_part(parts, ranks.rank), texts, rows, tokenizer, meta, bar)
         for rank in range(ranks.world_size):
             ranks.share(parts, *(path.name for path in _part(parts, rank)), source=rank)
         if ranks.is_first:
@@ -243,17 +242,14 @@ def _tokenize_part(
     rows: slice,
     tokenizer: PreTrainedTokenizerBase,
     meta: dict[str, Any],
-    description: str,
-    show_progress: bool,
+    bar: Callable[..., Any],
 ) -> None:
     """Write the ids of some texts, int32, and their numbers, int64."""
     lengths = np.zeros(rows.stop - rows.start, np.int64)
     with (
         _encoder(tokenizer, meta["max_tokens"]) as encode,
         open(part[0], "wb") as file,
-        progress_bar(
-            total=len(lengths), description=description, unit="texts", show=show_progress
-        ) as progress,
+        bar(total=len(lengths)) as progress,
     ):
         for start in range(rows.start, rows.stop, _TEXTS_PER_BATCH):
             stop = min(start + _TEXTS_PER_BATCH, rows.stop)

@@ -81,7 +81,7 @@ class Encoders:
         In bf16 on a CPU it encodes with a copy of the weights that its first call makes; otherwise each call uses the
         current weights, in the mode that the caller has set.
         """
-        # The copy is made at the first batch: an index that is there already needs none.
+        # The copy is made at the first batch, because an existing index needs none.
         model = cache(lambda: bf16_copy(retriever) if self._copies else retriever)
 
         def encode(features: dict[str, torch.Tensor]) -> torch.Tensor:

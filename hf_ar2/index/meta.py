@@ -1,4 +1,4 @@
-"""The files of an index and its meta.json: their names, and whether they are what was written."""
+"""The files of an index and its meta.json: their names, and checks that they are complete and unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = "ids.json"
 # Names that only this library uses, and those of a saved copy, which other programs may use too.
 _OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}(\.\d+-of-\d+)?\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
 SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
-# What embeddings depend on.
+# The fields that embeddings depend on.
 ENCODED = ("format", "fingerprint", "dtype", "dim", "ntotal")
 
 
@@ -53,7 +53,7 @@ def described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def shard_kinds(meta: dict[str, Any]) -> list[str]:
-    """What the embeddings' files are called in `files` and `bytes` of a meta.json, by rank."""
+    """The names of the embeddings' files in `files` and `bytes` of a meta.json, by rank."""
     count = len(meta["rows"])
     return ["embeddings"] if count == 1 else [f"embeddings {rank} of {count}" for rank in range(count)]
 
@@ -105,7 +105,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def check_contents(folder: Path, meta: dict[str, Any]) -> None:
-    """Raise `DamagedFile` if a file of an index is missing or is not what was written."""
+    """Raise `DamagedFile` if a file of an index is missing or was changed."""
     check_sizes(folder, meta)
     check_files(folder, meta.get("checksums", {}), f"Delete {folder} and build the index again.")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SIMILARITIES = ("cosine", "dot")
 DTYPES = ("float32", "bfloat16", "float16")
-# How a saved model is read, as opposed to what is changed in it.
+# Options for reading a saved model, which change nothing in it.
 LOADING_OPTIONS = ("attn_implementation", "trust_remote_code", "revision")
 
 
@@ -290,16 +290,9 @@ def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
 
 def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer:
     """The tower of one task as a retriever that shares its weights."""
-    modules: list[Any] = list(tower(retriever, task).children())
     prompt = retriever.prompts.get(task)
-    return SentenceTransformer(
-        modules=modules,
-        device=str(retriever.device),
-        prompts=None if prompt is None else {task: prompt},
-        default_prompt_name=None if not prompt else task,
-        similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
-        truncate_dim=retriever.truncate_dim,
-    )
+    prompts = None if prompt is None else {task: prompt}
+    return _of_modules(retriever, list(tower(retriever, task).children()), prompts, task if prompt else None)
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -351,11 +344,19 @@ def to_float32(model: nn.Module) -> bool:
 def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:
     towers: list[Any] = list(retriever.children())
     router = Router.for_query_document(query_modules=towers, document_modules=copy.deepcopy(towers))
+    prompts = {name: prompt for name, prompt in retriever.prompts.items() if prompt is not None}
+    return _of_modules(retriever, [router], prompts, retriever.default_prompt_name)
+
+
+def _of_modules(
+    retriever: SentenceTransformer, modules: list[Any], prompts: Any, default_prompt_name: str | None
+) -> SentenceTransformer:
+    """A retriever of these modules, with the device, similarity and dimensions of another one."""
     return SentenceTransformer(
-        modules=[router],
+        modules=modules,
         device=str(retriever.device),
-        prompts={name: prompt for name, prompt in retriever.prompts.items() if prompt is not None},
-        default_prompt_name=retriever.default_prompt_name,
+        prompts=prompts,
+        default_prompt_name=default_prompt_name,
         similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
         truncate_dim=retriever.truncate_dim,
     )

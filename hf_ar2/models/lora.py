@@ -178,7 +178,7 @@ def merge_adapters(model: Model) -> Model:
 
 
 def remove_adapters(model: nn.Module, merge: bool) -> None:
-    """Remove the adapters, with `merge` added to the weights, in place; what is left is trainable."""
+    """Remove the adapters in place, with `merge` after adding them to the weights; then all weights are trainable."""
     for found in adapted(model):
         module: Any = found
         name = module.active_adapters()[0]
