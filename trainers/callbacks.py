@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -47,12 +46,8 @@ class StepLog:
             total[0] += float(value.detach())
             total[1] += 1
 
-    def check_finite(
-        self, loss: Tensor, scores: ListScores, step: str, lists_without_negatives: bool = False
-    ) -> None:
-        """Raise ValueError if the loss of a step is NaN or infinite; the message names the model that it comes from."""
-        if math.isfinite(value := loss.item()):
-            return
+    def not_finite(self, loss: Tensor, scores: ListScores, step: str, own_loss: bool) -> ValueError:
+        """The error for a loss that is NaN or infinite; it names the model whose scores are not finite."""
         roles = {"retriever": scores.retriever_scores, "ranker": scores.ranker_scores}
         causes = [
             f"; the {role}'s scores are not finite"
@@ -60,13 +55,11 @@ class StepLog:
             if found is not None and not bool(torch.isfinite(found).all())
         ]
         rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.learning_rates.items())
-        hint = (
-            ". The loss was given lists without negatives (num_negatives=0)"
-            if lists_without_negatives
-            else ""
-        )
-        raise ValueError(
-            f"{step}: the loss is {value}{''.join(causes)}. Training diverged, or a model's weights are not "
+        hint = ""
+        if own_loss and scores.mask.shape[1] == 1:
+            hint = ". The loss was given lists without negatives (num_negatives=0)"
+        return ValueError(
+            f"{step}: the loss is {loss.item()}{''.join(causes)}. Training diverged, or a model's weights are not "
             f"finite; lower the learning rate{f' ({rates})' if rates else ''}{hint}"
         )
 

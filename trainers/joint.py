@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -286,10 +287,9 @@ class JointTrainer(CheckpointedTrainer):
             with torch.no_grad():
                 logs = logs | self.diagnostics(phase, scores)
         self.step_log.add({f"loss/{phase}": loss, **logs})
-        if not self.args.fp16:  # which skips steps that overflow
+        if not self.args.fp16 and not math.isfinite(loss.item()):  # fp16 skips steps that overflow
             place = f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}"
-            alone = own is not None and scores.mask.shape[1] == 1
-            self.step_log.check_finite(loss, scores, place, lists_without_negatives=alone)
+            raise self.step_log.not_finite(loss, scores, place, own is not None)
         return (loss, outputs) if return_outputs else loss
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:

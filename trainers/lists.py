@@ -73,23 +73,22 @@ class ListCollator:
     refresh, so that they draw from the pool of the round.
 
     Args:
-        lists_per_step: lists of one optimizer step, over all processes.
         step_tokens, mini_batch_size: most padded tokens, and most rows, of a chunk.
     """
 
     lists: ListSampler
     phases: PhaseCycle
-    lists_per_step: int
     retriever_inputs: RetrieverInputs | None
     ranker_inputs: RankerInputs | None
     step_tokens: int
     mini_batch_size: int | None = None
 
     def __call__(self, positions: list[int]) -> dict[str, Any]:
-        step = int(positions[0]) // self.lists_per_step
+        lists_per_step = self.lists.lists_per_step
+        step = int(positions[0]) // lists_per_step
         phase = self.phases.phase(step)
         # Positions are counted within a phase.
-        earlier = (step - self.phases.steps_before(phase, step)) * self.lists_per_step
+        earlier = (step - self.phases.steps_before(phase, step)) * lists_per_step
         lists = self.lists(np.asarray(positions, np.int64) - earlier, self.phases.names.index(phase))
         batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in LIST_FIELDS}
         batch["phase"] = phase
@@ -141,7 +140,6 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
     return ListCollator(
         lists=lists,
         phases=trainer.phases,
-        lists_per_step=trainer.global_batch,
         retriever_inputs=trainer.retrieval.retriever_inputs,
         ranker_inputs=trainer.retrieval.ranker_inputs,
         step_tokens=args.step_tokens or (2048 if on_cpu else _UNLIMITED),
