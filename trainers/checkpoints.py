@@ -195,8 +195,8 @@ class CheckpointedTrainer(Trainer):
         saved_steps = self._load_models(folder)["steps"]
         if saved_steps != steps:
             logger.warning(
-                f"{folder}: of a run of {saved_steps} steps, and this one has {steps}; from here on the learning rates "
-                "follow the schedule of this one"
+                f"{folder}: the checkpoint is of a run of {saved_steps} steps, and this one has {steps}; from here on "
+                "the learning rates follow the schedule of this one"
             )
 
     def _load_best_model(self) -> None:

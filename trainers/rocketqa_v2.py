@@ -43,7 +43,7 @@ class RocketQAv2Config(JointConfig):
 
     learning_rate: float = setting(
         1e-5,
-        "Learning rate of the retriever, and of the ranker if it has none of its own.",
+        "Learning rate of the retriever, and of the ranker unless ranker_learning_rate is set.",
         paper="RocketQAv2: 1e-5",
         minimum=0,
     )
@@ -182,9 +182,11 @@ class RocketQAv2Trainer(JointTrainer):
         if max(values) > _NO_DIVERGENCE:
             return None
         if entry["list_length"] < 2:
-            cause = f"lists hold {entry['list_length']:.1f} passages in the mean, so they have no negatives"
+            cause = f"lists hold {entry['list_length']:.1f} passages on average, so they have no negatives"
         elif entry["entropy/retriever"] > 0.999 * math.log(entry["list_length"]):
-            cause = "both softmaxes are flat; a temperature is far too high for the scores, or a head gives a constant"
+            cause = (
+                "both softmaxes are flat; a temperature is far too high for the scores, or a head is constant"
+            )
         else:
             cause = "both models give the same scores"
         return f"The KL divergence of the two models is 0 (step {entry['step']}), so nothing is distilled: {cause}."

@@ -50,7 +50,7 @@ def input_length(
     limit, tokenizer = length_limit(model), model.tokenizer
     added += prompt_tokens(tokenizer, prompt)
     if wanted is None and limit is None:
-        raise ValueError(f"{setting} is not set, and the model has no length limit of its own: set {setting}")
+        raise ValueError(f"{setting} is not set, and the model has no length limit: set {setting}")
     lengths = [limit, None if wanted is None else wanted + added]
     length = min(value for value in lengths if value is not None)
     special = tokenizer.num_special_tokens_to_add(pair=setting == "max_pair_length")

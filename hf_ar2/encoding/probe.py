@@ -185,8 +185,8 @@ def _compare_outputs(
 
 
 _ADVICE = (
-    "What is trained here would not be what others load. Use a model that reads texts through a plain tokenizer, "
-    "without a module, template or setting of its own that changes them"
+    "Others would load a model that differs from the one trained here. Use a model that reads texts through a plain "
+    "tokenizer, without modules, templates or settings that change them"
 )
 
 _NO_CHAT = (

@@ -237,7 +237,7 @@ def check_fit(
     dim = retriever.get_embedding_dimension()
     if index.dim != dim:
         raise ValueError(
-            f"{name}: vectors of {index.dim} dimensions, but the retriever's have {dim}. Give the index of this "
+            f"{name}: vectors of {index.dim} dimensions, but the retriever's have {dim}. Use the index of this "
             "retriever"
         )
     rows = np.sort(np.random.default_rng(0).choice(index.ntotal, min(_PROBES, index.ntotal), replace=False))
@@ -249,7 +249,7 @@ def check_fit(
         raise ValueError(
             f"{name}: of {len(rows)} passages that this retriever encoded, {recognised:.0%} are nearest to their own "
             "vectors in the index; it was made by another model, from other texts, or its ids are in another order. "
-            "Give the index of this retriever and this collection"
+            "Use the index of this retriever and this collection"
         )
 
 

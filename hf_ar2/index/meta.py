@@ -34,24 +34,6 @@ def file_name(meta: dict[str, Any], rank: int | None = None, world_size: int = 1
     return f"embeddings-{digest}{'' if world_size == 1 else f'.{rank}-of-{world_size}'}.npy"
 
 
-def described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `meta.json` says of the files that the ranks report to have written; OSError if rows are missing."""
-    for shard in shards:
-        if missing := shard["missing"]:
-            raise OSError(
-                f"{folder / shard['name']}: {len(missing):,} of the embeddings of rows {shard['rows'][0]} to "
-                f"{shard['rows'][1] - 1} were written and are not in the file, the first is that of row {missing[0]}. "
-                "The file system lost them: check it, or name another folder, and start again."
-            )
-    by_kind = dict(zip(shard_kinds({"rows": shards}), shards, strict=True))
-    return {
-        "files": {kind: shard["name"] for kind, shard in by_kind.items()},
-        "bytes": {kind: shard["bytes"] for kind, shard in by_kind.items()},
-        "rows": [shard["rows"] for shard in shards],
-        "checksums": {shard["name"]: shard["checksum"] for shard in shards},
-    }
-
-
 def shard_kinds(meta: dict[str, Any]) -> list[str]:
     """The names of the embeddings' files in `files` and `bytes` of a meta.json, by rank."""
     count = len(meta["rows"])

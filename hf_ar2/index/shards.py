@@ -14,7 +14,7 @@ from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import allocate, checksum, writing
-from hf_ar2.index.meta import check_sizes, described, file_name
+from hf_ar2.index.meta import check_sizes, file_name, shard_kinds
 
 _ROWS_PER_BLOCK = 65_536
 
@@ -117,7 +117,21 @@ def all_shards(folder: Path, shard: dict[str, Any], ranks: Processes) -> dict[st
     lost.
     """
     shards = ranks.gather(shard)
-    found = described(folder, shards)
+    for other in shards:
+        if missing := other["missing"]:
+            start, stop = other["rows"]
+            raise OSError(
+                f"{folder / other['name']}: {len(missing):,} of the embeddings of rows {start} to {stop - 1} were "
+                f"written and are not in the file, the first is that of row {missing[0]}. The file system lost them: "
+                "check it, or name another folder, and start again."
+            )
+    by_kind = dict(zip(shard_kinds({"rows": shards}), shards, strict=True))
+    found = {
+        "files": {kind: other["name"] for kind, other in by_kind.items()},
+        "bytes": {kind: other["bytes"] for kind, other in by_kind.items()},
+        "rows": [other["rows"] for other in shards],
+        "checksums": {other["name"]: other["checksum"] for other in shards},
+    }
     for rank, other in enumerate(shards):
         ranks.share(folder, other["name"], source=rank)
     check_sizes(folder, found)
