@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_ar2.evaluation.metrics import parse_metric
-from hf_ar2.evaluation.significance import PairedTest, paired_test
+from hf_ar2.evaluation.significance import paired_test
 from hf_ar2.losses import (
     adversarial_loss,
     distillation_loss,
@@ -155,7 +155,9 @@ class AR2Trainer(JointTrainer):
         decided = self.round_state.get("round") == number  # a run resumed within the round
         if decided or self.args.teacher_gate == "off" or self.state.global_step >= self.total_steps:
             return
-        lead = ranker_lead(self.evaluation)
+        metric, split = self.args.eval_metrics[0], self.args.eval_split
+        values = self.evaluation.per_query()
+        lead = paired_test(values["ranker"][metric], values["retriever"][metric])
         teaches = lead.difference > 0
         self.round_state |= {"round": number, "ranker_teaches": teaches}
         self.prepare_lists()
@@ -163,7 +165,6 @@ class AR2Trainer(JointTrainer):
             {"gate/lead": lead.difference, "gate/p": lead.p_value, "gate/ranker_teaches": float(teaches)}
         )
         if self.is_world_process_zero():
-            metric, split = self.args.eval_metrics[0], self.args.eval_split
             outcome = (
                 "it teaches"
                 if teaches
@@ -230,9 +231,6 @@ class AR2Trainer(JointTrainer):
         return {"teacher_accuracy": ranker_accuracy(scores), "pool/deceived": deceived}
 
 
-# ---- The gate ---------------------------------------------------------------------------------------------------
-
-
 def check_gate(evaluation: Evaluation) -> None:
     """Raise ValueError if there are no queries, or the ranker orders fewer passages than the metric needs."""
     args = evaluation.retrieval.args
@@ -250,10 +248,3 @@ def check_gate(evaluation: Evaluation) -> None:
             f"rerank_depth={args.rerank_depth} passages; raise rerank_depth to {cutoff}, name a smaller cutoff first "
             "in eval_metrics, or set teacher_gate='off'"
         )
-
-
-def ranker_lead(evaluation: Evaluation) -> PairedTest:
-    """Paired test of ranker and retriever on the first of `eval_metrics`; the difference is ranker minus retriever."""
-    metric = evaluation.retrieval.args.eval_metrics[0]
-    values = evaluation.per_query()
-    return paired_test(values["ranker"][metric], values["retriever"][metric])

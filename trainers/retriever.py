@@ -189,7 +189,16 @@ class RetrieverTrainer(JointTrainer):
         args = self.args
         if not args.distils_stored_scores:
             return self._contrastive_loss(scores)
-        distillation = stored_distillation_loss(scores, args.distillation, args.teacher_temperature)
+        student, teacher, divisor = scores.retriever_scores, scores.teacher_scores, args.teacher_temperature
+        assert (
+            student is not None and teacher is not None
+        )  # the student's are divided by their temperature already
+        if args.distillation == "margin_mse":
+            distillation = margin_mse_loss(student, teacher, teacher_temperature=divisor, mask=scores.mask)
+        else:
+            distillation = dynamic_listwise_distillation(
+                student, teacher, ranker_temperature=divisor, mask=scores.mask
+            )
         logs = {"loss/distillation": distillation}
         if args.contrastive_weight == 0:
             return distillation, logs
@@ -206,16 +215,3 @@ class RetrieverTrainer(JointTrainer):
         other = passage_centric_loss(**inputs, query_rows=scores.query_rows, form=args.passage_form)
         logs = {"loss/query_centric": loss, "loss/passage_centric": other}
         return (1 - args.passage_weight) * loss + args.passage_weight * other, logs
-
-
-def stored_distillation_loss(scores: ListScores, form: str, teacher_temperature: float) -> Tensor:
-    """The loss of the retriever towards stored scores: "kl" (KL of teacher to retriever, mean over queries) or
-    "margin_mse".
-
-    The stored scores are divided by `teacher_temperature`; the retriever's are already divided by their temperature.
-    """
-    assert scores.retriever_scores is not None and scores.teacher_scores is not None
-    both = scores.retriever_scores, scores.teacher_scores
-    if form == "margin_mse":
-        return margin_mse_loss(*both, teacher_temperature=teacher_temperature, mask=scores.mask)
-    return dynamic_listwise_distillation(*both, ranker_temperature=teacher_temperature, mask=scores.mask)

@@ -118,7 +118,9 @@ def load_retriever(
         (2, 384)
     """
     if isinstance(model, SentenceTransformer):
-        _check_loaded(attn_implementation, trust_remote_code, revision)
+        _check_loaded(
+            attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
+        )
         retriever = model if dtype is None else model.to(_dtype(dtype))
     else:
         kwargs |= _options(dtype, attn_implementation, trust_remote_code, revision, kwargs)
@@ -198,7 +200,9 @@ def load_ranker(
         (2,)
     """
     if isinstance(model, CrossEncoder):
-        _check_loaded(attn_implementation, trust_remote_code, revision)
+        _check_loaded(
+            attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
+        )
         ranker = model if dtype is None else model.to(_dtype(dtype))
     else:
         name = resolve_model_name(str(model))
@@ -252,13 +256,8 @@ def _dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _check_loaded(attn_implementation: str | None, trust_remote_code: bool, revision: str | None) -> None:
-    given = {
-        "attn_implementation": attn_implementation,
-        "trust_remote_code": trust_remote_code,
-        "revision": revision,
-    }
-    for name, value in given.items():
+def _check_loaded(**options: Any) -> None:
+    for name, value in options.items():
         if value:
             raise ValueError(f"{name}={value!r}: the model is loaded already; pass its name or folder")
 
