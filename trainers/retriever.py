@@ -190,9 +190,8 @@ class RetrieverTrainer(JointTrainer):
         if not args.distils_stored_scores:
             return self._contrastive_loss(scores)
         student, teacher, divisor = scores.retriever_scores, scores.teacher_scores, args.teacher_temperature
-        assert (
-            student is not None and teacher is not None
-        )  # the student's are divided by their temperature already
+        # The student's scores are already divided by their temperature.
+        assert student is not None and teacher is not None
         if args.distillation == "margin_mse":
             distillation = margin_mse_loss(student, teacher, teacher_temperature=divisor, mask=scores.mask)
         else:

@@ -68,9 +68,8 @@ def _attention(
         query = query * (width**-0.5 if scaling is None else scaling)
         scores = query @ repeat_kv(key, groups).transpose(2, 3)
         if attention_mask is not None:
-            if (
-                attention_mask.dtype == torch.bool
-            ):  # filling the scores would take as long again in the backward pass
+            # Filling the scores would take as long again in the backward pass.
+            if attention_mask.dtype == torch.bool:
                 hidden = torch.zeros_like(attention_mask, dtype=scores.dtype)
                 attention_mask = hidden.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
             scores += attention_mask.to(scores.dtype)
