@@ -28,7 +28,7 @@ class EvalRankings:
     Attributes:
         judgments: of the Q evaluated queries; line i of every array belongs to its i-th query.
         rows: system ("retriever", with a ranker also "ranker" and "pipeline") → int64 `[Q, K]`, rows in the corpus,
-            best first, -1 padded.
+            best first, padded with -1.
         scores: system → float32 `[Q, K]`.
         collection: the searched collection.
     """
@@ -68,8 +68,8 @@ class Evaluation:
         self.judgments = (
             _evaluated_judgments(retrieval) if split is None else _all_judgments(retrieval, split)
         )
-        self._rows: np.ndarray | None = None  # of the passages that are searched instead of the corpus
-        # The last evaluation, and the weights that it was of.
+        self._rows: np.ndarray | None = None  # passages that are searched instead of the corpus
+        # The last evaluation, and a hash of the weights that it measured.
         self._weights = ""
         self._values: dict[str, dict[str, np.ndarray]] = {}
         self._rankings: EvalRankings | None = None

@@ -69,7 +69,7 @@ def with_missed(
     missed = np.where(same.any(axis=1), -1, known)
     if only_if_none:
         missed[same.any(axis=(1, 2))] = -1
-    # to the front, in their order, so that ranks are as small as they can be
+    # Move them to the front, in their order, so that their ranks are as small as possible.
     missed = np.take_along_axis(missed, np.argsort(missed < 0, axis=1, kind="stable"), axis=1)
     rows = np.concatenate([found, missed], axis=1)
     return rows, np.concatenate([same.any(axis=2), missed >= 0], axis=1)

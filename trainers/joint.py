@@ -125,7 +125,7 @@ class JointTrainer(CheckpointedTrainer):
         check_arguments(self, retriever, ranker, args, collection, loss, sampler, unknown)
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
-        # Training reads passages without the headings that are its queries.
+        # Where headings are the queries, training reads the passages without them.
         judged = loaded.with_relevance_level(args.relevance_level, (args.train_split, args.eval_split))
         self.collection, self.stored = read_stored_lists(judged.for_training(), args)
         with naming("retriever", retriever):
@@ -161,7 +161,7 @@ class JointTrainer(CheckpointedTrainer):
         self.refreshing = Refresh(self)
         # 4. Lists and losses
         self.collator = make_collator(self, sampler)
-        # The data loader works ahead of the steps: its lists would come from the pool before a swap.
+        # The data loader works ahead of the steps, so that its lists could come from the pool before a swap.
         self.data_collator = positions_alone if self.refreshing.is_async else self.collator
         self.loss = loss
         self.step_log = StepLog(self.encoders.processes)

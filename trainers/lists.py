@@ -95,7 +95,7 @@ class ListCollator:
         if lists.scores is not None:
             batch["teacher_scores"] = torch.from_numpy(lists.scores)
         inputs, limits = self.phases[phase].inputs, (self.step_tokens, self.mini_batch_size)
-        # The mask covers copies of the list's first positive, which is encoded anyway, so they cost nothing.
+        # Masked places repeat the list's first positive, which is encoded anyway, so they cost nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
         if "queries" in inputs:
             assert self.retriever_inputs is not None
@@ -229,7 +229,7 @@ def stored_fingerprint(stored: CandidatePool | None) -> str:
 
 
 def _judged(pool: CandidatePool, judgments: Judgments) -> np.ndarray:
-    """The judged positives of each entry's query, int32 `[Q, P]`, -1 padded and for queries without judgments."""
+    """The judged positives of each entry's query, int32 `[Q, P]`; -1 as padding and for queries without judgments."""
     positives = padded_positives(judgments)
     place = np.searchsorted(judgments.query_rows, pool.query_rows)
     place = np.minimum(place, len(judgments) - 1)

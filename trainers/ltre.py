@@ -265,9 +265,8 @@ class LTReTrainer(JointTrainer):
         queries = outputs["query_embeddings"]
         known = batch["known_positives"].cpu().numpy()
         own_rows = self.collection.own_rows[batch["query_rows"].cpu().numpy()]
-        known = np.where(
-            known == own_rows[:, None], -1, known
-        )  # the query itself is neither relevant nor a negative
+        # The query itself is neither relevant nor a negative.
+        known = np.where(known == own_rows[:, None], -1, known)
         started = time.perf_counter()
         ranges = self.collection.searched_rows(batch["query_rows"].cpu().numpy())
         depth = deeper(own_rows, self.args.list_depth)

@@ -78,9 +78,8 @@ def _provide_base(trainer: JointTrainer, role: str, model: SentenceTransformer |
     (config,) = [config for module in adapted(model) for config in module.peft_config.values()]
     named = config.base_model_name_or_path
     if named and Path(named).is_dir():
-        config.base_model_name_or_path = str(
-            Path(named).resolve()
-        )  # models saved in other folders refer to it
+        # Models that are saved in other folders refer to it, too.
+        config.base_model_name_or_path = str(Path(named).resolve())
     if _difference(model) is None:
         return
     folder = (trainer.output_folder / _BASES / role).resolve()

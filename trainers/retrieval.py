@@ -33,11 +33,11 @@ from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positiv
 
 logger = logging.get_logger(__name__)
 
-# Searched beyond pool depth and positives, so that dropped duplicates do not leave a pool short.
+# Passages searched beyond pool depth and positives, so that dropped duplicates do not leave a pool short.
 _SLACK = 8
-# Times the pool depth that is searched where a limit on scores may drop the head of a ranking.
+# With a limit on scores, which may drop the top of a ranking, this many times the pool depth is searched.
 _DEEPER = 20
-# Queries whose answers are looked for at a time, and passages whose text is kept for the next ones: 1 GB of text.
+# Queries whose answers are searched for at a time, and passages whose text is kept for the next ones (1 GB).
 _ANSWERED, _KEPT_TEXTS = 1024, 500_000
 
 
@@ -151,7 +151,7 @@ class Retrieval:
             )
             if self.encoders.processes.world_size == 1 or self.whole_index:
                 self._index.attach(self.collection.corpus)
-            # By all ranks: machines may have separate disks.
+            # All ranks delete, because machines may have separate disks.
             if self.args.index_dir is None:
                 self.encodings.keep_only([self._index.folder.name])
             elif former is not None and former != self.start:

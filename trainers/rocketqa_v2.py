@@ -22,9 +22,9 @@ from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_loss
 
 logger = logging.get_logger(__name__)
 
-# Nats: about the entropy of a list with .999 of its mass on one passage.
+# In nats: about the entropy of a list with .999 of its mass on one passage.
 _COLLAPSED = 0.01
-# Below this a divergence of float32 distributions is rounding.
+# A smaller divergence of float32 distributions is a rounding error.
 _NO_DIVERGENCE = 1e-6
 
 

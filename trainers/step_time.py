@@ -16,9 +16,9 @@ from hf_ar2.trainers.retrieval import Retrieval
 Clock = Callable[[], float]
 # Only a part of a step's lists is timed, because the gradients are discarded.
 _PART = 4
-# Passages that are encoded to learn the speed.
+# Passages that are encoded to measure the speed.
 _SAMPLE = 128
-# Of these, the ones that a forward and a backward pass is timed with.
+# Passages of the forward and backward pass that is timed.
 _TRAINED = 16
 
 

@@ -10,7 +10,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from hf_ar2.models.prompts import ranker_prompt
 from hf_ar2.settings.text import TextConfig
 
-# Tokenizers without a limit write 10**30.
+# Tokenizers without a limit report 10**30.
 _NO_LIMIT = 10**6
 
 

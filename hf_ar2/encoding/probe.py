@@ -24,11 +24,11 @@ from hf_ar2.models.prompts import Task, ranker_prompt, retriever_prompt
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.terminal import counted
 
-# Texts of the collection that are tried.
+# Texts of the collection among the probes.
 _FEW = 3
-# Tokens of a text that is run through the model; token ids are compared at full length.
+# Most tokens of a text that is run through the model; token ids are compared at full length.
 _RUN_TOKENS = 64
-# Largest difference, as a share of the largest value, that is taken for rounding.
+# Largest difference, as a share of the largest value, that counts as rounding.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 # Model -> the settings that it was checked with.

@@ -215,7 +215,7 @@ def _write_store(
 ) -> None:
     """Tokenise: each rank writes the files of its share, and the first rank joins them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Of this call alone: another run may tokenise the same texts at the same time.
+    # A name for this call alone, because another run may tokenise the same texts at the same time.
     name = ranks.of_first(f".{folder.name}-{secrets.token_hex(4)}.partial")
     parts, rows = folder.parent / name, ranks.part_of(len(texts))
     try:
@@ -258,7 +258,7 @@ def _tokenize_part(
                 batch = [meta["prompt"] + text for text in batch]
             encoded = encode(batch)
             lengths[start - rows.start : stop - rows.start] = np.fromiter(map(len, encoded), np.int64)
-            # Not `tofile`, which does not say when the end is not written.
+            # Not `tofile`, which reports no error if the end of the file is not written.
             file.write(np.fromiter(chain.from_iterable(encoded), np.int32).data)
             progress.update(len(batch))
     part[1].write_bytes(lengths.data)

@@ -395,7 +395,7 @@ class CorpusIndex:
         names, old = SAVED_FILES, named_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)  # until the copy is complete
-        # From the open maps: a rebuild may have removed their files.
+        # Copied from the open maps, because a rebuild may have removed their files.
         check_space(folder, self.embeddings.nbytes + faiss_bytes(self.faiss_index, self.ntotal))
         copy_array(self.embeddings, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])

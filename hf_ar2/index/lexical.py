@@ -130,7 +130,7 @@ class LexicalIndex:
             found = self._of(query, None if ranges is None else ranges[number])
             if found is None:
                 continue
-            # All that tie with the k-th, so that of equal ones the lower rows come first, whatever else is indexed.
+            # Passages that tie with the k-th are sorted, too, so that among equal scores the lower rows come first.
             best = np.flatnonzero((found >= np.partition(found, -k)[-k]) & (found > 0))
             best = best[np.lexsort((best, -found[best]))][:k]
             scores[number, : len(best)], rows[number, : len(best)] = found[best], best

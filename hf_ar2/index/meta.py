@@ -83,7 +83,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"{path}: this version cannot read the index: found format {found}, expected {FORMAT}. "
             f"Delete {folder} and build the index again."
         )
-    return {"rows": [[0, meta.get("ntotal")]]} | meta  # which an older index does not name
+    return {"rows": [[0, meta.get("ntotal")]]} | meta  # older indexes lack `rows`
 
 
 def check_contents(folder: Path, meta: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ class ListScores:
         query_rows: int64 `[B]`, rows of the queries in the collection.
         passage_rows: int64 `[B, L]`, rows of the passages in the corpus; masked ones may be -1.
         known_positives: int64 `[B, P]`, rows of all passages known to be relevant to each query, and of the query
-            itself if it is a passage, -1 padded.
+            itself if it is a passage, padded with -1.
         retriever_scores: float32 `[B, L]`, divided by `retriever_temperature`; None where the step runs no retriever.
         ranker_scores: float32 `[B, L]`, logits, 0 under the mask; None where the step runs no ranker.
         query_embeddings: float32 `[B, d]`; None where the step runs no retriever.

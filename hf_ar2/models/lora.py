@@ -61,7 +61,7 @@ def check_lora(fields: Any) -> None:
 
 
 def lora_fields(lora: Any) -> Any:
-    """The fields of a `peft.LoraConfig` that are not its defaults; anything else as it is."""
+    """The fields of a `peft.LoraConfig` that differ from its defaults; any other value unchanged."""
     kind: Any = type(lora)
     if kind.__name__ != "LoraConfig":
         return lora

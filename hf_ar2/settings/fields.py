@@ -14,7 +14,7 @@ from hf_ar2.settings.secrets import HIDDEN, is_secret
 from hf_ar2.settings.values import expected, fits
 
 RANGE = ("minimum", "above", "maximum")
-LARGEST_SEED = 2**32 - 1  # that numpy takes
+LARGEST_SEED = 2**32 - 1  # the largest that numpy accepts
 
 
 def setting(

@@ -54,7 +54,7 @@ class Lists:
         passage_rows: int64 `[B, L]`; positives, then negatives; column 0 is a positive; -1 under a False mask.
         mask: bool `[B, L]`.
         positives: bool `[B, L]`.
-        known_positives: int64 `[B, P]`, -1 padded.
+        known_positives: int64 `[B, P]`, padded with -1.
         scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not requested.
     """
 
@@ -82,7 +82,7 @@ class ListSampler:
         hard_share: from positions to the share of negatives from the pool; the others, and those missing from a short
             pool, are drawn from the corpus. None: all from the pool; missing ones are masked.
         num_positives: most positives in a list; missing ones are masked.
-        known_positives: int `[Q, P]`, all known positives of each pool entry, -1 padded; None: the pool's positives.
+        known_positives: int `[Q, P]`, all known positives of each pool entry, padded with -1; None: those of the pool.
         with_scores: whether lists have the pool's scores.
         member_rows: int64 `[M, 2]`, the corpus rows of each of several collections, see `Collection.member_rows`. The
             lists of a step are then of one of them, random negatives included.
@@ -179,7 +179,7 @@ class ListSampler:
         return scores
 
     def _positives(self, indices: np.ndarray, columns: np.ndarray, draw: dict[str, Any]) -> np.ndarray:
-        """Rows int64 `[B, num_positives]`, the one in `columns` first, -1 padded."""
+        """Rows int64 `[B, num_positives]`, the one in `columns` first, padded with -1."""
         count = self.num_positives - 1
         more = sample_more_positive_columns(
             self.pool, indices, columns, count, first=self.first_positive, **draw

@@ -39,7 +39,7 @@ from hf_ar2.training_lists.pool import CandidatePool
 logger = logging.get_logger(__name__)
 
 FORMAT = "hf-ar2 training lists 1"
-# Names the lists of the collection itself in place of a folder.
+# The name, in place of a folder, for the lists that the collection came with.
 OF_COLLECTION = "collection"
 _MANIFEST, _QUERIES = "manifest.json", "queries.jsonl"
 
