@@ -81,7 +81,11 @@ class CheckpointedTrainer(Trainer):
 
     @property
     def run_metadata(self) -> dict[str, Any]:
-        """What the outcome of a run depends on, as plain data; a checkpoint is compared with the run it resumes."""
+        """What the outcome of a run depends on, as plain data; a checkpoint is compared with the run that resumes from
+        it.
+
+        Here these are settings; `JointTrainer` adds facts, such as `steps`.
+        """
         settings = {name: getattr(self.args, name) for name in checked_on_resume(type(self.args))}
         return dict(json.loads(json.dumps(settings)))
 

@@ -45,13 +45,12 @@ class SavedRetriever:
 
 @dataclass(frozen=True)
 class SavedRanker:
-    """How a saved ranker reads pairs.
+    """How a saved ranker reads pairs; `adapter_base` is as in `SavedRetriever`.
 
     Attributes:
         max_length: longest pair in tokens; None if the tokenizer has no limit.
         plain: whether it has only a transformer with its own classification head, so that
             `AutoModelForSequenceClassification` can do the same.
-        adapter_base: as in `SavedRetriever`.
     """
 
     max_length: int | None

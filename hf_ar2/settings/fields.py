@@ -32,14 +32,14 @@ def setting(
     """A dataclass field with its documentation.
 
     Args:
-        default: the value where none is given. A list is copied for every object.
-        help: what the setting does, in sentences.
+        default: a list is copied for every object.
+        help: a description in sentences.
         unit: of the value, such as `"tokens"`.
-        paper: the values that papers and their code use, such as `"AR2: 1e-5"`.
+        paper: the values in papers and their code, such as `"AR2: 1e-5"`.
         minimum, maximum: of a number; `minimum` also of the length of a text or list.
-        above: a number is larger than this.
+        above: an exclusive minimum.
         affects_result: whether the trained models depend on it.
-        checked_on_resume: whether a run can only be resumed with the value it was started with.
+        checked_on_resume: whether a run can only be resumed with the value that it was started with.
     """
     metadata = {
         "help": help,

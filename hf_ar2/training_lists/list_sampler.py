@@ -52,8 +52,7 @@ class Lists:
     Attributes:
         query_rows: int64 `[B]`.
         passage_rows: int64 `[B, L]`; positives, then negatives; column 0 is a positive; -1 under a False mask.
-        mask: bool `[B, L]`.
-        positives: bool `[B, L]`.
+        mask, positives: bool `[B, L]`.
         known_positives: int64 `[B, P]`, padded with -1.
         scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not requested.
     """
@@ -75,10 +74,7 @@ class ListSampler:
     Args:
         pool: candidates of the training queries; replaced at every refresh. A query may have several entries.
         corpus_size: passages in the corpus, for random negatives.
-        num_negatives: negatives in a list.
-        seed: of the run.
-        sampler: a name (see `JointConfig`), or a `NegativeSampler`.
-        simans_a, simans_b, first_positive: see `JointConfig`.
+        sampler: a name, or a `NegativeSampler`; see `JointConfig` for it and for settings that are not listed here.
         hard_share: from positions to the share of negatives from the pool; the others, and those missing from a short
             pool, are drawn from the corpus. None: all from the pool; missing ones are masked.
         num_positives: most positives in a list; missing ones are masked.
