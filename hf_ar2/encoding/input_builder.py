@@ -45,6 +45,8 @@ class InputBuilder:
     ) -> dict[str, torch.Tensor]:
         """Inputs of single texts: `tokenizer(texts, truncation=True, max_length=..., padding="longest")`.
 
+        `max_length` replaces the builder's own.
+
         Returns:
             int64 CPU tensors [B, L]: input_ids, attention_mask, and token_type_ids if the model takes them.
         """
