@@ -380,7 +380,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         if (self.refresh_mode == "async") != (self.max_staleness is not None):
             raise ValueError(
                 f"refresh_mode={self.refresh_mode!r}, max_staleness={self.max_staleness}: 'async' needs max_staleness, "
-                "the number of steps until the new pool is used; 'sync' does not take it"
+                "the number of steps until the new pool is used; 'sync' has none"
             )
         if self.refresh_mode == "async" and not (
             self.refresh and self.mine and self.num_negatives and self.mine_with == "retriever"
