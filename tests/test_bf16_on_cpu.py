@@ -14,9 +14,8 @@ from hf_ar2.encoding.inputs import RankerInputs, RetrieverInputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index import encoders as encoders_module
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.fingerprint import index_fingerprint
-from hf_ar2.models.bf16_on_cpu import train_fast_in_bf16
-from hf_ar2.models.half_precision import bf16_copy
+from hf_ar2.index.encodings import index_fingerprint
+from hf_ar2.models.bf16_on_cpu import bf16_copy, train_fast_in_bf16
 from hf_ar2.models.joint import embed
 from hf_ar2.models.loading import load_ranker, load_retriever, weights_fingerprint
 from hf_ar2.settings.text import TextConfig

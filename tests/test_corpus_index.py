@@ -23,8 +23,7 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.index import CorpusIndex, corpus_index, encoders, shards
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.faiss_build import fill_faiss_index
-from hf_ar2.index.faiss_import import import_faiss
+from hf_ar2.index.faiss_build import fill_faiss_index, import_faiss
 from hf_ar2.index.search import FaissSearcher, TorchSearcher, merge, query_matrix
 from hf_ar2.index.shards import Shards
 

@@ -18,8 +18,7 @@ from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index import CorpusIndex, shards
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.encodings import Encodings
-from hf_ar2.index.fingerprint import encoder_fingerprint, index_fingerprint
+from hf_ar2.index.encodings import Encodings, encoder_fingerprint, index_fingerprint
 from hf_ar2.models.loading import load_retriever, one_tower, tower
 from hf_ar2.recipes import runner
 from hf_ar2.recipes.encodings import keep_served_index

@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_at_every_boundary_ends_like_one_that_is_not(
     whole = make(name, models, tmp_path / "whole", **settings)
     whole.train()
     last = whole.state.global_step
-    assert last == (whole.end_step or settings.get("max_steps", STEPS))
+    assert last == (whole.round_state.get("end_step") or settings.get("max_steps", STEPS))
     for place in [place for place in KILLS if place not in never]:
         event, step = KILLS[place]
         trainer = make(name, models, tmp_path / "killed", **settings)

@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny_ar2 import settings_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_ar2.index.fingerprint import encoder_fingerprint
+from hf_ar2.index.encodings import encoder_fingerprint
 from hf_ar2.models.loading import load_ranker, load_retriever, weights_fingerprint
 from hf_ar2.models.lora import check_peft, has_adapters, merge_adapters
 from hf_ar2.models.merging import merge_retrievers

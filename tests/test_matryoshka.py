@@ -9,18 +9,26 @@ from test_gradient_cache import KINDS
 from tiny_ar2 import settings_of, without_dropout
 
 from hf_ar2.cards.papers import papers_of
-from hf_ar2.losses import ListScores, adversarial_loss, distillation_loss, margin_mse_loss, matryoshka_loss
+from hf_ar2.losses import (
+    ListScores,
+    adversarial_loss,
+    distillation_loss,
+    in_batch_contrastive_loss,
+    margin_mse_loss,
+    matryoshka_loss,
+    pairwise_contrastive_loss,
+)
+from hf_ar2.losses.list_scores import contrastive_inputs
 from hf_ar2.losses.matryoshka import cut_embeddings
 from hf_ar2.models.joint import embed
 from hf_ar2.models.loading import load_ranker, load_retriever
 from hf_ar2.trainers import LTReConfig, RetrieverConfig
-from hf_ar2.trainers.retriever import contrastive_loss
 
 DIMS = [5, 2]
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "max_grad_norm": 0.0}
 LOSSES = {
-    "contrastive": contrastive_loss,
-    "pairwise": lambda scores: contrastive_loss(scores, "pairwise"),
+    "contrastive": lambda scores: in_batch_contrastive_loss(**contrastive_inputs(scores)),
+    "pairwise": lambda scores: pairwise_contrastive_loss(**contrastive_inputs(scores)),
     "kl": lambda scores: distillation_loss(scores.retriever_scores, scores.ranker_scores, mask=scores.mask),
     "margin_mse": lambda scores: margin_mse_loss(
         scores.retriever_scores, scores.ranker_scores, mask=scores.mask
@@ -101,7 +109,9 @@ def test_it_is_sentence_transformers_loss_over_the_number_of_widths(models, colu
                 passage_embeddings=torch.stack(passages, dim=1),
                 retriever_temperature=0.05,
             )
-            loss, _ = matryoshka_loss(lambda s: (contrastive_loss(s), {}), scores, [16, 8], normalise=True)
+            loss, _ = matryoshka_loss(
+                lambda s: (LOSSES["contrastive"](s), {}), scores, [16, 8], normalise=True
+            )
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         results.append((loss.detach(), gradients))

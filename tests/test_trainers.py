@@ -29,6 +29,7 @@ from hf_ar2.trainers import (
     RetrieverTrainer,
 )
 from hf_ar2.trainers.arguments import check_launch
+from hf_ar2.trainers.checkpoints import write_checksums
 from hf_ar2.training_lists.pool import CandidatePool
 
 pytestmark = pytest.mark.slow
@@ -464,7 +465,7 @@ def test_a_checkpoint_is_continued_by_its_own_run_alone(models, tmp_path, tiny_c
     checkpoint = tmp_path / "checkpoint-7"
     for name in ("optimizer.pt", "checksums.json"):  # as save_only_model=True leaves it
         (checkpoint / name).unlink()
-    longer.checkpoints.write_checksums(checkpoint)
+    write_checksums(checkpoint)
     with pytest.raises(ValueError, match=r"no optimizer.pt \(save_only_model=True writes none\)"):
         ar2(models, tmp_path, tiny_collection, **short).train(resume_from_checkpoint=True)
 

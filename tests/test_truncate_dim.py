@@ -16,7 +16,7 @@ from hf_ar2.command_line.main import main
 from hf_ar2.encoding import RetrieverInputs
 from hf_ar2.files import read_json
 from hf_ar2.index.corpus_index import CorpusIndex
-from hf_ar2.index.fingerprint import index_fingerprint
+from hf_ar2.index.encodings import index_fingerprint
 from hf_ar2.models.loading import load_retriever
 from hf_ar2.models.saved import read_retriever
 from hf_ar2.recipes.loading import load_recipe

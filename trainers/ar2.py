@@ -9,16 +9,19 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_ar2.evaluation.metrics import parse_metric
-from hf_ar2.evaluation.significance import PairedTest, paired_test
-from hf_ar2.losses import adversarial_loss, distillation_loss
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.evaluation.significance import paired_test
+from hf_ar2.losses import (
+    adversarial_loss,
+    distillation_loss,
+    in_batch_contrastive_loss,
+    listwise_cross_entropy,
+)
+from hf_ar2.losses.list_scores import ListScores, contrastive_inputs, ranker_accuracy
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.evaluation import Evaluation
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.phases import Phase, PhaseCycle
-from hf_ar2.trainers.ranker import ranker_accuracy, ranker_loss
-from hf_ar2.trainers.retriever import contrastive_loss
 
 logger = logging.get_logger(__name__)
 
@@ -109,7 +112,7 @@ class AR2Trainer(JointTrainer):
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the retriever's loss, λ · adversarial + (1 − λ) · distillation + contrastive, in steps
+        loss: replaces the retriever's loss, λ · adversarial + (1 − λ) · distillation + contrastive, in steps
             in which the ranker teaches. The ranker's loss stays, and so does the contrastive loss of the rounds in
             which `teacher_gate` finds the ranker behind.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
@@ -134,7 +137,7 @@ class AR2Trainer(JointTrainer):
     method = "ar2"
 
     def make_evaluation(self) -> Evaluation:
-        """The evaluation, which with `teacher_gate` has to be able to compare the two models."""
+        """The evaluation; `teacher_gate` needs one that can compare the two models."""
         evaluation = super().make_evaluation()
         if self.args.teacher_gate == "ahead":
             check_gate(evaluation)
@@ -152,7 +155,9 @@ class AR2Trainer(JointTrainer):
         decided = self.round_state.get("round") == number  # a run resumed within the round
         if decided or self.args.teacher_gate == "off" or self.state.global_step >= self.total_steps:
             return
-        lead = ranker_lead(self.evaluation)
+        metric, split = self.args.eval_metrics[0], self.args.eval_split
+        values = self.evaluation.per_query()
+        lead = paired_test(values["ranker"][metric], values["retriever"][metric])
         teaches = lead.difference > 0
         self.round_state |= {"round": number, "ranker_teaches": teaches}
         self.prepare_lists()
@@ -160,7 +165,6 @@ class AR2Trainer(JointTrainer):
             {"gate/lead": lead.difference, "gate/p": lead.p_value, "gate/ranker_teaches": float(teaches)}
         )
         if self.is_world_process_zero():
-            metric, split = self.args.eval_metrics[0], self.args.eval_split
             outcome = (
                 "it teaches"
                 if teaches
@@ -190,12 +194,13 @@ class AR2Trainer(JointTrainer):
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The ranker's listwise cross-entropy, or the retriever's λ · adversarial + (1 − λ) · distillation."""
-        if phase == "ranker":
-            return ranker_loss(scores), {}
-        if not self.ranker_teaches:
-            loss = contrastive_loss(scores)
-            return loss, {"loss/contrastive": loss}
         args, student, teacher = self.args, scores.retriever_scores, scores.ranker_scores
+        if phase == "ranker":
+            assert teacher is not None
+            return listwise_cross_entropy(teacher, scores.mask), {}
+        if not self.ranker_teaches:
+            loss = in_batch_contrastive_loss(**contrastive_inputs(scores))
+            return loss, {"loss/contrastive": loss}
         assert student is not None and teacher is not None
         weight = args.adversarial_weight
         loss = student.new_zeros(())
@@ -211,31 +216,23 @@ class AR2Trainer(JointTrainer):
             )
             loss = loss + (1 - weight) * logs["loss/distillation"]
         if args.contrastive_weight > 0:
-            logs["loss/contrastive"] = contrastive_loss(scores)
+            logs["loss/contrastive"] = in_batch_contrastive_loss(**contrastive_inputs(scores))
             loss = loss + args.contrastive_weight * logs["loss/contrastive"]
         return loss, logs
 
     def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
         """How often the ranker puts the positive first, and the share of negatives that it scores above it."""
-        ranker, mask = scores.ranker_scores, scores.mask
+        ranker, negatives = scores.ranker_scores, scores.mask[:, 1:]
         if ranker is None:
             return {}
         if phase == "ranker":
             return {"ranker_accuracy": ranker_accuracy(scores)}
-        masked = ranker.masked_fill(~mask, float("-inf"))
-        deceived = ((ranker[:, 1:] > ranker[:, :1]) & mask[:, 1:]).float().sum() / mask[:, 1:].sum()
-        return {"teacher_accuracy": (masked.argmax(dim=1) == 0).float().mean(), "pool/deceived": deceived}
-
-
-# ---- The gate ---------------------------------------------------------------------------------------------------
+        deceived = ((ranker[:, 1:] > ranker[:, :1]) & negatives).float().sum() / negatives.sum()
+        return {"teacher_accuracy": ranker_accuracy(scores), "pool/deceived": deceived}
 
 
 def check_gate(evaluation: Evaluation) -> None:
-    """Check that the two models can be compared.
-
-    Raises:
-        ValueError: there are no queries to compare them on, or the ranker orders fewer passages than the metric needs.
-    """
+    """Raise ValueError if there are no queries, or the ranker orders fewer passages than the metric needs."""
     args = evaluation.retrieval.args
     metric = args.eval_metrics[0]
     cutoff = parse_metric(metric)[1] or 1
@@ -251,10 +248,3 @@ def check_gate(evaluation: Evaluation) -> None:
             f"rerank_depth={args.rerank_depth} passages; raise rerank_depth to {cutoff}, name a smaller cutoff first "
             "in eval_metrics, or set teacher_gate='off'"
         )
-
-
-def ranker_lead(evaluation: Evaluation) -> PairedTest:
-    """Paired test of ranker and retriever on the first of `eval_metrics`; the difference is ranker minus retriever."""
-    metric = evaluation.retrieval.args.eval_metrics[0]
-    values = evaluation.per_query()
-    return paired_test(values["ranker"][metric], values["retriever"][metric])

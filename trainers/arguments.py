@@ -1,4 +1,4 @@
-"""What a trainer is called with, and checks of it before anything is loaded."""
+"""The arguments of a trainer, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -56,18 +56,14 @@ class TrainerOptions(TypedDict, total=False):
 
 
 def check_keywords(trainer: type[JointTrainer], given: dict[str, Any]) -> None:
-    """Raise for the keywords of other trainers, before Python says only which arguments are missing.
-
-    Raises:
-        TypeError: a keyword of `transformers.Trainer` that the trainer does not have, with what to pass instead.
-    """
+    """Raise TypeError for a keyword of `transformers.Trainer` that the trainer lacks, and say what to pass instead."""
     for keyword in given.keys() & _INSTEAD.keys() - inspect.signature(trainer.__init__).parameters.keys():
         raise TypeError(f"{trainer.__name__}() takes no argument {keyword!r}; {_INSTEAD[keyword]}")
 
 
 @contextmanager
 def naming(role: str, model: Any) -> Iterator[None]:
-    """An error of the Hub names the model: it was perhaps meant to be a folder."""
+    """Name the model in an error of the Hub, because the name may have been meant as a folder."""
     try:
         yield
     except OSError as error:
@@ -80,7 +76,7 @@ def naming(role: str, model: Any) -> Iterator[None]:
 
 
 def not_available(message: str) -> Callable[..., Any]:
-    """A method of `transformers.Trainer` that the trainers do not have; the error says what to call instead."""
+    """A method of `transformers.Trainer` that the trainers do not have; its error says what to call instead."""
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(message)
@@ -98,16 +94,7 @@ def check_arguments(
     sampler: Any,
     unknown: dict[str, Any],
 ) -> None:
-    """Raise for arguments in the wrong place.
-
-    Args:
-        unknown: keywords that the trainer does not have.
-
-    Raises:
-        TypeError: a keyword that the trainer does not take; retriever and ranker, or args and collection, are swapped;
-            args are of another class; the loss takes other arguments than scores.
-        ValueError: a sampler without negatives to draw.
-    """
+    """Raise TypeError or ValueError for arguments in the wrong place; `unknown` are keywords that the trainer lacks."""
     name = type(trainer).__name__
     for keyword in unknown:
         raise TypeError(f"{name}() takes no argument {keyword!r}")
@@ -151,11 +138,7 @@ def _check_loss(trainer: str, loss: Any) -> None:
 
 
 def check_swapped(trainer: JointTrainer, model: JointModel) -> None:
-    """Raise where the name of a ranker was given as the retriever, and the reverse.
-
-    Raises:
-        ValueError: the retriever was loaded from a sequence classifier, and the ranker from a model that is none.
-    """
+    """Raise ValueError if the name of a ranker was given as the retriever, and the reverse."""
     saved_as = [str(((one.config and one.config.architectures) or [""])[0]) for one in model.models.values()]
     if [name.endswith("ForSequenceClassification") for name in saved_as] == [True, False]:
         raise ValueError(
@@ -165,11 +148,7 @@ def check_swapped(trainer: JointTrainer, model: JointModel) -> None:
 
 
 def check_launch(trainer: JointTrainer) -> None:
-    """Raise for launches that would train something else without saying so.
-
-    Raises:
-        NotImplementedError: DeepSpeed, FSDP or `DataParallel`, with the reason.
-    """
+    """Raise NotImplementedError for launches that would train something else: DeepSpeed, FSDP, `DataParallel`."""
     if trainer.is_deepspeed_enabled:
         raise NotImplementedError(
             "DeepSpeed: its optimizers treat a missing gradient as zero, so the model that is frozen in this phase "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,18 +19,17 @@ from hf_ar2.trainers.config import schedule_kind
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer
 
-# After the first ones, the number of steps that fit into the time is estimated every so many steps.
+# Steps between two estimates of how many fit into the time; the first few steps each make one.
 _STEPS_PER_ESTIMATE = 5
 
 
 class StepLog:
-    """The sums of what the steps since the last log entry logged, on this process; an entry has the means over all.
+    """Sums of what this process logged since the last log entry; an entry has the means over all processes.
 
     Attributes:
-        sums: name → sum and number of values since the last entry.
-        seconds: part of the run → seconds of this process: each phase, `refresh` (encode, index, mine), `evaluation`
-            and `saving`; of a resumed run those before it, too.
-        learning_rates: of the step that is being taken: `lr/retriever`, `lr/ranker`.
+        sums: name → sum and number of values.
+        seconds: each phase, `refresh`, `evaluation` and `saving` → seconds of this process, also before it was resumed.
+        learning_rates: `lr/retriever` and `lr/ranker` of the current step.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -48,12 +46,8 @@ class StepLog:
             total[0] += float(value.detach())
             total[1] += 1
 
-    def check_finite(
-        self, loss: Tensor, scores: ListScores, step: str, lists_without_negatives: bool = False
-    ) -> None:
-        """Raise ValueError if the loss of a step is NaN or infinite; the message names the model that it comes from."""
-        if math.isfinite(value := loss.item()):
-            return
+    def not_finite(self, loss: Tensor, scores: ListScores, step: str, own_loss: bool) -> ValueError:
+        """The error for a loss that is NaN or infinite; it names the model whose scores are not finite."""
         roles = {"retriever": scores.retriever_scores, "ranker": scores.ranker_scores}
         causes = [
             f"; the {role}'s scores are not finite"
@@ -61,18 +55,16 @@ class StepLog:
             if found is not None and not bool(torch.isfinite(found).all())
         ]
         rates = ", ".join(f"{name} {rate:.1e}" for name, rate in self.learning_rates.items())
-        hint = (
-            ". The loss was given lists without negatives (num_negatives=0)"
-            if lists_without_negatives
-            else ""
-        )
-        raise ValueError(
-            f"{step}: the loss is {value}{''.join(causes)}. Training diverged, or a model's weights are not "
+        hint = ""
+        if own_loss and scores.mask.shape[1] == 1:
+            hint = ". The loss was given lists without negatives (num_negatives=0)"
+        return ValueError(
+            f"{step}: the loss is {loss.item()}{''.join(causes)}. Training diverged, or a model's weights are not "
             f"finite; lower the learning rate{f' ({rates})' if rates else ''}{hint}"
         )
 
     def entry(self, logs: dict[str, float]) -> dict[str, float]:
-        """What a log entry gets besides the loss: the means of the steps, at the end of a run the seconds."""
+        """The values of a log entry besides the loss: means of the steps, and at the end of a run the seconds."""
         found: dict[str, float] = {}
         if "loss" in logs and self.sums:
             names = sorted(self.sums)
@@ -89,30 +81,30 @@ class StepLog:
         self._since = time.perf_counter()
 
     def add_seconds(self, part: str) -> float:
-        """Add the time since the last call to a part, and return it; a GPU may still be working on the end of it."""
+        """Add the time since the last call to a part, and return it; a GPU may still be working on the last step."""
         now = time.perf_counter()
         spent, self._since = now - self._since, now
         self.seconds[part] += spent
         return spent
 
     def note_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the rates of each model's encoder."""
+        """Keep the learning rate of each model's encoder."""
         for group in reversed(optimizer.param_groups):
             if "/encoder/" in group["name"]:
                 self.learning_rates[f"lr/{group['model']}"] = group["lr"]
 
 
 class Rounds(TrainerCallback):
-    """Begins a round with every epoch, before the data loader starts, so that no prefetched batch can be stale."""
+    """Begins a round with every epoch, before the data loader starts, so that no prefetched batch is stale."""
 
     def __init__(self, trainer: JointTrainer) -> None:
         self.trainer = trainer
         self.log = trainer.step_log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run continues the averages of the log entry that was open, and its times.
+        """Continue the open log entry and the times of a resumed run.
 
-        A checkpoint may be of the last step of a round that the run was killed in before it evaluated: that comes now.
+        If the checkpoint is of the last step of a round and was written before the evaluation, evaluate now.
         """
         trainer = self.trainer
         self.log.seconds.clear()
@@ -132,7 +124,7 @@ class Rounds(TrainerCallback):
         self.log.add_seconds("refresh")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A step: its batch, forward and backward passes, and optimizer step; then its share of a refresh."""
+        """Count the time of the step, then take its share of a refresh."""
         trained = self.log.add_seconds(self.trainer.phases.phase(state.global_step - 1))
         self.trainer.refreshing.advance()
         refreshed = self.log.add_seconds("refresh")
@@ -168,12 +160,11 @@ class Rounds(TrainerCallback):
 
 
 class Patience(TrainerCallback):
-    """Chooses the last step of a run from its evaluations.
+    """Chooses the last step once `patience` evaluations in a row are not above the best one before them.
 
-    After `patience` evaluations in a row that are not above the best one before them, the last step is chosen: with
-    the schedule `warmup_stable_decay` so that the decay is the last `decay_share` of the run, with any other
-    schedule the next step. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run
-    ends where the uninterrupted one does.
+    With the schedule `warmup_stable_decay` the decay becomes the last `decay_share` of the run; with any other schedule
+    the next step is the last. The choice is part of a checkpoint (`JointTrainer.round_state`), so a resumed run ends
+    where the uninterrupted one does.
     """
 
     def __init__(self, trainer: JointTrainer, patience: int) -> None:
@@ -185,13 +176,13 @@ class Patience(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """In a resumed run the last step may already be chosen."""
-        if self.trainer.end_step is not None:
-            state.max_steps = self.trainer.end_step
+        if (end := self.trainer.round_state.get("end_step")) is not None:
+            state.max_steps = end
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare with the best evaluation so far; one before the first step does not count."""
         trainer, kept = self.trainer, self.trainer.round_state
-        if trainer.end_step is not None or state.global_step == 0:
+        if "end_step" in trainer.round_state or state.global_step == 0:
             return
         value = kwargs["metrics"].get(self.metric)
         if value is None:
@@ -209,7 +200,8 @@ class Patience(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Stop at the last step."""
-        if self.trainer.end_step is not None and state.global_step >= self.trainer.end_step:
+        end = self.trainer.round_state.get("end_step")
+        if end is not None and state.global_step >= end:
             control.should_training_stop = True
         return control
 
@@ -217,13 +209,13 @@ class Patience(TrainerCallback):
 class TimeLimit(TrainerCallback):
     """Ends a run when its time is over: the number of steps follows from the time that the steps have taken.
 
-    It is estimated anew until the decay of the schedule `warmup_stable_decay` begins, with any other schedule until the
-    end. The estimate is part of a checkpoint (`JointTrainer.round_state`), and on all processes that of the first.
+    The number is estimated until the decay of the schedule `warmup_stable_decay` begins, or with any other schedule
+    until the end. It is part of a checkpoint (`JointTrainer.round_state`); all processes use that of the first.
 
     Args:
-        trainer: any but AR2's, whose rounds have fixed numbers of steps. `max_steps` is the most that is trained.
+        trainer: any but AR2's, whose rounds have fixed numbers of steps. It never trains more than `max_steps`.
         clock: returns seconds.
-        seconds: that training, with its evaluations, may take from `on_train_begin` on.
+        seconds: for training and its evaluations, from `on_train_begin` on.
         steps: the first estimate.
     """
 
@@ -256,7 +248,7 @@ class TimeLimit(TrainerCallback):
         return taken <= _STEPS_PER_ESTIMATE or taken % _STEPS_PER_ESTIMATE == 0
 
     def _decays(self, step: int) -> bool:
-        """Whether the learning rate falls already, so that more or fewer steps would make it jump, or the run ends."""
+        """Whether the learning rate already falls (another number of steps would make it jump), or the run ends."""
         return step >= (1 - _decay_share(self.trainer.args)) * self.trainer.total_steps
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note
-from hf_ar2.models.joint import JointModel
+from hf_ar2.files import DamagedFile, check_files, files_in, read_json, write_json, write_note, writing
+from hf_ar2.models.joint import JointModel, load_models, save_adapters, save_models
 from hf_ar2.models.loading import weights_fingerprint
-from hf_ar2.models.lora import has_adapters, trained_weights
 from hf_ar2.settings.effects import checked_on_resume
 from hf_ar2.trainers.lists import stored_fingerprint
-from hf_ar2.trainers.sharding import scatter, whole_state
+from hf_ar2.trainers.prepare import saves_merged
+from hf_ar2.trainers.sharding import scatter, shard_state, whole_state
 from hf_ar2.training_lists.pool import CandidatePool
 
 if TYPE_CHECKING:
@@ -29,10 +28,9 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # The last file of a checkpoint, with the checksums of all others, and the optimizer's, as transformers names it.
-_CHECKSUMS, OPTIMIZER = "checksums.json", "optimizer.pt"
+_CHECKSUMS, _OPTIMIZER = "checksums.json", "optimizer.pt"
 CHECKPOINTS = "checkpoint-*"
 _RUN, _VERSION = "run.json", 1
-_ADAPTERS = "adapters-{}.safetensors"
 
 
 class Checkpoints:
@@ -69,39 +67,59 @@ class Checkpoints:
             processes.share(Path(found).parent, Path(found).name)
         if not Path(found).is_dir():
             raise ValueError(f"{found}: there is no such checkpoint to resume from")
-        if not Path(found, OPTIMIZER).is_file():
+        if not Path(found, _OPTIMIZER).is_file():
             raise ValueError(
-                f"{found}: there is no {OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
+                f"{found}: there is no {_OPTIMIZER} (save_only_model=True writes none), so its run cannot be "
                 "continued exactly; start another run from the models in the checkpoint"
             )
         check_checkpoint(Path(found))
         return found
 
-    def write_run(self, folder: Path) -> None:
-        """Write `run.json`, before the rest of the checkpoint."""
-        (folder / _CHECKSUMS).unlink(missing_ok=True)
-        save_adapters(self.trainer.whole, folder)
-        content = {
-            "version": _VERSION,
-            "run": self.trainer.run_metadata,
-            "train_lists": stored_fingerprint(self.trainer.stored),
-            "weights": fingerprints(self.trainer.whole),
-        }
-        write_json(folder / _RUN, content)
+    def write_models(self, folder: Path) -> None:
+        """Write `retriever/` and `ranker/` with their cards; the first process calls this."""
+        save_models(self.trainer.whole, folder, saves_merged(self.trainer.args, folder))
+        self.trainer.publisher.write_cards(folder)
 
-    def write_checksums(self, folder: Path) -> None:
-        """Write `checksums.json`, which says that the checkpoint is complete."""
-        write_note(folder / _CHECKSUMS, {}, [file for file in files_in(folder) if file.name != _CHECKSUMS])
+    @contextmanager
+    def writing_checkpoint(self, folder: Path) -> Iterator[None]:
+        """In this block transformers writes a checkpoint: `run.json` before it, then the checksums.
 
-    def write_whole_optimizer(self, folder: Path) -> None:
-        """Write the state of a sharded optimizer as one without shards has it; all processes call this."""
-        state = whole_state(self.trainer.optimizer)  # type: ignore[arg-type]
-        if self.trainer.args.should_save:
-            torch.save(state, folder / OPTIMIZER)
-
-    def write_progress(self, folder: Path) -> None:
-        """Write the averages of the open log entry, what evaluations decided, and the pool of the round."""
+        All processes call this.
+        """
         trainer = self.trainer
+        trainer.gather_weights()
+        with writing(folder):
+            if trainer.args.should_save:
+                (folder / _CHECKSUMS).unlink(missing_ok=True)
+                save_adapters(trainer.whole, folder)
+                content = {
+                    "version": _VERSION,
+                    "run": trainer.run_metadata,
+                    "train_lists": stored_fingerprint(trainer.stored),
+                    "weights": fingerprints(trainer.whole),
+                }
+                write_json(folder / _RUN, content)
+            yield
+            if trainer.args.should_save:
+                write_checksums(folder)
+        trainer.encoders.processes.share(folder.parent, CHECKPOINTS)  # no rank may read an incomplete one
+
+    @contextmanager
+    def writing_optimizer(self, folder: Path) -> Iterator[None]:
+        """In this block transformers writes the optimizer: then its whole state if it is sharded, and the progress.
+
+        The progress is the averages of the open log entry, what evaluations decided, and the pool of the round.
+        All processes call this.
+        """
+        trainer = self.trainer
+        trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        moments = 2 * sum(weight.numel() * weight.element_size() for weight in trained)
+        with writing(folder / _OPTIMIZER, moments):
+            yield
+            if trainer.is_sharded:
+                state = whole_state(trainer.optimizer)  # type: ignore[arg-type]
+                if trainer.args.should_save:
+                    torch.save(state, folder / _OPTIMIZER)
         window = {
             "loss": float(trainer._tr_loss),
             "since": trainer._globalstep_last_logged,
@@ -132,11 +150,13 @@ class Checkpoints:
         processes.barrier()
 
     def read_progress(self, folder: Path) -> None:
-        """Read what `write_progress` wrote, and find the best checkpoint so far.
+        """Shard the optimizer that was read, read the progress, and find the best checkpoint so far.
 
         Raises:
             ValueError: it is to be loaded at the end, and is missing.
         """
+        if self.trainer.is_sharded:
+            shard_state(self.trainer.optimizer)  # type: ignore[arg-type]
         self._find_best(folder)
         if (folder / "pool").is_dir():
             self.trainer.pool = CandidatePool.open(folder / "pool")
@@ -193,8 +213,8 @@ class Checkpoints:
         check_same_run(folder, saved_run["run"], run)
         if resume and saved_run["run"]["steps"] != run["steps"]:
             logger.warning(
-                f"{folder}: of a run of {saved_run['run']['steps']} steps, and this one has {run['steps']}; from here "
-                "on the learning rates follow the schedule of this one"
+                f"{folder}: the checkpoint is of a run of {saved_run['run']['steps']} steps, and this one has "
+                f"{run['steps']}; from here on the learning rates follow the schedule of this one"
             )
         load_models(trainer.whole, folder)
         if trainer.is_sharded:
@@ -244,8 +264,13 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
+def write_checksums(folder: Path) -> None:
+    """Write `checksums.json`, which says that a checkpoint is complete."""
+    write_note(folder / _CHECKSUMS, {}, [file for file in files_in(folder) if file.name != _CHECKSUMS])
+
+
 def check_checkpoint(folder: Path) -> None:
-    """Compare the files of a checkpoint with their checksums, once in a process.
+    """Compare the files of a checkpoint with their checksums, once per process.
 
     Raises:
         FileNotFoundError: it is not complete. DamagedFile: names a file.
@@ -261,59 +286,6 @@ def check_checkpoint(folder: Path) -> None:
     except DamagedFile as error:
         raise DamagedFile(f"{error}. {advice}") from error
     check_files(folder, checksums, advice)
-
-
-def load_models(model: JointModel, folder: str | Path) -> None:
-    """Load `folder/retriever` and `folder/ranker` into the live models, in place.
-
-    Raises:
-        FileNotFoundError: a model of the run is missing in the checkpoint.
-        RuntimeError: names or shapes of weights differ.
-    """
-    for role, child in model.models.items():
-        path, adapters = Path(folder) / role, Path(folder) / _ADAPTERS.format(role)
-        if has_adapters(child):
-            load_adapters(child, adapters)
-            continue
-        if adapters.is_file():
-            raise ValueError(
-                f"{folder}: its {role} was trained with adapters (LoRA); resume with a model that has them"
-            )
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {role}")
-        loader = CrossEncoder if role == "ranker" else SentenceTransformer
-        child.load_state_dict(loader(str(path), device="cpu").state_dict(), strict=True)
-
-
-def save_adapters(model: JointModel, folder: Path) -> None:
-    """Write `adapters-ROLE.safetensors` of each model with adapters: all that is trained in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for role, child in model.models.items():
-        if has_adapters(child):
-            trained = trained_weights(child).items()
-            weights = {name: weight.detach().cpu().contiguous() for name, weight in trained}
-            save_file(weights, folder / _ADAPTERS.format(role))
-
-
-def load_adapters(model: nn.Module, path: Path) -> None:
-    """Load into a live model what `save_adapters` wrote of it, in place.
-
-    Raises:
-        ValueError: there is no such file, or it holds other adapters.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; the checkpoint is of a run without adapters (LoRA)")
-    saved, trained = load_file(path), trained_weights(model)
-    there, here = ({name: tuple(w.shape) for name, w in weights.items()} for weights in (saved, trained))
-    for name in dict.fromkeys([*there, *here]):
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"{path}: {name} has shape {there.get(name)} there and {here.get(name)} here; resume with the adapter "
-                "settings that the run was started with"
-            )
-    with torch.no_grad():
-        for name, weight in trained.items():
-            weight.copy_(saved[name])
 
 
 def fingerprints(model: JointModel) -> dict[str, str]:

@@ -93,8 +93,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     )
     save_strategy: Literal["epoch", "steps", "no", "best"] = setting(
         "epoch",
-        "When to write a checkpoint: epoch (every round), steps, no, or best (when an evaluation is the best so far; "
-        "the start with eval_on_start and the last step count, too).",
+        "When to write a checkpoint: epoch (every round), steps, no, or best (when an evaluation is the best so far, "
+        "including those of the last step and, with eval_on_start, of the start).",
         affects_result=False,
     )
     save_total_limit: int | None = setting(
@@ -337,8 +337,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             )
         if self.shard_weights and (self.mini_batch_size or self.step_tokens):
             raise ValueError(
-                "shard_weights=True needs as many chunks on every process: leave out mini_batch_size and step_tokens; "
-                "activation_checkpointing=True lowers the memory of activations"
+                "shard_weights=True needs the same number of chunks on every process: leave out mini_batch_size and "
+                "step_tokens; activation_checkpointing=True lowers the memory of activations"
             )
         if self.dataloader_persistent_workers:
             raise ValueError(
@@ -388,7 +388,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         if (self.refresh_mode == "async") != (self.max_staleness is not None):
             raise ValueError(
                 f"refresh_mode={self.refresh_mode!r}, max_staleness={self.max_staleness}: 'async' needs max_staleness, "
-                "the steps until the new pool is there; 'sync' has none"
+                "the number of steps until the new pool is used; 'sync' has none"
             )
         if self.refresh_mode == "async" and not (
             self.refresh and self.mine and self.num_negatives and self.mine_with == "retriever"

@@ -23,14 +23,14 @@ _PASSAGES = "eval_passages.json"
 
 @dataclass(frozen=True)
 class EvalRankings:
-    """What an evaluation ranked, for custom metrics (`compute_metrics`).
+    """The rankings of an evaluation, for custom metrics (`compute_metrics`).
 
     Attributes:
         judgments: of the Q evaluated queries; line i of every array belongs to its i-th query.
         rows: system ("retriever", with a ranker also "ranker" and "pipeline") → int64 `[Q, K]`, rows in the corpus,
-            best first, -1 padded.
+            best first, padded with -1.
         scores: system → float32 `[Q, K]`.
-        collection: what was searched.
+        collection: the searched collection.
     """
 
     judgments: Judgments
@@ -53,11 +53,10 @@ class Evaluation:
     """Evaluates the models of a run on a split, with the index that the next refresh uses anyway.
 
     Args:
-        retrieval: searches, with the models as they are now.
         split: None: `eval_split`, on `eval_queries` and `eval_passages`; another split is evaluated as a whole.
 
     Attributes:
-        judgments: of the evaluated queries; empty without evaluations on a split that the collection does not have.
+        judgments: of the evaluated queries; empty if nothing is evaluated and the collection lacks the split.
 
     Raises:
         ValueError: the split does not exist or has no relevant passage, but is evaluated on.
@@ -69,18 +68,14 @@ class Evaluation:
         self.judgments = (
             _evaluated_judgments(retrieval) if split is None else _all_judgments(retrieval, split)
         )
-        self._rows: np.ndarray | None = None  # of the passages that are searched instead of the corpus
-        # The last evaluation, and the weights that it was of.
+        self._rows: np.ndarray | None = None  # passages that are searched instead of the corpus
+        # The last evaluation, and a hash of the weights that it measured.
         self._weights = ""
         self._values: dict[str, dict[str, np.ndarray]] = {}
         self._rankings: EvalRankings | None = None
 
     def of_split(self, split: Any, prefix: str) -> tuple[Evaluation, str]:
-        """The evaluation of a split, and what the names of its metrics begin with.
-
-        Args:
-            split: the name of a split; None: `eval_split`.
-            prefix: as it was given; "eval", the default, becomes the name of the split if that is another one.
+        """The evaluation of a split (None: `eval_split`), and the prefix of its metrics.
 
         Raises:
             ValueError: there is no such split, or the prefix is the name of another one.
@@ -107,7 +102,7 @@ class Evaluation:
 
         Returns:
             `retriever_mrr@10`, …, and where there is a ranker `ranker_mrr@10`, …, `pipeline_mrr@10`, …; the ranker's
-            metrics are those with a cutoff within `rerank_depth`. Of several collections then those of each, too:
+            metrics have a cutoff within `rerank_depth`. With several collections, also the metrics of each:
             `NAME_retriever_mrr@10`, ….
         """
         measured, collection = self.per_query(), self.retrieval.collection
@@ -122,7 +117,7 @@ class Evaluation:
         }
 
     def check_best_metric(self) -> None:
-        """Raise a ValueError if `metric_for_best_model` is none of `metrics`, before the first evaluation."""
+        """Raise ValueError before the first evaluation if `metric_for_best_model` is none of `metrics`."""
         args, collection = self.retrieval.args, self.retrieval.collection
         named = str(args.metric_for_best_model).removeprefix("eval_")
         metrics = {"retriever": tuple(args.eval_metrics)}
@@ -146,7 +141,7 @@ class Evaluation:
         return tuple(metric for metric in args.eval_metrics if (parse_metric(metric)[1] or depth) <= depth)
 
     def own_metrics(self, compute: Any) -> dict[str, float]:
-        """What a function of the user's (`compute_metrics`) computes from the rankings; nothing without one."""
+        """What `compute_metrics` returns for the rankings; nothing without one."""
         if compute is None:
             return {}
         found = compute(self.rankings())
@@ -166,7 +161,7 @@ class Evaluation:
         return self._rankings
 
     def _update(self) -> None:
-        """Rank the queries, unless neither model has changed since that was done last."""
+        """Rank the queries, unless neither model has changed since the last call."""
         retrieval, args, judgments = self.retrieval, self.retrieval.args, self.judgments
         models = [model for model in (retrieval.retriever, retrieval.ranker) if model is not None]
         weights = ":".join(map(weights_fingerprint, models))
@@ -209,9 +204,9 @@ class Evaluation:
         return without_own(scores, np.where(np.isneginf(scores), -1, self._rows[order]), own_rows, depth)
 
     def _passages(self, limit: int) -> np.ndarray:
-        """Rows of the corpus, ascending: all positives of the evaluated queries, then what they retrieve at first.
+        """Ascending corpus rows: all positives of the evaluated queries, then passages that they first retrieved.
 
-        They are kept in the output folder, so that a resumed run evaluates on the same ones.
+        They are kept in the output folder, so that a resumed run searches the same ones.
         """
         retrieval, args = self.retrieval, self.retrieval.args
         identity = f"{retrieval.collection.fingerprint}:{args.eval_split}:{args.eval_queries}:{limit}"

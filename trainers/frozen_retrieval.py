@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.corpus_index import CorpusIndex
-from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.frozen import FrozenIndex, check_fit
 from hf_ar2.trainers.retrieval import Retrieval
 
 if TYPE_CHECKING:
@@ -44,7 +43,9 @@ class FrozenRetrieval(Retrieval):
         return self._frozen
 
     def duplicates(self, rows: np.ndarray, known: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-        """Which passages, not judged relevant, have the text of one that is; bool, as `rows` `[B, L]`."""
+        """Which of the passages `rows` `[B, L]` have the text of a relevant one without being judged relevant, bool
+        `[B, L]`.
+        """
         keys = self._duplicate_keys()
         if keys is None:
             return np.zeros_like(relevant)
@@ -58,18 +59,17 @@ def with_missed(
     """Retrieved lists, followed by the relevant passages that they lack.
 
     Args:
-        found: int64 `[B, k]`, best first, -1 where there was no more.
-        known: int64 `[B, P]`, the relevant passages of each query, -1 padded.
-        only_if_none: append them only where no relevant passage was found.
+        found: int64 `[B, k]`, best first. known: int64 `[B, P]`, the relevant passages. Both are padded with -1.
+        only_if_none: append them only to lists without a relevant passage.
 
     Returns:
-        rows int64 `[B, k + P]`, -1 where nothing was appended, and relevant bool `[B, k + P]`.
+        rows int64 `[B, k + P]`, padded with -1, and relevant bool `[B, k + P]`.
     """
     same = (found[:, :, None] == known[:, None, :]) & (known >= 0)[:, None, :]
     missed = np.where(same.any(axis=1), -1, known)
     if only_if_none:
         missed[same.any(axis=(1, 2))] = -1
-    # to the front, in their order, so that ranks are as small as they can be
+    # Move them to the front, in their order, so that their ranks are as small as possible.
     missed = np.take_along_axis(missed, np.argsort(missed < 0, axis=1, kind="stable"), axis=1)
     rows = np.concatenate([found, missed], axis=1)
     return rows, np.concatenate([same.any(axis=2), missed >= 0], axis=1)

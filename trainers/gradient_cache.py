@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from sentence_transformers.base.losses.gradcache import RandContext
 from torch import Tensor, nn
 
 from hf_ar2.losses.gather import world_size
@@ -22,17 +22,14 @@ _BUCKET_BYTES = 1 << 25
 class GradientCache(nn.Module):
     """Replaces the joint model in a training step, and keeps embeddings and scores instead of activations.
 
-    `forward` encodes chunk by chunk without gradient and returns the results as leaves of a new graph. When the loss
-    has been differentiated with respect to them, `backward` encodes every chunk again, with gradient and the same
-    random numbers (dropout), and continues from the gradients of the leaves. Only one chunk's activations are in memory
-    at a time, at the cost of a second forward pass.
-
-    Under bf16 autocast the weights are converted for every chunk, and the gradients of chunks are added in float32; the
-    plain step converts them once and adds in bf16.
+    `forward` encodes chunk by chunk without gradient and returns the results as leaves of a new graph. After the
+    backward pass of the loss, `backward` encodes every chunk again, with gradient and the same random numbers
+    (dropout), and continues from the gradients of the leaves. Only one chunk's activations are in memory at a time, at
+    the cost of a second forward pass. Under bf16 autocast gradients of chunks are added in float32, those of a plain
+    step in bf16.
 
     Args:
-        model: gets the gradients; not inside `DistributedDataParallel`, which would wait for those of a forward pass.
-            `average_gradients` replaces it.
+        model: not wrapped in `DistributedDataParallel`, which `average_gradients` replaces.
 
     Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (arXiv 2101.06983).
     """
@@ -57,7 +54,7 @@ class GradientCache(nn.Module):
             encode = partial(self._encode, kind, teacher)
             states, parts = [], []
             for features in inputs["chunks"]:
-                states.append(_generator_states(_device(features)))
+                states.append(RandContext(*features.values()))
                 with torch.no_grad():
                     parts.append(encode(features))
             leaf = torch.cat(parts)
@@ -74,38 +71,38 @@ class GradientCache(nn.Module):
         self._encoded.clear()
 
     def _encode(self, kind: str, teacher: str | None, features: Features) -> Tensor:
-        rows = torch.arange(len(features["input_ids"]), device=_device(features))
+        rows = torch.arange(len(features["input_ids"]), device=features["input_ids"].device)
         return self.model(**{kind: {"chunks": [features], "order": rows}}, teacher=teacher)[_OUTPUTS[kind]]
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The outputs of chunks, as a leaf, and what is needed to compute them again."""
+    """The outputs of chunks, as a leaf, and the inputs and random states to compute them again."""
 
     encode: Callable[[Features], Tensor]
     chunks: list[Features]
-    states: list[list[Tensor]]
+    states: list[RandContext]
     leaf: Tensor
 
     def backward(self) -> None:
         if self.leaf.grad is None:
             return
         gradients = self.leaf.grad.split([len(features["input_ids"]) for features in self.chunks])
-        for features, states, gradient in zip(self.chunks, self.states, gradients, strict=True):
-            with _generators_at(states, _device(features)):
+        for features, state, gradient in zip(self.chunks, self.states, gradients, strict=True):
+            with state:
                 output = self.encode(features)
             if output.requires_grad:  # a model, or a tower, may be frozen
                 output.backward(gradient)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], bucket_bytes: int = _BUCKET_BYTES) -> None:
-    """Replace gradients by their means over all processes, as `DistributedDataParallel` does; one process: nothing.
+    """Replace gradients by their means over all processes, as `DistributedDataParallel` does.
 
-    A parameter without gradient on all processes stays without; on some of them, it counts as 0 there.
+    A parameter without gradient on all processes keeps none; if only some processes have one, it is 0 on the others.
 
     Args:
-        parameters: the same on all processes, in the same order.
-        bucket_bytes: what is sent at a time, and needed in addition to the gradients.
+        parameters: in the same order on all processes.
+        bucket_bytes: how much is sent at a time, and needed in addition to the gradients.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if world_size() == 1 or not parameters:
@@ -138,32 +135,3 @@ def _buckets(gradients: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
         bucket.append(gradient)
     if bucket:
         yield bucket
-
-
-def _device(features: Features) -> torch.device:
-    return features["input_ids"].device
-
-
-def _generator_states(device: torch.device) -> list[Tensor]:
-    """States of the random generators that an encoding may use: the CPU's, and that of its device."""
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state())
-    return states
-
-
-def _set_generators(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[1])
-
-
-@contextmanager
-def _generators_at(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Run the block from these states, and leave the generators as they were."""
-    before = _generator_states(device)
-    _set_generators(states, device)
-    try:
-        yield
-    finally:
-        _set_generators(before, device)

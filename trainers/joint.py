@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -16,11 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback
 
 from hf_ar2.collections import Collection, Source, load_collection
-from hf_ar2.files import writing
 from hf_ar2.lock import locked
 from hf_ar2.losses.list_scores import ListLoss, ListScores, call_loss
 from hf_ar2.losses.matryoshka import matryoshka_loss
-from hf_ar2.models.joint import JointModel, save_models
+from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import load_ranker, load_retriever, similarity_of
 from hf_ar2.trainers.arguments import (
     NO_DATALOADER,
@@ -34,7 +34,7 @@ from hf_ar2.trainers.arguments import (
 )
 from hf_ar2.trainers.async_refresh import Refresh
 from hf_ar2.trainers.callbacks import Patience, Rounds, StepLog
-from hf_ar2.trainers.checkpoints import CHECKPOINTS, OPTIMIZER, Checkpoints, describe_run
+from hf_ar2.trainers.checkpoints import Checkpoints, describe_run, write_checksums
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.evaluation import EvalRankings, Evaluation
 from hf_ar2.trainers.gradient_cache import GradientCache, average_gradients
@@ -48,11 +48,11 @@ from hf_ar2.trainers.lists import (
 )
 from hf_ar2.trainers.log_lines import print_log_lines
 from hf_ar2.trainers.phases import PhaseCycle
-from hf_ar2.trainers.prepare import prepare_models, saves_merged
+from hf_ar2.trainers.prepare import prepare_models
 from hf_ar2.trainers.publishing import Publisher, push_to_hub, training_summary
 from hf_ar2.trainers.retrieval import Retrieval, encoders_of
 from hf_ar2.trainers.schedule import make_optimizer, make_scheduler
-from hf_ar2.trainers.sharding import gather, shard_state
+from hf_ar2.trainers.sharding import gather
 from hf_ar2.training_lists.list_sampler import NegativeSampler
 from hf_ar2.training_lists.pool import CandidatePool
 
@@ -69,14 +69,14 @@ class JointTrainer(Trainer):
         args: settings.
         collection: a `Collection`, or what `load_collection` takes.
         loss: from `hf_ar2.losses.ListScores` to a scalar tensor, or to a tuple of one and a dict of tensors to log. It
-            takes the place of the trainer's loss; where a trainer has several, its own docstring says of which.
+            replaces the trainer's loss; the docstring of a trainer with several losses says which.
         sampler: draws the negatives of a list in place of `args.sampler`, see `NegativeSampler`.
         compute_metrics: from the `EvalRankings` of an evaluation to a dict of floats, logged as `eval_…`.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
         NotImplementedError: DeepSpeed, FSDP or `DataParallel`, with the reason.
-        TypeError: an argument that does not belong where it is, see `hf_ar2.trainers.arguments`.
+        TypeError: an argument in the wrong place, see `hf_ar2.trainers.arguments`.
         ValueError: a split that does not exist or has no relevant passages; names of models that are swapped.
 
     Example:
@@ -102,8 +102,7 @@ class JointTrainer(Trainer):
     phases: PhaseCycle  # every subclass has its own
     config_class: type[JointConfig] = JointConfig
     retrieval_class: type[Retrieval] = Retrieval
-    # What a recipe calls the trainer, for the card.
-    method: str = ""
+    method: str = ""  # the trainer's name in recipes and on cards
 
     def __new__(cls, *arguments: Any, **given: Any) -> Self:
         check_keywords(cls, given)
@@ -126,7 +125,7 @@ class JointTrainer(Trainer):
         check_arguments(self, retriever, ranker, args, collection, loss, sampler, unknown)
         # 1. Data and models
         loaded = collection if isinstance(collection, Collection) else load_collection(collection)
-        # Training reads passages without the headings that are its queries.
+        # Where headings are the queries, training reads the passages without them.
         judged = loaded.with_relevance_level(args.relevance_level, (args.train_split, args.eval_split))
         self.collection, self.stored = read_stored_lists(judged.for_training(), args)
         with naming("retriever", retriever):
@@ -137,8 +136,8 @@ class JointTrainer(Trainer):
         # 2. transformers.Trainer: device, accelerator, callbacks, state
         # What rounds and evaluations decided, as plain data; part of a checkpoint.
         self.round_state: dict[str, Any] = {}
-        self.publisher = Publisher(self, retriever, ranker, collection)
         self.checkpoints = Checkpoints(self)
+        self.publisher = Publisher(self, retriever, ranker, collection)
         super().__init__(
             model=model,
             args=args,
@@ -164,7 +163,7 @@ class JointTrainer(Trainer):
         self.refreshing = Refresh(self)
         # 4. Lists and losses
         self.collator = make_collator(self, sampler)
-        # The data loader works ahead of the steps: its lists would come from the pool before a swap.
+        # The data loader works ahead of the steps, so that its lists could come from the pool before a swap.
         self.data_collator = positions_alone if self.refreshing.is_async else self.collator
         self.loss = loss
         self.step_log = StepLog(self.encoders.processes)
@@ -176,7 +175,7 @@ class JointTrainer(Trainer):
     # ---- What a subclass decides ------------------------------------------------------------------------------
 
     def load_retriever(self, retriever: SentenceTransformer | str | Path) -> SentenceTransformer:
-        """Load the retriever, or take it as it is."""
+        """Load the retriever, unless it is loaded already."""
         return load_retriever(retriever)
 
     def make_evaluation(self) -> Evaluation:
@@ -188,17 +187,17 @@ class JointTrainer(Trainer):
         raise NotImplementedError
 
     def diagnostics(self, phase: str, scores: ListScores) -> dict[str, Tensor]:
-        """What to log of a step besides its loss, whatever the loss is; without gradient."""
+        """Further values to log of a step, with any loss; computed without gradient."""
         return {}
 
     @property
     def steps_per_round(self) -> int:
-        """Optimizer steps of a round: the setting of this name; None, or no such setting: a pass over all lists."""
+        """Optimizer steps of a round: the setting of this name, or a pass over all lists where it is unset."""
         chosen: int | None = getattr(self.args, "steps_per_round", None)
         return chosen or -(-len(self.collator.lists.pool) // self.global_batch)
 
     def hard_share(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """From positions to the share of negatives from the pool, the rest being random; picklable. None: all."""
+        """A picklable function from positions to the share of negatives from the pool, not random ones; None: all."""
         return None
 
     @property
@@ -227,14 +226,9 @@ class JointTrainer(Trainer):
         return int(np.ceil(self.args.num_train_epochs * self.steps_per_round))
 
     @property
-    def end_step(self) -> int | None:
-        """The last step where `patience` has chosen one, else None."""
-        return self.round_state.get("end_step")
-
-    @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run: those planned, or fewer where `patience` or the time ends it before."""
-        chosen = (self.end_step, self.round_state.get("steps_in_time"))
+        """Optimizer steps of the whole run: those planned, or fewer if `patience` or a time limit ends it."""
+        chosen = (self.round_state.get(name) for name in ("end_step", "steps_in_time"))
         return min([self.planned_steps, *(step for step in chosen if step is not None)])
 
     @property
@@ -251,7 +245,7 @@ class JointTrainer(Trainer):
         self.prepare_lists()
 
     def prepare_lists(self) -> None:
-        """Give the collator, which is plain data, what settings and rounds decide."""
+        """Update the phases and the hard share of the collator, and the length of a round."""
         self.collator.phases = self.phases
         self.collator.lists.hard_share = self.hard_share()
         self.train_dataset = Positions(self.steps_per_round * self.global_batch)
@@ -269,7 +263,7 @@ class JointTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """As in `transformers.Trainer`; with `mini_batch_size` through a gradient cache, to the same gradients."""
+        """As in `transformers.Trainer`; with `mini_batch_size` a gradient cache computes the same gradients."""
         if self.args.mini_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         cache = GradientCache(self.accelerator.unwrap_model(model))
@@ -295,10 +289,9 @@ class JointTrainer(Trainer):
             with torch.no_grad():
                 logs = logs | self.diagnostics(phase, scores)
         self.step_log.add({f"loss/{phase}": loss, **logs})
-        if not self.args.fp16:  # which skips steps that overflow
+        if not self.args.fp16 and not math.isfinite(loss.item()):  # fp16 skips steps that overflow
             place = f"{self.output_folder.name}, step {self.state.global_step + 1}, {phase}"
-            alone = own is not None and scores.mask.shape[1] == 1
-            self.step_log.check_finite(loss, scores, place, lists_without_negatives=alone)
+            raise self.step_log.not_finite(loss, scores, place, own is not None)
         return (loss, outputs) if return_outputs else loss
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:
@@ -334,7 +327,7 @@ class JointTrainer(Trainer):
     # ---- Logs and evaluation ----------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `transformers.Trainer`, with what `StepLog` has of the steps since the last entry."""
+        """As in `transformers.Trainer`, with the values that `StepLog` has collected since the last entry."""
         logs |= self.step_log.entry(logs)
         super().log(logs, start_time)
 
@@ -360,7 +353,7 @@ class JointTrainer(Trainer):
         return metrics
 
     def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `transformers.Trainer`, and with `save_strategy="best"` the weights of the start are saved, too."""
+        """As in `transformers.Trainer`; with `save_strategy="best"` also saves the weights of the start."""
         metrics = super()._evaluate(trial, *args, **kwargs)
         if self.state.global_step == 0 and self.args.save_strategy == "best":
             self.checkpoints.save_start(metrics, trial)
@@ -395,20 +388,13 @@ class JointTrainer(Trainer):
             return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As in `transformers.Trainer`, which takes a step more where the checkpoint is of the last one."""
+        """As in `transformers.Trainer`, which would take another step after a checkpoint of the last one."""
         if self.control.should_training_stop or self.state.global_step >= self.total_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
-    # What a checkpoint records of its run; a run that resumes from it is compared with it.
     run_metadata = property(describe_run)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
-            folder = Path(output_dir or self.output_folder)
-            save_models(self.whole, folder, saves_merged(self.args, folder))
-            self.publisher.write_cards(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `transformers.Trainer`: `retriever/` and `ranker/` in a folder; all processes call this."""
@@ -416,33 +402,24 @@ class JointTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         self.checkpoints.share_models(Path(output_dir or self.output_folder))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            self.checkpoints.write_models(Path(output_dir or self.output_folder))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.gather_weights()
-        folder = self.output_folder / f"checkpoint-{self.state.global_step}"
-        with writing(folder):
-            if self.args.should_save:
-                self.checkpoints.write_run(folder)
+        with self.checkpoints.writing_checkpoint(self.output_folder / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                self.checkpoints.write_checksums(folder)
-        self.encoders.processes.share(self.output_folder, CHECKPOINTS)  # no rank may read an incomplete one
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self.checkpoints.writing_optimizer(Path(output_dir)):
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.checkpoints.share_own_files(Path(output_dir))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        moments = 2 * sum(w.numel() * w.element_size() for w in self.model.parameters() if w.requires_grad)
-        with writing(Path(output_dir) / OPTIMIZER, moments):
-            super()._save_optimizer_and_scheduler(output_dir)
-            if self.is_sharded:
-                self.checkpoints.write_whole_optimizer(Path(output_dir))
-        self.checkpoints.write_progress(Path(output_dir))
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.is_sharded:
-            shard_state(self.optimizer)  # type: ignore[arg-type]
         if checkpoint is not None:
             self.checkpoints.read_progress(Path(checkpoint))
 
@@ -462,7 +439,7 @@ class JointTrainer(Trainer):
         self.push_in_progress = None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.checkpoints.write_checksums(Path(checkpoint_folder))
+        write_checksums(Path(checkpoint_folder))
         self.publisher.push_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:

@@ -20,7 +20,7 @@ from hf_ar2.losses.list_scores import ListScores
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.phases import PhaseCycle
 from hf_ar2.training_lists.list_sampler import ListSampler, NegativeSampler
-from hf_ar2.training_lists.pool import CandidatePool, concatenate_pools, padded_positives
+from hf_ar2.training_lists.pool import CandidatePool, build_pool, concatenate_pools, padded_positives
 from hf_ar2.training_lists.stored import OF_COLLECTION, lists_of, load_training_lists
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 _UNLIMITED = 1 << 30
-# What a batch and its scores have of `Lists`.
-_OF_LISTS = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
+# The fields that `Lists`, a batch and its `ListScores` share.
+_LIST_FIELDS = ("mask", "positives", "query_rows", "passage_rows", "known_positives")
 
 
 # ---- The order of lists ---------------------------------------------------------------------------------------------
@@ -51,12 +51,7 @@ class Positions(Dataset):
 
 
 class RoundSampler(Sampler[int]):
-    """Yields the positions of the current round, in order.
-
-    Args:
-        length: lists per round (a multiple of the global batch).
-        current_round: read when an epoch begins, so that a resumed run continues where it was.
-    """
+    """Yields the positions of the current round in order; the round is read anew in every epoch."""
 
     def __init__(self, length: int, current_round: Callable[[], int]) -> None:
         self.length = length
@@ -75,37 +70,35 @@ class RoundSampler(Sampler[int]):
 
 @dataclass
 class ListCollator:
-    """Turns positions into what one forward pass needs.
+    """Turns positions into the inputs of one forward pass.
 
-    It holds only plain data, so that worker processes can get a copy, however they are started. They are started again
-    in every epoch, after the refresh, so that they draw from the pool of the round.
+    It holds only plain data, so that worker processes can get a copy. They are started again in every epoch, after the
+    refresh, so that they draw from the pool of the round.
 
     Args:
-        lists_per_step: lists of one optimizer step, over all processes.
-        step_tokens: padded tokens of a chunk.
-        mini_batch_size: rows of a chunk; None: as many as the tokens allow.
+        step_tokens, mini_batch_size: most padded tokens, and most rows, of a chunk.
     """
 
     lists: ListSampler
     phases: PhaseCycle
-    lists_per_step: int
     retriever_inputs: RetrieverInputs | None
     ranker_inputs: RankerInputs | None
     step_tokens: int
     mini_batch_size: int | None = None
 
     def __call__(self, positions: list[int]) -> dict[str, Any]:
-        step = int(positions[0]) // self.lists_per_step
+        lists_per_step = self.lists.lists_per_step
+        step = int(positions[0]) // lists_per_step
         phase = self.phases.phase(step)
         # Positions are counted within a phase.
-        earlier = (step - self.phases.steps_before(phase, step)) * self.lists_per_step
+        earlier = (step - self.phases.steps_before(phase, step)) * lists_per_step
         lists = self.lists(np.asarray(positions, np.int64) - earlier, self.phases.names.index(phase))
-        batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in _OF_LISTS}
+        batch: dict[str, Any] = {name: torch.from_numpy(getattr(lists, name)) for name in _LIST_FIELDS}
         batch["phase"] = phase
         if lists.scores is not None:
             batch["teacher_scores"] = torch.from_numpy(lists.scores)
         inputs, limits = self.phases[phase].inputs, (self.step_tokens, self.mini_batch_size)
-        # The mask covers copies of the list's first positive, which is encoded anyway, so they cost nothing.
+        # Masked places repeat the list's first positive, which is encoded anyway, so they cost nothing.
         rows = np.where(lists.mask, lists.passage_rows, lists.passage_rows[:, :1])
         if "queries" in inputs:
             assert self.retriever_inputs is not None
@@ -150,7 +143,6 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
     return ListCollator(
         lists=lists,
         phases=trainer.phases,
-        lists_per_step=trainer.global_batch,
         retriever_inputs=trainer.retrieval.retriever_inputs,
         ranker_inputs=trainer.retrieval.ranker_inputs,
         step_tokens=args.step_tokens or (2048 if on_cpu else _UNLIMITED),
@@ -160,7 +152,7 @@ def make_collator(trainer: JointTrainer, sampler: NegativeSampler | None) -> Lis
 
 def scores_of_lists(outputs: dict[str, Tensor], batch: dict[str, Any], retrieval: Retrieval) -> ListScores:
     """The scores of a batch of the collator, from the outputs of `JointModel.forward`."""
-    fields: dict[str, Any] = {name: batch[name] for name in _OF_LISTS}
+    fields: dict[str, Any] = {name: batch[name] for name in _LIST_FIELDS}
     fields["teacher_scores"] = batch.get("teacher_scores")
     mask = batch["mask"]
     if "passage_embeddings" in outputs:
@@ -183,12 +175,11 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
     """Read the lists that `train_lists` names: folders, and `collection` for those of the collection.
 
     Returns:
-        The collection, with the queries that only the lists have, and a pool of one entry per list; None without
-        `train_lists`.
+        The collection with the queries that only the lists have, and a pool with one entry per list, if there are any.
 
     Raises:
-        ValueError: there is no list of `train_list_kinds`, a list has a negative that `train_split` judges relevant, or
-            no scores although distillation or SimANS needs them.
+        ValueError: there is no list of `train_list_kinds`, a negative is judged relevant in `train_split`, or a list
+            has no scores although distillation or SimANS needs them.
     """
     if not args.train_lists:
         return collection, None
@@ -227,15 +218,17 @@ def read_stored_lists(collection: Collection, args: JointConfig) -> tuple[Collec
 def with_stored_lists(
     mined: CandidatePool | None, trainer: JointTrainer
 ) -> tuple[CandidatePool, np.ndarray | None]:
-    """One pool of the mined lists (if there are any yet) and the stored ones, and what cannot be a negative in it.
+    """One pool of mined lists (if there are any yet) and stored ones, and the passages that cannot be its negatives.
 
     Returns:
-        The pool, and int32 `[Q, P]`, -1 padded: for each entry its own positives, the judged positives of its query,
+        The pool, and int32 `[Q, P]`, padded with -1: the positives of each entry, the judged positives of its query,
         and the query itself if it is a passage. None if these are only the pool's positives.
     """
     own_rows = trainer.collection.own_rows
     if mined is None and trainer.args.mine:
-        mined = trainer.retrieval.pool_without_candidates()
+        judgments = trainer.retrieval.train_judgments
+        nothing = np.zeros((len(judgments), 0), np.int64)
+        mined = build_pool(nothing, nothing, judgments, depth=0)  # only positives
     if trainer.stored is None:
         assert mined is not None
         pool, known = mined, [mined.positive_rows]
@@ -257,7 +250,7 @@ def stored_fingerprint(stored: CandidatePool | None) -> str:
 
 
 def _judged(pool: CandidatePool, judgments: Judgments) -> np.ndarray:
-    """The judged positives of each entry's query, int32 `[Q, P]`, -1 padded and for queries without judgments."""
+    """The judged positives of each entry's query, int32 `[Q, P]`; -1 as padding and for queries without judgments."""
     positives = padded_positives(judgments)
     place = np.searchsorted(judgments.query_rows, pool.query_rows)
     place = np.minimum(place, len(judgments) - 1)

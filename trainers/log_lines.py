@@ -67,14 +67,14 @@ _NAMES: dict[str, str | None] = {
 
 
 class LogLines(TrainerCallback):
-    """Prints a trainer's log in place of transformers' bar and its dicts; trackers are sent all of it as before.
+    """Prints a trainer's log in place of transformers' bar and its dicts; trackers still get all of it.
 
     On a terminal every entry is printed, above a bar with the time that is left. Elsewhere evaluations, the last entry
-    and what was trained are printed, and of the other entries one every 30 seconds at most. With `disable_tqdm` there
-    is no bar.
+    and a summary of the training are printed, and at most one other entry every 30 seconds. `disable_tqdm` hides the
+    bar.
 
     Args:
-        phases: the trainer's; if an entry is about only one of them, that phase's loss is shown as the loss.
+        phases: the trainer's; the loss of an entry about only one of them is shown as the loss.
     """
 
     def __init__(self, phases: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ class LogLines(TrainerCallback):
 def print_log_lines(handler: CallbackHandler, phases: Sequence[str]) -> None:
     """Put `LogLines` in the place of transformers' own bar or printer; in a notebook its table stays."""
     theirs = [one for one in handler.callbacks if type(one) in (ProgressCallback, PrinterCallback)]
-    if theirs:  # the trainer's own comes after those that were given
+    if theirs:  # transformers adds its callback after those of the user
         handler.callbacks[handler.callbacks.index(theirs[-1])] = LogLines(phases)
 
 
@@ -134,17 +134,17 @@ def log_lines(
     eval_split: str = "dev",
     left: float | None = None,
 ) -> list[str]:
-    """An entry of the log as lines of 80 columns at most, the second and later ones indented.
+    """An entry of the log as lines of at most 80 columns, the second and later ones indented.
 
     Args:
-        step, steps: where the run is, and how many steps it has.
+        step, steps: the current step, and the steps of the run.
         eval_split: the split that `eval_` refers to.
-        left: seconds until the end, to be shown.
+        left: seconds until the end, shown if given.
     """
     start = f"step {step:>{len(str(steps))}}/{steps}  " if steps else ""  # 0 outside of training
     if "train_runtime" in logs:
         return _wrapped(_of_the_end(logs, step), "", 4)
-    # Values of a step may have such names, too, as `kl_ranker_to_retriever`.
+    # Values of a step, such as `kl_ranker_to_retriever`, may also match the pattern.
     found = {
         key: match for key in logs if "loss" not in logs and (match := _EVALUATION.fullmatch(key)) is not None
     }
@@ -182,7 +182,7 @@ def log_lines(
 def _printed(logs: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:
     """The values that are printed, in their order."""
     losses = [f"loss/{phase}" for phase in phases if f"loss/{phase}" in logs]
-    # The loss of one phase is the loss; that of several phases together says nothing.
+    # The loss of a single phase is shown as the loss; a mean over several phases says nothing.
     without = set(losses) if len(losses) == 1 else {"loss"} if losses else set()
     keys = [key for key in _NAMES if key in logs] + [key for key in logs if key not in _NAMES]
     return {key: logs[key] for key in keys if _NAMES.get(key, key) is not None and key not in without}

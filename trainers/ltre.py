@@ -146,12 +146,12 @@ class LTReConfig(JointConfig):
                 "the index represent embeddings of the full width; leave one of them out"
             )
         if self.train_centroids:
-            self.vectors = "index"  # scores are those of the codes and the centroids as they are
+            self.vectors = "index"  # scores come from the codes and the current centroids
         super().__post_init__()
 
 
 class LTReTrainer(JointTrainer):
-    """Trains the query encoder on what it retrieves, at every step, from an index that stays as it is.
+    """Trains the query encoder on the passages that it retrieves, at every step, from a fixed index.
 
     A step encodes a batch of queries, searches the whole index with them, appends relevant passages that were missed,
     and lowers `retrieval_pairwise_loss` over the lists. The passage encoder is a frozen copy of the
@@ -164,15 +164,15 @@ class LTReTrainer(JointTrainer):
     Args:
         retriever: a name, folder or `SentenceTransformer`.
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the pairwise loss. Its lists are what the query retrieves now, in that order, with
-            then the relevant passages that were missed; `passage_embeddings` is None with `train_centroids`.
+        loss: replaces the pairwise loss. Its lists hold the passages that the query retrieves now, in that order, and
+            then the relevant ones that were missed; `passage_embeddings` is None with `train_centroids`.
         args, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Raises:
         ValueError: an index that this retriever cannot have made; a checkpoint that belongs to another index.
 
-    Source: LTRe (arXiv 2010.10469); ADORE (arXiv 2104.08051); JPQ (arXiv 2108.00644). The released code of ADORE is the
-    one LTRe's loss is taken from.
+    Source: LTRe (arXiv 2010.10469); ADORE (arXiv 2104.08051); JPQ (arXiv 2108.00644). LTRe's loss is that of ADORE's
+    released code.
 
     Example:
         ```python
@@ -225,7 +225,7 @@ class LTReTrainer(JointTrainer):
 
     @property
     def index_is_its_own(self) -> bool:
-        """Whether the index cannot be built again as it is: it was compressed here, or trained."""
+        """Whether a rebuilt index could differ, because this one was compressed here, or trained."""
         return self.args.train_centroids or (self.args.index is None and self.args.index_factory != "Flat")
 
     @property
@@ -251,7 +251,7 @@ class LTReTrainer(JointTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """As the base's; counts its time, and what of it the search took."""
+        """As in `JointTrainer`; also measures which share of the step's time the search takes."""
         started = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         sums = self.step_log.sums["search_share"]
@@ -261,11 +261,12 @@ class LTReTrainer(JointTrainer):
         return loss
 
     def list_scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> ListScores:
-        """The scores of what the queries retrieve now, followed by the relevant passages that were missed."""
+        """The scores of the passages that the queries retrieve now, followed by the relevant ones that were missed."""
         queries = outputs["query_embeddings"]
         known = batch["known_positives"].cpu().numpy()
         own_rows = self.collection.own_rows[batch["query_rows"].cpu().numpy()]
-        known = np.where(known == own_rows[:, None], -1, known)  # no negative, but not relevant either
+        # The query itself is neither relevant nor a negative.
+        known = np.where(known == own_rows[:, None], -1, known)
         started = time.perf_counter()
         ranges = self.collection.searched_rows(batch["query_rows"].cpu().numpy())
         depth = deeper(own_rows, self.args.list_depth)
@@ -294,7 +295,7 @@ class LTReTrainer(JointTrainer):
         )
 
     def phase_loss(self, phase: str, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pairwise loss over what the queries retrieve now."""
+        """The pairwise loss over the passages that the queries retrieve now."""
         args = self.args
         assert scores.retriever_scores is not None
         lists, cut = (scores.retriever_scores, scores.positives), args.cut or args.list_depth

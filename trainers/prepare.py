@@ -32,9 +32,6 @@ _BASES = "base"
 def prepare_models(trainer: JointTrainer) -> JointModel:
     """Freeze the models that are not trained, convert the others to float32, and check the adapters of all.
 
-    `float32_weights=False` keeps half-precision weights as they are. In bf16 on a CPU the models get the attention that
-    trains fastest there.
-
     A folder with adapters names its base model. Where loading that name would not return the weights in memory (layers
     were removed, the model was trained before the adapters were added), the base is saved in `output_dir/base`.
 
@@ -43,8 +40,8 @@ def prepare_models(trainer: JointTrainer) -> JointModel:
 
     Raises:
         NotImplementedError: `shard_weights` does not work for these models.
-        ValueError: a model to be trained has no trainable parameter; `matryoshka_dims` has more dimensions than the
-            retriever; adapters that could not be loaded again.
+        ValueError: nothing is trainable in a model, `matryoshka_dims` exceeds the retriever's dimension, or adapters
+            could not be loaded again.
     """
     for role, model in trainer.model.models.items():
         if role not in trainer.trained:
@@ -80,7 +77,8 @@ def _provide_base(trainer: JointTrainer, role: str, model: SentenceTransformer |
     (config,) = [config for module in adapted(model) for config in module.peft_config.values()]
     named = config.base_model_name_or_path
     if named and Path(named).is_dir():
-        config.base_model_name_or_path = str(Path(named).resolve())  # it is read from other folders, too
+        # Models that are saved in other folders refer to it, too.
+        config.base_model_name_or_path = str(Path(named).resolve())
     if _difference(model) is None:
         return
     folder = (trainer.output_folder / _BASES / role).resolve()
@@ -99,7 +97,7 @@ def _provide_base(trainer: JointTrainer, role: str, model: SentenceTransformer |
 
 
 def _difference(model: SentenceTransformer | CrossEncoder) -> str | None:
-    """What is wrong when the model is saved and loaded again; None if the weights are the same."""
+    """Why the model would differ after saving and loading; None if the weights stay the same."""
     loader = CrossEncoder if isinstance(model, CrossEncoder) else SentenceTransformer
     name = adapted(model)[0].active_adapters()[0]
     with temporary_folder() as folder:

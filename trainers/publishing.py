@@ -35,16 +35,15 @@ _UPLOADED = "_uploaded"
 
 
 class Publisher:
-    """Publishes what a trainer trained, at the end or during training.
+    """Publishes the trained models, at the end or during training, see `hub_strategy`.
 
-    `push_to_hub=True` publishes at every save (`hub_strategy="every_save"`), or only at the end ("end"). With
-    "checkpoint" and "all_checkpoints" the whole checkpoint is with the first of the two models; downloaded
-    (`hf download me/name-retriever --include "last-checkpoint/*"`), it is resumed from like any other.
+    With the strategies "checkpoint" and "all_checkpoints" the first of the two models also gets the whole checkpoint.
+    After `hf download me/name-retriever --include "last-checkpoint/*"` a run resumes from it like from any other.
 
     Attributes:
-        sources: role → what a card calls the model that training starts from.
-        previous_stages: role → the stages the model was trained in before, by other trainers of this process.
-        collection: what a card calls the collection.
+        sources: role → the name, on a card, of the model that training starts from.
+        previous_stages: role → the stages that other trainers of this process trained the model in.
+        collection: the name of the collection on a card.
     """
 
     def __init__(self, trainer: JointTrainer, retriever: Any, ranker: Any, collection: Any) -> None:
@@ -56,7 +55,7 @@ class Publisher:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The models that were trained, which are those to save with a card and to publish."""
+        """The models that were trained, which are saved with a card and published."""
         return tuple(role for role in ROLES if role in self.trainer.trained)
 
     # ---- How the models were trained --------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ class Publisher:
 
     @property
     def name(self) -> str:
-        """What the repositories are called after: `hub_model_id`, or the name of the output folder."""
+        """The start of the repositories' names: `hub_model_id`, or the name of the output folder."""
         return self.trainer.args.hub_model_id or self.trainer.output_folder.absolute().name
 
     def cards(self, folders: Mapping[str, Path], **licences: str | None) -> partial[str]:
@@ -185,7 +184,7 @@ def push_to_hub(
     revision: str | None = None,
     replace_card: bool = False,
 ) -> dict[str, CommitInfo]:
-    """Save what was trained, and publish it as `NAME-retriever` and `NAME-ranker`, standard checkpoints with cards.
+    """Save the trained models, and publish them as `NAME-retriever` and `NAME-ranker`, standard checkpoints with cards.
 
     To be called on all processes; the first one publishes.
 
@@ -239,8 +238,8 @@ def push_to_hub(
 
 
 def training_summary(trainer: JointTrainer) -> dict[str, Any]:
-    """What a card says of a training, as plain data: the fields of `hf_ar2.cards.facts.Stage` and more."""
-    seconds = sum(trainer.step_log.seconds.values())  # also of what a resumed run continues
+    """A training as plain data for a card: the fields of `hf_ar2.cards.facts.Stage` and more."""
+    seconds = sum(trainer.step_log.seconds.values())  # including those before a resume
     return {
         "name": trainer.output_folder.absolute().name,
         "collection": trainer.publisher.collection,

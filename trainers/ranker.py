@@ -1,4 +1,4 @@
-"""Warm-up of a ranker on what a retriever finds, from easy lists to hard ones."""
+"""Warm-up of a ranker on lists that a retriever mines, from easy to hard ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from hf_ar2.losses import listwise_cross_entropy, pointwise_cross_entropy
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.losses.list_scores import ListScores, ranker_accuracy
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
@@ -62,7 +62,7 @@ class RankerTrainer(JointTrainer):
         retriever: mines the lists and the candidates of the evaluation; it is not changed.
         ranker: a name, folder or `CrossEncoder`.
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the cross-entropy; `ListScores.retriever_scores` is None, for the retriever is not run.
+        loss: replaces the cross-entropy; `ListScores.retriever_scores` is None, because the retriever does not run.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
@@ -102,12 +102,7 @@ class RankerTrainer(JointTrainer):
 
 @dataclass(frozen=True)
 class EasyToHard:
-    """The share of negatives that come from the pool, by position: it rises from none to all.
-
-    Args:
-        lists: of the whole run.
-        easy_share: part of the run over which it rises.
-    """
+    """The share of negatives from the pool, by position; it rises from 0 to 1 over `easy_share` of the run's lists."""
 
     lists: int
     easy_share: float
@@ -121,16 +116,7 @@ def ranker_loss(
 ) -> Tensor:
     """The ranker's loss on labels (listwise: L_φ of AR2, the ranker's side of equation 5; L_sup of RocketQAv2).
 
-    Args:
-        several: whether lists may have several positives. With one, the plainer sum ranks it against every other entry
-            just the same.
+    `several` says whether lists may have several positives; with one, the two forms are equal.
     """
     assert scores.ranker_scores is not None
     return RANKER_LOSSES[form](scores.ranker_scores, scores.mask, scores.positives if several else None)
-
-
-def ranker_accuracy(scores: ListScores) -> Tensor:
-    """The share of lists in which the ranker puts a positive first."""
-    assert scores.ranker_scores is not None
-    best = scores.ranker_scores.masked_fill(~scores.mask, float("-inf")).argmax(dim=1, keepdim=True)
-    return scores.positives.gather(1, best).float().mean()

@@ -1,4 +1,4 @@
-"""What a run searches: the corpus, encoded and indexed when the retriever has changed, and mined for candidates."""
+"""Search in a run: the corpus is encoded and indexed when the retriever has changed, and mined for candidates."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from hf_ar2.evaluation.hybrid import score_rows
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.encodings import Encodings, encoding_name
-from hf_ar2.index.fingerprint import index_fingerprint
+from hf_ar2.index.encodings import Encodings, encoding_name, index_fingerprint
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.index.search import NO_RANGES
 from hf_ar2.models.loading import default_temperature
@@ -34,16 +33,16 @@ from hf_ar2.training_lists.pool import CandidatePool, build_pool, padded_positiv
 
 logger = logging.get_logger(__name__)
 
-# Searched beyond pool depth and positives, so that dropped duplicates do not leave a pool short.
+# Passages searched beyond pool depth and positives, so that dropped duplicates do not leave a pool short.
 _SLACK = 8
-# Times the pool depth that is searched where a limit on scores may drop the head of a ranking.
+# With a limit on scores, which may drop the top of a ranking, this many times the pool depth is searched.
 _DEEPER = 20
-# Queries whose answers are looked for at a time, and passages whose text is kept for the next ones: 1 GB of text.
+# Queries whose answers are searched for at a time, and passages whose text is kept for the next ones (1 GB).
 _ANSWERED, _KEPT_TEXTS = 1024, 500_000
 
 
 def encoders_of(args: JointConfig) -> Encoders:
-    """How a configuration has models run outside its training steps."""
+    """How a configuration runs models outside its training steps."""
     return Encoders(
         device=args.device,
         processes=Processes.current(args.device),
@@ -54,15 +53,14 @@ def encoders_of(args: JointConfig) -> Encoders:
 
 
 class Retrieval:
-    """The index and the candidate pool of a run, and the scores that its models give.
+    """The index and the candidate pool of a run, and the scores of its models.
 
     Args:
         retriever, ranker: the models as they are trained; either may be None.
-        collection: what is searched.
-        args: lengths, depths, filters, metrics; where the pool (`output_dir`), indexes and tokens are kept.
-        encoders: how models are run.
+        args: lengths, depths, filters and metrics, and the folders of pool (`output_dir`), indexes and tokens.
 
     Attributes:
+        retriever_temperature: divides the retriever's scores in a softmax.
         start: the encoding (see `encoding_name`) of the retriever before training; None without a retriever.
     """
 
@@ -108,8 +106,11 @@ class Retrieval:
             )
         self._text_keys: np.ndarray | None = None
         self._index: CorpusIndex | None = None
-        # Embeddings of the whole corpus by the retriever as it is, for the next refresh.
+        # A file with this rank's part of the corpus as the retriever encodes it, for the next refresh.
         self.encoded: Path | None = None
+        self.retriever_temperature = args.retriever_temperature or 1.0
+        if retriever is not None and args.retriever_temperature is None:
+            self.retriever_temperature = default_temperature(retriever)
         self.encodings = Encodings(args.index_dir or self.folder / "index")
         self.start = self.encoding if retriever is not None else None
 
@@ -120,12 +121,12 @@ class Retrieval:
         return self.encoding_of(self.retriever)
 
     def encoding_of(self, retriever: SentenceTransformer) -> str:
-        """The name of the encoding of a retriever that differs from this one in its weights."""
+        """The name of the encoding of a retriever with other weights than this one."""
         return encoding_name(self._fingerprint(retriever), self.args.index_dtype)
 
     @property
     def opened(self) -> str | None:
-        """The name of the encoding that is open; None where nothing was searched, or files that were given."""
+        """The name of the open encoding; None before the first search, and for files that were given."""
         return None if self._index is None else self._index.folder.name
 
     def refresh(self) -> CorpusIndex:
@@ -150,7 +151,7 @@ class Retrieval:
             )
             if self.encoders.processes.world_size == 1 or self.whole_index:
                 self._index.attach(self.collection.corpus)
-            # By all ranks: machines may have separate disks.
+            # All ranks delete, because machines may have separate disks.
             if self.args.index_dir is None:
                 self.encodings.keep_only([self._index.folder.name])
             elif former is not None and former != self.start:
@@ -167,7 +168,7 @@ class Retrieval:
         return self.encoders.embed_queries(self.retriever, self.retriever_inputs, rows, description)
 
     def mine(self, round_number: int) -> CandidatePool:
-        """Search every training query and write the pool of what is not relevant."""
+        """Search every training query and write the pool of passages that are not relevant."""
         args, judgments = self.args, self.train_judgments
         positives = padded_positives(judgments)
         limits = {
@@ -208,7 +209,7 @@ class Retrieval:
     def _search_retriever(
         self, judgments: Judgments, positives: np.ndarray, depth: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-        """Scores and rows `[Q, depth]` of the current index, the scores of the positives `[Q, P]`, and their origin."""
+        """Scores and rows `[Q, depth]` of the current index, those of the positives `[Q, P]`, and its fingerprint."""
         index = self.refresh()
         queries = self.embed_queries(judgments.query_rows, "Training queries")
         scores, rows = self._search(index, queries, depth, judgments.query_rows)
@@ -225,20 +226,6 @@ class Retrieval:
         ranges = self.collection.searched_rows(judgments.query_rows)
         scores, rows = index.search(queries, depth, ranges)
         return scores, rows, index.scores(queries, positives, ranges), f"bm25:{self.collection.fingerprint}"
-
-    def pool_without_candidates(self) -> CandidatePool:
-        """A pool of depth 0, for training that needs only positives."""
-        judgments = self.train_judgments
-        nothing = np.zeros((len(judgments), 0))
-        return build_pool(nothing, nothing.astype(np.int64), judgments, depth=0)
-
-    @property
-    def retriever_temperature(self) -> float:
-        """What retriever scores are divided by in a softmax."""
-        if self.args.retriever_temperature is not None:
-            return self.args.retriever_temperature
-        assert self.retriever is not None
-        return default_temperature(self.retriever)
 
     def retrieve(self, query_rows: np.ndarray, depth: int, description: str) -> tuple[np.ndarray, np.ndarray]:
         """The retriever's scores float32 `[Q, depth]` and passage rows int64 `[Q, depth]`, best first.

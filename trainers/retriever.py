@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -18,8 +18,7 @@ from hf_ar2.losses import (
     pairwise_contrastive_loss,
     passage_centric_loss,
 )
-from hf_ar2.losses.gather import world_size
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.losses.list_scores import ListScores, contrastive_inputs
 from hf_ar2.settings.fields import setting
 from hf_ar2.terminal import counted
 from hf_ar2.trainers.arguments import TrainerOptions
@@ -149,7 +148,7 @@ class RetrieverTrainer(JointTrainer):
     Args:
         retriever: a name, folder or `SentenceTransformer`.
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the contrastive loss, the passage-centric one and the distillation.
+        loss: replaces the contrastive loss, the passage-centric one and the distillation.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
@@ -190,7 +189,15 @@ class RetrieverTrainer(JointTrainer):
         args = self.args
         if not args.distils_stored_scores:
             return self._contrastive_loss(scores)
-        distillation = stored_distillation_loss(scores, args.distillation, args.teacher_temperature)
+        student, teacher, divisor = scores.retriever_scores, scores.teacher_scores, args.teacher_temperature
+        # The student's scores are already divided by their temperature.
+        assert student is not None and teacher is not None
+        if args.distillation == "margin_mse":
+            distillation = margin_mse_loss(student, teacher, teacher_temperature=divisor, mask=scores.mask)
+        else:
+            distillation = dynamic_listwise_distillation(
+                student, teacher, ranker_temperature=divisor, mask=scores.mask
+            )
         logs = {"loss/distillation": distillation}
         if args.contrastive_weight == 0:
             return distillation, logs
@@ -200,44 +207,10 @@ class RetrieverTrainer(JointTrainer):
     def _contrastive_loss(self, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss of the queries and, with a weight, of the passages."""
         args = self.args
-        loss = contrastive_loss(scores, args.contrast, args.cross_batch)
+        inputs = contrastive_inputs(scores, args.cross_batch)
+        loss = CONTRASTIVE_LOSSES[args.contrast](**inputs)
         if args.passage_weight == 0:
             return loss, {}
-        inputs = contrastive_inputs(scores, args.cross_batch)
         other = passage_centric_loss(**inputs, query_rows=scores.query_rows, form=args.passage_form)
         logs = {"loss/query_centric": loss, "loss/passage_centric": other}
         return (1 - args.passage_weight) * loss + args.passage_weight * other, logs
-
-
-def stored_distillation_loss(scores: ListScores, form: str, teacher_temperature: float) -> Tensor:
-    """The loss of the retriever towards the stored scores of a batch of lists; a scalar.
-
-    Args:
-        form: "kl" (KL of teacher to retriever, mean over queries) or "margin_mse".
-        teacher_temperature: the stored scores are divided by it; the retriever's are divided by theirs already.
-    """
-    assert scores.retriever_scores is not None and scores.teacher_scores is not None
-    both = scores.retriever_scores, scores.teacher_scores
-    if form == "margin_mse":
-        return margin_mse_loss(*both, teacher_temperature=teacher_temperature, mask=scores.mask)
-    return dynamic_listwise_distillation(*both, ranker_temperature=teacher_temperature, mask=scores.mask)
-
-
-def contrastive_loss(
-    scores: ListScores, contrast: Literal["softmax", "pairwise"] = "softmax", cross_batch: bool = True
-) -> Tensor:
-    """In-batch loss over a batch of lists, with the passages of all processes if asked; a scalar."""
-    return CONTRASTIVE_LOSSES[contrast](**contrastive_inputs(scores, cross_batch))
-
-
-def contrastive_inputs(scores: ListScores, cross_batch: bool) -> dict[str, Any]:
-    """What every contrastive loss takes, as keywords."""
-    return {
-        "query_embeddings": scores.query_embeddings,
-        "passage_embeddings": scores.passage_embeddings,
-        "temperature": scores.retriever_temperature,
-        "passage_rows": scores.passage_rows,
-        "known_positives": scores.known_positives,
-        "mask": scores.mask,
-        "gather": cross_batch and world_size() > 1,
-    }

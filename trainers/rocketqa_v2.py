@@ -12,19 +12,19 @@ from transformers.utils import logging
 
 from hf_ar2.losses import dynamic_listwise_distillation
 from hf_ar2.losses.dynamic import PRESETS, entropy, kl_divergence
-from hf_ar2.losses.list_scores import ListScores
+from hf_ar2.losses.list_scores import ListScores, ranker_accuracy
 from hf_ar2.losses.listwise import masked_log_softmax
 from hf_ar2.settings.fields import setting
 from hf_ar2.trainers.config import JointConfig
 from hf_ar2.trainers.joint import JointTrainer
 from hf_ar2.trainers.phases import Phase, PhaseCycle
-from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_accuracy, ranker_loss
+from hf_ar2.trainers.ranker import RANKER_LOSS_HELP, RANKER_LOSSES, ranker_loss
 
 logger = logging.get_logger(__name__)
 
-# Nats: about the entropy of a list with .999 of its mass on one passage.
+# In nats: about the entropy of a list with .999 of its mass on one passage.
 _COLLAPSED = 0.01
-# Below this a divergence of float32 distributions is rounding.
+# A smaller divergence of float32 distributions is a rounding error.
 _NO_DIVERGENCE = 1e-6
 
 
@@ -43,7 +43,7 @@ class RocketQAv2Config(JointConfig):
 
     learning_rate: float = setting(
         1e-5,
-        "Learning rate of the retriever, and of the ranker if it has none of its own.",
+        "Learning rate of the retriever, and of the ranker unless ranker_learning_rate is set.",
         paper="RocketQAv2: 1e-5",
         minimum=0,
     )
@@ -104,7 +104,7 @@ class RocketQAv2Trainer(JointTrainer):
         retriever: a name, folder or `SentenceTransformer`; better warmed up (`RetrieverTrainer`).
         ranker: a name, folder or `CrossEncoder`; better warmed up (`RankerTrainer`).
         collection: a `Collection` or what `load_collection` takes.
-        loss: takes the place of the joint loss, distillation and the ranker's cross-entropy together.
+        loss: replaces the joint loss, which is distillation plus the ranker's cross-entropy.
         args, sampler, compute_metrics, callbacks, optimizers: as in `JointTrainer`.
 
     Example:
@@ -182,9 +182,11 @@ class RocketQAv2Trainer(JointTrainer):
         if max(values) > _NO_DIVERGENCE:
             return None
         if entry["list_length"] < 2:
-            cause = f"lists hold {entry['list_length']:.1f} passages in the mean, so they have no negatives"
+            cause = f"lists hold {entry['list_length']:.1f} passages on average, so they have no negatives"
         elif entry["entropy/retriever"] > 0.999 * math.log(entry["list_length"]):
-            cause = "both softmaxes are flat; a temperature is far too high for the scores, or a head gives a constant"
+            cause = (
+                "both softmaxes are flat; a temperature is far too high for the scores, or a head is constant"
+            )
         else:
             cause = "both models give the same scores"
         return f"The KL divergence of the two models is 0 (step {entry['step']}), so nothing is distilled: {cause}."
@@ -208,14 +210,9 @@ class RocketQAv2Trainer(JointTrainer):
 
 @torch.no_grad()
 def compared(retriever: Tensor, ranker: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How far two models' distributions over lists are apart: KL divergences, entropies (nats), top-1 agreement.
+    """How far apart two models' distributions over lists are: KL divergences, entropies (nats), top-1 agreement.
 
-    Args:
-        retriever, ranker: scores `[B, L]` over their temperatures.
-        mask: bool `[B, L]`, True = real entry.
-
-    Returns:
-        Scalars, means over the lists, by the name they are logged under.
+    `retriever` and `ranker` are scores `[B, L]` over their temperatures. Each value is a mean over the lists.
     """
     p, r = masked_log_softmax(retriever, mask), masked_log_softmax(ranker, mask)
     best = [scores.masked_fill(~mask, float("-inf")).argmax(dim=1) for scores in (retriever, ranker)]

@@ -96,8 +96,8 @@ def schedule(
     """The factor on a model's peak learning rate, by global step.
 
     Args:
-        own_steps: from a global step to the steps of this model before it.
-        total_steps: gives this model's steps in the whole run, which may become fewer while it runs.
+        own_steps: from a global step to the number of this model's steps before it.
+        total_steps: returns this model's steps in the whole run, which may become fewer while it runs.
     """
     chosen, share = args.lr_scheduler_type, args.warmup_steps
     if model == "ranker":

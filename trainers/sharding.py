@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 
 def check_sharding(trainer: JointTrainer) -> None:
-    """Raise where `shard_weights` does not work.
-
-    Raises:
-        NotImplementedError: two models are trained, a model has adapters, or transformers is too old.
+    """Raise NotImplementedError if `shard_weights` is not supported: two trained models, adapters, or an old
+    transformers.
     """
     if trainer.method not in ROLES:
         raise NotImplementedError(
@@ -41,9 +39,9 @@ def check_sharding(trainer: JointTrainer) -> None:
 
 
 def whole_copy(model: JointModel, trained: tuple[str, ...]) -> JointModel:
-    """A model that stays whole while `model` is sharded; what is not trained is shared, not copied.
+    """A copy that stays whole while `model` is sharded; a model that is not trained is shared, not copied.
 
-    It encodes the corpus, where processes make different numbers of forward passes, and is what is saved.
+    It encodes the corpus, for which processes make different numbers of forward passes, and is saved.
     """
     roles: dict[str, Any] = dict(model.models)
     return JointModel(**{role: copy.deepcopy(one) if role in trained else one for role, one in roles.items()})
@@ -92,7 +90,7 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def shard_state(optimizer: torch.optim.Optimizer) -> None:
-    """Shard an optimizer's state, as it was loaded, like the weights that it belongs to."""
+    """Shard an optimizer's state, which was loaded whole, like the weights that it belongs to."""
     for weight, of_weight in optimizer.state.items():
         for name, value in of_weight.items():
             if torch.is_tensor(value) and value.shape == weight.shape:

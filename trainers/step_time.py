@@ -16,23 +16,18 @@ from hf_ar2.trainers.retrieval import Retrieval
 Clock = Callable[[], float]
 # Only a part of a step's lists is timed, because the gradients are discarded.
 _PART = 4
-# Passages that are encoded to learn the speed.
+# Passages that are encoded to measure the speed.
 _SAMPLE = 128
-# Of these, the ones that a forward and a backward pass is timed with.
+# Passages of the forward and backward pass that is timed.
 _TRAINED = 16
 
 
 def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
-    """Seconds of a training step, estimated from a quarter of its lists: batches, forward and backward passes.
+    """Seconds of a training step on the slowest rank, estimated from a quarter of its lists: batches, forward and
+    backward.
 
-    No weight moves. The trainer has begun its round (`begin_round`), so that its lists are there.
-
-    Args:
-        step: a global step; lists of it are timed.
-        clock: returns seconds, as `time.monotonic` or `time.process_time`.
-
-    Returns:
-        The seconds on the slowest rank.
+    No weight changes. The trainer must have begun its round (`begin_round`). `step` is the global step whose lists are
+    timed; `clock` returns seconds, as `time.monotonic` or `time.process_time` does.
     """
     args, processes = trainer.args, trainer.encoders.processes
     generator = torch.get_rng_state()
@@ -55,7 +50,7 @@ def step_seconds(trainer: JointTrainer, step: int, clock: Clock) -> float:
 
 
 def tokens_per_second(retrieval: Retrieval, clock: Clock) -> float:
-    """Tokens of passages that the retriever encodes in a second, on the slowest rank; from a sample of the corpus."""
+    """Tokens of passages that the retriever encodes per second on the slowest rank, from a sample of the corpus."""
     inputs, encoders = retrieval.retriever_inputs, retrieval.encoders
     assert retrieval.retriever is not None and inputs is not None
     total = len(retrieval.collection.corpus)
@@ -71,10 +66,8 @@ def tokens_per_second(retrieval: Retrieval, clock: Clock) -> float:
 def training_factor(retrieval: Retrieval, rate: float, clock: Clock) -> float:
     """How many times as long as encoding a text training on it takes, for the retriever on the slowest rank.
 
-    A forward and a backward pass over a few passages is timed. No weight moves, and gradients are cleared.
-
-    Args:
-        rate: tokens that are encoded in a second, see `tokens_per_second`.
+    A forward and a backward pass over a few passages is timed; no weight changes. `rate` is that of
+    `tokens_per_second`.
     """
     retriever, inputs, encoders = retrieval.retriever, retrieval.retriever_inputs, retrieval.encoders
     assert retriever is not None and inputs is not None
@@ -98,7 +91,7 @@ def training_factor(retrieval: Retrieval, rate: float, clock: Clock) -> float:
 
 
 def _fastest(run: Callable[[int], None], sizes: Sequence[int], clock: Clock) -> float:
-    """Seconds of the fastest call but the first, which is slower; other work on the machine only ever adds to them."""
+    """Seconds of the fastest call after the first, which is slower; other work on the machine only ever adds time."""
     passes = []
     for size in sizes:
         began = clock()

@@ -19,11 +19,10 @@ def token_budget_batches(lengths: np.ndarray, budget: int, max_rows: int | None 
 
     Args:
         lengths: int [N], tokens per row, special tokens included.
-        budget: most tokens of a padded batch (rows × longest). A single row may exceed it.
-        max_rows: most rows of a batch.
+        budget: most tokens of a padded batch (rows × longest); a single row may exceed it. max_rows: most rows.
 
     Returns:
-        int64 index arrays that together hold 0..N-1 once each. Longest first, so that memory runs out at once or never.
+        int64 indices, each of 0..N-1 once, the longest rows first, so that memory runs out at once or never.
 
     Example:
         >>> [batch.tolist() for batch in token_budget_batches(np.array([2, 9, 3, 2]), budget=9)]
@@ -57,20 +56,18 @@ def encode_rows(
     description: str = "Encoding",
     show_progress: bool = True,
 ) -> np.ndarray:
-    """Encode stored texts: `out[i]` becomes the embedding of row `rows[i]`.
+    """Encode stored texts without gradient: `out[i]` becomes the embedding of row `rows[i]`.
 
     Args:
-        encode: from model inputs on `device` to embeddings [b, d] of any float dtype. It is called without gradient;
-            evaluation mode, autocast and normalisation are up to it.
-        builder, store: make the inputs of `rows`, int [N].
+        encode: from model inputs on `device` to embeddings [b, d] of any float dtype, in evaluation mode and
+        normalised.
         out: float32 or float16 [N, d], an array or a memory map opened for writing.
         budget: most tokens of a padded batch.
         rank, world_size: this process encodes every world_size-th batch, from `rank` on, and leaves the other rows of
-            `out` unchanged. The batches do not depend on world_size.
-        description, show_progress: the label of the progress bar, and whether to show it.
+            `out` unchanged.
 
     Returns:
-        uint64 [N]: `word_sums` of the embeddings that were written to `out`; 0 for rows of other processes.
+        uint64 [N]: `word_sums` of the embeddings written to `out`; 0 for rows of other processes.
 
     Raises:
         ValueError: embeddings of another shape than `out`, or not finite; the message names the row.
@@ -105,11 +102,10 @@ def run_batches(
     batches: Sequence[np.ndarray],
     device: str | torch.device,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each batch with its outputs, float32; a GPU works on one while the one before is used and the next one is built.
+    """Yield each batch with its outputs, float32, while a GPU works on the next one.
 
-    Args:
-        encode: from model inputs on `device` to outputs `[b, ...]` of any float dtype.
-        build: from a batch to its inputs.
+    `build` makes the inputs of a batch, and `encode` turns inputs on `device` into outputs `[b, ...]` of any float
+    dtype.
     """
     waiting: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
     for batch in batches:
@@ -144,7 +140,7 @@ def _arriving(outputs: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def _write(batch: np.ndarray, embeddings: np.ndarray, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Write a batch's embeddings to `out`; returns them in its dtype, which says what has to be there."""
+    """Write a batch's embeddings to `out`; returns them in its dtype, for the checksums."""
     expected = (len(batch), out.shape[1])
     if embeddings.shape != expected:
         raise ValueError(

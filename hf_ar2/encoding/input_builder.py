@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from hf_ar2.encoding.special_tokens import SpecialTokens
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.terminal import counted
 
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 class InputBuilder:
     """Model inputs from stored token ids, equal to what the tokenizer returns for the texts.
 
-    Special tokens and their segments are found by tokenising two probes, so no model needs special rules.
-
     Args:
-        tokenizer: one with a padding token; its padding and truncation sides are used.
+        tokenizer: its padding and truncation sides are used.
         max_length: longest input in tokens, special tokens included.
 
     Raises:
-        ValueError: no padding token, or max_length fits only special tokens.
+        ValueError: the tokenizer has no padding token, or max_length fits only special tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -47,8 +45,7 @@ class InputBuilder:
     ) -> dict[str, torch.Tensor]:
         """Inputs of single texts: `tokenizer(texts, truncation=True, max_length=..., padding="longest")`.
 
-        Args:
-            store: the tokenised texts. rows: int [B]. max_length: instead of the builder's own.
+        `max_length` replaces the builder's own.
 
         Returns:
             int64 CPU tensors [B, L]: input_ids, attention_mask, and token_type_ids if the model takes them.
@@ -66,8 +63,8 @@ class InputBuilder:
     ) -> dict[str, torch.Tensor]:
         """Inputs of pairs: `tokenizer(queries, passages, truncation="longest_first", ...)`, int64 [B, L].
 
-        The result is that of the queries as stored. Passages must not be truncated to fewer tokens than queries when
-        stored: else a passage may count as the shorter text and get one token fewer or more.
+        Stored passages must not be truncated to fewer tokens than queries: otherwise a passage may count as the shorter
+        text and get one token fewer or more.
         """
         queries, passages = np.asarray(query_rows, np.int64), np.asarray(passage_rows, np.int64)
         if queries.shape != passages.shape:
@@ -167,3 +164,51 @@ class InputBuilder:
         if self.with_types:
             inputs["token_type_ids"] = torch.from_numpy(types)
         return inputs
+
+
+class SpecialTokens:
+    """The special tokens around one text, or around and between two, found by tokenising probes.
+
+    Any tokenizer works that adds tokens without changing those of the texts; others raise ValueError.
+
+    Attributes:
+        specials: one list of (token id, segment id) before, between and after the texts.
+        segments: the segment id of each text. added: the number of special tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probes: list[str]) -> None:
+        encoding = tokenizer(*([probe] for probe in probes), return_token_type_ids=True)
+        ids, types = encoding["input_ids"][0], encoding["token_type_ids"][0]
+        plain = tokenizer(probes, add_special_tokens=False)["input_ids"]
+        # 0 first text, 1 second text, None special
+        owners = encoding.sequence_ids(0) if tokenizer.is_fast else _owners(ids, plain)
+        self.specials: list[list[tuple[int, int]]] = [[]]
+        self.segments: list[int] = []
+        own_tokens: list[int] = []
+        for token, segment, owner in zip(ids, types, owners, strict=True):
+            if owner is None:
+                self.specials[-1].append((token, segment))
+                continue
+            if owner == len(self.segments):  # the text's first token
+                self.specials.append([])
+                self.segments.append(segment)
+            own_tokens.append(token)
+        self.added = sum(map(len, self.specials))
+        if len(self.segments) != len(probes) or own_tokens != list(chain.from_iterable(plain)):
+            raise ValueError(
+                f"{type(tokenizer).__name__} encodes the texts {probes} as {ids}, but without special tokens as "
+                f"{plain}: its inputs cannot be built from stored tokens"
+            )
+
+
+def _owners(ids: list[int], texts: list[list[int]]) -> list[int | None]:
+    """For tokenizers that do not say which text a token belongs to: where the tokens of each text are."""
+    owners: list[int | None] = [None] * len(ids)
+    start = 0
+    for number, tokens in enumerate(texts):
+        while start < len(ids) and ids[start : start + len(tokens)] != tokens:
+            start += 1
+        for place in range(start, min(start + len(tokens), len(ids))):
+            owners[place] = number
+        start += len(tokens)
+    return owners

@@ -10,7 +10,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from hf_ar2.models.prompts import ranker_prompt
 from hf_ar2.settings.text import TextConfig
 
-# Tokenizers without a limit write 10**30.
+# Tokenizers without a limit report 10**30.
 _NO_LIMIT = 10**6
 
 
@@ -25,7 +25,7 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> int:
 
 
 def length_limit(model: SentenceTransformer | CrossEncoder) -> int | None:
-    """The longest input of a model in tokens; None if it has no limit, as models with relative positions."""
+    """The longest input of a model in tokens; None if it has no limit, such as a model with relative positions."""
     limit = model.max_seq_length
     return int(limit) if limit is not None and limit < _NO_LIMIT else None
 
@@ -37,22 +37,20 @@ def input_length(
     prompt: str = "",
     added: int = 0,
 ) -> int:
-    """The longest input in tokens: `wanted` for the text and special tokens, and the prompt on top.
+    """The longest input in tokens: `wanted` for the text and special tokens, plus the prompt, up to the model's own
+    limit.
 
     Args:
-        model: its own limit is never exceeded.
-        wanted: the value of a setting; None: the model's own limit.
-        setting: its name, for messages.
-        prompt: put before the text.
+        wanted: the value of the setting named `setting`; None: the model's own limit.
         added: tokens of a chat template, counted like those of a prompt.
 
     Raises:
-        ValueError: the prompt leaves no space for the text; or neither the setting nor the model has a limit.
+        ValueError: the prompt leaves no space for the text, or neither the setting nor the model has a limit.
     """
     limit, tokenizer = length_limit(model), model.tokenizer
     added += prompt_tokens(tokenizer, prompt)
     if wanted is None and limit is None:
-        raise ValueError(f"{setting} is not set, and the model has no length limit of its own: set {setting}")
+        raise ValueError(f"{setting} is not set, and the model has no length limit: set {setting}")
     lengths = [limit, None if wanted is None else wanted + added]
     length = min(value for value in lengths if value is not None)
     special = tokenizer.num_special_tokens_to_add(pair=setting == "max_pair_length")

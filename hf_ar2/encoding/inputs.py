@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ from hf_ar2.collections import Collection
 from hf_ar2.encoding.batches import token_budget_batches
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.input_lengths import (
+    cut_at,
+    first_tokens,
     input_length,
     pair_length,
     prompt_tokens,
@@ -21,10 +26,9 @@ from hf_ar2.encoding.input_lengths import (
     template_tokens,
     text_prompt,
 )
-from hf_ar2.encoding.messages import MessagePairs
 from hf_ar2.encoding.processes import Processes
-from hf_ar2.encoding.tokens import tokenize
-from hf_ar2.models.prompts import retriever_prompt
+from hf_ar2.encoding.tokens import TokenStore, tokenize
+from hf_ar2.models.prompts import ranker_prompt, retriever_prompt
 from hf_ar2.settings.text import TextConfig
 
 Chunks = dict[str, "list[dict[str, Tensor]] | Tensor"]
@@ -81,25 +85,13 @@ class RetrieverInputs:
         )
         self.query_builder = InputBuilder(tokenizer, self.max_query_length)
         self.passage_builder = InputBuilder(tokenizer, self.max_passage_length)
-        self.query_store = tokenize(
-            collection.queries["text"],
+        self.query_store, self.passage_store = _tokenized(
+            collection,
+            texts,
             tokenizer,
             cache_dir,
-            max_tokens=self.max_query_length,
-            prompt=query_prompt,
-            text_fingerprint=collection.queries_fingerprint,
-            description="Tokenising queries",
-            show_progress=show_progress,
-            processes=processes,
-        )
-        self.passage_store = tokenize(
-            texts.lazy_passage_texts(collection),
-            tokenizer,
-            cache_dir,
-            max_tokens=self.max_passage_length,
-            prompt=passage_prompt,
-            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.passage_format}",
-            description="Tokenising passages",
+            queries={"max_tokens": self.max_query_length, "prompt": query_prompt},
+            passages={"max_tokens": self.max_passage_length, "prompt": passage_prompt},
             show_progress=show_progress,
             processes=processes,
         )
@@ -114,15 +106,11 @@ class RetrieverInputs:
 
     def query_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
         """Query rows `[n]` in length-sorted chunks, see `in_chunks`; a row that occurs twice is encoded once."""
-        unique, inverse = np.unique(rows, return_inverse=True)
-        lengths = self.query_builder.single_lengths(self.query_store, unique)
-        return in_chunks(lengths, inverse, budget, lambda i: self.queries(unique[i]), max_rows)
+        return _single_chunks(self.query_builder, self.query_store, rows, budget, max_rows)
 
     def passage_chunks(self, rows: np.ndarray, budget: int, max_rows: int | None = None) -> Chunks:
         """As `query_chunks`, for passage rows `[n]`."""
-        unique, inverse = np.unique(rows, return_inverse=True)
-        lengths = self.passage_builder.single_lengths(self.passage_store, unique)
-        return in_chunks(lengths, inverse, budget, lambda i: self.passages(unique[i]), max_rows)
+        return _single_chunks(self.passage_builder, self.passage_store, rows, budget, max_rows)
 
 
 class RankerInputs:
@@ -171,25 +159,14 @@ class RankerInputs:
             self.messages = MessagePairs(ranker, collection, texts, self.max_pair_length)
         max_query_tokens = texts.max_query_length + prompt_tokens(ranker.tokenizer, prompt)
         self.builder = InputBuilder(ranker.tokenizer, self.max_pair_length - self._added)
-        self.query_store = tokenize(
-            collection.queries["text"],
+        self.query_store, self.passage_store = _tokenized(
+            collection,
+            texts,
             ranker.tokenizer,
             cache_dir,
-            max_tokens=max_query_tokens,
-            prompt=prompt,
-            text_fingerprint=collection.queries_fingerprint,
-            description="Tokenising queries",
-            show_progress=show_progress,
-            processes=processes,
-        )
-        self.passage_store = tokenize(
-            texts.lazy_passage_texts(collection),
-            ranker.tokenizer,
-            cache_dir,
+            queries={"max_tokens": max_query_tokens, "prompt": prompt},
             # Enough to know whether the passage is longer than the query: the longer one is truncated.
-            max_tokens=max(self.max_pair_length, max_query_tokens),
-            text_fingerprint=f"{collection.corpus_fingerprint}:{texts.passage_format}",
-            description="Tokenising passages",
+            passages={"max_tokens": max(self.max_pair_length, max_query_tokens)},
             show_progress=show_progress,
             processes=processes,
         )
@@ -201,7 +178,7 @@ class RankerInputs:
         return self.builder.pair(self.query_store, query_rows, self.passage_store, passage_rows)
 
     def pair_lengths(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
-        """Tokens of each pair after truncation, int64 `[B]`; with a chat template, about as many."""
+        """Tokens of each pair after truncation, int64 `[B]`; approximate with a chat template."""
         stores = self.query_store, query_rows, self.passage_store, passage_rows
         return self.builder.pair_lengths(*stores) + self._added
 
@@ -216,6 +193,75 @@ class RankerInputs:
         )
 
 
+class MessagePairs:
+    """Pairs for rankers that read them through a chat template, made by the ranker's own `preprocess`.
+
+    The template joins the texts before they are tokenised, so the tokens of a pair are not those of its parts.
+    """
+
+    def __init__(
+        self, ranker: CrossEncoder, collection: Collection, texts: TextConfig, max_length: int
+    ) -> None:
+        # A copy without weights, because each worker process gets one.
+        self.reader: Any = copy.copy(ranker[0])
+        self.reader.__dict__["_modules"] = {"model": SimpleNamespace(config=ranker.config)}
+        self.prompt = ranker_prompt(ranker) or None
+        self.collection = collection
+        self.texts = texts
+        self.max_length = max_length
+
+    def pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of pairs `[B]`: int64 `[B, T]`."""
+        queries = self.collection.queries[np.asarray(query_rows).tolist()]["text"]
+        passages = self.collection.corpus[np.asarray(passage_rows).tolist()]
+        joined = map(self.texts.passage_text, passages["title"], passages["text"])
+        limit = self.texts.max_query_length
+        cut = [first_tokens(query, self.reader.tokenizer, limit) for query in queries]
+        features = self.reader.preprocess(
+            list(zip(cut, joined, strict=True)), prompt=self.prompt, processing_kwargs=cut_at(self.max_length)
+        )
+        return {name: value for name, value in features.items() if isinstance(value, Tensor)}
+
+
+def _tokenized(
+    collection: Collection,
+    texts: TextConfig,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    queries: dict[str, Any],
+    passages: dict[str, Any],
+    **options: Any,
+) -> tuple[TokenStore, TokenStore]:
+    """The stored tokens of queries and of passages, each with its own arguments of `tokenize`, and common ones."""
+    query_store = tokenize(
+        collection.queries["text"],
+        tokenizer,
+        cache_dir,
+        text_fingerprint=collection.queries_fingerprint,
+        description="Tokenising queries",
+        **queries,
+        **options,
+    )
+    passage_store = tokenize(
+        texts.lazy_passage_texts(collection),
+        tokenizer,
+        cache_dir,
+        text_fingerprint=f"{collection.corpus_fingerprint}:{texts.passage_format}",
+        description="Tokenising passages",
+        **passages,
+        **options,
+    )
+    return query_store, passage_store
+
+
+def _single_chunks(
+    builder: InputBuilder, store: TokenStore, rows: np.ndarray, budget: int, max_rows: int | None
+) -> Chunks:
+    unique, inverse = np.unique(rows, return_inverse=True)
+    lengths = builder.single_lengths(store, unique)
+    return in_chunks(lengths, inverse, budget, lambda i: builder.single(store, unique[i]), max_rows)
+
+
 def in_chunks(
     lengths: np.ndarray,
     inverse: np.ndarray,
@@ -228,9 +274,8 @@ def in_chunks(
     Args:
         lengths: tokens of each distinct row, `[U]`.
         inverse: index of each wanted row among the distinct rows, `[n]`.
-        budget: most padded tokens of a chunk.
         build: from indices into `lengths` to features.
-        max_rows: most rows of a chunk; None: as many as the budget allows.
+        budget, max_rows: most padded tokens, and most rows, of a chunk.
 
     Returns:
         `chunks`, features in length order, and `order`, int64 `[n]`: the position of each wanted row in them.

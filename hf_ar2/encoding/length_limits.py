@@ -74,11 +74,7 @@ def passage_length_advice(
 ) -> str | None:
     """What to do if more than 5 % of the passages are truncated, in lines of at most 80 characters; else None.
 
-    Args:
-        cuts: the shares that are truncated.
-        retriever: its tokenizer counts a sample of the passages, and its own limits are considered.
-        collection: of the passages.
-        texts: how passages are joined.
+    The retriever's tokenizer counts a sample of the passages.
     """
     if not any(cut.what == "passages" and cut.share > MAX_TRUNCATED_PASSAGES for cut in cuts):
         return None

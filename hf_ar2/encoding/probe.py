@@ -25,11 +25,11 @@ from hf_ar2.models.prompts import Task, ranker_prompt, retriever_prompt
 from hf_ar2.settings.text import TextConfig
 from hf_ar2.terminal import counted
 
-# Texts of the collection that are tried.
+# Texts of the collection among the probes.
 _FEW = 3
-# Tokens of a text that is run through the model; token ids are compared at full length.
+# Most tokens of a text that is run through the model; token ids are compared at full length.
 _RUN_TOKENS = 64
-# Largest difference, as a share of the largest value, that is taken for rounding.
+# Largest difference, as a share of the largest value, that counts as rounding.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 # Model -> the settings that it was checked with.
@@ -44,8 +44,8 @@ def check_inputs(
 ) -> None:
     """Check that inputs built from stored tokens equal those of `encode_query`, `encode_document` and `predict`.
 
-    A few texts of the collection, and some that are empty, too long or contain special tokens, go both ways, without
-    autocast and in evaluation mode. A model is checked once per process and settings.
+    The probes are a few texts of the collection, and empty, long and special ones. A model is checked once per process
+    and settings.
 
     Raises:
         ValueError: token ids or outputs differ; the message shows both.
@@ -153,7 +153,7 @@ def _check_ranker(
 def _compare_tokens(
     method: str, read: list[Any], ours: dict[str, Tensor], theirs: Any, chat: bool = False
 ) -> None:
-    if "cu_seq_lens_q" in theirs:  # no padding, as Flash Attention reads it; only the outputs are compared
+    if "cu_seq_lens_q" in theirs:  # Flash Attention reads no padding; only outputs are compared
         return
     advice = _NO_CHAT if chat else _ADVICE
     found = _ids_of_rows(ours, len(read))
@@ -186,8 +186,8 @@ def _compare_outputs(
 
 
 _ADVICE = (
-    "What is trained here would not be what others load. Use a model that reads texts through a plain tokenizer, "
-    "without a module, template or setting of its own that changes them"
+    "Others would load a model that differs from the one trained here. Use a model that reads texts through a plain "
+    "tokenizer, without modules, templates or settings that change them"
 )
 
 _NO_CHAT = (

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ class TokenStore:
     Attributes:
         ids: int32 [T], the ids of all texts, concatenated (a memory map when opened from a folder).
         offsets: int64 [N+1]; text i has `ids[offsets[i]:offsets[i + 1]]`.
-        fingerprint: of the tokenizer, prompt, `max_tokens` and texts.
         max_tokens: the length at which texts were truncated when stored; None if they were not.
         folder: where it was opened from; None for arrays in memory. Pickling a store with a folder pickles the path.
     """
@@ -81,12 +80,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path, fingerprint: str | None = None, verify: bool = True) -> TokenStore:
-        """Map a folder written by `tokenize`.
-
-        Args:
-            folder: the one with meta.json.
-            fingerprint: the expected one; None accepts any.
-            verify: compare the checksums of its files.
+        """Map a folder written by `tokenize`; `fingerprint` is the expected one, `verify` compares checksums.
 
         Raises:
             FileNotFoundError: the folder holds no token store.
@@ -132,8 +126,7 @@ def _open_map(path: Path, dtype: type, count: int) -> np.ndarray:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """32 hex digits that identify a tokenizer's output: vocabulary, merges, normaliser, special tokens.
 
-    Its name, folder, truncation and padding settings are not part of it: they change while a tokenizer is used, or
-    differ from one load to the next.
+    Its name, folder, truncation and padding are left out, because they change with use or between loads.
     """
     backend = backend_of(tokenizer)
     if backend is None:
@@ -172,19 +165,15 @@ def tokenize(
     """Tokenise texts once; a second call with the same texts and tokenizer opens the stored ids.
 
     Args:
-        texts: N strings.
         tokenizer: its truncation and padding settings are restored.
         cache_dir: the store is written to `cache_dir/<fingerprint>/`; several processes may call at once.
         max_tokens: texts are truncated to this many tokens, without special tokens, on the tokenizer's truncation side.
-            Choose at least the longest length that a model will read.
         text_fingerprint: identifies `texts`; other texts need another one.
         prompt: prepended to every text.
-        description, show_progress: the label of the progress bar, and whether to show it.
-        processes: the ranks of a run, all of which call this: each tokenises its share of the texts. None: this process
-            tokenises all.
+        processes: the ranks of a run, all of which call this and tokenise a share; None: this process alone.
 
     Raises:
-        ValueError: max_tokens below 1, or a cached store of another length.
+        ValueError: max_tokens below 1, or a cached store with another number of texts.
         OSError: the disk is full.
     """
     if max_tokens < 1:
@@ -194,7 +183,8 @@ def tokenize(
     ranks = processes or Processes(0, 1, torch.device("cpu"))
     if not ranks.of_first(ranks.is_first and _is_whole(folder)):
         meta = {"format": _FORMAT, "fingerprint": fingerprint, "max_tokens": max_tokens, "prompt": prompt}
-        _write_store(folder, texts, tokenizer, meta, ranks, description, show_progress)
+        bar = partial(progress_bar, description=description, unit="texts", show=show_progress)
+        _write_store(folder, texts, tokenizer, meta, ranks, bar)
     ranks.share(folder.parent, folder.name)
     store = TokenStore.open(folder, fingerprint, verify=False)
     if len(store) != len(texts):
@@ -221,19 +211,17 @@ def _write_store(
     tokenizer: PreTrainedTokenizerBase,
     meta: dict[str, Any],
     ranks: Processes,
-    description: str,
-    show_progress: bool,
+    bar: Callable[..., Any],
 ) -> None:
     """Tokenise: each rank writes the files of its share, and the first rank joins them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Of this call alone: another run may tokenise the same texts at the same time.
+    # A name for this call alone, because another run may tokenise the same texts at the same time.
     name = ranks.of_first(f".{folder.name}-{secrets.token_hex(4)}.partial")
     parts, rows = folder.parent / name, ranks.part_of(len(texts))
     try:
         with writing(folder):
             parts.mkdir(exist_ok=True)
-            part = _part(parts, ranks.rank)
-            _tokenize_part(part, texts, rows, tokenizer, meta, description, show_progress)
+            _tokenize_part(_part(parts, ranks.rank), texts, rows, tokenizer, meta, bar)
         for rank in range(ranks.world_size):
             ranks.share(parts, *(path.name for path in _part(parts, rank)), source=rank)
         if ranks.is_first:
@@ -254,17 +242,14 @@ def _tokenize_part(
     rows: slice,
     tokenizer: PreTrainedTokenizerBase,
     meta: dict[str, Any],
-    description: str,
-    show_progress: bool,
+    bar: Callable[..., Any],
 ) -> None:
     """Write the ids of some texts, int32, and their numbers, int64."""
     lengths = np.zeros(rows.stop - rows.start, np.int64)
     with (
         _encoder(tokenizer, meta["max_tokens"]) as encode,
         open(part[0], "wb") as file,
-        progress_bar(
-            total=len(lengths), description=description, unit="texts", show=show_progress
-        ) as progress,
+        bar(total=len(lengths)) as progress,
     ):
         for start in range(rows.start, rows.stop, _TEXTS_PER_BATCH):
             stop = min(start + _TEXTS_PER_BATCH, rows.stop)
@@ -273,7 +258,7 @@ def _tokenize_part(
                 batch = [meta["prompt"] + text for text in batch]
             encoded = encode(batch)
             lengths[start - rows.start : stop - rows.start] = np.fromiter(map(len, encoded), np.int64)
-            # Not `tofile`, which does not say when the end is not written.
+            # Not `tofile`, which reports no error if the end of the file is not written.
             file.write(np.fromiter(chain.from_iterable(encoded), np.int32).data)
             progress.update(len(batch))
     part[1].write_bytes(lengths.data)

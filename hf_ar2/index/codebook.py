@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_ar2.index.faiss_import import import_faiss
+from hf_ar2.index.faiss_build import import_faiss
 
 
 class Codebook(nn.Module):
@@ -23,13 +23,10 @@ class Codebook(nn.Module):
 
     Args:
         index: a `faiss.IndexPQ` of 8 bits with inner products, in memory (not mapped), with or without linear
-            transforms before it (`OPQ48,PQ48`). `write_back` changes it.
+            transforms before it (`OPQ48,PQ48`). `write_back` changes it; another type raises ValueError.
 
     Attributes:
         centroids: parameter float32 `[M, 256, d/M]`. codes: uint8 `[N, M]`.
-
-    Raises:
-        ValueError: the index is of another type.
 
     Source: JPQ (arXiv 2108.00644); jingtaozhan/JPQ.
     """
@@ -58,14 +55,11 @@ class Codebook(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)
 
     def forward(self, queries: Tensor, positions: Tensor, centroids: Tensor | None = None) -> Tensor:
-        """Scores of passages for queries.
+        """Scores float32 `[B, L]` that the index gives after `write_back`.
 
         Args:
             queries: float32 `[B, d]`. positions: int64 `[B, L]`, in the index.
             centroids: as returned by the joint model's forward; None: the parameter itself.
-
-        Returns:
-            float32 `[B, L]`, the scores that the index gives after `write_back`.
         """
         centroids = self.centroids if centroids is None else centroids
         rotated = queries if self.rotation is None else queries @ self.rotation.T

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hf_ar2.encoding.batches import Encode
 from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.processes import Processes, share_of
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import check_space, write_json
-from hf_ar2.index.attach import attach
 from hf_ar2.index.faiss_build import (
     faiss_bytes,
     fill_faiss_index,
@@ -25,15 +25,16 @@ from hf_ar2.index.faiss_build import (
     write_faiss_index,
 )
 from hf_ar2.index.meta import (
+    ENCODED,
     FORMAT,
     IDS,
     SAVED_FILES,
     check_contents,
     check_no_foreign_files,
     check_sizes,
-    complete_meta,
     file_name,
     forget_damaged,
+    matching_meta,
     named_files,
     open_shards,
     read_meta,
@@ -184,7 +185,7 @@ class CorpusIndex:
         found = None
         if ranks.is_first:
             forget_damaged(folder)
-            found = complete_meta(folder, wanted)
+            found = matching_meta(folder, {name: wanted[name] for name in ENCODED}, verify=False)
         found = ranks.of_first(found)
         if found is not None:
             ranks.share(folder, "meta.json", *found["files"].values())
@@ -353,7 +354,33 @@ class CorpusIndex:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    attach = attach
+    def attach(self, corpus: Dataset, name: str = "embeddings") -> Dataset:
+        """Make `corpus.search_batch(name, ...)`, `get_nearest_examples_batch`, `save_faiss_index` work on this index.
+
+        Nothing is copied: the dataset, which is returned, refers to `faiss_index`. An index of this name is replaced.
+        Attach last: `select`, `filter` and `shuffle` fail on a dataset with an index, `map` drops it, and
+        `remove_columns` or `with_format` copy it.
+
+        Raises:
+            ValueError: the corpus has another number of passages.
+        """
+        if len(corpus) != self.ntotal:
+            raise ValueError(
+                f"the index holds {counted(self.ntotal, 'passages')}, but the corpus to attach it to has "
+                f"{len(corpus)}: it was built from another corpus"
+            )
+        if name in corpus.list_indexes():
+            corpus.drop_index(name)
+        shown = not are_progress_bars_disabled()
+        disable_progress_bars()  # of adding no vectors
+        try:
+            # An empty array: the vectors are in the index already, and datasets would add them again.
+            empty = np.empty((0, self.dim), np.float32)
+            corpus.add_faiss_index_from_external_arrays(empty, name, custom_index=self.faiss_index)
+        finally:
+            if shown:
+                enable_progress_bars()
+        return corpus
 
     def save(self, folder: str | Path) -> None:
         """Copy the index to another folder, as embeddings.npy, index.faiss and meta.json; `open` reads it.
@@ -368,7 +395,7 @@ class CorpusIndex:
         names, old = SAVED_FILES, named_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)  # until the copy is complete
-        # From the open maps: a rebuild may have removed their files.
+        # Copied from the open maps, because a rebuild may have removed their files.
         check_space(folder, self.embeddings.nbytes + faiss_bytes(self.faiss_index, self.ntotal))
         copy_array(self.embeddings, folder / names["embeddings"])
         write_faiss_index(self.faiss_index, folder / names["index"])

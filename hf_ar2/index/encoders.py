@@ -20,7 +20,7 @@ from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.search import merge, search_in_ranges
-from hf_ar2.models.half_precision import bf16_copy
+from hf_ar2.models.bf16_on_cpu import bf16_copy
 from hf_ar2.models.joint import embed, score_pairs
 from hf_ar2.models.loading import Task
 from hf_ar2.progress import progress_bar
@@ -31,10 +31,9 @@ _CELLS_PER_EXCHANGE = 2**24
 
 @dataclass(frozen=True)
 class Encoders:
-    """How models are run outside a training step: device, autocast, token budget, ranks.
+    """How models run outside a training step.
 
     Args:
-        device: where the models are.
         bf16: encode in bf16: on a CPU with a copy of the weights in bf16, elsewhere under autocast.
         budget: padded tokens of a batch.
         processes: the ranks that share the work.
@@ -79,10 +78,10 @@ class Encoders:
     ) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
         """A function from features to float32 embeddings, without gradient.
 
-        On a CPU, in bf16, it encodes with the weights of its first call, in evaluation mode; else with those of each
-        call, and the mode is up to the caller.
+        In bf16 on a CPU it encodes with a copy of the weights that its first call makes; otherwise each call uses the
+        current weights, in the mode that the caller has set.
         """
-        # The copy is made at the first batch: an index that is there already needs none.
+        # The copy is made at the first batch, because an existing index needs none.
         model = cache(lambda: bf16_copy(retriever) if self._copies else retriever)
 
         def encode(features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -144,10 +143,8 @@ class Encoders:
         dtype: str = "float32",
         **options: Any,
     ) -> CorpusIndex:
-        """Encode the whole corpus (each rank its share) and index it; an index with this fingerprint is reused.
-
-        Args:
-            fingerprint, factory, dtype, options: of `CorpusIndex.build`.
+        """Encode the corpus (each rank its share) and index it, or reuse the index with this fingerprint; see
+        `CorpusIndex.build`.
         """
         with _evaluation_mode(retriever):
             return CorpusIndex.build(
@@ -172,10 +169,8 @@ class Encoders:
         """As `index.search`, on every rank: all call this with the same queries `[Q, d]`.
 
         Each rank searches its share of the rows of a `CorpusIndex` of the factory "Flat" for all queries, and its share
-        of the queries in any other index. What they exchange at a time takes at most 200 MB in addition to the results.
-
-        Args:
-            ranges: int64 `[Q, 2]`, the rows that each query searches, see `search_in_ranges`; None: all.
+        of the queries in any other index. An exchange takes at most 200 MB in addition to the results. `ranges` are
+        those of `search_in_ranges`.
         """
         return search_in_ranges(partial(self._search, index), queries, k, ranges)
 
@@ -209,14 +204,9 @@ class Encoders:
         passage_rows: np.ndarray,
         description: str = "Ranking",
     ) -> np.ndarray:
-        """Ranker scores of each query's candidates.
+        """Ranker scores of each query's candidates: float32 `[Q, k]` on every rank, -inf under the padding.
 
-        Args:
-            query_rows: int64 `[Q]`.
-            passage_rows: int64 `[Q, k]`, padded with -1.
-
-        Returns:
-            float32 `[Q, k]` on every rank, -inf under the padding.
+        `query_rows` are int64 `[Q]`, and `passage_rows` int64 `[Q, k]`, padded with -1.
         """
         scores = np.zeros(passage_rows.shape, np.float32)
         cells = np.flatnonzero(passage_rows.reshape(-1) >= 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -9,15 +11,82 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import PreTrainedModel
 
 from hf_ar2.encoding.inputs import RetrieverInputs
 from hf_ar2.files import read_json, write_json
 from hf_ar2.index.corpus_index import CorpusIndex
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.meta import is_index
+from hf_ar2.index.meta import matching_meta
+from hf_ar2.models.loading import similarity_of, tower, weights_fingerprint
+from hf_ar2.models.lora import adapter_settings
 
 _NAME = re.compile(r"[0-9a-f]{32}(-float16)?")
 _LOG = "log.json"
+# Fields of a transformer's configuration that its last hidden state does not depend on in evaluation mode. All other
+# fields are hashed: one too many costs an encoding, one too few would return the vectors of another model.
+_IGNORED_FIELDS = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",  # each weight's own counts
+    "torch_dtype",
+    "transformers_version",
+    "sentence_transformers",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "initializer_range",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "use_cache",
+    "gradient_checkpointing",
+}
+
+
+def encoder_fingerprint(encoder: nn.Module) -> str:
+    """32 hex digits that identify an encoder's vectors in evaluation mode: weights, modules, configuration.
+
+    Dropout and the place it was loaded from do not matter, nor whether it is one of two towers (see `tower`).
+    """
+    # Renumber the children: their names depend on modules that were removed before them.
+    kept = [child for child in encoder.children() if "dropout" not in type(child).__name__.lower()]
+    modules = nn.Sequential(*kept)
+    configs = [_plain(module.config) for module in modules.modules() if isinstance(module, PreTrainedModel)]
+    content: list[Any] = [weights_fingerprint(modules), [repr(child) for child in modules], configs]
+    if adapters := adapter_settings(modules):
+        content.append(adapters)
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _plain(config: Any) -> dict[str, str]:
+    return {
+        name: str(value)
+        for name, value in config.to_dict().items()
+        if name not in _IGNORED_FIELDS and "dropout" not in name
+    }
+
+
+def index_fingerprint(retriever: SentenceTransformer, inputs: RetrieverInputs, precision: str) -> str:
+    """32 hex digits for all that decides the contents of an index: weights, modules, dimensions, tokens, lengths,
+    precision.
+
+    Of two separate towers only that of the passages counts, so that training the other keeps the index valid.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (
+        encoder_fingerprint(tower(retriever, "document")),
+        similarity_of(retriever),
+        inputs.passage_store.fingerprint,
+        str(inputs.max_passage_length),
+        precision,
+        *([] if retriever.truncate_dim is None else [f"truncate_dim {retriever.truncate_dim}"]),
+    ):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
 
 
 def encoding_name(fingerprint: str, dtype: str = "float32") -> str:
@@ -29,13 +98,11 @@ class Encodings:
     """A folder of indexes, one folder per fingerprint.
 
     Another FAISS factory over the same embeddings replaces the FAISS file; the corpus is not encoded again. Only one
-    process, or the ranks of one run, may use a folder at a time.
-
-    Args:
-        folder: created when the first index is built. Other files in it are kept.
+    process, or the ranks of one run, may use a folder at a time. It is created with the first index, and other files in
+    it are kept.
 
     Attributes:
-        kept: folders of single indexes elsewhere, which are opened if they are what is wanted.
+        kept: folders of single indexes elsewhere, which are opened if they fit.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -54,11 +121,10 @@ class Encodings:
     ) -> CorpusIndex:
         """The index with a fingerprint (see `index_fingerprint`): opened if it exists, else encoded and built.
 
-        Args:
-            factory, dtype, options: of `CorpusIndex.build`.
+        `factory`, `dtype` and `options` are those of `CorpusIndex.build`.
         """
         wanted = {"fingerprint": fingerprint, "factory": factory, "dtype": dtype}
-        folder = next((folder for folder in self.kept if is_index(folder, wanted)), None)
+        folder = next((kept for kept in self.kept if matching_meta(kept, wanted, verify=True)), None)
         if self.kept:
             folder = encoders.processes.of_first(folder)
         if folder is None:

@@ -1,4 +1,7 @@
-"""Building, writing and reading FAISS indexes."""
+"""Building, writing and reading FAISS indexes.
+
+FAISS comes in two packages (CPU and GPU), so it is an optional dependency, imported when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,35 @@ from typing import Any
 import numpy as np
 
 from hf_ar2.files import writing
-from hf_ar2.index.faiss_import import import_faiss
 from hf_ar2.index.shards import Shards
 
 _ROWS_PER_BLOCK = 65_536
 _POINTS_PER_CENTROID = 256  # FAISS's k-means uses no more
 
 
-def new_faiss_index(factory: str, dim: int) -> Any:
-    """An empty inner-product index of a FAISS factory string.
+def import_faiss() -> Any:
+    """The module `faiss`; an ImportError names the two extras that install it."""
+    try:
+        import faiss
+    except (ImportError, RuntimeError) as error:  # faiss-gpu raises RuntimeError without its CUDA libraries
+        raise ImportError(
+            f"FAISS cannot be imported ({error}). In the checkout of hf_ar2, install it for the CPU "
+            'with `pip install -e ".[cpu]"`, or for an NVIDIA GPU on Linux x86_64 with '
+            '`pip install -e ".[gpu]"`; not both, they overwrite each other.'
+        ) from error
+    return faiss
 
-    Raises:
-        ValueError: FAISS cannot build such an index for this dimension.
+
+def faiss_has_gpu(faiss: Any) -> bool:
+    """Whether this build of FAISS can search on a GPU of this machine.
+
+    A GPU build can be imported on a machine without a GPU and fails only later, so the GPUs are counted.
     """
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def new_faiss_index(factory: str, dim: int) -> Any:
+    """An empty inner-product index of a FAISS factory string; ValueError if FAISS cannot build it for `dim`."""
     faiss = import_faiss()
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
@@ -35,9 +54,9 @@ def new_faiss_index(factory: str, dim: int) -> Any:
 def fill_faiss_index(index: Any, embeddings: np.ndarray | Shards, seed: int) -> None:
     """Train an empty index if its type needs it, and add embeddings [N, d] of any float dtype.
 
-    The training sample is drawn from all rows, because the beginning of an ordered corpus is unlike the rest. Product
-    quantizers are trained without FAISS's polysemous codes, which take a second or more for each byte of a vector and
-    change no result of the searches here.
+    The training sample is drawn from all rows, because the beginning of an ordered corpus is unlike the rest.
+    Polysemous
+    codes are left out: they take a second or more for each byte of a vector and change no result of the searches here.
 
     Raises:
         ValueError: too few embeddings to train on.
@@ -80,7 +99,7 @@ def _set_training(index: Any) -> None:
 
 
 def faiss_bytes(index: Any, passages: int) -> int:
-    """About how many bytes the file of an index has with this many passages."""
+    """About how many bytes the file of an index takes with this many passages."""
     faiss = import_faiss()
     try:
         code = index.sa_code_size()
@@ -108,10 +127,8 @@ def write_faiss_index(index: Any, path: Path) -> None:
 
 
 def read_faiss_index(path: Path) -> Any:
-    """Open an index, memory-mapped if FAISS can map its type, so that processes share its pages.
-
-    Raises:
-        ValueError: FAISS cannot read the file.
+    """Open an index, mapped if FAISS can map its type, so that processes share its pages; ValueError if it is
+    unreadable.
     """
     faiss = import_faiss()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,15 +14,24 @@ from torch import Tensor
 from hf_ar2.collections.tables import content_hash
 from hf_ar2.files import check_files, checksum, read_json, write_json, write_note
 from hf_ar2.index.corpus_index import CorpusIndex
-from hf_ar2.index.faiss_build import read_faiss_index, write_faiss_index
-from hf_ar2.index.faiss_import import import_faiss
+from hf_ar2.index.faiss_build import import_faiss, read_faiss_index, write_faiss_index
 from hf_ar2.index.meta import read_meta
 from hf_ar2.index.search import NO_RANGES, FaissSearcher, TorchSearcher, query_matrix, uses_torch
 from hf_ar2.index.shards import Shards
 from hf_ar2.terminal import counted
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from hf_ar2.encoding.inputs import RetrieverInputs
+    from hf_ar2.index.encoders import Encoders
+
 Vectors = Literal["exact", "index"]
 INDEX_FILE, IDS_FILE, ABOUT_FILE = "index.faiss", "ids.json", "index.json"
+# Passages that `check_fit` encodes.
+_PROBES = 64
+# The share of the probes whose nearest vector in the index must be their own; by chance it is 1 in 64.
+_MIN_RECOGNISED = 0.5
 
 
 class FrozenIndex:
@@ -214,6 +223,34 @@ class FrozenIndex:
     @property
     def _decodes(self) -> bool:
         return self.vectors_are == "index" or self.embeddings is None
+
+
+def check_fit(
+    index: FrozenIndex, name: str, encoders: Encoders, retriever: SentenceTransformer, inputs: RetrieverInputs
+) -> None:
+    """Check that this passage encoder made an index, by encoding 64 passages again; `name` is for the message.
+
+    Raises:
+        ValueError: the dimensions differ, or fewer than half of the passages are nearest to their own vector, decoded
+            from the index, among those of all 64.
+    """
+    dim = retriever.get_embedding_dimension()
+    if index.dim != dim:
+        raise ValueError(
+            f"{name}: vectors of {index.dim} dimensions, but the retriever's have {dim}. Use the index of this "
+            "retriever"
+        )
+    rows = np.sort(np.random.default_rng(0).choice(index.ntotal, min(_PROBES, index.ntotal), replace=False))
+    encoded = encoders.embed_passages(retriever, inputs, rows)
+    decoded = index.vectors(rows).cpu().numpy()
+    decoded /= np.maximum(np.linalg.norm(decoded, axis=1, keepdims=True), 1e-12)
+    recognised = float(((encoded @ decoded.T).argmax(axis=1) == np.arange(len(rows))).mean())
+    if recognised < _MIN_RECOGNISED:
+        raise ValueError(
+            f"{name}: of {len(rows)} passages that this retriever encoded, {recognised:.0%} are nearest to their own "
+            "vectors in the index; it was made by another model, from other texts, or its ids are in another order. "
+            "Use the index of this retriever and this collection"
+        )
 
 
 def _stored_vectors(index: Any) -> np.ndarray:

@@ -44,11 +44,10 @@ class LexicalIndex:
     """BM25 scores of passages for queries (Lucene's form, k1 = 1.2, b = 0.75), by the package bm25s.
 
     Args:
-        model: a `bm25s.BM25` that has indexed the passages.
-        passages: their number.
+        model: a `bm25s.BM25` that has indexed the passages. passages: their number.
 
     Attributes:
-        parts: rows from the first to before the last -> the index of these alone, with its own word counts.
+        parts: rows from the first to before the last → the index of these alone, with its own word counts.
     """
 
     def __init__(self, model: bm25s.BM25, passages: int) -> None:
@@ -97,8 +96,7 @@ class LexicalIndex:
     ) -> LexicalIndex:
         """The index of all texts, and in `parts` that of each of several collections, see `Collection.member_rows`.
 
-        Args:
-            folder: where they are stored; None: they are not.
+        They are stored in `folder`, if it is given.
         """
         build = cls.build if folder is None else partial(cls.open_or_build, folder=folder)
         index = build(texts)
@@ -120,12 +118,10 @@ class LexicalIndex:
     def search(
         self, queries: Sequence[str], k: int, ranges: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best passages of each query: scores float32 `[Q, k]` and rows int64 `[Q, k]`, best first, -1 padded.
+        """The best passages of each query: scores float32 `[Q, k]` and rows int64 `[Q, k]`, best first, padded with -1.
 
-        A passage that shares no term with the query is not found.
-
-        Args:
-            ranges: int64 `[Q, 2]`, the rows that each query searches: one of `parts`, or all.
+        A passage that shares no term with the query is not found. `ranges` are int64 `[Q, 2]`, the rows that each query
+        searches: one of `parts`, or all.
         """
         k = min(k, self.passages)
         scores = np.full((len(queries), k), -np.inf, np.float32)
@@ -134,7 +130,7 @@ class LexicalIndex:
             found = self._of(query, None if ranges is None else ranges[number])
             if found is None:
                 continue
-            # All that tie with the k-th, so that of equal ones the lower rows come first, whatever else is indexed.
+            # Passages that tie with the k-th are sorted, too, so that among equal scores the lower rows come first.
             best = np.flatnonzero((found >= np.partition(found, -k)[-k]) & (found > 0))
             best = best[np.lexsort((best, -found[best]))][:k]
             scores[number, : len(best)], rows[number, : len(best)] = found[best], best

@@ -1,4 +1,4 @@
-"""The files of an index and its meta.json: their names, and whether they are what was written."""
+"""The files of an index and its meta.json: their names, and checks that they are complete and unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = "ids.json"
 # Names that only this library uses, and those of a saved copy, which other programs may use too.
 _OUR_FILES = re.compile(r"(embeddings-[0-9a-f]{16}(\.\d+-of-\d+)?\.npy|index-[0-9a-f]{16}\.faiss)(\.tmp)?")
 SAVED_FILES = {"embeddings": "embeddings.npy", "index": "index.faiss"}
-# What embeddings depend on.
+# The fields that embeddings depend on.
 ENCODED = ("format", "fingerprint", "dtype", "dim", "ntotal")
 
 
@@ -34,32 +34,14 @@ def file_name(meta: dict[str, Any], rank: int | None = None, world_size: int = 1
     return f"embeddings-{digest}{'' if world_size == 1 else f'.{rank}-of-{world_size}'}.npy"
 
 
-def described(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `meta.json` says of the files that the ranks report to have written; OSError if rows are missing."""
-    for shard in shards:
-        if missing := shard["missing"]:
-            raise OSError(
-                f"{folder / shard['name']}: {len(missing):,} of the embeddings of rows {shard['rows'][0]} to "
-                f"{shard['rows'][1] - 1} were written and are not in the file, the first is that of row {missing[0]}. "
-                "The file system lost them: check it, or name another folder, and start again."
-            )
-    by_kind = dict(zip(shard_kinds({"rows": shards}), shards, strict=True))
-    return {
-        "files": {kind: shard["name"] for kind, shard in by_kind.items()},
-        "bytes": {kind: shard["bytes"] for kind, shard in by_kind.items()},
-        "rows": [shard["rows"] for shard in shards],
-        "checksums": {shard["name"]: shard["checksum"] for shard in shards},
-    }
-
-
 def shard_kinds(meta: dict[str, Any]) -> list[str]:
-    """What the embeddings' files are called in `files` and `bytes` of a meta.json, by rank."""
+    """The names of the embeddings' files in `files` and `bytes` of a meta.json, by rank."""
     count = len(meta["rows"])
     return ["embeddings"] if count == 1 else [f"embeddings {rank} of {count}" for rank in range(count)]
 
 
 def open_shards(folder: Path, meta: dict[str, Any]) -> list[np.ndarray]:
-    """The memory maps of the embeddings; DamagedFile if a file holds another number of rows."""
+    """The memory maps of the embeddings; DamagedFile if a file has another number of rows than expected."""
     shards = []
     for kind, (start, stop) in zip(shard_kinds(meta), meta["rows"], strict=True):
         path = folder / meta["files"][kind]
@@ -80,7 +62,7 @@ def write_meta(folder: Path, meta: dict[str, Any], known: Mapping[str, str] | No
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta.json of an index; `files` has the names of its `embeddings` and `index`.
+    """The meta.json of an index.
 
     Raises:
         FileNotFoundError: no index there. ValueError: a meta.json that is damaged, or not of this version.
@@ -101,11 +83,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"{path}: this version cannot read the index: found format {found}, expected {FORMAT}. "
             f"Delete {folder} and build the index again."
         )
-    return {"rows": [[0, meta.get("ntotal")]]} | meta  # which an older index does not name
+    return {"rows": [[0, meta.get("ntotal")]]} | meta  # older indexes lack `rows`
 
 
 def check_contents(folder: Path, meta: dict[str, Any]) -> None:
-    """Raise `DamagedFile` if a file of an index is missing or is not what was written."""
+    """Raise `DamagedFile` if a file of an index is missing or was changed."""
     check_sizes(folder, meta)
     check_files(folder, meta.get("checksums", {}), f"Delete {folder} and build the index again.")
 
@@ -133,26 +115,19 @@ def check_sizes(folder: Path, meta: dict[str, Any]) -> None:
             )
 
 
-def complete_meta(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The meta.json of the index in a folder; None if there is none, it is damaged, or its embeddings are others."""
-    try:
-        meta = read_meta(folder)
-        check_sizes(folder, meta)
-    except (FileNotFoundError, ValueError):
-        return None
-    return meta if all(meta[name] == wanted[name] for name in ENCODED) else None
+def matching_meta(folder: Path, wanted: Mapping[str, Any], verify: bool) -> dict[str, Any] | None:
+    """The meta.json of the index in a folder; None if there is none with these fields, or it is damaged.
 
-
-def is_index(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a folder has an undamaged index with these fields of meta.json."""
+    Sizes of files are compared, with `verify` their checksums as well.
+    """
     try:
         meta = read_meta(folder)
         if any(meta[name] != value for name, value in wanted.items()):
-            return False
-        check_contents(folder, meta)
+            return None
+        (check_contents if verify else check_sizes)(folder, meta)
     except (FileNotFoundError, ValueError):
-        return False
-    return True
+        return None
+    return meta
 
 
 def named_files(folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_ar2.index.faiss_import import faiss_has_gpu, import_faiss
+from hf_ar2.index.faiss_build import faiss_has_gpu, import_faiss
 from hf_ar2.index.shards import Shards
 
 logger = logging.getLogger(__name__)
@@ -24,10 +24,8 @@ NO_RANGES = (
 
 
 def query_matrix(queries: np.ndarray | torch.Tensor, dim: int) -> np.ndarray:
-    """Queries [Q, dim] of any float dtype, numpy or torch, as a contiguous float32 array.
-
-    Raises:
-        ValueError: another shape, a dtype that is not a float, or values that are not finite.
+    """Queries [Q, dim] of any float dtype, numpy or torch, as a contiguous float32 array; ValueError if they do not
+    fit.
     """
     if isinstance(queries, torch.Tensor):
         if queries.is_floating_point():
@@ -61,7 +59,8 @@ def sort_ties(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def merge(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of results `[Q, K]` that follow each other by row, each sorted by `sort_ties`, padded with -inf, -1.
+    """The k best of results `[Q, K]` that are sorted by `sort_ties` in parts of ascending rows, padded with -inf and
+    -1.
 
     The higher score comes first, and of equal ones the lower row.
     """
@@ -75,11 +74,9 @@ def search_in_ranges(
     k: int,
     ranges: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `search(queries, k, within=(start, stop))` finds for each query in its own range of rows.
+    """What `search(queries, k, within=(start, stop))` finds for each query `[Q, d]` in its own range of rows.
 
-    Args:
-        queries: `[Q, d]`.
-        ranges: int64 `[Q, 2]`, see `Collection.searched_rows`; None: all rows.
+    `ranges` are int64 `[Q, 2]`, see `Collection.searched_rows`; None: all rows.
     """
     if ranges is None:
         return search(queries, k)
@@ -96,14 +93,13 @@ def uses_torch(device: str | torch.device) -> bool:
 
 
 class FaissSearcher:
-    """Search in a FAISS index, on a GPU if FAISS can use one.
-
-    The GPU path has not been run: it needs the package faiss-gpu and a GPU.
+    """Search in a FAISS index, on a GPU if FAISS can use one. The GPU path has not been run: it needs faiss-gpu and a
+    GPU.
 
     Args:
-        index: a `faiss.Index` in memory or mapped.
-        device: "cuda" or "cuda:1" copies the index there if FAISS was built for GPUs. Types that FAISS cannot
-            copy to a GPU (HNSW, PQ without IVF) are searched on the CPU, with a warning.
+        index: in memory or mapped. It is copied to a GPU if FAISS was built for GPUs and supports its type; HNSW, and
+        PQ
+            without IVF, are searched on the CPU, with a warning.
         search_parameters: such as "nprobe=16" or "efSearch=128"; None keeps the index's own.
 
     Raises:
@@ -140,13 +136,11 @@ class FaissSearcher:
     def search(
         self, queries: np.ndarray, k: int, within: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [Q, k] and rows int64 [Q, k], best first, padded with -inf and -1.
-
-        Args:
-            within: the rows that are searched, from the first to before the last; None: all.
+        """Scores float32 [Q, k] and rows int64 [Q, k], best first, padded with -inf and -1; `within` is as for
+        `CorpusIndex`.
 
         Raises:
-            ValueError: k above 2048 on a GPU, FAISS's limit there; `within` of an index that is not `IndexFlat`.
+            ValueError: k above 2048 on a GPU, FAISS's limit there; `within` for an index that is not `IndexFlat`.
         """
         if self.on_gpu and k > _FAISS_GPU_MAX_K:
             raise ValueError(
@@ -164,12 +158,9 @@ class FaissSearcher:
 
 
 class FlatSearcher:
-    """Exact inner-product search with FAISS on the CPU, where the embeddings are: memory maps stay on the disk.
+    """Exact inner-product search with FAISS on the CPU in float32 or float16 `[N, d]`; memory maps stay on the disk.
 
     Float16 embeddings are converted to float32 in blocks of 131,072.
-
-    Args:
-        embeddings: float32 or float16 `[N, d]`.
     """
 
     def __init__(self, embeddings: np.ndarray | Shards) -> None:
@@ -202,14 +193,10 @@ class TorchSearcher:
     the k-th best score of unit vectors, so prefer float16 unless the embeddings exceed its range.
 
     Args:
-        embeddings: float32 or float16 [N, d], an array, a memory map or several (`Shards`); read in blocks.
-        device: of the copy: N·d·2 bytes, and N·d·4 more for float32 embeddings if they need at most half of the
-            GPU's free memory; else they are read from `embeddings` when scoring again.
-        dtype: of the copy, torch.float16 or torch.bfloat16.
+        device: of the copy: N·d·2 bytes, and N·d·4 more for float32 embeddings if they need at most half of the GPU's
+            free memory; else they are read from `embeddings` when scoring again.
+        dtype: of the copy: torch.float16, or torch.bfloat16 if values exceed the range of float16 (ValueError).
         chunk_rows, chunk_queries: passages and queries of one matrix product of chunk_rows·chunk_queries·4 bytes.
-
-    Raises:
-        ValueError: an embedding exceeds the range of float16.
     """
 
     def __init__(
@@ -253,11 +240,7 @@ class TorchSearcher:
     def search(
         self, queries: np.ndarray, k: int, within: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [Q, k] and rows int64 [Q, k] of float32 queries [Q, d], best first, padded with -inf, -1.
-
-        Args:
-            within: the rows that are searched, from the first to before the last; None: all.
-        """
+        """Scores float32 [Q, k] and rows int64 [Q, k] of float32 queries, best first, padded with -inf and -1."""
         first, last = within or (0, len(self.embeddings))
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)

@@ -14,7 +14,7 @@ from hf_ar2.encoding.input_builder import InputBuilder
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.encoding.tokens import TokenStore
 from hf_ar2.files import allocate, checksum, writing
-from hf_ar2.index.meta import check_sizes, described, file_name
+from hf_ar2.index.meta import check_sizes, file_name, shard_kinds
 
 _ROWS_PER_BLOCK = 65_536
 
@@ -56,11 +56,7 @@ class Shards:
 
 
 def new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-    """Write a .npy file of zeros to fill through a memory map; its space on the disk is reserved.
-
-    Raises:
-        OSError: the disk is full; no file is left.
-    """
+    """Write a .npy file of zeros to fill through a memory map; OSError, and no file, if the disk is full."""
     try:
         with writing(path):
             np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape).flush()
@@ -91,14 +87,9 @@ def encode_shard(
     ranks: Processes,
     **options: Any,
 ) -> dict[str, Any]:
-    """Encode this process's share of the rows of a corpus into a separate file.
+    """Encode this process's share of the rows of a corpus into a separate file; returns what `all_shards` reads.
 
-    Args:
-        meta: names the file, see `file_name`; it has `dtype` and `dim`.
-        options: of `encode_rows`.
-
-    Returns:
-        What `all_shards` reads of the file.
+    `meta` has `dtype` and `dim` and names the file, see `file_name`; `options` are those of `encode_rows`.
     """
     path, rows = folder / file_name(meta, ranks.rank, ranks.world_size), ranks.part_of(len(store))
     path.unlink(missing_ok=True)  # left by an interrupted build
@@ -115,23 +106,32 @@ def encode_shard(
 
 
 def describe_shard(path: Path, rows: slice, missing: Sequence[int] = ()) -> dict[str, Any]:
-    """A file with the embeddings of these rows, of which some did not arrive."""
+    """A description of a file with the embeddings of these rows; the file system lost the `missing` ones."""
     size = path.stat().st_size
     place = {"name": path.name, "rows": (rows.start, rows.stop), "missing": missing}
     return place | {"bytes": size, "checksum": checksum(path)}
 
 
 def all_shards(folder: Path, shard: dict[str, Any], ranks: Processes) -> dict[str, Any]:
-    """What `meta.json` says of the files of all processes, see `described`, once each process sees all of them.
-
-    Args:
-        shard: this process's, as described.
-
-    Raises:
-        OSError: the file system lost rows.
+    """What `meta.json` says of the files of all processes, once each process sees all of them; OSError if rows were
+    lost.
     """
     shards = ranks.gather(shard)
-    found = described(folder, shards)
+    for other in shards:
+        if missing := other["missing"]:
+            start, stop = other["rows"]
+            raise OSError(
+                f"{folder / other['name']}: {len(missing):,} of the embeddings of rows {start} to {stop - 1} were "
+                f"written and are not in the file, the first is that of row {missing[0]}. The file system lost them: "
+                "check it, or name another folder, and start again."
+            )
+    by_kind = dict(zip(shard_kinds({"rows": shards}), shards, strict=True))
+    found = {
+        "files": {kind: other["name"] for kind, other in by_kind.items()},
+        "bytes": {kind: other["bytes"] for kind, other in by_kind.items()},
+        "rows": [other["rows"] for other in shards],
+        "checksums": {other["name"]: other["checksum"] for other in shards},
+    }
     for rank, other in enumerate(shards):
         ranks.share(folder, other["name"], source=rank)
     check_sizes(folder, found)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hf_ar2.losses.listwise import checked_lists, masked_log_softmax
+from hf_ar2.losses.listwise import check_temperatures, checked_lists, masked_log_softmax
 
 # Arguments of `dynamic_listwise_distillation` for the released code and for the paper. The paper's equation 4 sums over
 # queries while its supervised loss is a mean, which would give the divergence N times the weight in a batch of N; the
@@ -91,9 +91,7 @@ def dynamic_listwise_distillation(
         )
     if reduction not in ("batchmean", "mean", "sum"):
         raise ValueError(f'reduction is {reduction!r}, expected "batchmean", "mean" or "sum"')
-    if not (retriever_temperature > 0 and ranker_temperature > 0):
-        found = f"retriever_temperature={retriever_temperature}, ranker_temperature={ranker_temperature}"
-        raise ValueError(f"{found}: expected numbers above 0")
+    check_temperatures(retriever_temperature=retriever_temperature, ranker_temperature=ranker_temperature)
     retriever, mask = checked_lists(retriever_scores, mask, name="retriever_scores")
     ranker = ranker_scores.detach() if detach_teacher else ranker_scores
     ranker, _ = checked_lists(ranker, None, name="ranker_scores", like=retriever)

@@ -65,9 +65,8 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = (
-            gradients[0].contiguous().clone()
-        )  # all_reduce works in place, and autograd may need the original
+        # A copy, because all_reduce works in place and autograd may need the original.
+        total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         start = dist.get_rank() * ctx.rows
         return total[start : start + ctx.rows]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from hf_ar2.losses.gather import world_size
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class ListScores:
         query_rows: int64 `[B]`, rows of the queries in the collection.
         passage_rows: int64 `[B, L]`, rows of the passages in the corpus; masked ones may be -1.
         known_positives: int64 `[B, P]`, rows of all passages known to be relevant to each query, and of the query
-            itself if it is a passage, -1 padded.
+            itself if it is a passage, padded with -1.
         retriever_scores: float32 `[B, L]`, divided by `retriever_temperature`; None where the step runs no retriever.
         ranker_scores: float32 `[B, L]`, logits, 0 under the mask; None where the step runs no ranker.
         query_embeddings: float32 `[B, d]`; None where the step runs no retriever.
@@ -56,13 +59,10 @@ ListLoss = Callable[[ListScores], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
 
 
 def call_loss(loss: ListLoss, scores: ListScores) -> tuple[Tensor, dict[str, Tensor]]:
-    """Call a loss of one's own, and check what it returns.
-
-    Returns:
-        The loss, a scalar, and what else to log, by name.
+    """Call a custom loss; returns the loss, a scalar, and further values to log, by name.
 
     Raises:
-        TypeError: it returned something else than a scalar tensor, or a tuple of one and a dict.
+        TypeError: it returned neither a scalar tensor nor a tuple of one and a dict.
     """
     result = loss(scores)
     value, logs = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
@@ -75,3 +75,23 @@ def call_loss(loss: ListLoss, scores: ListScores) -> tuple[Tensor, dict[str, Ten
             f"loss {name} returned {found}; expected a scalar tensor, or a tuple of one and a dict of logs"
         )
     return value, logs
+
+
+def contrastive_inputs(scores: ListScores, cross_batch: bool = True) -> dict[str, Any]:
+    """The keyword arguments of every contrastive loss; with `cross_batch`, passages of all processes are negatives."""
+    return {
+        "query_embeddings": scores.query_embeddings,
+        "passage_embeddings": scores.passage_embeddings,
+        "temperature": scores.retriever_temperature,
+        "passage_rows": scores.passage_rows,
+        "known_positives": scores.known_positives,
+        "mask": scores.mask,
+        "gather": cross_batch and world_size() > 1,
+    }
+
+
+def ranker_accuracy(scores: ListScores) -> Tensor:
+    """The share of lists in which the ranker puts a positive first."""
+    assert scores.ranker_scores is not None
+    best = scores.ranker_scores.masked_fill(~scores.mask, float("-inf")).argmax(dim=1, keepdim=True)
+    return scores.positives.gather(1, best).float().mean()

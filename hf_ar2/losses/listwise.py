@@ -1,4 +1,4 @@
-"""Losses over lists: listwise and pointwise cross-entropy, and cross-entropy to a teacher's distribution."""
+"""Losses over lists: cross-entropy to labels and to a teacher's distribution, and MarginMSE to a teacher's scores."""
 
 from __future__ import annotations
 
@@ -140,9 +140,7 @@ def distillation_loss(
         >>> distillation_loss(agreeing, teacher).item() < distillation_loss(opposed, teacher).item()
         True
     """
-    if not (student_temperature > 0 and teacher_temperature > 0):
-        found = f"student_temperature={student_temperature}, teacher_temperature={teacher_temperature}"
-        raise ValueError(f"{found}: expected numbers above 0")
+    check_temperatures(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     student, mask = checked_lists(student_scores, mask, name="student_scores")
     teacher, _ = checked_lists(teacher_scores.detach(), None, name="teacher_scores", like=student)
     with torch.autocast(student.device.type, enabled=False):
@@ -151,6 +149,57 @@ def distillation_loss(
         if mask is not None:
             cross_entropy = cross_entropy.masked_fill(~mask, 0.0)
         return cross_entropy.sum(dim=1).mean()
+
+
+def margin_mse_loss(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Squared error of the margins between the positive and each negative; the teacher is detached.
+
+    .. math:: L = \\frac{1}{B} \\sum_b \\frac{1}{|N_b|} \\sum_{i \\in N_b}
+              \\left( \\frac{s_{b0} - s_{bi}}{T_s} - \\frac{t_{b0} - t_{bi}}{T_t} \\right)^2
+
+    where ``N_b`` are the negatives of query b. Unlike a softmax, the margins keep the teacher's scale: choose the
+    temperatures so that the student can reach it (cosine similarities differ by 2 at most).
+
+    Args:
+        student_scores: ``[B, L]``, ``L >= 2``, any float dtype. Column 0 is the positive.
+        teacher_scores: ``[B, L]``; no gradient flows into them.
+        student_temperature, teacher_temperature: the scores are divided by them. 1 in the paper (raw dot products, raw
+            logits).
+        mask: ``[B, L]`` bool, True = real entry, for both lists; as in :func:`listwise_cross_entropy`.
+
+    Returns:
+        Scalar, float32 (float64 for float64 scores), the mean over the ``B`` queries.
+
+    Raises:
+        ValueError, TypeError: as :func:`distillation_loss`.
+
+    Source: Hofstätter et al. (arXiv 2010.02666), equation 2, with one negative per query.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[1.0, 0.0, 0.5]]), torch.tensor([[4.0, 1.0, 4.0]])
+        >>> margin_mse_loss(student, teacher).item()    # margins 1 and .5 against 3 and 0
+        2.125
+    """
+    check_temperatures(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+    student, mask = checked_lists(student_scores, mask, name="student_scores")
+    teacher, _ = checked_lists(teacher_scores.detach(), None, name="teacher_scores", like=student)
+    with torch.autocast(student.device.type, enabled=False):
+        if mask is not None:
+            student, teacher = student.masked_fill(~mask, 0.0), teacher.masked_fill(~mask, 0.0)
+        margins = (student[:, :1] - student[:, 1:]) / student_temperature
+        errors = (margins - (teacher[:, :1] - teacher[:, 1:]) / teacher_temperature).square()
+        if mask is None:
+            return errors.mean()
+        negatives = mask[:, 1:]
+        counts = negatives.sum(dim=1).clamp(min=1)
+        return (errors.masked_fill(~negatives, 0.0).sum(dim=1) / counts).mean()
 
 
 def masked_log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -167,12 +216,7 @@ def masked_log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 def checked_lists(
     scores: Tensor, mask: Tensor | None, name: str = "scores", like: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The scores in float32 (float64 is kept) and the mask, both checked.
-
-    Raises:
-        ValueError: the shapes do not fit, or a positive (column 0) is masked.
-        TypeError: ``scores`` are not floating point, or ``mask`` is not bool.
-    """
+    """The scores in float32 (float64 is kept) and the mask, checked as :func:`listwise_cross_entropy` says."""
     if not scores.is_floating_point():
         raise TypeError(f"{name} have dtype {scores.dtype}, expected a floating-point dtype")
     if scores.dim() != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
@@ -186,6 +230,13 @@ def checked_lists(
     if mask is not None:
         check_mask(mask, scores.shape)
     return scores.to(torch.promote_types(scores.dtype, torch.float32)), mask
+
+
+def check_temperatures(**temperatures: float) -> None:
+    """Raise ValueError unless all are above 0."""
+    if not all(value > 0 for value in temperatures.values()):
+        found = ", ".join(f"{name}={value}" for name, value in temperatures.items())
+        raise ValueError(f"{found}: expected numbers above 0")
 
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:

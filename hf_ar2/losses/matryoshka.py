@@ -15,12 +15,9 @@ Loss = Callable[[ListScores], tuple[Tensor, dict[str, Tensor]]]
 
 
 def cut_embeddings(scores: ListScores, dim: int, *, normalise: bool) -> ListScores:
-    """The scores of embeddings that are cut to their first `dim` dimensions.
+    """The scores of embeddings `[B, d]` and `[B, L, d]` that are cut to their first `dim` dimensions.
 
-    Args:
-        scores: with query embeddings `[B, d]` and passage embeddings `[B, L, d]`.
-        dim: at least 1; with `d` the scores are returned as they are.
-        normalise: whether cut embeddings get unit length again, as for cosine similarity.
+    With `normalise`, cut embeddings get unit length again, as cosine similarity needs.
     """
     queries, passages = scores.query_embeddings, scores.passage_embeddings
     assert queries is not None and passages is not None

@@ -1,4 +1,4 @@
-"""Models: loading, the joint module of both, merging, and what a saved model is."""
+"""Models: loading, the joint module of both, merging, and the properties of saved models."""
 
 from hf_ar2.models.joint import JointModel
 from hf_ar2.models.loading import load_ranker, load_retriever

@@ -1,8 +1,9 @@
-"""Training in bf16 on a CPU: attention and activations."""
+"""bf16 on a CPU: attention and activations for training, and a copy with weights in bf16 for inference."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +11,18 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from hf_ar2.models.lora import adapter_settings
+
+Model = TypeVar("Model", bound=nn.Module)
 _NAME = "bf16_on_cpu"
 
 
 def train_fast_in_bf16(model: nn.Module, device: torch.device, bf16: bool | None) -> None:
-    """Make training under bf16 autocast faster on a CPU, to the same results up to rounding.
+    """Make training under bf16 autocast on a CPU faster, with equal results up to rounding; elsewhere do nothing.
 
     torch's fused attention, whose backward pass takes several times as long as its forward pass, is replaced. The sums
-    between the layers are kept in bf16, as when encoding with a copy in bf16; autocast alone would convert them to
-    float32 and back in every layer. Nothing changes on another device or in another precision. Checkpoints do not
-    record the choice.
+    between the layers are kept in bf16; autocast alone would convert them to float32 and back in every layer.
+    Checkpoints do not record the choice.
     """
     if device.type != "cpu" or not bf16:
         return
@@ -65,9 +68,8 @@ def _attention(
         query = query * (width**-0.5 if scaling is None else scaling)
         scores = query @ repeat_kv(key, groups).transpose(2, 3)
         if attention_mask is not None:
-            if (
-                attention_mask.dtype == torch.bool
-            ):  # filling the scores would take as long again in the backward pass
+            # Filling the scores would take as long again in the backward pass.
+            if attention_mask.dtype == torch.bool:
                 hidden = torch.zeros_like(attention_mask, dtype=scores.dtype)
                 attention_mask = hidden.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
             scores += attention_mask.to(scores.dtype)
@@ -77,3 +79,43 @@ def _attention(
 
 AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, sdpa_mask)
+
+
+# ---- Inference ------------------------------------------------------------------------------------------------------
+
+
+def bf16_copy(model: Model) -> Model:
+    """A copy in evaluation mode with float32 weights in bf16, 2 bytes each.
+
+    Buffers, such as the frequencies of rotary positions, keep their precision; weights of another dtype are shared with
+    the model. On a CPU with AMX the copy is for running only: its linear layers have packed weights.
+    """
+    weights: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+        if weight.dtype == torch.float32
+        else weight
+        for weight in model.parameters()
+    }
+    made = {id(new) for old, new in weights.items() if id(new) != old}
+    copied = copy.deepcopy(model, weights).eval()
+    if torch.cpu._is_amx_tile_supported() and not adapter_settings(model):
+        for parent in list(copied.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is nn.Linear and id(child.weight) in made:
+                    setattr(parent, name, _PackedLinear(child))
+    return copied
+
+
+class _PackedLinear(nn.Module):
+    """A linear layer whose weight is in the order of oneDNN, as `torch.compile` runs it: the same results.
+
+    `nn.Linear` reorders the weight for every batch, and writes the bias before it adds the product.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Any:
+        return torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), self.weight, self.bias, "none", [], "")

@@ -17,14 +17,12 @@ POOLINGS = ("cls", "mean", "lasttoken")
 
 
 def keep_layers(model: nn.Module, layers: list[int]) -> None:
-    """Remove all other layers from every transformer inside `model`, in place.
-
-    Args:
-        layers: zero-based indices of the layers to keep, ascending, e.g. `[0, 1, 5]`.
+    """Remove all layers but these (zero-based, ascending) from every transformer inside `model`, in place.
 
     Raises:
-        ValueError: an index outside the model; no list of layers in the model; or a layer that the saved model could
-            not hold in its new place, such as ModernBERT's second layer as the first one.
+        ValueError: an index outside the model; no list of layers in the model; or a layer that could not be saved in
+        its
+            new place, such as ModernBERT's second layer as the first one.
     """
     for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
         _keep_layers_of(transformer.model, layers)
@@ -80,12 +78,9 @@ def _shape(state: dict[str, torch.Tensor], name: str) -> torch.Size | None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Set the probability of every dropout of a model, in place.
+    """Set the probability of every dropout of a model, in place; ValueError if it is outside [0, 1).
 
     On a CPU dropout takes a fifth of a small model's training time; short fine-tuning does as well without it.
-
-    Raises:
-        ValueError: a probability outside [0, 1).
     """
     if not 0 <= probability < 1:
         raise ValueError(f"dropout={probability}: expected a probability below 1")
@@ -97,11 +92,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 
 def replace_pooling(retriever: SentenceTransformer, pooling: str) -> None:
-    """Replace the pooling of every tower, in place.
-
-    Raises:
-        ValueError: a pooling that is not in `POOLINGS`, or a retriever without a pooling.
-    """
+    """Replace the pooling of every tower by one of `POOLINGS`, in place; ValueError if there is none to replace."""
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(POOLINGS)}")
     found = False
@@ -130,12 +121,10 @@ def is_decoder(transformer: Transformer) -> bool:
 
 
 def set_padding_token(model: SentenceTransformer | CrossEncoder) -> None:
-    """Give a model without a padding token one, its end-of-text token, in the tokenizer and in the config.
+    """Give a model without a padding token its end-of-text token as one, in the tokenizer and in the config.
 
-    A classification head of a decoder finds the last token of a text by the config's padding token.
-
-    Raises:
-        ValueError: the tokenizer has neither token.
+    A classification head of a decoder finds the last token of a text by the config's padding token. A tokenizer with
+    neither token raises ValueError.
     """
     for transformer in [module for module in model.modules() if isinstance(module, Transformer)]:
         tokenizer: Any = transformer.tokenizer

@@ -20,10 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_answers(ranker: CrossEncoder) -> None:
-    """Check that a ranker whose score compares two answers, such as "yes" and "no", has a token for each.
+    """Raise ValueError if the two answers that a ranker's score compares, such as "yes" and "no", are the same token.
 
-    Raises:
-        ValueError: both answers are the same token, as when the tokenizer knows neither.
+    That happens when the tokenizer knows neither.
     """
     for module in ranker.modules():
         if isinstance(module, LogitScore) and module.true_token_id == module.false_token_id:
@@ -34,11 +33,10 @@ def check_answers(ranker: CrossEncoder) -> None:
 
 
 def saved_labels(model: str | Path, **options: Any) -> int | None:
-    """The number of labels of a saved sequence classifier; None for a model without a classification head.
+    """The number of labels of a saved sequence classifier, or of the base of adapters; None without a classification
+    head.
 
-    Args:
-        model: a folder or Hub id; of adapters, the labels are those of their base model.
-        options: of `AutoConfig.from_pretrained`.
+    `options` are those of `AutoConfig.from_pretrained`.
     """
     adapters = find_adapter_config_file(str(model), revision=options.get("revision"))
     if adapters is not None and (base := adapter_base(Path(adapters).parent)) is not None:
@@ -52,10 +50,7 @@ def to_one_logit(ranker: CrossEncoder) -> None:
     """Replace a head of two labels by one whose logit is that of label 1 minus that of label 0, in place.
 
     The softmax probability of label 1 is the sigmoid of this difference, so passages keep their order. Published
-    rankers with two labels (monoBERT, amberoad) have "relevant" as label 1.
-
-    Raises:
-        ValueError: the ranker has another number of labels, or its last layer is not a linear one.
+    rankers with two labels (monoBERT, amberoad) have "relevant" as label 1. Other heads raise ValueError.
     """
     labels = ranker.num_labels
     transformer = ranker[0]

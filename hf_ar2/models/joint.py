@@ -6,26 +6,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
 from hf_ar2.models.loading import Task, similarity_of
-from hf_ar2.models.lora import save_model
+from hf_ar2.models.lora import has_adapters, save_model, trained_weights
 from hf_ar2.models.prompts import prompt_features
 
 Features = dict[str, Tensor]
 
+_ADAPTERS = "adapters-{}.safetensors"
+
 
 def embed(retriever: SentenceTransformer, features: Features, task: Task) -> Tensor:
-    """Embeddings whose inner product is the retriever's score.
+    """Embeddings float32 `[B, d]` whose inner product is the retriever's score.
+
+    They are cut at the retriever's `truncate_dim`, and of unit length when its similarity is cosine.
 
     Args:
         features: `input_ids`, `attention_mask` and, for some models, `token_type_ids`; int64 `[B, T]`.
         task: selects the tower, if there are two.
-
-    Returns:
-        float32 `[B, d]`, cut at the retriever's `truncate_dim`, of unit length when its similarity is cosine.
     """
     extra = prompt_features(retriever, task)
     embeddings = retriever({**features, **extra}, task=task)["sentence_embedding"].float()
@@ -155,3 +157,47 @@ def save_models(model: JointModel, folder: str | Path, merge: bool = False) -> N
     """Write `folder/retriever` and `folder/ranker` as standard checkpoints in safetensors, see `save_model`."""
     for role, child in model.models.items():
         save_model(child, Path(folder) / role, merge)
+
+
+def load_models(model: JointModel, folder: str | Path) -> None:
+    """Load `folder/retriever` and `folder/ranker` into the live models, in place; an error names what does not fit."""
+    for role, child in model.models.items():
+        path, adapters = Path(folder) / role, Path(folder) / _ADAPTERS.format(role)
+        if has_adapters(child):
+            _load_adapters(child, adapters)
+            continue
+        if adapters.is_file():
+            raise ValueError(
+                f"{folder}: its {role} was trained with adapters (LoRA); resume with a model that has them"
+            )
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder; the checkpoint was written without a {role}")
+        loader = CrossEncoder if role == "ranker" else SentenceTransformer
+        child.load_state_dict(loader(str(path), device="cpu").state_dict(), strict=True)
+
+
+def save_adapters(model: JointModel, folder: Path) -> None:
+    """Write `adapters-ROLE.safetensors` of each model with adapters: all that is trained in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for role, child in model.models.items():
+        if has_adapters(child):
+            trained = trained_weights(child).items()
+            weights = {name: weight.detach().cpu().contiguous() for name, weight in trained}
+            save_file(weights, folder / _ADAPTERS.format(role))
+
+
+def _load_adapters(model: nn.Module, path: Path) -> None:
+    """Load what `save_adapters` wrote of a model, in place; ValueError if the file is missing or does not fit."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the checkpoint is of a run without adapters (LoRA)")
+    saved, trained = load_file(path), trained_weights(model)
+    there, here = ({name: tuple(w.shape) for name, w in weights.items()} for weights in (saved, trained))
+    for name in dict.fromkeys([*there, *here]):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"{path}: {name} has shape {there.get(name)} there and {here.get(name)} here; resume with the adapter "
+                "settings that the run was started with"
+            )
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(saved[name])

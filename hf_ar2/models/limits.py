@@ -10,13 +10,9 @@ _POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 
 
 def set_length_limit(model: SentenceTransformer | CrossEncoder, max_length: int | None) -> None:
-    """Set the longest text of a model, and lower a saved limit that exceeds the model's positions.
+    """Set the longest text of a model in tokens, special tokens included (None: the saved limit).
 
-    Args:
-        max_length: in tokens, special tokens included; None: the saved limit.
-
-    Raises:
-        ValueError: `max_length` exceeds the positions of the model.
+    A saved limit that exceeds the model's positions is lowered; such a `max_length` raises ValueError.
     """
     positions = position_count(model)
     if max_length is not None and positions is not None and max_length > positions:
@@ -30,11 +26,7 @@ def set_length_limit(model: SentenceTransformer | CrossEncoder, max_length: int 
 
 
 def set_truncate_dim(retriever: SentenceTransformer, truncate_dim: int) -> None:
-    """Cut the embeddings of a retriever to their first dimensions; `save_pretrained` stores the number.
-
-    Raises:
-        ValueError: it is not a whole number from 1 to the number of dimensions.
-    """
+    """Cut a retriever's embeddings to their first dimensions, also when saved; ValueError for a number beyond them."""
     retriever.truncate_dim = None
     full = retriever.get_embedding_dimension()
     if type(truncate_dim) is not int or not 1 <= truncate_dim <= (full or truncate_dim):

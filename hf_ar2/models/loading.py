@@ -34,15 +34,12 @@ if TYPE_CHECKING:
 
 SIMILARITIES = ("cosine", "dot")
 DTYPES = ("float32", "bfloat16", "float16")
-# How a saved model is read, as opposed to what is changed in it.
+# Options for reading a saved model, which change nothing in it.
 LOADING_OPTIONS = ("attn_implementation", "trust_remote_code", "revision")
 
 
 def resolve_model_name(name: str | Path) -> str:
     """Resolve `package:NAME/FOLDER` to the folder inside an installed Python package; return other names as given.
-
-    Args:
-        name: a Hub id, a local folder, or `package:` followed by an import name and a folder inside it.
 
     Raises:
         ValueError: the package is not installed, or has no such folder.
@@ -122,7 +119,9 @@ def load_retriever(
         (2, 384)
     """
     if isinstance(model, SentenceTransformer):
-        _check_loaded(attn_implementation, trust_remote_code, revision)
+        _check_loaded(
+            attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
+        )
         retriever = model if dtype is None else model.to(_dtype(dtype))
     else:
         kwargs |= _options(dtype, attn_implementation, trust_remote_code, revision, kwargs)
@@ -218,7 +217,9 @@ def load_ranker(
         (2,)
     """
     if isinstance(model, CrossEncoder):
-        _check_loaded(attn_implementation, trust_remote_code, revision)
+        _check_loaded(
+            attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, revision=revision
+        )
         ranker = model if dtype is None else model.to(_dtype(dtype))
     else:
         name = resolve_model_name(str(model))
@@ -272,13 +273,8 @@ def _dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _check_loaded(attn_implementation: str | None, trust_remote_code: bool, revision: str | None) -> None:
-    given = {
-        "attn_implementation": attn_implementation,
-        "trust_remote_code": trust_remote_code,
-        "revision": revision,
-    }
-    for name, value in given.items():
+def _check_loaded(**options: Any) -> None:
+    for name, value in options.items():
         if value:
             raise ValueError(f"{name}={value!r}: the model is loaded already; pass its name or folder")
 
@@ -310,16 +306,9 @@ def tower(retriever: SentenceTransformer, task: Task) -> nn.Module:
 
 def one_tower(retriever: SentenceTransformer, task: Task) -> SentenceTransformer:
     """The tower of one task as a retriever that shares its weights."""
-    modules: list[Any] = list(tower(retriever, task).children())
     prompt = retriever.prompts.get(task)
-    return SentenceTransformer(
-        modules=modules,
-        device=str(retriever.device),
-        prompts=None if prompt is None else {task: prompt},
-        default_prompt_name=None if not prompt else task,
-        similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
-        truncate_dim=retriever.truncate_dim,
-    )
+    prompts = None if prompt is None else {task: prompt}
+    return _of_modules(retriever, list(tower(retriever, task).children()), prompts, task if prompt else None)
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -359,8 +348,8 @@ def _is_amd() -> bool:
 def to_float32(model: nn.Module) -> bool:
     """Convert half-precision weights to float32, in place; returns whether there were any.
 
-    At common learning rates most updates of a bf16 weight are smaller than half the distance to the next bf16 number
-    and are lost.
+    At common learning rates most updates of a bf16 weight are lost, being less than half the distance to the next
+    number.
     """
     half = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())
     if half:
@@ -371,11 +360,19 @@ def to_float32(model: nn.Module) -> bool:
 def _split_towers(retriever: SentenceTransformer) -> SentenceTransformer:
     towers: list[Any] = list(retriever.children())
     router = Router.for_query_document(query_modules=towers, document_modules=copy.deepcopy(towers))
+    prompts = {name: prompt for name, prompt in retriever.prompts.items() if prompt is not None}
+    return _of_modules(retriever, [router], prompts, retriever.default_prompt_name)
+
+
+def _of_modules(
+    retriever: SentenceTransformer, modules: list[Any], prompts: Any, default_prompt_name: str | None
+) -> SentenceTransformer:
+    """A retriever of these modules, with the device, similarity and dimensions of another one."""
     return SentenceTransformer(
-        modules=[router],
+        modules=modules,
         device=str(retriever.device),
-        prompts={name: prompt for name, prompt in retriever.prompts.items() if prompt is not None},
-        default_prompt_name=retriever.default_prompt_name,
+        prompts=prompts,
+        default_prompt_name=default_prompt_name,
         similarity_fn_name=SimilarityFunction(similarity_of(retriever)),
         truncate_dim=retriever.truncate_dim,
     )

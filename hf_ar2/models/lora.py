@@ -28,11 +28,7 @@ _ADAPTER_FILES = (_CONFIG, "adapter_model*.safetensors*")
 
 
 def check_peft() -> None:
-    """Check that peft is installed, and that it, transformers and sentence-transformers work together.
-
-    Raises:
-        ValueError: it is missing, or a version is too old.
-    """
+    """Raise ValueError if peft is missing, or its version or that of sentence-transformers is too old."""
     from transformers.integrations.peft import MIN_PEFT_VERSION
 
     try:
@@ -52,11 +48,7 @@ def check_peft() -> None:
 
 
 def check_lora(fields: Any) -> None:
-    """Check the names of the fields of a `peft.LoraConfig`, and peft itself.
-
-    Raises:
-        ValueError: no mapping, an unknown field, or see `check_peft`.
-    """
+    """Raise ValueError for a mapping with fields that `peft.LoraConfig` lacks, for no mapping, and as `check_peft`."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"lora={fields!r}: expected fields of peft.LoraConfig, such as {{r: 16}}")
     check_peft()
@@ -69,7 +61,7 @@ def check_lora(fields: Any) -> None:
 
 
 def lora_fields(lora: Any) -> Any:
-    """The fields of a `peft.LoraConfig` that are not its defaults; anything else as it is."""
+    """The fields of a `peft.LoraConfig` that differ from its defaults; any other value unchanged."""
     kind: Any = type(lora)
     if kind.__name__ != "LoraConfig":
         return lora
@@ -87,8 +79,7 @@ def add_lora(model: nn.Module, fields: Any) -> None:
         fields: a `peft.LoraConfig`, or a mapping of its fields, such as `{"r": 16, "lora_alpha": 32}`.
 
     Raises:
-        ValueError: an unknown field; peft does not know which layers to adapt (name them in `target_modules`); the
-            model already has adapters.
+        ValueError: an unknown field, no known layers to adapt (name them in `target_modules`), or existing adapters.
     """
     fields = lora_fields(fields)
     check_lora(fields)
@@ -142,10 +133,9 @@ def train_adapters(model: nn.Module) -> None:
 
 
 def check_adapters(role: str, model: nn.Module) -> None:
-    """Check that a folder with the adapters will hold all that is trained inside the transformers.
+    """Raise ValueError if a folder with the adapters would lack something that is trained inside the transformers.
 
-    Raises:
-        ValueError: adapters that are not active, are disabled or merged; a parameter is trained that is in no adapter.
+    That is: adapters that are inactive, disabled or merged, and trained parameters in no adapter.
     """
     for module in adapted(model):
         names = module.active_adapters()
@@ -188,7 +178,7 @@ def merge_adapters(model: Model) -> Model:
 
 
 def remove_adapters(model: nn.Module, merge: bool) -> None:
-    """Remove the adapters, with `merge` added to the weights, in place; what is left is trainable."""
+    """Remove the adapters in place, with `merge` after adding them to the weights; then all weights are trainable."""
     for found in adapted(model):
         module: Any = found
         name = module.active_adapters()[0]
@@ -265,14 +255,11 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 def save_model(model: Any, folder: str | Path, merge: bool = False) -> None:
     """Save a retriever or ranker for its own loader, without a model card; adapters as a folder of adapters.
 
+    Weights and adapters of an earlier model in the folder are deleted, because loaders would combine the two.
+
     Args:
-        model: a `SentenceTransformer` or `CrossEncoder`.
-        folder: weights and adapters of a former model in it are deleted, because loaders would combine the two.
         merge: save adapters merged into the weights. Those of a model with two towers always are, because
             sentence-transformers loads no adapters from the towers' subfolders.
-
-    Raises:
-        OSError: the disk is full.
     """
     if merge or any(isinstance(module, Router) for module in model.children()):
         model = merge_adapters(model)

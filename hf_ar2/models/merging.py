@@ -48,12 +48,7 @@ class MergeConfig(EncodingConfig):
 
 
 def check_mergeable(trained: SentenceTransformer, base: SentenceTransformer) -> None:
-    """Check that the weights of two retrievers can be averaged.
-
-    Raises:
-        ValueError: a retriever has two towers, or the architectures differ; the message names the first parameter or
-            buffer that differs.
-    """
+    """Raise ValueError if two retrievers have two towers or different architectures; the message names what differs."""
     if has_separate_towers(trained) or has_separate_towers(base):
         raise ValueError(
             "the retriever has a tower for queries and one for passages; expected one tower: merge before LTRe and "
@@ -81,17 +76,10 @@ def check_mergeable(trained: SentenceTransformer, base: SentenceTransformer) -> 
 def merge_retrievers(
     trained: SentenceTransformer, base: SentenceTransformer, share: float
 ) -> SentenceTransformer:
-    """A retriever with the weights share · base + (1 - share) · trained, computed in float32.
+    """A retriever with the weights share · base + (1 - share) · trained, computed in float32, see `check_mergeable`.
 
-    Tokenizer, pooling, prompts and similarity are those of the trained one.
-
-    Args:
-        trained, base: one-tower retrievers of one architecture, on one device; they are not changed. Adapters (LoRA)
-            are merged into the weights first.
-        share: of the base, between 0 and 1; at 0 and 1 the weights are exactly those of one of them.
-
-    Raises:
-        ValueError: see `check_mergeable`.
+    Tokenizer, pooling, prompts and similarity are those of the trained one. Neither is changed, and adapters (LoRA) are
+    merged into the weights first. At shares of 0 and 1 the weights are exactly those of one of them.
     """
     trained, base = merge_adapters(trained), merge_adapters(base)
     check_mergeable(trained, base)

@@ -30,15 +30,12 @@ def _prompt(model: Any, names: tuple[str, ...]) -> str:
 
 
 def set_retriever_prompts(retriever: SentenceTransformer, prompts: Mapping[str, str] | None) -> None:
-    """Set prompts, and write that of passages where `encode_document` finds it.
+    """Set prompts (others are kept), and write that of passages where `encode_document` finds it.
 
-    Models of the E5 family name it "passage". `encode_document` reads "document" first, which is empty by default.
+    Models of the E5 family name it "passage", but `encode_document` first reads "document", which is empty by default.
 
     Args:
-        prompts: "query" → prompt, "document" (or "passage", "corpus") → prompt. Others are kept.
-
-    Raises:
-        ValueError: other names, or prompts that are not texts.
+        prompts: "query" → prompt, "document" (or "passage", "corpus") → prompt; other names raise ValueError.
     """
     if prompts is not None:
         check_prompts(prompts)
@@ -54,14 +51,7 @@ def set_retriever_prompts(retriever: SentenceTransformer, prompts: Mapping[str, 
 
 
 def set_ranker_prompt(ranker: CrossEncoder, prompts: Mapping[str, str] | None) -> None:
-    """Set the prompt before a pair's query, and make it the default, which `predict` uses.
-
-    Args:
-        prompts: "query" → the prompt; None: the ranker's own are kept.
-
-    Raises:
-        ValueError: another name than "query", or a prompt that is not a text.
-    """
+    """Set the prompt before a pair's query (`{"query": prompt}`), and make it the default, which `predict` uses."""
     if prompts is None:
         return
     check_prompts(prompts)
@@ -73,7 +63,7 @@ def set_ranker_prompt(ranker: CrossEncoder, prompts: Mapping[str, str] | None) -
 
 
 def check_prompts(prompts: Any) -> None:
-    """Check that prompts are a mapping from names to texts; ValueError if not."""
+    """Raise ValueError if prompts are not a mapping from names to texts."""
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise ValueError(
             f"prompts: found {prompts!r}, expected names and texts, such as {{query: 'query: ', document: 'passage: '}}"

@@ -45,13 +45,12 @@ class SavedRetriever:
 
 @dataclass(frozen=True)
 class SavedRanker:
-    """How a saved ranker reads pairs.
+    """How a saved ranker reads pairs; `adapter_base` is as in `SavedRetriever`.
 
     Attributes:
         max_length: longest pair in tokens; None if the tokenizer has no limit.
         plain: whether it has only a transformer with its own classification head, so that
             `AutoModelForSequenceClassification` can do the same.
-        adapter_base: as in `SavedRetriever`.
     """
 
     max_length: int | None
@@ -60,10 +59,8 @@ class SavedRanker:
 
 
 def read_retriever(folder: str | Path) -> SavedRetriever:
-    """The properties of a saved `SentenceTransformer`.
-
-    Raises:
-        ValueError: files are missing without which it would be loaded with another pooling or similarity.
+    """The properties of a saved `SentenceTransformer`; ValueError if it would be loaded with another pooling or
+    similarity.
     """
     folder = Path(folder)
     _require(folder, "retriever", "modules.json", "config_sentence_transformers.json")
@@ -109,11 +106,7 @@ def read_retriever(folder: str | Path) -> SavedRetriever:
 
 
 def read_ranker(folder: str | Path) -> SavedRanker:
-    """The properties of a saved `CrossEncoder`.
-
-    Raises:
-        ValueError: files are missing, or its output is not one logit.
-    """
+    """The properties of a saved `CrossEncoder`; ValueError if files are missing, or its output is not one logit."""
     folder = Path(folder)
     _require_transformer(folder, "", "ranker")
     config = _read(folder / "config.json") if adapter_base(folder) is None else {}

@@ -20,11 +20,9 @@ from hf_ar2.evaluation.hybrid import Candidates, candidates_of_both, score_rows
 from hf_ar2.evaluation.own import deeper, without_own
 from hf_ar2.evaluation.systems import SYSTEMS, Ranking, evaluated_queries, rankings_of_systems
 from hf_ar2.index import CorpusIndex
-from hf_ar2.index.check_fit import check_fit
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.index.encodings import Encodings
-from hf_ar2.index.fingerprint import index_fingerprint
-from hf_ar2.index.frozen import FrozenIndex
+from hf_ar2.index.encodings import Encodings, index_fingerprint
+from hf_ar2.index.frozen import FrozenIndex, check_fit
 from hf_ar2.index.lexical import LexicalIndex
 from hf_ar2.index.search import search_in_ranges
 from hf_ar2.models.loading import bf16_is_faster, default_temperature, similarity_of

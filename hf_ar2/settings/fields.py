@@ -14,7 +14,7 @@ from hf_ar2.settings.secrets import HIDDEN, is_secret
 from hf_ar2.settings.values import expected, fits
 
 RANGE = ("minimum", "above", "maximum")
-LARGEST_SEED = 2**32 - 1  # that numpy takes
+LARGEST_SEED = 2**32 - 1  # the largest that numpy accepts
 
 
 def setting(
@@ -32,14 +32,14 @@ def setting(
     """A dataclass field with its documentation.
 
     Args:
-        default: the value where none is given. A list is copied for every object.
-        help: what the setting does, in sentences.
+        default: a list is copied for every object.
+        help: a description in sentences.
         unit: of the value, such as `"tokens"`.
-        paper: the values that papers and their code use, such as `"AR2: 1e-5"`.
+        paper: the values in papers and their code, such as `"AR2: 1e-5"`.
         minimum, maximum: of a number; `minimum` also of the length of a text or list.
-        above: a number is larger than this.
+        above: an exclusive minimum.
         affects_result: whether the trained models depend on it.
-        checked_on_resume: whether a run can only be resumed with the value it was started with.
+        checked_on_resume: whether a run can only be resumed with the value that it was started with.
     """
     metadata = {
         "help": help,
@@ -63,9 +63,7 @@ class Setting:
     Attributes:
         annotation: its type, such as `int | None`; the choices of a `Literal`.
         declared_in: the class that declares it.
-        field: the field, with the metadata that `setting` wrote.
-        help: what the setting does.
-        unit, paper: the unit and the values in papers; "" if there are none.
+        field: the field, with the metadata that `setting` wrote; `help`, `unit` and `paper` are part of it.
     """
 
     name: str

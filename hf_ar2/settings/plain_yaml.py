@@ -14,8 +14,9 @@ def read_yaml(text: str | bytes) -> Any:
     """The content of a YAML document, as plain data.
 
     Raises:
-        ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, or too many values after expansion,
-            or a key that comes twice in a mapping.
+        ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, too many values after expansion, or
+        a
+            key that comes twice in a mapping.
     """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"found {len(text):,} characters, expected YAML of at most {MOST_CHARACTERS:,}")
@@ -48,7 +49,7 @@ def _count(node: yaml.Node, counted: dict[int, int]) -> int:
 
 
 def _check_keys(node: yaml.Node, seen: set[int]) -> None:
-    """Raise for a key that comes twice in a mapping, of which PyYAML would keep the last without a word."""
+    """Raise for a key that comes twice in a mapping; PyYAML would silently keep the last one."""
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hf_ar2.collections import Collection
 
 
-# The help of `relevance_level`, where settings have one.
+# The help of every setting `relevance_level`.
 RELEVANCE_LEVEL_HELP = (
     "The lowest grade of train_split and eval_split that is relevant: a positive in training, and a hit in all metrics "
     "but nDCG, which reads the grades. Lower grades may be negatives."

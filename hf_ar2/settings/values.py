@@ -22,10 +22,7 @@ _LIMITS = {
 
 
 def check_name(name: Any) -> None:
-    """Check a name that becomes a file's or a folder's: letters, digits, spaces and `._+-`, on every system.
-
-    Raises:
-        ValueError: something else, such as a path.
+    """Raise ValueError for a name that cannot become a file's or a folder's on every system.
 
     Example:
         >>> check_name("AR2+LTRe")
@@ -42,13 +39,10 @@ def check_name(name: Any) -> None:
 
 
 def fits(value: Any, hint: Any, limits: Mapping[str, Any]) -> bool:
-    """Whether a value has a type and lies in a range.
+    """Whether plain data, as YAML has it, has the type of a resolved annotation and lies in a range.
 
-    Args:
-        value: plain data, as YAML has it; other objects, such as paths and enumerations, are not checked.
-        hint: a resolved annotation.
-        limits: `minimum`, `above` and `maximum` of numbers, where set; `minimum` also of the length of texts and lists.
-            A number has to be finite.
+    Other objects, such as paths and enumerations, are not checked. `limits` has `minimum`, `above` and `maximum` of
+    numbers, where set; `minimum` also of the length of texts and lists. A number has to be finite.
     """
     if type(value).__module__ not in ("builtins", "datetime") or hint is Any:
         return True

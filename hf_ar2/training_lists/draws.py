@@ -31,18 +31,15 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def counter_uniform(seed: int, positions: np.ndarray, columns: int, stream: int = 0) -> np.ndarray:
-    """Uniform numbers that are a hash of ``(seed, stream, position, column)``.
+    """Uniform numbers that are a hash of ``(seed, stream, position, column)``: float64 ``[B, columns]``, strictly in
+    (0, 1).
 
     SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), started for each position from a hash of seed, stream, position.
 
     Args:
         seed: any integer; only its low 64 bits are used.
-        positions: integers ``[B]``.
-        columns: numbers per position.
+        positions: integers ``[B]``. columns: numbers per position.
         stream: draws with different streams are independent.
-
-    Returns:
-        float64 ``[B, columns]``, strictly between 0 and 1.
     """
     low = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
     key = _mix(_mix(low + _GOLDEN) + _GOLDEN * np.array([stream + 1], dtype=np.uint64))
@@ -74,15 +71,12 @@ def sample_negatives(
 
     Args:
         indices: integers ``[B]``, pool entries (not query rows).
-        seed, positions: integer and integers ``[B]``, see the module's docstring.
-        sampler: ``"uniform"``, ``"top"`` or ``"simans"``.
-        simans_a: a, per squared unit of score: some hundreds for cosine scores, the paper's 0.5 for dot products.
-        simans_b: b, in units of score; above 0 prefers candidates that score above the positive.
+        simans_a: per squared unit of score: some hundreds for cosine scores, the paper's 0.5 for dot products.
+        simans_b: in units of score; above 0 prefers candidates that score above the positive.
         positive_columns: integers ``[B]``, the column of each list's positive; default: the first.
 
     Returns:
-        ``rows`` int64 ``[B, n]`` and ``mask`` bool ``[B, n]``. If the pool has fewer than n candidates, the rest is row
-        -1 under a False mask.
+        ``rows`` int64 ``[B, n]`` and ``mask`` bool ``[B, n]``; -1 under a False mask where the pool has too few.
 
     Raises:
         ValueError: unknown sampler; lengths differ; ``simans`` on a pool without the positives' scores.
@@ -108,18 +102,10 @@ def sample_negatives(
 
 
 def draw_members(shares: np.ndarray, count: int, *, seed: int, stream: int) -> np.ndarray:
-    """Draw the collection of each training step, in proportion to the shares.
+    """Draw the collection of each training step, in proportion to the shares ``[M]`` (of any sum): int64 ``[count]``.
 
-    The uniform numbers of the draws are multiples of the golden ratio modulo 1, from a seeded start, so that the
-    collections alternate and any stretch of steps has them close to their shares.
-
-    Args:
-        shares: float64 ``[M]``, none negative, of any sum.
-        count: steps.
-        seed, stream: of the start.
-
-    Returns:
-        int64 ``[count]``.
+    The uniform numbers of the draws are multiples of the golden ratio modulo 1, from a start that seed and stream
+    decide, so that the collections alternate and any stretch of steps has them close to their shares.
     """
     start = counter_uniform(seed, np.array([stream]), 1, stream=_MEMBERS)[0, 0]
     ends = np.cumsum(shares)
@@ -129,14 +115,8 @@ def draw_members(shares: np.ndarray, count: int, *, seed: int, stream: int) -> n
 def sample_positive_columns(
     pool: CandidatePool, indices: np.ndarray, *, seed: int, positions: np.ndarray, first: bool = False
 ) -> np.ndarray:
-    """Draw one of each query's positives, uniformly.
-
-    Args:
-        pool, indices, seed, positions: as in :func:`sample_negatives`.
-        first: take the first positive instead.
-
-    Returns:
-        int64 ``[B]``: columns of ``pool.positive_rows``.
+    """Draw one of each query's positives, uniformly, or take the first: int64 ``[B]``, columns of
+    ``pool.positive_rows``.
     """
     indices, positions = _aligned(indices, positions)
     if first:
@@ -156,12 +136,9 @@ def sample_more_positive_columns(
     positions: np.ndarray,
     first: bool = False,
 ) -> np.ndarray:
-    """Draw up to ``n`` further positives of each list, without replacement.
+    """Draw up to ``n`` further positives of each list, without replacement, or with ``first`` in the pool's order.
 
-    Args:
-        pool, indices, seed, positions: as in :func:`sample_negatives`.
-        columns: integers ``[B]``, the positive each list has already, from :func:`sample_positive_columns`.
-        first: take them in the pool's order instead.
+    ``columns`` are those of the positives that the lists have already, see :func:`sample_positive_columns`.
 
     Returns:
         int64 ``[B, n]``: columns of ``pool.positive_rows``; -1 where a query has no more positives.
@@ -181,18 +158,10 @@ def sample_more_positive_columns(
 def sample_random_passages(
     corpus_size: int, n: int, *, seed: int, positions: np.ndarray, exclude: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draw ``n`` different passages of the corpus per list, excluding some rows: easy negatives.
+    """Draw ``n`` different passages of the corpus per list: int64 ``[B, n]``, -1 where too few are left.
 
-    Args:
-        seed, positions: as in :func:`sample_negatives`.
-        exclude: integers ``[B, P]``, rows that a list must not get (its positives, or negatives that it has already),
-            in any order; -1 pads.
-
-    Returns:
-        int64 ``[B, n]``; -1 where the corpus without the excluded rows has fewer than n passages.
-
-    Raises:
-        ValueError: a row in ``exclude`` is not in the corpus.
+    ``exclude`` ``[B, P]`` has rows that a list must not get (its positives, or negatives that it has already), in any
+    order and padded with -1; ValueError for one that is not in the corpus.
     """
     positions = np.asarray(positions, dtype=np.int64)
     lists = len(positions)

@@ -52,9 +52,8 @@ def scored_too_high(
     relative_margin: float | None,
     max_score: float | None,
 ) -> dict[str, np.ndarray]:
-    """Filter -> which passages ``[Q, K']`` score so high that they may be unlabelled positives, for each filter given.
-
-    Arguments as in :func:`~hf_ar2.training_lists.pool.build_pool`.
+    """The passages ``[Q, K']`` that may be unlabelled positives by each filter given, see `build_pool` for its
+    arguments.
     """
     margins = {"absolute_margin": absolute_margin, "relative_margin": relative_margin}
     margins = {name: margin for name, margin in margins.items() if margin is not None}

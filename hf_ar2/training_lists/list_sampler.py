@@ -52,9 +52,8 @@ class Lists:
     Attributes:
         query_rows: int64 `[B]`.
         passage_rows: int64 `[B, L]`; positives, then negatives; column 0 is a positive; -1 under a False mask.
-        mask: bool `[B, L]`.
-        positives: bool `[B, L]`.
-        known_positives: int64 `[B, P]`, -1 padded.
+        mask, positives: bool `[B, L]`.
+        known_positives: int64 `[B, P]`, padded with -1.
         scores: float32 `[B, L]`, the pool's scores of the passages, 0 under a False mask; None: not requested.
     """
 
@@ -75,14 +74,11 @@ class ListSampler:
     Args:
         pool: candidates of the training queries; replaced at every refresh. A query may have several entries.
         corpus_size: passages in the corpus, for random negatives.
-        num_negatives: negatives in a list.
-        seed: of the run.
-        sampler: a name (see `JointConfig`), or a `NegativeSampler`.
-        simans_a, simans_b, first_positive: see `JointConfig`.
+        sampler: a name, or a `NegativeSampler`; see `JointConfig` for it and for settings that are not listed here.
         hard_share: from positions to the share of negatives from the pool; the others, and those missing from a short
             pool, are drawn from the corpus. None: all from the pool; missing ones are masked.
         num_positives: most positives in a list; missing ones are masked.
-        known_positives: int `[Q, P]`, all known positives of each pool entry, -1 padded; None: the pool's positives.
+        known_positives: int `[Q, P]`, all known positives of each pool entry, padded with -1; None: those of the pool.
         with_scores: whether lists have the pool's scores.
         member_rows: int64 `[M, 2]`, the corpus rows of each of several collections, see `Collection.member_rows`. The
             lists of a step are then of one of them, random negatives included.
@@ -179,7 +175,7 @@ class ListSampler:
         return scores
 
     def _positives(self, indices: np.ndarray, columns: np.ndarray, draw: dict[str, Any]) -> np.ndarray:
-        """Rows int64 `[B, num_positives]`, the one in `columns` first, -1 padded."""
+        """Rows int64 `[B, num_positives]`, the one in `columns` first, padded with -1."""
         count = self.num_positives - 1
         more = sample_more_positive_columns(
             self.pool, indices, columns, count, first=self.first_positive, **draw

@@ -240,16 +240,10 @@ def build_pool(
 
 
 def concatenate_pools(pools: Sequence[CandidatePool]) -> CandidatePool:
-    """One pool, in memory, with the entries of all; candidates and positives are padded to the widest.
+    """One pool, in memory, with the entries of all (at least one); candidates and positives are padded to the widest.
 
     A query may have several entries. Scores of different models are not comparable between entries, which no sampler
     needs. ``dropped`` is the sum, ``round`` the highest, the fingerprint a hash of all.
-
-    Args:
-        pools: at least one; over one collection.
-
-    Raises:
-        ValueError: no pool.
     """
     if not pools:
         raise ValueError("concatenate_pools: found no pool; expected at least one")
@@ -295,7 +289,7 @@ def shared_text_keys(texts: Sequence[str], ranks: Processes) -> np.ndarray:
 
 
 def pool_statistics(pool: CandidatePool) -> dict[str, float]:
-    """The size and the difficulty of a pool.
+    """The size and the difficulty of a pool; means over scores leave out queries with an empty pool.
 
     Returns:
         - ``queries``: their number; ``candidates``: mean number of candidates per query.
@@ -308,8 +302,6 @@ def pool_statistics(pool: CandidatePool) -> dict[str, float]:
         - ``positive_score``: mean score of the positive.
         - ``top_margin``: mean of positive minus first candidate, in units of score; less is harder.
         - ``outscored``: share of queries whose first candidate scores above the positive.
-
-        Queries with an empty pool are not part of the means over scores and the share.
     """
     lengths = (np.asarray(pool.passage_rows) >= 0).sum(axis=1)
     filled = lengths > 0

@@ -39,7 +39,7 @@ from hf_ar2.training_lists.pool import CandidatePool
 logger = logging.get_logger(__name__)
 
 FORMAT = "hf-ar2 training lists 1"
-# Names the lists of the collection itself in place of a folder.
+# The name, in place of a folder, for the lists that the collection came with.
 OF_COLLECTION = "collection"
 _MANIFEST, _QUERIES = "manifest.json", "queries.jsonl"
 
@@ -149,12 +149,10 @@ class TrainingLists:
 
 
 def lists_of(collection: Collection, split: str) -> TrainingLists:
-    """The lists that a collection came with (`Collection.lists`), for the judged pairs of a split.
+    """The lists that a collection came with (`Collection.lists`), for the judged pairs of a split; ValueError without
+    any.
 
     Negatives that are not in the corpus are left out: a sample of a collection keeps all its lists.
-
-    Raises:
-        ValueError: the collection came without lists, or there is none for the split.
     """
     place = f"train_lists={OF_COLLECTION!r}: {collection.name}"
     if collection.lists is None:
@@ -269,8 +267,7 @@ def read_queries(path: str | Path) -> datasets.Dataset:
     """Read queries without labels, columns `id` and `text`: JSON lines with `_id` and `text`, plain or gzipped.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not JSON or lacks a field; the message names the line.
+        FileNotFoundError: there is no such file. ValueError: names a line that is not JSON or lacks a field.
     """
     path = Path(path)
     if not path.is_file():

@@ -40,7 +40,7 @@ from sentence_transformers.util import mine_hard_negatives
 from hf_ar2.collections import Collection, load_collection
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.index.encoders import Encoders
-from hf_ar2.models.half_precision import bf16_copy
+from hf_ar2.models.bf16_on_cpu import bf16_copy
 from hf_ar2.models.loading import bf16_is_faster, load_retriever
 from hf_ar2.trainers import JointConfig
 from hf_ar2.trainers.retrieval import Retrieval
