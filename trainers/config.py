@@ -276,7 +276,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     shard_weights: bool = setting(
         False,
         "Keep weights, gradients and optimizer states in shards, one for each process (FSDP2), in addition to a whole "
-        "copy of the weights that encodes. RetrieverTrainer and RankerTrainer only.",
+        "copy of the weights that encodes. Not with RocketQAv2 and LTRe.",
         checked_on_resume=False,
     )
     step_tokens: int | None = setting(

@@ -24,11 +24,12 @@ def check_sharding(trainer: JointTrainer) -> None:
     """Raise where `shard_weights` does not work.
 
     Raises:
-        NotImplementedError: two models are trained, a model has adapters, or transformers is too old.
+        NotImplementedError: another trainer than those tested, a model has adapters, or transformers is too old.
     """
-    if trainer.method not in ROLES:
+    if trainer.method not in (*ROLES, "ar2"):
         raise NotImplementedError(
-            f"shard_weights: {type(trainer).__name__} is not supported, only RetrieverTrainer and RankerTrainer are"
+            f"shard_weights: {type(trainer).__name__} is not supported, only RetrieverTrainer, RankerTrainer and "
+            "AR2Trainer are"
         )
     if any(map(has_adapters, trainer.model.models.values())):
         raise NotImplementedError(
