@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from two_processes import launch_two
 
-from hf_ar2.trainers import AR2Config, AR2Trainer, RankerConfig
+from hf_ar2.trainers import RankerConfig, RocketQAv2Config, RocketQAv2Trainer
 
 SCRIPT = Path(__file__).with_name("tiny_ar2.py")
 SETTINGS = {
     "retriever": {"num_negatives": 3, "max_steps": 6, "steps_per_round": 3, "mine": True},
     "ranker": {"num_negatives": 3, "max_steps": 6, "eval_strategy": "steps", "eval_steps": 3},
+    # The second round has a phase of each model again, after the other one was trained.
+    "ar2": {"ranker_steps": 1, "retriever_steps": 2, "num_rounds": 2},
 }
 
 
@@ -39,7 +41,7 @@ def numbers(result: dict) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["retriever", "ranker"])
+@pytest.mark.parametrize("trainer", ["retriever", "ranker", "ar2"])
 def test_a_sharded_model_trains_evaluates_and_resumes_as_with_ddp(
     trainer: str, models: Path, tmp_path: Path
 ) -> None:
@@ -48,11 +50,12 @@ def test_a_sharded_model_trains_evaluates_and_resumes_as_with_ddp(
     found = trained(trainer, sharded, models, shard_weights=True)
     assert len(numbers(expected)) > 8 and numbers(found) == pytest.approx(numbers(expected), rel=1e-4)
     for step in (3, 6):  # a checkpoint has the files of one that was never sharded
-        files = [
-            next((run / f"checkpoint-{step}" / trainer).glob("*.safetensors")) for run in (plain, sharded)
-        ]
-        weights = [load_file(file) for file in files]
-        torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+        for role in ["retriever", "ranker"] if trainer == "ar2" else [trainer]:
+            files = [
+                next((run / f"checkpoint-{step}" / role).glob("*.safetensors")) for run in (plain, sharded)
+            ]
+            weights = [load_file(file) for file in files]
+            torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
         optimizers = [torch.load(run / f"checkpoint-{step}" / "optimizer.pt") for run in (plain, sharded)]
         for number, state in optimizers[0]["state"].items():
             torch.testing.assert_close(optimizers[1]["state"][number], state, rtol=1e-3, atol=1e-6)
@@ -64,8 +67,9 @@ def test_a_sharded_model_trains_evaluates_and_resumes_as_with_ddp(
 def test_what_cannot_be_sharded_is_named(models: Path, tmp_path: Path, tiny_collection) -> None:
     with pytest.raises(ValueError, match="leave out mini_batch_size and step_tokens"):
         RankerConfig(output_dir=str(tmp_path), shard_weights=True, mini_batch_size=4)
-    args = AR2Config(output_dir=str(tmp_path), shard_weights=True, teacher_gate="off", use_cpu=True)
+    args = RocketQAv2Config(output_dir=str(tmp_path), shard_weights=True, use_cpu=True)
     with pytest.raises(
-        NotImplementedError, match="AR2Trainer is not supported, only RetrieverTrainer and RankerTr"
+        NotImplementedError,
+        match="RocketQAv2Trainer is not supported, only RetrieverTrainer, RankerTrainer and AR2Trainer are",
     ):
-        AR2Trainer(str(models / "tiny-retriever"), str(models / "tiny-ranker"), args, tiny_collection)
+        RocketQAv2Trainer(str(models / "tiny-retriever"), str(models / "tiny-ranker"), args, tiny_collection)

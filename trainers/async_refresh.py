@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils import logging
 
 from hf_ar2.encoding.batches import Encode, encode_rows, token_budget_batches
+from hf_ar2.encoding.processes import Processes
 from hf_ar2.files import writing
+from hf_ar2.index.background import BackgroundEncoder, Corpus
 from hf_ar2.index.shards import new_array
 from hf_ar2.trainers.lists import with_stored_lists
 from hf_ar2.training_lists.pool import pool_statistics
@@ -40,8 +43,12 @@ class Refresh:
     resumed run reads the copy from its checkpoint and encodes the same batches again. Each process encodes its own rows
     into a separate file, and waits for the others only to build the index.
 
+    With `refresh_device` one more process on each machine encodes the rows of all its training processes, see
+    `BackgroundEncoder`, and these wait for it after step s + K. The embeddings and the step of the swap are the same.
+
     Raises:
-        ValueError: async mode where the retriever is not trained.
+        ValueError: async mode where the retriever is not trained; a `refresh_device` that is of another kind than the
+            training's, or not there.
     """
 
     def __init__(self, trainer: JointTrainer) -> None:
@@ -52,6 +59,9 @@ class Refresh:
                 f"refresh_mode='async': {type(trainer).__name__} does not train the retriever, so its pool "
                 "stays as it is; leave the setting out"
             )
+        # Where a process of its own encodes; None: the training processes do.
+        self._device = _refresh_device(trainer.args.refresh_device, trainer.args.device)
+        self._background: BackgroundEncoder | None = None  # of this machine, on its first process
         self._snapshot: SentenceTransformer | None = None
         self._embedder: Encode | None = None  # of the snapshot, for all its shares
         self._encoding = ""  # of the snapshot
@@ -59,6 +69,7 @@ class Refresh:
         self._rows = slice(0)  # of this process
         self._done = 0
         self._embeddings: np.memmap[Any, Any] | None = None
+        self._begun = False  # whether there is a file, or will be
 
     @property
     def swap_step(self) -> int | None:
@@ -74,6 +85,30 @@ class Refresh:
     def _path(self) -> Path:
         rank = self.trainer.encoders.processes.rank
         return self.trainer.retrieval.encodings.folder / _EMBEDDINGS.format(rank)
+
+    def start(self) -> None:
+        """Start the process that encodes on `refresh_device`, if that is set; all processes call this."""
+        trainer, ranks = self.trainer, self.trainer.encoders.processes
+        inputs, local = trainer.retrieval.retriever_inputs, trainer.args.local_process_index
+        if self._device is None:
+            return
+        assert inputs is not None and trainer.whole.retriever is not None
+        rows = ranks.part_of(len(inputs.passage_store))
+        places = ranks.gather((local, self._path.absolute(), rows))
+        if local == 0:
+            # The processes of a machine follow each other.
+            others = [index for index, *_ in places[ranks.rank + 1 :]]
+            here = others.index(0) if 0 in others else len(others)
+            parts = [place[1:] for place in places[ranks.rank : ranks.rank + here + 1]]
+            corpus = Corpus(inputs.passage_builder, inputs.passage_store, parts, trainer.args.index_dtype)
+            alone = replace(trainer.encoders, device=self._device, processes=Processes(0, 1, self._device))
+            self._background = BackgroundEncoder(trainer.whole.retriever, corpus, alone)
+
+    def close(self) -> None:
+        """End the process that `start` has started."""
+        if self._background is not None:
+            self._background.close()
+            self._background = None
 
     def begin_round(self) -> None:
         """Mine, or begin to, unless this round's pool is there already or in flight (a resumed run)."""
@@ -94,19 +129,23 @@ class Refresh:
 
     def advance(self) -> None:
         """After a step: encode what is due (a resumed run repeats earlier shares); at the end swap the pool."""
+        if self._background is not None:
+            self._background.finished()  # raises if it has died
         if self.swap_step is None:
             return
         trainer, steps = self.trainer, self._steps
         left = self.swap_step - trainer.state.global_step
         retrieval = trainer.retrieval
         # An evaluation may have encoded with these weights, and its index may still be open.
-        if retrieval.opened != self._encoding:
+        if retrieval.opened != self._encoding and self._device is not None:
+            self._encode_elsewhere(wait=left <= 0)
+        elif retrieval.opened != self._encoding:
             self._encode(-(-len(self._batches) * (steps - left) // steps) if left > 0 else len(self._batches))
         if left > 0:
             return
-        current, encoded = retrieval.retriever, self._embeddings is not None
         self._embeddings = None  # closes the file
-        retrieval.retriever, retrieval.encoded = self._snapshot, self._path if encoded else None
+        current = retrieval.retriever
+        retrieval.retriever, retrieval.encoded = self._snapshot, self._path if self._begun else None
         try:
             self._mine(trainer.round_state[_TAKEN_AT] // trainer.steps_per_round)
         finally:
@@ -128,6 +167,7 @@ class Refresh:
     def drop(self) -> None:
         """Forget the snapshot and what was encoded of it."""
         self._snapshot, self._embedder, self._embeddings, self._batches = None, None, None, []
+        self._begun = False
         self.trainer.round_state.pop(_TAKEN_AT, None)
         if self.is_async:
             self._path.unlink(missing_ok=True)
@@ -169,6 +209,7 @@ class Refresh:
         inputs = trainer.retrieval.retriever_inputs
         assert self._snapshot is not None and self._embedder is not None and inputs is not None
         if self._embeddings is None:
+            self._begun = True
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
             shape = (self._rows.stop - self._rows.start, self._snapshot.get_embedding_dimension() or 0)
@@ -192,6 +233,17 @@ class Refresh:
             self._embeddings.flush()
             self._done = upto
 
+    def _encode_elsewhere(self, wait: bool) -> None:
+        """Have the corpus encoded on `refresh_device`, and wait for it if this is due; all processes call this."""
+        assert self._snapshot is not None
+        if not self._begun and self._background is not None:
+            self._background.begin(self._snapshot.state_dict())
+        self._begun = True
+        ranks = self.trainer.encoders.processes
+        # Once a second, so that a long wait is no time-out of the process group.
+        while wait and not all(ranks.gather(self._background is None or self._background.finished(wait=1))):
+            pass
+
     def _mine(self, number: int) -> None:
         trainer = self.trainer
         trainer.pool = trainer.retrieval.mine(number)
@@ -211,3 +263,21 @@ class Refresh:
     def _use_pool(self) -> None:
         lists = self.trainer.collator.lists
         lists.pool, lists.known_positives = with_stored_lists(self.trainer.pool, self.trainer)
+
+
+def _refresh_device(name: str | None, training: torch.device) -> torch.device | None:
+    """The device of `refresh_device`; ValueError where it cannot encode as the device of the training does."""
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"refresh_device={name!r}: expected a device of torch, such as 'cuda:1'") from None
+    if device.type != training.type:
+        raise ValueError(
+            f"refresh_device={name!r}: training is on {training}, and another kind of device rounds differently; "
+            f"expected a {training.type} device"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"refresh_device={name!r}: this machine shows {torch.cuda.device_count()} GPUs")
+    return device

@@ -110,6 +110,8 @@ class Rounds(TrainerCallback):
         self.log.seconds.clear()
         trainer.checkpoints.restore_log_window()
         self.log.start_clock()
+        trainer.refreshing.start()
+        self.log.add_seconds("refresh")
         step = state.global_step
         at_end = step > 0 and (step % trainer.steps_per_round == 0 or step >= trainer.total_steps)
         if at_end and trainer.round_state.get("ended_at") != step:
@@ -139,6 +141,7 @@ class Rounds(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop a refresh that is in flight, as when `patience` has ended the run."""
+        self.trainer.refreshing.close()
         self.trainer.refreshing.drop()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -154,6 +154,14 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         unit="steps",
         minimum=0,
     )
+    refresh_device: str | None = setting(
+        None,
+        "With refresh_mode='async': a device that no training process uses, such as cuda:7. One more process on each "
+        "machine encodes there while the others train; they wait for it where max_staleness ends. None: the training "
+        "processes encode between their steps.",
+        paper="ANCE: a second job on other GPUs",
+        affects_result=False,
+    )
     num_positives: int = setting(
         1, "Most positives in a list. A query with fewer leaves masked places.", unit="passages", minimum=1
     )
@@ -273,7 +281,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
     shard_weights: bool = setting(
         False,
         "Keep weights, gradients and optimizer states in shards, one for each process (FSDP2), in addition to a whole "
-        "copy of the weights that encodes. RetrieverTrainer and RankerTrainer only.",
+        "copy of the weights that encodes. Not with RocketQAv2 and LTRe.",
         checked_on_resume=False,
     )
     step_tokens: int | None = setting(
@@ -389,6 +397,11 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
             raise ValueError(
                 f"refresh_mode={self.refresh_mode!r}, max_staleness={self.max_staleness}: 'async' needs max_staleness, "
                 "the number of steps until the new pool is used; 'sync' has none"
+            )
+        if self.refresh_device is not None and self.refresh_mode != "async":
+            raise ValueError(
+                f"refresh_device={self.refresh_device!r} encodes while training goes on, but refresh_mode="
+                f"{self.refresh_mode!r}; set refresh_mode='async' and max_staleness, or leave refresh_device out"
             )
         if self.refresh_mode == "async" and not (
             self.refresh and self.mine and self.num_negatives and self.mine_with == "retriever"

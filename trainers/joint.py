@@ -134,6 +134,8 @@ class JointTrainer(Trainer):
             model = JointModel(encoder, None if ranker is None else load_ranker(ranker))
         check_swapped(self, model)
         # 2. transformers.Trainer: device, accelerator, callbacks, state
+        if args.refresh_device is not None and args.n_gpu > 1:
+            args._n_gpu = 1  # the others are not for DataParallel
         # What rounds and evaluations decided, as plain data; part of a checkpoint.
         self.round_state: dict[str, Any] = {}
         self.checkpoints = Checkpoints(self)
@@ -382,6 +384,7 @@ class JointTrainer(Trainer):
                 result = super().train(checkpoint, *args, **kwargs)
             finally:
                 self.args.eval_on_start = eval_on_start
+                self.refreshing.close()
             self.publisher.remember_stages()
             if self.args.push_to_hub:
                 self.push_to_hub()

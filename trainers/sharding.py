@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 
 def check_sharding(trainer: JointTrainer) -> None:
-    """Raise NotImplementedError if `shard_weights` is not supported: two trained models, adapters, or an old
-    transformers.
-    """
-    if trainer.method not in ROLES:
+    """Raise NotImplementedError if `shard_weights` does not work: another trainer, adapters, an old transformers."""
+    if trainer.method not in (*ROLES, "ar2"):
         raise NotImplementedError(
-            f"shard_weights: {type(trainer).__name__} is not supported, only RetrieverTrainer and RankerTrainer are"
+            f"shard_weights: {type(trainer).__name__} is not supported, only RetrieverTrainer, RankerTrainer and "
+            "AR2Trainer are"
         )
     if any(map(has_adapters, trainer.model.models.values())):
         raise NotImplementedError(

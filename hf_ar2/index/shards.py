@@ -78,6 +78,32 @@ def copy_array(array: np.ndarray | Shards, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def encode_file(
+    path: Path,
+    dtype: str,
+    dim: int,
+    rows: slice,
+    encode: Encode,
+    builder: InputBuilder,
+    store: TokenStore,
+    **options: Any,
+) -> np.ndarray:
+    """Encode rows of a corpus into a .npy file `[R, dim]`, and flush it; a file of this name is replaced.
+
+    Args:
+        options: of `encode_rows`.
+
+    Returns:
+        uint64 `[R]`: `word_sums` of what was written.
+    """
+    path.unlink(missing_ok=True)  # left by an interrupted build
+    new_array(path, dtype, (rows.stop - rows.start, dim))
+    out = np.load(path, mmap_mode="r+")
+    sums = encode_rows(encode, builder, store, np.arange(rows.start, rows.stop), out, **options)
+    out.flush()
+    return sums
+
+
 def encode_shard(
     folder: Path,
     meta: dict[str, Any],
@@ -92,12 +118,7 @@ def encode_shard(
     `meta` has `dtype` and `dim` and names the file, see `file_name`; `options` are those of `encode_rows`.
     """
     path, rows = folder / file_name(meta, ranks.rank, ranks.world_size), ranks.part_of(len(store))
-    path.unlink(missing_ok=True)  # left by an interrupted build
-    new_array(path, meta["dtype"], (rows.stop - rows.start, meta["dim"]))
-    out = np.load(path, mmap_mode="r+")
-    sums = encode_rows(encode, builder, store, np.arange(rows.start, rows.stop), out, **options)
-    out.flush()
-    del out
+    sums = encode_file(path, meta["dtype"], meta["dim"], rows, encode, builder, store, **options)
     written, missing = np.load(path, mmap_mode="r"), []
     for first in range(0, len(written), _ROWS_PER_BLOCK):
         block = slice(first, first + _ROWS_PER_BLOCK)

@@ -1,11 +1,13 @@
 """Refreshes at a round's start against refreshes between steps, at equal numbers of steps: seconds and MRR@10 on dev.
 
     python tests/benchmarks/async_refresh.py [--collection python-packages:numpy,pandas,scipy,scikit-learn]
-        [--steps 240] [--round 80] [--staleness 20,80] [--bf16]
+        [--steps 240] [--round 80] [--staleness 20,80] [--device cpu] [--bf16]
 
 Every run starts from the same retriever and trains on hard negatives that it mines in every round. On one device both
 kinds encode the corpus as often, so the seconds show what splitting the work costs, and the MRR what older negatives
-cost. The longest pause between two steps is what refreshes between steps shorten.
+cost. The longest pause between two steps is what refreshes between steps shorten. With `--device` each staleness is
+also run with a process of its own that encodes (`refresh_device`). Processor seconds are those of the process that
+trains, and of the other one, which takes some to start.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 from machine import describe_machine  # first: it fixes the number of threads  # isort: skip
 
 import argparse
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -49,6 +52,7 @@ def main() -> None:
     add("--steps", type=int, default=240)
     add("--round", type=int, default=80, help="steps between two refreshes")
     add("--staleness", default="20,80", help="values of max_staleness")
+    add("--device", help="refresh_device of additional runs")
     add("--eval_queries", type=int, default=1000)
     options = parser.parse_args()
     print(describe_machine())
@@ -56,20 +60,33 @@ def main() -> None:
     print(collection)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for staleness in [None, *map(int, options.staleness.split(","))]:
-            rows.append(run(staleness, options, collection, Path(folder)))
-    columns = ["refresh", "seconds", "of them refreshing", "longest pause", "mrr@10 before", "after"]
+        rows.append(run(None, None, options, collection, Path(folder)))
+        for staleness in map(int, options.staleness.split(",")):
+            for device in [None, options.device] if options.device else [None]:
+                rows.append(run(staleness, device, options, collection, Path(folder)))
+    columns = [
+        "refresh",
+        "seconds",
+        "of them refreshing",
+        "longest pause",
+        "processor seconds",
+        "of the other process",
+    ]
+    columns += ["mrr@10 before", "after"]
     print("\n" + format_table(rows, columns, markdown=True))
 
 
-def run(staleness: int | None, options: argparse.Namespace, collection: Any, folder: Path) -> list[str]:
-    name = "sync" if staleness is None else f"async, {staleness} steps"
+def run(
+    staleness: int | None, device: str | None, options: argparse.Namespace, collection: Any, folder: Path
+) -> list[str]:
+    name = "sync" if staleness is None else f"async, {staleness} steps{f', {device}' if device else ''}"
     print(name, flush=True)
     args = RetrieverConfig(
         output_dir=str(folder / name),
         cache_dir=str(folder / "cache"),
         refresh_mode="sync" if staleness is None else "async",
         max_staleness=staleness,
+        refresh_device=device,
         steps_per_round=options.round,
         max_steps=options.steps,
         bf16=options.bf16,
@@ -93,11 +110,19 @@ def run(staleness: int | None, options: argparse.Namespace, collection: Any, fol
     retriever = load_retriever(options.retriever, dropout=0.0)
     trainer = RetrieverTrainer(retriever, args, collection, callbacks=[pauses])
     before = trainer.evaluate()["eval_retriever_mrr@10"]
+    began = processor_seconds()
     trainer.train()
+    used = [now - then for now, then in zip(processor_seconds(), began, strict=True)]
     last = next(entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
     after = trainer.evaluate()["eval_retriever_mrr@10"]
-    seconds = [last["train_runtime"], last["seconds/refresh"], pauses.longest]
+    seconds = [last["train_runtime"], last["seconds/refresh"], pauses.longest, *used]
     return [name, *(f"{value:.1f}" for value in seconds), f"{before:.4f}", f"{after:.4f}"]
+
+
+def processor_seconds() -> tuple[float, float]:
+    """Those of this process, and of the processes that it started and that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time(), ended.ru_utime + ended.ru_stime
 
 
 if __name__ == "__main__":
