@@ -206,7 +206,7 @@ def evaluate_lexical(
     """Write the run files of BM25 alone, the row that all others are compared with; arguments as of `evaluate_row`."""
     for split, collection in searched.items():
         query_rows = evaluated_queries(collection, split)
-        texts = list(collection.queries.select(query_rows)["text"])
+        texts = collection.queries.select(query_rows)["text"][:]
         own_rows = collection.own_rows[query_rows]
         ranges = collection.searched_rows(query_rows)
         index = lexical[collection.corpus_fingerprint]
@@ -255,7 +255,7 @@ def evaluate_row(
         scores, rows = retrieval.retrieve(query_rows, depth, f"{name}, {split}: queries")
         found = {"retriever": (rows, scores)}
         if lexical:
-            texts = list(collection.queries.select(query_rows)["text"])
+            texts = collection.queries.select(query_rows)["text"][:]
             own_rows, ranges = collection.own_rows[query_rows], collection.searched_rows(query_rows)
             score = partial(retrieval.score_passages, query_rows)
             index = lexical[collection.corpus_fingerprint]
@@ -299,7 +299,7 @@ def _write_runs(
     recipe: Recipe, run: Path, collection: Collection, name: str, split: str, found: dict[str, Ranking]
 ) -> None:
     query_rows = evaluated_queries(collection, split)
-    ids = np.asarray(collection.queries["id"], object)[query_rows].tolist()
+    ids = np.asarray(collection.queries["id"][:], object)[query_rows].tolist()
     passage_ids = collection.corpus["id"]
     for part in with_parts(collection, [split]):
         kept = np.flatnonzero(np.isin(query_rows, evaluated_queries(collection, part)))

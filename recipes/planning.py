@@ -217,7 +217,7 @@ def working_part(
     rows: set[int] = set()
     if dev is not None:
         judgments = collection.judgments(dev).positives()
-        questions = list(collection.queries.select(judgments.query_rows)["text"])
+        questions = collection.queries.select(judgments.query_rows)["text"][:]
         lexical = LexicalIndex.of_members(texts.passage_texts(collection), collection.member_rows)
         _, nearby = lexical.search(questions, _NEAR_DEV, collection.searched_rows(judgments.query_rows))
         for place in rng.permutation(len(judgments)):
@@ -232,11 +232,11 @@ def working_part(
             break
         rows |= added
     kept = np.sort(np.fromiter(rows, np.int64))
-    inside = set(np.asarray(collection.corpus["id"], object)[kept].tolist())
+    inside = set(np.asarray(collection.corpus["id"][:], object)[kept].tolist())
     qrels = {}
     for split in dict.fromkeys([train, *([dev, *collection.by_member(dev).values()] if dev else [])]):
         table = collection.qrels[split]
-        judged = list(zip(table["query_id"], table["passage_id"], table["relevance"], strict=True))
+        judged = list(zip(table["query_id"][:], table["passage_id"][:], table["relevance"][:], strict=True))
         partial = {query for query, passage, grade in judged if grade > 0 and passage not in inside}
         complete = [passage in inside and query not in partial for query, passage, _ in judged]
         qrels[split] = table.select(np.flatnonzero(complete))

@@ -44,7 +44,7 @@ def answered(run: Path, rows: Iterable[str], collection: Collection) -> dict[str
     The system is the served one, or in other rows the first that was measured of pipeline, hybrid and retriever. Rows
     that were not measured on the questions are left out.
     """
-    ids = list(collection.queries["id"]), list(collection.corpus["id"])
+    ids = collection.queries["id"][:], collection.corpus["id"][:]
     queries = evaluated_queries(collection, QUESTIONS)
     chosen = read_json(run / CHOSEN, {})
     found: dict[str, tuple[str, int]] = {}

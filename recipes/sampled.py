@@ -36,8 +36,8 @@ def sample_of(collection: Collection, split: str, queries: int, passages: int, s
         more = rng.choice(others, max(0, passages - len(relevant)), replace=False)
         corpus = collection.select_passages(np.sort(np.concatenate([relevant, more])))
     asked = collection.queries.select(judgments.query_rows)
-    kept_queries, kept_passages = set(asked["id"]), set(corpus["id"])
-    pairs = zip(qrels["query_id"], qrels["passage_id"], strict=True)
+    kept_queries, kept_passages = set(asked["id"][:]), set(corpus["id"][:])
+    pairs = zip(qrels["query_id"][:], qrels["passage_id"][:], strict=True)
     kept = np.flatnonzero([query in kept_queries and passage in kept_passages for query, passage in pairs])
     return Collection(
         collection.name,

@@ -41,11 +41,11 @@ class EvalRankings:
     @property
     def query_ids(self) -> list[str]:
         """The ids of the queries."""
-        return list(self.collection.queries.select(self.judgments.query_rows)["id"])
+        return self.collection.queries.select(self.judgments.query_rows)["id"][:]
 
     def passage_ids(self, system: str) -> list[list[str]]:
         """The ids of the passages that a system ranked for each query, best first."""
-        ids = list(self.collection.corpus["id"])
+        ids = self.collection.corpus["id"][:]
         return [[ids[row] for row in ranked if row >= 0] for ranked in self.rows[system]]
 
 

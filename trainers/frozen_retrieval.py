@@ -36,7 +36,7 @@ class FrozenRetrieval(Retrieval):
                 assert isinstance(built, CorpusIndex)
                 self._frozen = FrozenIndex.from_corpus_index(built, **options)
             else:
-                ids = list(self.collection.corpus["id"])
+                ids = self.collection.corpus["id"][:]
                 self._frozen = FrozenIndex.from_files(args.index, ids, args.index_ids, **options)
                 assert self.retriever is not None and self.retriever_inputs is not None
                 check_fit(self._frozen, args.index, self.encoders, self.retriever, self.retriever_inputs)

@@ -222,7 +222,7 @@ class Retrieval:
         """As `_search_retriever`, with BM25: nothing is encoded."""
         passages = self.args.passage_texts(self.collection)
         index = LexicalIndex.of_members(passages, self.collection.member_rows)
-        queries = list(self.collection.queries.select(judgments.query_rows)["text"])
+        queries = self.collection.queries.select(judgments.query_rows)["text"][:]
         ranges = self.collection.searched_rows(judgments.query_rows)
         scores, rows = index.search(queries, depth, ranges)
         return scores, rows, index.scores(queries, positives, ranges), f"bm25:{self.collection.fingerprint}"

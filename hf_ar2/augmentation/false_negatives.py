@@ -56,7 +56,7 @@ def write_false_negatives(
     entries, places = np.nonzero(candidates.unlabelled & (scored.scores > positive_scores))
     shares = np.exp(log_shares(scored.scores))[entries, places]
     order = np.argsort(-shares, kind="stable")
-    query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
+    query_ids, passage_ids = collection.queries["id"][:], collection.corpus["id"][:]
     suspects = (
         Suspect(
             query_id=query_ids[int(scored.query_rows[entry])],

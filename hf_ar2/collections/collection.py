@@ -278,7 +278,7 @@ class Collection:
             CollectionError: A column is missing, an id or a text is empty, or an id has two texts.
         """
         check_columns("queries to add", extra, ("id", "text"))
-        known = dict(zip(self.queries["id"], self.queries["text"], strict=True))
+        known = dict(zip(self.queries["id"][:], self.queries["text"][:], strict=True))
         new: dict[str, str] = {}
         for row, (id, text) in enumerate(zip(extra["id"], extra["text"], strict=True)):
             if not id or not text or not text.strip():

@@ -175,7 +175,7 @@ def _trained_on(collection: Collection, questions: Mapping[str, str]) -> list[st
     if "train" not in collection.qrels:
         return []
     rows = collection.judgments("train").query_rows
-    trained = {normalised(text) for text in collection.queries.select(rows)["text"]}
+    trained = {normalised(text) for text in collection.queries.select(rows)["text"][:]}
     return [text for text in questions.values() if normalised(text) in trained]
 
 

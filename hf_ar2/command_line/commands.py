@@ -124,7 +124,7 @@ def write_results(
 ) -> None:
     """Run files `SPLIT.SYSTEM.trec`, `SPLIT.qrels`, and `metrics.json` with `means` (split → system → metric)."""
     collection = system.collection
-    query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
+    query_ids, passage_ids = collection.queries["id"][:], collection.corpus["id"][:]
     ids = [query_ids[row] for row in evaluated_queries(system.collection, split)]
     for name, (rows, scores) in rankings.items():
         write_run(folder / f"{split}.{name}.trec", ids, passage_ids, rows, scores, tag=name)
@@ -156,7 +156,7 @@ def encode(arguments: argparse.Namespace) -> None:
             description="Encoding passages",
         )
         embeddings.flush()
-        write_json(ids, list(system.collection.corpus["id"]))
+        write_json(ids, system.collection.corpus["id"][:])
         os.replace(partial, file)
         print(f"{file}: {total:,} passages × {dim}, {embeddings.dtype}; their ids: {ids}")
     print(f"Next: numpy.load({str(file)!r}, mmap_mode='r')")

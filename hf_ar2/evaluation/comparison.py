@@ -177,7 +177,7 @@ def compare(
         raise ValueError(f"against={against!r}: no such system; expected one of {', '.join(systems)}")
     check_relevant(collection, split, relevance_level)
     queries = evaluated_queries(collection, split)
-    query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
+    query_ids, passage_ids = collection.queries["id"][:], collection.corpus["id"][:]
     values, notes = {}, []
     for name, given in systems.items():
         source = name

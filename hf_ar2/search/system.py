@@ -160,7 +160,7 @@ class SearchSystem:
             if self.index_folder is None and parameters is not None:
                 self.index.search_parameters = parameters
             return self.index
-        ids, device = list(self.collection.corpus["id"]), self.encoders.device
+        ids, device = self.collection.corpus["id"][:], self.encoders.device
         index = FrozenIndex.from_files(
             run_index.path, ids, run_index.ids, device=device, search_parameters=parameters
         )
@@ -194,7 +194,7 @@ class SearchSystem:
         scores, rows = without_own(*searched, own_rows, depth)
         found = {"retriever": (rows, scores)}
         if settings.lexical_weight:
-            texts = list(self.collection.queries.select(query_rows)["text"])
+            texts = self.collection.queries.select(query_rows)["text"][:]
             best = self._with_lexical(texts, queries, scores, rows, depth, own_rows, ranges)
             scores, rows = self._hybrid_scores(best), best.rows
             found["hybrid"] = (rows, scores)

@@ -106,7 +106,7 @@ class TrainingLists:
                 f"{self.folder}: the lists were made from another corpus than {collection.name} is now; they are "
                 "matched by id"
             )
-        taken = np.flatnonzero(np.isin(np.asarray(self.dataset["kind"], dtype=object), list(wanted)))
+        taken = np.flatnonzero(np.isin(np.asarray(self.dataset["kind"][:], dtype=object), list(wanted)))
         table = self.dataset.select(taken)
         queries = rows_of(arrow_column(table, "query_id"), arrow_column(collection.queries, "id"))
         if (queries < 0).any():
@@ -255,7 +255,7 @@ def save_training_lists(
     with writing(folder):
         table.save_to_disk(str(folder))
         if queries is not None:
-            pairs = zip(queries["id"], queries["text"], strict=True)
+            pairs = zip(queries["id"][:], queries["text"][:], strict=True)
             lines = (json.dumps({"_id": id, "text": text}, ensure_ascii=False) for id, text in pairs)
             write_lines(folder / _QUERIES, lines)
         written = {*folder.glob("data-*.arrow"), folder / "dataset_info.json", folder / "state.json"}

@@ -181,7 +181,7 @@ def with_dev_split(collection: Collection, share: float) -> Collection:
     if not share or "train" not in have or "dev" in have:
         return collection
     table = collection.qrels["train"]
-    ids, of_row = np.unique(np.asarray(table["query_id"], object).astype(str), return_inverse=True)
+    ids, of_row = np.unique(np.asarray(table["query_id"][:], object).astype(str), return_inverse=True)
     if len(ids) < 2:
         return collection
     places = np.array([hash_of(id) for id in ids])

@@ -44,7 +44,7 @@ def query_browser(
         - `tests`: for systems i < j `"i-j"` -> difference, p, wins, losses and ties of j against i on the first metric.
     """
     query_rows = evaluated_queries(collection, split)
-    query_ids, passage_ids = list(collection.queries["id"]), list(collection.corpus["id"])
+    query_ids, passage_ids = collection.queries["id"][:], collection.corpus["id"][:]
     offsets, positives = _positives(collection, split, query_rows)
     systems: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
