@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_retriever, with_passages
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_ar2 import losses, settings_of, snapshot, without_dropout
 from transformers import BertTokenizer
@@ -40,12 +41,12 @@ def collection(tiny_collection):
     return with_passages(tiny_collection, 300)
 
 
-def ltre(models, output, collection, dropout=True, retriever=None, **settings):
+def ltre(models, output, collection, dropout=True, retriever=None, compute_metrics=None, **settings):
     retriever = retriever or load_retriever(models / "tiny-retriever", device="cpu")
     if not dropout:
         without_dropout(retriever)
     args = LTReConfig(output_dir=str(output), **{**settings_of(LTReConfig), **LTRE, **settings})
-    return LTReTrainer(retriever, args=args, collection=collection)
+    return LTReTrainer(retriever, args=args, collection=collection, compute_metrics=compute_metrics)
 
 
 # ---- What moves and what stays ------------------------------------------------------------------------------------
@@ -399,6 +400,28 @@ def test_jpq_moves_queries_and_centroids_and_keeps_codes_and_rotation(models, tm
     np.testing.assert_array_equal(loaded.search(queries, 5)[1], trainer.index.search(queries, 5)[1])
     rate = {group["name"]: group["initial_lr"] for group in trainer.optimizer.param_groups}
     assert rate["retriever/centroids/plain"] == 1e-2
+
+
+def test_jpq_keeps_the_centroids_of_the_best_weights(models, tmp_path, collection):
+    values = iter([1.0, 3.0, 2.0])  # of the start, of step 1 and of the last step
+    best = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_on_start": True,
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_mine",
+        "load_best_model_at_end": True,
+        "max_steps": 2,
+    }
+    trainer = ltre(
+        models, tmp_path, collection, compute_metrics=lambda _: {"mine": next(values)}, **JPQ, **best
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    saved = load_file(tmp_path / "checkpoint-1" / "codebook.safetensors")["centroids"]
+    assert torch.equal(trainer.codebook.centroids, saved)
+    in_index = faiss.vector_to_array(faiss.downcast_index(trainer.index.faiss_index.index).pq.centroids)
+    np.testing.assert_array_equal(in_index, saved.numpy().reshape(-1))
 
 
 def test_jpq_resumes_and_runs_in_two_processes(models, tmp_path):

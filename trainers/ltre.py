@@ -381,6 +381,15 @@ class LTReTrainer(JointTrainer):
                 "resume with the index, the passage encoder and the index settings it was started with"
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_centroids(folder)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        self._load_centroids(Path(self.state.best_model_checkpoint))
+
+    def _load_centroids(self, folder: Path) -> None:
+        """Load the centroids of a checkpoint into the model and the index."""
         if self.codebook is not None:
             with torch.no_grad():
                 self.codebook.centroids.copy_(load_file(folder / _CODEBOOK)["centroids"])
