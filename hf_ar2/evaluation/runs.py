@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from datasets.arrow_dataset import Column
 
 from hf_ar2.evaluation.columns import check_no_repeats, opened, read_columns, rows_of_ids
 from hf_ar2.files import check_files, read_json, writing
@@ -313,6 +312,8 @@ def _check_ids(what: str, ids: list[str]) -> None:
 
 def _ids_at(ids: Sequence[str], rows: np.ndarray) -> list[str]:
     """The ids at these rows; of a column of a `datasets.Dataset` they are read together, one by one takes long."""
+    from datasets.arrow_dataset import Column  # here, so that metrics need numpy alone
+
     if isinstance(ids, Column):
         return list(ids[rows.tolist()])
     return [ids[row] for row in rows.tolist()]

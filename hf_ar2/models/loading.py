@@ -175,7 +175,7 @@ def _check_encoder(retriever: SentenceTransformer, name: str, revision: str | No
     if modules is None or "Pooling" not in Path(modules).read_text(encoding="utf-8"):
         raise ValueError(
             f"retriever {name!r} is a cross-encoder ({names[0]}), which reads a query and a passage together; expected "
-            "a model that embeds single texts. Use it as the ranker"
+            "a model that embeds single texts. If retriever and ranker are swapped, pass the retriever first"
         )
 
 
