@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from hf_ar2.encoding.processes import Processes
 from hf_ar2.losses.list_scores import ListScores
-from hf_ar2.trainers.config import schedule_kind
+from hf_ar2.trainers.config_checks import schedule_kind
 
 if TYPE_CHECKING:
     from hf_ar2.trainers.joint import JointTrainer

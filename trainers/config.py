@@ -8,19 +8,12 @@ from typing import Literal
 import torch
 import transformers
 
-from hf_ar2.evaluation.metrics import parse_metric
 from hf_ar2.models.loading import bf16_is_faster
 from hf_ar2.settings.fields import check_values, setting
 from hf_ar2.settings.search import Settings
 from hf_ar2.settings.text import RELEVANCE_LEVEL_HELP, ScoringConfig, StorageConfig
+from hf_ar2.trainers.config_checks import check_combinations
 from hf_ar2.training_lists.draws import SAMPLERS
-
-# Settings of transformers that no trainer here uses, and why.
-_UNUSED = {
-    "label_smoothing_factor": "the losses here have no class labels",
-    "lr_scheduler_kwargs": "schedules here take warmup_steps and decay_share",
-}
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay")
 
 
 @dataclass
@@ -307,58 +300,8 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
         self._check("sampler", self.sampler, SAMPLERS)
         self._check("mine_with", self.mine_with, ("retriever", "bm25"))
         self._check("index_dtype", self.index_dtype, ("float32", "float16"))
-        dims = self.matryoshka_dims
-        if dims is not None and (not dims or min(dims) < 1 or len(set(dims)) < len(dims)):
-            raise ValueError(
-                f"matryoshka_dims={dims!r}: expected a list of different whole numbers above 0, such as [256, 128, 64]"
-            )
         self.check_passage_template()
-        if not self.train_lists and (not self.mine or self.train_list_kinds):
-            raise ValueError(
-                "mine=False and train_list_kinds choose among stored lists: name them in train_lists"
-            )
-        if self.sampler == "simans" and self.train_lists and self.mine:
-            raise ValueError(
-                "sampler='simans' weighs differences of scores, but mined lists hold the retriever's and stored ones "
-                "the ranker's: use mine=False, or another sampler"
-            )
-        if self.patience is not None and self.eval_strategy == "no":
-            raise ValueError(
-                "patience counts evaluations, but eval_strategy='no'; expected 'steps' or 'epoch'"
-            )
-        if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
-            raise ValueError(
-                f"relative_margin={self.relative_margin}: expected a share of the positive's score, from 0 to below 1"
-            )
-        if self.rerank_depth > self.eval_depth:
-            raise ValueError(f"rerank_depth={self.rerank_depth} is more than eval_depth={self.eval_depth}")
-        self._check_metrics()
-        self._check_refresh()
-        for name, used in _UNUSED.items():
-            if value := getattr(self, name):
-                raise ValueError(f"{name}={value!r} would have no effect: {used}. Leave it out")
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size=True would change the batch in the middle of a run, and rounds, phases and "
-                "schedules are counted in batches; set per_device_train_batch_size, and mini_batch_size where memory "
-                "is short"
-            )
-        if self.shard_weights and (self.mini_batch_size or self.step_tokens):
-            raise ValueError(
-                "shard_weights=True needs the same number of chunks on every process: leave out mini_batch_size and "
-                "step_tokens; activation_checkpointing=True lowers the memory of activations"
-            )
-        if self.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers=True would keep the workers' old candidate pool after a refresh; "
-                "leave it False"
-            )
-        for name in ("lr_scheduler_type", "ranker_lr_scheduler_type"):
-            value = getattr(self, name)
-            if value is not None and schedule_kind(value) not in SCHEDULES:
-                raise ValueError(
-                    f"{name}={value!r}: with two models in one optimizer these work: {', '.join(SCHEDULES)}"
-                )
+        check_combinations(self)
 
     @property
     def distils_stored_scores(self) -> bool:
@@ -378,46 +321,7 @@ class JointConfig(ScoringConfig, StorageConfig, transformers.TrainingArguments):
                 f"leave {largest} out"
             )
 
-    def _check_metrics(self) -> None:
-        """Check what would otherwise fail in the first evaluation, after a round of training."""
-        evaluates = self.eval_strategy != "no" or self.eval_on_start
-        for metric in self.eval_metrics:
-            try:
-                cut = parse_metric(metric)[1] or 0
-            except ValueError as error:
-                raise ValueError(f"eval_metrics: {error}") from None
-            if evaluates and cut > self.eval_depth:
-                raise ValueError(
-                    f"eval_metrics={self.eval_metrics}: {metric} needs {cut} passages per query, but "
-                    f"eval_depth={self.eval_depth}; raise eval_depth or name other eval_metrics"
-                )
-
-    def _check_refresh(self) -> None:
-        if (self.refresh_mode == "async") != (self.max_staleness is not None):
-            raise ValueError(
-                f"refresh_mode={self.refresh_mode!r}, max_staleness={self.max_staleness}: 'async' needs max_staleness, "
-                "the number of steps until the new pool is used; 'sync' has none"
-            )
-        if self.refresh_device is not None and self.refresh_mode != "async":
-            raise ValueError(
-                f"refresh_device={self.refresh_device!r} encodes while training goes on, but refresh_mode="
-                f"{self.refresh_mode!r}; set refresh_mode='async' and max_staleness, or leave refresh_device out"
-            )
-        if self.refresh_mode == "async" and not (
-            self.refresh and self.mine and self.num_negatives and self.mine_with == "retriever"
-        ):
-            raise ValueError(
-                "refresh_mode='async' needs negatives that the retriever mines in every round, but found "
-                f"refresh={self.refresh}, mine={self.mine}, num_negatives={self.num_negatives}, "
-                f"mine_with={self.mine_with!r}; expected True, True, at least 1 and 'retriever'"
-            )
-
     @staticmethod
     def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
-
-
-def schedule_kind(chosen: object) -> str:
-    """The name of a schedule, from a name or a member of transformers' `SchedulerType`."""
-    return str(chosen).split(".")[-1].lower()

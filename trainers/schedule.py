@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_ar2.models.joint import JointModel
-from hf_ar2.trainers.config import JointConfig, schedule_kind
+from hf_ar2.trainers.config import JointConfig
+from hf_ar2.trainers.config_checks import schedule_kind
 from hf_ar2.trainers.sharding import shard
 
 if TYPE_CHECKING:
