@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from typing import Any
 
 import psutil
@@ -156,10 +157,13 @@ def test_it_ends_with_the_process_that_trains(models, tmp_path, sent):
     options = ["--trainer", "retriever", "--settings", json.dumps(settings)]
     command = [sys.executable, SCRIPT, models, tmp_path, *options]
     log = tmp_path / "log.txt"
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True) as training,
-    ):
+    # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
+    reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with log.open("w") as output:
+        training = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, preexec_fn=reset
+        )
+    try:
         until = time.monotonic() + 120
         while not (found := encoding_processes(psutil.Process(training.pid))):
             assert training.poll() is None and time.monotonic() < until, log.read_text()
@@ -168,6 +172,9 @@ def test_it_ends_with_the_process_that_trains(models, tmp_path, sent):
             time.sleep(0.01)
         os.killpg(training.pid, sent)  # as Ctrl-C in a terminal does
         training.wait(30)
+    finally:
+        training.kill()
+        training.wait()
     psutil.wait_procs(found, timeout=30)
     assert not any(process.is_running() for process in found)
     shown = log.read_text()
