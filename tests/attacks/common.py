@@ -10,10 +10,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from attacks.damage import ARGS as DAMAGED_ARGS
 from conftest import make_tiny_collection, make_tiny_ranker, make_tiny_retriever, write_recipe
+from tqdm import tqdm
 
 from hf_ar2.files import checksum
 from hf_ar2.recipes import run as recipe_command
@@ -88,6 +90,9 @@ def start(function: Callable[[], Any], log: Path) -> int:
     code = 98
     try:
         os.setsid()
+        tqdm.set_lock(
+            RLock()
+        )  # its own is shared with all forked processes: one killed while it holds it stops all
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
