@@ -90,9 +90,8 @@ def start(function: Callable[[], Any], log: Path) -> int:
     code = 98
     try:
         os.setsid()
-        tqdm.set_lock(
-            RLock()
-        )  # its own is shared with all forked processes: one killed while it holds it stops all
+        # tqdm's lock is shared with all forked processes: one that is killed while it holds it would stop the others.
+        tqdm.set_lock(RLock())
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
