@@ -134,9 +134,7 @@ def describe_shard(path: Path, rows: slice, missing: Sequence[int] = ()) -> dict
 
 
 def all_shards(folder: Path, shard: dict[str, Any], ranks: Processes) -> dict[str, Any]:
-    """What `meta.json` says of the files of all processes, once each process sees all of them; OSError if rows were
-    lost.
-    """
+    """What `meta.json` says of the files of all processes, once each process sees them; OSError if rows were lost."""
     shards = ranks.gather(shard)
     for other in shards:
         if missing := other["missing"]:

@@ -15,8 +15,7 @@ def read_yaml(text: str | bytes) -> Any:
 
     Raises:
         ValueError: in one line: not YAML, not UTF-8, too large, nested too deeply, too many values after expansion, or
-        a
-            key that comes twice in a mapping.
+            a key that comes twice in a mapping.
     """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"found {len(text):,} characters, expected YAML of at most {MOST_CHARACTERS:,}")
