@@ -141,8 +141,7 @@ def distillation_loss(
         True
     """
     check_temperatures(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
-    student, mask = checked_lists(student_scores, mask, name="student_scores")
-    teacher, _ = checked_lists(teacher_scores.detach(), None, name="teacher_scores", like=student)
+    student, teacher, mask = _checked_models(student_scores, teacher_scores, mask)
     with torch.autocast(student.device.type, enabled=False):
         target = masked_log_softmax(teacher / teacher_temperature, mask).exp()
         cross_entropy = -(target * masked_log_softmax(student / student_temperature, mask))
@@ -188,8 +187,7 @@ def margin_mse_loss(
         2.125
     """
     check_temperatures(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
-    student, mask = checked_lists(student_scores, mask, name="student_scores")
-    teacher, _ = checked_lists(teacher_scores.detach(), None, name="teacher_scores", like=student)
+    student, teacher, mask = _checked_models(student_scores, teacher_scores, mask)
     with torch.autocast(student.device.type, enabled=False):
         if mask is not None:
             student, teacher = student.masked_fill(~mask, 0.0), teacher.masked_fill(~mask, 0.0)
@@ -230,6 +228,15 @@ def checked_lists(
     if mask is not None:
         check_mask(mask, scores.shape)
     return scores.to(torch.promote_types(scores.dtype, torch.float32)), mask
+
+
+def _checked_models(
+    student: Tensor, teacher: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The scores of both models and the mask, as `checked_lists` returns them; the teacher's are detached."""
+    student, mask = checked_lists(student, mask, name="student_scores")
+    teacher, _ = checked_lists(teacher.detach(), None, name="teacher_scores", like=student)
+    return student, teacher, mask
 
 
 def check_temperatures(**temperatures: float) -> None:
